@@ -1,0 +1,7 @@
+"""Differentially private diffusion models in TensorFlow.
+
+Turns a private image data set into a generator with a proven (epsilon, delta) guarantee, after "Differentially Private
+Diffusion Models Generate Useful Synthetic Images" (Ghalebikesabi et al. 2023, arXiv:2302.13861).
+"""
+
+from tf_dpdiff.version import __version__

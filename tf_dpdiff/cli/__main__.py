@@ -1,0 +1,18 @@
+"""`python -m tf_dpdiff.cli VERB ...`: what the scripts in bin/ call."""
+
+import importlib
+import sys
+
+VERBS = ('train', 'sample', 'evaluate', 'export')
+
+
+def main() -> None:
+    """Runs the verb that is the first argument."""
+    verb, *argv = sys.argv[1:] or ['']
+    if verb not in VERBS:
+        sys.exit(f'usage: python -m tf_dpdiff.cli {{{",".join(VERBS)}}} ...')
+    importlib.import_module(f'tf_dpdiff.cli.{verb}').run(argv)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,100 @@
+"""What all verbs share: flags, quiet libraries, errors that take one line, exit codes."""
+
+import os
+import pathlib
+import sys
+import traceback
+from typing import Callable, List
+
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL',
+                      '3')  # Before TensorFlow is imported: it speaks of missing GPUs at length.
+
+from absl.flags import argparse_flags  # pylint: disable=wrong-import-position
+
+DONE, FAILED, WRONG_USE = 0, 1, 2
+
+
+class UsageError(ValueError):
+    """The command was called in a way that cannot work."""
+
+
+class Parser(argparse_flags.ArgumentParser):
+    """Parses flags; says what is wrong in one line."""
+
+    def __init__(self, verb: str, description: str):
+        super().__init__(prog=verb, description=description, allow_abbrev=False)
+        self.add_argument('--debug', action='store_true', help='show the traceback of an error')
+
+    def add_gin_flags(self) -> None:
+        """Adds --gin_file and --gin_param."""
+        self.add_argument('--gin_file',
+                          action='append',
+                          default=[],
+                          metavar='FILE',
+                          help='configuration; may be given several times, later ones win')
+        self.add_argument('--gin_param',
+                          action='append',
+                          default=[],
+                          metavar="'A.B=VALUE'",
+                          help='a binding that wins over the files; may be given several times')
+
+    def error(self, message: str):
+        """Ends the process with exit code 2."""
+        print(f'{self.prog}: error: {message} (--help lists the flags)', file=sys.stderr)
+        sys.exit(WRONG_USE)
+
+
+def run(parser: Parser, main: Callable[..., int], argv: List[str]) -> int:
+    """Runs a verb and returns its exit code: 0 done, 1 failed, 2 wrong use.
+
+    An error is shown as one line; with --debug its traceback goes before it.
+    """
+    flags = parser.parse_args(argv)
+    try:
+        return main(flags)
+    except KeyboardInterrupt:
+        return _fail(parser, flags, 'interrupted; what was saved stands', FAILED)
+    except (ValueError, FileNotFoundError, NotADirectoryError) as error:
+        return _fail(parser, flags, _one_line(error), WRONG_USE)
+    except MemoryError:
+        return _fail(parser, flags, 'out of memory; lower units_per_chunk or chunk_size', FAILED)
+    except OSError as error:
+        where = f': {error.filename}' if error.filename else ''
+        return _fail(parser, flags, f'{error.strerror or _one_line(error)}{where}', FAILED)
+    except Exception as error:  # pylint: disable=broad-except
+        return _fail(parser, flags, f'{type(error).__name__}: {_one_line(error)} (--debug shows where)', FAILED)
+
+
+def prepare_workdir(path: str) -> pathlib.Path:
+    """Makes the run's folder and checks that it can be written to, before any work is done.
+
+    Raises:
+      UsageError: if it cannot.
+    """
+    workdir = pathlib.Path(path).expanduser()
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / f'.writable.{os.getpid()}'
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(f'cannot write to --workdir={workdir}: {error.strerror}; name another folder.') from error
+    return workdir
+
+
+def quieten_libraries() -> None:
+    """Keeps TensorFlow's advice to its own developers off the terminal."""
+    import tensorflow as tf  # pylint: disable=g-import-not-at-top
+    tf.get_logger().setLevel('ERROR')
+
+
+def _one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _fail(parser: Parser, flags, message: str, code: int) -> int:
+    if flags.debug:
+        traceback.print_exc()
+    print(f'{parser.prog}: error: {message}', file=sys.stderr)
+    return code

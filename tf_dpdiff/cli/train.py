@@ -1,0 +1,234 @@
+"""bin/train: from private images to a private generator, its samples and what they are worth."""
+
+import dataclasses
+import json
+import pathlib
+import sys
+import time
+from typing import List, Optional
+
+import numpy as np
+from rich import console as rich_console
+from rich import table as rich_table
+
+import gin  # pylint: disable=wrong-import-order
+from tf_dpdiff import files
+from tf_dpdiff.cli import command
+from tf_dpdiff.cli import gin_config
+from tf_dpdiff.cli import run_files
+from tf_dpdiff.data import datasets
+from tf_dpdiff.diffusion import process as process_lib
+from tf_dpdiff.diffusion import samplers
+from tf_dpdiff.evaluation import generate
+from tf_dpdiff.evaluation import report
+from tf_dpdiff.evaluation import utility as utility_lib
+from tf_dpdiff.networks import unet
+from tf_dpdiff.privacy import plan as plan_lib
+from tf_dpdiff.privacy import statement as statement_lib
+from tf_dpdiff.serving import export
+from tf_dpdiff.training import interruption
+from tf_dpdiff.training import stages
+from tf_dpdiff.training import trainer as trainer_lib
+
+
+@gin_config.root
+def train(
+    *,
+    workdir: pathlib.Path,
+    dry_run: bool = False,
+    data: datasets.PrivateData = gin.REQUIRED,
+    network: unet.UNetConfig = gin.REQUIRED,
+    process: process_lib.DiffusionProcess = gin.REQUIRED,
+    privacy: plan_lib.DpSgdConfig = gin.REQUIRED,
+    finetuning: stages.FinetuningConfig = gin.REQUIRED,
+    pretraining: Optional[stages.PretrainingConfig] = None,
+    warm_start: Optional[stages.WarmStartConfig] = None,
+    sampler: samplers.SamplerConfig = samplers.SamplerConfig(),
+    samples: generate.GenerateConfig = generate.GenerateConfig(),
+    utility: Optional[utility_lib.UtilityConfig] = None,
+    loop: trainer_lib.TrainerConfig = trainer_lib.TrainerConfig()
+) -> int:
+    """Trains, samples, exports and evaluates; resumes where the folder holds an unfinished run.
+
+    Args:
+      workdir: The run's folder.
+      dry_run: Print what would be done and what it would cost, and return.
+      data: The private images, and real images held out from them.
+      network: The network's shape.
+      process: The diffusion process.
+      privacy: The privacy budget and how it is spent.
+      finetuning: The DP-SGD stage.
+      pretraining: The public stage, or None.
+      warm_start: The stage on noisy class means, or None.
+      sampler: How images are drawn.
+      samples: How many images are drawn at the end.
+      utility: The classifier that tells what the samples are worth, or None. What it measures is written to
+        non_private/.
+      loop: Settings of the loop.
+
+    Returns:
+      The exit code.
+    """
+    if process.schedule.num_timesteps < sampler.num_steps:
+        raise ValueError(
+            f'num_steps={sampler.num_steps} of the sampler exceeds the {process.schedule.num_timesteps} timesteps '
+            'of the schedule.')
+    plan = plan_lib.make_plan(privacy, len(data.train), warm_start.release if warm_start else None)
+    if dry_run:
+        _print_dry_run(data, network, plan, pretraining, warm_start, finetuning)
+        return command.DONE
+
+    started = time.monotonic()
+    statement = statement_lib.PrivacyStatement(unit=data.train.unit,
+                                               dataset=data.train.name,
+                                               plan=plan,
+                                               ledger=plan.planned_ledger(),
+                                               augmentation_multiplicity=finetuning.views.augmentation_multiplicity)
+    with interruption.StopRequest() as stop:
+        trainer = trainer_lib.Trainer(
+            workdir,
+            data.train,
+            network=network,
+            process=process,
+            plan=plan,
+            pretraining=pretraining,
+            warm_start=warm_start,
+            finetuning=finetuning,
+            config=loop,
+            on_release=lambda means: generate.write_png(
+                workdir / 'noisy_class_means.png',
+                generate.class_grid(
+                    np.round(means * 255.0).astype(np.uint8), np.arange(len(means)), columns=1, pixels=64)))
+        files.write_text(workdir / 'operative_config.gin', gin.operative_config_str())
+        run_files.write_model(workdir, data.train, network, process, sampler)
+        trainer.summaries.text('configuration', gin.markdown(gin.operative_config_str()))
+        if trainer.resumed:
+            state = trainer.state
+            where = 'is complete' if trainer.is_done else f'goes on in {state.stage} at step {state.step}'
+            print(f'train: the run in {workdir} {where}.', file=sys.stderr)
+        trainer.run(stop)
+
+        # From here on everything is made from the released weights.
+        statement = dataclasses.replace(statement, ledger=trainer.state.ledger)
+        run_files.write_statement(workdir, statement)
+        image_sampler = export.ImageSampler(trainer.average, process, sampler)
+        drawn = generate.generate(lambda labels, seeds: image_sampler.sample(labels, seeds)['images'], samples,
+                                  data.train.num_classes, lambda: stop.requested)
+        if drawn is None:
+            raise interruption.Interrupted('stopped while sampling; training is complete and saved')
+    images, labels = drawn
+    grid = generate.class_grid(images, labels)
+    generate.write_npz(workdir / 'samples.npz', images, labels, data.train.class_names)
+    generate.write_png(workdir / 'samples.png', grid)
+    trainer.summaries.image('samples', grid, 0)
+    version = export.export_saved_model(image_sampler, workdir / 'saved_model', run_files.statement_paths(workdir))
+    results = utility_lib.compare(utility, images, labels, data.train, data.held_out) if utility else {}
+    if results:
+        files.write_text(workdir / 'non_private' / 'utility.json', json.dumps(results, indent=2) + '\n')
+        trainer.summaries.non_private_scalars(results['accuracy'], plan.config.num_steps)
+    trainer.summaries.flush()
+    _write_report(workdir, data.train, statement, len(images))
+    _print_results(workdir, version, statement, results, len(images), time.monotonic() - started)
+    return command.DONE
+
+
+def _print_dry_run(data, network, plan, pretraining, warm_start, finetuning) -> None:
+    model = unet.build_unet(network, data.train.image_shape, data.train.num_classes)
+    trainer_lib.check_model(model, data.train.image_shape)
+    num_trained = sum(int(np.prod(v.shape)) for v in unet.select_variables(model, finetuning.trainable))
+    statement = statement_lib.PrivacyStatement(unit=data.train.unit,
+                                               dataset=data.train.name,
+                                               plan=plan,
+                                               ledger=plan.planned_ledger(),
+                                               augmentation_multiplicity=finetuning.views.augmentation_multiplicity)
+    views = plan.config.num_steps * plan.config.expected_batch_size * finetuning.views.augmentation_multiplicity
+    table = _table('what would be done')
+    table.add_row(
+        'private images', f'{len(data.train):,} of {"x".join(map(str, data.train.image_shape))}, '
+        f'{data.train.num_classes} classes')
+    table.add_row('parameters', f'{model.count_params():,}, of which {num_trained:,} are trained privately')
+    if pretraining:
+        table.add_row('pre-training', f'{pretraining.num_steps:,} steps of {pretraining.batch_size} public images')
+    if warm_start:
+        table.add_row('warm start',
+                      f'{warm_start.num_steps:,} steps of {warm_start.batch_size} images from noisy class means')
+    table.add_row(
+        'private steps', f'{plan.config.num_steps:,} of {plan.config.expected_batch_size:,} expected units x '
+        f'{finetuning.views.augmentation_multiplicity} views = {views:,} views')
+    gradients = 4 * num_trained * finetuning.units_per_chunk
+    table.add_row(
+        'memory', f'about {(gradients + 16 * model.count_params()) / 2**20:,.0f} MiB for weights and per-unit '
+        f'gradients ({finetuning.units_per_chunk} units at a time), besides activations')
+    print(gin.operative_config_str())
+    rich_console.Console().print(table)
+    print('\nThe statement that the run would end with:\n\n' + statement.to_text())
+
+
+def _write_report(workdir, dataset, statement, num_samples) -> None:
+    fields = statement.to_dict()
+    epsilon = statement_lib.round_up(fields['epsilon']) if fields['guarantee_claimed'] else 'none claimed'
+    report.write_report(workdir / 'report.html',
+                        title=f'tf_dpdiff: a private generator of {dataset.name}',
+                        facts={
+                            'epsilon': epsilon,
+                            'delta': f"{fields['delta']:g}",
+                            'protected unit': fields['unit'],
+                            'steps': str(fields['steps_run']),
+                            'samples drawn': str(num_samples),
+                        },
+                        grid_png=workdir / 'samples.png',
+                        statement=statement.to_text(),
+                        configuration=gin.operative_config_str())
+
+
+def _print_results(workdir, version, statement, results, num_samples, seconds) -> None:
+    fields = statement.to_dict()
+    table = _table('what came out')
+    if fields['guarantee_claimed']:
+        table.add_row(
+            'privacy',
+            f"epsilon = {statement_lib.round_up(fields['epsilon'])} at delta = {fields['delta']:g} for {fields['unit']}"
+        )
+    else:
+        table.add_row('privacy', 'NO GUARANTEE IS CLAIMED')
+    if results:
+        for source, value in results['accuracy'].items():
+            table.add_row(f"{results['classifier']} on {source.replace('_', ' ')}",
+                          f'{value:.1%} of {results["num_test"]} held-out '
+                          'real images')
+    table.add_row('samples', f'{num_samples:,} in {workdir / "samples.npz"}; a look: {workdir / "samples.png"}')
+    table.add_row('model', str(version))
+    table.add_row('statement', str(workdir / 'privacy_statement.txt'))
+    table.add_row('report', str(workdir / 'report.html'))
+    table.add_row('time', f'{seconds / 60.0:.1f} minutes')
+    rich_console.Console().print(table)
+
+
+def _table(title: str) -> rich_table.Table:
+    table = rich_table.Table(title=title, show_header=False, title_justify='left')
+    table.add_column(no_wrap=True)
+    table.add_column(overflow='fold')
+    return table
+
+
+def main(flags) -> int:
+    """Runs the verb."""
+    command.quieten_libraries()
+    gin_config.parse(flags.gin_file, flags.gin_param)
+    if flags.dry_run:
+        return gin_config.call(train, workdir=pathlib.Path(flags.workdir), dry_run=True)
+    workdir = command.prepare_workdir(flags.workdir)
+    try:
+        return gin_config.call(train, workdir=workdir)
+    except interruption.Interrupted as stopped:
+        print(f'train: {stopped}. The same command goes on from there.', file=sys.stderr)
+        return command.FAILED
+
+
+def run(argv: Optional[List[str]] = None) -> None:
+    """Entry point of bin/train."""
+    parser = command.Parser('train', __doc__)
+    parser.add_gin_flags()
+    parser.add_argument('--workdir', default='runs/latest', help='folder of the run (default: %(default)s)')
+    parser.add_argument('--dry_run', action='store_true', help='print configuration, cost and statement, and exit')
+    sys.exit(command.run(parser, main, sys.argv[1:] if argv is None else argv))

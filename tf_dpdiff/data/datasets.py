@@ -1,0 +1,99 @@
+"""Image data sets in memory: the private images, the public ones and the held-out ones."""
+
+import dataclasses
+import hashlib
+from typing import Tuple
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageDataset:
+    """Labelled images of one size.
+
+    Attributes:
+      name: For the statement and the reports.
+      images_uint8: uint8 [images, height, width, channels].
+      labels: int32 [images], each in [0, num_classes). Unlabelled public images have the label num_classes, "no class".
+      class_names: One a class.
+      unit: What one image stands for in a privacy statement.
+    """
+    name: str
+    images_uint8: np.ndarray
+    labels: np.ndarray
+    class_names: Tuple[str, ...]
+    unit: str = 'one image'
+
+    def __post_init__(self):
+        if self.images_uint8.dtype != np.uint8 or self.images_uint8.ndim != 4:
+            raise ValueError(f'data set {self.name!r}: images must be uint8 [images, height, width, channels], got '
+                             f'{self.images_uint8.dtype} {list(self.images_uint8.shape)}.')
+        if self.labels.shape != (len(self.images_uint8),):
+            raise ValueError(
+                f'data set {self.name!r}: {len(self.images_uint8)} images but labels of shape {self.labels.shape}.')
+        if not len(self.images_uint8):
+            raise ValueError(f'data set {self.name!r} holds no images.')
+        if self.labels.min() < 0 or self.labels.max() > self.num_classes:
+            raise ValueError(f'data set {self.name!r}: labels must be in [0, {self.num_classes}), got '
+                             f'{self.labels.min()} to {self.labels.max()}.')
+
+    def __len__(self) -> int:
+        return len(self.images_uint8)
+
+    @property
+    def image_shape(self) -> Tuple[int, int, int]:
+        """(height, width, channels)."""
+        return tuple(self.images_uint8.shape[1:])
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    def fingerprint(self) -> str:
+        """Returns the SHA-256 of all pixels and labels: PRIVATE, it tells who holds the exact same data set."""
+        digest = hashlib.sha256(str(self.images_uint8.shape).encode())
+        digest.update(np.ascontiguousarray(self.images_uint8))
+        digest.update(np.ascontiguousarray(self.labels, np.int32))
+        return digest.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PrivateData:
+    """A private training set and real images held out from it.
+
+    Attributes:
+      train: The images that the guarantee protects.
+      held_out: Real images never trained on, for evaluation.
+    """
+    train: ImageDataset
+    held_out: ImageDataset
+
+    def __post_init__(self):
+        for part in (self.train, self.held_out):
+            if part.labels.max() >= part.num_classes:
+                raise ValueError(
+                    f'data set {part.name!r}: every private image needs a label in [0, {part.num_classes}).')
+        if self.train.image_shape != self.held_out.image_shape or self.train.class_names != self.held_out.class_names:
+            raise ValueError(f'{self.train.name!r} and {self.held_out.name!r} differ in image size or classes.')
+
+
+def digits() -> PrivateData:
+    """Loads scikit-learn's bundled handwritten digits: the embedded default, no download.
+
+    Returns:
+      1,437 training and 360 held-out images, 8x8x1, ten classes; the split is fixed and stratified by class.
+    """
+    # Imported here: scikit-learn takes a second that runs on other data need not wait for.
+    from sklearn import datasets  # pylint: disable=g-import-not-at-top
+    from sklearn import model_selection  # pylint: disable=g-import-not-at-top
+    bunch = datasets.load_digits()
+    images_uint8 = np.round(bunch.images * (255.0 / 16.0)).astype(np.uint8)[..., None]
+    labels = bunch.target.astype(np.int32)
+    train, held_out = model_selection.train_test_split(np.arange(len(labels)),
+                                                       test_size=360,
+                                                       random_state=0,
+                                                       stratify=labels)
+    names = tuple(str(digit) for digit in range(10))
+    return PrivateData(train=ImageDataset('digits', images_uint8[train], labels[train], names),
+                       held_out=ImageDataset('digits held out', images_uint8[held_out], labels[held_out], names))

@@ -1,0 +1,1 @@
+"""What the samples are and what they are worth: generate, utility, report."""

@@ -1,0 +1,1 @@
+"""Keras layers and models: layers, unet, ema. Nothing here draws randomness or mixes the examples of a batch."""

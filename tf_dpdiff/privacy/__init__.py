@@ -1,0 +1,18 @@
+"""The audit boundary: everything that the (epsilon, delta) claim rests on, and nothing else.
+
+The modules in reading order, which is the order of the algorithm:
+
+    seeds         where a run's secret randomness comes from
+    sampling      which units take part in a step
+    clipping      per-unit gradients -> a sum of known sensitivity
+    noise         one Gaussian draw on that sum
+    class_means   the other release: noisy per-class sums of images
+    accounting    what the releases cost together
+    ledger        which of them really happened
+    plan          the only place where the parts are put together
+    optimizer     the plan behind the tf.keras optimizer interface
+    model_check   refuses networks that mix the examples of a batch
+    statement     the claim, in words and as JSON
+
+This package imports numpy, tensorflow and dp_accounting, and nothing else of this project.
+"""

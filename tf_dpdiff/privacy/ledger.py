@@ -1,0 +1,82 @@
+"""Which releases really happened: the statement is made from this, not from the configuration."""
+
+import dataclasses
+import json
+from typing import List, Optional, Tuple
+
+import dp_accounting
+
+from tf_dpdiff.privacy import accounting
+
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """A mechanism that was applied `count` times to the private data.
+
+    Attributes:
+      mechanism: 'dp_sgd_step' (Poisson-sampled Gaussian, or without a guarantee where sampling_probability is None) or
+        the name of another Gaussian release.
+      noise_multiplier: Ratio of the noise's standard deviation to the sensitivity.
+      sampling_probability: Of each unit in each application; 1.0 where all units take part; None where units are not
+        Poisson-sampled, for which no guarantee is claimed.
+      count: How often it was applied, at least 1.
+    """
+    mechanism: str
+    noise_multiplier: float
+    sampling_probability: Optional[float]
+    count: int
+
+    def dp_event(self) -> dp_accounting.DpEvent:
+        """Returns the event of all applications."""
+        if self.sampling_probability is None:
+            return dp_accounting.NonPrivateDpEvent()
+        if self.sampling_probability == 1.0:
+            if self.noise_multiplier == 0:
+                return dp_accounting.NonPrivateDpEvent()
+            return dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(self.noise_multiplier), self.count)
+        return accounting.poisson_dp_sgd_event(self.noise_multiplier, self.sampling_probability, self.count)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ledger:
+    """The releases of a run, in order. Immutable: `record` returns a new ledger.
+
+    It is saved in the same checkpoint as the weights, so that the two cannot disagree: a step that was lost in a crash
+    is in neither, and is repeated with the same draws.
+
+    Example:
+        >>> ledger = Ledger().record('noisy_class_means', 3.0, 1.0).record('dp_sgd_step', 4.5, 0.5)
+        >>> ledger = ledger.record('dp_sgd_step', 4.5, 0.5)
+        >>> [(r.mechanism, r.count) for r in ledger.releases]
+        [('noisy_class_means', 1), ('dp_sgd_step', 2)]
+        >>> Ledger.from_json(ledger.to_json()) == ledger
+        True
+    """
+    releases: Tuple[Release, ...] = ()
+
+    def record(self, mechanism: str, noise_multiplier: float, sampling_probability: Optional[float]) -> 'Ledger':
+        """Returns the ledger with one more application of a mechanism."""
+        release = Release(mechanism, noise_multiplier, sampling_probability, 1)
+        if self.releases:
+            last = self.releases[-1]
+            if dataclasses.replace(last, count=1) == release:
+                return Ledger(self.releases[:-1] + (dataclasses.replace(last, count=last.count + 1),))
+        return Ledger(self.releases + (release,))
+
+    def count(self, mechanism: str) -> int:
+        """Returns how often a mechanism was applied."""
+        return sum(r.count for r in self.releases if r.mechanism == mechanism)
+
+    def dp_event(self) -> dp_accounting.DpEvent:
+        """Returns the composition of all releases."""
+        events: List[dp_accounting.DpEvent] = [r.dp_event() for r in self.releases]
+        return dp_accounting.ComposedDpEvent(events) if events else dp_accounting.NoOpDpEvent()
+
+    def to_json(self) -> str:
+        """Returns the ledger as JSON; holds nothing that depends on pixels or on the private seed."""
+        return json.dumps([dataclasses.asdict(r) for r in self.releases])
+
+    @classmethod
+    def from_json(cls, text: str) -> 'Ledger':
+        """Inverse of `to_json`."""
+        return cls(tuple(Release(**fields) for fields in json.loads(text)))

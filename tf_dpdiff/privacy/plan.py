@@ -1,0 +1,192 @@
+"""The only place where sampler, clipper, noise and accountant are put together."""
+
+import dataclasses
+from typing import Optional, Union
+
+import dp_accounting
+
+from tf_dpdiff.privacy import accounting
+from tf_dpdiff.privacy import class_means as class_means_lib
+from tf_dpdiff.privacy import clipping
+from tf_dpdiff.privacy import ledger as ledger_lib
+from tf_dpdiff.privacy import noise
+from tf_dpdiff.privacy import sampling
+
+DP_SGD_STEP = 'dp_sgd_step'
+NOISY_CLASS_MEANS = 'noisy_class_means'
+SAMPLINGS = ('poisson', 'shuffled_batches')
+
+
+@dataclasses.dataclass(frozen=True)
+class DpSgdConfig:
+    """What a person chooses about the private part of a run.
+
+    Attributes:
+      target_delta: In (0, 1); customarily below 1 / number of units.
+      expected_batch_size: Expected units a step, >= 1. The sampling probability is this divided by the number of units,
+        and the noisy sum is divided by it.
+      num_steps: Private steps, >= 1.
+      l2_norm_clip: The bound C of each unit's gradient, > 0.
+      target_epsilon: > 0. The noise multiplier is calibrated to it where none is given, and the plan is refused where
+        the given one does not meet it. None only together with a noise_multiplier.
+      noise_multiplier: Ratio of the noise's standard deviation to the sensitivity, >= 0 (0 trains without a guarantee).
+      neighboring_relation: What is protected. Only 'add_or_remove_one' has a proven accountant here.
+      sampling: 'poisson', or 'shuffled_batches', which trains but claims no epsilon.
+    """
+    target_delta: float
+    expected_batch_size: int
+    num_steps: int
+    l2_norm_clip: float
+    target_epsilon: Optional[float] = None
+    noise_multiplier: Optional[float] = None
+    neighboring_relation: str = 'add_or_remove_one'
+    sampling: str = 'poisson'
+
+    def __post_init__(self):
+        if not 0.0 < self.target_delta < 1.0:
+            raise ValueError(f'target_delta must be in (0, 1), got {self.target_delta}.')
+        for name in ('expected_batch_size', 'num_steps'):
+            value = getattr(self, name)
+            if int(value) != value or value < 1:
+                raise ValueError(f'{name} must be a whole number of at least 1, got {value}.')
+        if not self.l2_norm_clip > 0.0:
+            raise ValueError(f'l2_norm_clip must be > 0, got {self.l2_norm_clip}.')
+        if self.target_epsilon is None and self.noise_multiplier is None:
+            raise ValueError('one of target_epsilon and noise_multiplier must be given.')
+        if self.target_epsilon is not None and not 0.0 < self.target_epsilon < float('inf'):
+            raise ValueError(f'target_epsilon must be finite and > 0, got {self.target_epsilon}.')
+        if self.noise_multiplier is not None and not 0.0 <= self.noise_multiplier < float('inf'):
+            raise ValueError(f'noise_multiplier must be finite and at least 0, got {self.noise_multiplier}.')
+        if self.neighboring_relation != 'add_or_remove_one':
+            raise ValueError(f"neighboring_relation must be 'add_or_remove_one', got {self.neighboring_relation!r}: no "
+                             'accountant for Poisson sampling under another relation is at hand.')
+        if self.sampling not in SAMPLINGS:
+            raise ValueError(f'sampling must be one of {SAMPLINGS}, got {self.sampling!r}.')
+
+
+@dataclasses.dataclass(frozen=True)
+class DpSgdPlan:
+    """A calibrated run: the parts agree with one another since `make_plan` made them from one config.
+
+    Guarantee: running all of it (num_steps steps and the class means, where planned) on data sets that differ in one
+      unit is (achieved_epsilon, target_delta)-indistinguishable, and achieved_epsilon <= target_epsilon where a target
+      is set.
+
+    Attributes:
+      config: What it was made from, with the noise multiplier filled in.
+      num_units: Units of the private data set, treated as public.
+      sampler: Draws the units of a step.
+      clipper: Clips and sums.
+      noise: Added once to the sum over all chunks and replicas.
+      class_means: The other release, or None.
+    """
+    config: DpSgdConfig
+    num_units: int
+    sampler: Union[sampling.PoissonSampler, sampling.ShuffledBatches]
+    clipper: clipping.PerUnitClipper
+    noise: noise.GaussianNoise
+    class_means: Optional[class_means_lib.ClassMeansConfig]
+
+    @property
+    def sampling_probability(self) -> Optional[float]:
+        """Of each unit in each step; None where units are not Poisson-sampled."""
+        return getattr(self.sampler, 'sampling_probability', None)
+
+    def dp_event(self, num_steps: Optional[int] = None) -> dp_accounting.DpEvent:
+        """Returns the event of the whole plan, or of its first num_steps steps."""
+        return self.planned_ledger(num_steps).dp_event()
+
+    def planned_ledger(self, num_steps: Optional[int] = None) -> ledger_lib.Ledger:
+        """Returns the ledger that a run of the plan will end with."""
+        count = self.config.num_steps if num_steps is None else num_steps
+        planned = self.record_class_means(ledger_lib.Ledger()) if self.class_means else ledger_lib.Ledger()
+        if count:
+            step = self.record_step(ledger_lib.Ledger()).releases[0]
+            planned = ledger_lib.Ledger(planned.releases + (dataclasses.replace(step, count=count),))
+        return planned
+
+    def record_class_means(self, ledger: ledger_lib.Ledger) -> ledger_lib.Ledger:
+        """Returns the ledger with the release of the class means."""
+        return ledger.record(NOISY_CLASS_MEANS, self.class_means.noise_multiplier, 1.0)
+
+    def record_step(self, ledger: ledger_lib.Ledger) -> ledger_lib.Ledger:
+        """Returns the ledger with one more step.
+
+        Raises:
+          accounting.BudgetError: if the plan's steps have all been run.
+        """
+        if ledger.count(DP_SGD_STEP) >= self.config.num_steps:
+            raise accounting.BudgetError(
+                f'all {self.config.num_steps} planned steps have been run; one more is refused.')
+        return ledger.record(DP_SGD_STEP, self.config.noise_multiplier, self.sampling_probability)
+
+    def epsilon(self, ledger: Optional[ledger_lib.Ledger] = None, **options) -> float:
+        """Returns epsilon at target_delta of what is in the ledger, or of the whole plan; infinity: no guarantee.
+
+        Args:
+          ledger: What was released; the whole plan where None.
+          **options: `accountant` and `discretization_interval` of `accounting.epsilon`.
+        """
+        event = (self.planned_ledger() if ledger is None else ledger).dp_event()
+        return accounting.epsilon(event, self.config.target_delta, **options)
+
+    def fingerprint(self) -> dict:
+        """Returns what must not change when a run is resumed, as plain JSON values."""
+        fields = dataclasses.asdict(self.config)
+        fields['num_units'] = self.num_units
+        fields['sampling_probability'] = self.sampling_probability
+        fields['class_means'] = dataclasses.asdict(self.class_means) if self.class_means else None
+        return fields
+
+
+def make_plan(config: DpSgdConfig,
+              num_units: int,
+              class_means: Optional[class_means_lib.ClassMeansConfig] = None) -> DpSgdPlan:
+    """Makes a plan, calibrating the noise where it is not given.
+
+    Args:
+      config: What was chosen.
+      num_units: Units of the private data set, treated as public, >= 1.
+      class_means: Another release to be paid from the same budget, or None.
+
+    Raises:
+      ValueError: if the batch is larger than the data set.
+      accounting.BudgetError: if the target cannot be met.
+    """
+    if config.expected_batch_size > num_units:
+        raise ValueError(
+            f'expected_batch_size={config.expected_batch_size} is larger than the data set of {num_units} units; '
+            f'choose at most {num_units}.')
+    if config.sampling == 'poisson':
+        sampler = sampling.PoissonSampler(config.expected_batch_size / num_units)
+    else:
+        sampler = sampling.ShuffledBatches(config.expected_batch_size)
+    clipper = clipping.PerUnitClipper(config.l2_norm_clip)
+
+    def plan_with(noise_multiplier: float) -> DpSgdPlan:
+        stddev = 0.0
+        if noise_multiplier:
+            stddev = noise_multiplier * clipper.sensitivity(config.neighboring_relation)
+        return DpSgdPlan(config=dataclasses.replace(config, noise_multiplier=noise_multiplier),
+                         num_units=num_units,
+                         sampler=sampler,
+                         clipper=clipper,
+                         noise=noise.GaussianNoise(stddev),
+                         class_means=class_means)
+
+    if config.noise_multiplier is not None:
+        plan = plan_with(config.noise_multiplier)
+    elif config.sampling != 'poisson':
+        raise ValueError(f'sampling={config.sampling!r} has no epsilon to calibrate to: give a noise_multiplier and '
+                         'target_epsilon=None.')
+    else:
+        plan = plan_with(
+            accounting.calibrate_noise_multiplier(lambda sigma: plan_with(sigma).dp_event(), config.target_epsilon,
+                                                  config.target_delta))
+    if config.target_epsilon is not None and plan.epsilon() > config.target_epsilon:
+        raise accounting.BudgetError(
+            f'noise_multiplier={plan.config.noise_multiplier:g} over {config.num_steps} steps costs '
+            f'epsilon={plan.epsilon():.4f} at delta={config.target_delta:g}, more than '
+            f'target_epsilon={config.target_epsilon:g}. Give more noise or fewer steps, leave noise_multiplier out to '
+            'have it calibrated, or set target_epsilon=None to claim no target.')
+    return plan

@@ -1,0 +1,142 @@
+"""The claim in words and as JSON, made from what was really run."""
+
+import dataclasses
+from importlib import metadata
+import json
+import math
+import sys
+from typing import Optional
+
+import numpy as np
+import tensorflow as tf
+
+from tf_dpdiff.privacy import accounting
+from tf_dpdiff.privacy import ledger as ledger_lib
+from tf_dpdiff.privacy import plan as plan_lib
+
+_NOT_COVERED = (
+    'choices of settings made by looking at the private data (tuning)',
+    'evaluation against private images, and whatever is filed under non_private/',
+    'other releases from the same data, which add to this epsilon',
+    'the rounding of floating-point numbers: the proof is for real numbers',
+    'an attacker who reads the checkpoints of the run: they hold the secret seed and must stay private',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class PrivacyStatement:
+    """What is promised about a released model, and what is not.
+
+    Guarantee: everything computed from the released weights alone (samples without limit, the exported model) is
+      (epsilon, delta)-differentially private with the numbers given; where epsilon is infinite nothing is promised.
+
+    Attributes:
+      unit: What is protected, e.g. 'one image'.
+      dataset: Name of the private data set.
+      plan: The plan of the run.
+      ledger: What was released; the epsilons are computed from it.
+      augmentation_multiplicity: K, views of a unit averaged before clipping; changes no privacy number.
+    """
+    unit: str
+    dataset: str
+    plan: plan_lib.DpSgdPlan
+    ledger: ledger_lib.Ledger
+    augmentation_multiplicity: int
+
+    def to_dict(self) -> dict:
+        """Returns the statement as plain JSON values; an epsilon of None means that none is claimed."""
+        config = self.plan.config
+        event = self.ledger.dp_event()
+        epsilons = {name: _finite(self.plan.epsilon(self.ledger, accountant=name)) for name in accounting.ACCOUNTANTS}
+        return {
+            'epsilon': epsilons['pld'],
+            'delta': config.target_delta,
+            'epsilon_by_accountant': epsilons,
+            'guarantee_claimed': epsilons['pld'] is not None,
+            'unit': self.unit,
+            'neighboring_relation': config.neighboring_relation,
+            'dataset': self.dataset,
+            'num_units_treated_as_public': self.plan.num_units,
+            'sampling': config.sampling,
+            'sampling_probability': self.plan.sampling_probability,
+            'expected_batch_size': config.expected_batch_size,
+            'noise_multiplier': config.noise_multiplier,
+            'l2_norm_clip': config.l2_norm_clip,
+            'steps_run': self.ledger.count(plan_lib.DP_SGD_STEP),
+            'augmentation_multiplicity': self.augmentation_multiplicity,
+            'releases': json.loads(self.ledger.to_json()),
+            'dp_event': repr(event),
+            'not_covered': list(_NOT_COVERED),
+            'versions': {
+                'python': sys.version.split()[0],
+                'tensorflow': tf.__version__,
+                'dp_accounting': metadata.version('dp-accounting'),
+                'numpy': np.__version__,
+            },
+        }
+
+    def to_json(self) -> str:
+        """Returns the statement as indented JSON."""
+        return json.dumps(self.to_dict(), indent=2) + '\n'
+
+    def to_text(self) -> str:
+        """Returns the statement as a page of English."""
+        fields = self.to_dict()
+        lines = ['PRIVACY STATEMENT', '']
+        relation = fields['neighboring_relation'].replace('_', ' ')
+        by_accountant = fields['epsilon_by_accountant']
+        if fields['guarantee_claimed']:
+            lines += [
+                f'The model trained on {self.dataset!r} and everything sampled from it is',
+                '(epsilon, delta)-differentially private with',
+                '',
+                f"    epsilon = {round_up(fields['epsilon'])}   at   delta = {fields['delta']:g}",
+                '',
+                f'Protected unit: {self.unit}. Neighbouring data sets: {relation}.',
+                f"Accountants: privacy loss distribution (PLD) {round_up(by_accountant['pld'])}; Renyi (RDP), an",
+                f"independent upper bound, {'none' if by_accountant['rdp'] is None else round_up(by_accountant['rdp'])}.",
+            ]
+        else:
+            lines += [
+                'NO PRIVACY GUARANTEE IS CLAIMED for this model: it was trained without noise, or its batches were',
+                'not Poisson-sampled.',
+                '',
+                f'Unit: {self.unit}. Data set: {self.dataset!r}.',
+            ]
+        lines += ['', 'What was released from the private data:']
+        lines += [f'  - {_describe(release)}' for release in self.ledger.releases] or ['  - nothing']
+        lines += [
+            '',
+            f"Each step clips the gradient of a unit to an L2 norm of {fields['l2_norm_clip']:g} after averaging its",
+            f'{self.augmentation_multiplicity} view(s), adds up, adds noise once, and divides by the expected batch',
+            f"size of {fields['expected_batch_size']}.",
+            f"The size of the data set ({fields['num_units_treated_as_public']} units) and its classes count as public.",
+            '',
+            'Not covered by this statement:',
+        ]
+        lines += [f'  - {item}' for item in _NOT_COVERED]
+        versions = ', '.join(f'{name} {version}' for name, version in fields['versions'].items())
+        return '\n'.join(lines + ['', f'Computed with {versions}.', ''])
+
+
+def _describe(release: ledger_lib.Release) -> str:
+    times = 'once' if release.count == 1 else f'{release.count} times'
+    if release.mechanism == plan_lib.DP_SGD_STEP:
+        drawn = ('without Poisson sampling' if release.sampling_probability is None else
+                 f'each unit drawn with probability {release.sampling_probability:.6g}')
+        return f'DP-SGD step, {times}: {drawn}, noise multiplier {release.noise_multiplier:.6g}'
+    return f"{release.mechanism.replace('_', ' ')}, {times}: all units, noise multiplier {release.noise_multiplier:.6g}"
+
+
+def _finite(value: float) -> Optional[float]:
+    return value if math.isfinite(value) else None
+
+
+def round_up(value: float) -> str:
+    """Returns four decimals that are never below the value: a printed epsilon must not be smaller than the true one.
+
+    Example:
+        >>> round_up(9.99991), round_up(1.0)
+        ('10.0000', '1.0000')
+    """
+    return f'{math.ceil(value * 1e4) / 1e4:.4f}'

@@ -1,0 +1,132 @@
+"""The private checkpoint of a run: weights, optimizers, position, ledger and the secret seed, saved as one."""
+
+import json
+import os
+import pathlib
+from typing import Optional
+
+import numpy as np
+import tensorflow as tf
+
+from tf_dpdiff.privacy import ledger as ledger_lib
+from tf_dpdiff.privacy import seeds
+
+_README = """PRIVATE. These checkpoints hold the secret seed of the run: whoever has it can remove the noise.
+Release the exported model (saved_model/) and the samples, never this folder.
+"""
+
+
+class CheckpointMismatchError(ValueError):
+    """A checkpoint was made by another configuration."""
+
+
+class RunState:
+    """Where a run stands; everything in it is saved in one file, so that no two parts can disagree.
+
+    Attributes:
+      private_seed: The run's secret.
+      ledger: What has been released by the weights of this state.
+      stage: Name of the stage.
+      step: Steps done in the stage.
+    """
+
+    def __init__(self, private_seed: seeds.PrivateSeed):
+        self.private_seed = private_seed
+        self.ledger = ledger_lib.Ledger()
+        self.stage = ''
+        self.step = 0
+
+
+class RunCheckpoint:
+    """Saves and restores a RunState together with networks and optimizers.
+
+    A save goes to a temporary name and is then renamed, and the newest two are kept: a run killed at any moment resumes
+    from a whole checkpoint.
+
+    Args:
+      directory: The folder of checkpoints; made readable for its owner only.
+      configuration: JSON-able values that must be the same when the run is resumed.
+      trackables: Networks and optimizers by name.
+    """
+
+    def __init__(self, directory: pathlib.Path, configuration: dict, **trackables):
+        self._configuration = json.dumps(configuration, sort_keys=True)
+        self._record = tf.Variable('', dtype=tf.string, trainable=False)
+        self._checkpoint = tf.train.Checkpoint(record=self._record, **trackables)
+        self._manager = tf.train.CheckpointManager(self._checkpoint, str(directory), max_to_keep=2)
+        self._directory = directory
+
+    def save(self, state: RunState) -> None:
+        """Saves everything."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        os.chmod(self._directory, 0o700)
+        (self._directory / 'README').write_text(_README)
+        self._record.assign(
+            json.dumps({
+                'configuration': self._configuration,
+                'private_seed': state.private_seed.reveal().hex(),
+                'ledger': state.ledger.to_json(),
+                'stage': state.stage,
+                'step': state.step,
+            }))
+        self._manager.save()
+
+    def restore(self) -> None:
+        """Restores the networks and optimizers from the newest checkpoint; call `read_state` for the rest."""
+        self._checkpoint.restore(self._manager.latest_checkpoint).assert_existing_objects_matched()
+
+
+def read_state(directory: pathlib.Path, configuration: dict) -> Optional[RunState]:
+    """Returns where the run in a folder of checkpoints stands, or None where there is none.
+
+    Args:
+      directory: The folder of checkpoints.
+      configuration: As given to RunCheckpoint.
+
+    Raises:
+      CheckpointMismatchError: if the run was begun with another configuration; names what differs.
+    """
+    latest = tf.train.latest_checkpoint(str(directory))
+    if latest is None:
+        return None
+    record = json.loads(tf.train.load_variable(latest, 'record/.ATTRIBUTES/VARIABLE_VALUE'))
+    begun, given = json.loads(record['configuration']), json.loads(json.dumps(configuration))
+    differing = sorted(_differences(begun, given))
+    if differing:
+        raise CheckpointMismatchError(
+            f'the run in {directory.parent} was begun with another configuration ({"; ".join(differing)}): resuming it '
+            'would break its privacy accounting. Use the same configuration, or another --workdir.')
+    state = RunState(seeds.PrivateSeed(bytes.fromhex(record['private_seed'])))
+    state.ledger = ledger_lib.Ledger.from_json(record['ledger'])
+    state.stage, state.step = record['stage'], record['step']
+    return state
+
+
+def load_average(directory: pathlib.Path, model: tf.keras.Model) -> None:
+    """Loads the moving-average weights of the newest checkpoint into a network of the same shape.
+
+    Raises:
+      FileNotFoundError: if the folder holds no checkpoint.
+    """
+    latest = tf.train.latest_checkpoint(str(directory))
+    if latest is None:
+        raise FileNotFoundError(f'no checkpoint in {directory}; train first, or name another --workdir.')
+    tf.train.Checkpoint(average=model).restore(latest).expect_partial().assert_existing_objects_matched()
+
+
+def _differences(begun, given, path=''):
+    """Yields 'name: before -> now' for each leaf in which two JSON trees differ."""
+    if isinstance(begun, dict) and isinstance(given, dict):
+        for key in {*begun, *given}:
+            yield from _differences(begun.get(key), given.get(key), f'{path}.{key}' if path else key)
+    elif begun != given:
+        if path == 'data_fingerprint':
+            yield 'the private images or labels are not the same'
+        else:
+            yield f'{path}: {_short(begun)} then, {_short(given)} now'
+
+
+def _short(value) -> str:
+    if isinstance(value, float):
+        return np.format_float_positional(value, precision=6, trim='-')
+    return repr(value)

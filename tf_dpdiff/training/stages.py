@@ -1,0 +1,239 @@
+"""The three stages of a run: public pre-training, a warm start on noisy class means, DP-SGD fine-tuning."""
+
+import dataclasses
+from typing import Callable, Dict, Optional, Tuple
+
+import numpy as np
+import tensorflow as tf
+
+from tf_dpdiff.data import datasets
+from tf_dpdiff.data import pipelines
+from tf_dpdiff.diffusion import process as process_lib
+from tf_dpdiff.networks import unet
+from tf_dpdiff.privacy import class_means
+from tf_dpdiff.privacy import plan as plan_lib
+from tf_dpdiff.privacy import sampling
+from tf_dpdiff.training import checkpoints
+from tf_dpdiff.training import learning_rate
+from tf_dpdiff.training import train_step
+from tf_dpdiff.training import views as views_lib
+from tf_dpdiff.training import warm_start as warm_start_lib
+
+PRETRAINING, WARM_START, FINETUNING = 'pretraining', 'warm_start', 'finetuning'
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizationConfig:
+    """How the weights follow the gradients: Adam with a warm-up and a linear decay.
+
+    Attributes:
+      learning_rate: The peak, > 0.
+      warmup_steps: Steps of the linear rise, >= 0.
+      final_fraction: Share of the peak that is left at the last step, in [0, 1].
+      beta_2: Of Adam, in [0, 1).
+    """
+    learning_rate: float
+    warmup_steps: int = 0
+    final_fraction: float = 0.1
+    beta_2: float = 0.999
+
+    def __post_init__(self):
+        if not self.learning_rate > 0.0:
+            raise ValueError(f'learning_rate must be > 0, got {self.learning_rate}.')
+        if self.warmup_steps < 0 or not 0.0 <= self.final_fraction <= 1.0 or not 0.0 <= self.beta_2 < 1.0:
+            raise ValueError(
+                'the optimization needs warmup_steps >= 0, final_fraction in [0, 1] and beta_2 in [0, 1), got '
+                f'{self.warmup_steps}, {self.final_fraction} and {self.beta_2}.')
+
+    def make_optimizer(self, num_steps: int) -> tf.keras.optimizers.Optimizer:
+        """Returns a new optimizer for num_steps steps."""
+        rate = learning_rate.WarmupDecay(peak=self.learning_rate,
+                                         num_steps=num_steps,
+                                         warmup_steps=self.warmup_steps,
+                                         final_fraction=self.final_fraction)
+        # DP-SGD's updates are small where C is: an epsilon of 1e-7 would slow Adam down, so it is set far below.
+        return tf.keras.optimizers.Adam(rate, beta_2=self.beta_2, epsilon=1e-12)
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainingConfig:
+    """Plain training on public images.
+
+    Attributes:
+      dataset: The public images.
+      num_steps: Steps, >= 1.
+      batch_size: Images a step, >= 1.
+      optimization: How the weights follow the gradients.
+      views: How an image is looked at.
+      seed: Public.
+    """
+    dataset: datasets.ImageDataset
+    num_steps: int
+    batch_size: int
+    optimization: OptimizationConfig
+    views: views_lib.ViewsConfig = views_lib.ViewsConfig()
+    seed: int = 0
+
+    def __post_init__(self):
+        _check_at_least_one(self, 'num_steps', 'batch_size')
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmStartConfig:
+    """Plain training on images made from a noisy release of class means.
+
+    Attributes:
+      release: The Gaussian release, charged to the same budget as DP-SGD.
+      num_images: Variations of the noisy means that are drawn.
+      num_steps: Steps, >= 1.
+      batch_size: Images a step, >= 1.
+      optimization: How the weights follow the gradients.
+      views: How a variation is looked at.
+      sharpening: (low, high) factor by which the contrast of a mean is stretched.
+      threshold: (low, high) grey level about which it is stretched.
+      seed: Public.
+    """
+    release: class_means.ClassMeansConfig
+    num_images: int
+    num_steps: int
+    batch_size: int
+    optimization: OptimizationConfig
+    views: views_lib.ViewsConfig = views_lib.ViewsConfig()
+    sharpening: Tuple[float, float] = (1.2, 3.0)
+    threshold: Tuple[float, float] = (0.4, 0.6)
+    seed: int = 1
+
+    def __post_init__(self):
+        _check_at_least_one(self, 'num_images', 'num_steps', 'batch_size')
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuningConfig:
+    """DP-SGD on the private images; how many steps and how much noise is the privacy plan's.
+
+    Attributes:
+      optimization: How the weights follow the noisy gradients.
+      views: How a private image is looked at; holds the augmentation multiplicity and the timestep mixture.
+      trainable: Substrings of the names of the variables that are trained, e.g. 'norm', 'embedding'; empty for all.
+        Fewer parameters mean less noise.
+      max_ema_decay: Upper end of the moving average's decay, in [0, 1).
+      units_per_chunk: Units whose gradients are held in memory at a time; changes speed and memory only.
+    """
+    optimization: OptimizationConfig
+    views: views_lib.ViewsConfig
+    trainable: Tuple[str, ...] = ()
+    max_ema_decay: float = 0.99
+    units_per_chunk: int = 16
+
+    def __post_init__(self):
+        _check_at_least_one(self, 'units_per_chunk')
+        if not 0.0 <= self.max_ema_decay < 1.0:
+            raise ValueError(f'max_ema_decay must be in [0, 1), got {self.max_ema_decay}.')
+
+
+@dataclasses.dataclass
+class Stage:
+    """A stage as the trainer's loop sees it.
+
+    Attributes:
+      name: For checkpoints, progress and summaries.
+      num_steps: Steps in all.
+      optimizer: Saved with the run.
+      begin: Called before the first step that this process runs, also after a resume.
+      run_step: Runs one step, counted from 0, and returns scalars that may be released.
+    """
+    name: str
+    num_steps: int
+    optimizer: tf.keras.optimizers.Optimizer
+    begin: Callable[[], None]
+    run_step: Callable[[int], Dict[str, float]]
+
+
+def make_pretraining(config: PretrainingConfig, model: tf.keras.Model, process: process_lib.DiffusionProcess) -> Stage:
+    """Returns the public pre-training stage."""
+    return _public_stage(PRETRAINING, config, model, process, lambda: config.dataset)
+
+
+def make_warm_start(config: WarmStartConfig, model: tf.keras.Model, process: process_lib.DiffusionProcess,
+                    plan: plan_lib.DpSgdPlan, private: datasets.ImageDataset, state: checkpoints.RunState,
+                    on_release: Callable[[np.ndarray], None]) -> Stage:
+    """Returns the warm-start stage; `on_release` is called with the noisy means, float32 [classes, h, w, channels]."""
+
+    def release_and_vary() -> datasets.ImageDataset:
+        means = config.release.release(private.images_uint8 / 255.0,
+                                       private.labels,
+                                       private.num_classes,
+                                       seed=state.private_seed.derive('class_means'),
+                                       neighboring_relation=plan.config.neighboring_relation)
+        # A resumed run makes the same release from the same seed: it is one release, recorded once.
+        if not state.ledger.count(plan_lib.NOISY_CLASS_MEANS):
+            state.ledger = plan.record_class_means(state.ledger)
+        on_release(means)
+        return warm_start_lib.images_from_class_means(means,
+                                                      num_images=config.num_images,
+                                                      sharpening=config.sharpening,
+                                                      threshold=config.threshold,
+                                                      seed=config.seed)
+
+    return _public_stage(WARM_START, config, model, process, release_and_vary)
+
+
+def make_finetuning(config: FinetuningConfig, model: tf.keras.Model, average: tf.keras.Model,
+                    process: process_lib.DiffusionProcess, plan: plan_lib.DpSgdPlan, private: datasets.ImageDataset,
+                    state: checkpoints.RunState, on_diagnostics: Optional[Callable[[int, dict], None]]) -> Stage:
+    """Returns the DP-SGD stage; `on_diagnostics`, where given, receives PRIVATE numbers of each step."""
+    optimizer = config.optimization.make_optimizer(plan.config.num_steps)
+    private_step = train_step.make_private_step(model,
+                                                average,
+                                                unet.select_variables(model, config.trainable),
+                                                optimizer,
+                                                plan,
+                                                views_lib.ViewSampler(process, config.views),
+                                                state.private_seed,
+                                                max_ema_decay=config.max_ema_decay,
+                                                units_per_chunk=config.units_per_chunk)
+    sampling_seed = state.private_seed.derive('sampling')
+
+    def begin():
+        if state.step == 0:
+            average.set_weights(model.get_weights())
+
+    def run_step(step: int) -> Dict[str, float]:
+        ledger = plan.record_step(state.ledger)  # Refuses to pass the plan before anything is computed.
+        units = plan.sampler.sample(plan.num_units, seed=sampling_seed, step=step)
+        units, _ = sampling.pad_indices(units, config.units_per_chunk)
+        images_uint8, labels = pipelines.gather(private, units)
+        diagnostics = private_step(images_uint8, labels, units, tf.constant(step, tf.int64))
+        state.ledger = ledger
+        if on_diagnostics:
+            on_diagnostics(step, {name: float(value) for name, value in diagnostics.items()})
+        return {'learning_rate': float(optimizer.learning_rate)}
+
+    return Stage(FINETUNING, plan.config.num_steps, optimizer, begin, run_step)
+
+
+def _public_stage(name: str, config, model, process, make_dataset: Callable[[], datasets.ImageDataset]) -> Stage:
+    """Returns a stage of plain training on the images that make_dataset gives when the stage begins."""
+    optimizer = config.optimization.make_optimizer(config.num_steps)
+    public_step = train_step.make_public_step(model,
+                                              optimizer,
+                                              views_lib.ViewSampler(process, config.views),
+                                              seed=config.seed)
+    images = {}
+
+    def begin():
+        images['dataset'] = make_dataset()
+
+    def run_step(step: int) -> Dict[str, float]:
+        dataset = images['dataset']
+        indices = pipelines.random_indices(len(dataset), config.batch_size, seed=config.seed, step=step)
+        loss = public_step(*pipelines.gather(dataset, indices), tf.constant(step, tf.int64))
+        return {'loss': float(loss), 'learning_rate': float(optimizer.learning_rate)}
+
+    return Stage(name, config.num_steps, optimizer, begin, run_step)
+
+
+def _check_at_least_one(config, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f'{name} of {type(config).__name__} must be at least 1, got {getattr(config, name)}.')

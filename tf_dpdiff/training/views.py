@@ -1,0 +1,133 @@
+"""Views: independent draws of (augmentation, timestep, noise) of an image, with what the network should predict for
+each."""
+
+import dataclasses
+from typing import Callable, NamedTuple
+
+import tensorflow as tf
+
+from tf_dpdiff.data import augmentation as augmentation_lib
+from tf_dpdiff.diffusion import corruption
+from tf_dpdiff.diffusion import losses
+from tf_dpdiff.diffusion import parameterization as parameterization_lib
+from tf_dpdiff.diffusion import process as process_lib
+from tf_dpdiff.diffusion import timesteps as timesteps_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class ViewsConfig:
+    """How an image is looked at in training.
+
+    Attributes:
+      augmentation_multiplicity: K >= 1, views of a unit that are averaged before its gradient is clipped. Costs
+        compute, and no privacy.
+      timesteps: Which timesteps the views fall on.
+      augmentation: How the views of an image vary.
+
+    References: Ghalebikesabi et al. 2023, arXiv:2302.13861; De et al. 2022, arXiv:2204.13650, section 3.2.
+    """
+    augmentation_multiplicity: int = 1
+    timesteps: timesteps_lib.TimestepMixture = timesteps_lib.TimestepMixture()
+    augmentation: augmentation_lib.AugmentationConfig = augmentation_lib.AugmentationConfig()
+
+    def __post_init__(self):
+        if self.augmentation_multiplicity < 1:
+            raise ValueError(f'augmentation_multiplicity must be at least 1, got {self.augmentation_multiplicity}.')
+
+
+class Views(NamedTuple):
+    """Views of units (axes [units, K, ...]) or of one unit ([K, ...]).
+
+    Attributes:
+      x_t: float32 [..., height, width, channels], the corrupted images.
+      t: int32 [...], their timesteps.
+      labels: int32 [...].
+      target: float32 [..., height, width, channels], what the network should predict.
+    """
+    x_t: tf.Tensor
+    t: tf.Tensor
+    labels: tf.Tensor
+    target: tf.Tensor
+
+
+class ViewSampler:
+    """Draws the views of images, each from random numbers of its own.
+
+    Everything random in training happens here, outside of the network and outside of the mapped gradient. The numbers
+    of a unit depend on (seed, step, unit) alone: not on the chunk, the replica or the other units of the batch.
+    """
+
+    def __init__(self, process: process_lib.DiffusionProcess, config: ViewsConfig):
+        config.timesteps.check(process.schedule.num_timesteps)
+        self._process = process
+        self._config = config
+        self._augmenter = augmentation_lib.Augmenter(config.augmentation)
+
+    def draw_for_units(self, images_uint8: tf.Tensor, labels: tf.Tensor, units: tf.Tensor, *, seed: tf.Tensor,
+                       step: tf.Tensor) -> Views:
+        """Draws the K views of each unit.
+
+        Args:
+          images_uint8: uint8 [units, height, width, channels].
+          labels: int32 [units].
+          units: int64 [units], which unit each is, below 2^31; the key of its random numbers.
+          seed: int64 scalar.
+          step: int64 scalar, below 2^31.
+
+        Returns:
+          Views with axes [units, K, ...].
+        """
+        num_views = self._config.augmentation_multiplicity
+        image_shape = images_uint8.shape[1:].as_list()
+
+        def draw(unit):
+            key = step * 2**32 + tf.maximum(unit, 0)
+            # Uniform and normal numbers need two base seeds: with one they would come from the same bits.
+            return (tf.random.stateless_uniform([num_views, 2 + self._augmenter.num_uniforms],
+                                                tf.stack([seed, key]),
+                                                alg='philox'),
+                    tf.random.stateless_normal([num_views, *image_shape], tf.stack([seed + 1, key]), alg='philox'))
+
+        uniforms, noise = tf.map_fn(draw,
+                                    units,
+                                    fn_output_signature=(tf.TensorSpec([num_views, 2 + self._augmenter.num_uniforms]),
+                                                         tf.TensorSpec([num_views, *image_shape])))
+        return self._corrupt(corruption.to_pm1(images_uint8), labels, uniforms, noise)
+
+    def draw_for_public(self, images_uint8: tf.Tensor, labels: tf.Tensor, *, seed: tf.Tensor, step: tf.Tensor) -> Views:
+        """Draws the K views of each public image, in one go: the numbers depend on the place in the batch.
+
+        Args and returns as for `draw_for_units`.
+        """
+        shape = [tf.shape(labels)[0], self._config.augmentation_multiplicity]
+        uniforms = tf.random.stateless_uniform(shape + [2 + self._augmenter.num_uniforms],
+                                               tf.stack([seed, step]),
+                                               alg='philox')
+        noise = tf.random.stateless_normal(shape + images_uint8.shape[1:].as_list(),
+                                           tf.stack([seed + 1, step]),
+                                           alg='philox')
+        return self._corrupt(corruption.to_pm1(images_uint8), labels, uniforms, noise)
+
+    def _corrupt(self, images_pm1, labels, uniforms, noise) -> Views:
+        """Turns images [units, ...] and random numbers [units, K, ...] into views."""
+        num_views = self._config.augmentation_multiplicity
+        x_start = tf.repeat(images_pm1, num_views, axis=0)
+        flat_uniforms = tf.reshape(uniforms, [-1, uniforms.shape[-1]])
+        x_start = tf.reshape(self._augmenter(x_start, flat_uniforms[:, 2:]), tf.shape(noise))
+        x_start = tf.ensure_shape(x_start, noise.shape)
+        t = self._config.timesteps.from_uniforms(uniforms[..., 0], uniforms[..., 1])
+        signal_rate, noise_rate = corruption.gather_coefficients(self._process.schedule, t)
+        target = parameterization_lib.training_target(self._process.parameterization, x_start, noise, signal_rate,
+                                                      noise_rate)
+        x_t = corruption.q_sample(self._process.schedule, x_start, t, noise)
+        return Views(x_t, t, tf.repeat(labels[:, None], num_views, axis=1), target)
+
+
+def unit_loss_fn(model: tf.keras.Model) -> Callable[[Views], tf.Tensor]:
+    """Returns the function from the K views of ONE unit to its loss: the mean over its views and pixels."""
+
+    def unit_loss(views: Views) -> tf.Tensor:
+        prediction = model([views.x_t, views.t, views.labels], training=True)
+        return tf.reduce_mean(losses.view_losses(prediction, views.target))
+
+    return unit_loss
