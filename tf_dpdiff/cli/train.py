@@ -1,6 +1,5 @@
 """bin/train: from private images to a private generator, its samples and what they are worth."""
 
-import dataclasses
 import json
 import pathlib
 import sys
@@ -79,68 +78,77 @@ def train(
         return command.DONE
 
     started = time.monotonic()
-    statement = statement_lib.PrivacyStatement(unit=data.train.unit,
-                                               dataset=data.train.name,
-                                               plan=plan,
-                                               ledger=plan.planned_ledger(),
-                                               augmentation_multiplicity=finetuning.views.augmentation_multiplicity)
     with interruption.StopRequest() as stop:
-        trainer = trainer_lib.Trainer(
-            workdir,
-            data.train,
-            network=network,
-            process=process,
-            plan=plan,
-            pretraining=pretraining,
-            warm_start=warm_start,
-            finetuning=finetuning,
-            config=loop,
-            on_release=lambda means: generate.write_png(
-                workdir / 'noisy_class_means.png',
-                generate.class_grid(
-                    np.round(means * 255.0).astype(np.uint8), np.arange(len(means)), columns=1, pixels=64)))
+        trainer = trainer_lib.Trainer(workdir,
+                                      data.train,
+                                      network=network,
+                                      process=process,
+                                      plan=plan,
+                                      pretraining=pretraining,
+                                      warm_start=warm_start,
+                                      finetuning=finetuning,
+                                      config=loop,
+                                      on_release=lambda means: _draw_class_means(workdir, means))
         files.write_text(workdir / 'operative_config.gin', gin.operative_config_str())
         run_files.write_model(workdir, data.train, network, process, sampler)
         trainer.summaries.text('configuration', gin.markdown(gin.operative_config_str()))
-        if trainer.resumed:
-            state = trainer.state
-            where = 'is complete' if trainer.is_done else f'goes on in {state.stage} at step {state.step}'
-            print(f'train: the run in {workdir} {where}.', file=sys.stderr)
+        _say_if_resumed(workdir, trainer)
         trainer.run(stop)
-
         # From here on everything is made from the released weights.
-        statement = dataclasses.replace(statement, ledger=trainer.state.ledger)
-        run_files.write_statement(workdir, statement)
         image_sampler = export.ImageSampler(trainer.average, process, sampler)
         drawn = generate.generate(lambda labels, seeds: image_sampler.sample(labels, seeds)['images'], samples,
                                   data.train.num_classes, lambda: stop.requested)
         if drawn is None:
             raise interruption.Interrupted('stopped while sampling; training is complete and saved')
-    images, labels = drawn
-    grid = generate.class_grid(images, labels)
-    generate.write_npz(workdir / 'samples.npz', images, labels, data.train.class_names)
-    generate.write_png(workdir / 'samples.png', grid)
-    trainer.summaries.image('samples', grid, 0)
-    version = export.export_saved_model(image_sampler, workdir / 'saved_model', run_files.statement_paths(workdir))
-    results = utility_lib.compare(utility, images, labels, data.train, data.held_out) if utility else {}
+    statement = _statement(data.train, plan, trainer.state.ledger, finetuning)
+    version = _write_released(workdir, data.train, statement, image_sampler, trainer.summaries, *drawn)
+    results = utility_lib.compare(utility, *drawn, data.train, data.held_out) if utility else {}
     if results:
         files.write_text(workdir / 'non_private' / 'utility.json', json.dumps(results, indent=2) + '\n')
         trainer.summaries.non_private_scalars(results['accuracy'], plan.config.num_steps)
     trainer.summaries.flush()
-    _write_report(workdir, data.train, statement, len(images))
-    _print_results(workdir, version, statement, results, len(images), time.monotonic() - started)
+    _print_results(workdir, version, statement, results, len(drawn[0]), time.monotonic() - started)
     return command.DONE
+
+
+def _statement(dataset, plan, ledger, finetuning) -> statement_lib.PrivacyStatement:
+    return statement_lib.PrivacyStatement(unit=dataset.unit,
+                                          dataset=dataset.name,
+                                          plan=plan,
+                                          ledger=ledger,
+                                          augmentation_multiplicity=finetuning.views.augmentation_multiplicity)
+
+
+def _draw_class_means(workdir: pathlib.Path, means: np.ndarray) -> None:
+    """Writes a picture of the released class means, float32 [classes, height, width, channels] in [0, 1]."""
+    means_uint8 = np.round(means * 255.0).astype(np.uint8)
+    picture = generate.class_grid(means_uint8, np.zeros(len(means), int), columns=len(means))
+    generate.write_png(workdir / 'noisy_class_means.png', picture)
+
+
+def _say_if_resumed(workdir: pathlib.Path, trainer: trainer_lib.Trainer) -> None:
+    if trainer.resumed:
+        state = trainer.state
+        where = 'is complete' if trainer.is_done else f'goes on in {state.stage} at step {state.step}'
+        print(f'train: the run in {workdir} {where}.', file=sys.stderr)
+
+
+def _write_released(workdir, dataset, statement, image_sampler, summaries, images, labels) -> pathlib.Path:
+    """Writes the statement, the samples, the exported model and the report; returns the model's folder."""
+    run_files.write_statement(workdir, statement)
+    grid = generate.class_grid(images, labels)
+    generate.write_npz(workdir / 'samples.npz', images, labels, dataset.class_names)
+    generate.write_png(workdir / 'samples.png', grid)
+    summaries.image('samples', grid, 0)
+    _write_report(workdir, dataset, statement, len(images))
+    return export.export_saved_model(image_sampler, workdir / 'saved_model', run_files.statement_paths(workdir))
 
 
 def _print_dry_run(data, network, plan, pretraining, warm_start, finetuning) -> None:
     model = unet.build_unet(network, data.train.image_shape, data.train.num_classes)
     trainer_lib.check_model(model, data.train.image_shape)
     num_trained = sum(int(np.prod(v.shape)) for v in unet.select_variables(model, finetuning.trainable))
-    statement = statement_lib.PrivacyStatement(unit=data.train.unit,
-                                               dataset=data.train.name,
-                                               plan=plan,
-                                               ledger=plan.planned_ledger(),
-                                               augmentation_multiplicity=finetuning.views.augmentation_multiplicity)
+    statement = _statement(data.train, plan, plan.planned_ledger(), finetuning)
     views = plan.config.num_steps * plan.config.expected_batch_size * finetuning.views.augmentation_multiplicity
     table = _table('what would be done')
     table.add_row(

@@ -57,25 +57,30 @@ class PerUnitClipper:
             raise ValueError(f'neighboring_relation must be one of {RELATIONS}, got {neighboring_relation!r}.')
         return self.l2_norm_clip * (2.0 if neighboring_relation == 'replace_one' else 1.0)
 
-    def clip(self, gradients: Sequence[tf.Tensor], is_padding: tf.Tensor):
-        """Clips the gradient of ONE unit.
+    def clip_and_sum(self, gradients: Sequence[tf.Tensor], is_padding: tf.Tensor):
+        """Clips the gradient of each unit of a chunk and adds up.
 
         Args:
-          gradients: Tensors of any float dtype, one a variable.
-          is_padding: bool scalar.
+          gradients: One tensor a variable, [units, ...] of any float dtype.
+          is_padding: bool [units].
 
         Returns:
-          The clipped gradients (float32), the norm before clipping, and whether the unit counts (a bool scalar: it is
-          not padding and its gradient is finite).
+          The sums (float32, the variables' shapes), the norms before clipping (float32 [units]), and which units count
+          (bool [units]: they are not padding and their gradient is finite).
         """
         # The norm is taken in float32 even where the network computes in bfloat16.
         gradients = [tf.cast(g, tf.float32) for g in gradients]
-        norm = tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(g)) for g in gradients]))
-        keep = tf.logical_and(tf.math.is_finite(norm), tf.logical_not(is_padding))
-        exceeds = norm > self.l2_norm_clip * (1.0 - _ROUNDING_MARGIN)
-        scale = tf.where(exceeds, self.l2_norm_clip * (1.0 - _ROUNDING_MARGIN) / norm, 1.0)
-        # Selected, not multiplied by zero: zero times NaN is NaN.
-        return [tf.where(keep, g * scale, tf.zeros_like(g)) for g in gradients], norm, keep
+        squares = [tf.reduce_sum(tf.square(g), axis=list(range(1, g.shape.rank))) for g in gradients]
+        norms = tf.sqrt(tf.add_n(squares))
+        keep = tf.logical_and(tf.math.is_finite(norms), tf.logical_not(is_padding))
+        bound = self.l2_norm_clip * (1.0 - _ROUNDING_MARGIN)
+        scale = tf.where(keep, tf.where(norms > bound, bound / norms, 1.0), 0.0)
+        sums = []
+        for g in gradients:
+            # What does not count is selected away first: zero times NaN is NaN.
+            kept = tf.where(tf.reshape(keep, [-1] + [1] * (g.shape.rank - 1)), g, tf.zeros_like(g))
+            sums.append(tf.tensordot(scale, kept, axes=1))
+        return sums, norms, keep
 
     def clipped_sum(self,
                     loss_fn: Callable[[Any], tf.Tensor],
@@ -104,18 +109,12 @@ class PerUnitClipper:
           The sums and the (private) diagnostics.
         """
 
-        def unit_gradient(unit_and_flag):
-            unit, unit_is_padding = unit_and_flag
+        def unit_gradient(unit):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(variables)
                 loss = loss_fn(unit)
             gradients = tape.gradient(loss, variables, unconnected_gradients='zero')
-            gradients = [tf.convert_to_tensor(g) for g in gradients]
-            clipped, norm, keep = self.clip(gradients, unit_is_padding)
-            private = [loss, norm, tf.cast(norm > self.l2_norm_clip, tf.float32)]
-            private = [tf.where(keep, tf.cast(p, tf.float32), 0.0) for p in private]
-            is_nonfinite = tf.logical_not(tf.logical_or(keep, unit_is_padding))
-            return clipped, private + [tf.cast(is_nonfinite, tf.float32)]
+            return [tf.convert_to_tensor(g) for g in gradients], tf.cast(loss, tf.float32)
 
         num_units = tf.reduce_sum(1.0 - tf.cast(is_padding, tf.float32))
         batch, is_padding, num_chunks = _split_into_chunks((batch, is_padding), units_per_chunk)
@@ -123,9 +122,17 @@ class PerUnitClipper:
 
         def add_chunk(i, sums, totals):
             chunk = tf.nest.map_structure(lambda x: x[i], batch)
-            clipped, private = tf.vectorized_map(unit_gradient, (prepare_fn(chunk), is_padding[i]))
-            sums = [s + tf.reduce_sum(c, axis=0) for s, c in zip(sums, clipped)]
-            totals = [t + tf.reduce_sum(p, axis=0) for t, p in zip(totals, private)]
+            gradients, losses = tf.vectorized_map(unit_gradient, prepare_fn(chunk))
+            chunk_sums, norms, keep = self.clip_and_sum(gradients, is_padding[i])
+            is_nonfinite = tf.logical_not(tf.logical_or(keep, is_padding[i]))
+            private = [
+                tf.where(keep, losses, 0.0),
+                tf.where(keep, norms, 0.0),
+                tf.cast(tf.logical_and(keep, norms > self.l2_norm_clip), tf.float32),
+                tf.cast(is_nonfinite, tf.float32)
+            ]
+            sums = [s + c for s, c in zip(sums, chunk_sums)]
+            totals = [t + tf.reduce_sum(p) for t, p in zip(totals, private)]
             return i + 1, sums, totals
 
         # One chunk at a time: the point is to hold the gradients of one chunk only.

@@ -91,8 +91,8 @@ def make_vectorized_dp_optimizer_class(cls: Type[tf.keras.optimizers.Optimizer])
                 unit_losses = tf.reduce_mean(tf.reshape(losses, [num_units, -1]), axis=1)
             variables = tf.nest.flatten(var_list() if callable(var_list) else var_list)
             jacobian = tape.jacobian(unit_losses, variables, unconnected_gradients='zero')
-            clipped = tf.vectorized_map(lambda g: self._clipper.clip(g, tf.constant(False))[0], jacobian)
-            return self._privatize([tf.reduce_sum(c, axis=0) for c in clipped], variables)
+            sums, _, _ = self._clipper.clip_and_sum(jacobian, tf.zeros([tf.shape(unit_losses)[0]], tf.bool))
+            return self._privatize(sums, variables)
 
         def compute_unit_gradients(self, loss_fn: Callable[[Any], tf.Tensor], batch: Any, var_list, is_padding=None):
             """Returns noisy (gradient, variable) pairs by mapping a tape over units.

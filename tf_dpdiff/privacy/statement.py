@@ -84,7 +84,7 @@ class PrivacyStatement:
         fields = self.to_dict()
         lines = ['PRIVACY STATEMENT', '']
         relation = fields['neighboring_relation'].replace('_', ' ')
-        by_accountant = fields['epsilon_by_accountant']
+        by_accountant = {k: 'none' if v is None else round_up(v) for k, v in fields['epsilon_by_accountant'].items()}
         if fields['guarantee_claimed']:
             lines += [
                 f'The model trained on {self.dataset!r} and everything sampled from it is',
@@ -93,8 +93,8 @@ class PrivacyStatement:
                 f"    epsilon = {round_up(fields['epsilon'])}   at   delta = {fields['delta']:g}",
                 '',
                 f'Protected unit: {self.unit}. Neighbouring data sets: {relation}.',
-                f"Accountants: privacy loss distribution (PLD) {round_up(by_accountant['pld'])}; Renyi (RDP), an",
-                f"independent upper bound, {'none' if by_accountant['rdp'] is None else round_up(by_accountant['rdp'])}.",
+                f"Accountants: privacy loss distribution (PLD) {by_accountant['pld']}; Renyi (RDP), an",
+                f"independent upper bound, {by_accountant['rdp']}.",
             ]
         else:
             lines += [
@@ -110,7 +110,7 @@ class PrivacyStatement:
             f"Each step clips the gradient of a unit to an L2 norm of {fields['l2_norm_clip']:g} after averaging its",
             f'{self.augmentation_multiplicity} view(s), adds up, adds noise once, and divides by the expected batch',
             f"size of {fields['expected_batch_size']}.",
-            f"The size of the data set ({fields['num_units_treated_as_public']} units) and its classes count as public.",
+            f'The size of the data set ({self.plan.num_units} units) and its classes count as public.',
             '',
             'Not covered by this statement:',
         ]

@@ -38,12 +38,13 @@ def make_private_step(model: tf.keras.Model, average: tf.keras.Model, variables:
     view_seed = tf.constant(private_seed.derive('views'), tf.int64)
     optimizer.build(variables)
 
-    @tf.function(input_signature=[
-        tf.TensorSpec([None, *image_shape], tf.uint8),
-        tf.TensorSpec([None], tf.int32),
-        tf.TensorSpec([None], tf.int64),
-        tf.TensorSpec([], tf.int64)
-    ])
+    @tf.function(autograph=False,
+                 input_signature=[
+                     tf.TensorSpec([None, *image_shape], tf.uint8),
+                     tf.TensorSpec([None], tf.int32),
+                     tf.TensorSpec([None], tf.int64),
+                     tf.TensorSpec([], tf.int64)
+                 ])
     def private_step(images_uint8, labels, units, step):
 
         def draw_views(chunk):
@@ -85,11 +86,12 @@ def make_public_step(model: tf.keras.Model, optimizer: tf.keras.optimizers.Optim
     variables = model.trainable_variables
     optimizer.build(variables)
 
-    @tf.function(input_signature=[
-        tf.TensorSpec([None, *image_shape], tf.uint8),
-        tf.TensorSpec([None], tf.int32),
-        tf.TensorSpec([], tf.int64)
-    ])
+    @tf.function(autograph=False,
+                 input_signature=[
+                     tf.TensorSpec([None, *image_shape], tf.uint8),
+                     tf.TensorSpec([None], tf.int32),
+                     tf.TensorSpec([], tf.int64)
+                 ])
     def public_step(images_uint8, labels, step):
         views = view_sampler.draw_for_public(images_uint8, labels, seed=tf.constant(seed, tf.int64), step=step)
         views = tf.nest.map_structure(lambda x: tf.reshape(x, tf.concat([[-1], tf.shape(x)[2:]], axis=0)), views)

@@ -1,0 +1,214 @@
+"""Tests of the commands as a user calls them: what they make, and what they say when they cannot."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import gin
+from tf_dpdiff.cli import command
+from tf_dpdiff.cli import evaluate
+from tf_dpdiff.cli import export
+from tf_dpdiff.cli import gin_config
+from tf_dpdiff.cli import sample
+from tf_dpdiff.cli import train
+
+VERBS = {'train': train, 'sample': sample, 'evaluate': evaluate, 'export': export}
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+# Digits, small enough for a test.
+TINY = [
+    'UNetConfig.base_channels = 4', 'UNetConfig.channel_multipliers = (1,)', 'UNetConfig.groups = 2',
+    'PretrainingConfig.num_steps = 3', 'random_strokes.num_images = 50', 'WarmStartConfig.num_steps = 3',
+    'WarmStartConfig.num_images = 50', 'NUM_STEPS = 3', 'EXPECTED_BATCH_SIZE = 30', 'AUGMENTATION_MULTIPLICITY = 2',
+    'DpSgdConfig.noise_multiplier = 5.0', 'SamplerConfig.num_steps = 3', 'GenerateConfig.num_images = 120', 'GenerateConfig.chunk_size = 50'
+]  # yapf: disable
+
+
+def call(verb, *flags):
+    """Runs a verb in this process and returns its exit code."""
+    gin.clear_config()
+    try:
+        VERBS[verb].run(list(flags))
+    except SystemExit as ended:
+        return ended.code
+    raise AssertionError('a verb ends by sys.exit')
+
+
+def tiny(*more, gin_file='gin/digits.gin'):
+    return [f'--gin_file={gin_file}'] + [f'--gin_param={binding}' for binding in (*TINY, *more)]
+
+
+@pytest.fixture(name='run', scope='module')
+def fixture_run(tmp_path_factory):
+    """A finished tiny run."""
+    workdir = tmp_path_factory.mktemp('runs') / 'digits'
+    assert call('train', *tiny(), f'--workdir={workdir}') == command.DONE
+    return workdir
+
+
+def test_run_leaves_everything_that_it_promises(run):
+    statement = json.loads((run / 'privacy_statement.json').read_text())
+    assert statement['epsilon'] <= 10.0 and statement['delta'] == 1e-4 and statement['steps_run'] == 3
+    assert [release['mechanism'] for release in statement['releases']] == ['noisy_class_means', 'dp_sgd_step']
+    assert 'one image' in (run / 'privacy_statement.txt').read_text()
+    with np.load(run / 'samples.npz') as samples:
+        assert samples['images'].shape == (120, 8, 8, 1) and samples['images'].dtype == np.uint8
+        assert set(samples['labels']) == set(range(10))
+    assert (run / 'samples.png').read_bytes().startswith(b'\x89PNG')
+    assert (run / 'saved_model' / '1' / 'saved_model.pb').exists()
+    assert (run / 'saved_model' / '1' / 'assets.extra' / 'privacy_statement.json').exists()
+    assert list((run / 'tensorboard').glob('events*'))
+    assert 'Privacy statement' in (run / 'report.html').read_text()
+    assert 'DpSgdConfig.target_delta' in (run / 'operative_config.gin').read_text()
+    accuracy = json.loads((run / 'non_private' / 'utility.json').read_text())['accuracy']
+    assert set(accuracy) == {'synthetic_images', 'real_images'} and accuracy['real_images'] > 0.95
+    assert not list(run.glob('.*')), 'temporary files are left'
+
+
+def test_released_files_hold_no_accuracy_and_no_secret(run):
+    accuracy = (run / 'non_private' / 'utility.json').read_text()
+    real = json.loads(accuracy)['accuracy']['real_images']
+    for path in (run / 'report.html', run / 'privacy_statement.txt', run / 'operative_config.gin', run / 'model.json'):
+        text = path.read_text()
+        assert f'{real:.3f}' not in text and f'{real:.1%}' not in text
+        assert 'private_seed' not in text
+
+
+def test_operative_configuration_alone_repeats_the_dry_run(run, capsys):
+    assert call('train', f'--gin_file={run / "operative_config.gin"}', '--dry_run') == command.DONE
+    assert 'AUGMENTATION_MULTIPLICITY = 2' in capsys.readouterr().out
+
+
+def test_same_command_on_a_finished_run_says_so_and_ends_with_the_same_statement(run, capsys):
+    before = (run / 'privacy_statement.json').read_text()
+    assert call('train', *tiny(), f'--workdir={run}') == command.DONE
+    assert 'is complete' in capsys.readouterr().err
+    assert (run / 'privacy_statement.json').read_text() == before
+
+
+def test_sample_draws_as_many_as_asked_for_and_the_same_for_the_same_seed(run, tmp_path, capsys):
+    first, again, other = tmp_path / 'a.npz', tmp_path / 'b.npz', tmp_path / 'c.npz'
+    for path, seed in ((first, 5), (again, 5), (other, 6)):
+        assert call('sample', f'--workdir={run}', '--num_images=30', f'--seed={seed}',
+                    f'--output={path}') == command.DONE
+    assert '30 images of 10 classes' in capsys.readouterr().out
+    images = [np.load(path)['images'] for path in (first, again, other)]
+    np.testing.assert_array_equal(images[0], images[1])
+    assert not np.array_equal(images[0], images[2])
+
+
+def test_sample_writes_class_folders(run, tmp_path):
+    folder = tmp_path / 'png'
+    assert call('sample', f'--workdir={run}', '--num_images=20', f'--output={folder}') == command.DONE
+    assert sorted(path.name for path in folder.iterdir()) == [str(digit) for digit in range(10)]
+    assert len(list(folder.glob('*/*.png'))) == 20
+    assert call('sample', f'--workdir={run}', '--num_images=20', f'--output={folder}') == command.WRONG_USE
+
+
+def test_evaluate_measures_samples_made_later(run, tmp_path, capsys):
+    path = tmp_path / 'more.npz'
+    call('sample', f'--workdir={run}', '--num_images=60', f'--output={path}')
+    assert call('evaluate', *tiny(), f'--workdir={run}', f'--samples={path}') == command.DONE
+    assert 'rbf_svm on real images' in capsys.readouterr().out
+    assert (run / 'non_private' / 'utility_more_rbf_svm.json').exists()
+
+
+def test_export_makes_versions_with_the_sampler_asked_for(run, tmp_path):
+    target = tmp_path / 'digits'
+    for version, flags in ((1, ()), (2, ('--sampler=ancestral', '--num_steps=4'))):
+        assert call('export', f'--workdir={run}', f'--output={target}', *flags) == command.DONE
+        assert (target / str(version) / 'saved_model.pb').exists()
+    sample_fn = tf.saved_model.load(str(target / '1')).signatures['serving_default']
+    # The run's own samples: another batch size changes the last bits, so at most one grey level.
+    drawn = sample_fn(labels=tf.constant([3]), seeds=tf.constant([3], tf.int64))['images'].numpy()
+    assert np.abs(drawn[0].astype(int) - np.load(run / 'samples.npz')['images'][3]).max() <= 1
+
+
+def test_dry_run_says_what_the_run_would_be_and_writes_nothing(tmp_path, capsys):
+    assert call('train', '--gin_file=gin/digits.gin', f'--workdir={tmp_path / "none"}', '--dry_run') == command.DONE
+    out = capsys.readouterr().out
+    for fact in ('DpSgdConfig.target_epsilon', 'parameters', 'views', 'PRIVACY STATEMENT', 'epsilon = ',
+                 'noisy class means'):
+        assert fact in out
+    assert not (tmp_path / 'none').exists()
+
+
+@pytest.mark.parametrize('flags, message', [
+    (['--gin_file=gin/digits.gin', '--gin_param=DpSgdConfig.num_stps = 3'], 'Did you mean DpSgdConfig.num_steps?'),
+    (['--gin_file=gin/digits.gin', '--gin_param=DpSgdConfg.num_steps = 3'], 'Did you mean DpSgdConfig?'),
+    (['--gin_file=gin/digits.gin', '--gin_param=train.sampler = @SamplerConfg()'], 'Did you mean SamplerConfig?'),
+    (['--gin_file=gin/digits.gin', '--gin_param=NUM_STEPS = %STEPS'], 'uses %STEPS, which it does not define'),
+    (['--gin_file=gin/digits.gin', '--gin_param=NUM_STEPS = (3'], 'EOF'),
+    (['--gin_file=gin/base.gin'], 'REQUIRED'),
+    (['--gin_file=nowhere.gin'], 'no such configuration: nowhere.gin; the project has base.gin, digits.gin'),
+    ([], 'give a configuration'),
+    (['--gin_fil=gin/digits.gin'], 'unrecognized arguments: --gin_fil'),
+    (tiny('TARGET_EPSILON = 0.001', 'DpSgdConfig.noise_multiplier = None'), 'target_epsilon=0.001 at target_delta=0.0001 cannot be met'),
+    (tiny('EXPECTED_BATCH_SIZE = 5000'), 'expected_batch_size=5000 is larger than the data set of 1437 units'),
+    (tiny("SamplerConfig.name = 'plms'"), "must be one of ('ddim', 'ancestral'), got 'plms'"),
+    (tiny('SamplerConfig.num_steps = 2000'), 'num_steps=2000 of the sampler exceeds the 1000 timesteps'),
+    (tiny("FinetuningConfig.trainable = ('nrom',)"), "no trainable variable matches 'nrom'"),
+    (tiny('TIMESTEP_MIXTURE = ((0.5, 0, 100),)'), 'must add up to 1, got 0.5'),
+    (tiny('UNetConfig.channel_multipliers = (1, 1, 1, 1, 1)'), 'cannot be halved 4 times'),
+])  # yapf: disable
+def test_wrong_use_is_one_clear_line_and_exit_code_2(tmp_path, capsys, flags, message):
+    assert call('train', *flags, f'--workdir={tmp_path / "run"}') == command.WRONG_USE
+    error = capsys.readouterr().err.strip()
+    assert message in error and error.startswith('train: error: ')
+    assert '\n' not in error and 'Traceback' not in error
+    assert not (tmp_path / 'run' / 'checkpoints').exists()
+
+
+def test_folder_that_cannot_be_written_to_is_one_clear_line(tmp_path, capsys):
+    (tmp_path / 'file').write_text('')
+    assert call('train', *tiny(), f'--workdir={tmp_path / "file" / "run"}') == command.WRONG_USE
+    error = capsys.readouterr().err.strip()
+    assert 'cannot write to --workdir=' in error and '\n' not in error
+
+
+@pytest.mark.parametrize('verb, message', [('sample', 'holds no run'), ('export', 'holds no run'),
+                                           ('evaluate', 'no samples at')])  # yapf: disable
+def test_verbs_that_need_a_run_say_where_they_looked(tmp_path, capsys, verb, message):
+    flags = tiny() if verb == 'evaluate' else []
+    assert call(verb, *flags, f'--workdir={tmp_path}') == command.WRONG_USE
+    error = capsys.readouterr().err.strip()
+    assert message in error and str(tmp_path) in error and '\n' not in error
+
+
+def test_resuming_with_another_budget_is_refused(run, capsys):
+    assert call('train', *tiny('TARGET_EPSILON = 9.0'), f'--workdir={run}') == command.WRONG_USE
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert 'begun with another configuration' in error and 'target_epsilon: 10 then, 9 now' in error
+
+
+@pytest.mark.parametrize('error, code', [(ValueError('a\nb'), command.WRONG_USE), (RuntimeError('x'), command.FAILED),
+                                         (OSError(28, 'No space left on device'), command.FAILED),
+                                         (KeyboardInterrupt(), command.FAILED), (MemoryError(), command.FAILED)])
+def test_any_error_is_one_line_with_its_exit_code(capsys, error, code):
+
+    def fail(unused_flags):
+        raise error
+
+    parser = command.Parser('verb', 'A verb.')
+    assert command.run(parser, fail, []) == code
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert command.run(parser, fail, ['--debug']) == code
+    assert 'Traceback' in capsys.readouterr().err
+
+
+def test_help_is_shown(capsys):
+    assert call('train', '--help') == command.DONE
+    assert '--gin_file' in capsys.readouterr().out
+
+
+RUN_FILES = sorted(path.name for path in (ROOT / 'gin').glob('*.gin') if path.name != 'base.gin')
+
+
+@pytest.mark.parametrize('name', RUN_FILES)
+def test_every_run_file_parses_and_names_its_command(name):
+    gin.clear_config()
+    gin_config.parse([f'gin/{name}'], [])
+    header = (ROOT / 'gin' / name).read_text().split('include')[0]
+    assert f'bin/train --gin_file=gin/{name}' in header

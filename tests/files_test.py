@@ -1,0 +1,101 @@
+"""Tests that files appear whole or not at all."""
+
+import os
+
+import pytest
+
+from tf_dpdiff import files
+
+
+def test_new_file_appears_when_the_block_ends(tmp_path):
+    path = tmp_path / 'new' / 'folder' / 'a.txt'
+    with files.replacing(path) as temporary:
+        temporary.write_text('whole')
+        assert not path.exists()
+        # On the same file system, so that it can take its place in one operation.
+        assert temporary.parent.parent == path.parent and temporary.suffix == '.txt'
+    assert path.read_text() == 'whole'
+    assert os.listdir(path.parent) == ['a.txt']
+
+
+def test_old_content_is_there_until_the_block_ends(tmp_path):
+    path = tmp_path / 'a.txt'
+    path.write_text('old')
+    with files.replacing(path) as temporary:
+        temporary.write_text('new')
+        assert path.read_text() == 'old'
+    assert path.read_text() == 'new'
+
+
+@pytest.mark.parametrize('error', [ValueError, KeyboardInterrupt, OSError])
+@pytest.mark.parametrize('there_before', [True, False])
+def test_error_leaves_what_was_there_and_nothing_else(tmp_path, error, there_before):
+    path = tmp_path / 'a.txt'
+    if there_before:
+        path.write_text('old')
+    with pytest.raises(error):
+        with files.replacing(path) as temporary:
+            temporary.write_text('half')
+            raise error
+    assert os.listdir(tmp_path) == (['a.txt'] if there_before else [])
+    assert not there_before or path.read_text() == 'old'
+
+
+def test_reader_that_has_the_old_file_open_keeps_it(tmp_path):
+    # So it is replaced, and not written over.
+    path = tmp_path / 'a.txt'
+    path.write_text('old')
+    with open(path, encoding='utf-8') as reader:
+        files.write_text(path, 'new')
+        assert reader.read() == 'old'
+
+
+def test_block_that_writes_nothing_is_an_error_and_keeps_the_old_file(tmp_path):
+    path = tmp_path / 'a.txt'
+    path.write_text('old')
+    with pytest.raises(FileNotFoundError):
+        with files.replacing(path):
+            pass
+    assert path.read_text() == 'old' and os.listdir(tmp_path) == ['a.txt']
+
+
+def test_folder_appears_whole(tmp_path):
+    path = tmp_path / 'folder'
+    with files.replacing(path) as temporary:
+        (temporary / 'deep').mkdir(parents=True)
+        (temporary / 'deep' / 'a.txt').write_text('content')
+    assert os.listdir(tmp_path) == ['folder']
+    assert (path / 'deep' / 'a.txt').read_text() == 'content'
+
+
+def test_folder_is_never_mixed_with_one_that_is_there(tmp_path):
+    path = tmp_path / 'folder'
+    path.mkdir()
+    (path / 'old.txt').write_text('old')
+    with pytest.raises(OSError):
+        with files.replacing(path) as temporary:
+            temporary.mkdir()
+            (temporary / 'new.txt').write_text('new')
+    assert os.listdir(tmp_path) == ['folder'] and os.listdir(path) == ['old.txt']
+
+
+def test_failed_folder_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError):
+        with files.replacing(tmp_path / 'folder') as temporary:
+            temporary.mkdir()
+            (temporary / 'a.txt').write_text('half')
+            raise ValueError
+    assert not os.listdir(tmp_path)
+
+
+def test_written_file_may_be_read_by_those_who_may_read_others(tmp_path):
+    # Not by its owner alone, as a temporary file is.
+    files.write_text(tmp_path / 'ours', 'text')
+    (tmp_path / 'plain').write_text('text')
+    assert (tmp_path / 'ours').stat().st_mode == (tmp_path / 'plain').stat().st_mode
+
+
+@pytest.mark.parametrize('text', ['', 'one line\n', 'ε ≤ 10, δ = 1e-4 ✓\n'])
+def test_text_is_written_as_utf8(tmp_path, text):
+    files.write_text(str(tmp_path / 'a.txt'), text)
+    assert (tmp_path / 'a.txt').read_bytes() == text.encode('utf-8')

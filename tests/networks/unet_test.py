@@ -1,0 +1,210 @@
+"""Tests of the UNet."""
+
+import functools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_dpdiff.networks import unet
+
+_DIGITS = unet.UNetConfig(base_channels=8, channel_multipliers=(1, 2), middle_attention=False, groups=8)
+_SMALL = unet.UNetConfig(base_channels=4, channel_multipliers=(1,), middle_attention=False, groups=2)
+_RICH = unet.UNetConfig(base_channels=4,
+                        channel_multipliers=(1, 3),
+                        num_res_blocks=2,
+                        attention_resolutions=(4,),
+                        head_channels=2,
+                        groups=2,
+                        scale_shift=True)
+
+
+def inputs_for(image_shape, batch=3, seed=0):
+    x_t = np.random.default_rng(seed).normal(size=[batch, *image_shape]).astype(np.float32)
+    return [tf.constant(x_t), tf.constant(np.arange(batch) * 30, tf.int32), tf.constant(np.arange(batch), tf.int32)]
+
+
+@functools.lru_cache(maxsize=None)
+def new_model(config, image_shape):
+    """Builds a model for ten classes; shared by tests that leave its weights alone."""
+    return unet.build_unet(config, image_shape, 10)
+
+
+@pytest.mark.parametrize('config, image_shape', [
+    (_DIGITS, (8, 8, 1)),
+    (_SMALL, (5, 7, 3)),
+    (_RICH, (8, 4, 3)),
+])
+def test_output_has_the_shape_of_the_input_and_is_zero_at_first(config, image_shape):
+    outputs = new_model(config, image_shape)(inputs_for(image_shape))
+    assert outputs.shape == (3, *image_shape) and outputs.dtype == tf.float32
+    np.testing.assert_array_equal(outputs, 0.0)
+
+
+def count_by_hand(config, image_shape, num_classes):
+    """Returns the number of parameters of the UNet that the docstrings describe."""
+
+    def conv(channels_in, channels_out, size=3):
+        return size * size * channels_in * channels_out + channels_out
+
+    def dense(units_in, units_out):
+        return (units_in + 1) * units_out
+
+    def norm(channels):
+        return 2 * channels
+
+    def residual(channels_in, channels_out):
+        code = 2 * channels_out if config.scale_shift else channels_out
+        skip = conv(channels_in, channels_out, 1) if channels_in != channels_out else 0
+        return (norm(channels_in) + conv(channels_in, channels_out) + dense(units, code) + norm(channels_out) +
+                conv(channels_out, channels_out) + skip)
+
+    def attention(channels):
+        return norm(channels) + dense(channels, 3 * channels) + dense(channels, channels)
+
+    def attention_at(level, channels):
+        return attention(channels) if image_shape[0] // 2**level in config.attention_resolutions else 0
+
+    units = 4 * config.base_channels
+    total = dense(config.base_channels, units) + dense(units, units) + (num_classes + 1) * units
+    widths = [config.base_channels * multiplier for multiplier in config.channel_multipliers]
+    channels = config.base_channels
+    total += conv(image_shape[-1], channels)
+    skips = [channels]
+    for level, width in enumerate(widths):
+        if level:
+            total += conv(channels, channels)
+            skips.append(channels)
+        for _ in range(config.num_res_blocks):
+            total += residual(channels, width) + attention_at(level, width)
+            channels = width
+            skips.append(channels)
+    total += 2 * residual(channels, channels) + (attention(channels) if config.middle_attention else 0)
+    for level, width in reversed(list(enumerate(widths))):
+        for _ in range(config.num_res_blocks + 1):
+            total += residual(channels + skips.pop(), width) + attention_at(level, width)
+            channels = width
+        if level:
+            total += conv(channels, channels)
+    assert not skips
+    return total + norm(channels) + conv(channels, image_shape[-1])
+
+
+@pytest.mark.parametrize('config, image_shape', [(_DIGITS, (8, 8, 1)), (_SMALL, (5, 7, 3)), (_RICH, (8, 4, 3))])
+def test_number_of_parameters_is_that_counted_by_hand(config, image_shape):
+    model = new_model(config, image_shape)
+    assert model.count_params() == count_by_hand(config, image_shape, 10)
+    # Nothing keeps statistics over a batch or a run.
+    assert not model.non_trainable_variables
+
+
+@pytest.mark.parametrize('config, image_shape, attention', [
+    (_DIGITS, (8, 8, 1), set()),
+    (_RICH, (8, 4, 3), {
+        'down_1_0_attention', 'down_1_1_attention', 'middle_attention', 'up_1_0_attention', 'up_1_1_attention',
+        'up_1_2_attention'
+    }),
+])
+def test_attention_is_at_the_levels_that_ask_for_it(config, image_shape, attention):
+    model = new_model(config, image_shape)
+    assert {layer.name for layer in model.layers if 'attention' in layer.name} == attention
+
+
+@pytest.fixture(scope='module')
+def digits_model():
+    model, generator = unet.build_unet(_DIGITS, (8, 8, 1), 10), np.random.default_rng(0)
+    for variable in model.trainable_variables:
+        variable.assign(generator.normal(0.0, 0.2, variable.shape))
+    return model
+
+
+@pytest.mark.parametrize('index, value', [(1, [0, 500, 60]), (2, [0, 10, 2])])
+def test_timestep_and_label_of_an_example_change_its_output_and_no_other(digits_model, index, value):
+    inputs = inputs_for((8, 8, 1))
+    before = digits_model(inputs).numpy()
+    inputs[index] = tf.constant(value)
+    after = digits_model(inputs).numpy()
+    assert np.abs(after[1] - before[1]).max() > 1e-3
+    np.testing.assert_allclose(after[[0, 2]], before[[0, 2]], atol=1e-6)
+
+
+def test_image_of_an_example_changes_no_other_output(digits_model):
+    inputs = inputs_for((8, 8, 1))
+    before = digits_model(inputs).numpy()
+    inputs[0] = tf.tensor_scatter_nd_update(inputs[0], [[1]], tf.fill([1, 8, 8, 1], 100.0))
+    after = digits_model(inputs).numpy()
+    assert np.abs(after[1] - before[1]).max() > 1e-3
+    np.testing.assert_allclose(after[[0, 2]], before[[0, 2]], atol=1e-6)
+
+
+def test_every_pixel_reaches_every_other_through_the_levels(digits_model):
+    # At 8x8 two levels and 3x3 convolutions do without attention.
+    x_t, t, labels = inputs_for((8, 8, 1), batch=1)
+    with tf.GradientTape() as tape:
+        tape.watch(x_t)
+        corner = digits_model([x_t, t, labels])[0, 0, 0, 0]
+    assert (tape.gradient(corner, x_t)[0].numpy() != 0).all()
+
+
+@pytest.mark.parametrize('image_shape', [(6, 8, 1), (8, 6, 1), (7, 7, 1)])
+def test_image_that_cannot_be_halved_is_refused(image_shape):
+    config = unet.UNetConfig(base_channels=4, channel_multipliers=(1, 1, 1), middle_attention=False)
+    message = f'images of {image_shape[0]}x{image_shape[1]} cannot be halved 2 times: take fewer channel_multipliers'
+    with pytest.raises(ValueError, match=message):
+        unet.build_unet(config, image_shape, 10)
+
+
+@pytest.mark.parametrize('arguments, message', [
+    ({
+        'base_channels': 0
+    }, 'base_channels of the UNet must be at least 1, got 0'),
+    ({
+        'num_res_blocks': 0
+    }, 'num_res_blocks of the UNet must be at least 1, got 0'),
+    ({
+        'head_channels': -1
+    }, 'head_channels of the UNet must be at least 1, got -1'),
+    ({
+        'groups': 0
+    }, 'groups of the UNet must be at least 1, got 0'),
+    ({
+        'channel_multipliers': ()
+    }, r'channel_multipliers must be whole numbers of at least 1, got \(\)'),
+    ({
+        'channel_multipliers': (1, 0)
+    }, r'channel_multipliers must be whole numbers of at least 1, got \(1, 0\)'),
+])
+def test_bad_configuration_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        unet.UNetConfig(**arguments)
+
+
+def test_no_pattern_selects_every_variable(digits_model):
+    selected = unet.select_variables(digits_model, ())
+    assert [v.ref() for v in selected] == [v.ref() for v in digits_model.trainable_variables]
+
+
+@pytest.mark.parametrize('patterns', [['norm'], ['embedding', 'norm'], ['norm', 'out_norm'], ['conv_out/bias']])
+def test_patterns_select_variables_once_in_the_order_of_the_model(digits_model, patterns):
+    selected = {v.ref() for v in unet.select_variables(digits_model, patterns)}
+    order = [v.ref() for v in digits_model.trainable_variables if v.ref() in selected]
+    assert [v.ref() for v in unet.select_variables(digits_model, patterns)] == order
+    for variable in digits_model.trainable_variables:
+        assert (variable.ref() in selected) == any(pattern in variable.name for pattern in patterns)
+    assert 0 < len(selected) < len(digits_model.trainable_variables)
+
+
+def test_norms_are_selected_by_their_name(digits_model):
+    selected = unet.select_variables(digits_model, ['norm'])
+    assert all(v.name.split('/')[-1] in ('gamma:0', 'beta:0') for v in selected)
+    # Two norms for each of 8 residual blocks, and the last one, of two variables each.
+    assert len(selected) == 2 * (2 * 8 + 1)
+
+
+def test_pattern_that_matches_nothing_is_refused_with_what_would_match(digits_model):
+    with pytest.raises(ValueError, match="no trainable variable matches 'attention'") as error:
+        unet.select_variables(digits_model, ['norm', 'attention'])
+    candidates = str(error.value).split('name one of: ')[1].rstrip('.').split(', ')
+    assert {'norm_in', 'class_embedding', 'conv_out', 'kernel'} <= set(candidates)
+    for candidate in candidates:
+        assert unet.select_variables(digits_model, [candidate])

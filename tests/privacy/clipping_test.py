@@ -1,0 +1,208 @@
+"""Tests of per-unit clipping: a batch-of-one loop is the oracle, neighbouring batches bound the sensitivity."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_dpdiff.privacy import clipping
+
+layers = tf.keras.layers
+
+
+def make_model(kind):
+    tf.keras.utils.set_random_seed(1)
+    if kind == 'dense':
+        return tf.keras.Sequential([layers.Dense(5, activation='tanh', input_shape=(3,)), layers.Dense(1)])
+    return tf.keras.Sequential([
+        layers.Conv2D(4, 3, padding='same', activation='swish', input_shape=(4, 4, 1)),
+        layers.GroupNormalization(2),
+        layers.Flatten(),
+        layers.Dense(1)
+    ])
+
+
+def make_batch(model, num_units, views=2, seed=0, scale=1.0):
+    generator = np.random.default_rng(seed)
+    x = generator.standard_normal([num_units, views, *model.input_shape[1:]]) * scale
+    return tf.constant(x, tf.float32), tf.constant(generator.standard_normal([num_units, views, 1]), tf.float32)
+
+
+def unit_loss(model):
+    return lambda unit: tf.reduce_mean(tf.square(model(unit[0], training=True) - unit[1]))
+
+
+def clipped_sum(model, batch, is_padding=None, clip=0.1, units_per_chunk=3, loss_fn=None):
+    if is_padding is None:
+        is_padding = np.zeros([len(batch[0])], bool)
+    clipper = clipping.PerUnitClipper(clip)
+    compute = tf.function(lambda batch, is_padding: clipper.clipped_sum(
+        loss_fn or unit_loss(model), model.trainable_variables, batch, is_padding, units_per_chunk=units_per_chunk))
+    result = compute(batch, tf.constant(is_padding))
+    return np.concatenate([s.numpy().ravel() for s in result.sums]), result.diagnostics
+
+
+def looped_sum(model, batch, clip):
+    """The oracle: one unit at a time, in NumPy after the gradient."""
+    total = 0.0
+    for x, y in zip(*batch):
+        with tf.GradientTape() as tape:
+            loss = unit_loss(model)((x, y))
+        gradient = np.concatenate([g.numpy().ravel() for g in tape.gradient(loss, model.trainable_variables)])
+        total = total + gradient.astype(np.float64) * min(1.0, clip / np.linalg.norm(gradient))
+    return total
+
+
+@pytest.mark.parametrize('kind', ['dense', 'conv'])
+@pytest.mark.parametrize('clip', [1e-3, 0.5, 1e6, float('inf')])
+def test_clipped_sum_equals_a_batch_of_one_loop(kind, clip):
+    model = make_model(kind)
+    batch = make_batch(model, 7)
+    np.testing.assert_allclose(clipped_sum(model, batch, clip=clip)[0],
+                               looped_sum(model, batch, clip),
+                               rtol=2e-4,
+                               atol=1e-7)
+
+
+@pytest.mark.parametrize('units_per_chunk', [1, 2, 3, 7, 50])
+def test_chunk_size_does_not_change_the_sum(units_per_chunk):
+    model = make_model('conv')
+    batch = make_batch(model, 7)
+    expected, _ = clipped_sum(model, batch, units_per_chunk=7)
+    np.testing.assert_allclose(clipped_sum(model, batch, units_per_chunk=units_per_chunk)[0],
+                               expected,
+                               rtol=1e-4,
+                               atol=1e-6)
+
+
+@pytest.mark.parametrize('scale', [1e-3, 1.0, 1e6])
+@pytest.mark.parametrize('clip', [1e-3, 1.0, 30.0])
+def test_norm_of_one_unit_never_exceeds_the_clip(clip, scale):
+    model = make_model('dense')
+    total, _ = clipped_sum(model, make_batch(model, 1, scale=scale), clip=clip)
+    assert np.linalg.norm(total.astype(np.float64)) <= clip
+
+
+def neighbouring_sums(kind, change, clip=0.05, adversarial=1.0):
+    """Returns the clipped sums of a batch and of its neighbour, in which the last unit is changed."""
+    model = make_model(kind)
+    x, y = make_batch(model, 6)
+    x_other, y_other = (np.array(x), np.array(y))
+    is_padding = np.zeros([6], bool)
+    if change == 'remove':
+        is_padding[-1] = True
+    x_other[-1] = adversarial * np.random.default_rng(9).standard_normal(x_other[-1].shape)
+    y_other[-1] = -1e3 * adversarial
+    if change == 'zero':
+        x_other[-1], y_other[-1] = 0.0, 0.0
+        is_padding[-1] = True
+    before, _ = clipped_sum(model, (x, y), clip=clip)
+    after, _ = clipped_sum(model, (tf.constant(x_other), tf.constant(y_other)), is_padding, clip=clip)
+    return np.linalg.norm((before - after).astype(np.float64)), clip
+
+
+RELATION_OF_CHANGE = {'remove': 'add_or_remove_one', 'zero': 'replace_with_zero', 'replace': 'replace_one'}
+
+
+@pytest.mark.parametrize('kind', ['dense', 'conv'])
+@pytest.mark.parametrize('change', RELATION_OF_CHANGE)
+@pytest.mark.parametrize('adversarial', [1.0, 1e5, float('nan'), float('inf')])
+def test_neighbours_differ_by_at_most_the_sensitivity(kind, change, adversarial):
+    difference, clip = neighbouring_sums(kind, change, adversarial=adversarial)
+    sensitivity = clipping.PerUnitClipper(clip).sensitivity(RELATION_OF_CHANGE[change])
+    assert difference <= sensitivity * (1.0 + 1e-5)  # The subtraction is in float32.
+    assert difference > 0.3 * clip  # Or the bound would hold for a clipper that does nothing.
+
+
+def test_control_a_clipper_that_skips_a_unit_breaks_the_bound(monkeypatch):
+    original = clipping.PerUnitClipper.clip_and_sum
+
+    def skips_large_units(self, gradients, is_padding):
+        sums, norms, keep = original(self, gradients, is_padding)
+        unclipped = tf.cast(norms > 3.0, tf.float32)
+        return [s + tf.tensordot(unclipped, g, axes=1) for s, g in zip(sums, gradients)], norms, keep
+
+    monkeypatch.setattr(clipping.PerUnitClipper, 'clip_and_sum', skips_large_units)
+    difference, clip = neighbouring_sums('dense', 'replace', adversarial=1e2)
+    assert difference > 2.0 * clip * (1.0 + 1e-5)
+
+
+@pytest.mark.parametrize('bad', [float('nan'), float('inf'), 1e30])
+def test_unit_that_is_not_finite_contributes_zero_and_changes_no_other(bad):
+    model = make_model('conv')
+    x, y = make_batch(model, 5)
+    poisoned = np.array(x)
+    poisoned[2] = bad
+    total, diagnostics = clipped_sum(model,
+                                     (tf.constant(poisoned), y * tf.constant([1.0, 1, bad, 1, 1])[:, None, None]))
+    without, _ = clipped_sum(model, (x, y), np.array([False, False, True, False, False]))
+    np.testing.assert_allclose(total, without, rtol=1e-5, atol=1e-7)
+    assert float(diagnostics['num_nonfinite']) == 1.0
+    assert all(np.isfinite(float(v)) for v in diagnostics.values())
+
+
+@pytest.mark.parametrize('pixels', [0.0, 1e4, float('nan')])
+def test_padding_contributes_exactly_zero_whatever_its_pixels_are(pixels):
+    model = make_model('conv')
+    x, y = make_batch(model, 4)
+    padded = tf.concat([x, tf.fill([3, *x.shape[1:]], pixels)], 0), tf.concat([y, tf.fill([3, *y.shape[1:]], pixels)],
+                                                                              0)
+    total, diagnostics = clipped_sum(model, padded, np.array([False] * 4 + [True] * 3), units_per_chunk=7)
+    expected, _ = clipped_sum(model, (x, y), units_per_chunk=7)
+    np.testing.assert_allclose(total, expected, rtol=1e-5, atol=1e-8)
+    only_padding, _ = clipped_sum(model, padded, np.array([True] * 7))
+    np.testing.assert_array_equal(only_padding, 0.0)
+    assert float(diagnostics['num_units']) == 4.0 and float(diagnostics['num_nonfinite']) == 0.0
+
+
+def test_empty_batch_gives_zero():
+    model = make_model('dense')
+    total, diagnostics = clipped_sum(model, make_batch(model, 0))
+    np.testing.assert_array_equal(total, 0.0)
+    assert float(diagnostics['num_units']) == 0.0
+
+
+def test_views_of_a_unit_are_averaged_before_clipping_so_their_number_changes_no_bound():
+    model = make_model('dense')
+    for views in (1, 4, 16):
+        total, _ = clipped_sum(model, make_batch(model, 1, views=views, scale=10.0), clip=0.05)
+        assert np.linalg.norm(total.astype(np.float64)) <= 0.05
+
+
+def test_variable_that_the_loss_does_not_use_gets_zero():
+    model = make_model('dense')
+    unused = tf.Variable(tf.ones([3]))
+    clipper = clipping.PerUnitClipper(1.0)
+    result = clipper.clipped_sum(unit_loss(model),
+                                 model.trainable_variables + [unused],
+                                 make_batch(model, 2),
+                                 tf.constant([False, False]),
+                                 units_per_chunk=2)
+    np.testing.assert_array_equal(result.sums[-1], 0.0)
+
+
+def test_diagnostics_count_what_happened():
+    model = make_model('dense')
+    _, diagnostics = clipped_sum(model, make_batch(model, 5), clip=1e-6)
+    assert float(diagnostics['num_clipped']) == 5.0
+    _, diagnostics = clipped_sum(model, make_batch(model, 5), clip=1e6)
+    assert float(diagnostics['num_clipped']) == 0.0
+    assert float(diagnostics['norm_sum']) > 0.0 and float(diagnostics['loss_sum']) > 0.0
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+def test_sums_of_low_precision_gradients_are_float32(dtype):
+    gradients = [tf.constant([[3.0, 4.0], [0.3, 0.4]], dtype)]
+    sums, norms, _ = clipping.PerUnitClipper(1.0).clip_and_sum(gradients, tf.constant([False, False]))
+    assert sums[0].dtype == tf.float32 and norms.dtype == tf.float32
+    np.testing.assert_allclose(sums[0], [0.9, 1.2], rtol=5e-3)
+
+
+@pytest.mark.parametrize('clip', [0.0, -1.0, float('nan')])
+def test_impossible_clip_is_refused(clip):
+    with pytest.raises(ValueError, match='l2_norm_clip must be > 0'):
+        clipping.PerUnitClipper(clip)
+
+
+def test_unknown_relation_is_refused():
+    with pytest.raises(ValueError, match='neighboring_relation must be one of'):
+        clipping.PerUnitClipper(1.0).sensitivity('add_one')

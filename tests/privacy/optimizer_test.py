@@ -1,0 +1,140 @@
+"""Tests of the DP-Keras optimizers against TensorFlow Privacy's and against plain Keras."""
+
+import numpy as np
+import pytest
+from scipy import stats
+import tensorflow as tf
+
+from tf_dpdiff.privacy import optimizer as optimizer_lib
+
+layers = tf.keras.layers
+KEYS = dict(learning_rate=0.1)
+
+
+def make_model(cls=tf.keras.Model):
+    tf.keras.utils.set_random_seed(3)
+    inputs = layers.Input([4, 4, 1])
+    h = layers.Conv2D(3, 3, activation='swish')(inputs)
+    return cls(inputs, layers.Dense(2)(layers.Flatten()(layers.GroupNormalization(1)(h))))
+
+
+def make_data(num_rows=12, seed=0):
+    generator = np.random.default_rng(seed)
+    return (generator.standard_normal([num_rows, 4, 4, 1]).astype(np.float32) * 3.0,
+            generator.standard_normal([num_rows, 2]).astype(np.float32))
+
+
+def vector_loss(model, x, y):
+    return lambda: tf.reduce_mean(tf.square(model(x) - y), axis=-1)
+
+
+def flat(tensors):
+    return np.concatenate([np.ravel(t) for t in tensors])
+
+
+@pytest.mark.parametrize('num_microbatches', [12, 4])
+@pytest.mark.parametrize('way', ['callable', 'tape', 'units'])
+def test_gradients_at_noise_zero_equal_tensorflow_privacy(num_microbatches, way):
+    import tensorflow_privacy
+    model, (x, y) = make_model(), make_data()
+    variables = model.trainable_variables
+    stock = tensorflow_privacy.VectorizedDPKerasAdamOptimizer(0.5, 0.0, num_microbatches, **KEYS)
+    expected = flat([g for g, _ in stock._compute_gradients(vector_loss(model, x, y), variables)])
+    ours = optimizer_lib.VectorizedDPAdam(0.5, 0.0, num_microbatches, units_per_chunk=3, **KEYS)
+    if way == 'callable':
+        pairs = ours.compute_gradients(vector_loss(model, x, y), variables)
+    elif way == 'tape':
+        with tf.GradientTape(persistent=True) as tape:
+            loss = vector_loss(model, x, y)()
+        pairs = ours.compute_gradients(loss, variables, tape=tape)
+    else:
+        views = 12 // num_microbatches
+        batch = tf.reshape(x, [num_microbatches, views, 4, 4, 1]), tf.reshape(y, [num_microbatches, views, 2])
+        pairs = ours.compute_unit_gradients(lambda unit: tf.reduce_mean(vector_loss(model, *unit)()), batch, variables)
+    np.testing.assert_allclose(flat([g for g, _ in pairs]), expected, rtol=2e-4, atol=1e-6)
+    assert np.linalg.norm(expected) > 1e-3
+
+
+@pytest.mark.parametrize('ours, plain', [(optimizer_lib.VectorizedDPAdam, tf.keras.optimizers.Adam),
+                                         (optimizer_lib.VectorizedDPSGD, tf.keras.optimizers.SGD)])
+@pytest.mark.parametrize('cls', [tf.keras.Model, optimizer_lib.DpModel])
+def test_fit_without_noise_and_clipping_equals_plain_keras(ours, plain, cls):
+    x, y = make_data(24)
+    private, expected = make_model(cls), make_model()
+    private.compile(ours(float('inf'), 0.0, num_microbatches=12, **KEYS),
+                    tf.keras.losses.MeanSquaredError(reduction='none'))
+    expected.compile(plain(**KEYS), tf.keras.losses.MeanSquaredError())
+    for model in (private, expected):
+        model.fit(x, y, batch_size=12, epochs=2, shuffle=False, verbose=0)
+    np.testing.assert_allclose(flat(private.get_weights()), flat(expected.get_weights()), rtol=1e-3, atol=1e-4)
+    assert not np.allclose(flat(expected.get_weights()), flat(make_model().get_weights()), atol=1e-2)
+
+
+def updates(noise_multiplier, num_steps=3, clip=2.0, divisor=8.0):
+    """Returns the updates of a variable whose gradients are zero: nothing but noise."""
+    variable = tf.Variable(tf.zeros([4000]))
+    optimizer = optimizer_lib.VectorizedDPSGD(clip, noise_multiplier, expected_batch_size=divisor, learning_rate=1.0)
+    taken = []
+    for _ in range(num_steps):
+        before = variable.numpy()
+        optimizer.minimize_units(lambda unit: tf.reduce_sum(variable * 0.0) * unit, tf.ones([5]), [variable])
+        taken.append((variable.numpy() - before) * divisor / clip)
+    return taken
+
+
+def test_noise_has_the_law_that_it_is_accounted_for_and_is_never_reused():
+    taken = updates(1.5)
+    assert stats.kstest(np.concatenate(taken) / 1.5, 'norm').pvalue > 1e-3
+    assert abs(np.corrcoef(taken[0], taken[1])[0, 1]) < 0.1
+
+
+@pytest.mark.parametrize('factor', [2 / 3, 3 / 2])
+def test_control_noise_of_another_scale_is_noticed(factor):
+    assert stats.kstest(np.concatenate(updates(1.5 * factor)) / 1.5, 'norm').pvalue < 1e-6
+
+
+def test_two_optimizers_draw_different_noise():
+    assert abs(np.corrcoef(updates(1.0, 1)[0], updates(1.0, 1)[0])[0, 1]) < 0.1
+
+
+def test_divisor_is_the_expected_batch_size_not_the_batch_at_hand():
+    variable = tf.Variable([0.0])
+    for num_units in (2, 5):
+        optimizer = optimizer_lib.VectorizedDPSGD(1.0, 0.0, expected_batch_size=4, learning_rate=1.0)
+        pairs = optimizer.compute_unit_gradients(lambda unit: variable[0] * unit, tf.fill([num_units], 0.5), [variable])
+        np.testing.assert_allclose(pairs[0][0], [num_units * 0.5 / 4], rtol=1e-5)
+
+
+def test_padding_and_units_that_are_not_finite_contribute_zero():
+    variable = tf.Variable([1.0])
+    optimizer = optimizer_lib.VectorizedDPSGD(1.0, 0.0, expected_batch_size=2, learning_rate=1.0)
+    batch = tf.constant([0.5, float('nan'), 0.25, 7.0])
+    pairs = optimizer.compute_unit_gradients(lambda unit: variable[0] * unit,
+                                             batch, [variable],
+                                             is_padding=tf.constant([False, False, False, True]))
+    np.testing.assert_allclose(pairs[0][0], [0.375], rtol=1e-5)
+
+
+def test_missing_divisor_and_scalar_loss_are_refused():
+    with pytest.raises(ValueError, match='give num_microbatches or expected_batch_size'):
+        optimizer_lib.VectorizedDPAdam(1.0, 1.0)
+    variable = tf.Variable([1.0])
+    optimizer = optimizer_lib.VectorizedDPSGD(1.0, 0.0, 1)
+    with pytest.raises(ValueError, match="reduction is 'none'"):
+        optimizer.compute_gradients(lambda: tf.reduce_sum(variable), [variable])
+
+
+def test_losses_that_are_not_attributed_to_a_unit_are_refused():
+    model = optimizer_lib.DpModel.sequential([layers.Dense(2, kernel_regularizer='l2', input_shape=(3,))])
+    model.compile(optimizer_lib.VectorizedDPSGD(1.0, 0.0, 4), tf.keras.losses.MeanSquaredError(reduction='none'))
+    with pytest.raises(ValueError, match='not attributed to a unit'):
+        model.fit(np.ones([4, 3]), np.ones([4, 2]), batch_size=4, verbose=0)
+
+
+def test_config_keeps_the_privacy_arguments_and_holds_no_seed():
+    optimizer = optimizer_lib.VectorizedDPAdam(0.5, 1.1, 8, learning_rate=0.1)
+    config = optimizer.get_config()
+    assert config['l2_norm_clip'] == 0.5 and config['noise_multiplier'] == 1.1 and config['num_microbatches'] == 8
+    assert not any('seed' in name for name in config)
+    again = optimizer_lib.VectorizedDPAdam.from_config(config)
+    assert again.get_config() == config

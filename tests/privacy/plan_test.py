@@ -1,0 +1,127 @@
+"""Tests of the plan and its ledger: the parts agree, the budget holds."""
+
+import dataclasses
+import functools
+import math
+
+import pytest
+
+from tf_dpdiff.privacy import accounting
+from tf_dpdiff.privacy import class_means
+from tf_dpdiff.privacy import ledger as ledger_lib
+from tf_dpdiff.privacy import plan as plan_lib
+
+CONFIG = plan_lib.DpSgdConfig(target_delta=1e-4,
+                              expected_batch_size=200,
+                              num_steps=50,
+                              l2_norm_clip=0.1,
+                              target_epsilon=4.0)
+
+
+@functools.lru_cache()  # Calibration takes seconds.
+def make_plan(config=CONFIG, release=None):
+    return plan_lib.make_plan(config, 1000, release)
+
+
+def test_parts_of_a_plan_agree():
+    plan = make_plan()
+    assert plan.sampler.sampling_probability == plan.sampling_probability == 0.2
+    assert plan.clipper.l2_norm_clip == 0.1
+    assert plan.noise.stddev == pytest.approx(plan.config.noise_multiplier * 0.1)
+    assert plan.epsilon() <= 4.0 < plan.epsilon() * 1.01
+    direct = accounting.poisson_dp_sgd_event(plan.config.noise_multiplier, 0.2, 50)
+    assert plan.epsilon() == pytest.approx(accounting.epsilon(direct, 1e-4), abs=1e-9)
+
+
+def test_noise_follows_the_sensitivity_that_the_clipper_names():
+    once, doubled = (plan_lib.make_plan(dataclasses.replace(CONFIG, l2_norm_clip=c), 1000) for c in (0.1, 0.2))
+    assert doubled.noise.stddev == pytest.approx(2.0 * once.noise.stddev)
+    assert doubled.config.noise_multiplier == once.config.noise_multiplier
+
+
+def test_class_means_are_paid_from_the_same_budget():
+    release = class_means.ClassMeansConfig(3.0, 1.0)
+    alone, together = make_plan(), make_plan(CONFIG, release)
+    assert together.config.noise_multiplier > alone.config.noise_multiplier
+    assert together.epsilon() <= 4.0
+    # Forgetting the release would understate what is spent.
+    assert together.epsilon(ledger_lib.Ledger(together.planned_ledger().releases[1:])) < together.epsilon() * 0.99
+
+
+def test_epsilon_is_that_of_the_steps_run_not_of_those_planned():
+    plan = make_plan()
+    ledger = ledger_lib.Ledger()
+    spent = [plan.epsilon(ledger)]
+    for _ in range(3):
+        ledger = plan.record_step(ledger)
+        spent.append(plan.epsilon(ledger))
+    assert spent[0] == 0.0
+    assert spent == sorted(spent) and len(set(spent)) == 4
+    assert spent[-1] < plan.epsilon()
+
+
+def test_no_step_beyond_the_plan_is_recorded():
+    plan = make_plan()
+    with pytest.raises(accounting.BudgetError, match='all 50 planned steps have been run'):
+        plan.record_step(plan.planned_ledger())
+    last = plan.planned_ledger(num_steps=49)
+    assert plan.record_step(last) == plan.planned_ledger()
+
+
+def test_ledger_of_all_steps_equals_the_planned_one():
+    plan = make_plan(CONFIG, class_means.ClassMeansConfig(3.0, 1.0))
+    ledger = plan.record_class_means(ledger_lib.Ledger())
+    for _ in range(50):
+        ledger = plan.record_step(ledger)
+    assert ledger == plan.planned_ledger()
+    assert ledger_lib.Ledger.from_json(ledger.to_json()) == ledger
+
+
+def test_given_noise_that_misses_the_target_is_refused_without_tolerance():
+    enough = make_plan().config.noise_multiplier
+    plan_lib.make_plan(dataclasses.replace(CONFIG, noise_multiplier=enough), 1000)
+    with pytest.raises(accounting.BudgetError, match='more than target_epsilon=4'):
+        plan_lib.make_plan(dataclasses.replace(CONFIG, noise_multiplier=0.999 * enough), 1000)
+
+
+def test_batch_larger_than_the_data_set_is_refused():
+    with pytest.raises(ValueError, match='expected_batch_size=200 is larger than the data set of 150 units'):
+        plan_lib.make_plan(CONFIG, 150)
+
+
+def test_shuffled_batches_train_but_claim_nothing():
+    baseline = dataclasses.replace(CONFIG, sampling='shuffled_batches', target_epsilon=None, noise_multiplier=5.0)
+    plan = plan_lib.make_plan(baseline, 1000)
+    assert plan.epsilon() == math.inf
+    assert len(plan.sampler.sample(1000, seed=0, step=0)) == 200
+    with pytest.raises(ValueError, match='has no epsilon to calibrate to'):
+        plan_lib.make_plan(dataclasses.replace(CONFIG, sampling='shuffled_batches'), 1000)
+    with pytest.raises(accounting.BudgetError):
+        plan_lib.make_plan(dataclasses.replace(baseline, target_epsilon=4.0), 1000)
+
+
+def test_no_noise_trains_but_claims_nothing():
+    plan = plan_lib.make_plan(dataclasses.replace(CONFIG, noise_multiplier=0.0, target_epsilon=None), 1000)
+    assert plan.epsilon() == math.inf and plan.noise.stddev == 0.0
+
+
+@pytest.mark.parametrize('changes, message', [
+    ({'target_delta': 0.0}, 'target_delta must be in'),
+    ({'expected_batch_size': 0}, 'expected_batch_size must be a whole number'),
+    ({'num_steps': 2.5}, 'num_steps must be a whole number'),
+    ({'l2_norm_clip': 0.0}, 'l2_norm_clip must be > 0'),
+    ({'target_epsilon': None}, 'one of target_epsilon and noise_multiplier'),
+    ({'target_epsilon': float('nan')}, 'target_epsilon must be finite'),
+    ({'noise_multiplier': -1.0}, 'noise_multiplier must be finite'),
+    ({'neighboring_relation': 'replace_one'}, "neighboring_relation must be 'add_or_remove_one'"),
+    ({'sampling': 'uniform'}, 'sampling must be one of'),
+])  # yapf: disable
+def test_impossible_config_is_refused_naming_the_value(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CONFIG, **changes)
+
+
+def test_fingerprint_holds_what_must_not_change_on_resume():
+    fingerprint = make_plan().fingerprint()
+    for name in ('sampling_probability', 'noise_multiplier', 'l2_norm_clip', 'target_delta', 'num_steps', 'num_units'):
+        assert name in fingerprint

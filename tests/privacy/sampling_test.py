@@ -1,0 +1,87 @@
+"""Tests of which units take part in a step."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tf_dpdiff.privacy import sampling
+
+
+def participation(sampler, num_units=400, num_steps=500, seed=3):
+    """Returns who took part in which step, bool [steps, units]."""
+    taken = np.zeros([num_steps, num_units], bool)
+    for step in range(num_steps):
+        taken[step, sampler.sample(num_units, seed=seed, step=step)] = True
+    return taken
+
+
+def looks_poisson(taken, probability):
+    """Tests for independent coin tosses: number of participations, batch sizes, overlap of successive steps."""
+    num_steps, num_units = taken.shape
+    total = stats.binomtest(int(taken.sum()), taken.size, probability).pvalue
+    # The variance of the batch size tells Poisson sampling from batches of fixed size.
+    spread = taken.sum(1).var(ddof=1) / (num_units * probability * (1 - probability)) * (num_steps - 1)
+    spread = 2 * min(stats.chi2.cdf(spread, num_steps - 1), stats.chi2.sf(spread, num_steps - 1))
+    overlap = stats.binomtest(int((taken[:-1] & taken[1:]).sum()), taken[1:].size, probability**2).pvalue
+    return min(total, spread, overlap) > 1e-4
+
+
+@pytest.mark.parametrize('probability', [0.02, 0.3, 0.9])
+def test_poisson_sampler_tosses_a_coin_for_each_unit(probability):
+    assert looks_poisson(participation(sampling.PoissonSampler(probability)), probability)
+
+
+def test_control_another_probability_is_noticed():
+    taken = participation(sampling.PoissonSampler(0.3))
+    assert not looks_poisson(taken, 0.3 * 2 / 3)
+    assert not looks_poisson(taken, 0.3 * 3 / 2)
+
+
+def test_control_shuffled_batches_are_not_poisson():
+    assert not looks_poisson(participation(sampling.ShuffledBatches(120)), 0.3)
+
+
+def test_control_sampling_that_repeats_itself_is_noticed():
+    taken = participation(sampling.PoissonSampler(0.3))
+    assert not looks_poisson(np.repeat(taken[::2], 2, axis=0), 0.3)
+
+
+def test_sample_is_a_function_of_seed_and_step():
+    sampler = sampling.PoissonSampler(0.5)
+    first = sampler.sample(1000, seed=7, step=4)
+    np.testing.assert_array_equal(first, sampler.sample(1000, seed=7, step=4))
+    assert not np.array_equal(first, sampler.sample(1000, seed=7, step=5))
+    assert not np.array_equal(first, sampler.sample(1000, seed=8, step=4))
+    # Neither is (seed, step) mixed up with (step, seed).
+    assert not np.array_equal(sampler.sample(1000, seed=4, step=7), first)
+
+
+def test_participation_of_a_unit_does_not_depend_on_those_after_it():
+    sampler = sampling.PoissonSampler(0.5)
+    small, large = sampler.sample(500, seed=1, step=1), sampler.sample(501, seed=1, step=1)
+    np.testing.assert_array_equal(small, large[large < 500])
+
+
+def test_probability_one_takes_everybody():
+    np.testing.assert_array_equal(sampling.PoissonSampler(1.0).sample(5, seed=0, step=0), np.arange(5))
+
+
+@pytest.mark.parametrize('probability', [0.0, -0.1, 1.1, float('nan')])
+def test_probability_outside_of_its_range_is_refused(probability):
+    with pytest.raises(ValueError, match='sampling_probability must be in'):
+        sampling.PoissonSampler(probability)
+
+
+def test_shuffled_batches_visit_each_unit_once_an_epoch():
+    taken = participation(sampling.ShuffledBatches(100), num_units=400, num_steps=8)
+    np.testing.assert_array_equal(taken[:4].sum(0), 1)
+    np.testing.assert_array_equal(taken[4:].sum(0), 1)
+    assert not np.array_equal(taken[:4], taken[4:])
+
+
+@pytest.mark.parametrize('num_sampled, multiple, padded', [(0, 4, 4), (1, 4, 4), (4, 4, 4), (5, 4, 8), (5, 1, 5)])
+def test_padding_fills_whole_chunks_and_keeps_every_index(num_sampled, multiple, padded):
+    indices, is_padding = sampling.pad_indices(np.arange(10, 10 + num_sampled), multiple)
+    assert len(indices) == len(is_padding) == padded
+    np.testing.assert_array_equal(indices[~is_padding], np.arange(10, 10 + num_sampled))
+    assert (indices[is_padding] == sampling.PADDING_INDEX).all()

@@ -1,0 +1,82 @@
+"""Tests of the privacy statement."""
+
+import dataclasses
+import functools
+import json
+
+import pytest
+
+from tf_dpdiff.privacy import class_means
+from tf_dpdiff.privacy import ledger as ledger_lib
+from tf_dpdiff.privacy import plan as plan_lib
+from tf_dpdiff.privacy import statement
+
+CONFIG = plan_lib.DpSgdConfig(target_delta=1e-4,
+                              expected_batch_size=200,
+                              num_steps=50,
+                              l2_norm_clip=0.1,
+                              target_epsilon=4.0)
+
+
+@functools.lru_cache()  # Calibration takes seconds.
+def make_plan(config):
+    return plan_lib.make_plan(config, 1000, class_means.ClassMeansConfig(3.0, 1.0))
+
+
+def make_statement(ledger=None, config=CONFIG, **changes):
+    plan = make_plan(config)
+    fields = dict(unit='one image',
+                  dataset='toy',
+                  plan=plan,
+                  ledger=plan.planned_ledger() if ledger is None else ledger,
+                  augmentation_multiplicity=8)
+    return statement.PrivacyStatement(**{**fields, **changes})
+
+
+def test_statement_names_what_a_reader_needs():
+    made = make_statement()
+    fields = json.loads(made.to_json())
+    assert fields['epsilon'] <= 4.0 and fields['epsilon'] == fields['epsilon_by_accountant']['pld']
+    assert fields['epsilon_by_accountant']['rdp'] >= fields['epsilon']
+    expected = {
+        'delta': 1e-4, 'unit': 'one image', 'neighboring_relation': 'add_or_remove_one', 'dataset': 'toy',
+        'num_units_treated_as_public': 1000, 'sampling': 'poisson', 'sampling_probability': 0.2, 'l2_norm_clip': 0.1,
+        'noise_multiplier': made.plan.config.noise_multiplier, 'steps_run': 50, 'augmentation_multiplicity': 8,
+        'guarantee_claimed': True,
+    }  # yapf: disable
+    assert {name: fields[name] for name in expected} == expected
+    assert set(fields['versions']) >= {'tensorflow', 'dp_accounting', 'numpy', 'python'}
+    text = made.to_text()
+    for fact in ('one image', 'add or remove one', 'noisy class means, once', 'DP-SGD step, 50 times', '0.0001',
+                 'tuning', 'Not covered', '1000 units', '8 view(s)', statement.round_up(fields['epsilon'])):
+        assert fact in text
+
+
+def test_statement_is_made_from_the_ledger_not_from_the_plan():
+    plan = make_plan(CONFIG)
+    half = make_statement(plan.planned_ledger(num_steps=25))
+    assert half.to_dict()['steps_run'] == 25
+    assert half.to_dict()['epsilon'] < 0.9 * make_statement().to_dict()['epsilon']
+    assert 'DP-SGD step, 25 times' in half.to_text()
+
+
+@pytest.mark.parametrize('changes', [{
+    'noise_multiplier': 0.0
+}, {
+    'noise_multiplier': 5.0,
+    'sampling': 'shuffled_batches'
+}])
+def test_statement_without_a_guarantee_says_so_and_shows_no_epsilon(changes):
+    made = make_statement(config=dataclasses.replace(CONFIG, target_epsilon=None, **changes))
+    assert json.loads(made.to_json())['epsilon'] is None
+    assert not made.to_dict()['guarantee_claimed']
+    assert 'NO PRIVACY GUARANTEE' in made.to_text() and 'epsilon =' not in made.to_text()
+
+
+def test_nothing_released_costs_nothing():
+    assert make_statement(ledger_lib.Ledger()).to_dict()['epsilon'] == 0.0
+
+
+@pytest.mark.parametrize('value', [9.99991, 9.99996, 0.00001, 3.0, 1.23456])
+def test_printed_epsilon_is_never_below_the_true_one(value):
+    assert value <= float(statement.round_up(value)) < value + 1.01e-4

@@ -1,0 +1,142 @@
+"""Tests of one step: against a plain Keras update, under changes of chunking, and for the law of its noise."""
+
+import dataclasses
+import functools
+
+import numpy as np
+import pytest
+from scipy import stats
+import tensorflow as tf
+
+from tf_dpdiff.diffusion import process as process_lib
+from tf_dpdiff.networks import unet
+from tf_dpdiff.privacy import plan as plan_lib
+from tf_dpdiff.privacy import seeds
+from tf_dpdiff.training import train_step
+from tf_dpdiff.training import views as views_lib
+
+NETWORK = unet.UNetConfig(base_channels=4, channel_multipliers=(1,), middle_attention=False, groups=2)
+CONFIG = plan_lib.DpSgdConfig(target_delta=1e-4,
+                              expected_batch_size=5,
+                              num_steps=10,
+                              l2_norm_clip=1e-2,
+                              noise_multiplier=2.0)
+SEED = seeds.PrivateSeed(bytes(range(32)))
+VIEWS = views_lib.ViewSampler(process_lib.DiffusionProcess(), views_lib.ViewsConfig(augmentation_multiplicity=3))
+IMAGES = np.random.default_rng(0).integers(0, 256, [12, 4, 4, 1]).astype(np.uint8)
+LABELS = (np.arange(12) % 3).astype(np.int32)
+
+
+def make_model():
+    tf.keras.utils.set_random_seed(2)
+    model = unet.build_unet(NETWORK, (4, 4, 1), 3)
+    for variable in model.trainable_variables:  # Zero-initialised layers would hide most gradients.
+        variable.assign_add(0.1 * tf.random.stateless_normal(variable.shape, [1, variable.shape.num_elements()]))
+    return model
+
+
+@functools.lru_cache()  # Tracing takes seconds.
+def make_step(units_per_chunk, secret, changes):
+    model, average = make_model(), make_model()
+    plan = plan_lib.make_plan(dataclasses.replace(CONFIG, **dict(changes)), 12)
+    private_step = train_step.make_private_step(model,
+                                                average,
+                                                model.trainable_variables,
+                                                tf.keras.optimizers.SGD(1.0),
+                                                plan,
+                                                VIEWS,
+                                                seeds.PrivateSeed(secret),
+                                                max_ema_decay=0.5,
+                                                units_per_chunk=units_per_chunk)
+    return private_step, model, average, model.get_weights()
+
+
+def take_step(units, units_per_chunk=4, step=0, seed=SEED, **changes):
+    """Returns the update of all weights by one SGD step, float [parameters], the network and its average."""
+    private_step, model, average, start = make_step(units_per_chunk, seed.reveal(), tuple(changes.items()))
+    model.set_weights(start)
+    average.set_weights(start)
+    before = flat(model.trainable_variables)
+    units = np.array(units, np.int64)
+    private_step(IMAGES[units], LABELS[units], units, tf.constant(step, tf.int64))
+    return flat(model.trainable_variables) - before, model, average
+
+
+def flat(tensors):
+    return np.concatenate([t.numpy().ravel() for t in tensors]).astype(np.float64)
+
+
+def expected_update(units, clip):
+    """The oracle: each unit alone, clipped in NumPy, added up, divided by the expected batch size."""
+    model = make_model()
+    total = 0.0
+    for unit in units:
+        views = VIEWS.draw_for_units(tf.constant(IMAGES[unit:unit + 1]),
+                                     tf.constant(LABELS[unit:unit + 1]),
+                                     tf.constant([unit], tf.int64),
+                                     seed=tf.constant(SEED.derive('views'), tf.int64),
+                                     step=tf.constant(0, tf.int64))
+        with tf.GradientTape() as tape:
+            prediction = model([views.x_t[0], views.t[0], views.labels[0]])
+            loss = tf.reduce_mean(tf.square(prediction - views.target[0]))
+        gradient = flat(tape.gradient(loss, model.trainable_variables))
+        total = total + gradient * min(1.0, clip / np.linalg.norm(gradient))
+    return -total / CONFIG.expected_batch_size
+
+
+@pytest.mark.parametrize('clip', [1e-2, float('inf')])
+def test_step_without_noise_is_the_average_of_clipped_unit_gradients(clip):
+    units = [0, 3, 4, 7, 8, 10]
+    update, _, _ = take_step(units, noise_multiplier=0.0, l2_norm_clip=clip)
+    expected = expected_update(units, clip)
+    np.testing.assert_allclose(update, expected, atol=2e-4 * np.abs(expected).max())
+    assert np.linalg.norm(expected) > 1e-3
+
+
+@pytest.mark.parametrize('units_per_chunk', [1, 2, 8])
+def test_update_does_not_depend_on_the_chunk_size(units_per_chunk):
+    units = [0, 3, 4, 7, 8, 10]
+    first, _, _ = take_step(units, units_per_chunk=4)
+    other, _, _ = take_step(units, units_per_chunk=units_per_chunk)
+    np.testing.assert_allclose(other, first, atol=1e-5 * np.abs(first).max())
+
+
+def test_update_does_not_depend_on_the_order_of_units_nor_on_padding():
+    first, _, _ = take_step([0, 3, 4])
+    other, _, _ = take_step([-1, 4, -1, 0, 3, -1])
+    np.testing.assert_allclose(other, first, atol=1e-5 * np.abs(first).max())
+
+
+def noise_only(step=0, **changes):
+    """Returns the update of an empty batch, in units of clip norm over expected batch size."""
+    update, _, _ = take_step([-1] * 4, step=step, **changes)
+    return update * CONFIG.expected_batch_size / CONFIG.l2_norm_clip
+
+
+@pytest.mark.parametrize('units_per_chunk', [1, 4])
+def test_empty_batch_is_a_noise_only_step_with_noise_added_once(units_per_chunk):
+    assert stats.kstest(noise_only(units_per_chunk=units_per_chunk) / 2.0, 'norm').pvalue > 1e-3
+
+
+@pytest.mark.parametrize('factor', [2 / 3, 3 / 2])
+def test_control_noise_of_another_scale_is_noticed(factor):
+    assert stats.kstest(noise_only(noise_multiplier=2.0 * factor) / 2.0, 'norm').pvalue < 1e-6
+
+
+def test_noise_is_independent_between_steps_and_runs():
+    draws = [noise_only(), noise_only(step=1), noise_only(seed=seeds.PrivateSeed(bytes(32)))]
+    correlations = np.corrcoef(draws)
+    assert np.abs(correlations[np.triu_indices(3, 1)]).max() < 0.1
+
+
+def test_moving_average_follows_the_warm_up():
+    _, model, average = take_step([0, 3, 4, 7])
+    start = flat(make_model().variables)
+    # The first decay is min(0.5, 1 / 10).
+    np.testing.assert_allclose(flat(average.variables), 0.1 * start + 0.9 * flat(model.variables), atol=1e-6)
+
+
+def test_step_is_traced_once_for_batches_of_any_size():
+    for size in (2, 4, 12):
+        take_step(np.arange(size), units_per_chunk=2)
+    assert make_step(2, SEED.reveal(), ())[0].experimental_get_tracing_count() == 1
