@@ -22,7 +22,8 @@ TINY = [
     'UNetConfig.base_channels = 4', 'UNetConfig.channel_multipliers = (1,)', 'UNetConfig.groups = 2',
     'PretrainingConfig.num_steps = 3', 'random_strokes.num_images = 50', 'WarmStartConfig.num_steps = 3',
     'WarmStartConfig.num_images = 50', 'NUM_STEPS = 3', 'EXPECTED_BATCH_SIZE = 30', 'AUGMENTATION_MULTIPLICITY = 2',
-    'DpSgdConfig.noise_multiplier = 5.0', 'SamplerConfig.num_steps = 3', 'GenerateConfig.num_images = 120', 'GenerateConfig.chunk_size = 50'
+    'DpSgdConfig.noise_multiplier = 5.0', 'SamplerConfig.num_steps = 3', 'GenerateConfig.num_images = 120',
+    'GenerateConfig.chunk_size = 50'
 ]  # yapf: disable
 
 
@@ -145,7 +146,8 @@ def test_dry_run_says_what_the_run_would_be_and_writes_nothing(tmp_path, capsys)
     (['--gin_file=nowhere.gin'], 'no such configuration: nowhere.gin; the project has base.gin, digits.gin'),
     ([], 'give a configuration'),
     (['--gin_fil=gin/digits.gin'], 'unrecognized arguments: --gin_fil'),
-    (tiny('TARGET_EPSILON = 0.001', 'DpSgdConfig.noise_multiplier = None'), 'target_epsilon=0.001 at target_delta=0.0001 cannot be met'),
+    (tiny('TARGET_EPSILON = 0.001', 'DpSgdConfig.noise_multiplier = None'),
+     'target_epsilon=0.001 at target_delta=0.0001 cannot be met'),
     (tiny('EXPECTED_BATCH_SIZE = 5000'), 'expected_batch_size=5000 is larger than the data set of 1437 units'),
     (tiny("SamplerConfig.name = 'plms'"), "must be one of ('ddim', 'ancestral'), got 'plms'"),
     (tiny('SamplerConfig.num_steps = 2000'), 'num_steps=2000 of the sampler exceeds the 1000 timesteps'),

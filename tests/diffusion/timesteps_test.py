@@ -106,11 +106,19 @@ def test_each_timestep_depends_on_its_own_uniforms_alone():
     (((1.0, 10, 10),), r'0 <= low < high, got \(1.0, 10, 10\)'),
     (((1.0, -1, 10),), r'0 <= low < high, got \(1.0, -1, 10\)'),
     (((1.0, 0, 9.5),), r'whole numbers.* got \(1.0, 0, 9.5\)'),
+    (((1.0, 0, float('inf')),), r'whole numbers.* got \(1.0, 0, inf\)'),
     (((0.5, 0, 10), (0.4, 10, 20)), 'add up to 1, got 0.9'),
 ])
 def test_bad_components_are_refused(components, message):
     with pytest.raises(ValueError, match=message):
         timesteps.TimestepMixture(components)
+
+
+def test_whole_numbers_may_be_written_as_floats():
+    written = timesteps.TimestepMixture(((0.5, 0.0, 5e1), (0.5, 5e1, 1e2)))
+    expected = timesteps.TimestepMixture(((0.5, 0, 50), (0.5, 50, 100)))
+    np.testing.assert_array_equal(written.probabilities(100), expected.probabilities(100))
+    np.testing.assert_array_equal(draw(written, [50]), draw(expected, [50]))
 
 
 def test_component_beyond_the_schedule_is_refused():

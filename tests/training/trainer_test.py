@@ -74,62 +74,70 @@ def weights(model):
     return np.concatenate([w.ravel() for w in model.get_weights()])
 
 
+SECRET = b'secret of the test, 32 bytes lon'
+
+
 @pytest.fixture(name='fixed_secret')
 def fixture_fixed_secret(monkeypatch):
-    """All runs of a test share one secret, so that a broken run can be compared with an unbroken one."""
-    monkeypatch.setattr(seeds.PrivateSeed, 'from_os_entropy',
-                        lambda: seeds.PrivateSeed(b'secret of the test, 32 bytes lon'))
+    """Runs share one secret, so that a broken run can be compared with an unbroken one."""
+    monkeypatch.setattr(seeds.PrivateSeed, 'from_os_entropy', lambda: seeds.PrivateSeed(SECRET))
 
 
-def test_run_stopped_after_every_step_equals_one_never_stopped(tmp_path, fixed_secret):
-    unbroken = make_trainer(tmp_path / 'unbroken')
-    unbroken.run(NEVER)
-    stops = 0
+@pytest.fixture(name='unbroken', scope='module')
+def fixture_unbroken(tmp_path_factory):
+    """A whole run with the fixed secret: its folder and its trainer."""
+    workdir = tmp_path_factory.mktemp('unbroken')
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(seeds.PrivateSeed, 'from_os_entropy', lambda: seeds.PrivateSeed(SECRET))
+        trainer = make_trainer(workdir)
+    trainer.run(NEVER)
+    return workdir, trainer
+
+
+def test_run_stopped_after_every_other_step_equals_one_never_stopped(tmp_path, fixed_secret, unbroken):
+    stopped_in = []
     while True:
-        broken = make_trainer(tmp_path / 'broken')
+        broken = make_trainer(tmp_path)
         try:
             broken.run(StopAfter(1))
             break
         except interruption.Interrupted:
-            stops += 1
-            assert stops < 20
-    assert stops >= 4  # In each of the three stages.
-    np.testing.assert_array_equal(weights(broken.average), weights(unbroken.average))
-    assert broken.state.ledger == unbroken.state.ledger == make_trainer(tmp_path / 'broken')._plan.planned_ledger()
+            stopped_in.append(broken.state.stage)
+            assert len(stopped_in) < 10
+    assert set(stopped_in) == set(STEPS)
+    np.testing.assert_array_equal(weights(broken.average), weights(unbroken[1].average))
+    assert broken.state.ledger == unbroken[1].state.ledger == broken._plan.planned_ledger()
 
 
-def test_step_lost_in_a_crash_is_repeated_with_the_same_draws_and_counted_once(tmp_path, fixed_secret):
-    unbroken = make_trainer(tmp_path / 'unbroken')
-    unbroken.run(NEVER)
-    crashing = make_trainer(tmp_path / 'crashed', config=trainer_lib.TrainerConfig(checkpoint_every_secs=1e9))
-
-    def crash(unused_step):
-        raise KeyboardInterrupt
-
-    crashing._stages[2].begin = lambda: None
+def test_step_lost_in_a_crash_is_repeated_with_the_same_draws_and_counted_once(tmp_path, fixed_secret, unbroken):
+    crashing = make_trainer(tmp_path, config=trainer_lib.TrainerConfig(checkpoint_every_secs=1e9))
     run_step = crashing._stages[2].run_step
-    crashing._stages[2].run_step = lambda step: run_step(step) if step < 2 else crash(step)
+
+    def crash_at_the_last_step(step):
+        if step == 2:
+            raise KeyboardInterrupt
+        return run_step(step)
+
+    crashing._stages[2].run_step = crash_at_the_last_step
     with pytest.raises(KeyboardInterrupt):
         crashing.run(NEVER)
     assert crashing.state.ledger.count(plan_lib.DP_SGD_STEP) == 2  # Two steps that no checkpoint knows of.
-    resumed = make_trainer(tmp_path / 'crashed')
+    resumed = make_trainer(tmp_path)
     assert resumed.state.ledger.count(plan_lib.DP_SGD_STEP) == 0
     resumed.run(NEVER)
-    np.testing.assert_array_equal(weights(resumed.average), weights(unbroken.average))
-    assert resumed.state.ledger == unbroken.state.ledger
+    np.testing.assert_array_equal(weights(resumed.average), weights(unbroken[1].average))
+    assert resumed.state.ledger == unbroken[1].state.ledger
 
 
-def test_control_another_secret_gives_other_weights(tmp_path):
-    runs = [make_trainer(tmp_path / name) for name in 'ab']
-    for run in runs:
-        run.run(NEVER)
-    assert not np.allclose(weights(runs[0].average), weights(runs[1].average), atol=1e-5)
+def test_control_another_secret_gives_other_weights(tmp_path, unbroken):
+    other = make_trainer(tmp_path)
+    other.run(NEVER)
+    assert not np.allclose(weights(other.average), weights(unbroken[1].average), atol=1e-5)
 
 
-def test_finished_run_does_nothing_more(tmp_path):
-    first = make_trainer(tmp_path)
-    first.run(NEVER)
-    again = make_trainer(tmp_path)
+def test_finished_run_does_nothing_more(unbroken):
+    workdir, first = unbroken
+    again = make_trainer(workdir)
     assert again.resumed and again.is_done
     again.run(NEVER)
     np.testing.assert_array_equal(weights(again.average), weights(first.average))
@@ -157,24 +165,23 @@ def test_resuming_with_other_data_or_another_network_is_refused(tmp_path):
         make_trainer(tmp_path, network=dataclasses.replace(NETWORK, base_channels=8))
 
 
-def test_secret_is_in_the_private_checkpoint_and_nowhere_else(tmp_path, fixed_secret):
-    trainer = make_trainer(tmp_path)
-    trainer.run(NEVER)
+def test_secret_is_in_the_private_checkpoint_and_nowhere_else(unbroken):
+    workdir, trainer = unbroken
     secret = trainer.state.private_seed
     derived = [secret.derive(purpose) for purpose in ('noise', 'sampling', 'views', 'class_means')]
     traces = [secret.reveal(), secret.reveal().hex().encode()] + [str(d).encode() for d in derived]
     traces += [int(d).to_bytes(8, 'little') for d in derived]
     found = {}
-    for folder, _, names in os.walk(tmp_path):
+    for folder, _, names in os.walk(workdir):
         for name in names:
             path = os.path.join(folder, name)
             with open(path, 'rb') as file:
                 content = file.read()
-            found[os.path.relpath(path, tmp_path)] = any(trace in content for trace in traces)
+            found[os.path.relpath(path, workdir)] = any(trace in content for trace in traces)
     leaks = [path for path, leaked in found.items() if leaked]
     assert leaks and all(path.startswith('checkpoints' + os.sep) for path in leaks)
     assert any(path.startswith('tensorboard') for path in found)
-    assert stat.S_IMODE(os.stat(tmp_path / 'checkpoints').st_mode) == 0o700
+    assert stat.S_IMODE(os.stat(workdir / 'checkpoints').st_mode) == 0o700
 
 
 def tags(folder):
@@ -186,36 +193,36 @@ def tags(folder):
     return found
 
 
-def test_private_numbers_are_written_only_when_asked_for_and_apart(tmp_path):
-    make_trainer(tmp_path / 'default').run(NEVER)
-    assert not (tmp_path / 'default' / 'non_private').exists()
-    assert {tag.split('/')[0] for tag in tags(tmp_path / 'default')} == {'pretraining', 'warm_start', 'finetuning'}
-    assert tags(tmp_path / 'default') & {'finetuning/loss'} == set()
-    asked = make_trainer(tmp_path / 'asked', config=trainer_lib.TrainerConfig(log_non_private=True))
-    asked.run(NEVER)
-    asked.summaries.flush()
-    assert all(tag.startswith('non_private/') for tag in tags(tmp_path / 'asked' / 'non_private'))
-    assert 'non_private/clipped_fraction' in tags(tmp_path / 'asked' / 'non_private')
-    assert not any('non_private' in tag for tag in tags(tmp_path / 'asked' / 'tensorboard'))
+def test_private_numbers_are_not_written_by_default(unbroken):
+    workdir, _ = unbroken
+    assert not (workdir / 'non_private').exists()
+    assert {tag.split('/')[0] for tag in tags(workdir)} == {'pretraining', 'warm_start', 'finetuning'}
+    assert 'pretraining/loss' in tags(workdir) and 'finetuning/loss' not in tags(workdir)
 
 
-def test_stages_are_optional(tmp_path):
-    trainer = make_trainer(tmp_path, pretraining=None, warm_start=None, plan=plan_lib.make_plan(PRIVACY, 20))
-    trainer.run(NEVER)
-    assert [release.mechanism for release in trainer.state.ledger.releases] == [plan_lib.DP_SGD_STEP]
-
-
-def test_only_chosen_variables_are_trained_privately(tmp_path):
+def test_single_stage_trains_the_chosen_variables_and_keeps_private_numbers_apart(tmp_path):
     finetuning = stages.FinetuningConfig(OPTIMIZATION, views_lib.ViewsConfig(), trainable=('norm',), units_per_chunk=4)
     trainer = make_trainer(tmp_path,
                            pretraining=None,
                            warm_start=None,
                            plan=plan_lib.make_plan(PRIVACY, 20),
-                           finetuning=finetuning)
+                           finetuning=finetuning,
+                           config=trainer_lib.TrainerConfig(log_non_private=True))
     before = {v.name: v.numpy() for v in trainer.average.variables}
     trainer.run(NEVER)
     changed = {v.name for v in trainer.average.variables if not np.array_equal(before[v.name], v.numpy())}
     assert changed and all('norm' in name for name in changed)
+    assert [release.mechanism for release in trainer.state.ledger.releases] == [plan_lib.DP_SGD_STEP]
+    trainer.summaries.flush()
+    private_tags = tags(tmp_path / 'non_private')
+    assert 'non_private/clipped_fraction' in private_tags and all(t.startswith('non_private/') for t in private_tags)
+    assert not any('non_private' in tag for tag in tags(tmp_path / 'tensorboard'))
+
+
+def test_public_images_of_another_shape_are_refused(tmp_path):
+    strokes = procedural.random_strokes(num_images=30, image_size=8, num_classes=3)
+    with pytest.raises(ValueError, match="the public images .'random strokes': .8, 8, 1., 3 classes. must have"):
+        make_trainer(tmp_path, pretraining=stages.PretrainingConfig(strokes, 2, 4, OPTIMIZATION))
 
 
 def test_network_that_mixes_examples_is_refused_before_anything_is_trained(tmp_path, monkeypatch):

@@ -11,7 +11,10 @@ def main() -> None:
     verb, *argv = sys.argv[1:] or ['']
     if verb not in VERBS:
         sys.exit(f'usage: python -m tf_dpdiff.cli {{{",".join(VERBS)}}} ...')
-    importlib.import_module(f'tf_dpdiff.cli.{verb}').run(argv)
+    try:
+        importlib.import_module(f'tf_dpdiff.cli.{verb}').run(argv)
+    except KeyboardInterrupt:  # While libraries are being imported: there is nothing to save yet.
+        sys.exit(1)
 
 
 if __name__ == '__main__':

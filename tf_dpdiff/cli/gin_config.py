@@ -30,6 +30,7 @@ from tf_dpdiff.training import views
 # seed that must stay secret has a name here.
 _REGISTERED = (
     datasets.digits,
+    datasets.npz_images,
     procedural.random_strokes,
     augmentation.AugmentationConfig,
     unet.UNetConfig,

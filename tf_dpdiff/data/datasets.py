@@ -2,7 +2,9 @@
 
 import dataclasses
 import hashlib
+import pathlib
 from typing import Tuple
+import zipfile
 
 import numpy as np
 
@@ -97,3 +99,50 @@ def digits() -> PrivateData:
     names = tuple(str(digit) for digit in range(10))
     return PrivateData(train=ImageDataset('digits', images_uint8[train], labels[train], names),
                        held_out=ImageDataset('digits held out', images_uint8[held_out], labels[held_out], names))
+
+
+def npz_images(path: str, *, held_out_fraction: float = 0.2, unit: str = 'one image') -> PrivateData:
+    """Loads one's own images from an .npz file.
+
+    Args:
+      path: A file with the arrays `images`, uint8 [images, height, width, channels] or [images, height, width], and
+        `labels`, whole numbers [images] from 0; optionally `class_names`.
+      held_out_fraction: Share of each class that is held out for evaluation, in (0, 1); the split is fixed.
+      unit: What one image stands for in the privacy statement.
+
+    Returns:
+      The two parts.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if the file does not hold such arrays; names the file and what is wrong.
+    """
+    from sklearn import model_selection  # pylint: disable=g-import-not-at-top
+    file = pathlib.Path(path).expanduser()
+    if not file.exists():
+        raise FileNotFoundError(f'no such file: {file}.')
+    if not 0.0 < held_out_fraction < 1.0:
+        raise ValueError(f'held_out_fraction must be in (0, 1), got {held_out_fraction}.')
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            images, labels = arrays['images'], arrays['labels']
+            names = tuple(map(str, arrays['class_names'])) if 'class_names' in arrays else None
+    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f'{file} is not an .npz file with the arrays `images` and `labels`: {error}.') from error
+    if images.ndim == 3:
+        images = images[..., None]
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or not len(labels) or labels.min() < 0:
+        raise ValueError(f'{file}: labels must be whole numbers [images] from 0.')
+    names = names or tuple(str(label) for label in range(int(labels.max()) + 1))
+    labels = labels.astype(np.int32)
+    ImageDataset(file.stem, images, labels, names)  # Says what is wrong before the split does.
+    counts = np.bincount(labels, minlength=len(names))
+    if counts.min() < 2:
+        raise ValueError(
+            f'{file}: class {names[int(counts.argmin())]!r} has {counts.min()} images, too few to hold one out.')
+    train, held_out = model_selection.train_test_split(np.arange(len(labels)),
+                                                       test_size=held_out_fraction,
+                                                       random_state=0,
+                                                       stratify=labels)
+    return PrivateData(train=ImageDataset(file.stem, images[train], labels[train], names, unit),
+                       held_out=ImageDataset(f'{file.stem} held out', images[held_out], labels[held_out], names, unit))

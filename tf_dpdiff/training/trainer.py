@@ -70,6 +70,8 @@ class Trainer:
                                                                                                       None]):
         self._config = config
         self._plan = plan
+        if pretraining:
+            _check_public_images(pretraining.dataset, private)
         directory = workdir / 'checkpoints'
         configuration = {
             'privacy': plan.fingerprint(),
@@ -188,6 +190,14 @@ def check_model(model: tf.keras.Model, image_shape) -> None:
     model_check.check_layers(model)
     t, labels = tf.constant([1, 2, 3]), tf.zeros([3], tf.int32)
     model_check.check_independence(lambda x: model([x, t, labels], training=True), image_shape)
+
+
+def _check_public_images(public: datasets.ImageDataset, private: datasets.ImageDataset) -> None:
+    if public.image_shape != private.image_shape or public.num_classes != private.num_classes:
+        raise ValueError(
+            f'the public images ({public.name!r}: {public.image_shape}, {public.num_classes} classes) must have '
+            f'the shape and the number of classes of the private ones ({private.name!r}: '
+            f'{private.image_shape}, {private.num_classes} classes).')
 
 
 def _describe(config) -> Optional[dict]:

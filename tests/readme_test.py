@@ -1,0 +1,63 @@
+"""Tests that the README tells the truth about commands and files."""
+
+import pathlib
+import re
+import shlex
+
+import numpy as np
+import pytest
+
+import gin
+from tf_dpdiff.cli import command
+from tf_dpdiff.cli import evaluate
+from tf_dpdiff.cli import export
+from tf_dpdiff.cli import sample
+from tf_dpdiff.cli import train
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+README = (ROOT / 'README.md').read_text()
+VERBS = {'train': train, 'sample': sample, 'evaluate': evaluate, 'export': export}
+COMMANDS = sorted(set(re.findall(r'^(bin/(?:train|sample|evaluate|export) .*)$', README, re.M)))
+
+
+@pytest.mark.parametrize('line', COMMANDS)
+def test_commands_use_flags_that_exist(line, monkeypatch):
+    seen = {}
+
+    def parse_only(parser, unused_main, argv):
+        seen['flags'] = parser.parse_args(argv)
+        return command.DONE
+
+    monkeypatch.setattr(command, 'run', parse_only)
+    _, verb = shlex.split(line)[0].split('/')
+    with pytest.raises(SystemExit) as ended:
+        VERBS[verb].run(shlex.split(line)[1:])
+    assert ended.value.code == command.DONE and seen['flags'].workdir.startswith('runs/')
+
+
+def test_commands_were_found():
+    assert len(COMMANDS) >= 4
+
+
+def test_pictures_and_files_that_it_names_exist():
+    named = re.findall(r'\]\((?!http)([^)#]+)\)', README) + re.findall(r'`(gin/[\w/]+\.gin|requirements\.lock)`',
+                                                                       README)
+    assert named
+    for name in named:
+        assert (ROOT / name).exists(), name
+
+
+def test_own_images_work_as_written(tmp_path, monkeypatch, capsys):
+    block = re.search(r"```\n(include 'digits.gin'.*?)```", README, re.S).group(1)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'my.gin').write_text(block)
+    images = np.random.default_rng(0).integers(0, 256, [1600, 16, 16, 1]).astype(np.uint8)
+    np.savez(tmp_path / 'my_images.npz', images=images, labels=np.arange(1600) % 4)
+    gin.clear_config()
+    with pytest.raises(SystemExit) as ended:
+        train.run([
+            '--gin_file=my.gin', '--workdir=runs/mine', '--dry_run', '--gin_param=train.utility = None',
+            '--gin_param=DpSgdConfig.noise_multiplier = 20.0'
+        ])
+    assert ended.value.code == command.DONE
+    assert '1,280 of 16x16x1, 4 classes' in capsys.readouterr().out
