@@ -208,6 +208,7 @@ def test_single_stage_trains_the_chosen_variables_and_keeps_private_numbers_apar
                            plan=plan_lib.make_plan(PRIVACY, 20),
                            finetuning=finetuning,
                            config=trainer_lib.TrainerConfig(log_non_private=True))
+    trainer._stages[0].begin()
     before = {v.name: v.numpy() for v in trainer.average.variables}
     trainer.run(NEVER)
     changed = {v.name for v in trainer.average.variables if not np.array_equal(before[v.name], v.numpy())}

@@ -1,0 +1,28 @@
+"""A small network for the tests of training: what they test does not depend on its shape, and a UNet traces slowly."""
+
+import pytest
+import tensorflow as tf
+
+from tf_dpdiff.networks import layers
+from tf_dpdiff.networks import unet
+
+
+def build_small_network(config, image_shape, num_classes):
+    """Stands in for build_unet: one residual block of config.base_channels channels."""
+    x_t = tf.keras.layers.Input(image_shape)
+    t, labels = (tf.keras.layers.Input([], dtype=tf.int32) for _ in range(2))
+    embedding = tf.keras.layers.Add()([
+        layers.TimestepEmbedding(4, 8, name='timestep_embedding')(t),
+        layers.ClassEmbedding(num_classes, 8, name='class_embedding')(labels)
+    ])
+    h = tf.keras.layers.Conv2D(config.base_channels, 3, padding='same', name='conv_in')(x_t)
+    h = layers.ResidualBlock(config.base_channels, 2, name='block')([h, embedding])
+    return tf.keras.Model([x_t, t, labels], tf.keras.layers.Conv2D(image_shape[-1], 1, name='conv_out')(h))
+
+
+@pytest.fixture(autouse=True, scope='module')
+def fixture_small_network():
+    """Makes every network of a module the small one."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(unet, 'build_unet', build_small_network)
+        yield
