@@ -40,8 +40,8 @@ def test_commands_were_found():
 
 
 def test_pictures_and_files_that_it_names_exist():
-    named = re.findall(r'\]\((?!http)([^)#]+)\)', README) + re.findall(r'`(gin/[\w/]+\.gin|requirements\.lock)`',
-                                                                       README)
+    named = re.findall(r'\]\((?!http)([\w./]+)\)', README) + re.findall(r'`(gin/[\w/]+\.gin|requirements\.lock)`',
+                                                                        README)
     assert named
     for name in named:
         assert (ROOT / name).exists(), name

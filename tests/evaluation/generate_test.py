@@ -68,21 +68,23 @@ def test_grid_has_a_row_a_class_and_its_images_in_order():
     images = generator.integers(1, 256, [9, 2, 3, 1]).astype(np.uint8)
     labels = np.array([2, 0, 2, 3, 0, 2, 2, 0, 2])  # None of class 1; more of class 2 than there are columns.
     grid = generate.class_grid(images, labels, columns=4, pixels=12)
-    assert grid.shape == (4 * 2, 4 * 3, 1) and grid.dtype == np.uint8
+    assert grid.shape == (4 * 3, 4 * 4, 1) and grid.dtype == np.uint8
     cells = {(0, 0): 1, (0, 1): 4, (0, 2): 7, (2, 0): 0, (2, 1): 2, (2, 2): 5, (2, 3): 6, (3, 0): 3}
     for row in range(4):
         for column in range(4):
-            cell = grid[row * 2:row * 2 + 2, column * 3:column * 3 + 3]
+            cell = grid[row * 3:row * 3 + 2, column * 4:column * 4 + 3]
             expected = images[cells[row, column]] if (row, column) in cells else 0
             np.testing.assert_array_equal(cell, np.broadcast_to(expected, cell.shape))
+    lines = np.concatenate([grid[2::3].ravel(), grid[:, 3::4].ravel()])
+    assert len(np.unique(lines)) == 1 and lines[0] > 0
 
 
-@pytest.mark.parametrize('columns, pixels, factor', [(4, 12, 1), (4, 1, 1), (4, 24, 2), (4, 35, 2), (2, 36, 6)])
+@pytest.mark.parametrize('columns, pixels, factor', [(4, 16, 1), (4, 1, 1), (4, 32, 2), (4, 47, 2), (2, 48, 6)])
 def test_grid_is_enlarged_by_whole_pixels(columns, pixels, factor):
     images = np.random.default_rng(0).integers(0, 256, [6, 2, 3, 3]).astype(np.uint8)
     labels = np.arange(6) % 2
     small = generate.class_grid(images, labels, columns=columns, pixels=1)
-    assert small.shape == (2 * 2, columns * 3, 3)
+    assert small.shape == (2 * 3, columns * 4, 3)
     large = generate.class_grid(images, labels, columns=columns, pixels=pixels)
     np.testing.assert_array_equal(large, np.kron(small, np.ones([factor, factor, 1], np.uint8)))
 

@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 import sys
 from typing import Callable, Optional, Sequence, Tuple
+import zipfile
 
 import numpy as np
 from PIL import Image
@@ -11,6 +12,8 @@ import tensorflow as tf
 import tqdm
 
 from tf_dpdiff import files
+
+_GRID_LINE = 96
 
 SampleFn = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
@@ -80,16 +83,18 @@ def class_grid(images: np.ndarray, labels: np.ndarray, *, columns: int = 12, pix
       pixels: About how wide the picture becomes, by repeating whole pixels.
 
     Returns:
-      uint8 [rows * height * k, columns * width * k, channels]; gaps are black.
+      uint8 [rows * (height + 1) * k, columns * (width + 1) * k, channels]: below and right of each image is a grey
+      line; places without an image are black.
     """
     num_classes = int(labels.max()) + 1
     height, width, channels = images.shape[1:]
-    grid = np.zeros([num_classes, columns, height, width, channels], np.uint8)
+    grid = np.full([num_classes, columns, height + 1, width + 1, channels], _GRID_LINE, np.uint8)
     for label in range(num_classes):
         row = images[labels == label][:columns]
-        grid[label, :len(row)] = row
-    picture = grid.transpose(0, 2, 1, 3, 4).reshape(num_classes * height, columns * width, channels)
-    factor = max(1, pixels // (columns * width))
+        grid[label, :, :height, :width] = 0
+        grid[label, :len(row), :height, :width] = row
+    picture = grid.transpose(0, 2, 1, 3, 4).reshape(num_classes * (height + 1), columns * (width + 1), channels)
+    factor = max(1, pixels // picture.shape[1])
     return picture.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
@@ -117,6 +122,6 @@ def read_npz(path: pathlib.Path) -> Tuple[np.ndarray, np.ndarray]:
     try:
         with np.load(path) as arrays:
             return arrays['images'], arrays['labels']
-    except (KeyError, ValueError, OSError) as error:
+    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
             f'{path} does not hold samples (arrays `images` and `labels` of an .npz file): {error}.') from error
