@@ -56,9 +56,9 @@ class Augmenter:
 
     Example:
         >>> augmenter = Augmenter(AugmentationConfig(horizontal_flip=True))
-        >>> images = tf.reshape(tf.range(4.0), [1, 1, 4, 1])
+        >>> images = tf.reshape(tf.constant([-1.0, -0.5, 0.5, 1.0]), [1, 1, 4, 1])
         >>> tf.reshape(augmenter(images, tf.fill([1, augmenter.num_uniforms], 0.9)), [-1]).numpy().tolist()
-        [3.0, 2.0, 1.0, 0.0]
+        [1.0, 0.5, -0.5, -1.0]
     """
 
     def __init__(self, config: AugmentationConfig):
@@ -123,10 +123,11 @@ def _make_layers(config: AugmentationConfig, uniforms: _SuppliedUniforms) -> Lis
     # Takes three seconds, so only where it is needed.
     with contextlib.redirect_stdout(io.StringIO()):  # It announces its backend.
         import keras_cv  # pylint: disable=g-import-not-at-top
-    geometry = {'fill_mode': config.fill_mode, 'interpolation': config.interpolation}
+    dtype = {'dtype': 'float32'}  # Whatever the networks compute in.
+    geometry = {**dtype, 'fill_mode': config.fill_mode, 'interpolation': config.interpolation}
     layers = []
     if config.horizontal_flip:
-        layers.append(keras_cv.layers.RandomFlip('horizontal'))
+        layers.append(keras_cv.layers.RandomFlip('horizontal', **dtype))
     if config.rotation:
         layers.append(keras_cv.layers.RandomRotation(config.rotation, **geometry))
     if config.zoom:
@@ -134,10 +135,10 @@ def _make_layers(config: AugmentationConfig, uniforms: _SuppliedUniforms) -> Lis
     if config.translation:
         layers.append(keras_cv.layers.RandomTranslation(config.translation, config.translation, **geometry))
     if config.contrast:
-        layers.append(keras_cv.layers.RandomContrast((0, 1), config.contrast))
+        layers.append(keras_cv.layers.RandomContrast((0, 1), config.contrast, **dtype))
         layers[-1].factor = uniforms.factor(1.0 - config.contrast, 1.0 + config.contrast)
     if config.brightness:
-        layers.append(keras_cv.layers.RandomBrightness(config.brightness, value_range=(0, 1)))
+        layers.append(keras_cv.layers.RandomBrightness(config.brightness, value_range=(0, 1), **dtype))
         layers[-1].factor = uniforms.factor(-config.brightness, config.brightness)
     for layer in layers:
         layer._random_generator = uniforms  # pylint: disable=protected-access

@@ -5,6 +5,7 @@ import hashlib
 import pathlib
 from typing import Tuple
 import zipfile
+import zlib
 
 import numpy as np
 
@@ -30,6 +31,8 @@ class ImageDataset:
         if self.images_uint8.dtype != np.uint8 or self.images_uint8.ndim != 4:
             raise ValueError(f'data set {self.name!r}: images must be uint8 [images, height, width, channels], got '
                              f'{self.images_uint8.dtype} {list(self.images_uint8.shape)}.')
+        if self.labels.dtype.kind not in 'iu':
+            raise ValueError(f'data set {self.name!r}: labels must be whole numbers, got {self.labels.dtype}.')
         if self.labels.shape != (len(self.images_uint8),):
             raise ValueError(
                 f'data set {self.name!r}: {len(self.images_uint8)} images but labels of shape {self.labels.shape}.')
@@ -127,11 +130,12 @@ def npz_images(path: str, *, held_out_fraction: float = 0.2, unit: str = 'one im
         with np.load(file, allow_pickle=False) as arrays:
             images, labels = arrays['images'], arrays['labels']
             names = tuple(map(str, arrays['class_names'])) if 'class_names' in arrays else None
-    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (KeyError, ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f'{file} is not an .npz file with the arrays `images` and `labels`: {error}.') from error
     if images.ndim == 3:
         images = images[..., None]
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or not len(labels) or labels.min() < 0:
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or not len(labels) or labels.min() < 0 or \
+            labels.max() > len(labels):
         raise ValueError(f'{file}: labels must be whole numbers [images] from 0.')
     names = names or tuple(str(label) for label in range(int(labels.max()) + 1))
     labels = labels.astype(np.int32)

@@ -19,7 +19,8 @@ def gather(dataset: ImageDataset, indices: np.ndarray) -> Tuple[np.ndarray, np.n
       that was not drawn reaches the step.
     """
     is_padding = indices < 0
-    images, labels = dataset.images_uint8[indices], dataset.labels[indices]
+    units = np.where(is_padding, 0, indices)
+    images, labels = dataset.images_uint8[units], dataset.labels[units]
     images[is_padding], labels[is_padding] = 0, 0
     return images, labels
 

@@ -35,7 +35,7 @@ class TimestepMixture:
             weight, low, high = component
             if not 0.0 < weight <= 1.0:
                 raise ValueError(f'the weight of a timestep component must be in (0, 1], got {component!r}.')
-            if int(low) != low or int(high) != high or not 0 <= low < high:
+            if low % 1 or high % 1 or not 0 <= low < high:
                 raise ValueError(f'a timestep component needs whole numbers with 0 <= low < high, got {component!r}.')
         total = sum(c[0] for c in self.components)
         if abs(total - 1.0) > 1e-6:
@@ -53,7 +53,7 @@ class TimestepMixture:
         self.check(num_timesteps)
         result = np.zeros([num_timesteps])
         for weight, low, high in self.components:
-            result[low:high] += weight / (high - low)
+            result[int(low):int(high)] += weight / (high - low)
         return result
 
     def from_uniforms(self, component_uniforms: tf.Tensor, position_uniforms: tf.Tensor) -> tf.Tensor:

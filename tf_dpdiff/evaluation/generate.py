@@ -5,6 +5,7 @@ import pathlib
 import sys
 from typing import Callable, Optional, Sequence, Tuple
 import zipfile
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -121,7 +122,13 @@ def read_npz(path: pathlib.Path) -> Tuple[np.ndarray, np.ndarray]:
         raise FileNotFoundError(f'no samples at {path}; make some with bin/sample, or name another --samples.')
     try:
         with np.load(path) as arrays:
-            return arrays['images'], arrays['labels']
-    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            images, labels = arrays['images'], arrays['labels']
+        if images.dtype != np.uint8 or images.ndim != 4:
+            raise ValueError(f'images are {images.dtype} {list(images.shape)}')
+        if labels.shape != (len(images),) or labels.dtype.kind not in 'iu':
+            raise ValueError(f'labels are {labels.dtype} {list(labels.shape)}')
+    # TypeError: np.load of an .npy file gives an array, which is no context.
+    except (KeyError, ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f'{path} does not hold samples (arrays `images` and `labels` of an .npz file): {error}.') from error
+    return images, labels

@@ -26,6 +26,7 @@ class GroupNorm(layers.Layer):
         self.epsilon = epsilon
 
     def build(self, input_shape):
+        super().build(input_shape)
         channels = input_shape[-1]
         self._num_groups = max(g for g in range(1, self.groups + 1) if channels % g == 0)
         self.gamma = self.add_weight('gamma', [channels], initializer='ones')
@@ -63,8 +64,8 @@ class TimestepEmbedding(layers.Layer):
         super().__init__(**kwargs)
         self.num_sinusoids = num_sinusoids
         self.units = units
-        self.dense_in = layers.Dense(units, activation='swish', name='dense_in')
-        self.dense_out = layers.Dense(units, name='dense_out')
+        self.dense_in = layers.Dense(units, activation='swish', name='dense_in', dtype=self.dtype_policy)
+        self.dense_out = layers.Dense(units, name='dense_out', dtype=self.dtype_policy)
 
     def call(self, t):
         half = self.num_sinusoids // 2
@@ -94,7 +95,8 @@ class ClassEmbedding(layers.Layer):
         self.table = layers.Dense(units,
                                   use_bias=False,
                                   kernel_initializer=tf.keras.initializers.RandomNormal(0.02),
-                                  name='table')
+                                  name='table',
+                                  dtype=self.dtype_policy)
 
     def call(self, labels):
         return self.table(tf.one_hot(labels, self.num_classes + 1, dtype=self.compute_dtype))
@@ -118,16 +120,22 @@ class ResidualBlock(layers.Layer):
         self.channels = channels
         self.groups = groups
         self.scale_shift = scale_shift
-        self.norm_in = GroupNorm(groups, name='norm_in')
-        self.conv_in = layers.Conv2D(channels, 3, padding='same', name='conv_in')
-        self.dense = layers.Dense(channels * (2 if scale_shift else 1), name='embedding_dense')
-        self.norm_out = GroupNorm(groups, name='norm_out')
-        self.conv_out = layers.Conv2D(channels, 3, padding='same', kernel_initializer='zeros', name='conv_out')
+        self.norm_in = GroupNorm(groups, name='norm_in', dtype=self.dtype_policy)
+        self.conv_in = layers.Conv2D(channels, 3, padding='same', name='conv_in', dtype=self.dtype_policy)
+        self.dense = layers.Dense(channels * (2 if scale_shift else 1), name='embedding_dense', dtype=self.dtype_policy)
+        self.norm_out = GroupNorm(groups, name='norm_out', dtype=self.dtype_policy)
+        self.conv_out = layers.Conv2D(channels,
+                                      3,
+                                      padding='same',
+                                      kernel_initializer='zeros',
+                                      name='conv_out',
+                                      dtype=self.dtype_policy)
         self.skip = None
 
     def build(self, input_shape):
+        super().build(input_shape)
         if input_shape[0][-1] != self.channels:
-            self.skip = layers.Conv2D(self.channels, 1, name='skip')
+            self.skip = layers.Conv2D(self.channels, 1, name='skip', dtype=self.dtype_policy)
 
     def call(self, inputs):
         x, embedding = inputs
@@ -163,14 +171,15 @@ class SelfAttention(layers.Layer):
         super().__init__(**kwargs)
         self.head_channels = head_channels
         self.groups = groups
-        self.norm = GroupNorm(groups, name='norm')
+        self.norm = GroupNorm(groups, name='norm', dtype=self.dtype_policy)
 
     def build(self, input_shape):
+        super().build(input_shape)
         channels = input_shape[-1]
         if channels % self.head_channels:
             raise ValueError(f'{channels} channels are not a multiple of head_channels={self.head_channels}.')
-        self.qkv = layers.Dense(3 * channels, name='qkv')
-        self.out = layers.Dense(channels, kernel_initializer='zeros', name='out')
+        self.qkv = layers.Dense(3 * channels, name='qkv', dtype=self.dtype_policy)
+        self.out = layers.Dense(channels, kernel_initializer='zeros', name='out', dtype=self.dtype_policy)
 
     def call(self, x):
         height, width, channels = x.shape[1:]
@@ -195,7 +204,7 @@ class Upsample(layers.Layer):
     def __init__(self, channels: int, **kwargs):
         super().__init__(**kwargs)
         self.channels = channels
-        self.conv = layers.Conv2D(channels, 3, padding='same', name='conv')
+        self.conv = layers.Conv2D(channels, 3, padding='same', name='conv', dtype=self.dtype_policy)
 
     def call(self, x):
         height, width, channels = x.shape[1:]

@@ -22,7 +22,7 @@ class ImageSampler(tf.Module):
 
     def __init__(self, model: tf.keras.Model, process: process_lib.DiffusionProcess, config: samplers.SamplerConfig):
         super().__init__()
-        self._model = model
+        self._variables = model.variables  # And not the model: its optimizer would be exported with it.
         image_shape = tuple(model.inputs[0].shape[1:])
         sample_images = samplers.make_image_sampler(model, process=process, config=config, image_shape=image_shape)
 
@@ -70,9 +70,9 @@ def load_sample_fn(version: pathlib.Path) -> Callable[[tf.Tensor, tf.Tensor], tf
       FileNotFoundError: if there is no SavedModel.
     """
     if not (version / 'saved_model.pb').exists():
-        numbered = sorted((path for path in version.glob('*') if path.name.isdigit()), key=lambda path: int(path.name))
+        numbered = [path.parent for path in version.glob('*/saved_model.pb') if path.parent.name.isdigit()]
         if not numbered:
             raise FileNotFoundError(f'no SavedModel in {version}; export one, or name another --saved_model.')
-        version = numbered[-1]
+        version = max(numbered, key=lambda path: int(path.name))
     signature = tf.saved_model.load(str(version)).signatures['serving_default']
     return lambda labels, seeds: signature(labels=labels, seeds=seeds)['images']
