@@ -67,8 +67,7 @@ class _Checkout:
         cli.mkdir(parents=True)
         for package in (cli.parent, cli):
             (package / '__init__.py').touch()
-        for verb in _VERBS:
-            (cli / f'{verb}.py').write_text(_COMMAND)
+        (cli / '__main__.py').write_text(_COMMAND)
         for tool in _TOOLS:
             found = shutil.which(tool)
             if found:
@@ -146,8 +145,8 @@ def test_fresh_checkout_is_set_up_and_runs_the_command(fresh, verb):
     assert lines[1].startswith('tf_dpdiff: .venv is ready') and len(lines) == 2
     assert process.out.splitlines() == [
         '/',
-        str(fresh.root / 'tf_dpdiff' / 'cli' / f'{verb}.py'),
-        str(fresh.venv / 'bin' / 'python'), '--workdir=a b', ''
+        str(fresh.root / 'tf_dpdiff' / 'cli' / '__main__.py'),
+        str(fresh.venv / 'bin' / 'python'), verb, '--workdir=a b', ''
     ]
     assert fresh.installations() == ['one==1']
 
