@@ -229,7 +229,8 @@ def main(flags) -> int:
     try:
         return gin_config.call(train, workdir=workdir)
     except interruption.Interrupted as stopped:
-        print(f'train: {stopped}. The same command goes on from there.', file=sys.stderr)
+        # gin adds lines of its own to the message.
+        print(f'train: {str(stopped).splitlines()[0]}. The same command goes on from there.', file=sys.stderr)
         return command.FAILED
 
 
