@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import inspect
+import logging
 import pathlib
 import re
 import tokenize
@@ -87,10 +88,13 @@ def parse(files: Sequence[str], bindings: Sequence[str]) -> None:
     gin.clear_config()
     gin.add_config_file_search_path(str(gin_folder()))
     paths = [str(_find(name)) for name in files]
+    logging.disable(logging.ERROR)  # gin reports each folder in which an included file is not.
     try:
         gin.parse_config_files_and_bindings(paths, list(bindings), skip_unknown=False)
     except (ValueError, SyntaxError, AttributeError, OSError, tokenize.TokenError) as error:
         raise command.UsageError(_explain(error)) from error
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def call(function: Callable, **arguments):
