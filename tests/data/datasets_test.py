@@ -130,3 +130,29 @@ def test_image_without_a_class_is_public_only():
 def test_training_and_held_out_images_must_be_alike(held_out):
     with pytest.raises(ValueError, match="'toy' and 'other' differ in image size or classes"):
         datasets.PrivateData(train=make(), held_out=held_out)
+
+
+def test_units_are_images_or_owners():
+    assert make().num_units == 6
+    owned = make(owners=np.array([2, 0, 2, 2, 0, 2]))
+    assert owned.num_units == 3 and make(owners=owned.owners, num_owners=7).num_units == 7
+    order, starts = owned.images_by_unit
+    assert [order[starts[u]:starts[u + 1]].tolist() for u in range(3)] == [[1, 4], [], [0, 2, 3, 5]]
+
+
+def test_fingerprint_tells_owners_apart():
+    owners = np.array([2, 0, 2, 2, 1, 0])
+    datasets_of_owners = (make(), make(owners=owners), make(owners=owners[::-1]), make(owners=owners, num_owners=4))
+    assert len({dataset.fingerprint() for dataset in datasets_of_owners}) == 4
+
+
+@pytest.mark.parametrize('replaced, message', [
+    ({'owners': np.zeros([5], int)}, 'owners must be one whole number an image'),
+    ({'owners': np.zeros([6])}, 'owners must be one whole number an image'),
+    ({'owners': np.arange(6) - 1}, r'owners must be in \[0, 5\)'),
+    ({'owners': np.arange(6), 'num_owners': 5}, r'owners must be in \[0, 5\)'),
+    ({'num_owners': 5}, 'num_owners=5 without owners'),
+])  # yapf: disable
+def test_unfit_owners_are_refused(replaced, message):
+    with pytest.raises(ValueError, match=message):
+        make(**replaced)

@@ -54,3 +54,28 @@ def test_missing_and_corrupt_files_are_named(tmp_path):
     (tmp_path / 'own.npz').write_bytes(b'no zip')
     with pytest.raises(ValueError, match='own.npz is not an .npz file'):
         datasets.npz_images(str(tmp_path / 'own.npz'))
+
+
+@pytest.mark.parametrize('owners', [np.arange(40) // 4 * 7, np.array([f'patient {i // 4}' for i in range(40)])])
+def test_nobody_owns_images_on_both_sides(tmp_path, owners):
+    images = np.random.default_rng(0).integers(0, 256, [40, 6, 5, 3]).astype(np.uint8)
+    data = datasets.npz_images(write(tmp_path / 'own.npz', images=images, owners=owners))
+    assert data.train.unit == data.held_out.unit == 'one owner'
+    assert data.train.num_units == 8 and data.held_out.num_units == 2
+    whose = {image.tobytes(): owner for image, owner in zip(images, owners)}
+    sides = [{whose[image.tobytes()] for image in part.images_uint8} for part in (data.train, data.held_out)]
+    assert not sides[0] & sides[1] and len(sides[0] | sides[1]) == 10
+    for index, owner in enumerate(data.train.owners):
+        same = [whose[image.tobytes()] for image in data.train.images_uint8[data.train.owners == owner]]
+        assert set(same) == {whose[data.train.images_uint8[index].tobytes()]}
+
+
+@pytest.mark.parametrize('changes, message', [
+    ({'owners': np.zeros([39], int)}, 'owners must be one whole number or name an image'),
+    ({'owners': np.zeros([40])}, 'owners must be one whole number or name an image'),
+    ({'owners': np.zeros([40], int)}, 'all images have one owner'),
+    ({'owners': np.arange(40) % 4}, 'no image of class .* belongs to the owners that would be'),
+])  # yapf: disable
+def test_unfit_owners_are_named_with_what_is_wrong(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        datasets.npz_images(write(tmp_path / 'own.npz', **changes))

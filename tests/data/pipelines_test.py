@@ -61,3 +61,53 @@ def test_public_indices_are_a_function_of_seed_and_step():
 
 def test_public_batch_may_be_larger_than_the_data_set():
     assert set(pipelines.random_indices(3, 100, seed=0, step=0)) == {0, 1, 2}
+
+
+def owned():
+    """Ten images of five owners, one of whom has none; each image is one grey level of its own."""
+    images = np.repeat(np.arange(1, 11, dtype=np.uint8), 4).reshape(10, 2, 2, 1)
+    owners = np.array([3, 0, 3, 1, 3, 0, 3, 4, 3, 3])
+    return datasets.ImageDataset('owned', images, (np.arange(10) % 3).astype(np.int32), ('a', 'b', 'c'), 'one patient',
+                                 owners, 5)
+
+
+def pick(units, dataset=None, **changes):
+    return pipelines.gather_units(dataset or owned(), np.array(units), **{
+        **dict(num_views=6, seed=1, step=2),
+        **changes
+    })
+
+
+def test_views_of_an_owner_look_at_this_owners_images_alone():
+    dataset = owned()
+    images, labels, units = pick([3, 0, 1, -1])
+    assert images.shape == (4, 6, 2, 2, 1) and labels.shape == (4, 6) and units.tolist() == [3, 0, 1, -1]
+    for row, unit in enumerate([3, 0, 1]):
+        seen = images[row, :, 0, 0, 0].astype(int) - 1
+        assert set(dataset.owners[seen]) == {unit}
+        np.testing.assert_array_equal(labels[row], dataset.labels[seen])
+    assert not images[3].any() and not labels[3].any()
+
+
+def test_owner_without_images_is_padding():
+    _, _, units = pick([2, 4])
+    assert units.tolist() == [-1, 4]
+
+
+def test_picks_of_an_owner_depend_on_seed_step_and_owner_alone():
+    together, alone = pick([0, 3, 4]), pick([3])
+    np.testing.assert_array_equal(together[0][1], alone[0][0])
+    for change in ({'seed': 9}, {'step': 3}):
+        assert not np.array_equal(pick([3], num_views=30)[0], pick([3], num_views=30, **change)[0])
+
+
+def test_images_of_an_owner_are_picked_evenly():
+    seen = np.concatenate([pick([3], step=step)[0][0, :, 0, 0, 0] for step in range(300)])
+    assert stats.chisquare(np.unique(seen, return_counts=True)[1]).pvalue > 1e-3
+
+
+def test_unit_that_is_one_image_brings_it_once():
+    images, labels, units = pick([4, -1, 0], toy())
+    assert images.shape == (3, 1, 2, 2, 2) and units.tolist() == [4, -1, 0]
+    np.testing.assert_array_equal(images[0, 0], toy().images_uint8[4])
+    assert labels.tolist() == [[1], [0], [1]]

@@ -109,3 +109,26 @@ def test_event_is_a_gaussian_of_the_noise_multiplier():
 def test_impossible_settings_are_refused(arguments):
     with pytest.raises(ValueError, match='must be finite and > 0'):
         class_means.ClassMeansConfig(*arguments)
+
+
+@pytest.mark.parametrize('scale', [0.01, 1e6])
+def test_removing_any_owner_changes_the_vector_by_at_most_the_sensitivity(scale):
+    images, labels = make_data(60, scale=scale)
+    owners = np.random.default_rng(1).integers(0, 4, 60)
+    owners[:30] = 0  # One owner of most images.
+    config = class_means.ClassMeansConfig(1.0, 2.0)
+    whole = config.exact_vector(images, labels, 3, owners)
+    bound = config.sensitivity(RELATION)
+    for owner in range(4):
+        rest = owners != owner
+        without = config.exact_vector(images[rest], labels[rest], 3, np.unique(owners[rest], return_inverse=True)[1])
+        assert 0.3 < np.linalg.norm(whole - without) <= bound + 1e-12
+    # Control: counted as images, the owner of most of them passes the bound.
+    mine = owners == 0
+    assert np.linalg.norm(config.exact_vector(images[mine], labels[mine], 3)) > bound
+
+
+def test_pixels_of_8_bits_are_scaled_to_one():
+    images, labels = make_data()
+    images_uint8 = np.round(images * 255.0).astype(np.uint8)
+    np.testing.assert_allclose(exact(images_uint8, labels), exact(images_uint8 / 255.0, labels))

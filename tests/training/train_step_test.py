@@ -8,6 +8,8 @@ import pytest
 from scipy import stats
 import tensorflow as tf
 
+from tf_dpdiff.data import datasets
+from tf_dpdiff.data import pipelines
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import plan as plan_lib
@@ -36,7 +38,7 @@ def make_model():
 
 
 @functools.lru_cache()  # Tracing takes seconds.
-def make_step(units_per_chunk, secret, changes):
+def make_step(units_per_chunk, secret, changes, images_per_unit=1):
     model, average = make_model(), make_model()
     plan = plan_lib.make_plan(dataclasses.replace(CONFIG, **dict(changes)), 12)
     private_step = train_step.make_private_step(model,
@@ -46,6 +48,7 @@ def make_step(units_per_chunk, secret, changes):
                                                 plan,
                                                 VIEWS,
                                                 seeds.PrivateSeed(secret),
+                                                images_per_unit=images_per_unit,
                                                 max_ema_decay=0.5,
                                                 units_per_chunk=units_per_chunk)
     return private_step, model, average, model.get_weights()
@@ -58,7 +61,7 @@ def take_step(units, units_per_chunk=4, step=0, seed=SEED, **changes):
     average.set_weights(start)
     before = flat(model.trainable_variables)
     units = np.array(units, np.int64)
-    private_step(IMAGES[units], LABELS[units], units, tf.constant(step, tf.int64))
+    private_step(IMAGES[units][:, None], LABELS[units][:, None], units, tf.constant(step, tf.int64))
     return flat(model.trainable_variables) - before, model, average
 
 
@@ -71,8 +74,8 @@ def expected_update(units, clip):
     model = make_model()
     total = 0.0
     for unit in units:
-        views = VIEWS.draw_for_units(tf.constant(IMAGES[unit:unit + 1]),
-                                     tf.constant(LABELS[unit:unit + 1]),
+        views = VIEWS.draw_for_units(tf.constant(IMAGES[None, unit:unit + 1]),
+                                     tf.constant(LABELS[None, unit:unit + 1]),
                                      tf.constant([unit], tf.int64),
                                      seed=tf.constant(SEED.derive('views'), tf.int64),
                                      step=tf.constant(0, tf.int64))
@@ -140,3 +143,33 @@ def test_step_is_traced_once_for_batches_of_any_size():
     for size in (2, 4, 12):
         take_step(np.arange(size), units_per_chunk=2)
     assert make_step(2, SEED.reveal(), ())[0].experimental_get_tracing_count() == 1
+
+
+def owner_update(images_of_owner, rest=(1, 2)):
+    """Returns the noiseless update of a batch of owners, the first of whom brings the given images."""
+    owners = np.concatenate([np.zeros(len(images_of_owner), int), np.repeat(rest, 2)])
+    images = np.concatenate([images_of_owner, IMAGES[:2 * len(rest)]])
+    dataset = datasets.ImageDataset('owned', images, np.ones([len(images)], np.int32), ('a', 'b', 'c'), 'one patient',
+                                    owners, 3)
+    gathered = pipelines.gather_units(dataset, np.array([0, 1, 2, -1]), num_views=3, seed=1, step=0)
+    private_step, model, _, start = make_step(4, SEED.reveal(), (('noise_multiplier', 0.0),), images_per_unit=3)
+    model.set_weights(start)
+    before = flat(model.trainable_variables)
+    private_step(*gathered, tf.constant(0, tf.int64))
+    return flat(model.trainable_variables) - before
+
+
+@pytest.mark.parametrize('num_images', [1, 40])
+def test_all_images_of_an_owner_together_change_the_sum_by_at_most_the_clip_norm(num_images):
+    bright = np.random.default_rng(3).integers(0, 256, [num_images, 4, 4, 1]).astype(np.uint8)
+    difference = np.linalg.norm(owner_update(bright) - owner_update(bright[:0])) * CONFIG.expected_batch_size
+    assert 0.5 * CONFIG.l2_norm_clip < difference <= CONFIG.l2_norm_clip * (1.0 + 1e-4)
+
+
+def test_views_of_an_owner_are_averaged_before_clipping():
+    images = IMAGES[4:5]
+    # An owner of one image is that image: the update equals the one without owners.
+    alone, _, _ = take_step([4], noise_multiplier=0.0)
+    difference = owner_update(images) - owner_update(images[:0])
+    assert np.linalg.norm(alone) * CONFIG.expected_batch_size == pytest.approx(CONFIG.l2_norm_clip, rel=1e-3)
+    assert np.linalg.norm(difference) == pytest.approx(np.linalg.norm(alone), rel=1e-3)

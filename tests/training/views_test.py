@@ -22,8 +22,8 @@ def make_sampler(**changes):
 def draw(units, sampler=None, seed=1, step=0):
     units = np.array(units)
     images = np.random.default_rng(0).integers(0, 256, [50, 4, 4, 1]).astype(np.uint8)[units]
-    return (sampler or make_sampler()).draw_for_units(tf.constant(images),
-                                                      tf.constant(units % 10, tf.int32),
+    return (sampler or make_sampler()).draw_for_units(tf.constant(images[:, None]),
+                                                      tf.constant(units[:, None] % 10, tf.int32),
                                                       tf.constant(units, tf.int64),
                                                       seed=tf.constant(seed, tf.int64),
                                                       step=tf.constant(step, tf.int64))

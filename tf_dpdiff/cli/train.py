@@ -72,7 +72,7 @@ def train(
         raise ValueError(
             f'num_steps={sampler.num_steps} of the sampler exceeds the {process.schedule.num_timesteps} timesteps '
             'of the schedule.')
-    plan = plan_lib.make_plan(privacy, len(data.train), warm_start.release if warm_start else None)
+    plan = plan_lib.make_plan(privacy, data.train.num_units, warm_start.release if warm_start else None)
     if dry_run:
         _print_dry_run(data, network, plan, pretraining, warm_start, finetuning)
         return command.DONE
@@ -151,9 +151,10 @@ def _print_dry_run(data, network, plan, pretraining, warm_start, finetuning) -> 
     statement = _statement(data.train, plan, plan.planned_ledger(), finetuning)
     views = plan.config.num_steps * plan.config.expected_batch_size * finetuning.views.augmentation_multiplicity
     table = _table('what would be done')
+    owned = '' if data.train.owners is None else f', of {data.train.num_units:,} owners'
     table.add_row(
         'private images', f'{len(data.train):,} of {"x".join(map(str, data.train.image_shape))}, '
-        f'{data.train.num_classes} classes')
+        f'{data.train.num_classes} classes{owned}')
     table.add_row('parameters', f'{model.count_params():,}, of which {num_trained:,} are trained privately')
     if pretraining:
         table.add_row('pre-training', f'{pretraining.num_steps:,} steps of {pretraining.batch_size} public images')

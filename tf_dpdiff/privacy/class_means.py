@@ -2,9 +2,12 @@
 
 import dataclasses
 import math
+from typing import Optional
 
 import dp_accounting
 import numpy as np
+
+_IMAGES_AT_A_TIME = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,10 +17,10 @@ class ClassMeansConfig:
     Use it where few images or little compute are at hand: the release costs a small part of the budget and gives a
     diffusion model the rough look of each class, which DP-SGD then refines.
 
-    Guarantee: a unit x of class y adds the vector (x / max(R, |x|) at y, 1 at y) to the released sum, of norm at most
-      sqrt(2); the noise has standard deviation noise_multiplier * sqrt(2) in each coordinate, so this is a Gaussian
-      mechanism with the stated noise multiplier. A unit that is not finite contributes zero. The set of classes is
-      public.
+    Guarantee: an image x of class y adds the vector (x / max(R, |x|) at y, 1 at y) to the released sum, of norm at most
+      sqrt(2), and an owner of several images the average of their vectors, so a unit adds at most sqrt(2) either way.
+      The noise has standard deviation noise_multiplier * sqrt(2) in each coordinate, so this is a Gaussian mechanism
+      with the stated noise multiplier. An image that is not finite contributes zero. The set of classes is public.
 
     Attributes:
       noise_multiplier: Ratio of the noise's standard deviation to the sensitivity, > 0.
@@ -52,41 +55,57 @@ class ClassMeansConfig:
         """Returns the event to be accounted for."""
         return dp_accounting.GaussianDpEvent(self.noise_multiplier)
 
-    def exact_vector(self, images: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    def exact_vector(self,
+                     images: np.ndarray,
+                     labels: np.ndarray,
+                     num_classes: int,
+                     owners: Optional[np.ndarray] = None) -> np.ndarray:
         """Returns the vector that the noise is added to: PRIVATE, exposed for the tests of its sensitivity.
 
         Args:
-          images: float [units, height, width, channels], pixels in [0, 1].
-          labels: int [units], each in [0, num_classes).
+          images: uint8, or float with pixels in [0, 1], [images, height, width, channels].
+          labels: int [images], each in [0, num_classes).
           num_classes: Number of classes.
+          owners: int [images], whose image each is, or None: each image is a unit of its own.
 
         Returns:
           float64 [num_classes, pixels + 1]: the sums of the clipped images divided by R, then the counts.
         """
-        flat = np.asarray(images, np.float64).reshape(len(images), int(np.prod(images.shape[1:])))
-        finite = np.isfinite(flat).all(axis=1)
-        flat = np.where(finite[:, None], flat, 0.0)
-        flat = flat / np.maximum(self.l2_norm_clip, np.linalg.norm(flat, axis=1, keepdims=True))
-        contributions = np.concatenate([flat, np.ones([len(flat), 1])], axis=1) * finite[:, None]
-        vector = np.zeros([num_classes, contributions.shape[1]])
-        np.add.at(vector, labels, contributions)
+        shares = np.ones([len(images)]) if owners is None else 1.0 / np.bincount(owners)[owners]
+        vector = np.zeros([num_classes, int(np.prod(images.shape[1:])) + 1])
+        for start in range(0, len(images), _IMAGES_AT_A_TIME):
+            part = slice(start, start + _IMAGES_AT_A_TIME)
+            flat = np.asarray(images[part], np.float64).reshape(-1, vector.shape[1] - 1)
+            flat = flat / (255.0 if images.dtype == np.uint8 else 1.0)
+            finite = np.isfinite(flat).all(axis=1)
+            flat = np.where(finite[:, None], flat, 0.0)
+            flat = flat / np.maximum(self.l2_norm_clip, np.linalg.norm(flat, axis=1, keepdims=True))
+            contributions = np.concatenate([flat, np.ones([len(flat), 1])], axis=1)
+            np.add.at(vector, labels[part], contributions * (finite * shares[part])[:, None])
         return vector
 
-    def release(self, images: np.ndarray, labels: np.ndarray, num_classes: int, *, seed: int,
-                neighboring_relation: str) -> np.ndarray:
+    def release(self,
+                images: np.ndarray,
+                labels: np.ndarray,
+                num_classes: int,
+                *,
+                seed: int,
+                neighboring_relation: str,
+                owners: Optional[np.ndarray] = None) -> np.ndarray:
         """Returns the noisy mean image of each class.
 
         Args:
-          images: float [units, height, width, channels], pixels in [0, 1].
-          labels: int [units], each in [0, num_classes).
+          images: uint8, or float with pixels in [0, 1], [images, height, width, channels].
+          labels: int [images], each in [0, num_classes).
           num_classes: Number of classes.
           seed: Secret. The same seed repeats the same release: a run that was killed does not release twice.
           neighboring_relation: What neighbouring data sets are.
+          owners: int [images], whose image each is, or None: each image is a unit of its own.
 
         Returns:
           float32 [num_classes, height, width, channels], clipped to [0, 1].
         """
-        vector = self.exact_vector(images, labels, num_classes)
+        vector = self.exact_vector(images, labels, num_classes, owners)
         generator = np.random.Generator(np.random.Philox(key=np.array([seed, 0], np.uint64)))
         stddev = self.noise_multiplier * self.sensitivity(neighboring_relation)
         vector = vector + stddev * generator.standard_normal(vector.shape)

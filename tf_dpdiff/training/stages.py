@@ -160,11 +160,12 @@ def make_warm_start(config: WarmStartConfig, model: tf.keras.Model, process: pro
     """Returns the warm-start stage; `on_release` is called with the noisy means, float32 [classes, h, w, channels]."""
 
     def release_and_vary() -> datasets.ImageDataset:
-        means = config.release.release(private.images_uint8 / 255.0,
+        means = config.release.release(private.images_uint8,
                                        private.labels,
                                        private.num_classes,
                                        seed=state.private_seed.derive('class_means'),
-                                       neighboring_relation=plan.config.neighboring_relation)
+                                       neighboring_relation=plan.config.neighboring_relation,
+                                       owners=private.owners)
         # A resumed run makes the same release from the same seed: it is one release, recorded once.
         if not state.ledger.count(plan_lib.NOISY_CLASS_MEANS):
             state.ledger = plan.record_class_means(state.ledger)
@@ -183,6 +184,7 @@ def make_finetuning(config: FinetuningConfig, model: tf.keras.Model, average: tf
                     state: checkpoints.RunState, on_diagnostics: Optional[Callable[[int, dict], None]]) -> Stage:
     """Returns the DP-SGD stage; `on_diagnostics`, where given, receives PRIVATE numbers of each step."""
     optimizer = config.optimization.make_optimizer(plan.config.num_steps)
+    num_views = config.views.augmentation_multiplicity
     private_step = train_step.make_private_step(model,
                                                 average,
                                                 unet.select_variables(model, config.trainable),
@@ -190,9 +192,10 @@ def make_finetuning(config: FinetuningConfig, model: tf.keras.Model, average: tf
                                                 plan,
                                                 views_lib.ViewSampler(process, config.views),
                                                 state.private_seed,
+                                                images_per_unit=1 if private.owners is None else num_views,
                                                 max_ema_decay=config.max_ema_decay,
                                                 units_per_chunk=config.units_per_chunk)
-    sampling_seed = state.private_seed.derive('sampling')
+    sampling_seed, owner_seed = (state.private_seed.derive(purpose) for purpose in ('sampling', 'images_of_owners'))
 
     def begin():
         if state.step == 0:
@@ -202,7 +205,11 @@ def make_finetuning(config: FinetuningConfig, model: tf.keras.Model, average: tf
         ledger = plan.record_step(state.ledger)  # Refuses to pass the plan before anything is computed.
         units = plan.sampler.sample(plan.num_units, seed=sampling_seed, step=step)
         units, _ = sampling.pad_indices(units, config.units_per_chunk)
-        images_uint8, labels = pipelines.gather(private, units)
+        images_uint8, labels, units = pipelines.gather_units(private,
+                                                             units,
+                                                             num_views=num_views,
+                                                             seed=owner_seed,
+                                                             step=step)
         diagnostics = private_step(images_uint8, labels, units, tf.constant(step, tf.int64))
         state.ledger = ledger
         if on_diagnostics:

@@ -12,8 +12,8 @@ from tf_dpdiff.training import views as views_lib
 
 def make_private_step(model: tf.keras.Model, average: tf.keras.Model, variables: Sequence[tf.Variable],
                       optimizer: tf.keras.optimizers.Optimizer, plan: plan_lib.DpSgdPlan,
-                      view_sampler: views_lib.ViewSampler, private_seed: seeds.PrivateSeed, *, max_ema_decay: float,
-                      units_per_chunk: int) -> Callable:
+                      view_sampler: views_lib.ViewSampler, private_seed: seeds.PrivateSeed, *, images_per_unit: int,
+                      max_ema_decay: float, units_per_chunk: int) -> Callable:
     """Returns the compiled private step.
 
     Args:
@@ -24,13 +24,14 @@ def make_private_step(model: tf.keras.Model, average: tf.keras.Model, variables:
       plan: The privacy plan.
       view_sampler: Draws the K views of a unit.
       private_seed: The run's secret.
+      images_per_unit: V, how many images of a unit its views look at: K where units own several, else 1.
       max_ema_decay: Upper end of the moving average's decay.
       units_per_chunk: Units whose gradients are held in memory at a time.
 
     Returns:
-      A function of images_uint8 [padded, height, width, channels], labels int32 [padded], units int64 [padded] (-1:
-      padding) and step int64, which updates model, average and optimizer, and returns diagnostics: private, not to be
-      released.
+      A function of images_uint8 [padded, V, height, width, channels], labels int32 [padded, V] (see
+      `pipelines.gather_units`), units int64 [padded] (-1: padding) and step int64, which updates model, average and
+      optimizer, and returns diagnostics: private, not to be released.
     """
     image_shape = model.inputs[0].shape[1:].as_list()
     unit_loss = views_lib.unit_loss_fn(model)
@@ -40,8 +41,8 @@ def make_private_step(model: tf.keras.Model, average: tf.keras.Model, variables:
 
     @tf.function(autograph=False,
                  input_signature=[
-                     tf.TensorSpec([None, *image_shape], tf.uint8),
-                     tf.TensorSpec([None], tf.int32),
+                     tf.TensorSpec([None, images_per_unit, *image_shape], tf.uint8),
+                     tf.TensorSpec([None, images_per_unit], tf.int32),
                      tf.TensorSpec([None], tf.int64),
                      tf.TensorSpec([], tf.int64)
                  ])

@@ -72,6 +72,9 @@ class Trainer:
         self._plan = plan
         if pretraining:
             _check_public_images(pretraining.dataset, private)
+        if plan.num_units != private.num_units:
+            raise ValueError(
+                f'the plan is for {plan.num_units} units, data set {private.name!r} has {private.num_units}.')
         directory = workdir / 'checkpoints'
         configuration = {
             'privacy': plan.fingerprint(),

@@ -68,8 +68,9 @@ class ViewSampler:
         """Draws the K views of each unit.
 
         Args:
-          images_uint8: uint8 [units, height, width, channels].
-          labels: int32 [units].
+          images_uint8: uint8 [units, V, height, width, channels], the images that a unit's views look at: V is K, or 1
+            where all views look at one image.
+          labels: int32 [units, V].
           units: int64 [units], which unit each is, below 2^31; the key of its random numbers.
           seed: int64 scalar.
           step: int64 scalar, below 2^31.
@@ -78,7 +79,7 @@ class ViewSampler:
           Views with axes [units, K, ...].
         """
         num_views = self._config.augmentation_multiplicity
-        image_shape = images_uint8.shape[1:].as_list()
+        image_shape = images_uint8.shape[2:].as_list()
 
         def draw(unit):
             key = step * 2**32 + tf.maximum(unit, 0)
@@ -97,7 +98,14 @@ class ViewSampler:
     def draw_for_public(self, images_uint8: tf.Tensor, labels: tf.Tensor, *, seed: tf.Tensor, step: tf.Tensor) -> Views:
         """Draws the K views of each public image, in one go: the numbers depend on the place in the batch.
 
-        Args and returns as for `draw_for_units`.
+        Args:
+          images_uint8: uint8 [images, height, width, channels].
+          labels: int32 [images].
+          seed: int64 scalar.
+          step: int64 scalar.
+
+        Returns:
+          Views with axes [images, K, ...].
         """
         shape = [tf.shape(labels)[0], self._config.augmentation_multiplicity]
         uniforms = tf.random.stateless_uniform(shape + [2 + self._augmenter.num_uniforms],
@@ -106,12 +114,15 @@ class ViewSampler:
         noise = tf.random.stateless_normal(shape + images_uint8.shape[1:].as_list(),
                                            tf.stack([seed + 1, step]),
                                            alg='philox')
-        return self._corrupt(corruption.to_pm1(images_uint8), labels, uniforms, noise)
+        return self._corrupt(corruption.to_pm1(images_uint8[:, None]), labels[:, None], uniforms, noise)
 
     def _corrupt(self, images_pm1, labels, uniforms, noise) -> Views:
-        """Turns images [units, ...] and random numbers [units, K, ...] into views."""
+        """Turns images [units, 1 or K, ...] and random numbers [units, K, ...] into views."""
         num_views = self._config.augmentation_multiplicity
-        x_start = tf.repeat(images_pm1, num_views, axis=0)
+        repeats = num_views // labels.shape[1]
+        x_start = tf.repeat(images_pm1, repeats, axis=1)
+        x_start = tf.reshape(x_start, tf.concat([[-1], tf.shape(x_start)[2:]], axis=0))
+        x_start = tf.ensure_shape(x_start, [None, *images_pm1.shape[2:]])
         flat_uniforms = tf.reshape(uniforms, [-1, uniforms.shape[-1]])
         x_start = tf.reshape(self._augmenter(x_start, flat_uniforms[:, 2:]), tf.shape(noise))
         x_start = tf.ensure_shape(x_start, noise.shape)
@@ -120,7 +131,7 @@ class ViewSampler:
         target = parameterization_lib.training_target(self._process.parameterization, x_start, noise, signal_rate,
                                                       noise_rate)
         x_t = corruption.q_sample(self._process.schedule, x_start, t, noise)
-        return Views(x_t, t, tf.repeat(labels[:, None], num_views, axis=1), target)
+        return Views(x_t, t, tf.repeat(labels, repeats, axis=1), target)
 
 
 def unit_loss_fn(model: tf.keras.Model) -> Callable[[Views], tf.Tensor]:
