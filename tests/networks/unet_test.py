@@ -1,12 +1,15 @@
 """Tests of the UNet."""
 
 import functools
+import logging
+import re
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from tf_dpdiff.networks import unet
+from tf_dpdiff.privacy import clipping
 
 _DIGITS = unet.UNetConfig(base_channels=8, channel_multipliers=(1, 2), middle_attention=False, groups=8)
 _SMALL = unet.UNetConfig(base_channels=4, channel_multipliers=(1,), middle_attention=False, groups=2)
@@ -208,3 +211,36 @@ def test_pattern_that_matches_nothing_is_refused_with_what_would_match(digits_mo
     assert {'norm_in', 'class_embedding', 'conv_out', 'kernel'} <= set(candidates)
     for candidate in candidates:
         assert unet.select_variables(digits_model, [candidate])
+
+
+def hidden_loops(loss_fn, variables, batch, caplog):
+    """Returns the operations that TensorFlow's warnings say to be run in a loop when per-unit gradients are traced."""
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger='tensorflow'):
+        tf.function(lambda: clipping.PerUnitClipper(1.0).clipped_sum(
+            loss_fn, variables, batch, tf.zeros([2], tf.bool), units_per_chunk=2).sums).get_concrete_function()
+    messages = [record.getMessage() for record in caplog.records if 'while_loop' in record.getMessage()]
+    found = [re.match(r'(?:Using a while_loop for converting )?(\w+)', message) for message in messages]
+    assert all(found)
+    return {match.group(1) for match in found}
+
+
+def test_per_unit_gradients_hide_no_loop_but_that_of_convolution_filters(caplog):
+    # Two levels, attention in the middle: every kind of layer takes part.
+    config = unet.UNetConfig(base_channels=4, channel_multipliers=(1, 2), head_channels=4, groups=2, scale_shift=True)
+    model = new_model(config, (4, 4, 1))
+    views = [tf.stack([x, x]) for x in inputs_for((4, 4, 1))]
+
+    def loss_fn(unit):
+        return tf.reduce_mean(tf.square(model(unit, training=True)))
+
+    assert hidden_loops(loss_fn, model.trainable_variables, views, caplog) == {'Conv2DBackpropFilter'}
+
+
+def test_control_an_embedding_look_up_is_noticed_as_a_hidden_loop(caplog):
+    embedding = tf.keras.layers.Embedding(5, 3)
+    embedding.build([None])
+    units = tf.constant([[0, 1], [2, 2]])
+    loops = hidden_loops(lambda unit: tf.reduce_mean(tf.square(embedding(unit))), embedding.trainable_variables, units,
+                         caplog)
+    assert 'ResourceGather' in loops

@@ -6,8 +6,13 @@ import pytest
 from scipy import stats
 
 from tf_dpdiff.privacy import class_means
+from tf_dpdiff.privacy import seeds
 
 RELATION = 'add_or_remove_one'
+
+
+def secret(number):
+    return seeds.PrivateSeed(bytes([number] * 32))
 
 
 def make_data(num_units=20, seed=0, scale=1.0):
@@ -63,7 +68,10 @@ def noise_draws(noise_multiplier, num_seeds=60):
     """Recovers the noise on the mean of a data set so large that the noise on counts does not matter."""
     images, labels = np.full([30000, 4, 4, 1], 0.5), np.zeros([30000], np.int32)
     config = class_means.ClassMeansConfig(noise_multiplier, 2.0)
-    means = [config.release(images, labels, 1, seed=seed, neighboring_relation=RELATION) for seed in range(num_seeds)]
+    means = [
+        config.release(images, labels, 1, seed=secret(number), neighboring_relation=RELATION)
+        for number in range(num_seeds)
+    ]
     return (np.stack(means) - 0.5).ravel() * 30000 / 2.0
 
 
@@ -84,7 +92,8 @@ def test_control_noise_of_another_scale_is_noticed(factor):
 def test_release_is_repeated_by_its_seed_alone():
     images, labels = make_data()
     config = class_means.ClassMeansConfig(1.0, 2.0)
-    first, again, other = (config.release(images, labels, 3, seed=s, neighboring_relation=RELATION) for s in (1, 1, 2))
+    first, again, other = (
+        config.release(images, labels, 3, seed=secret(s), neighboring_relation=RELATION) for s in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
     assert first.shape == (3, 4, 4, 1) and first.min() >= 0.0 and first.max() <= 1.0
@@ -95,7 +104,7 @@ def test_with_little_noise_the_means_are_the_means():
     released = class_means.ClassMeansConfig(1e-4, 10.0).release(images,
                                                                 labels,
                                                                 3,
-                                                                seed=0,
+                                                                seed=secret(0),
                                                                 neighboring_relation=RELATION)
     expected = np.stack([images[labels == c].mean(0) for c in range(3)])
     np.testing.assert_allclose(released, expected, atol=1e-3)

@@ -31,36 +31,58 @@ def unit_loss(model):
     return lambda unit: tf.reduce_mean(tf.square(model(unit[0], training=True) - unit[1]))
 
 
-def clipped_sum(model, batch, is_padding=None, clip=0.1, units_per_chunk=3, loss_fn=None):
+def clipped_sum(model, batch, is_padding=None, clip=0.1, units_per_chunk=3, per_layer=False, **options):
     if is_padding is None:
         is_padding = np.zeros([len(batch[0])], bool)
-    clipper = clipping.PerUnitClipper(clip)
+    clipper = clipping.PerUnitClipper(clip, per_layer)
     compute = tf.function(lambda batch, is_padding: clipper.clipped_sum(
-        loss_fn or unit_loss(model), model.trainable_variables, batch, is_padding, units_per_chunk=units_per_chunk))
+        unit_loss(model), model.trainable_variables, batch, is_padding, units_per_chunk=units_per_chunk, **options))
     result = compute(batch, tf.constant(is_padding))
     return np.concatenate([s.numpy().ravel() for s in result.sums]), result.diagnostics
 
 
-def looped_sum(model, batch, clip):
+def looped_sum(model, batch, clip, per_layer=False):
     """The oracle: one unit at a time, in NumPy after the gradient."""
     total = 0.0
     for x, y in zip(*batch):
         with tf.GradientTape() as tape:
             loss = unit_loss(model)((x, y))
-        gradient = np.concatenate([g.numpy().ravel() for g in tape.gradient(loss, model.trainable_variables)])
-        total = total + gradient.astype(np.float64) * min(1.0, clip / np.linalg.norm(gradient))
+        gradients = [g.numpy().astype(np.float64) for g in tape.gradient(loss, model.trainable_variables)]
+        # Keras lists the variables layer by layer.
+        sizes = [len(layer.trainable_variables) for layer in model.layers if layer.trainable_variables]
+        ends = np.cumsum(sizes) if per_layer else [len(gradients)]
+        parts = []
+        for start, end in zip([0, *ends[:-1]], ends):
+            part = np.concatenate([g.ravel() for g in gradients[start:end]])
+            parts.append(part * min(1.0, clip / len(ends)**0.5 / np.linalg.norm(part)))
+        total = total + np.concatenate(parts)
     return total
 
 
 @pytest.mark.parametrize('kind', ['dense', 'conv'])
 @pytest.mark.parametrize('clip', [1e-3, 0.5, 1e6, float('inf')])
-def test_clipped_sum_equals_a_batch_of_one_loop(kind, clip):
+@pytest.mark.parametrize('per_layer', [False, True])
+def test_clipped_sum_equals_a_batch_of_one_loop(kind, clip, per_layer):
     model = make_model(kind)
     batch = make_batch(model, 7)
-    np.testing.assert_allclose(clipped_sum(model, batch, clip=clip)[0],
-                               looped_sum(model, batch, clip),
+    np.testing.assert_allclose(clipped_sum(model, batch, clip=clip, per_layer=per_layer)[0],
+                               looped_sum(model, batch, clip, per_layer),
                                rtol=2e-4,
                                atol=1e-7)
+
+
+def test_flat_and_per_layer_clipping_differ():
+    model = make_model('conv')
+    batch = make_batch(model, 7)
+    flat, by_layer = (clipped_sum(model, batch, per_layer=p)[0] for p in (False, True))
+    assert np.linalg.norm(flat - by_layer) > 0.1 * np.linalg.norm(flat)
+
+
+def test_layers_are_told_by_the_names_of_their_variables():
+    model = make_model('conv')
+    names = clipping.layer_names(model.trainable_variables)
+    assert len(names) == 6 and len(set(names)) == 3
+    assert clipping.layer_names([tf.Variable(1.0, name='alone')]) == ['alone:0']
 
 
 @pytest.mark.parametrize('units_per_chunk', [1, 2, 3, 7, 50])
@@ -74,15 +96,32 @@ def test_chunk_size_does_not_change_the_sum(units_per_chunk):
                                atol=1e-6)
 
 
+@pytest.mark.parametrize('views_per_chunk', [1, 2, 4, 8])
+def test_number_of_views_at_a_time_does_not_change_the_sum(views_per_chunk):
+    model = make_model('conv')
+    batch = make_batch(model, 5, views=8)
+    expected, _ = clipped_sum(model, batch)
+    total, diagnostics = clipped_sum(model, batch, views_per_chunk=views_per_chunk)
+    np.testing.assert_allclose(total, expected, rtol=1e-4, atol=1e-6)
+    assert float(diagnostics['num_clipped']) == 5.0
+
+
+def test_views_that_cannot_be_cut_evenly_are_refused():
+    model = make_model('dense')
+    with pytest.raises(ValueError, match='views_per_chunk=3 does not divide the 8 views'):
+        clipped_sum(model, make_batch(model, 2, views=8), views_per_chunk=3)
+
+
 @pytest.mark.parametrize('scale', [1e-3, 1.0, 1e6])
 @pytest.mark.parametrize('clip', [1e-3, 1.0, 30.0])
-def test_norm_of_one_unit_never_exceeds_the_clip(clip, scale):
+@pytest.mark.parametrize('per_layer', [False, True])
+def test_norm_of_one_unit_never_exceeds_the_clip(clip, scale, per_layer):
     model = make_model('dense')
-    total, _ = clipped_sum(model, make_batch(model, 1, scale=scale), clip=clip)
+    total, _ = clipped_sum(model, make_batch(model, 1, scale=scale), clip=clip, per_layer=per_layer)
     assert np.linalg.norm(total.astype(np.float64)) <= clip
 
 
-def neighbouring_sums(kind, change, clip=0.05, adversarial=1.0):
+def neighbouring_sums(kind, change, clip=0.05, adversarial=1.0, per_layer=False):
     """Returns the clipped sums of a batch and of its neighbour, in which the last unit is changed."""
     model = make_model(kind)
     x, y = make_batch(model, 6)
@@ -95,8 +134,11 @@ def neighbouring_sums(kind, change, clip=0.05, adversarial=1.0):
     if change == 'zero':
         x_other[-1], y_other[-1] = 0.0, 0.0
         is_padding[-1] = True
-    before, _ = clipped_sum(model, (x, y), clip=clip)
-    after, _ = clipped_sum(model, (tf.constant(x_other), tf.constant(y_other)), is_padding, clip=clip)
+    before, _ = clipped_sum(model, (x, y), clip=clip, per_layer=per_layer)
+    after, _ = clipped_sum(model, (tf.constant(x_other), tf.constant(y_other)),
+                           is_padding,
+                           clip=clip,
+                           per_layer=per_layer)
     return np.linalg.norm((before - after).astype(np.float64)), clip
 
 
@@ -106,9 +148,10 @@ RELATION_OF_CHANGE = {'remove': 'add_or_remove_one', 'zero': 'replace_with_zero'
 @pytest.mark.parametrize('kind', ['dense', 'conv'])
 @pytest.mark.parametrize('change', RELATION_OF_CHANGE)
 @pytest.mark.parametrize('adversarial', [1.0, 1e5, float('nan'), float('inf')])
-def test_neighbours_differ_by_at_most_the_sensitivity(kind, change, adversarial):
-    difference, clip = neighbouring_sums(kind, change, adversarial=adversarial)
-    sensitivity = clipping.PerUnitClipper(clip).sensitivity(RELATION_OF_CHANGE[change])
+@pytest.mark.parametrize('per_layer', [False, True])
+def test_neighbours_differ_by_at_most_the_sensitivity(kind, change, adversarial, per_layer):
+    difference, clip = neighbouring_sums(kind, change, adversarial=adversarial, per_layer=per_layer)
+    sensitivity = clipping.PerUnitClipper(clip, per_layer).sensitivity(RELATION_OF_CHANGE[change])
     assert difference <= sensitivity * (1.0 + 1e-5)  # The subtraction is in float32.
     assert difference > 0.3 * clip  # Or the bound would hold for a clipper that does nothing.
 
@@ -116,10 +159,10 @@ def test_neighbours_differ_by_at_most_the_sensitivity(kind, change, adversarial)
 def test_control_a_clipper_that_skips_a_unit_breaks_the_bound(monkeypatch):
     original = clipping.PerUnitClipper.clip_and_sum
 
-    def skips_large_units(self, gradients, is_padding):
-        sums, norms, keep = original(self, gradients, is_padding)
-        unclipped = tf.cast(norms > 3.0, tf.float32)
-        return [s + tf.tensordot(unclipped, g, axes=1) for s, g in zip(sums, gradients)], norms, keep
+    def skips_large_units(self, gradients, *arguments):
+        clipped = original(self, gradients, *arguments)
+        unclipped = tf.cast(clipped.norms > 3.0, tf.float32)
+        return clipped._replace(sums=[s + tf.tensordot(unclipped, g, axes=1) for s, g in zip(clipped.sums, gradients)])
 
     monkeypatch.setattr(clipping.PerUnitClipper, 'clip_and_sum', skips_large_units)
     difference, clip = neighbouring_sums('dense', 'replace', adversarial=1e2)
@@ -192,9 +235,9 @@ def test_diagnostics_count_what_happened():
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
 def test_sums_of_low_precision_gradients_are_float32(dtype):
     gradients = [tf.constant([[3.0, 4.0], [0.3, 0.4]], dtype)]
-    sums, norms, _ = clipping.PerUnitClipper(1.0).clip_and_sum(gradients, tf.constant([False, False]))
-    assert sums[0].dtype == tf.float32 and norms.dtype == tf.float32
-    np.testing.assert_allclose(sums[0], [0.9, 1.2], rtol=5e-3)
+    clipped = clipping.PerUnitClipper(1.0).clip_and_sum(gradients, tf.constant([False, False]))
+    assert clipped.sums[0].dtype == tf.float32 and clipped.norms.dtype == tf.float32
+    np.testing.assert_allclose(clipped.sums[0], [0.9, 1.2], rtol=5e-3)
 
 
 @pytest.mark.parametrize('clip', [0.0, -1.0, float('nan')])

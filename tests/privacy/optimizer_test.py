@@ -55,6 +55,25 @@ def test_gradients_at_noise_zero_equal_tensorflow_privacy(num_microbatches, way)
     assert np.linalg.norm(expected) > 1e-3
 
 
+@pytest.mark.parametrize('num_microbatches', [12, 4])
+def test_updates_at_noise_zero_equal_tensorflow_privacy(num_microbatches):
+    import tensorflow_privacy
+    updated = []
+    for make in (tensorflow_privacy.VectorizedDPKerasAdamOptimizer, optimizer_lib.VectorizedDPAdam):
+        model, (x, y) = make_model(), make_data()
+        optimizer = make(0.5, 0.0, num_microbatches, **KEYS)
+        for _ in range(3):
+            if make is optimizer_lib.VectorizedDPAdam:
+                batch = tf.nest.map_structure(lambda t: tf.reshape(t, [num_microbatches, -1, *t.shape[1:]]), (x, y))
+                optimizer.minimize_units(lambda unit: tf.reduce_mean(vector_loss(model, *unit)()), batch,
+                                         model.trainable_variables)
+            else:
+                optimizer.minimize(vector_loss(model, x, y), model.trainable_variables)
+        updated.append(flat(model.get_weights()))
+    np.testing.assert_allclose(updated[1], updated[0], rtol=2e-3, atol=2e-4)
+    assert not np.allclose(updated[0], flat(make_model().get_weights()), atol=1e-2)
+
+
 @pytest.mark.parametrize('ours, plain', [(optimizer_lib.VectorizedDPAdam, tf.keras.optimizers.Adam),
                                          (optimizer_lib.VectorizedDPSGD, tf.keras.optimizers.SGD)])
 @pytest.mark.parametrize('cls', [tf.keras.Model, optimizer_lib.DpModel])

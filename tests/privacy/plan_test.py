@@ -39,6 +39,14 @@ def test_noise_follows_the_sensitivity_that_the_clipper_names():
     assert doubled.config.noise_multiplier == once.config.noise_multiplier
 
 
+def test_clipping_and_generator_are_those_of_the_config():
+    changed = dataclasses.replace(CONFIG, noise_multiplier=50.0, clipping='per_layer', noise_generator='shake256')
+    plan = plan_lib.make_plan(changed, 1000)
+    assert plan.clipper.per_layer and plan.noise.generator == 'shake256'
+    assert not make_plan().clipper.per_layer and make_plan().noise.generator == 'philox'
+    assert {'clipping', 'noise_generator'} <= set(plan.fingerprint())
+
+
 def test_class_means_are_paid_from_the_same_budget():
     release = class_means.ClassMeansConfig(3.0, 1.0)
     alone, together = make_plan(), make_plan(CONFIG, release)
@@ -115,6 +123,8 @@ def test_no_noise_trains_but_claims_nothing():
     ({'noise_multiplier': -1.0}, 'noise_multiplier must be finite'),
     ({'neighboring_relation': 'replace_one'}, "neighboring_relation must be 'add_or_remove_one'"),
     ({'sampling': 'uniform'}, 'sampling must be one of'),
+    ({'clipping': 'per_channel'}, 'clipping must be one of'),
+    ({'noise_generator': 'mersenne'}, 'noise generator must be one of'),
 ])  # yapf: disable
 def test_impossible_config_is_refused_naming_the_value(changes, message):
     with pytest.raises(ValueError, match=message):

@@ -62,6 +62,38 @@ def test_participation_of_a_unit_does_not_depend_on_those_after_it():
     np.testing.assert_array_equal(small, large[large < 500])
 
 
+@pytest.mark.parametrize('num_replicas', [1, 2, 3, 7, 50])
+@pytest.mark.parametrize('sampler', [sampling.PoissonSampler(0.4), sampling.ShuffledBatches(17)])
+def test_replicas_draw_disjoint_shards_and_together_what_one_replica_draws(sampler, num_replicas):
+    whole = sampler.sample(45, seed=2, step=3)
+    parts = [sampler.sample(45, seed=2, step=3, replica=r, num_replicas=num_replicas) for r in range(num_replicas)]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+    for replica, part in enumerate(parts):
+        first, end = sampling.shard_bounds(45, replica, num_replicas)
+        assert ((part >= first) & (part < end)).all()
+    assert 5 < len(whole) < 40
+
+
+def test_each_replica_samples_its_shard_at_the_same_probability():
+    taken = np.zeros([500, 400], bool)
+    for step in range(500):
+        for replica in range(3):
+            part = sampling.PoissonSampler(0.3).sample(400, seed=3, step=step, replica=replica, num_replicas=3)
+            taken[step, part] = True
+    for replica in range(3):
+        first, end = sampling.shard_bounds(400, replica, 3)
+        assert looks_poisson(taken[:, first:end], 0.3)
+    # Shards are independent of one another.
+    sizes = np.stack([taken[:, slice(*sampling.shard_bounds(400, replica, 3))].sum(1) for replica in range(3)])
+    assert np.abs(np.corrcoef(sizes)[np.triu_indices(3, 1)]).max() < 0.2
+
+
+@pytest.mark.parametrize('replica, num_replicas', [(-1, 2), (2, 2), (0, 0)])
+def test_replica_outside_of_its_range_is_refused(replica, num_replicas):
+    with pytest.raises(ValueError, match='replica must be in'):
+        sampling.PoissonSampler(0.5).sample(10, seed=0, step=0, replica=replica, num_replicas=num_replicas)
+
+
 def test_probability_one_takes_everybody():
     np.testing.assert_array_equal(sampling.PoissonSampler(1.0).sample(5, seed=0, step=0), np.arange(5))
 

@@ -1,5 +1,8 @@
 """Tests of the secret seed."""
 
+import hashlib
+import hmac
+
 import pytest
 
 from tf_dpdiff.privacy import seeds
@@ -19,6 +22,12 @@ def test_derived_seeds_differ_by_purpose_and_by_secret_and_fit_int64():
     assert all(0 <= value < 2**63 for value in derived)
     # All but a few of the 63 bits are used.
     assert max(derived).bit_length() > 56
+
+
+def test_keys_are_those_of_hmac_and_differ_by_purpose():
+    seed = seeds.PrivateSeed(bytes(range(32)))
+    assert seed.derive_key('noise') == hmac.new(bytes(range(32)), b'noise', hashlib.sha256).digest()
+    assert seed.derive_key('noise') != seed.derive_key('class_means')
 
 
 def test_two_runs_have_different_secrets():

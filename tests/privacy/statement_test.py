@@ -42,13 +42,14 @@ def test_statement_names_what_a_reader_needs():
         'delta': 1e-4, 'unit': 'one image', 'neighboring_relation': 'add_or_remove_one', 'dataset': 'toy',
         'num_units_treated_as_public': 1000, 'sampling': 'poisson', 'sampling_probability': 0.2, 'l2_norm_clip': 0.1,
         'noise_multiplier': made.plan.config.noise_multiplier, 'steps_run': 50, 'augmentation_multiplicity': 8,
-        'guarantee_claimed': True,
+        'guarantee_claimed': True, 'clipping': 'flat', 'noise_generator': 'philox',
     }  # yapf: disable
     assert {name: fields[name] for name in expected} == expected
     assert set(fields['versions']) >= {'tensorflow', 'dp_accounting', 'numpy', 'python'}
     text = made.to_text()
     for fact in ('one image', 'add or remove one', 'noisy class means, once', 'DP-SGD step, 50 times', '0.0001',
-                 'tuning', 'Not covered', '1000 units', '8 view(s)', statement.round_up(fields['epsilon'])):
+                 'tuning', 'Not covered', '1000 units', '8 view(s)', '(flat)', 'Philox',
+                 statement.round_up(fields['epsilon'])):
         assert fact in text
 
 

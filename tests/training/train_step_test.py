@@ -14,6 +14,7 @@ from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import seeds
+from tf_dpdiff.training import memory
 from tf_dpdiff.training import train_step
 from tf_dpdiff.training import views as views_lib
 
@@ -38,7 +39,7 @@ def make_model():
 
 
 @functools.lru_cache()  # Tracing takes seconds.
-def make_step(units_per_chunk, secret, changes, images_per_unit=1):
+def make_step(units_per_chunk, secret, changes, images_per_unit=1, views_per_chunk=3):
     model, average = make_model(), make_model()
     plan = plan_lib.make_plan(dataclasses.replace(CONFIG, **dict(changes)), 12)
     private_step = train_step.make_private_step(model,
@@ -50,13 +51,16 @@ def make_step(units_per_chunk, secret, changes, images_per_unit=1):
                                                 seeds.PrivateSeed(secret),
                                                 images_per_unit=images_per_unit,
                                                 max_ema_decay=0.5,
-                                                units_per_chunk=units_per_chunk)
+                                                chunk_sizes=memory.ChunkSizes(units_per_chunk, views_per_chunk))
     return private_step, model, average, model.get_weights()
 
 
-def take_step(units, units_per_chunk=4, step=0, seed=SEED, **changes):
+def take_step(units, units_per_chunk=4, step=0, seed=SEED, views_per_chunk=3, **changes):
     """Returns the update of all weights by one SGD step, float [parameters], the network and its average."""
-    private_step, model, average, start = make_step(units_per_chunk, seed.reveal(), tuple(changes.items()))
+    private_step, model, average, start = make_step(units_per_chunk,
+                                                    seed.reveal(),
+                                                    tuple(changes.items()),
+                                                    views_per_chunk=views_per_chunk)
     model.set_weights(start)
     average.set_weights(start)
     before = flat(model.trainable_variables)
@@ -96,11 +100,11 @@ def test_step_without_noise_is_the_average_of_clipped_unit_gradients(clip):
     assert np.linalg.norm(expected) > 1e-3
 
 
-@pytest.mark.parametrize('units_per_chunk', [1, 2, 8])
-def test_update_does_not_depend_on_the_chunk_size(units_per_chunk):
+@pytest.mark.parametrize('units_per_chunk, views_per_chunk', [(1, 3), (2, 3), (8, 3), (2, 1)])
+def test_update_does_not_depend_on_the_chunk_sizes(units_per_chunk, views_per_chunk):
     units = [0, 3, 4, 7, 8, 10]
     first, _, _ = take_step(units, units_per_chunk=4)
-    other, _, _ = take_step(units, units_per_chunk=units_per_chunk)
+    other, _, _ = take_step(units, units_per_chunk=units_per_chunk, views_per_chunk=views_per_chunk)
     np.testing.assert_allclose(other, first, atol=1e-5 * np.abs(first).max())
 
 
@@ -142,7 +146,7 @@ def test_moving_average_follows_the_warm_up():
 def test_step_is_traced_once_for_batches_of_any_size():
     for size in (2, 4, 12):
         take_step(np.arange(size), units_per_chunk=2)
-    assert make_step(2, SEED.reveal(), ())[0].experimental_get_tracing_count() == 1
+    assert make_step(2, SEED.reveal(), (), views_per_chunk=3)[0].experimental_get_tracing_count() == 1
 
 
 def owner_update(images_of_owner, rest=(1, 2)):

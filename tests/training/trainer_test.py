@@ -168,8 +168,10 @@ def test_resuming_with_other_data_or_another_network_is_refused(tmp_path):
 def test_secret_is_in_the_private_checkpoint_and_nowhere_else(unbroken):
     workdir, trainer = unbroken
     secret = trainer.state.private_seed
-    derived = [secret.derive(purpose) for purpose in ('noise', 'sampling', 'views', 'class_means')]
-    traces = [secret.reveal(), secret.reveal().hex().encode()] + [str(d).encode() for d in derived]
+    purposes = ('noise', 'sampling', 'views', 'class_means', 'images_of_owners')
+    derived = [secret.derive(purpose) for purpose in purposes]
+    keys = [secret.reveal(), *(secret.derive_key(purpose) for purpose in purposes)]
+    traces = keys + [key.hex().encode() for key in keys] + [str(d).encode() for d in derived]
     traces += [int(d).to_bytes(8, 'little') for d in derived]
     found = {}
     for folder, _, names in os.walk(workdir):

@@ -84,5 +84,7 @@ def test_public_views_are_repeated_by_seed_and_step():
 def test_impossible_settings_are_refused():
     with pytest.raises(ValueError, match='augmentation_multiplicity must be at least 1'):
         views_lib.ViewsConfig(augmentation_multiplicity=0)
+    with pytest.raises(ValueError, match='timesteps must be a TimestepMixture, got function'):
+        views_lib.ViewsConfig(timesteps=timesteps.TimestepMixture.from_uniforms)
     with pytest.raises(ValueError, match="beyond the schedule's 1000"):
         make_sampler(timesteps=timesteps.TimestepMixture(((1.0, 0, 2000),)))

@@ -26,8 +26,10 @@ from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import statement as statement_lib
 from tf_dpdiff.serving import export
 from tf_dpdiff.training import interruption
+from tf_dpdiff.training import memory
 from tf_dpdiff.training import stages
 from tf_dpdiff.training import trainer as trainer_lib
+from tf_dpdiff.training import views as views_lib
 
 
 @gin_config.root
@@ -74,7 +76,7 @@ def train(
             'of the schedule.')
     plan = plan_lib.make_plan(privacy, data.train.num_units, warm_start.release if warm_start else None)
     if dry_run:
-        _print_dry_run(data, network, plan, pretraining, warm_start, finetuning)
+        _print_dry_run(data, network, process, plan, pretraining, warm_start, finetuning)
         return command.DONE
 
     started = time.monotonic()
@@ -144,9 +146,9 @@ def _write_released(workdir, dataset, statement, image_sampler, summaries, image
     return export.export_saved_model(image_sampler, workdir / 'saved_model', run_files.statement_paths(workdir))
 
 
-def _print_dry_run(data, network, plan, pretraining, warm_start, finetuning) -> None:
+def _print_dry_run(data, network, process, plan, pretraining, warm_start, finetuning) -> None:
     model = unet.build_unet(network, data.train.image_shape, data.train.num_classes)
-    trainer_lib.check_model(model, data.train.image_shape)
+    trainer_lib.check_model(model, data.train.image_shape, views_lib.ViewSampler(process, finetuning.views))
     num_trained = sum(int(np.prod(v.shape)) for v in unet.select_variables(model, finetuning.trainable))
     statement = _statement(data.train, plan, plan.planned_ledger(), finetuning)
     views = plan.config.num_steps * plan.config.expected_batch_size * finetuning.views.augmentation_multiplicity
@@ -164,13 +166,20 @@ def _print_dry_run(data, network, plan, pretraining, warm_start, finetuning) -> 
     table.add_row(
         'private steps', f'{plan.config.num_steps:,} of {plan.config.expected_batch_size:,} expected units x '
         f'{finetuning.views.augmentation_multiplicity} views = {views:,} views')
-    gradients = 4 * num_trained * finetuning.units_per_chunk
+    chunk = finetuning.choose_chunk_sizes(model, plan.config.expected_batch_size)
+    views_at_a_time = chunk.units * chunk.views
+    gradients, activations = 4 * chunk.units * num_trained, views_at_a_time * memory.activation_bytes_per_view(model)
     table.add_row(
-        'memory', f'about {(gradients + 16 * model.count_params()) / 2**20:,.0f} MiB for weights and per-unit '
-        f'gradients ({finetuning.units_per_chunk} units at a time), besides activations')
+        'memory', f'about {_mebibytes(16 * model.count_params())} for weights, average and optimizer, '
+        f'{_mebibytes(gradients)} for the gradients of {chunk.units} unit(s) and {_mebibytes(activations)} for the '
+        f'activations of {views_at_a_time} view(s) at a time')
     print(gin.operative_config_str())
     rich_console.Console().print(table)
     print('\nThe statement that the run would end with:\n\n' + statement.to_text())
+
+
+def _mebibytes(num_bytes: float) -> str:
+    return f'{num_bytes / 2**20:,.0f} MiB'
 
 
 def _write_report(workdir, dataset, statement, num_samples) -> None:

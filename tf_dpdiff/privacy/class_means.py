@@ -7,6 +7,9 @@ from typing import Optional
 import dp_accounting
 import numpy as np
 
+from tf_dpdiff.privacy import noise
+from tf_dpdiff.privacy import seeds
+
 _IMAGES_AT_A_TIME = 4096
 
 
@@ -89,8 +92,9 @@ class ClassMeansConfig:
                 labels: np.ndarray,
                 num_classes: int,
                 *,
-                seed: int,
+                seed: seeds.PrivateSeed,
                 neighboring_relation: str,
+                generator: str = 'philox',
                 owners: Optional[np.ndarray] = None) -> np.ndarray:
         """Returns the noisy mean image of each class.
 
@@ -98,17 +102,17 @@ class ClassMeansConfig:
           images: uint8, or float with pixels in [0, 1], [images, height, width, channels].
           labels: int [images], each in [0, num_classes).
           num_classes: Number of classes.
-          seed: Secret. The same seed repeats the same release: a run that was killed does not release twice.
+          seed: The run's secret. The same seed repeats the same release: a run that was killed does not release twice.
           neighboring_relation: What neighbouring data sets are.
+          generator: Of the noise; see `noise.GaussianNoise`.
           owners: int [images], whose image each is, or None: each image is a unit of its own.
 
         Returns:
           float32 [num_classes, height, width, channels], clipped to [0, 1].
         """
         vector = self.exact_vector(images, labels, num_classes, owners)
-        generator = np.random.Generator(np.random.Philox(key=np.array([seed, 0], np.uint64)))
         stddev = self.noise_multiplier * self.sensitivity(neighboring_relation)
-        vector = vector + stddev * generator.standard_normal(vector.shape)
+        vector = vector + stddev * noise.standard_normal(seed, 'class_means', vector.shape, generator)
         # From here on it is post-processing of a private release.
         sums, counts = vector[:, :-1] * self.l2_norm_clip, vector[:, -1:]
         means = np.clip(sums / np.maximum(counts, 1.0), 0.0, 1.0)

@@ -1,7 +1,7 @@
 """Per-unit gradients -> clipped sum."""
 
 import dataclasses
-from typing import Any, Callable, List, NamedTuple, Sequence
+from typing import Any, Callable, List, NamedTuple, Optional, Sequence
 
 import tensorflow as tf
 
@@ -24,9 +24,24 @@ class ClippedSum(NamedTuple):
     diagnostics: dict
 
 
+class ClippedChunk(NamedTuple):
+    """What `PerUnitClipper.clip_and_sum` returns.
+
+    Attributes:
+      sums: float32 tensors of the variables' shapes.
+      norms: float32 [units], of the whole gradients before clipping.
+      is_kept: bool [units], which units count: they are not padding and their gradient is finite.
+      is_clipped: bool [units], whose gradient was scaled down.
+    """
+    sums: List[tf.Tensor]
+    norms: tf.Tensor
+    is_kept: tf.Tensor
+    is_clipped: tf.Tensor
+
+
 @dataclasses.dataclass(frozen=True)
 class PerUnitClipper:
-    """Clips the gradient of each unit to an L2 norm, over all variables together, and adds up.
+    """Clips the gradient of each unit to an L2 norm and adds up.
 
     Guarantee: adding or removing one unit changes `sums` by at most `l2_norm_clip` in L2 norm, whatever its pixels are.
       A unit whose gradient is not finite contributes zero and changes no other unit's contribution. Padding contributes
@@ -34,11 +49,15 @@ class PerUnitClipper:
 
     Attributes:
       l2_norm_clip: The bound C, > 0. Infinity switches clipping off (and the sensitivity is then infinite).
+      per_layer: False: flat clipping, the gradient over all variables together to C. True: the gradient of each of L
+        layers to C / sqrt(L), so that the whole is bounded by C too; useful where a few layers hold most of the norm.
 
-    References: Abadi et al. 2016, arXiv:1607.00133, Algorithm 1, "Clip gradient"; De et al. 2022, arXiv:2204.13650,
-      section 3.2, for averaging a unit's augmentations before clipping.
+    References: Abadi et al. 2016, arXiv:1607.00133, Algorithm 1, "Clip gradient"; McMahan et al. 2018,
+      arXiv:1710.06963, section 3.2, for flat and per-layer clipping; De et al. 2022, arXiv:2204.13650, section 3.2, for
+      averaging a unit's augmentations before clipping.
     """
     l2_norm_clip: float
+    per_layer: bool = False
 
     def __post_init__(self):
         if not self.l2_norm_clip > 0.0:
@@ -57,30 +76,38 @@ class PerUnitClipper:
             raise ValueError(f'neighboring_relation must be one of {RELATIONS}, got {neighboring_relation!r}.')
         return self.l2_norm_clip * (2.0 if neighboring_relation == 'replace_one' else 1.0)
 
-    def clip_and_sum(self, gradients: Sequence[tf.Tensor], is_padding: tf.Tensor):
+    def clip_and_sum(self,
+                     gradients: Sequence[tf.Tensor],
+                     is_padding: tf.Tensor,
+                     layers: Optional[Sequence[str]] = None) -> ClippedChunk:
         """Clips the gradient of each unit of a chunk and adds up.
 
         Args:
           gradients: One tensor a variable, [units, ...] of any float dtype.
           is_padding: bool [units].
+          layers: The layer of each variable; see `layer_names`. Needed for per-layer clipping alone.
 
         Returns:
-          The sums (float32, the variables' shapes), the norms before clipping (float32 [units]), and which units count
-          (bool [units]: they are not padding and their gradient is finite).
+          The sums, and what happened to each unit.
         """
-        # The norm is taken in float32 even where the network computes in bfloat16.
+        names = list(layers) if self.per_layer else [''] * len(gradients)
+        bound = self.l2_norm_clip * (1.0 - _ROUNDING_MARGIN) / len(set(names))**0.5
+        # The norm is taken in float32 even where the gradients are of another type.
         gradients = [tf.cast(g, tf.float32) for g in gradients]
         squares = [tf.reduce_sum(tf.square(g), axis=list(range(1, g.shape.rank))) for g in gradients]
         norms = tf.sqrt(tf.add_n(squares))
-        keep = tf.logical_and(tf.math.is_finite(norms), tf.logical_not(is_padding))
-        bound = self.l2_norm_clip * (1.0 - _ROUNDING_MARGIN)
-        scale = tf.where(keep, tf.where(norms > bound, bound / norms, 1.0), 0.0)
+        is_kept = tf.logical_and(tf.math.is_finite(norms), tf.logical_not(is_padding))
+        scales = {}
+        for name in dict.fromkeys(names):
+            layer_norms = tf.sqrt(tf.add_n([s for s, n in zip(squares, names) if n == name]))
+            scales[name] = tf.where(is_kept, tf.where(layer_norms > bound, bound / layer_norms, 1.0), 0.0)
         sums = []
-        for g in gradients:
+        for gradient, name in zip(gradients, names):
             # What does not count is selected away first: zero times NaN is NaN.
-            kept = tf.where(tf.reshape(keep, [-1] + [1] * (g.shape.rank - 1)), g, tf.zeros_like(g))
-            sums.append(tf.tensordot(scale, kept, axes=1))
-        return sums, norms, keep
+            mask = tf.reshape(is_kept, [-1] + [1] * (gradient.shape.rank - 1))
+            sums.append(tf.tensordot(scales[name], tf.where(mask, gradient, tf.zeros_like(gradient)), axes=1))
+        is_clipped = tf.logical_and(is_kept, tf.reduce_min(list(scales.values()), axis=0) < 1.0)
+        return ClippedChunk(sums, norms, is_kept, is_clipped)
 
     def clipped_sum(self,
                     loss_fn: Callable[[Any], tf.Tensor],
@@ -89,11 +116,12 @@ class PerUnitClipper:
                     is_padding: tf.Tensor,
                     *,
                     units_per_chunk: int,
+                    views_per_chunk: Optional[int] = None,
                     prepare_fn: Callable[[Any], Any] = lambda chunk: chunk) -> ClippedSum:
         """Returns the sum of the clipped per-unit gradients of a batch, a chunk of units at a time.
 
         A GradientTape is mapped over the units of a chunk with `tf.vectorized_map`, so memory is chunk x parameters and
-        the work is that of a plain backward pass over the same views. The chunk size changes speed and memory only.
+        the work is that of a plain backward pass over the same views. Chunk sizes change speed and memory only.
 
         Args:
           loss_fn: Maps one unit (an element of `batch`, or of what `prepare_fn` makes of it, without the leading axis)
@@ -102,6 +130,8 @@ class PerUnitClipper:
           batch: Nested tensors [units, ...].
           is_padding: bool [units].
           units_per_chunk: Units mapped at a time, at least 1.
+          views_per_chunk: Views of a unit whose activations are held at a time, a divisor of K, where `loss_fn` is the
+            mean over the K views of tensors [K, ...]; None: all of them.
           prepare_fn: Maps a chunk, nested tensors [units_per_chunk, ...], to nested tensors [units_per_chunk, ...],
             outside of the mapped region: draws the views. Must treat units independently of one another.
 
@@ -114,35 +144,59 @@ class PerUnitClipper:
                 tape.watch(variables)
                 loss = loss_fn(unit)
             gradients = tape.gradient(loss, variables, unconnected_gradients='zero')
-            return [tf.convert_to_tensor(g) for g in gradients], tf.cast(loss, tf.float32)
+            return [tf.cast(tf.convert_to_tensor(g), tf.float32) for g in gradients], tf.cast(loss, tf.float32)
 
         num_units = tf.reduce_sum(1.0 - tf.cast(is_padding, tf.float32))
         batch, is_padding, num_chunks = _split_into_chunks((batch, is_padding), units_per_chunk)
-        names = ('loss_sum', 'norm_sum', 'num_clipped', 'num_nonfinite')
+        layers = layer_names(variables)
 
         def add_chunk(i, sums, totals):
             chunk = tf.nest.map_structure(lambda x: x[i], batch)
-            gradients, losses = tf.vectorized_map(unit_gradient, prepare_fn(chunk))
-            chunk_sums, norms, keep = self.clip_and_sum(gradients, is_padding[i])
-            is_nonfinite = tf.logical_not(tf.logical_or(keep, is_padding[i]))
-            private = [
-                tf.where(keep, losses, 0.0),
-                tf.where(keep, norms, 0.0),
-                tf.cast(tf.logical_and(keep, norms > self.l2_norm_clip), tf.float32),
-                tf.cast(is_nonfinite, tf.float32)
-            ]
-            sums = [s + c for s, c in zip(sums, chunk_sums)]
-            totals = [t + tf.reduce_sum(p) for t, p in zip(totals, private)]
-            return i + 1, sums, totals
+            gradients, losses = _map_units(unit_gradient, prepare_fn(chunk), variables, views_per_chunk)
+            clipped = self.clip_and_sum(gradients, is_padding[i], layers)
+            sums = [s + c for s, c in zip(sums, clipped.sums)]
+            return i + 1, sums, [t + d for t, d in zip(totals, _diagnose(clipped, losses, is_padding[i]))]
 
         # One chunk at a time: the point is to hold the gradients of one chunk only.
-        zeros = [tf.zeros(v.shape, tf.float32) for v in variables], [tf.zeros([]) for _ in names]
+        zeros = [tf.zeros(v.shape, tf.float32) for v in variables], [tf.zeros([]) for _ in _DIAGNOSTICS]
         _, sums, totals = tf.while_loop(lambda i, *_: i < num_chunks,
                                         add_chunk, (tf.constant(0), *zeros),
                                         parallel_iterations=1)
-        diagnostics = dict(zip(names, totals))
-        diagnostics['num_units'] = num_units
-        return ClippedSum(sums, diagnostics)
+        return ClippedSum(sums, {'num_units': num_units, **dict(zip(_DIAGNOSTICS, totals))})
+
+
+def _map_units(unit_gradient: Callable, units: Any, variables: Sequence[tf.Variable], views_per_chunk: Optional[int]):
+    """Maps unit_gradient over units [units, K, ...], a chunk of views at a time, and averages over those chunks."""
+    num_units, num_views = (tf.nest.flatten(units)[0].shape + [None])[:2]
+    if views_per_chunk in (None, num_views):
+        return tf.vectorized_map(unit_gradient, units)
+    if num_views % views_per_chunk:
+        raise ValueError(f'views_per_chunk={views_per_chunk} does not divide the {num_views} views of a unit.')
+    num_chunks = num_views // views_per_chunk
+    units = tf.nest.map_structure(lambda x: tf.reshape(x, [num_units, num_chunks, views_per_chunk, *x.shape[2:]]),
+                                  units)
+
+    def add_chunk(i, totals):
+        parts = tf.vectorized_map(unit_gradient, tf.nest.map_structure(lambda x: x[:, i], units))
+        return i + 1, tf.nest.map_structure(lambda total, part: total + part / num_chunks, totals, parts)
+
+    zeros = [tf.zeros([num_units, *v.shape]) for v in variables], tf.zeros([num_units])
+    return tf.while_loop(lambda i, _: i < num_chunks, add_chunk, (tf.constant(0), zeros), parallel_iterations=1)[1]
+
+
+def layer_names(variables: Sequence[tf.Variable]) -> List[str]:
+    """Returns the layer of each variable, its name without the last part: 'block/conv' of 'block/conv/kernel:0'."""
+    return [variable.name.rpartition('/')[0] or variable.name for variable in variables]
+
+
+_DIAGNOSTICS = ('loss_sum', 'norm_sum', 'num_clipped', 'num_nonfinite')
+
+
+def _diagnose(clipped: ClippedChunk, losses: tf.Tensor, is_padding: tf.Tensor) -> List[tf.Tensor]:
+    """Returns the diagnostics of a chunk, in the order of _DIAGNOSTICS."""
+    is_nonfinite = tf.logical_not(tf.logical_or(clipped.is_kept, is_padding))
+    losses, norms = (tf.where(clipped.is_kept, x, 0.0) for x in (losses, clipped.norms))
+    return [tf.reduce_sum(tf.cast(x, tf.float32)) for x in (losses, norms, clipped.is_clipped, is_nonfinite)]
 
 
 def _split_into_chunks(batch_and_padding, units_per_chunk: int):

@@ -1,30 +1,40 @@
-"""Refuses networks for which a per-unit gradient bound does not hold."""
+"""Refuses networks, losses and views for which a bound on one unit's gradient does not hold."""
 
-from typing import Callable
+import contextlib
+from typing import Any, Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
 
-_MIXES_EXAMPLES = ('BatchNormalization', 'SyncBatchNormalization', 'ExperimentalSyncBatchNormalization', 'MixUp',
-                   'CutMix')
-_DRAWS_RANDOMNESS = ('Dropout', 'SpatialDropout1D', 'SpatialDropout2D', 'SpatialDropout3D', 'GaussianDropout',
-                     'GaussianNoise', 'AlphaDropout')
+# Names of classes, one's own or inherited. Keras gives each layer that draws randomness the base BaseRandomLayer.
+_MIXES_EXAMPLES = {
+    'BatchNormalization', 'BatchNormalizationBase', 'SyncBatchNormalization', 'MixUp', 'CutMix', 'FourierMix', 'Mosaic'
+}
+_DRAWS_RANDOMNESS = {
+    'BaseRandomLayer', 'BaseImageAugmentationLayer', 'GaussianDropout', 'GaussianNoise', 'AlphaDropout', 'DropPath',
+    'StochasticDepth', 'DropBlock2D'
+}
 _CURES = {
     'mixes':
         'it mixes the examples of a batch, so clipping one unit does not bound what it changes; use GroupNormalization '
         'or LayerNormalization, and mix nothing across units',
     'random':
         'it draws randomness inside call, which the mapped gradient shares among units; draw it outside of the network '
-        'and pass it in'
+        'and pass it in',
+    'loss': 'it adds a loss of its own, which belongs to no unit and is not clipped; remove the add_loss, or the '
+            'regularizer (weight decay belongs in the optimizer)',
+    'state':
+        'it keeps statistics of the images that pass through it, which are released without noise; use a layer without '
+        'running statistics'
 }
 
 
 class ModelCheckError(ValueError):
-    """The network is not fit for per-unit clipping."""
+    """A network, a loss or a way to draw views is not fit for per-unit clipping."""
 
 
 def check_layers(model: tf.keras.Model) -> None:
-    """Refuses layers known to mix examples or to draw randomness inside `call`.
+    """Refuses layers known to mix examples, to draw randomness inside `call` or to add losses.
 
     Args:
       model: A built Keras model.
@@ -34,37 +44,128 @@ def check_layers(model: tf.keras.Model) -> None:
     """
     problems = []
     for layer in model._flatten_layers(include_self=False):  # pylint: disable=protected-access
-        class_names = {c.__name__ for c in type(layer).__mro__}
-        kind = ('mixes' if class_names.intersection(_MIXES_EXAMPLES) else
-                'random' if class_names.intersection(_DRAWS_RANDOMNESS) else None)
-        if kind == 'random' and not getattr(layer, 'rate', getattr(layer, 'stddev', 1.0)):
-            kind = None  # A dropout of rate zero does nothing.
-        if kind:
-            problems.append(f'layer {layer.name!r} ({type(layer).__name__}): {_CURES[kind]}')
+        kinds = [c.__name__ for c in type(layer).__mro__]
+        if _MIXES_EXAMPLES.intersection(kinds):
+            problems.append((layer, 'mixes'))
+        # A dropout of rate zero does nothing.
+        elif _DRAWS_RANDOMNESS.intersection(kinds) and getattr(layer, 'rate', getattr(layer, 'stddev', 1.0)):
+            problems.append((layer, 'random'))
+        elif _adds_loss(layer):
+            problems.append((layer, 'loss'))
     if problems:
-        raise ModelCheckError('; '.join(problems) + '.')
+        raise ModelCheckError('; '.join(
+            f'layer {layer.name!r} ({type(layer).__name__}): {_CURES[kind]}' for layer, kind in problems) + '.')
 
 
-def check_independence(call: Callable[[np.ndarray], tf.Tensor], input_shape, *, rtol: float = 1e-3) -> None:
+def _adds_loss(layer: tf.keras.layers.Layer) -> bool:
+    regularizers = ('kernel', 'bias', 'activity', 'beta', 'gamma', 'embeddings', 'depthwise', 'pointwise')
+    if any(getattr(layer, f'{name}_regularizer', None) is not None for name in regularizers):
+        return True
+    # The losses of a layer include those of the layers inside it: name the innermost one.
+    inner = list(layer._flatten_layers(include_self=False))  # pylint: disable=protected-access
+    return bool(layer.losses) and not any(child.losses for child in inner)
+
+
+def check_independence(model: tf.keras.Model,
+                       call: Callable[[np.ndarray], tf.Tensor],
+                       input_shape: Sequence[int],
+                       *,
+                       rtol: float = 1e-3) -> None:
     """Refuses a network in which one example changes the output of another, whatever its layers are called.
 
     Runs the network in training mode on three random examples, then changes the first one: the outputs of the others
-    must stay the same, and running twice must give the same.
+    must stay the same, running twice must give the same, and no variable may move. The weights are random while this is
+    tried, since what is initialised with zeros would hide what lies before it; they are put back afterwards.
 
     Args:
+      model: The network, whose variables are looked after.
       call: Maps a float32 batch [3, *input_shape] to the network's output [3, ...], in training mode.
       input_shape: Shape of one example.
       rtol: Largest relative change that counts as rounding.
 
     Raises:
-      ModelCheckError: if the outputs of the other examples change.
+      ModelCheckError: says what was seen, and the cure.
     """
     batch = np.random.default_rng(0).standard_normal([3, *input_shape]).astype(np.float32)
     changed = batch.copy()
     changed[0] = 10.0 * changed[0] + 1.0
-    before, again, after = (np.asarray(call(x), np.float64) for x in (batch, batch, changed))
+    with _random_weights(model):
+        before_state = [v.numpy() for v in model.variables]
+        before, again, after = (np.asarray(call(x), np.float64) for x in (batch, batch, changed))
+        moved = [v.name for v, old in zip(model.variables, before_state) if not np.array_equal(v.numpy(), old)]
     scale = np.abs(before).max() + 1e-12
+    if moved:
+        raise ModelCheckError(f'the network changed {moved[0]!r} while it was called: {_CURES["state"]}.')
     if np.abs(again - before).max() > rtol * scale:
         raise ModelCheckError(f'the network gives two outputs for one input: {_CURES["random"]}.')
     if np.abs(after[1:] - before[1:]).max() > rtol * scale:
         raise ModelCheckError(f'the output for one example depends on another one in the batch: {_CURES["mixes"]}.')
+    if np.abs(after[0] - before[0]).max() <= rtol * scale:
+        raise ModelCheckError('the output does not depend on the input, so nothing can be said of the network.')
+
+
+@contextlib.contextmanager
+def _random_weights(model: tf.keras.Model):
+    """Moves the weights by random amounts, and puts them back."""
+    weights = model.get_weights()
+    generator = np.random.default_rng(1)
+    model.set_weights(
+        [w + 0.1 * generator.standard_normal(w.shape).astype(w.dtype) if w.dtype.kind == 'f' else w for w in weights])
+    try:
+        yield
+    finally:
+        model.set_weights(weights)
+
+
+def check_loss(loss_fn: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+               output_shape: Sequence[int],
+               *,
+               rtol: float = 1e-5) -> None:
+    """Refuses a loss that couples the examples of a batch: contrastive, ranking, or averaged over the batch.
+
+    Args:
+      loss_fn: Maps targets and predictions, float32 [3, *output_shape], to a loss an example, [3, ...].
+      output_shape: Shape of one prediction.
+      rtol: Largest relative change that counts as rounding.
+
+    Raises:
+      ModelCheckError: says what was seen, and the cure.
+    """
+    cure = "return one loss an example, computed from this example alone (in Keras: reduction='none')"
+    generator = np.random.default_rng(0)
+    target, prediction = (generator.uniform(0.1, 0.9, [3, *output_shape]).astype(np.float32) for _ in range(2))
+    others = prediction.copy()
+    others[0] = 1.0 - others[0]
+    before, after = (np.asarray(loss_fn(tf.constant(target), tf.constant(x)), np.float64) for x in (prediction, others))
+    if before.ndim == 0 or len(before) != 3:
+        raise ModelCheckError(f'the loss of a batch of 3 has shape {list(before.shape)}: {cure}.')
+    if np.abs(after[1:] - before[1:]).max() > rtol * (np.abs(before).max() + 1e-12):
+        raise ModelCheckError(f'the loss of one example depends on another one in the batch: {cure}.')
+
+
+def check_views(draw_for_units: Callable[[tf.Tensor, tf.Tensor], Any], image_shape: Sequence[int]) -> None:
+    """Refuses views of a unit that depend on the other units: mix-up across units, antithetic timesteps.
+
+    Draws the views of three units, and of the same with another unit first: those of the others must stay the same, to
+    the last bit, and drawing twice must give the same.
+
+    Args:
+      draw_for_units: Maps images uint8 [3, *image_shape] and units int64 [3] to nested tensors [3, ...].
+      image_shape: Shape of one unit's images.
+
+    Raises:
+      ModelCheckError: says what was seen, and the cure.
+    """
+    images = np.random.default_rng(0).integers(0, 256, [3, *image_shape]).astype(np.uint8)
+    changed = images.copy()
+    changed[0] = 255 - changed[0]
+    units, other_units = np.array([5, 6, 7]), np.array([50, 6, 7])
+    before, again, after = ([
+        np.asarray(x) for x in tf.nest.flatten(draw_for_units(tf.constant(i), tf.constant(u, tf.int64)))
+    ] for i, u in ((images, units), (images, units), (changed, other_units)))
+    if any(not np.array_equal(x, y) for x, y in zip(before, again)):
+        raise ModelCheckError('the views of a unit differ when they are drawn again: draw them from (seed, step, unit) '
+                              'alone, neither from a state nor from earlier losses.')
+    if any(not np.array_equal(x[1:], y[1:]) for x, y in zip(before, after)):
+        raise ModelCheckError('the views of one unit depend on another one in the batch: draw them from (seed, step, '
+                              'unit) alone (no mix-up across units, no antithetic timesteps).')

@@ -68,7 +68,7 @@ def make_vectorized_dp_optimizer_class(cls: Type[tf.keras.optimizers.Optimizer])
             self._clipper = clipping.PerUnitClipper(l2_norm_clip)
             stddev = noise_multiplier * self._clipper.sensitivity('add_or_remove_one') if noise_multiplier else 0.0
             self._noise = noise_lib.GaussianNoise(stddev)
-            self._noise_seed = seeds.PrivateSeed.from_os_entropy().derive('noise')
+            self._private_seed = seeds.PrivateSeed.from_os_entropy()
 
         def compute_gradients(self, loss, var_list, tape=None):
             """Returns noisy (gradient, variable) pairs from a vector of losses; see the class factory.
@@ -91,8 +91,8 @@ def make_vectorized_dp_optimizer_class(cls: Type[tf.keras.optimizers.Optimizer])
                 unit_losses = tf.reduce_mean(tf.reshape(losses, [num_units, -1]), axis=1)
             variables = tf.nest.flatten(var_list() if callable(var_list) else var_list)
             jacobian = tape.jacobian(unit_losses, variables, unconnected_gradients='zero')
-            sums, _, _ = self._clipper.clip_and_sum(jacobian, tf.zeros([tf.shape(unit_losses)[0]], tf.bool))
-            return self._privatize(sums, variables)
+            clipped = self._clipper.clip_and_sum(jacobian, tf.zeros([tf.shape(unit_losses)[0]], tf.bool))
+            return self._privatize(clipped.sums, variables)
 
         def compute_unit_gradients(self, loss_fn: Callable[[Any], tf.Tensor], batch: Any, var_list, is_padding=None):
             """Returns noisy (gradient, variable) pairs by mapping a tape over units.
@@ -117,7 +117,7 @@ def make_vectorized_dp_optimizer_class(cls: Type[tf.keras.optimizers.Optimizer])
             return self.apply_gradients(self.compute_unit_gradients(loss_fn, batch, var_list, is_padding))
 
         def _privatize(self, sums, variables):
-            noisy = self._noise.add(sums, seed=tf.constant(self._noise_seed, tf.int64), step=self.iterations)
+            noisy = self._noise.add(sums, seed=self._private_seed, step=self.iterations)
             return [(g / self._divisor, v) for g, v in zip(noisy, variables)]
 
         def get_config(self):

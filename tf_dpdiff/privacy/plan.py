@@ -15,6 +15,7 @@ from tf_dpdiff.privacy import sampling
 DP_SGD_STEP = 'dp_sgd_step'
 NOISY_CLASS_MEANS = 'noisy_class_means'
 SAMPLINGS = ('poisson', 'shuffled_batches')
+CLIPPINGS = ('flat', 'per_layer')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,9 @@ class DpSgdConfig:
       noise_multiplier: Ratio of the noise's standard deviation to the sensitivity, >= 0 (0 trains without a guarantee).
       neighboring_relation: What is protected. Only 'add_or_remove_one' has a proven accountant here.
       sampling: 'poisson', or 'shuffled_batches', which trains but claims no epsilon.
+      clipping: 'flat' (the whole gradient to l2_norm_clip) or 'per_layer' (each layer's to an equal part of it); the
+        sensitivity is the same.
+      noise_generator: 'philox' or 'shake256'; see `noise.GaussianNoise`.
     """
     target_delta: float
     expected_batch_size: int
@@ -41,6 +45,8 @@ class DpSgdConfig:
     noise_multiplier: Optional[float] = None
     neighboring_relation: str = 'add_or_remove_one'
     sampling: str = 'poisson'
+    clipping: str = 'flat'
+    noise_generator: str = 'philox'
 
     def __post_init__(self):
         if not 0.0 < self.target_delta < 1.0:
@@ -62,6 +68,9 @@ class DpSgdConfig:
                              'accountant for Poisson sampling under another relation is at hand.')
         if self.sampling not in SAMPLINGS:
             raise ValueError(f'sampling must be one of {SAMPLINGS}, got {self.sampling!r}.')
+        if self.clipping not in CLIPPINGS:
+            raise ValueError(f'clipping must be one of {CLIPPINGS}, got {self.clipping!r}.')
+        noise.check_generator(self.noise_generator)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +170,7 @@ def make_plan(config: DpSgdConfig,
         sampler = sampling.PoissonSampler(config.expected_batch_size / num_units)
     else:
         sampler = sampling.ShuffledBatches(config.expected_batch_size)
-    clipper = clipping.PerUnitClipper(config.l2_norm_clip)
+    clipper = clipping.PerUnitClipper(config.l2_norm_clip, per_layer=config.clipping == 'per_layer')
 
     def plan_with(noise_multiplier: float) -> DpSgdPlan:
         stddev = 0.0
@@ -171,7 +180,7 @@ def make_plan(config: DpSgdConfig,
                          num_units=num_units,
                          sampler=sampler,
                          clipper=clipper,
-                         noise=noise.GaussianNoise(stddev),
+                         noise=noise.GaussianNoise(stddev, config.noise_generator),
                          class_means=class_means)
 
     if config.noise_multiplier is not None:

@@ -8,15 +8,36 @@ import numpy as np
 PADDING_INDEX = -1
 
 
+def shard_bounds(num_units: int, replica: int, num_replicas: int) -> Tuple[int, int]:
+    """Returns the first unit of a replica's shard and the one after its last; the shards of all replicas are disjoint.
+
+    Args:
+      num_units: Units of the data set.
+      replica: In [0, num_replicas).
+      num_replicas: At least 1.
+
+    Raises:
+      ValueError: for a replica outside of its range.
+
+    Example:
+        >>> [shard_bounds(10, replica, 3) for replica in range(3)]
+        [(0, 3), (3, 6), (6, 10)]
+    """
+    if not 0 <= replica < num_replicas:
+        raise ValueError(f'replica must be in [0, {num_replicas}), got {replica}.')
+    return num_units * replica // num_replicas, num_units * (replica + 1) // num_replicas
+
+
 @dataclasses.dataclass(frozen=True)
 class PoissonSampler:
     """Each unit takes part in a step with the same probability, independently of all others and of all other steps.
 
     This is the sampling that privacy amplification by subsampling is proven for, hence the only one that this project
-    claims an epsilon for.
+    claims an epsilon for. It holds indices alone and never looks at an image, so the data set may be of any size.
 
     Guarantee: the batch is a function of (num_units, seed, step) alone, so a step that is run again after a crash sees
-      the same units. A batch may be empty.
+      the same units. Over several replicas each samples its own shard at the same probability, and together they draw
+      the very units that one replica would. A batch may be empty.
 
     Attributes:
       sampling_probability: In (0, 1].
@@ -33,10 +54,25 @@ class PoissonSampler:
         if not 0.0 < self.sampling_probability <= 1.0:
             raise ValueError(f'sampling_probability must be in (0, 1], got {self.sampling_probability}.')
 
-    def sample(self, num_units: int, *, seed: int, step: int) -> np.ndarray:
-        """Returns the sorted indices of the units of one step, int64 [sampled units], each in [0, num_units)."""
-        generator = np.random.Generator(np.random.Philox(key=np.array([seed, step], np.uint64)))
-        return np.flatnonzero(generator.random(num_units) < self.sampling_probability)
+    def sample(self, num_units: int, *, seed: int, step: int, replica: int = 0, num_replicas: int = 1) -> np.ndarray:
+        """Returns the units of one step that belong to a replica's shard.
+
+        Args:
+          num_units: Units of the data set.
+          seed: Secret, in [0, 2^63).
+          step: Counted from 0.
+          replica: In [0, num_replicas).
+          num_replicas: At least 1.
+
+        Returns:
+          Sorted indices, int64 [sampled units], each in [0, num_units).
+        """
+        first, end = shard_bounds(num_units, replica, num_replicas)
+        bits = np.random.Philox(key=np.array([seed, step], np.uint64))
+        # Unit i always gets the i-th number of the step; the generator makes four at a time.
+        bits.advance(first // 4)
+        numbers = np.random.Generator(bits).random(first % 4 + end - first)[first % 4:]
+        return first + np.flatnonzero(numbers < self.sampling_probability)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +87,14 @@ class ShuffledBatches:
     """
     batch_size: int
 
-    def sample(self, num_units: int, *, seed: int, step: int) -> np.ndarray:
-        """Returns the sorted indices of the units of one step, int64 [batch_size]."""
+    def sample(self, num_units: int, *, seed: int, step: int, replica: int = 0, num_replicas: int = 1) -> np.ndarray:
+        """Returns the units of one step that belong to a replica's shard; arguments as for `PoissonSampler.sample`."""
+        first, end = shard_bounds(num_units, replica, num_replicas)
         epoch, position = divmod(step, max(1, num_units // self.batch_size))
         generator = np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64)))
         start = position * self.batch_size
-        return np.sort(generator.permutation(num_units)[start:start + self.batch_size])
+        units = np.sort(generator.permutation(num_units)[start:start + self.batch_size])
+        return units[(units >= first) & (units < end)]
 
 
 def pad_indices(indices: np.ndarray, multiple: int) -> Tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,6 @@
 """The secret of a run, from which all of its private randomness is derived."""
 
-import hashlib
+import hmac
 import secrets
 
 _NUM_BYTES = 32
@@ -41,11 +41,14 @@ class PrivateSeed:
         """Returns the seed of one purpose, an integer in [0, 2^63).
 
         Args:
-          purpose: What the draws are for, e.g. 'noise'. Different purposes give independent seeds (SHA-256 as a
-            pseudo-random function of the secret).
+          purpose: What the draws are for, e.g. 'noise'. Different purposes give independent seeds (HMAC-SHA-256 with
+            the secret as its key).
         """
-        digest = hashlib.sha256(self._secret + b'/' + purpose.encode('utf-8')).digest()
-        return int.from_bytes(digest[:8], 'little') >> 1
+        return int.from_bytes(self.derive_key(purpose)[:8], 'little') >> 1
+
+    def derive_key(self, purpose: str) -> bytes:
+        """Returns the 32-byte key of one purpose, for a cryptographic generator."""
+        return hmac.digest(self._secret, purpose.encode('utf-8'), 'sha256')
 
     def __repr__(self) -> str:
         return 'PrivateSeed(<secret>)'

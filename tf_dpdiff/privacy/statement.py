@@ -22,6 +22,11 @@ _NOT_COVERED = (
     'an attacker who reads the checkpoints of the run: they hold the secret seed and must stay private',
 )
 
+_GENERATORS = {
+    'philox': 'Philox, a statistical generator with a secret seed',
+    'shake256': 'SHAKE-256, a cryptographic generator with a secret key',
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class PrivacyStatement:
@@ -61,7 +66,9 @@ class PrivacyStatement:
             'sampling_probability': self.plan.sampling_probability,
             'expected_batch_size': config.expected_batch_size,
             'noise_multiplier': config.noise_multiplier,
+            'noise_generator': config.noise_generator,
             'l2_norm_clip': config.l2_norm_clip,
+            'clipping': config.clipping,
             'steps_run': self.ledger.count(plan_lib.DP_SGD_STEP),
             'augmentation_multiplicity': self.augmentation_multiplicity,
             'releases': json.loads(self.ledger.to_json()),
@@ -107,9 +114,10 @@ class PrivacyStatement:
         lines += [f'  - {_describe(release)}' for release in self.ledger.releases] or ['  - nothing']
         lines += [
             '',
-            f"Each step clips the gradient of a unit to an L2 norm of {fields['l2_norm_clip']:g} after averaging its",
+            f"Each step clips the gradient of a unit to an L2 norm of {fields['l2_norm_clip']:g} "
+            f"({fields['clipping'].replace('_', ' ')}) after averaging its",
             f'{self.augmentation_multiplicity} view(s), adds up, adds noise once, and divides by the expected batch',
-            f"size of {fields['expected_batch_size']}.",
+            f"size of {fields['expected_batch_size']}. Noise comes from {_GENERATORS[fields['noise_generator']]}.",
             f'The size of the data set ({self.plan.num_units} units) and its classes count as public.',
             '',
             'Not covered by this statement:',

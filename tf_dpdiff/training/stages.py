@@ -15,6 +15,7 @@ from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import sampling
 from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import learning_rate
+from tf_dpdiff.training import memory
 from tf_dpdiff.training import train_step
 from tf_dpdiff.training import views as views_lib
 from tf_dpdiff.training import warm_start as warm_start_lib
@@ -117,18 +118,35 @@ class FinetuningConfig:
       trainable: Substrings of the names of the variables that are trained, e.g. 'norm', 'embedding'; empty for all.
         Fewer parameters mean less noise.
       max_ema_decay: Upper end of the moving average's decay, in [0, 1).
-      units_per_chunk: Units whose gradients are held in memory at a time; changes speed and memory only.
+      memory_budget_gib: For per-unit gradients and activations, > 0; weights, optimizer and the sum come on top. It
+        decides how many units and views are held in memory at a time, which changes speed and memory only.
+      units_per_chunk: Units held at a time; None: from the budget.
     """
     optimization: OptimizationConfig
     views: views_lib.ViewsConfig
     trainable: Tuple[str, ...] = ()
     max_ema_decay: float = 0.99
-    units_per_chunk: int = 16
+    memory_budget_gib: float = 4.0
+    units_per_chunk: Optional[int] = None
 
     def __post_init__(self):
-        _check_at_least_one(self, 'units_per_chunk')
+        if self.units_per_chunk is not None:
+            _check_at_least_one(self, 'units_per_chunk')
+        if not self.memory_budget_gib > 0.0:
+            raise ValueError(f'memory_budget_gib must be > 0, got {self.memory_budget_gib}.')
         if not 0.0 <= self.max_ema_decay < 1.0:
             raise ValueError(f'max_ema_decay must be in [0, 1), got {self.max_ema_decay}.')
+
+    def choose_chunk_sizes(self, model: tf.keras.Model, expected_batch_size: int) -> memory.ChunkSizes:
+        """Returns how many units and views of a step are held in memory at a time."""
+        num_views = self.views.augmentation_multiplicity
+        if self.units_per_chunk is not None:
+            return memory.ChunkSizes(self.units_per_chunk, num_views)
+        return memory.choose_chunk_sizes(model,
+                                         unet.select_variables(model, self.trainable),
+                                         num_views=num_views,
+                                         num_units=expected_batch_size,
+                                         memory_budget_bytes=self.memory_budget_gib * 2**30)
 
 
 @dataclasses.dataclass
@@ -163,8 +181,9 @@ def make_warm_start(config: WarmStartConfig, model: tf.keras.Model, process: pro
         means = config.release.release(private.images_uint8,
                                        private.labels,
                                        private.num_classes,
-                                       seed=state.private_seed.derive('class_means'),
+                                       seed=state.private_seed,
                                        neighboring_relation=plan.config.neighboring_relation,
+                                       generator=plan.config.noise_generator,
                                        owners=private.owners)
         # A resumed run makes the same release from the same seed: it is one release, recorded once.
         if not state.ledger.count(plan_lib.NOISY_CLASS_MEANS):
@@ -185,6 +204,7 @@ def make_finetuning(config: FinetuningConfig, model: tf.keras.Model, average: tf
     """Returns the DP-SGD stage; `on_diagnostics`, where given, receives PRIVATE numbers of each step."""
     optimizer = config.optimization.make_optimizer(plan.config.num_steps)
     num_views = config.views.augmentation_multiplicity
+    chunk_sizes = config.choose_chunk_sizes(model, plan.config.expected_batch_size)
     private_step = train_step.make_private_step(model,
                                                 average,
                                                 unet.select_variables(model, config.trainable),
@@ -194,7 +214,7 @@ def make_finetuning(config: FinetuningConfig, model: tf.keras.Model, average: tf
                                                 state.private_seed,
                                                 images_per_unit=1 if private.owners is None else num_views,
                                                 max_ema_decay=config.max_ema_decay,
-                                                units_per_chunk=config.units_per_chunk)
+                                                chunk_sizes=chunk_sizes)
     sampling_seed, owner_seed = (state.private_seed.derive(purpose) for purpose in ('sampling', 'images_of_owners'))
 
     def begin():
@@ -204,7 +224,7 @@ def make_finetuning(config: FinetuningConfig, model: tf.keras.Model, average: tf
     def run_step(step: int) -> Dict[str, float]:
         ledger = plan.record_step(state.ledger)  # Refuses to pass the plan before anything is computed.
         units = plan.sampler.sample(plan.num_units, seed=sampling_seed, step=step)
-        units, _ = sampling.pad_indices(units, config.units_per_chunk)
+        units, _ = sampling.pad_indices(units, chunk_sizes.units)
         images_uint8, labels, units = pipelines.gather_units(private,
                                                              units,
                                                              num_views=num_views,

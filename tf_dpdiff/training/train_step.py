@@ -7,13 +7,14 @@ import tensorflow as tf
 from tf_dpdiff.networks import ema
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import seeds
+from tf_dpdiff.training import memory
 from tf_dpdiff.training import views as views_lib
 
 
 def make_private_step(model: tf.keras.Model, average: tf.keras.Model, variables: Sequence[tf.Variable],
                       optimizer: tf.keras.optimizers.Optimizer, plan: plan_lib.DpSgdPlan,
                       view_sampler: views_lib.ViewSampler, private_seed: seeds.PrivateSeed, *, images_per_unit: int,
-                      max_ema_decay: float, units_per_chunk: int) -> Callable:
+                      max_ema_decay: float, chunk_sizes: memory.ChunkSizes) -> Callable:
     """Returns the compiled private step.
 
     Args:
@@ -26,7 +27,7 @@ def make_private_step(model: tf.keras.Model, average: tf.keras.Model, variables:
       private_seed: The run's secret.
       images_per_unit: V, how many images of a unit its views look at: K where units own several, else 1.
       max_ema_decay: Upper end of the moving average's decay.
-      units_per_chunk: Units whose gradients are held in memory at a time.
+      chunk_sizes: How many units and views are held in memory at a time.
 
     Returns:
       A function of images_uint8 [padded, V, height, width, channels], labels int32 [padded, V] (see
@@ -35,7 +36,6 @@ def make_private_step(model: tf.keras.Model, average: tf.keras.Model, variables:
     """
     image_shape = model.inputs[0].shape[1:].as_list()
     unit_loss = views_lib.unit_loss_fn(model)
-    noise_seed = tf.constant(private_seed.derive('noise'), tf.int64)
     view_seed = tf.constant(private_seed.derive('views'), tf.int64)
     optimizer.build(variables)
 
@@ -55,10 +55,11 @@ def make_private_step(model: tf.keras.Model, average: tf.keras.Model, variables:
         clipped = plan.clipper.clipped_sum(unit_loss,
                                            variables, (images_uint8, labels, units),
                                            units < 0,
-                                           units_per_chunk=units_per_chunk,
+                                           units_per_chunk=chunk_sizes.units,
+                                           views_per_chunk=chunk_sizes.views,
                                            prepare_fn=draw_views)
         # Add noise, once.
-        noisy_sums = plan.noise.add(clipped.sums, seed=noise_seed, step=step)
+        noisy_sums = plan.noise.add(clipped.sums, seed=private_seed, step=step)
         # Descend. The divisor is the expected batch size, which is public.
         gradients = [s / plan.config.expected_batch_size for s in noisy_sums]
         optimizer.apply_gradients(zip(gradients, variables))

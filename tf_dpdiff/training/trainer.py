@@ -11,6 +11,7 @@ import tensorflow as tf
 import tqdm
 
 from tf_dpdiff.data import datasets
+from tf_dpdiff.diffusion import losses
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import model_check
@@ -20,6 +21,7 @@ from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import interruption
 from tf_dpdiff.training import stages as stages_lib
 from tf_dpdiff.training import summaries as summaries_lib
+from tf_dpdiff.training import views as views_lib
 
 _DONE = 'done'
 
@@ -91,7 +93,7 @@ class Trainer:
         self.summaries = summaries_lib.Summaries(workdir)
         tf.keras.utils.set_random_seed(0)  # Initial weights are public.
         model, self.average = (unet.build_unet(network, private.image_shape, private.num_classes) for _ in range(2))
-        check_model(model, private.image_shape)
+        check_model(model, private.image_shape, views_lib.ViewSampler(process, finetuning.views))
         self._stages = self._make_stages(model, process, private, pretraining, warm_start, finetuning, on_release)
         self._checkpoint = checkpoints.RunCheckpoint(
             directory,
@@ -184,15 +186,20 @@ class Trainer:
                 }, step)
 
 
-def check_model(model: tf.keras.Model, image_shape) -> None:
-    """Refuses a network that is not fit for per-unit clipping.
+def check_model(model: tf.keras.Model, image_shape, view_sampler: views_lib.ViewSampler) -> None:
+    """Refuses a network, or views, that are not fit for per-unit clipping.
 
     Raises:
       model_check.ModelCheckError: names the layer and the cure.
     """
     model_check.check_layers(model)
     t, labels = tf.constant([1, 2, 3]), tf.zeros([3], tf.int32)
-    model_check.check_independence(lambda x: model([x, t, labels], training=True), image_shape)
+    model_check.check_independence(model, lambda x: model([x, t, labels], training=True), image_shape)
+    model_check.check_loss(losses.view_losses, image_shape)
+    seed, step = tf.constant(0, tf.int64), tf.constant(0, tf.int64)
+    model_check.check_views(
+        lambda images, units: view_sampler.draw_for_units(images, labels[:, None], units, seed=seed, step=step),
+        [1, *image_shape])
 
 
 def _check_public_images(public: datasets.ImageDataset, private: datasets.ImageDataset) -> None:

@@ -33,6 +33,10 @@ class ViewsConfig:
     def __post_init__(self):
         if self.augmentation_multiplicity < 1:
             raise ValueError(f'augmentation_multiplicity must be at least 1, got {self.augmentation_multiplicity}.')
+        if not isinstance(self.timesteps, timesteps_lib.TimestepMixture):
+            raise ValueError(
+                f'timesteps must be a TimestepMixture, got {type(self.timesteps).__name__}: timesteps chosen '
+                'by losses, or together for several units, are not covered by the guarantee.')
 
 
 class Views(NamedTuple):

@@ -1,0 +1,66 @@
+"""How many units and views are held in memory at a time: chosen from a budget, without effect on what is learnt."""
+
+from typing import NamedTuple, Sequence
+
+import tensorflow as tf
+
+from tf_dpdiff.training import views as views_lib
+
+# Per-unit gradients are held as the tape made them, as what is left after clipping, and once on the way from one to the
+# other; so a unit takes about three times its gradient.
+_GRADIENT_COPIES = 3
+# Larger chunks were not faster: beyond some units, memory traffic and not the number of calls is what a step pays for.
+_MAX_UNITS = 32
+_HOLDS_NOTHING = {
+    'Cast', 'Const', 'ExpandDims', 'Identity', 'NoOp', 'Placeholder', 'ReadVariableOp', 'Reshape', 'Shape', 'Squeeze'
+}
+
+
+class ChunkSizes(NamedTuple):
+    """How a batch is cut up.
+
+    Attributes:
+      units: Whose gradients are held at a time.
+      views: Of each of them, whose activations are held at a time.
+    """
+    units: int
+    views: int
+
+
+def activation_bytes_per_view(model: tf.keras.Model) -> int:
+    """Returns about how many bytes the backward pass of one view needs: the size of all that the forward pass makes.
+
+    Traces the forward pass of the training loss; nothing is computed.
+    """
+    image = model.inputs[0].shape[1:].as_list()
+    spec = views_lib.Views(x_t=tf.TensorSpec([1, *image]),
+                           t=tf.TensorSpec([1], tf.int32),
+                           labels=tf.TensorSpec([1], tf.int32),
+                           target=tf.TensorSpec([1, *image]))
+    graph = tf.function(views_lib.unit_loss_fn(model), autograph=False).get_concrete_function(spec).graph
+    return sum((tensor.shape.num_elements() or 0) * tensor.dtype.size for operation in graph.get_operations()
+               if operation.type not in _HOLDS_NOTHING for tensor in operation.outputs)
+
+
+def choose_chunk_sizes(model: tf.keras.Model, variables: Sequence[tf.Variable], *, num_views: int, num_units: int,
+                       memory_budget_bytes: float) -> ChunkSizes:
+    """Returns the largest chunk whose gradients and activations stay within a budget.
+
+    Args:
+      model: The network.
+      variables: Those that are trained.
+      num_views: K, views a unit.
+      num_units: Units expected in a step; more at a time would be of no use.
+      memory_budget_bytes: For per-unit gradients and activations; weights, optimizer and the sum come on top.
+
+    Returns:
+      Whole units with all of their views where at least one fits; else one unit, a part of its views at a time (a
+      divisor of K, at least one: less is not possible).
+    """
+    gradient = _GRADIENT_COPIES * sum(v.shape.num_elements() * v.dtype.size for v in variables)
+    activations = activation_bytes_per_view(model)
+    whole_units = int(memory_budget_bytes // (gradient + num_views * activations))
+    if whole_units >= 1:
+        return ChunkSizes(min(whole_units, num_units, _MAX_UNITS), num_views)
+    fitting = (memory_budget_bytes - gradient) / activations
+    return ChunkSizes(1, max([v for v in range(1, num_views + 1) if num_views % v == 0 and v <= fitting], default=1))
