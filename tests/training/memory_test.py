@@ -10,7 +10,7 @@ CONFIG = unet.UNetConfig(base_channels=4, groups=2)
 
 
 @pytest.fixture(name='model', scope='module')
-def fixture_model():
+def fixture_model(small_network):
     return unet.build_unet(CONFIG, (8, 8, 1), 3)
 
 

@@ -18,6 +18,7 @@ from tf_dpdiff.training import memory
 from tf_dpdiff.training import train_step
 from tf_dpdiff.training import views as views_lib
 
+pytestmark = pytest.mark.usefixtures('small_network')
 NETWORK = unet.UNetConfig(base_channels=4, channel_multipliers=(1,), middle_attention=False, groups=2)
 CONFIG = plan_lib.DpSgdConfig(target_delta=1e-4,
                               expected_batch_size=5,

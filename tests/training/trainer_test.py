@@ -21,6 +21,7 @@ from tf_dpdiff.training import stages
 from tf_dpdiff.training import trainer as trainer_lib
 from tf_dpdiff.training import views as views_lib
 
+pytestmark = pytest.mark.usefixtures('small_network')
 NETWORK = unet.UNetConfig(base_channels=4, channel_multipliers=(1,), middle_attention=False, groups=2)
 OPTIMIZATION = stages.OptimizationConfig(learning_rate=0.01)
 PRIVACY = plan_lib.DpSgdConfig(target_delta=1e-4,

@@ -201,7 +201,7 @@ def _diagnose(clipped: ClippedChunk, losses: tf.Tensor, is_padding: tf.Tensor) -
 
 def _split_into_chunks(batch_and_padding, units_per_chunk: int):
     """Pads [units, ...] with zeros to whole chunks and reshapes to [chunks, units_per_chunk, ...]."""
-    batch, is_padding = batch_and_padding
+    batch, is_padding = tf.nest.map_structure(tf.convert_to_tensor, batch_and_padding)
     num_units = tf.shape(is_padding)[0]
     num_chunks = -(-num_units // units_per_chunk)
     missing = num_chunks * units_per_chunk - num_units

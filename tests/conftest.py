@@ -1,4 +1,4 @@
-"""A small network for the tests of training: what they test does not depend on its shape, and a UNet traces slowly."""
+"""What tests of several packages share."""
 
 import pytest
 import tensorflow as tf
@@ -20,9 +20,9 @@ def build_small_network(config, image_shape, num_classes):
     return tf.keras.Model([x_t, t, labels], tf.keras.layers.Conv2D(image_shape[-1], 1, name='conv_out')(h))
 
 
-@pytest.fixture(autouse=True, scope='module')
+@pytest.fixture(name='small_network', scope='module')
 def fixture_small_network():
-    """Makes every network of a module the small one."""
+    """Makes every network of a module a small one: what is tested does not depend on it, and a UNet traces slowly."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(unet, 'build_unet', build_small_network)
         yield
