@@ -1,0 +1,185 @@
+"""Long: would the tests notice? Each mutant breaks one promise of the privacy core and must be killed by the suite.
+
+    bin/test -m long tests/privacy/mutation_test.py -v
+
+A mutant is one change of the source in a copy of the project; it is killed if the tests named beside it fail there.
+That they pass on the unchanged copy is the control.
+"""
+
+import dataclasses
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutant:
+    """A change of one file of tf_dpdiff/ that some test must notice.
+
+    Attributes:
+      name: What is broken.
+      file: In tf_dpdiff/.
+      before: A piece of the source that occurs exactly once.
+      after: What takes its place.
+      tests: What is run, in tests/.
+    """
+    name: str
+    file: str
+    before: str
+    after: str
+    tests: str
+
+
+CLIPPING, NOISE, PLAN = 'privacy/clipping_test.py', 'privacy/noise_test.py', 'privacy/plan_test.py'
+CONTRACT = 'contract_test.py'
+OPTIMIZER, STEP = 'privacy/optimizer_test.py', 'training/train_step_test.py'
+MUTANTS = (
+    Mutant('no clipping', 'privacy/clipping.py', 'tf.where(layer_norms > bound, bound / layer_norms, 1.0)',
+           'tf.ones_like(layer_norms)', CLIPPING),
+    Mutant('clipping after the sum', 'privacy/clipping.py',
+           'sums = [s + c for s, c in zip(sums, clipped.sums)]',
+           'sums = tf.clip_by_global_norm([s + tf.reduce_sum(g, 0) for s, g in zip(sums, gradients)], '
+           'self.l2_norm_clip)[0]', CLIPPING),
+    Mutant('bound without a margin for rounding', 'privacy/clipping.py', '(1.0 - _ROUNDING_MARGIN)',
+           '(1.0 + _ROUNDING_MARGIN)', CLIPPING),
+    Mutant('per-layer bounds that do not share the whole', 'privacy/clipping.py', ' / len(set(names))**0.5', '',
+           CLIPPING),
+    Mutant('sensitivity of replacing one is that of removing one', 'privacy/clipping.py',
+           "2.0 if neighboring_relation == 'replace_one' else 1.0", '1.0', CLIPPING),
+    Mutant('padding counted', 'privacy/clipping.py',
+           'is_kept = tf.logical_and(tf.math.is_finite(norms), tf.logical_not(is_padding))',
+           'is_kept = tf.math.is_finite(norms)', CLIPPING),
+    Mutant('a unit that is not finite poisons the sum', 'privacy/clipping.py',
+           'tf.where(mask, gradient, tf.zeros_like(gradient))', 'gradient', CLIPPING),
+    Mutant('views clipped one by one, so that K multiplies the sensitivity', 'privacy/clipping.py',
+           'total + part / num_chunks', 'total + part', CLIPPING),
+    Mutant('the last chunk is lost', 'privacy/clipping.py', 'num_chunks = -(-num_units // units_per_chunk)',
+           'num_chunks = num_units // units_per_chunk', CLIPPING),
+    Mutant('noise x 2/3', 'privacy/noise.py', 'stddev=self.stddev, dtype', 'stddev=2.0 / 3.0 * self.stddev, dtype',
+           NOISE),
+    Mutant('cryptographic noise x 2/3', 'privacy/noise.py', '(self.stddev * cryptographic_normal',
+           '(2.0 / 3.0 * self.stddev * cryptographic_normal', NOISE),
+    Mutant('noise reused on two steps', 'privacy/noise.py', 'step * len(sums) + index)',
+           '(step // 2) * len(sums) + index)', NOISE),
+    Mutant('noise reused for two variables', 'privacy/noise.py', 'step * len(sums) + index)', 'step + index)', NOISE),
+    Mutant('noise from a public seed', 'privacy/noise.py', 'tf.constant(seed.derive(PURPOSE), tf.int64)',
+           'tf.constant(5, tf.int64)', NOISE),
+    Mutant('noise added per chunk', 'training/train_step.py',
+           'noisy_sums = plan.noise.add(clipped.sums, seed=private_seed, step=step)',
+           'noisy_sums = plan.noise.add(clipped.sums, seed=private_seed, step=step)\n'
+           '        for i in range(2):\n'
+           '            noisy_sums = plan.noise.add(noisy_sums, seed=private_seed, step=step + 1000 + i)', STEP),
+    Mutant('noise per replica: each adds the whole noise', 'privacy/noise.py',
+           'value + draw(tf.shape(value), seed, step * len(sums) + index) for', 'value + draw(tf.shape(value), seed, step * len(sums) + index) + '
+           'draw(tf.shape(value), seed, 10**9 + step * len(sums) + index) for', NOISE),
+    Mutant('divide by the sampled batch', 'training/train_step.py', 's / plan.config.expected_batch_size for',
+           "s / tf.maximum(clipped.diagnostics['num_units'], 1.0) for", STEP),
+    Mutant('optimizer divides by the sampled batch', 'privacy/optimizer.py', '(g / self._divisor, v)',
+           '(g / float(self.num_microbatches or 3), v)', OPTIMIZER),
+    Mutant('optimizer adds no noise', 'privacy/optimizer.py',
+           'noisy = self._noise.add(sums, seed=self._private_seed, step=self.iterations)', 'noisy = sums', OPTIMIZER),
+    Mutant('noise ignores the sensitivity', 'privacy/plan.py',
+           'noise_multiplier * clipper.sensitivity(config.neighboring_relation)', 'noise_multiplier', PLAN),
+    Mutant('sampling without replacement accounted as Poisson', 'privacy/plan.py',
+           "return getattr(self.sampler, 'sampling_probability', None)",
+           'return self.config.expected_batch_size / self.num_units', PLAN),
+    Mutant('Poisson sampling that shuffles', 'privacy/sampling.py',
+           'np.flatnonzero(numbers < self.sampling_probability)',
+           'np.sort(np.argsort(numbers)[:int(self.sampling_probability * len(numbers))])', 'privacy/sampling_test.py'),
+    Mutant('the same units in every step', 'privacy/sampling.py', 'key=np.array([seed, step], np.uint64)',
+           'key=np.array([seed, 0], np.uint64)', 'privacy/sampling_test.py'),
+    Mutant('replicas draw from the whole data set', 'privacy/sampling.py',
+           'first, end = shard_bounds(num_units, replica, num_replicas)\n        bits',
+           'first, end = 0, num_units\n        bits', 'privacy/sampling_test.py'),
+    Mutant('more units than planned: the sampling probability is doubled', 'privacy/plan.py',
+           'sampler = sampling.PoissonSampler(config.expected_batch_size / num_units)',
+           'sampler = sampling.PoissonSampler(min(1.0, 2.0 * config.expected_batch_size / num_units))', PLAN),
+    Mutant('delta ignored', 'privacy/accounting.py', '.compose(event).get_epsilon(delta)\n    if accountant',
+           '.compose(event).get_epsilon(1e-2)\n    if accountant', 'privacy/accounting_test.py'),
+    Mutant('delta ignored by the plan', 'privacy/plan.py',
+           'accounting.epsilon(event, self.config.target_delta, **options)',
+           'accounting.epsilon(event, 1e-2, **options)', PLAN),
+    Mutant('epsilon of the planned instead of the run steps', 'privacy/plan.py',
+           '(self.planned_ledger() if ledger is None else ledger).dp_event()', 'self.planned_ledger().dp_event()', PLAN),
+    Mutant('a step more than planned', 'privacy/plan.py', 'ledger.count(DP_SGD_STEP) >= self.config.num_steps',
+           'ledger.count(DP_SGD_STEP) > self.config.num_steps', PLAN),
+    Mutant('budget not checked for a given noise multiplier', 'privacy/plan.py',
+           'if config.target_epsilon is not None and plan.epsilon() > config.target_epsilon:', 'if False:', PLAN),
+    Mutant('class means forgotten by the accountant', 'privacy/plan.py',
+           'planned = self.record_class_means(ledger_lib.Ledger()) if self.class_means else ledger_lib.Ledger()',
+           'planned = ledger_lib.Ledger()', PLAN),
+    Mutant('class means without clipping', 'privacy/class_means.py',
+           'np.maximum(self.l2_norm_clip, np.linalg.norm(flat, axis=1, keepdims=True))', 'self.l2_norm_clip',
+           'privacy/class_means_test.py'),
+    Mutant('an owner counts once for each image', 'privacy/class_means.py', '1.0 / np.bincount(owners)[owners]',
+           'np.ones([len(images)])', 'privacy/class_means_test.py'),
+    Mutant('class means with noise x 2/3', 'privacy/class_means.py', 'vector = vector + stddev *',
+           'vector = vector + 2.0 / 3.0 * stddev *', 'privacy/class_means_test.py'),
+    Mutant('resume resets the ledger', 'training/checkpoints.py',
+           "state.ledger = ledger_lib.Ledger.from_json(record['ledger'])", 'pass', CONTRACT),
+    Mutant('resume draws a new secret', 'training/checkpoints.py',
+           "seeds.PrivateSeed(bytes.fromhex(record['private_seed']))", 'seeds.PrivateSeed(bytes(32))', CONTRACT),
+    Mutant('a repeated release is recorded as the same one', 'privacy/ledger.py',
+           'dataclasses.replace(last, count=last.count + 1)', 'last', PLAN),
+    Mutant('two purposes share one seed', 'privacy/seeds.py', "purpose.encode('utf-8')", "b'all'",
+           'privacy/seeds_test.py'),
+    Mutant('batch normalization is let through', 'privacy/model_check.py',
+           'if _MIXES_EXAMPLES.intersection(kinds):', 'if False:', 'privacy/model_check_test.py'),
+    Mutant('mixing behind zeros is not seen', 'privacy/model_check.py', 'w + 0.1 * generator', 'w + 0.0 * generator',
+           'privacy/model_check_test.py'),
+    Mutant('statement claims an epsilon without noise', 'privacy/accounting.py',
+           'if noise_multiplier == 0:\n        return dp_accounting.NonPrivateDpEvent()',
+           'if noise_multiplier == 0:\n        return dp_accounting.NoOpDpEvent()', 'privacy/accounting_test.py'),
+)  # yapf: disable
+
+
+def run_tests(project, tests):
+    """Runs tests in a copy of the project; returns the exit code of pytest and the last lines that it printed."""
+    arguments = ['-x', '-q', '--no-header', '-p', 'no:cacheprovider', f'tests/{tests}']
+    result = subprocess.run([sys.executable, '-m', 'pytest', *arguments],
+                            cwd=project,
+                            env={**os.environ, 'PYTHONPATH': str(project), 'TF_CPP_MIN_LOG_LEVEL': '3'},
+                            stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT,
+                            text=True,
+                            check=False)  # yapf: disable
+    return result.returncode, '\n'.join(result.stdout.splitlines()[-4:])
+
+
+@pytest.fixture(name='project')
+def fixture_project(tmp_path):
+    """A copy of the project."""
+    for name in ('tf_dpdiff', 'tests', 'gin'):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns('__pycache__'))
+    shutil.copy(ROOT / 'setup.cfg', tmp_path)
+    return tmp_path
+
+
+def test_each_mutant_names_one_place_of_the_source():
+    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
+    for mutant in MUTANTS:
+        assert (ROOT / 'tf_dpdiff' / mutant.file).read_text().count(mutant.before) == 1, mutant.name
+        assert (ROOT / 'tests' / mutant.tests).exists()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('tests', sorted({mutant.tests for mutant in MUTANTS}))
+def test_control_unchanged_project_passes(project, tests):
+    code, output = run_tests(project, tests)
+    assert code == 0, output
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('mutant', MUTANTS, ids=lambda mutant: mutant.name)
+def test_mutant_is_killed(project, mutant):
+    path = project / 'tf_dpdiff' / mutant.file
+    path.write_text(path.read_text().replace(mutant.before, mutant.after))
+    code, output = run_tests(project, mutant.tests)
+    print(output)
+    assert code == 1, f'the mutant survived, or did not run: {output}'
