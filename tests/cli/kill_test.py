@@ -1,5 +1,6 @@
 """Long: a run killed with SIGKILL at random moments ends like one that never was."""
 
+import json
 import os
 import pathlib
 import random
@@ -16,8 +17,8 @@ import tensorflow as tf
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 BINDINGS = [
     'UNetConfig.base_channels = 4', 'UNetConfig.channel_multipliers = (1,)', 'UNetConfig.groups = 2',
-    'PretrainingConfig.num_steps = 30', 'random_strokes.num_images = 50', 'WarmStartConfig.num_steps = 30',
-    'WarmStartConfig.num_images = 50', 'NUM_STEPS = 40', 'EXPECTED_BATCH_SIZE = 200', 'AUGMENTATION_MULTIPLICITY = 2',
+    'PretrainingConfig.num_steps = 150', 'random_strokes.num_images = 50', 'WarmStartConfig.num_steps = 150',
+    'WarmStartConfig.num_images = 50', 'NUM_STEPS = 300', 'EXPECTED_BATCH_SIZE = 200', 'AUGMENTATION_MULTIPLICITY = 2',
     'DpSgdConfig.noise_multiplier = 5.0', 'SamplerConfig.num_steps = 3', 'GenerateConfig.num_images = 100',
     'TrainerConfig.checkpoint_every_secs = 0.5'
 ]  # yapf: disable
@@ -43,9 +44,27 @@ def released(workdir):
     return weights, (workdir / 'privacy_statement.json').read_text()
 
 
+def end_at_a_random_moment(process, workdir, number, generator):
+    """Ends a run by a signal: while it starts, or some time after it began to train. Returns whether it still ran."""
+    saved = workdir / 'checkpoints' / 'checkpoint'
+    before = saved.stat().st_mtime_ns
+    if generator.random() < 0.2:
+        time.sleep(generator.uniform(0.0, 8.0))
+    else:
+        while saved.stat().st_mtime_ns == before and process.poll() is None:
+            time.sleep(0.05)
+        time.sleep(generator.uniform(0.0, 3.0))
+    if process.poll() is not None:
+        return False
+    process.send_signal(number)
+    # Killed by the signal, or stopped in good order with exit code 1.
+    assert process.wait() in (-number, 1)
+    return True
+
+
 @pytest.mark.long
-@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_run_that_was_ended_at_random_moments_equals_one_that_was_not(tmp_path, number):
+@pytest.mark.parametrize('number, times', [(signal.SIGKILL, 10), (signal.SIGINT, 3), (signal.SIGTERM, 3)])
+def test_run_that_was_ended_at_random_moments_equals_one_that_was_not(tmp_path, number, times):
     first, broken = tmp_path / 'unbroken', tmp_path / 'broken'
     process = start(first)
     while not (first / 'checkpoints' / 'checkpoint').exists():
@@ -55,19 +74,10 @@ def test_run_that_was_ended_at_random_moments_equals_one_that_was_not(tmp_path, 
     process.wait()
     shutil.copytree(first, broken)  # The same secret, the same place.
     assert start(first).wait() == 0
-    generator, ends = random.Random(0), 0
-    for _ in range(5):
-        process = start(broken)
-        try:
-            code = process.wait(timeout=generator.uniform(15.0, 40.0))
-            assert code == 0
-            break
-        except subprocess.TimeoutExpired:
-            process.send_signal(number)
-            code = process.wait()
-            assert code == (-9 if number == signal.SIGKILL else 1) or (code == -number)
-            ends += 1
+    generator = random.Random(0)
+    ends = sum(end_at_a_random_moment(start(broken), broken, number, generator) for _ in range(times))
+    assert ends == times
     assert start(broken).wait() == 0
-    assert ends >= 1
     np.testing.assert_array_equal(released(broken)[0], released(first)[0])
     assert released(broken)[1] == released(first)[1]
+    assert json.loads(released(broken)[1])['steps_run'] == 300

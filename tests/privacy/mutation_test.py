@@ -75,9 +75,8 @@ MUTANTS = (
            'noisy_sums = plan.noise.add(clipped.sums, seed=private_seed, step=step)\n'
            '        for i in range(2):\n'
            '            noisy_sums = plan.noise.add(noisy_sums, seed=private_seed, step=step + 1000 + i)', STEP),
-    Mutant('noise per replica: each adds the whole noise', 'privacy/noise.py',
-           'value + draw(tf.shape(value), seed, step * len(sums) + index) for', 'value + draw(tf.shape(value), seed, step * len(sums) + index) + '
-           'draw(tf.shape(value), seed, 10**9 + step * len(sums) + index) for', NOISE),
+    Mutant('noise per replica: two replicas add a whole draw each', 'privacy/noise.py', '[value + draw(',
+           '[value + 2.0**0.5 * draw(', NOISE),
     Mutant('divide by the sampled batch', 'training/train_step.py', 's / plan.config.expected_batch_size for',
            "s / tf.maximum(clipped.diagnostics['num_units'], 1.0) for", STEP),
     Mutant('optimizer divides by the sampled batch', 'privacy/optimizer.py', '(g / self._divisor, v)',
@@ -102,9 +101,8 @@ MUTANTS = (
            'sampler = sampling.PoissonSampler(min(1.0, 2.0 * config.expected_batch_size / num_units))', PLAN),
     Mutant('delta ignored', 'privacy/accounting.py', '.compose(event).get_epsilon(delta)\n    if accountant',
            '.compose(event).get_epsilon(1e-2)\n    if accountant', 'privacy/accounting_test.py'),
-    Mutant('delta ignored by the plan', 'privacy/plan.py',
-           'accounting.epsilon(event, self.config.target_delta, **options)',
-           'accounting.epsilon(event, 1e-2, **options)', PLAN),
+    Mutant('delta ignored by the plan', 'privacy/plan.py', '(event, self.config.target_delta, **options)',
+           '(event, 1e-2, **options)', PLAN),
     Mutant('epsilon of the planned instead of the run steps', 'privacy/plan.py',
            '(self.planned_ledger() if ledger is None else ledger).dp_event()', 'self.planned_ledger().dp_event()', PLAN),
     Mutant('a step more than planned', 'privacy/plan.py', 'ledger.count(DP_SGD_STEP) >= self.config.num_steps',
