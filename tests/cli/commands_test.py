@@ -136,6 +136,19 @@ def test_dry_run_says_what_the_run_would_be_and_writes_nothing(tmp_path, capsys)
     assert not (tmp_path / 'none').exists()
 
 
+def test_patients_of_ones_own_images_are_what_is_protected(tmp_path, capsys):
+    images = np.random.default_rng(0).integers(0, 256, [400, 8, 8, 1]).astype(np.uint8)
+    np.savez(tmp_path / 'own.npz', images=images, labels=np.arange(400) % 10, owners=np.arange(400) // 10)
+    own = [
+        'DATA = @npz_images()', f'npz_images.path = "{tmp_path / "own.npz"}"', 'npz_images.unit = "one patient"',
+        'EXPECTED_BATCH_SIZE = 16'
+    ]
+    assert call('train', *tiny(*own), '--dry_run') == command.DONE
+    out = capsys.readouterr().out
+    assert '320 of 8x8x1, 10 classes, of 32 owners' in out and 'Protected unit: one patient' in out
+    assert '(32 units)' in out
+
+
 @pytest.mark.parametrize('flags, message', [
     (['--gin_file=gin/digits.gin', '--gin_param=DpSgdConfig.num_stps = 3'], 'Did you mean DpSgdConfig.num_steps?'),
     (['--gin_file=gin/digits.gin', '--gin_param=DpSgdConfg.num_steps = 3'], 'Did you mean DpSgdConfig?'),

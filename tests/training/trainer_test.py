@@ -240,3 +240,15 @@ def test_network_that_mixes_examples_is_refused_before_anything_is_trained(tmp_p
     with pytest.raises(ValueError, match="'mixer' .BatchNormalization.: it mixes"):
         make_trainer(tmp_path)
     assert not (tmp_path / 'checkpoints').exists()
+
+
+def test_owners_are_the_units_of_a_run(tmp_path):
+    images = make_dataset()
+    owned = dataclasses.replace(images, owners=np.arange(20) % 5, unit='one patient')
+    release = class_means.ClassMeansConfig(3.0, 2.0)
+    plan = plan_lib.make_plan(dataclasses.replace(PRIVACY, expected_batch_size=3), 5, release)
+    trainer = make_trainer(tmp_path, private=owned, plan=plan)
+    trainer.run(NEVER)
+    assert trainer.state.ledger == plan.planned_ledger() and plan.sampling_probability == 0.6
+    with pytest.raises(ValueError, match="the plan is for 5 units, data set 'toy' has 20"):
+        make_trainer(tmp_path / 'other', private=images, plan=plan)
