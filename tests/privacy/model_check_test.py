@@ -27,7 +27,7 @@ def test_unfit_layer_inside_another_model_is_found():
 
 
 def check_independence(model):
-    model_check.check_independence(model, lambda x: model(x, training=True), [3])
+    model_check.check_independence(model, lambda x: x, [3])
 
 
 @pytest.mark.parametrize('layer', [layers.LayerNormalization(), layers.GroupNormalization(2), layers.Dropout(0.0),
@@ -73,13 +73,14 @@ class Forgets(layers.Layer):
         return tf.zeros_like(x)
 
 
-UNKNOWN = [(CentresOverTheBatch, 'depends on another one'), (AddsNoise, 'two outputs'),
+UNKNOWN = [(CentresOverTheBatch, r"in layer 'bad' \(CentresOverTheBatch\) .* depends on another one"),
+           (AddsNoise, r"layer 'bad' \(AddsNoise\) gives two outputs"),
            (RemembersTheMean, "changed '.*mean:0' while it was called"), (Forgets, 'does not depend on the input')]
 
 
 @pytest.mark.parametrize('make_layer, message', UNKNOWN)
 def test_unknown_layers_are_caught_by_what_they_do(make_layer, message):
-    model = make_model(make_layer())
+    model = make_model(make_layer(name='bad'))
     model_check.check_layers(model)
     with pytest.raises(model_check.ModelCheckError, match=message):
         check_independence(model)
@@ -89,6 +90,23 @@ def test_layer_is_caught_behind_an_output_that_begins_at_zero():
     model = make_model(CentresOverTheBatch(), layers.Dense(4, kernel_initializer='zeros'))
     with pytest.raises(model_check.ModelCheckError, match='depends on another one'):
         check_independence(model)
+
+
+class Subclassed(tf.keras.Model):
+    """A model that shows nothing of its layers."""
+
+    def __init__(self, layer):
+        super().__init__(name='subclassed')
+        self.layer = layer
+
+    def call(self, x):
+        return self.layer(x)
+
+
+def test_subclassed_model_is_checked_as_a_whole():
+    check_independence(Subclassed(layers.Dense(2)))
+    with pytest.raises(model_check.ModelCheckError, match="in the network 'subclassed' the output for one example"):
+        check_independence(Subclassed(CentresOverTheBatch()))
 
 
 class AddsLoss(layers.Layer):

@@ -67,41 +67,57 @@ def _adds_loss(layer: tf.keras.layers.Layer) -> bool:
 
 
 def check_independence(model: tf.keras.Model,
-                       call: Callable[[np.ndarray], tf.Tensor],
+                       make_inputs: Callable[[np.ndarray], Any],
                        input_shape: Sequence[int],
                        *,
                        rtol: float = 1e-3) -> None:
     """Refuses a network in which one example changes the output of another, whatever its layers are called.
 
-    Runs the network in training mode on three random examples, then changes the first one: the outputs of the others
-    must stay the same, running twice must give the same, and no variable may move. The weights are random while this is
-    tried, since what is initialised with zeros would hide what lies before it; they are put back afterwards.
+    Runs the network in training mode on three random examples, then changes the first one: what its layers make of the
+    others must stay the same, running twice must give the same, and no variable may move. The weights are random while
+    this is tried, since what is initialised with zeros would hide what lies before it; they are put back afterwards.
 
     Args:
-      model: The network, whose variables are looked after.
-      call: Maps a float32 batch [3, *input_shape] to the network's output [3, ...], in training mode.
+      model: The network.
+      make_inputs: Maps float32 [3, *input_shape] to the network's inputs.
       input_shape: Shape of one example.
       rtol: Largest relative change that counts as rounding.
 
     Raises:
-      ModelCheckError: says what was seen, and the cure.
+      ModelCheckError: names the first layer at which it was seen, and the cure.
     """
     batch = np.random.default_rng(0).standard_normal([3, *input_shape]).astype(np.float32)
     changed = batch.copy()
     changed[0] = 10.0 * changed[0] + 1.0
+    if not model.built:
+        model(make_inputs(batch))
+    names, call = _with_layer_outputs(model)
     with _random_weights(model):
-        before_state = [v.numpy() for v in model.variables]
-        before, again, after = (np.asarray(call(x), np.float64) for x in (batch, batch, changed))
-        moved = [v.name for v, old in zip(model.variables, before_state) if not np.array_equal(v.numpy(), old)]
-    scale = np.abs(before).max() + 1e-12
+        state = [v.numpy() for v in model.variables]
+        runs = [[np.asarray(out, np.float64) for out in call(make_inputs(x))] for x in (batch, batch, changed)]
+        moved = [v.name for v, old in zip(model.variables, state) if not np.array_equal(v.numpy(), old)]
     if moved:
         raise ModelCheckError(f'the network changed {moved[0]!r} while it was called: {_CURES["state"]}.')
-    if np.abs(again - before).max() > rtol * scale:
-        raise ModelCheckError(f'the network gives two outputs for one input: {_CURES["random"]}.')
-    if np.abs(after[1:] - before[1:]).max() > rtol * scale:
-        raise ModelCheckError(f'the output for one example depends on another one in the batch: {_CURES["mixes"]}.')
-    if np.abs(after[0] - before[0]).max() <= rtol * scale:
+    for name, before, again, after in zip(names, *runs):
+        tolerance = rtol * (np.abs(before).max() + 1e-12)
+        if np.abs(again - before).max() > tolerance:
+            raise ModelCheckError(f'{name} gives two outputs for one input: {_CURES["random"]}.')
+        if len(before) == 3 and np.abs(after[1:] - before[1:]).max() > tolerance:
+            raise ModelCheckError(
+                f'in {name} the output for one example depends on another one in the batch: {_CURES["mixes"]}.')
+    if np.abs(runs[2][-1][0] - runs[0][-1][0]).max() <= tolerance:
         raise ModelCheckError('the output does not depend on the input, so nothing can be said of the network.')
+
+
+def _with_layer_outputs(model: tf.keras.Model):
+    """Returns the names of a model's layers, and a function that returns the output of each, the model's own last."""
+    if not model.inputs:  # A subclassed model shows nothing of its inside.
+        return [f'the network {model.name!r}'], lambda inputs: tf.nest.flatten(model(inputs, training=True))[:1]
+    layers = [layer for layer in model.layers if not isinstance(layer, tf.keras.layers.InputLayer)]
+    outputs = [tf.nest.flatten(layer.get_output_at(0))[0] for layer in layers]
+    probe = tf.keras.Model(model.inputs, outputs + [model.outputs[0]])
+    names = [f'layer {layer.name!r} ({type(layer).__name__})' for layer in layers]
+    return names + [f'the network {model.name!r}'], lambda inputs: probe(inputs, training=True)
 
 
 @contextlib.contextmanager
