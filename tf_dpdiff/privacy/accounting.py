@@ -200,13 +200,16 @@ def solve_sampling_probability(make_event: Callable[[float], dp_accounting.DpEve
     def spent(probability: float, interval: Optional[float] = coarse) -> float:
         return epsilon(make_event(probability), target_delta, discretization_interval=interval)
 
-    lower = upper = 1.0
+    # A bracket around the answer, from small probabilities upwards: far above the target accounting is slow.
+    lower = upper = 1e-3
     while spent(lower) > target_epsilon:
         lower, upper = lower / 4.0, lower
         if lower < _MIN_SAMPLING_PROBABILITY:
             raise _nothing_fits(f'a sampling probability of {lower:.1g}', spent(lower), target_epsilon, target_delta)
-    if lower == 1.0:
-        return 1.0
+    while spent(upper) <= target_epsilon:
+        if upper == 1.0:
+            return 1.0
+        lower, upper = upper, min(2.0 * upper, 1.0)
     probability = _calibrate(make_event, target_epsilon, target_delta, lower, upper, tolerance=1e-4 * lower)
     if spent(probability, None) > target_epsilon:
         raise BudgetError(
@@ -255,7 +258,7 @@ def _largest_whole_number(make_event, target_epsilon, target_delta, maximum) -> 
     """Returns the largest n in [1, maximum] that meets the target, 0 where none does."""
     _check_target(target_epsilon)
 
-    def search(start: int, stride: int, interval: Optional[float]) -> int:
+    def search(start: int, stride: int, interval: Optional[float], precision: float) -> int:
 
         def excess(n: int) -> float:
             return epsilon(make_event(n), target_delta, discretization_interval=interval) - target_epsilon
@@ -267,16 +270,19 @@ def _largest_whole_number(make_event, target_epsilon, target_delta, maximum) -> 
             if high == maximum:
                 return maximum
             low, high, stride = high, min(high + stride, maximum), 2 * stride
-        return _last_not_above_zero(excess, low, high)
+        return _last_not_above_zero(excess, low, high, precision)
 
-    coarse = search(0, 1, _search_interval(target_epsilon))
-    return search(coarse, max(coarse // 500, 1), None)
+    coarse = search(0, 1, _search_interval(target_epsilon), 2e-3)
+    return search(coarse, max(coarse // 500, 1), None, 0.0)
 
 
-def _last_not_above_zero(excess: Callable[[int], float], low: int, high: int) -> int:
-    """Returns n with excess(n) <= 0 < excess(n + 1); it rises, excess(high) > 0, and 0 is taken to be below zero."""
+def _last_not_above_zero(excess: Callable[[int], float], low: int, high: int, precision: float) -> int:
+    """Returns the last n with excess(n) <= 0, or with a precision one that is below it by that share at most.
+
+    It rises, excess(low) <= 0 or low is 0, and excess(high) > 0.
+    """
     turn = 0
-    while high - low > 1:
+    while high - low > max(1, precision * low):
         below = excess(low) if low else None
         if turn % 3 == 0 and below is not None and math.isfinite(excess(high)):
             guess = low + int((high - low) * -below / (excess(high) - below))  # Where a straight line would cross.
