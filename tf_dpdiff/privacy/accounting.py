@@ -11,7 +11,7 @@ Example:
 
 import functools
 import math
-from typing import Callable, Optional
+from typing import Callable, Optional, Tuple
 import warnings
 
 import dp_accounting
@@ -27,8 +27,9 @@ _FINEST_INTERVAL = 1e-4
 _COARSER_INTERVALS = ((300.0, 1e-2), (30.0, 1e-3))
 # Below 1 the orders of dp_accounting's default start too coarse for large epsilon, above 256 too early for small
 # epsilon.
-_RDP_ORDERS = ([1.0 + x / 10.0 for x in range(1, 100)] + list(range(11, 64)) +
-               [80, 96, 128, 192, 256, 384, 512, 768, 1024])
+_RDP_ORDERS = (*(1.0 + x / 10.0 for x in range(1, 100)), *range(11, 64), 80, 96, 128, 192, 256, 384, 512, 768, 1024)
+# Tell within a few percent how large epsilon is, in milliseconds.
+_ROUGH_RDP_ORDERS = (2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256)
 _MAX_NOISE_MULTIPLIER = 1e4
 _MIN_NOISE_MULTIPLIER = 0.1
 _MIN_SAMPLING_PROBABILITY = 1e-9
@@ -82,9 +83,9 @@ def epsilon(event: dp_accounting.DpEvent,
         return 0.0
     event = _hashable(event)
     if accountant == 'rdp':
-        return _rdp_epsilon(event, delta)
+        return _rdp_epsilon(event, delta, _RDP_ORDERS)
     if discretization_interval is None:
-        discretization_interval = _interval_for(_rdp_epsilon(event, delta))
+        discretization_interval = _interval_for(_rdp_epsilon(event, delta, _ROUGH_RDP_ORDERS))
     return _pld_epsilon(event, delta, discretization_interval)
 
 
@@ -258,13 +259,22 @@ def _largest_whole_number(make_event, target_epsilon, target_delta, maximum) -> 
     """Returns the largest n in [1, maximum] that meets the target, 0 where none does."""
     _check_target(target_epsilon)
 
-    def search(start: int, stride: int, interval: Optional[float], precision: float) -> int:
+    def rough(n: int) -> float:
+        return _rdp_epsilon(_hashable(make_event(n)), target_delta, _ROUGH_RDP_ORDERS)
+
+    def coarse(n: int) -> float:
+        return epsilon(make_event(n), target_delta, discretization_interval=_search_interval(target_epsilon))
+
+    def exact(n: int) -> float:
+        return epsilon(make_event(n), target_delta)
+
+    def search(spent: Callable[[int], float], start: int, stride: int, precision: float) -> int:
 
         def excess(n: int) -> float:
-            return epsilon(make_event(n), target_delta, discretization_interval=interval) - target_epsilon
+            return spent(n) - target_epsilon
 
         low, high = start, min(start + stride, maximum)
-        while low > 0 and excess(low) > 0.0:  # It was found with another interval.
+        while low > 0 and excess(low) > 0.0:  # Where it fitted, epsilon was computed in another way.
             low, high, stride = max(low - stride, 0), low, 2 * stride
         while excess(high) <= 0.0:
             if high == maximum:
@@ -272,8 +282,10 @@ def _largest_whole_number(make_event, target_epsilon, target_delta, maximum) -> 
             low, high, stride = high, min(high + stride, maximum), 2 * stride
         return _last_not_above_zero(excess, low, high, precision)
 
-    coarse = search(0, 1, _search_interval(target_epsilon), 2e-3)
-    return search(coarse, max(coarse // 500, 1), None, 0.0)
+    # Each search begins where a quicker one has ended.
+    found = search(rough, 0, 1, 2e-2)
+    found = search(coarse, found, max(found // 10, 1), 2e-3)
+    return search(exact, found, max(found // 500, 1), 0.0)
 
 
 def _last_not_above_zero(excess: Callable[[int], float], low: int, high: int, precision: float) -> int:
@@ -331,9 +343,9 @@ def _pld_epsilon(event: dp_accounting.DpEvent, delta: float, discretization_inte
 
 
 @functools.lru_cache(maxsize=256)
-def _rdp_epsilon(event: dp_accounting.DpEvent, delta: float) -> float:
+def _rdp_epsilon(event: dp_accounting.DpEvent, delta: float, orders: Tuple[float, ...]) -> float:
     relation = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
     with warnings.catch_warnings():
         # It warns where the best order is the largest or smallest: the bound holds all the same.
         warnings.simplefilter('ignore')
-        return rdp.RdpAccountant(_RDP_ORDERS, relation).compose(event).get_epsilon(delta)
+        return rdp.RdpAccountant(orders, relation).compose(event).get_epsilon(delta)
