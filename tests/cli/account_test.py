@@ -234,8 +234,8 @@ def test_dry_run_says_what_would_be_spent_and_writes_nothing(charged, tmp_path, 
     before = path.read_text()
     assert call('train', *tiny('ClassMeansConfig.noise_multiplier = 9.0'), f'--workdir={tmp_path / "run"}',
                 f'--budget_file={path}', '--dry_run') == command.DONE
-    out = capsys.readouterr().out
-    assert 'With this run, 2 run(s) cost epsilon = ' in out and 'of 3.5 at delta = 1e-05' in out
+    out = ' '.join(capsys.readouterr().out.replace('│', ' ').split())
+    assert 'with this run, 2 run(s) cost epsilon = ' in out and 'of 3.5 at delta = 1e-05' in out
     assert path.read_text() == before and not (tmp_path / 'run').exists()
 
 

@@ -74,16 +74,11 @@ def train(
     Returns:
       The exit code.
     """
-    if process.schedule.num_timesteps < sampler.num_steps:
-        raise ValueError(
-            f'num_steps={sampler.num_steps} of the sampler exceeds the {process.schedule.num_timesteps} timesteps '
-            'of the schedule.')
+    _check_sampler(process, sampler)
     plan = plan_lib.make_plan(privacy, len(data.train), warm_start.release if warm_start else None)
-    budget = _planned_budget(budget_file, plan, data.train, workdir) if budget_file else None
+    budget = _planned_budget(budget_file, plan, data.train, workdir)
     if dry_run:
-        _print_dry_run(data, network, plan, pretraining, warm_start, finetuning)
-        if budget:
-            print(f'With this run, {_spent(budget)} in {budget_file}. Nothing was written there.')
+        _print_dry_run(data, network, plan, pretraining, warm_start, finetuning, budget)
         return command.DONE
 
     started = time.monotonic()
@@ -98,15 +93,13 @@ def train(
                                       finetuning=finetuning,
                                       config=loop,
                                       on_release=lambda means: _draw_class_means(workdir, means))
-        if budget_file:
-            budget_file_lib.update(budget_file, _reserve(plan, data.train, trainer.state.run_id))
+        _charge(budget_file, 'reserved', _reserve(plan, data.train, trainer.state.run_id))
         files.write_text(workdir / 'operative_config.gin', gin.operative_config_str())
         run_files.write_model(workdir, data.train, network, process, sampler)
         trainer.summaries.text('configuration', gin.markdown(gin.operative_config_str()))
         _say_if_resumed(workdir, trainer)
         trainer.run(stop)
-        if budget_file:
-            _settle(budget_file, trainer.state)
+        _charge(budget_file, 'settled', lambda budget: budget.settle(trainer.state.run_id, trainer.state.ledger))
         # From here on everything is made from the released weights.
         image_sampler = export.ImageSampler(trainer.average, process, sampler)
         drawn = generate.generate(lambda labels, seeds: image_sampler.sample(labels, seeds)['images'], samples,
@@ -124,8 +117,17 @@ def train(
     return command.DONE
 
 
-def _planned_budget(path, plan, dataset, workdir) -> budget_lib.Budget:
+def _check_sampler(process: process_lib.DiffusionProcess, sampler: samplers.SamplerConfig) -> None:
+    if process.schedule.num_timesteps < sampler.num_steps:
+        raise ValueError(
+            f'num_steps={sampler.num_steps} of the sampler exceeds the {process.schedule.num_timesteps} timesteps '
+            'of the schedule.')
+
+
+def _planned_budget(path, plan, dataset, workdir) -> Optional[budget_lib.Budget]:
     """Returns the budget as it would be with the run; refuses the run before its folder is begun, writes nothing."""
+    if not path:
+        return None
     identity = checkpoints.read_identity(workdir / 'checkpoints')
     return _reserve(plan, dataset, identity.run_id if identity else 'not begun yet')(budget_file_lib.read(path))
 
@@ -140,9 +142,9 @@ def _reserve(plan, dataset, run_id) -> Callable[[budget_lib.Budget], budget_lib.
                                          time=budget_file_lib.now())
 
 
-def _settle(path, state: checkpoints.RunState) -> None:
-    budget = budget_file_lib.update(path, lambda budget: budget.settle(state.run_id, state.ledger))
-    print(f'train: {_spent(budget)} in {path}.', file=sys.stderr)
+def _charge(path, done: str, change: Callable[[budget_lib.Budget], budget_lib.Budget]) -> None:
+    if path:
+        print(f'train: {done} in {path}: {_spent(budget_file_lib.update(path, change))}.', file=sys.stderr)
 
 
 def _spent(budget: budget_lib.Budget) -> str:
@@ -184,7 +186,7 @@ def _write_released(workdir, dataset, statement, image_sampler, summaries, image
     return export.export_saved_model(image_sampler, workdir / 'saved_model', run_files.statement_paths(workdir))
 
 
-def _print_dry_run(data, network, plan, pretraining, warm_start, finetuning) -> None:
+def _print_dry_run(data, network, plan, pretraining, warm_start, finetuning, budget) -> None:
     model = unet.build_unet(network, data.train.image_shape, data.train.num_classes)
     trainer_lib.check_model(model, data.train.image_shape)
     num_trained = sum(int(np.prod(v.shape)) for v in unet.select_variables(model, finetuning.trainable))
@@ -208,6 +210,8 @@ def _print_dry_run(data, network, plan, pretraining, warm_start, finetuning) -> 
         'memory', f'about {(gradients + 16 * model.count_params()) / 2**20:,.0f} MiB for weights and per-unit '
         f'gradients ({finetuning.units_per_chunk} units at a time), besides activations')
     print(gin.operative_config_str())
+    if budget:
+        table.add_row('budget file', f'with this run, {_spent(budget)}')
     rich_console.Console().print(table)
     print('\nThe statement that the run would end with:\n\n' + statement.to_text())
 
