@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import gin
+from tf_dpdiff.cli import account
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import evaluate
 from tf_dpdiff.cli import export
@@ -16,8 +17,8 @@ from tf_dpdiff.cli import train
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / 'README.md').read_text()
-VERBS = {'train': train, 'sample': sample, 'evaluate': evaluate, 'export': export}
-COMMANDS = sorted(set(re.findall(r'^(bin/(?:train|sample|evaluate|export) .*)$', README, re.M)))
+VERBS = {'train': train, 'sample': sample, 'evaluate': evaluate, 'export': export, 'account': account}
+COMMANDS = sorted(set(re.findall(r'^(bin/(?:train|sample|evaluate|export|account) .*)$', README, re.M)))
 
 
 @pytest.mark.parametrize('line', COMMANDS)
@@ -31,12 +32,13 @@ def test_commands_use_flags_that_exist(line, monkeypatch):
     monkeypatch.setattr(command, 'run', parse_only)
     _, verb = shlex.split(line)[0].split('/')
     with pytest.raises(SystemExit) as ended:
-        VERBS[verb].run(shlex.split(line)[1:])
-    assert ended.value.code == command.DONE and seen['flags'].workdir.startswith('runs/')
+        VERBS[verb].run(shlex.split(line, comments=True)[1:])
+    assert ended.value.code == command.DONE
+    assert seen['flags'].workdir is None if '--workdir' not in line else seen['flags'].workdir.startswith('runs/')
 
 
 def test_commands_were_found():
-    assert len(COMMANDS) >= 4
+    assert len(COMMANDS) >= 8
 
 
 def test_pictures_and_files_that_it_names_exist():

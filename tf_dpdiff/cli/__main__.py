@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-VERBS = ('train', 'sample', 'evaluate', 'export')
+VERBS = ('train', 'sample', 'evaluate', 'export', 'account')
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ import json
 import pathlib
 import sys
 import time
-from typing import List, Optional
+from typing import Callable, List, Optional, Union
 
 import numpy as np
 from rich import console as rich_console
@@ -12,6 +12,7 @@ from rich import table as rich_table
 
 import gin  # pylint: disable=wrong-import-order
 from tf_dpdiff import files
+from tf_dpdiff.cli import budget_file as budget_file_lib
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import gin_config
 from tf_dpdiff.cli import run_files
@@ -22,9 +23,12 @@ from tf_dpdiff.evaluation import generate
 from tf_dpdiff.evaluation import report
 from tf_dpdiff.evaluation import utility as utility_lib
 from tf_dpdiff.networks import unet
+from tf_dpdiff.privacy import accounting
+from tf_dpdiff.privacy import budget as budget_lib
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import statement as statement_lib
 from tf_dpdiff.serving import export
+from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import interruption
 from tf_dpdiff.training import memory
 from tf_dpdiff.training import stages
@@ -37,6 +41,7 @@ def train(
     *,
     workdir: pathlib.Path,
     dry_run: bool = False,
+    budget_file: Optional[Union[str, pathlib.Path]] = None,
     data: datasets.PrivateData = gin.REQUIRED,
     network: unet.UNetConfig = gin.REQUIRED,
     process: process_lib.DiffusionProcess = gin.REQUIRED,
@@ -54,6 +59,7 @@ def train(
     Args:
       workdir: The run's folder.
       dry_run: Print what would be done and what it would cost, and return.
+      budget_file: The budget of all runs on these data, which the run is charged to, or None.
       data: The private images, and real images held out from them.
       network: The network's shape.
       process: The diffusion process.
@@ -70,13 +76,11 @@ def train(
     Returns:
       The exit code.
     """
-    if process.schedule.num_timesteps < sampler.num_steps:
-        raise ValueError(
-            f'num_steps={sampler.num_steps} of the sampler exceeds the {process.schedule.num_timesteps} timesteps '
-            'of the schedule.')
+    _check_sampler(process, sampler)
     plan = plan_lib.make_plan(privacy, data.train.num_units, warm_start.release if warm_start else None)
+    budget = _planned_budget(budget_file, plan, data.train, workdir)
     if dry_run:
-        _print_dry_run(data, network, process, plan, pretraining, warm_start, finetuning)
+        _print_dry_run(data, network, process, plan, pretraining, warm_start, finetuning, budget)
         return command.DONE
 
     started = time.monotonic()
@@ -91,18 +95,20 @@ def train(
                                       finetuning=finetuning,
                                       config=loop,
                                       on_release=lambda means: _draw_class_means(workdir, means))
+        _charge(budget_file, 'reserved', _reserve(plan, data.train, trainer.state.run_id))
         files.write_text(workdir / 'operative_config.gin', gin.operative_config_str())
         run_files.write_model(workdir, data.train, network, process, sampler)
         trainer.summaries.text('configuration', gin.markdown(gin.operative_config_str()))
         _say_if_resumed(workdir, trainer)
         trainer.run(stop)
+        _charge(budget_file, 'settled', lambda budget: budget.settle(trainer.state.run_id, trainer.state.ledger))
         # From here on everything is made from the released weights.
         image_sampler = export.ImageSampler(trainer.average, process, sampler)
         drawn = generate.generate(lambda labels, seeds: image_sampler.sample(labels, seeds)['images'], samples,
                                   data.train.num_classes, lambda: stop.requested)
         if drawn is None:
             raise interruption.Interrupted('stopped while sampling; training is complete and saved')
-    statement = _statement(data.train, plan, trainer.state.ledger, finetuning)
+    statement = _statement(data.train, plan, trainer.state.ledger, finetuning, trainer.state.run_id)
     version = _write_released(workdir, data.train, statement, image_sampler, trainer.summaries, *drawn)
     results = utility_lib.compare(utility, *drawn, data.train, data.held_out) if utility else {}
     if results:
@@ -113,12 +119,48 @@ def train(
     return command.DONE
 
 
-def _statement(dataset, plan, ledger, finetuning) -> statement_lib.PrivacyStatement:
+def _check_sampler(process: process_lib.DiffusionProcess, sampler: samplers.SamplerConfig) -> None:
+    if process.schedule.num_timesteps < sampler.num_steps:
+        raise ValueError(
+            f'num_steps={sampler.num_steps} of the sampler exceeds the {process.schedule.num_timesteps} timesteps '
+            'of the schedule.')
+
+
+def _planned_budget(path, plan, dataset, workdir) -> Optional[budget_lib.Budget]:
+    """Returns the budget as it would be with the run; refuses the run before its folder is begun, writes nothing."""
+    if not path:
+        return None
+    identity = checkpoints.read_identity(workdir / 'checkpoints')
+    return _reserve(plan, dataset, identity.run_id if identity else 'not begun yet')(budget_file_lib.read(path))
+
+
+def _reserve(plan, dataset, run_id) -> Callable[[budget_lib.Budget], budget_lib.Budget]:
+    """Returns the change of a budget that reserves all that a run may release."""
+    return lambda budget: budget.reserve(run_id,
+                                         plan.planned_ledger(),
+                                         dataset=dataset.name,
+                                         data_fingerprint=dataset.fingerprint(),
+                                         unit=dataset.unit,
+                                         time=budget_file_lib.now())
+
+
+def _charge(path, done: str, change: Callable[[budget_lib.Budget], budget_lib.Budget]) -> None:
+    if path:
+        print(f'train: {done} in {path}: {_spent(budget_file_lib.update(path, change))}.', file=sys.stderr)
+
+
+def _spent(budget: budget_lib.Budget) -> str:
+    return (f'{len(budget.entries)} run(s) cost epsilon = {accounting.round_up(budget.epsilon())} of '
+            f'{budget.total_epsilon:g} at delta = {budget.delta:g}')
+
+
+def _statement(dataset, plan, ledger, finetuning, run_id=None) -> statement_lib.PrivacyStatement:
     return statement_lib.PrivacyStatement(unit=dataset.unit,
                                           dataset=dataset.name,
                                           plan=plan,
                                           ledger=ledger,
-                                          augmentation_multiplicity=finetuning.views.augmentation_multiplicity)
+                                          augmentation_multiplicity=finetuning.views.augmentation_multiplicity,
+                                          run_id=run_id)
 
 
 def _draw_class_means(workdir: pathlib.Path, means: np.ndarray) -> None:
@@ -146,7 +188,7 @@ def _write_released(workdir, dataset, statement, image_sampler, summaries, image
     return export.export_saved_model(image_sampler, workdir / 'saved_model', run_files.statement_paths(workdir))
 
 
-def _print_dry_run(data, network, process, plan, pretraining, warm_start, finetuning) -> None:
+def _print_dry_run(data, network, process, plan, pretraining, warm_start, finetuning, budget) -> None:
     model = unet.build_unet(network, data.train.image_shape, data.train.num_classes)
     trainer_lib.check_model(model, data.train.image_shape, views_lib.ViewSampler(process, finetuning.views))
     num_trained = sum(int(np.prod(v.shape)) for v in unet.select_variables(model, finetuning.trainable))
@@ -174,6 +216,8 @@ def _print_dry_run(data, network, process, plan, pretraining, warm_start, finetu
         f'{_mebibytes(gradients)} for the gradients of {chunk.units} unit(s) and {_mebibytes(activations)} for the '
         f'activations of {views_at_a_time} view(s) at a time')
     print(gin.operative_config_str())
+    if budget:
+        table.add_row('budget file', f'with this run, {_spent(budget)}')
     rich_console.Console().print(table)
     print('\nThe statement that the run would end with:\n\n' + statement.to_text())
 
@@ -233,11 +277,13 @@ def main(flags) -> int:
     """Runs the verb."""
     command.quieten_libraries()
     gin_config.parse(flags.gin_file, flags.gin_param)
+    # Not passed on where it is not given, so that a file may bind it.
+    given = {'budget_file': pathlib.Path(flags.budget_file)} if flags.budget_file else {}
     if flags.dry_run:
-        return gin_config.call(train, workdir=pathlib.Path(flags.workdir), dry_run=True)
+        return gin_config.call(train, workdir=pathlib.Path(flags.workdir).expanduser(), dry_run=True, **given)
     workdir = command.prepare_workdir(flags.workdir)
     try:
-        return gin_config.call(train, workdir=workdir)
+        return gin_config.call(train, workdir=workdir, **given)
     except interruption.Interrupted as stopped:
         # gin adds lines of its own to the message.
         print(f'train: {str(stopped).splitlines()[0]}. The same command goes on from there.', file=sys.stderr)
@@ -250,4 +296,7 @@ def run(argv: Optional[List[str]] = None) -> None:
     parser.add_gin_flags()
     parser.add_argument('--workdir', default='runs/latest', help='folder of the run (default: %(default)s)')
     parser.add_argument('--dry_run', action='store_true', help='print configuration, cost and statement, and exit')
+    parser.add_argument('--budget_file',
+                        metavar='FILE',
+                        help='budget of all runs on these data, to charge the run to (bin/account makes one)')
     sys.exit(command.run(parser, main, sys.argv[1:] if argv is None else argv))

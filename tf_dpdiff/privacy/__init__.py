@@ -9,6 +9,7 @@ The modules in reading order, which is the order of the algorithm:
     class_means   the other release: noisy per-class sums of images
     accounting    what the releases cost together
     ledger        which of them really happened
+    budget        what all runs on one data set may cost together
     plan          the only place where the parts are put together
     optimizer     the plan behind the tf.keras optimizer interface
     model_check   refuses networks that mix the examples of a batch

@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from typing import List, Optional, Tuple
+import math
+from typing import Optional, Tuple
 
 import dp_accounting
 
@@ -25,6 +26,16 @@ class Release:
     noise_multiplier: float
     sampling_probability: Optional[float]
     count: int
+
+    def __post_init__(self):
+        if not isinstance(self.mechanism, str) or not self.mechanism:
+            raise ValueError(f'mechanism must be a name, got {self.mechanism!r}.')
+        if not 0.0 <= self.noise_multiplier < math.inf:
+            raise ValueError(f'noise_multiplier must be finite and at least 0, got {self.noise_multiplier}.')
+        if self.sampling_probability is not None and not 0.0 < self.sampling_probability <= 1.0:
+            raise ValueError(f'sampling_probability must be in (0, 1] or None, got {self.sampling_probability}.')
+        if int(self.count) != self.count or self.count < 1:
+            raise ValueError(f'count must be a whole number of at least 1, got {self.count}.')
 
     def dp_event(self) -> dp_accounting.DpEvent:
         """Returns the event of all applications."""
@@ -69,7 +80,7 @@ class Ledger:
 
     def dp_event(self) -> dp_accounting.DpEvent:
         """Returns the composition of all releases."""
-        events: List[dp_accounting.DpEvent] = [r.dp_event() for r in self.releases]
+        events = [r.dp_event() for r in self.releases]
         return dp_accounting.ComposedDpEvent(events) if events else dp_accounting.NoOpDpEvent()
 
     def to_json(self) -> str:

@@ -14,6 +14,8 @@ from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import plan as plan_lib
 
+round_up = accounting.round_up
+
 _NOT_COVERED = (
     'choices of settings made by looking at the private data (tuning)',
     'evaluation against private images, and whatever is filed under non_private/',
@@ -41,12 +43,14 @@ class PrivacyStatement:
       plan: The plan of the run.
       ledger: What was released; the epsilons are computed from it.
       augmentation_multiplicity: K, views of a unit averaged before clipping; changes no privacy number.
+      run_id: The run's public name, drawn at random; by it a budget file knows a run that it has charged.
     """
     unit: str
     dataset: str
     plan: plan_lib.DpSgdPlan
     ledger: ledger_lib.Ledger
     augmentation_multiplicity: int
+    run_id: Optional[str] = None
 
     def to_dict(self) -> dict:
         """Returns the statement as plain JSON values; an epsilon of None means that none is claimed."""
@@ -58,6 +62,7 @@ class PrivacyStatement:
             'delta': config.target_delta,
             'epsilon_by_accountant': epsilons,
             'guarantee_claimed': epsilons['pld'] is not None,
+            'run_id': self.run_id,
             'unit': self.unit,
             'neighboring_relation': config.neighboring_relation,
             'dataset': self.dataset,
@@ -138,13 +143,3 @@ def _describe(release: ledger_lib.Release) -> str:
 
 def _finite(value: float) -> Optional[float]:
     return value if math.isfinite(value) else None
-
-
-def round_up(value: float) -> str:
-    """Returns four decimals that are never below the value: a printed epsilon must not be smaller than the true one.
-
-    Example:
-        >>> round_up(9.99991), round_up(1.0)
-        ('10.0000', '1.0000')
-    """
-    return f'{math.ceil(value * 1e4) / 1e4:.4f}'

@@ -3,7 +3,8 @@
 import json
 import os
 import pathlib
-from typing import Optional
+import secrets
+from typing import NamedTuple, Optional
 
 import numpy as np
 import tensorflow as tf
@@ -25,6 +26,7 @@ class RunState:
 
     Attributes:
       private_seed: The run's secret.
+      run_id: The run's public name, drawn at random when it begins and kept when it is resumed.
       ledger: What has been released by the weights of this state.
       stage: Name of the stage.
       step: Steps done in the stage.
@@ -32,6 +34,7 @@ class RunState:
 
     def __init__(self, private_seed: seeds.PrivateSeed):
         self.private_seed = private_seed
+        self.run_id = secrets.token_hex(8)
         self.ledger = ledger_lib.Ledger()
         self.stage = ''
         self.step = 0
@@ -65,6 +68,7 @@ class RunCheckpoint:
             json.dumps({
                 'configuration': self._configuration,
                 'private_seed': state.private_seed.reveal().hex(),
+                'run_id': state.run_id,
                 'ledger': state.ledger.to_json(),
                 'stage': state.stage,
                 'step': state.step,
@@ -74,6 +78,35 @@ class RunCheckpoint:
     def restore(self) -> None:
         """Restores the networks and optimizers from the newest checkpoint; call `read_state` for the rest."""
         self._checkpoint.restore(self._manager.latest_checkpoint).assert_existing_objects_matched()
+
+
+class RunIdentity(NamedTuple):
+    """What tells a run and its data apart from others.
+
+    Attributes:
+      run_id: The run's public name.
+      data_fingerprint: PRIVATE: who holds the exact same data set can tell.
+      ledger: What has been released by the newest checkpoint.
+    """
+    run_id: str
+    data_fingerprint: str
+    ledger: ledger_lib.Ledger
+
+
+def read_identity(directory: pathlib.Path) -> Optional[RunIdentity]:
+    """Returns which run a folder of checkpoints holds, or None where there is none.
+
+    Args:
+      directory: The folder of checkpoints.
+
+    Raises:
+      CheckpointMismatchError: if the run was begun before runs had an identity.
+    """
+    record = _read_record(directory)
+    if record is None:
+        return None
+    fingerprint = json.loads(record['configuration'])['data_fingerprint']
+    return RunIdentity(record['run_id'], fingerprint, ledger_lib.Ledger.from_json(record['ledger']))
 
 
 def read_state(directory: pathlib.Path, configuration: dict) -> Optional[RunState]:
@@ -86,10 +119,9 @@ def read_state(directory: pathlib.Path, configuration: dict) -> Optional[RunStat
     Raises:
       CheckpointMismatchError: if the run was begun with another configuration; names what differs.
     """
-    latest = tf.train.latest_checkpoint(str(directory))
-    if latest is None:
+    record = _read_record(directory)
+    if record is None:
         return None
-    record = json.loads(tf.train.load_variable(latest, 'record/.ATTRIBUTES/VARIABLE_VALUE'))
     begun, given = json.loads(record['configuration']), json.loads(json.dumps(configuration))
     differing = sorted(_differences(begun, given))
     if differing:
@@ -97,6 +129,7 @@ def read_state(directory: pathlib.Path, configuration: dict) -> Optional[RunStat
             f'the run in {directory.parent} was begun with another configuration ({"; ".join(differing)}): resuming it '
             'would break its privacy accounting. Use the same configuration, or another --workdir.')
     state = RunState(seeds.PrivateSeed(bytes.fromhex(record['private_seed'])))
+    state.run_id = record['run_id']
     state.ledger = ledger_lib.Ledger.from_json(record['ledger'])
     state.stage, state.step = record['stage'], record['step']
     return state
@@ -112,6 +145,19 @@ def load_average(directory: pathlib.Path, model: tf.keras.Model) -> None:
     if latest is None:
         raise FileNotFoundError(f'no checkpoint in {directory}; train first, or name another --workdir.')
     tf.train.Checkpoint(average=model).restore(latest).expect_partial().assert_existing_objects_matched()
+
+
+def _read_record(directory: pathlib.Path) -> Optional[dict]:
+    """Returns what `RunCheckpoint.save` recorded beside the weights."""
+    latest = tf.train.latest_checkpoint(str(directory))
+    if latest is None:
+        return None
+    record = json.loads(tf.train.load_variable(latest, 'record/.ATTRIBUTES/VARIABLE_VALUE'))
+    if 'run_id' not in record:
+        raise CheckpointMismatchError(
+            f'the run in {directory.parent} was begun by an older version of tf_dpdiff, which '
+            'gave runs no identity; name another --workdir.')
+    return record
 
 
 def _differences(begun, given, path=''):

@@ -1,0 +1,303 @@
+"""Tests of bin/account and of bin/train --budget_file as a user calls them."""
+
+import json
+import re
+import stat
+
+from dp_accounting import pld
+import numpy as np
+from PIL import Image
+import pytest
+
+import gin
+from tf_dpdiff.cli import account
+from tf_dpdiff.cli import budget_file
+from tf_dpdiff.cli import command
+from tf_dpdiff.cli import train
+from tf_dpdiff.privacy import accounting
+from tf_dpdiff.privacy import budget as budget_lib
+from tf_dpdiff.privacy import ledger as ledger_lib
+from tf_dpdiff.training import checkpoints
+
+VERBS = {'account': account, 'train': train}
+# Digits, small enough for a test.
+TINY = [
+    'UNetConfig.base_channels = 4', 'UNetConfig.channel_multipliers = (1,)', 'UNetConfig.groups = 2',
+    'PretrainingConfig.num_steps = 2', 'random_strokes.num_images = 50', 'WarmStartConfig.num_steps = 2',
+    'WarmStartConfig.num_images = 50', 'NUM_STEPS = 3', 'EXPECTED_BATCH_SIZE = 30', 'AUGMENTATION_MULTIPLICITY = 2',
+    'DpSgdConfig.noise_multiplier = 5.0', 'SamplerConfig.num_steps = 2', 'GenerateConfig.num_images = 10',
+    'train.utility = None'
+]  # yapf: disable
+CIFAR10 = ('--num_units=50000', '--delta=1e-5', '--expected_batch_size=16384', '--num_steps=200')
+
+
+def call(verb, *flags):
+    """Runs a verb in this process and returns its exit code."""
+    gin.clear_config()
+    try:
+        VERBS[verb].run(list(flags))
+    except SystemExit as ended:
+        return ended.code
+    raise AssertionError('a verb ends by sys.exit')
+
+
+def call_for_json(capsys, *flags):
+    assert call('account', *flags, '--json') == command.DONE
+    return json.loads(capsys.readouterr().out)
+
+
+def tiny(*more):
+    return ['--gin_file=gin/digits.gin'] + [f'--gin_param={binding}' for binding in (*TINY, *more)]
+
+
+def direct_epsilon(noise_multiplier, sampling_probability, num_steps, delta=1e-5):
+    event = accounting.poisson_dp_sgd_event(noise_multiplier, sampling_probability, num_steps)
+    return pld.PLDAccountant().compose(event).get_epsilon(delta)
+
+
+def test_noise_is_found_and_what_is_printed_meets_the_target(capsys):
+    assert call('account', *CIFAR10, '--epsilon=10') == command.DONE
+    out = capsys.readouterr().out
+    shown = re.search(r'noise multiplier │ ([\d.]+)  \(computed\)', out)
+    assert float(shown.group(1)) == pytest.approx(2.451, rel=5e-3)
+    spent = direct_epsilon(float(shown.group(1)), 16384 / 50000, 200)
+    assert 9.99 < spent <= 10.0
+    by_pld, by_rdp = map(float, re.search(r'([\d.]+) by PLD +([\d.]+) by RDP', out).groups())
+    assert spent <= by_pld < spent + 2e-4 and by_rdp >= by_pld
+    rows = re.findall(r'│ +([\d,]+) │ +([\d.]+) │ +([\d.]+) │', out)
+    assert [int(row[0]) for row in rows] == [1, 25, 50, 75, 100, 125, 150, 175, 200]
+    assert float(rows[-1][1]) == by_pld and float(rows[-1][2]) == by_rdp
+    assert float(rows[4][1]) == pytest.approx(direct_epsilon(float(shown.group(1)), 16384 / 50000, 100), rel=1e-3)
+
+
+@pytest.mark.parametrize('flags, solved, name, more', [
+    (('--noise_multiplier=17.5', '--epsilon=1', '--expected_batch_size=16384'), 'num_steps', 'num_steps', 1),
+    (('--noise_multiplier=17.5', '--epsilon=1', '--num_steps=200'), 'batch', 'expected_batch_size', 1),
+])  # yapf: disable
+def test_whole_numbers_are_the_largest_that_fit(capsys, flags, solved, name, more):
+    fields = call_for_json(capsys, '--num_units=50000', '--delta=1e-5', *flags)
+    assert fields['solved'] == solved
+
+    def spent(extra):
+        changed = {**fields, name: round(fields[name]) + extra}
+        return direct_epsilon(17.5, changed['expected_batch_size'] / 50000, changed['num_steps'])
+
+    assert fields['epsilon'] == pytest.approx(spent(0), rel=1e-9) and spent(0) <= 1.0 < spent(more)
+
+
+def test_class_means_are_paid_from_the_same_target(capsys):
+    flags = ('--noise_multiplier=17.5', '--epsilon=1', '--sampling_probability=0.3', '--delta=1e-5')
+    alone = call_for_json(capsys, *flags)
+    beside = call_for_json(capsys, *flags, '--class_means_noise_multiplier=10')
+    assert 0 < beside['num_steps'] < 0.9 * alone['num_steps'] and beside['epsilon'] <= 1.0
+    curve = beside['epsilon_over_steps']
+    assert curve[0]['num_steps'] == 0 and curve[0]['pld'] > 0.2
+    assert [point['pld'] for point in curve] == sorted(point['pld'] for point in curve)
+
+
+def test_all_settings_given_are_checked_against_the_target(capsys):
+    assert call_for_json(capsys, *CIFAR10, '--epsilon=1', '--noise_multiplier=18')['solved'] is None
+    assert call('account', *CIFAR10, '--epsilon=1', '--noise_multiplier=17') == command.WRONG_USE
+    assert 'more than --epsilon=1' in capsys.readouterr().err
+
+
+def test_plot_is_drawn(tmp_path, capsys):
+    path = tmp_path / 'epsilon.png'
+    assert call('account', *CIFAR10, '--noise_multiplier=17.384', f'--plot={path}') == command.DONE
+    assert str(path) in capsys.readouterr().out
+    picture = np.asarray(Image.open(path).convert('RGB'))
+    assert picture.shape[0] > 300 and picture.shape[1] > 500
+    for colour in ((31, 119, 180), (255, 127, 14)):  # The two curves.
+        assert (picture == colour).all(-1).sum() > 200
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_delta_that_is_too_large_for_the_data_is_noted(capsys):
+    assert call('account', '--num_units=100', '--expected_batch_size=10', '--num_steps=2', '--noise_multiplier=5',
+                '--delta=0.1') == command.DONE
+    assert 'note: delta=0.1 is not below 1 / num_units' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('flags, message', [
+    ((), 'give --delta and all but one of'),
+    (('--delta=1e-5',), 'all but one of --noise_multiplier, --num_steps, the batch'),
+    ((*CIFAR10,), 'all but one of --noise_multiplier, --epsilon'),
+    ((*CIFAR10, '--epsilon=nan'), '--epsilon must be finite and > 0, got nan'),
+    ((*CIFAR10, '--noise_multiplier=0'), '--noise_multiplier must be finite and > 0, got 0.0'),
+    ((*CIFAR10, '--epsilon=1', '--num_units=9'), '--expected_batch_size=16384 is larger than the data set of 9 units'),
+    ((*CIFAR10, '--epsilon=1', '--sampling_probability=0.1'), 'say the same'),
+    ((*CIFAR10, '--epsilon=1', '--delta=1'), '--delta must be in (0, 1), got 1.0'),
+    ((*CIFAR10, '--epsilon=1', '--num_steps=0'), '--num_steps must be at least 1, got 0'),
+    ((*CIFAR10, '--epsilon=1', '--num_steps=1.5'), 'invalid int value'),
+    ((*CIFAR10, '--epsilon=1', '--class_means_noise_multiplier=1'), 'cannot be met'),
+    ((*CIFAR10, '--epsilon=1', '--plot=a.pdf'), 'must end in .png'),
+    (('--delta=1e-5', '--expected_batch_size=9', '--num_steps=9', '--epsilon=1'), 'needs --num_units'),
+    (('--create',), '--create needs a --budget_file'),
+    (('--workdir=runs/x',), '--workdir needs a --budget_file'),
+    (('--budget_file=nowhere.json',), 'no budget file at'),
+    (('--budget_file=nowhere.json', '--create', '--epsilon=1'), '--create takes --epsilon and --delta'),
+    (('--budget_file=nowhere.json', '--create', '--epsilon=1', '--delta=2'), 'delta must be in (0, 1), got 2.0'),
+    (('--budget_file=nowhere.json', '--num_steps=3'), '--budget_file does not go with --num_steps'),
+])  # yapf: disable
+def test_wrong_use_is_one_clear_line_and_exit_code_2(tmp_path, monkeypatch, capsys, flags, message):
+    monkeypatch.chdir(tmp_path)
+    assert call('account', *flags) == command.WRONG_USE
+    error = capsys.readouterr().err.strip()
+    assert message in error and error.startswith('account: error: ') and '\n' not in error
+    assert not list(tmp_path.glob('*'))
+
+
+@pytest.fixture(name='budget_path')
+def fixture_budget_path(tmp_path):
+    path = tmp_path / 'budget.json'
+    assert call('account', f'--budget_file={path}', '--create', '--epsilon=10', '--delta=1e-5') == command.DONE
+    return path
+
+
+def test_budget_file_is_made_once_and_for_its_owner_only(budget_path, capsys):
+    assert stat.S_IMODE(budget_path.stat().st_mode) == 0o600
+    before = budget_path.read_text()
+    assert call('account', f'--budget_file={budget_path}', '--create', '--epsilon=99',
+                '--delta=1e-5') == command.WRONG_USE
+    assert 'would forget what its runs have cost' in capsys.readouterr().err
+    assert budget_path.read_text() == before
+
+
+@pytest.mark.parametrize('text', ['', '{"format": 1}', 'budget', '\udcff'])
+def test_damaged_budget_file_is_one_clear_line(budget_path, capsys, text):
+    budget_path.write_bytes(text.encode('utf-8', 'surrogateescape'))
+    assert call('account', f'--budget_file={budget_path}') == command.WRONG_USE
+    error = capsys.readouterr().err.strip()
+    assert 'is damaged or no budget file' in error and '\n' not in error
+    assert budget_path.read_bytes() == text.encode('utf-8', 'surrogateescape')
+
+
+def _ledger(noise_multiplier=3.0):
+    return ledger_lib.Ledger((ledger_lib.Release('dp_sgd_step', noise_multiplier, 0.2, 50),))
+
+
+@pytest.fixture(name='charged', scope='module')
+def fixture_charged(tmp_path_factory):
+    """A budget and a finished tiny run that was charged to it."""
+    folder = tmp_path_factory.mktemp('charged')
+    path, workdir = folder / 'budget.json', folder / 'run'
+    budget_file.create(path, budget_lib.Budget(3.5, 1e-5))
+    assert call('train', *tiny(), f'--workdir={workdir}', f'--budget_file={path}') == command.DONE
+    return path, workdir
+
+
+def test_run_is_charged_and_settled_under_its_public_name(charged, capsys):
+    path, workdir = charged
+    statement = json.loads((workdir / 'privacy_statement.json').read_text())
+    entry, = budget_file.read(path).entries
+    assert re.fullmatch('[0-9a-f]{16}', statement['run_id']) and entry.run_id == statement['run_id']
+    assert entry.status == budget_lib.SETTLED and json.loads(entry.ledger.to_json()) == statement['releases']
+    fields = call_for_json(capsys, f'--budget_file={path}')
+    assert fields['runs'][0]['dataset'] == 'digits' and fields['unit'] == 'one image'
+    assert 0.0 < fields['epsilon_by_accountant']['pld'] <= fields['epsilon_by_accountant']['rdp']
+    assert call('account', f'--budget_file={path}') == command.DONE
+    out = capsys.readouterr().out
+    assert entry.run_id in out and 'settled' in out and '3 x dp sgd step' in out and 'noisy class means' in out
+
+
+def test_nothing_that_is_released_holds_the_fingerprint(charged, capsys):
+    path, workdir = charged
+    fingerprint = budget_file.read(path).data_fingerprint
+    assert fingerprint in path.read_text()  # The control.
+    call('account', f'--budget_file={path}', '--json')
+    assert fingerprint not in capsys.readouterr().out
+    for name in ('privacy_statement.json', 'privacy_statement.txt', 'operative_config.gin', 'report.html'):
+        assert fingerprint not in (workdir / name).read_text()
+
+
+def test_same_command_again_charges_nothing(charged):
+    path, workdir = charged
+    before = path.read_text()
+    statement = (workdir / 'privacy_statement.json').read_text()
+    assert call('train', *tiny(), f'--workdir={workdir}', f'--budget_file={path}') == command.DONE
+    assert path.read_text() == before and (workdir / 'privacy_statement.json').read_text() == statement
+
+
+def test_second_run_that_would_pass_the_total_is_refused_before_it_begins(charged, tmp_path, capsys):
+    path, _ = charged
+    before = path.read_text()
+    for more in ((), ('--dry_run',)):
+        assert call('train', *tiny('ClassMeansConfig.noise_multiplier = 1.6'), f'--workdir={tmp_path / "run"}',
+                    f'--budget_file={path}', *more) == command.WRONG_USE
+        error = capsys.readouterr().err.strip()
+        assert 'the privacy budget would be passed: the 1 run(s) so far cost' in error and '\n' not in error
+    assert path.read_text() == before and not (tmp_path / 'run' / 'checkpoints').exists()
+
+
+def test_dry_run_says_what_would_be_spent_and_writes_nothing(charged, tmp_path, capsys):
+    path, _ = charged
+    before = path.read_text()
+    assert call('train', *tiny('ClassMeansConfig.noise_multiplier = 9.0'), f'--workdir={tmp_path / "run"}',
+                f'--budget_file={path}', '--dry_run') == command.DONE
+    out = ' '.join(capsys.readouterr().out.replace('│', ' ').split())
+    assert 'with this run, 2 run(s) cost epsilon = ' in out and 'of 3.5 at delta = 1e-05' in out
+    assert path.read_text() == before and not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('binding', ["DpSgdConfig.sampling = 'shuffled_batches'", 'DpSgdConfig.noise_multiplier = 0.0'])
+def test_run_without_a_guarantee_is_refused(budget_path, tmp_path, capsys, binding):
+    flags = tiny('DpSgdConfig.target_epsilon = None', binding)
+    assert call('train', *flags, f'--workdir={tmp_path / "run"}', f'--budget_file={budget_path}') == command.WRONG_USE
+    assert 'no privacy budget can hold it' in capsys.readouterr().err
+    assert not (tmp_path / 'run' / 'checkpoints').exists()
+
+
+def test_finished_run_is_recorded_afterwards_and_once(charged, budget_path, capsys):
+    _, workdir = charged
+    flags = (f'--budget_file={budget_path}', f'--workdir={workdir}')
+    fields = call_for_json(capsys, *flags)
+    assert [run['status'] for run in fields['runs']] == ['settled']
+    assert budget_file.read(budget_path).data_fingerprint == checkpoints.read_identity(workdir /
+                                                                                       'checkpoints').data_fingerprint
+    before = budget_path.read_text()
+    assert call('account', *flags) == command.WRONG_USE
+    assert 'is in the budget already' in capsys.readouterr().err and budget_path.read_text() == before
+
+
+@pytest.mark.parametrize('others, message', [(('f', 'one image', 10.0), 'belongs to other data'),
+                                             ((None, 'one patient', 10.0), "protects 'one patient'"),
+                                             ((None, 'one image', 2.9), 'would be passed')])  # yapf: disable
+def test_finished_run_that_does_not_belong_to_the_budget_is_refused(charged, tmp_path, capsys, others, message):
+    fingerprint, unit, total = others
+    fingerprint = fingerprint or checkpoints.read_identity(charged[1] / 'checkpoints').data_fingerprint
+    path = tmp_path / 'budget.json'
+    budget_file.create(
+        path,
+        budget_lib.Budget(total, 1e-5).reserve('first',
+                                               _ledger(4.0),
+                                               dataset='digits',
+                                               data_fingerprint=fingerprint,
+                                               unit=unit,
+                                               time='now'))
+    before = path.read_text()
+    assert call('account', f'--budget_file={path}', f'--workdir={charged[1]}') == command.WRONG_USE
+    error = capsys.readouterr().err.strip()
+    assert message in error and '\n' not in error and path.read_text() == before
+
+
+@pytest.mark.parametrize('change, message', [
+    ({'guarantee_claimed': False}, 'claims no guarantee'),
+    ({'run_id': '0123456789abcdef'}, 'are not of the same run'),
+    ({'releases': []}, 'are not of the same run'),
+    ({'releases': 3}, 'is damaged'),
+])  # yapf: disable
+def test_statement_that_is_not_of_the_checkpoint_is_refused(charged, budget_path, tmp_path, capsys, change, message):
+    statement = json.loads((charged[1] / 'privacy_statement.json').read_text())
+    workdir = tmp_path / 'run'
+    workdir.mkdir()
+    (workdir / 'checkpoints').symlink_to(charged[1] / 'checkpoints')
+    (workdir / 'privacy_statement.json').write_text(json.dumps({**statement, **change}))
+    assert call('account', f'--budget_file={budget_path}', f'--workdir={workdir}') == command.WRONG_USE
+    error = capsys.readouterr().err.strip()
+    assert message in error and '\n' not in error
+
+
+def test_folder_without_a_checkpoint_is_refused(charged, budget_path, tmp_path, capsys):
+    (tmp_path / 'privacy_statement.json').write_text((charged[1] / 'privacy_statement.json').read_text())
+    assert call('account', f'--budget_file={budget_path}', f'--workdir={tmp_path}') == command.WRONG_USE
+    assert 'only the private checkpoint says which data' in capsys.readouterr().err

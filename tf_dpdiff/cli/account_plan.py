@@ -1,0 +1,174 @@
+"""What bin/account computes: the setting of a run that is missing, from the others."""
+
+import dataclasses
+import math
+from typing import List, NamedTuple, Optional
+
+import dp_accounting
+
+from tf_dpdiff.cli import command
+from tf_dpdiff.privacy import accounting
+from tf_dpdiff.privacy import ledger as ledger_lib
+
+# Name of a flag: its type and its help.
+FLAGS = {
+    'delta': (float, 'delta, in (0, 1)'),
+    'epsilon': (float, 'what the run may cost at most'),
+    'noise_multiplier': (float, "noise's standard deviation / sensitivity"),
+    'num_steps': (int, 'private steps'),
+    'num_units': (int, "the private data set's size"),
+    'expected_batch_size': (int, 'expected units a step; needs --num_units'),
+    'sampling_probability': (float, 'of each unit in each step; in place of --expected_batch_size'),
+    'class_means_noise_multiplier': (float, 'a release of noisy class means, composed with the steps'),
+}
+
+_CURVE_POINTS = 8
+
+
+class CurvePoint(NamedTuple):
+    """What the releases have cost after so many steps."""
+    num_steps: int
+    pld: float
+    rdp: float
+
+
+@dataclasses.dataclass(frozen=True)
+class RunPlan:
+    """The settings of a run, complete.
+
+    Attributes:
+      delta: At which epsilon is meant.
+      noise_multiplier: Of each step, > 0.
+      num_steps: Steps, at least 1.
+      sampling_probability: Of each unit in each step, in (0, 1].
+      num_units: Size of the data set, or None where only the probability is known.
+      class_means_noise_multiplier: Of the other release, > 0, or None.
+      target_epsilon: What was asked for, or None.
+      solved: Name of the setting that was computed; None where all were given.
+    """
+    delta: float
+    noise_multiplier: float
+    num_steps: int
+    sampling_probability: float
+    num_units: Optional[int]
+    class_means_noise_multiplier: Optional[float]
+    target_epsilon: Optional[float]
+    solved: Optional[str]
+
+    @property
+    def expected_batch_size(self) -> Optional[float]:
+        """Expected units a step, where the data set's size is known."""
+        return self.num_units and self.sampling_probability * self.num_units
+
+    def epsilon(self, accountant: str = 'pld') -> float:
+        """Returns what the whole run costs."""
+        return accounting.epsilon(self._event(self.num_steps), self.delta, accountant=accountant)
+
+    def curve(self, num_points: int = _CURVE_POINTS) -> List[CurvePoint]:
+        """Returns the cost over steps, evenly spaced, the whole run last; begins at 0 where there are class means."""
+        counts = sorted({round(self.num_steps * i / num_points) for i in range(num_points + 1)} | {1})
+        points = []
+        for count in counts[0 if self.class_means_noise_multiplier else 1:]:
+            event = self._event(count)
+            # Rows before the last may be coarser: an upper bound all the same, and there are many.
+            interval = None if count == self.num_steps else 1e-4 * min(10.0, max(1.0, self.epsilon()))
+            points.append(
+                CurvePoint(count, accounting.epsilon(event, self.delta, discretization_interval=interval),
+                           accounting.epsilon(event, self.delta, accountant='rdp')))
+        return points
+
+    def _event(self, num_steps: int) -> dp_accounting.DpEvent:
+        return _dp_event(self.noise_multiplier, num_steps, self.sampling_probability, self.class_means_noise_multiplier)
+
+
+def make_plan(flags) -> RunPlan:
+    """Completes the settings that were given and checks the cost once more.
+
+    Args:
+      flags: Has an attribute for each of FLAGS, None where the flag was not given.
+
+    Raises:
+      command.UsageError: if a setting is impossible, or none or more than one is missing.
+      accounting.BudgetError: if the target cannot be met.
+    """
+    _check_ranges(flags)
+    probability = flags.sampling_probability
+    if flags.expected_batch_size is not None:
+        probability = flags.expected_batch_size / flags.num_units
+    given = {
+        'noise_multiplier': flags.noise_multiplier, 'num_steps': flags.num_steps, 'batch': probability,
+        'epsilon': flags.epsilon
+    }  # yapf: disable
+    missing = [name for name, value in given.items() if value is None]
+    if flags.delta is None or len(missing) > 1:
+        raise command.UsageError(_explain_missing(flags, missing))
+    solved = missing[0] if missing else None
+
+    def event(noise_multiplier=flags.noise_multiplier, num_steps=flags.num_steps, q=probability):
+        return _dp_event(noise_multiplier, num_steps, q, flags.class_means_noise_multiplier)
+
+    noise_multiplier, num_steps, target = flags.noise_multiplier, flags.num_steps, (flags.epsilon, flags.delta)
+    if solved == 'noise_multiplier':
+        exact = accounting.calibrate_noise_multiplier(lambda sigma: event(noise_multiplier=sigma), *target)
+        noise_multiplier = math.ceil(exact * 1e4) / 1e4  # As it is shown: what a person copies meets the target.
+    elif solved == 'num_steps':
+        num_steps = accounting.solve_num_steps(lambda count: event(num_steps=count), *target)
+    elif solved == 'batch' and flags.num_units:
+        batch_size = accounting.solve_batch_size(lambda units: event(q=units / flags.num_units), *target,
+                                                 flags.num_units)
+        probability = batch_size / flags.num_units
+    elif solved == 'batch':
+        exact = accounting.solve_sampling_probability(lambda q: event(q=q), *target)
+        probability = _round_down(exact, 6)
+    plan = RunPlan(flags.delta, noise_multiplier, num_steps, probability, flags.num_units,
+                   flags.class_means_noise_multiplier, flags.epsilon, solved)
+    if flags.epsilon is not None and plan.epsilon() > flags.epsilon:
+        raise accounting.BudgetError(
+            f'these settings cost epsilon={accounting.round_up(plan.epsilon())} at delta={flags.delta:g}, more than '
+            f'--epsilon={flags.epsilon:g}; leave one of the four out to have it computed.')
+    return plan
+
+
+def _dp_event(noise_multiplier, num_steps, sampling_probability, class_means_noise_multiplier) -> dp_accounting.DpEvent:
+    """Composes as the ledger of a run does."""
+    releases = []
+    if class_means_noise_multiplier is not None:
+        releases.append(ledger_lib.Release('noisy_class_means', class_means_noise_multiplier, 1.0, 1))
+    if num_steps:
+        releases.append(ledger_lib.Release('dp_sgd_step', noise_multiplier, sampling_probability, num_steps))
+    return ledger_lib.Ledger(tuple(releases)).dp_event()
+
+
+def _check_ranges(flags) -> None:
+    for name, (kind, _) in FLAGS.items():
+        value = getattr(flags, name)
+        if value is None:
+            continue
+        if name in ('delta', 'sampling_probability'):
+            if not 0.0 < value < 1.0 and (name == 'delta' or value != 1.0):
+                raise command.UsageError(f'--{name} must be in (0, 1{")" if name == "delta" else "]"}, got {value}.')
+        elif not (value >= 1 if kind is int else 0.0 < value < math.inf):
+            raise command.UsageError(
+                f'--{name} must be {"at least 1" if kind is int else "finite and > 0"}, got {value}.')
+    if flags.expected_batch_size is not None:
+        if flags.sampling_probability is not None:
+            raise command.UsageError('--expected_batch_size and --sampling_probability say the same: give one of them.')
+        if flags.num_units is None:
+            raise command.UsageError("--expected_batch_size needs --num_units, the private data set's size.")
+        if flags.expected_batch_size > flags.num_units:
+            raise command.UsageError(
+                f'--expected_batch_size={flags.expected_batch_size} is larger than the data set of '
+                f'{flags.num_units} units.')
+
+
+def _explain_missing(flags, missing: List[str]) -> str:
+    names = {'batch': 'the batch (--sampling_probability, or --expected_batch_size and --num_units)'}
+    lacking = ['--delta'] if flags.delta is None else []
+    if len(missing) > 1:
+        lacking.append(f'all but one of {", ".join(names.get(name, f"--{name}") for name in missing)}')
+    return f'give {" and ".join(lacking)}; --help shows what can be computed.'
+
+
+def _round_down(value: float, digits: int) -> float:
+    scale = 10.0**(digits - 1 - math.floor(math.log10(value)))
+    return min(math.floor(value * scale) / scale, 1.0)

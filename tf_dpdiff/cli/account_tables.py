@@ -1,0 +1,166 @@
+"""What bin/account shows: tables, JSON and the plot of epsilon over steps."""
+
+import math
+import pathlib
+from typing import List
+
+from rich import table as rich_table
+
+from tf_dpdiff import files
+from tf_dpdiff.cli import account_plan
+from tf_dpdiff.privacy import accounting
+from tf_dpdiff.privacy import budget as budget_lib
+from tf_dpdiff.privacy import ledger as ledger_lib
+
+_PLOT_POINTS = 16  # Twice those of the table, which so are computed once.
+
+
+def plan_fields(plan: account_plan.RunPlan) -> dict:
+    """Returns a plan as plain JSON values."""
+    return {
+        'epsilon': plan.epsilon(),
+        'delta': plan.delta,
+        'epsilon_by_accountant': {
+            name: plan.epsilon(name) for name in accounting.ACCOUNTANTS
+        },
+        'target_epsilon': plan.target_epsilon,
+        'solved': plan.solved,
+        'noise_multiplier': plan.noise_multiplier,
+        'num_steps': plan.num_steps,
+        'sampling_probability': plan.sampling_probability,
+        'num_units': plan.num_units,
+        'expected_batch_size': plan.expected_batch_size,
+        'class_means_noise_multiplier': plan.class_means_noise_multiplier,
+        'epsilon_over_steps': [point._asdict() for point in plan.curve()],
+    }
+
+
+def plan_tables(plan: account_plan.RunPlan) -> List[rich_table.Table]:
+    """Returns the settings with their cost, and the cost over steps."""
+
+    def marked(name: str, text: str) -> str:
+        return f'{text}  (computed)' if plan.solved == name else text
+
+    settings = rich_table.Table(title='the run', title_justify='left', show_header=False)
+    settings.add_row('noise multiplier', marked('noise_multiplier', f'{plan.noise_multiplier:.10g}'))
+    settings.add_row('steps', marked('num_steps', f'{plan.num_steps:,}'))
+    batch = f'probability {plan.sampling_probability:.6g} of each unit'
+    if plan.num_units:
+        batch = f'{plan.expected_batch_size:,.10g} of {plan.num_units:,} units, {batch}'
+    settings.add_row('expected batch', marked('batch', batch))
+    if plan.class_means_noise_multiplier is not None:
+        settings.add_row('noisy class means', f'noise multiplier {plan.class_means_noise_multiplier:.10g}')
+    settings.add_row('delta', f'{plan.delta:g}')
+    if plan.target_epsilon is not None:
+        settings.add_row('epsilon allowed', f'{plan.target_epsilon:g}')
+    settings.add_row(
+        marked('epsilon', 'epsilon'),
+        f'{accounting.round_up(plan.epsilon())} by PLD    {accounting.round_up(plan.epsilon("rdp"))} by RDP')
+    over_steps = _table('epsilon over steps', 'steps', 'by PLD', 'by RDP')
+    for point in plan.curve():
+        over_steps.add_row(f'{point.num_steps:,}', accounting.round_up(point.pld), accounting.round_up(point.rdp))
+    return [settings, over_steps]
+
+
+def draw_plan(plan: account_plan.RunPlan, path: pathlib.Path) -> None:
+    """Draws epsilon over steps into a PNG file."""
+    # Imported here: whoever wants no plot need not wait for it. The Agg backend needs no display.
+    from matplotlib import figure as figure_lib  # pylint: disable=g-import-not-at-top
+    from matplotlib.backends import backend_agg  # pylint: disable=g-import-not-at-top
+    figure = figure_lib.Figure(figsize=(7.0, 4.5), layout='constrained')
+    backend_agg.FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    points = plan.curve(_PLOT_POINTS)
+    steps = [point.num_steps for point in points]
+    axes.plot(steps, [point.rdp for point in points], '--', color='C1', label='Renyi (RDP), an upper bound')
+    axes.plot(steps, [point.pld for point in points], '-', color='C0', label='privacy loss distribution (PLD)')
+    if plan.target_epsilon is not None:
+        axes.axhline(plan.target_epsilon, color='grey', linewidth=0.8, label=f'epsilon = {plan.target_epsilon:g}')
+    batch = (f'expected batch {plan.expected_batch_size:,.10g} of {plan.num_units:,}'
+             if plan.num_units else f'sampling probability {plan.sampling_probability:.6g}')
+    title = f'noise multiplier {plan.noise_multiplier:.6g}, {batch}'
+    if plan.class_means_noise_multiplier is not None:
+        title += f',\nclass means with noise multiplier {plan.class_means_noise_multiplier:g} before'
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel('DP-SGD steps')
+    axes.set_ylabel(f'epsilon at delta = {plan.delta:g}')
+    axes.set_xlim(0, plan.num_steps)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(loc='lower right')
+    with files.replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+def budget_fields(budget: budget_lib.Budget) -> dict:
+    """Returns a budget as plain JSON values, without the data set's fingerprint; an epsilon of None is infinite."""
+    spent = {name: budget.epsilon(name) for name in accounting.ACCOUNTANTS}
+    return {
+        'total_epsilon':
+            budget.total_epsilon,
+        'delta':
+            budget.delta,
+        'epsilon_by_accountant':
+            spent,
+        'epsilon_left':
+            budget.total_epsilon - spent['pld'],
+        'unit':
+            budget.unit,
+        'runs': [{
+            'run_id': entry.run_id,
+            'dataset': entry.dataset,
+            'time': entry.time,
+            'status': entry.status,
+            'releases': [_release_fields(release) for release in entry.ledger.releases],
+            'epsilon_by_accountant': _epsilons(entry.ledger, budget.delta),
+        } for entry in budget.entries],
+    }
+
+
+def budget_tables(budget: budget_lib.Budget, path: str) -> List[rich_table.Table]:
+    """Returns the runs with their cost, and what they cost together."""
+    runs = _table(f'runs in {path}', 'run', 'releases', 'PLD', 'RDP')
+    for entry in budget.entries:
+        releases = '\n'.join(_describe(release) for release in entry.ledger.releases)
+        epsilons = _epsilons(entry.ledger, budget.delta)
+        runs.add_row(f'{entry.run_id}\n{entry.dataset}\n{entry.time}\n{entry.status}', releases,
+                     *(accounting.round_up(epsilons[name]) for name in accounting.ACCOUNTANTS))
+    together = rich_table.Table(title=f'epsilon at delta = {budget.delta:g}', title_justify='left', show_header=False)
+    spent = budget.epsilon()
+    together.add_row('allowed', f'{budget.total_epsilon:.4f}')
+    together.add_row(f'{len(budget.entries)} run(s) composed',
+                     f'{accounting.round_up(spent)} by PLD    {accounting.round_up(budget.epsilon("rdp"))} by RDP')
+    together.add_row('left', _round_down(budget.total_epsilon - spent))
+    if budget.unit is not None:
+        together.add_row('protected unit', budget.unit)
+    return ([runs] if budget.entries else []) + [together]
+
+
+def _epsilons(ledger: ledger_lib.Ledger, delta: float) -> dict:
+    return {name: accounting.epsilon(ledger.dp_event(), delta, accountant=name) for name in accounting.ACCOUNTANTS}
+
+
+def _release_fields(release: ledger_lib.Release) -> dict:
+    return {
+        'mechanism': release.mechanism,
+        'noise_multiplier': release.noise_multiplier,
+        'sampling_probability': release.sampling_probability,
+        'count': release.count,
+    }
+
+
+def _describe(release: ledger_lib.Release) -> str:
+    times = '' if release.count == 1 else f'{release.count:,} x '
+    drawn = '' if release.sampling_probability == 1.0 else f', q {release.sampling_probability:.4g}'
+    return f"{times}{release.mechanism.replace('_', ' ')}, noise {release.noise_multiplier:.5g}{drawn}"
+
+
+def _round_down(value: float) -> str:
+    return f'{max(math.floor(value * 1e4) / 1e4, 0.0):.4f}'
+
+
+def _table(title: str, *columns: str) -> rich_table.Table:
+    table = rich_table.Table(title=title, title_justify='left')
+    for column in columns:
+        table.add_column(column, justify='right' if column.startswith(('by', 'steps', 'PLD', 'RDP')) else 'left')
+    return table

@@ -1,0 +1,97 @@
+"""A privacy budget on disk: appears whole or not at all, is changed by one process at a time."""
+
+import contextlib
+import datetime
+import fcntl
+import os
+import pathlib
+from typing import Callable, Iterator, Union
+
+from tf_dpdiff import files
+from tf_dpdiff.cli import command
+from tf_dpdiff.privacy import budget as budget_lib
+
+_OWNER_ONLY = 0o600
+
+
+def create(path: Union[str, os.PathLike], budget: budget_lib.Budget) -> None:
+    """Writes a new budget file, readable for its owner only.
+
+    Raises:
+      command.UsageError: if there is such a file.
+    """
+    path = _resolve(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(path):
+        if path.exists():
+            raise command.UsageError(f'{path} exists: a new budget there would forget what its runs have cost. Name '
+                                     'another file for another data set.')
+        _write(path, budget)
+
+
+def read(path: Union[str, os.PathLike]) -> budget_lib.Budget:
+    """Reads a budget file.
+
+    Raises:
+      FileNotFoundError: if there is none.
+      command.UsageError: if the file is no budget.
+    """
+    path = _resolve(path)
+    if not path.exists():
+        raise FileNotFoundError(f'no budget file at {path}; `bin/account --budget_file={path} --create --epsilon=E '
+                                '--delta=D` makes one.')
+    try:
+        return budget_lib.Budget.from_json(path.read_text(encoding='utf-8'))
+    except ValueError as error:
+        reason = ' '.join(str(error).split()).rstrip('.')
+        raise command.UsageError(
+            f'{path} is damaged or no budget file: {reason}. Restore it from a copy; a new one would '
+            'forget what the runs on this data have cost.') from error
+
+
+def update(path: Union[str, os.PathLike], change: Callable[[budget_lib.Budget],
+                                                           budget_lib.Budget]) -> budget_lib.Budget:
+    """Reads, changes and writes a budget file while no other process can; returns the changed budget.
+
+    Where `change` raises, the file stays as it was. The lock is flock's, on a file beside it: on a network file system
+    it holds between machines only where that file system says so.
+
+    Args:
+      path: The file.
+      change: From the budget to the changed one.
+    """
+    path = _resolve(path)
+    read(path)  # Without a budget there is nothing to lock.
+    with _locked(path):
+        before = read(path)
+        after = change(before)
+        if after != before:
+            _write(path, after)
+    return after
+
+
+def now() -> str:
+    """Returns the time to the second, in UTC."""
+    return datetime.datetime.now(datetime.timezone.utc).strftime('%Y-%m-%d %H:%M:%S UTC')
+
+
+def _resolve(path: Union[str, os.PathLike]) -> pathlib.Path:
+    return pathlib.Path(path).expanduser().resolve()  # A link is followed: two names of one file share its lock.
+
+
+@contextlib.contextmanager
+def _locked(path: pathlib.Path) -> Iterator[None]:
+    descriptor = os.open(path.with_name(f'.{path.name}.lock'), os.O_RDWR | os.O_CREAT, _OWNER_ONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _write(path: pathlib.Path, budget: budget_lib.Budget) -> None:
+    with files.replacing(path) as temporary:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT, _OWNER_ONLY), 'w', encoding='utf-8') as file:
+            file.write(budget.to_json())
+            file.flush()
+            os.fsync(file.fileno())  # A reservation is on disk before its run begins.
