@@ -37,7 +37,7 @@ class Mutant:
 
 
 CLIPPING, NOISE, PLAN = 'privacy/clipping_test.py', 'privacy/noise_test.py', 'privacy/plan_test.py'
-CONTRACT = 'contract_test.py'
+ACCOUNTING, CONTRACT = 'privacy/accounting_test.py', 'contract_test.py'
 OPTIMIZER, STEP = 'privacy/optimizer_test.py', 'training/train_step_test.py'
 MUTANTS = (
     Mutant('no clipping', 'privacy/clipping.py', 'tf.where(layer_norms > bound, bound / layer_norms, 1.0)',
@@ -99,8 +99,20 @@ MUTANTS = (
     Mutant('more units than planned: the sampling probability is doubled', 'privacy/plan.py',
            'sampler = sampling.PoissonSampler(config.expected_batch_size / num_units)',
            'sampler = sampling.PoissonSampler(min(1.0, 2.0 * config.expected_batch_size / num_units))', PLAN),
-    Mutant('delta ignored', 'privacy/accounting.py', '.compose(event).get_epsilon(delta)\n    if accountant',
-           '.compose(event).get_epsilon(1e-2)\n    if accountant', 'privacy/accounting_test.py'),
+    Mutant('delta ignored', 'privacy/accounting.py',
+           'pld.PLDAccountant(relation, discretization_interval).compose(event).get_epsilon(delta)',
+           'pld.PLDAccountant(relation, discretization_interval).compose(event).get_epsilon(1e-2)', ACCOUNTING),
+    Mutant('delta ignored by the second accountant', 'privacy/accounting.py',
+           'rdp.RdpAccountant(orders, relation).compose(event).get_epsilon(delta)',
+           'rdp.RdpAccountant(orders, relation).compose(event).get_epsilon(1e-2)', ACCOUNTING),
+    Mutant('calibration 1% too low', 'privacy/accounting.py', 'return noise_multiplier\n',
+           'return 0.99 * noise_multiplier\n', ACCOUNTING),
+    Mutant('calibration 1% too high', 'privacy/accounting.py', 'return noise_multiplier\n',
+           'return 1.01 * noise_multiplier\n', ACCOUNTING),
+    Mutant('budget may be passed', 'privacy/budget.py', 'if charged.epsilon() > self.total_epsilon:', 'if False:',
+           'privacy/budget_test.py'),
+    Mutant('budget forgets the runs before', 'privacy/budget.py', 'entries=self.entries + (entry,))',
+           'entries=(entry,))', 'privacy/budget_test.py'),
     Mutant('delta ignored by the plan', 'privacy/plan.py', '(event, self.config.target_delta, **options)',
            '(event, 1e-2, **options)', PLAN),
     Mutant('epsilon of the planned instead of the run steps', 'privacy/plan.py',
@@ -133,7 +145,7 @@ MUTANTS = (
            'privacy/model_check_test.py'),
     Mutant('statement claims an epsilon without noise', 'privacy/accounting.py',
            'if noise_multiplier == 0:\n        return dp_accounting.NonPrivateDpEvent()',
-           'if noise_multiplier == 0:\n        return dp_accounting.NoOpDpEvent()', 'privacy/accounting_test.py'),
+           'if noise_multiplier == 0:\n        return dp_accounting.NoOpDpEvent()', ACCOUNTING),
 )  # yapf: disable
 
 
