@@ -116,7 +116,7 @@ MUTANTS = (
     Mutant('delta ignored by the plan', 'privacy/plan.py', '(event, self.config.target_delta, **options)',
            '(event, 1e-2, **options)', PLAN),
     Mutant('epsilon of the planned instead of the run steps', 'privacy/plan.py',
-           '(self.planned_ledger() if ledger is None else ledger).dp_event()', 'self.planned_ledger().dp_event()', PLAN),
+           '(self.planned_ledger() if ledger is None else ledger)', 'self.planned_ledger()', PLAN),
     Mutant('a step more than planned', 'privacy/plan.py', 'ledger.count(DP_SGD_STEP) >= self.config.num_steps',
            'ledger.count(DP_SGD_STEP) > self.config.num_steps', PLAN),
     Mutant('budget not checked for a given noise multiplier', 'privacy/plan.py',
