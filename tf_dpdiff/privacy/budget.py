@@ -63,7 +63,7 @@ class Budget:
 
     Example:
         >>> ledger = ledger_lib.Ledger().record('noisy_class_means', 2.0, 1.0)
-        >>> budget = Budget(total_epsilon=3.0, delta=1e-5)
+        >>> budget = Budget(total_epsilon=2.5, delta=1e-5)
         >>> budget = budget.reserve('run 1', ledger, dataset='toy', data_fingerprint='f', unit='one image', time='now')
         >>> round(budget.epsilon(), 2)
         1.99
