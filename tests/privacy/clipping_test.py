@@ -96,14 +96,15 @@ def test_chunk_size_does_not_change_the_sum(units_per_chunk):
                                atol=1e-6)
 
 
-@pytest.mark.parametrize('views_per_chunk', [1, 2, 4, 8])
-def test_number_of_views_at_a_time_does_not_change_the_sum(views_per_chunk):
+@pytest.mark.parametrize('views_per_chunk, clip', [(1, 0.1), (2, 1e3), (4, 1.5), (8, 1e3)])
+def test_number_of_views_at_a_time_does_not_change_the_sum(views_per_chunk, clip):
     model = make_model('conv')
     batch = make_batch(model, 5, views=8)
-    expected, _ = clipped_sum(model, batch)
-    total, diagnostics = clipped_sum(model, batch, views_per_chunk=views_per_chunk)
+    expected, expected_diagnostics = clipped_sum(model, batch, clip=clip)
+    total, diagnostics = clipped_sum(model, batch, clip=clip, views_per_chunk=views_per_chunk)
     np.testing.assert_allclose(total, expected, rtol=1e-4, atol=1e-6)
-    assert float(diagnostics['num_clipped']) == 5.0
+    for name, value in expected_diagnostics.items():
+        np.testing.assert_allclose(diagnostics[name], value, rtol=1e-4)
 
 
 def test_views_that_cannot_be_cut_evenly_are_refused():
