@@ -16,7 +16,7 @@ PACKAGE = ROOT / 'tf_dpdiff'
 LEVELS = {
     'privacy': 1, 'diffusion': 1, 'networks': 1, 'data': 1, 'training': 2, 'evaluation': 2, 'serving': 2, 'cli': 3
 }  # yapf: disable
-PRIVACY_MAY_IMPORT = {'numpy', 'tensorflow', 'tensorflow_privacy', 'dp_accounting'}
+PRIVACY_MAY_IMPORT = {'numpy', 'scipy', 'tensorflow', 'tensorflow_privacy', 'dp_accounting'}
 # The ageing libraries, each behind one module.
 ONLY_IN = {'keras_cv': 'data/augmentation.py', 'gin': 'cli', 'tensorflow_gan': None, 'tensorflow_hub': None,
            'tensorflow_privacy': 'privacy'}  # yapf: disable

@@ -14,6 +14,7 @@ The modules in reading order, which is the order of the algorithm:
     optimizer     the plan behind the tf.keras optimizer interface
     model_check   refuses networks that mix the examples of a batch
     statement     the claim, in words and as JSON
+    auditing      the claim put to the test: a lower bound on epsilon
 
-This package imports numpy, tensorflow and dp_accounting, and nothing else of this project.
+This package imports numpy, scipy, tensorflow and dp_accounting, and nothing else of this project.
 """
