@@ -1,1 +1,2 @@
-"""What the samples are and what they are worth: generate, utility, report."""
+"""What the samples are and what they are worth: generate, utility, report; what a model gives away: canaries,
+membership, audit_picture."""
