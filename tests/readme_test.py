@@ -9,6 +9,7 @@ import pytest
 
 import gin
 from tf_dpdiff.cli import account
+from tf_dpdiff.cli import audit
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import evaluate
 from tf_dpdiff.cli import export
@@ -17,8 +18,8 @@ from tf_dpdiff.cli import train
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / 'README.md').read_text()
-VERBS = {'train': train, 'sample': sample, 'evaluate': evaluate, 'export': export, 'account': account}
-COMMANDS = sorted(set(re.findall(r'^(bin/(?:train|sample|evaluate|export|account) .*)$', README, re.M)))
+VERBS = {'train': train, 'sample': sample, 'evaluate': evaluate, 'export': export, 'account': account, 'audit': audit}
+COMMANDS = sorted(set(re.findall(r'^(bin/(?:train|sample|evaluate|export|account|audit) .*)$', README, re.M)))
 
 
 @pytest.mark.parametrize('line', COMMANDS)

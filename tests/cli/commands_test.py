@@ -156,7 +156,7 @@ def test_patients_of_ones_own_images_are_what_is_protected(tmp_path, capsys):
     (['--gin_file=gin/digits.gin', '--gin_param=NUM_STEPS = %STEPS'], 'uses %STEPS, which it does not define'),
     (['--gin_file=gin/digits.gin', '--gin_param=NUM_STEPS = (3'], 'EOF'),
     (['--gin_file=gin/base.gin'], 'REQUIRED'),
-    (['--gin_file=nowhere.gin'], 'no such configuration: nowhere.gin; the project has base.gin, digits.gin'),
+    (['--gin_file=nowhere.gin'], 'no such configuration: nowhere.gin; the project has audit_digits.gin, base.gin'),
     ([], 'give a configuration'),
     (['--gin_fil=gin/digits.gin'], 'unrecognized arguments: --gin_fil'),
     (tiny('TARGET_EPSILON = 0.001', 'DpSgdConfig.noise_multiplier = None'),
@@ -226,4 +226,5 @@ def test_every_run_file_parses_and_names_its_command(name):
     gin.clear_config()
     gin_config.parse([f'gin/{name}'], [])
     header = (ROOT / 'gin' / name).read_text().split('include')[0]
-    assert f'bin/train --gin_file=gin/{name}' in header
+    verb = 'audit' if name.startswith('audit_') else 'train'
+    assert f'bin/{verb} --gin_file=gin/{name}' in header

@@ -1,1 +1,1 @@
-"""The command line: gin_config and one thin module a verb (train, sample, evaluate, export)."""
+"""The command line: gin_config and one thin module a verb (train, sample, evaluate, audit, export)."""

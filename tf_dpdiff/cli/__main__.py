@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-VERBS = ('train', 'sample', 'evaluate', 'export', 'account')
+VERBS = ('train', 'sample', 'evaluate', 'export', 'account', 'audit')
 
 
 def main() -> None:

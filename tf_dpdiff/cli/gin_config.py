@@ -18,6 +18,7 @@ from tf_dpdiff.diffusion import process
 from tf_dpdiff.diffusion import samplers
 from tf_dpdiff.diffusion import schedules
 from tf_dpdiff.diffusion import timesteps
+from tf_dpdiff.evaluation import canaries
 from tf_dpdiff.evaluation import generate
 from tf_dpdiff.evaluation import utility
 from tf_dpdiff.networks import unet
@@ -49,12 +50,13 @@ _REGISTERED = (
     trainer.TrainerConfig,
     generate.GenerateConfig,
     utility.UtilityConfig,
+    canaries.AuditConfig,
 )
 
 for _registered in _REGISTERED:
     gin.register(_registered)
 
-_VERBS_WITH_ROOTS = ('train', 'evaluate')
+_VERBS_WITH_ROOTS = ('train', 'evaluate', 'audit')
 _roots: List[Callable] = []
 
 

@@ -1,0 +1,292 @@
+"""bin/audit: is the implementation as private as it claims? A run with canaries, and attacks on its model."""
+
+import dataclasses
+import json
+import math
+import pathlib
+import sys
+import time
+from typing import List, Optional
+
+import numpy as np
+from rich import console as rich_console
+from rich import table as rich_table
+
+import gin  # pylint: disable=wrong-import-order
+from tf_dpdiff import files
+from tf_dpdiff.cli import command
+from tf_dpdiff.cli import gin_config
+from tf_dpdiff.cli import run_files
+from tf_dpdiff.data import datasets
+from tf_dpdiff.diffusion import process as process_lib
+from tf_dpdiff.evaluation import audit_picture
+from tf_dpdiff.evaluation import canaries as canaries_lib
+from tf_dpdiff.evaluation import membership
+from tf_dpdiff.networks import unet
+from tf_dpdiff.privacy import auditing
+from tf_dpdiff.privacy import plan as plan_lib
+from tf_dpdiff.training import checkpoints
+from tf_dpdiff.training import interruption
+from tf_dpdiff.training import stages
+from tf_dpdiff.training import trainer as trainer_lib
+
+_NOTE = ('Measured on private images without noise: not to be released. The audited model was trained with a privacy '
+         'budget of its own; publishing anything made from it would cost that budget on top.')
+
+
+@gin_config.root
+def audit(
+    *,
+    workdir: pathlib.Path,
+    membership_only: bool = False,
+    dry_run: bool = False,
+    data: datasets.PrivateData = gin.REQUIRED,
+    network: unet.UNetConfig = gin.REQUIRED,
+    process: process_lib.DiffusionProcess = gin.REQUIRED,
+    privacy: plan_lib.DpSgdConfig = gin.REQUIRED,
+    finetuning: stages.FinetuningConfig = gin.REQUIRED,
+    pretraining: Optional[stages.PretrainingConfig] = None,
+    warm_start: Optional[stages.WarmStartConfig] = None,
+    canaries: canaries_lib.AuditConfig = canaries_lib.AuditConfig(),
+    loop: trainer_lib.TrainerConfig = trainer_lib.TrainerConfig()
+) -> int:
+    """Trains a model on the private images and canaries, and bounds its epsilon from below; resumes.
+
+    Args:
+      workdir: The audit's folder; with membership_only the folder of a finished run.
+      membership_only: Attack the model of an existing run, and train nothing.
+      dry_run: Print what would be done, and return.
+      data: The private images, and real images held out from them.
+      network: The network's shape.
+      process: The diffusion process.
+      privacy: The privacy budget and how it is spent.
+      finetuning: The DP-SGD stage.
+      pretraining: The public stage, or None.
+      warm_start: The stage on noisy class means, or None.
+      canaries: Which canaries, and how they are looked for.
+      loop: Settings of the loop.
+
+    Returns:
+      The exit code: failed where the lower bound refutes the proven epsilon.
+    """
+    if membership_only:
+        return _attack_run(workdir, data, canaries)
+    if warm_start and canaries.kind == 'own_class':
+        raise ValueError(
+            "kind='own_class' gives each canary a class, of which the warm start would release a mean: set "
+            "audit.warm_start = None, or AuditConfig.kind = 'mislabelled'.")
+    made = canaries_lib.make_canaries(canaries, data)
+    if pretraining:
+        public = canaries_lib.with_classes(pretraining.dataset, made.class_names)
+        pretraining = dataclasses.replace(pretraining, dataset=public)
+    plan = plan_lib.make_plan(privacy, data.train.num_units + len(made), warm_start.release if warm_start else None)
+    if dry_run:
+        _print_dry_run(data, canaries, plan, finetuning)
+        return command.DONE
+
+    started = time.monotonic()
+    included = _read_or_draw_inclusions(workdir, len(made))
+    trainer = _train(workdir,
+                     canaries_lib.insert(data.train, made, included),
+                     network=network,
+                     process=process,
+                     plan=plan,
+                     pretraining=pretraining,
+                     warm_start=warm_start,
+                     finetuning=finetuning,
+                     config=loop)
+    image_loss = _image_loss(trainer.average, process, canaries)
+    scores = canaries_lib.scores(image_loss, made)
+    result = auditing.audit(scores,
+                            included,
+                            proven_epsilon=plan.epsilon(trainer.state.ledger),
+                            delta=plan.config.target_delta,
+                            num_guesses=canaries.num_guesses,
+                            confidence=canaries.confidence)
+    guesses = auditing.guess_membership(scores, canaries.num_guesses)
+    attack = _attack(workdir,
+                     'audit',
+                     image_loss,
+                     data.train,
+                     made.non_members,
+                     facts={
+                         'kind': canaries.kind,
+                         'audit': result.to_dict()
+                     },
+                     canaries=(scores, included, guesses))
+    _print_results(workdir, result, canaries.kind, attack, time.monotonic() - started)
+    return command.FAILED if result.is_violation else command.DONE
+
+
+def _train(workdir, private, **arguments) -> trainer_lib.Trainer:
+    """Runs what is left of the training, as bin/train does."""
+    with interruption.StopRequest() as stop:
+        trainer = trainer_lib.Trainer(workdir, private, on_release=lambda unused_means: None, **arguments)
+        files.write_text(workdir / 'operative_config.gin', gin.operative_config_str())
+        if trainer.resumed:
+            state = trainer.state
+            where = 'is complete' if trainer.is_done else f'goes on in {state.stage} at step {state.step}'
+            print(f'audit: the run in {workdir} {where}.', file=sys.stderr)
+        trainer.run(stop)
+    return trainer
+
+
+def _image_loss(model, process, config: canaries_lib.AuditConfig) -> membership.ImageLoss:
+    return membership.ImageLoss(model,
+                                process,
+                                config.timesteps,
+                                draws_per_timestep=config.draws_per_timestep,
+                                seed=config.seed,
+                                chunk_size=config.chunk_size)
+
+
+def _read_or_draw_inclusions(workdir: pathlib.Path, num_canaries: int) -> np.ndarray:
+    """Returns which canaries are in, as flipped when the audit was begun."""
+    path = workdir / 'non_private' / 'canary_inclusions.json'
+    if path.exists():
+        included = np.array(json.loads(path.read_text())['included'], bool)
+        if len(included) != num_canaries:
+            raise ValueError(
+                f'the audit in {workdir} was begun with {len(included)} canaries, not {num_canaries}: name '
+                'another --workdir.')
+        return included
+    if (workdir / 'checkpoints').exists():
+        raise command.UsageError(f'{workdir} holds a run that is no audit; an audit trains a model of its own: name '
+                                 'another --workdir, or attack this one with --membership.')
+    included = canaries_lib.draw_inclusions(num_canaries)
+    # On disk before anything is trained: a resumed audit must not flip again.
+    files.write_text(path, json.dumps({'note': _NOTE, 'included': included.astype(int).tolist()}) + '\n')
+    return included
+
+
+def _attack_run(workdir: pathlib.Path, data: datasets.PrivateData, config: canaries_lib.AuditConfig) -> int:
+    """Attacks the model of an existing run by the losses of real images."""
+    described = run_files.read_model(workdir)
+    if described.image_shape != data.train.image_shape or described.class_names != data.train.class_names:
+        raise ValueError(f'the model in {workdir} was made for images of {described.image_shape} and '
+                         f'{len(described.class_names)} classes, not for {data.train.name!r}.')
+    trained_on = checkpoints.read_configuration(workdir / 'checkpoints')['data_fingerprint']
+    if trained_on != data.train.fingerprint():
+        raise ValueError(f'the run in {workdir} was trained on other images than {data.train.name!r}: who was in it is '
+                         'not known.')
+    model = unet.build_unet(described.network, described.image_shape, len(described.class_names))
+    checkpoints.load_average(workdir / 'checkpoints', model)
+    attack = _attack(workdir, 'membership', _image_loss(model, described.process, config), data.train, data.held_out)
+    table = _table('membership attack')
+    _add_attack(table, attack)
+    _add_files(table, workdir, 'membership')
+    rich_console.Console().print(table)
+    return command.DONE
+
+
+def _attack(workdir, name, image_loss, members, non_members, *, facts=None, canaries=None):
+    """Attacks by the losses of real images, and writes NAME.json and NAME.png to non_private/."""
+    losses = [image_loss(part.images_uint8, part.labels) for part in (members, non_members)]
+    attack = membership.attack(*losses)
+    fields = {'note': _NOTE, **(facts or {}), 'membership_attack': attack.to_dict()}
+    files.write_text(workdir / 'non_private' / f'{name}.json', json.dumps(fields, indent=2) + '\n')
+    audit_picture.write_picture(workdir / 'non_private' / f'{name}.png',
+                                attack=attack,
+                                losses=tuple(losses),
+                                canaries=canaries)
+    return attack
+
+
+def _print_dry_run(data, config, plan, finetuning) -> None:
+    most = auditing.epsilon_lower_bound(config.num_canaries,
+                                        config.num_guesses,
+                                        num_correct=config.num_guesses,
+                                        delta=plan.config.target_delta,
+                                        confidence=config.confidence)
+    table = _table('what would be done')
+    table.add_row('units', f'{data.train.num_units:,} and {config.num_canaries:,} canaries of kind {config.kind!r}')
+    table.add_row(
+        'private steps', f'{plan.config.num_steps:,} of {plan.config.expected_batch_size:,} expected units x '
+        f'{finetuning.views.augmentation_multiplicity} views')
+    table.add_row('proven epsilon', _claim(plan.epsilon(), plan.config.target_delta))
+    table.add_row('most that can be shown', f'epsilon >= {most:.3f} at {config.confidence:.0%} confidence')
+    print(gin.operative_config_str())
+    rich_console.Console().print(table)
+
+
+def _print_results(workdir, result, kind, attack, seconds) -> None:
+    table = _table('audit')
+    table.add_row('proven epsilon', _claim(result.proven_epsilon, result.delta))
+    table.add_row('lower bound', f'epsilon >= {result.epsilon_lower_bound:.3f} at {result.confidence:.0%} confidence')
+    table.add_row('most that can be shown', f'epsilon >= {result.most_that_can_be_shown:.3f}')
+    table.add_row(
+        'canaries',
+        f'{result.num_canaries} of kind {kind!r}; {result.num_correct} of {result.num_guesses} guesses were '
+        'correct')
+    verdict = 'no fault was found'
+    if result.is_violation:
+        verdict = 'THE IMPLEMENTATION OR THE ACCOUNTING IS WRONG; DO NOT RELEASE'
+    elif not math.isfinite(result.proven_epsilon):
+        verdict = 'nothing is claimed'
+    table.add_row('verdict', verdict)
+    _add_attack(table, attack)
+    _add_files(table, workdir, 'audit')
+    table.add_row('time', f'{seconds / 60.0:.1f} minutes')
+    rich_console.Console().print(table)
+    if result.is_violation:
+        print(
+            f'audit: the lower bound {result.epsilon_lower_bound:.3f} exceeds the proven epsilon '
+            f'{result.proven_epsilon:.3f}: the implementation or the accounting is wrong; do not release. (A correct one '
+            f'is accused with probability {1 - result.confidence:.2g} at the most: a second audit tells.)',
+            file=sys.stderr)
+
+
+def _claim(epsilon: float, delta: float) -> str:
+    return f'{epsilon:.3f} at delta = {delta:g}' if math.isfinite(epsilon) else 'none claimed'
+
+
+def _add_attack(table, attack: membership.MembershipAttack) -> None:
+    table.add_row(
+        'attack on real images', f'AUC {attack.auc:.3f} (0.5 is guessing), {attack.num_members:,} members and '
+        f'{attack.num_non_members:,} non-members')
+    for rate, value in zip(membership.FALSE_POSITIVE_RATES, attack.true_positive_rates):
+        table.add_row('', f'true positive rate {value:.2%} at a false positive rate of {rate:.1%}')
+    for caveat in attack.caveats():
+        table.add_row('', f'({caveat})')
+
+
+def _add_files(table, workdir: pathlib.Path, name: str) -> None:
+    table.add_row('not to be released', f'{workdir / "non_private" / name}.json, .png')
+
+
+def _table(title: str) -> rich_table.Table:
+    table = rich_table.Table(title=title, show_header=False, title_justify='left')
+    table.add_column(no_wrap=True)
+    table.add_column(overflow='fold')
+    return table
+
+
+def main(flags) -> int:
+    """Runs the verb."""
+    command.quieten_libraries()
+    gin_config.parse(flags.gin_file, flags.gin_param)
+    if flags.membership and flags.dry_run:
+        raise command.UsageError('--membership trains nothing, so it has no --dry_run.')
+    if flags.dry_run:
+        return gin_config.call(audit, workdir=pathlib.Path(flags.workdir), dry_run=True)
+    if flags.membership:
+        return gin_config.call(audit, workdir=pathlib.Path(flags.workdir).expanduser(), membership_only=True)
+    workdir = command.prepare_workdir(flags.workdir)
+    try:
+        return gin_config.call(audit, workdir=workdir)
+    except interruption.Interrupted as stopped:
+        # gin adds lines of its own to the message.
+        print(f'audit: {str(stopped).splitlines()[0]}. The same command goes on from there.', file=sys.stderr)
+        return command.FAILED
+
+
+def run(argv: Optional[List[str]] = None) -> None:
+    """Entry point of bin/audit."""
+    parser = command.Parser('audit', __doc__)
+    parser.add_gin_flags()
+    parser.add_argument('--workdir', default='runs/audit', help='folder of the audit (default: %(default)s)')
+    parser.add_argument('--membership',
+                        action='store_true',
+                        help='only attack the model of the run in --workdir; trains nothing')
+    parser.add_argument('--dry_run', action='store_true', help='print configuration and claim, and exit')
+    sys.exit(command.run(parser, main, sys.argv[1:] if argv is None else argv))
