@@ -54,7 +54,7 @@ def test_loss_does_not_depend_on_the_chunk_size():
 
 
 def test_timestep_beyond_the_schedule_is_refused():
-    with pytest.raises(ValueError, match='timestep 100; the schedule has 100 timesteps, counted from 0'):
+    with pytest.raises(ValueError, match='timestep 100 are asked for; the schedule has 100 timesteps, counted from 0'):
         make_loss(timesteps=(10, 100))
 
 

@@ -75,6 +75,7 @@ def audit(
         raise ValueError(
             "kind='own_class' gives each canary a class, of which the warm start would release a mean: set "
             "audit.warm_start = None, or AuditConfig.kind = 'mislabelled'.")
+    membership.check_timesteps(canaries.timesteps, process)
     made = canaries_lib.make_canaries(canaries, data)
     if pretraining:
         public = canaries_lib.with_classes(pretraining.dataset, made.class_names)
@@ -231,8 +232,8 @@ def _print_results(workdir, result, kind, attack, seconds) -> None:
     if result.is_violation:
         print(
             f'audit: the lower bound {result.epsilon_lower_bound:.3f} exceeds the proven epsilon '
-            f'{result.proven_epsilon:.3f}: the implementation or the accounting is wrong; do not release. (A correct one '
-            f'is accused with probability {1 - result.confidence:.2g} at the most: a second audit tells.)',
+            f'{result.proven_epsilon:.3f}: the implementation or the accounting is wrong; do not release. (A correct '
+            f'one is accused with probability {1 - result.confidence:.2g} at the most: a second audit tells.)',
             file=sys.stderr)
 
 

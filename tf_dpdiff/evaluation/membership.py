@@ -17,6 +17,13 @@ from tf_dpdiff.diffusion import process as process_lib
 FALSE_POSITIVE_RATES = (0.001, 0.01)
 
 
+def check_timesteps(timesteps: Sequence[int], process: process_lib.DiffusionProcess) -> None:
+    """Raises ValueError if a timestep is beyond the schedule."""
+    if max(timesteps) >= process.schedule.num_timesteps:
+        raise ValueError(f'losses at timestep {max(timesteps)} are asked for; the schedule has '
+                         f'{process.schedule.num_timesteps} timesteps, counted from 0.')
+
+
 class ImageLoss:
     """The mean diffusion loss of single images, at fixed timesteps and with noise draws that all images share.
 
@@ -36,9 +43,7 @@ class ImageLoss:
 
     def __init__(self, model: tf.keras.Model, process: process_lib.DiffusionProcess, timesteps: Sequence[int], *,
                  draws_per_timestep: int, seed: int, chunk_size: int):
-        if max(timesteps) >= process.schedule.num_timesteps:
-            raise ValueError(f'the audit takes losses at timestep {max(timesteps)}; the schedule has '
-                             f'{process.schedule.num_timesteps} timesteps, counted from 0.')
+        check_timesteps(timesteps, process)
         self._model = model
         self._process = process
         self._chunk_size = chunk_size
