@@ -166,8 +166,10 @@ def _attack_run(workdir: pathlib.Path, data: datasets.PrivateData, config: canar
     if described.image_shape != data.train.image_shape or described.class_names != data.train.class_names:
         raise ValueError(f'the model in {workdir} was made for images of {described.image_shape} and '
                          f'{len(described.class_names)} classes, not for {data.train.name!r}.')
-    trained_on = checkpoints.read_configuration(workdir / 'checkpoints')['data_fingerprint']
-    if trained_on != data.train.fingerprint():
+    identity = checkpoints.read_identity(workdir / 'checkpoints')
+    if identity is None:
+        raise FileNotFoundError(f'no checkpoint in {workdir / "checkpoints"}; train first, or name another --workdir.')
+    if identity.data_fingerprint != data.train.fingerprint():
         raise ValueError(f'the run in {workdir} was trained on other images than {data.train.name!r}: who was in it is '
                          'not known.')
     model = unet.build_unet(described.network, described.image_shape, len(described.class_names))

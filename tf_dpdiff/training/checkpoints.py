@@ -135,18 +135,6 @@ def read_state(directory: pathlib.Path, configuration: dict) -> Optional[RunStat
     return state
 
 
-def read_configuration(directory: pathlib.Path) -> dict:
-    """Returns the configuration that the run in a folder of checkpoints was begun with.
-
-    Raises:
-      FileNotFoundError: if the folder holds no checkpoint.
-    """
-    record = _read_record(directory)
-    if record is None:
-        raise FileNotFoundError(f'no checkpoint in {directory}; train first, or name another --workdir.')
-    return json.loads(record['configuration'])
-
-
 def load_average(directory: pathlib.Path, model: tf.keras.Model) -> None:
     """Loads the moving-average weights of the newest checkpoint into a network of the same shape.
 
