@@ -23,6 +23,7 @@ from tf_dpdiff.evaluation import audit_picture
 from tf_dpdiff.evaluation import canaries as canaries_lib
 from tf_dpdiff.evaluation import membership
 from tf_dpdiff.networks import unet
+from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import auditing
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.training import checkpoints
@@ -96,26 +97,7 @@ def audit(
                      warm_start=warm_start,
                      finetuning=finetuning,
                      config=loop)
-    image_loss = _image_loss(trainer.average, process, canaries)
-    scores = canaries_lib.scores(image_loss, made)
-    result = auditing.audit(scores,
-                            included,
-                            proven_epsilon=plan.epsilon(trainer.state.ledger),
-                            delta=plan.config.target_delta,
-                            num_guesses=canaries.num_guesses,
-                            confidence=canaries.confidence)
-    guesses = auditing.guess_membership(scores, canaries.num_guesses)
-    attack = _attack(workdir,
-                     'audit',
-                     image_loss,
-                     data.train,
-                     made.non_members,
-                     facts={
-                         'kind': canaries.kind,
-                         'audit': result.to_dict()
-                     },
-                     canaries=(scores, included, guesses))
-    _print_results(workdir, result, canaries.kind, attack, time.monotonic() - started)
+    result = _look_for_canaries(workdir, data, canaries, made, included, plan, process, trainer, started)
     return command.FAILED if result.is_violation else command.DONE
 
 
@@ -130,6 +112,30 @@ def _train(workdir, private, **arguments) -> trainer_lib.Trainer:
             print(f'audit: the run in {workdir} {where}.', file=sys.stderr)
         trainer.run(stop)
     return trainer
+
+
+def _look_for_canaries(workdir, data, config, made, included, plan, process, trainer, started) -> auditing.AuditResult:
+    """Scores the canaries, attacks the real images, and says and writes what was found."""
+    image_loss = _image_loss(trainer.average, process, config)
+    scores = canaries_lib.scores(image_loss, made)
+    result = auditing.audit(scores,
+                            included,
+                            proven_epsilon=plan.epsilon(trainer.state.ledger),
+                            delta=plan.config.target_delta,
+                            num_guesses=config.num_guesses,
+                            confidence=config.confidence)
+    attack = _attack(workdir,
+                     'audit',
+                     image_loss,
+                     data.train,
+                     made.non_members,
+                     facts={
+                         'kind': config.kind,
+                         'audit': result.to_dict()
+                     },
+                     canaries=(scores, included, auditing.guess_membership(scores, config.num_guesses)))
+    _print_results(workdir, result, config.kind, attack, time.monotonic() - started)
+    return result
 
 
 def _image_loss(model, process, config: canaries_lib.AuditConfig) -> membership.ImageLoss:
@@ -207,7 +213,8 @@ def _print_dry_run(data, config, plan, finetuning) -> None:
         'private steps', f'{plan.config.num_steps:,} of {plan.config.expected_batch_size:,} expected units x '
         f'{finetuning.views.augmentation_multiplicity} views')
     table.add_row('proven epsilon', _claim(plan.epsilon(), plan.config.target_delta))
-    table.add_row('most that can be shown', f'epsilon >= {most:.3f} at {config.confidence:.0%} confidence')
+    table.add_row('most that can be shown',
+                  f'epsilon >= {auditing.round_down(most)} at {config.confidence:.0%} confidence')
     print(gin.operative_config_str())
     rich_console.Console().print(table)
 
@@ -215,8 +222,10 @@ def _print_dry_run(data, config, plan, finetuning) -> None:
 def _print_results(workdir, result, kind, attack, seconds) -> None:
     table = _table('audit')
     table.add_row('proven epsilon', _claim(result.proven_epsilon, result.delta))
-    table.add_row('lower bound', f'epsilon >= {result.epsilon_lower_bound:.3f} at {result.confidence:.0%} confidence')
-    table.add_row('most that can be shown', f'epsilon >= {result.most_that_can_be_shown:.3f}')
+    table.add_row(
+        'lower bound',
+        f'epsilon >= {auditing.round_down(result.epsilon_lower_bound)} at {result.confidence:.0%} confidence')
+    table.add_row('most that can be shown', f'epsilon >= {auditing.round_down(result.most_that_can_be_shown)}')
     table.add_row(
         'canaries',
         f'{result.num_canaries} of kind {kind!r}; {result.num_correct} of {result.num_guesses} guesses were '
@@ -233,14 +242,15 @@ def _print_results(workdir, result, kind, attack, seconds) -> None:
     rich_console.Console().print(table)
     if result.is_violation:
         print(
-            f'audit: the lower bound {result.epsilon_lower_bound:.3f} exceeds the proven epsilon '
-            f'{result.proven_epsilon:.3f}: the implementation or the accounting is wrong; do not release. (A correct '
-            f'one is accused with probability {1 - result.confidence:.2g} at the most: a second audit tells.)',
+            f'audit: the lower bound {auditing.round_down(result.epsilon_lower_bound)} exceeds the proven epsilon '
+            f'{accounting.round_up(result.proven_epsilon)}: the implementation or the accounting is wrong; do not '
+            f'release. (A correct one is accused with probability {1 - result.confidence:.2g} at the most: a second '
+            'audit tells.)',
             file=sys.stderr)
 
 
 def _claim(epsilon: float, delta: float) -> str:
-    return f'{epsilon:.3f} at delta = {delta:g}' if math.isfinite(epsilon) else 'none claimed'
+    return f'{accounting.round_up(epsilon)} at delta = {delta:g}' if math.isfinite(epsilon) else 'none claimed'
 
 
 def _add_attack(table, attack: membership.MembershipAttack) -> None:

@@ -22,6 +22,8 @@ from typing import Optional
 import numpy as np
 from scipy import stats
 
+from tf_dpdiff.privacy import accounting
+
 IN, OUT, ABSTAINED = 1, -1, 0
 _BISECTIONS = 60
 
@@ -123,6 +125,16 @@ def guess_membership(scores: np.ndarray, num_guesses: Optional[int] = None) -> n
     return guesses
 
 
+def round_down(value: float) -> str:
+    """Returns three decimals that are never above the value: a printed lower bound must not exceed the true one.
+
+    Example:
+        >>> round_down(0.8909), round_down(0.0)
+        ('0.890', '0.000')
+    """
+    return f'{math.floor(value * 1e3) / 1e3:.3f}'
+
+
 @dataclasses.dataclass(frozen=True)
 class AuditResult:
     """What an audit found.
@@ -160,15 +172,18 @@ class AuditResult:
 
     def to_text(self) -> str:
         """Returns one sentence or two."""
-        proven = f'epsilon = {self.proven_epsilon:.3f}' if math.isfinite(self.proven_epsilon) else 'no epsilon'
+        proven = f'epsilon = {accounting.round_up(self.proven_epsilon)}' if math.isfinite(
+            self.proven_epsilon) else 'no epsilon'
         verdict = 'Below the claim: no fault was found.'
         if self.is_violation:
             verdict = 'ABOVE THE CLAIM: the implementation or the accounting is wrong.'
         elif not math.isfinite(self.proven_epsilon):
             verdict = 'There is no claim to compare it with.'
-        return (f'Claimed: {proven} at delta = {self.delta:g}. With {self.num_correct} of {self.num_guesses} guesses '
-                f'about {self.num_canaries} canaries correct, epsilon >= {self.epsilon_lower_bound:.3f} at '
-                f'{self.confidence:.0%} confidence (at most {self.most_that_can_be_shown:.3f} can be shown). {verdict}')
+        return (
+            f'Claimed: {proven} at delta = {self.delta:g}. With {self.num_correct} of {self.num_guesses} guesses '
+            f'about {self.num_canaries} canaries correct, epsilon >= {round_down(self.epsilon_lower_bound)} at '
+            f'{self.confidence:.0%} confidence (at most {round_down(self.most_that_can_be_shown)} can be shown). {verdict}'
+        )
 
 
 def audit(scores: np.ndarray,
