@@ -130,6 +130,7 @@ def _look_for_canaries(workdir, data, config, made, included, plan, process, tra
                      data.train,
                      made.non_members,
                      facts={
+                         'summary': result.to_text(),
                          'kind': config.kind,
                          'audit': result.to_dict()
                      },

@@ -179,11 +179,10 @@ class AuditResult:
             verdict = 'ABOVE THE CLAIM: the implementation or the accounting is wrong.'
         elif not math.isfinite(self.proven_epsilon):
             verdict = 'There is no claim to compare it with.'
-        return (
-            f'Claimed: {proven} at delta = {self.delta:g}. With {self.num_correct} of {self.num_guesses} guesses '
-            f'about {self.num_canaries} canaries correct, epsilon >= {round_down(self.epsilon_lower_bound)} at '
-            f'{self.confidence:.0%} confidence (at most {round_down(self.most_that_can_be_shown)} can be shown). {verdict}'
-        )
+        guesses = f'{self.num_correct} of {self.num_guesses} guesses about {self.num_canaries} canaries'
+        found = f'epsilon >= {round_down(self.epsilon_lower_bound)} at {self.confidence:.0%} confidence'
+        return (f'Claimed: {proven} at delta = {self.delta:g}. With {guesses} correct, {found} (at most '
+                f'{round_down(self.most_that_can_be_shown)} can be shown). {verdict}')
 
 
 def audit(scores: np.ndarray,
