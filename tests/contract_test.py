@@ -10,6 +10,7 @@ import functools
 import math
 import os
 import pathlib
+import types
 
 import numpy as np
 import pytest
@@ -242,21 +243,12 @@ def make_trainer(workdir, log_non_private=False):
                                on_release=lambda means: None)
 
 
-class StopAfter:
-    """A request to stop that comes after so many steps."""
-
-    def __init__(self, steps):
-        self._left = steps
-
-    @property
-    def requested(self):
-        self._left -= 1
-        return self._left < 0
+NEVER, AT_ONCE = types.SimpleNamespace(requested=False), types.SimpleNamespace(requested=True)
 
 
 def run_to_the_end(workdir, **options):
     trainer = make_trainer(workdir, **options)
-    trainer.run(StopAfter(10**9))
+    trainer.run(NEVER)
     trainer.summaries.flush()
     return trainer
 
@@ -286,7 +278,7 @@ def test_line_7_resumed_run_reaches_the_same_weights_and_counts_each_step_once(t
     monkeypatch.setattr(seeds.PrivateSeed, 'from_os_entropy', lambda: SECRET)
     stopped = make_trainer(tmp_path)
     with pytest.raises(interruption.Interrupted):
-        stopped.run(StopAfter(1))
+        stopped.run(AT_ONCE)
     resumed = run_to_the_end(tmp_path)
     assert resumed.resumed and resumed.state.ledger.count(plan_lib.DP_SGD_STEP) == 4
     np.testing.assert_array_equal(weights_of(resumed), weights_of(whole_run[1]))

@@ -1,6 +1,7 @@
 """Tests of bin/account and of bin/train --budget_file as a user calls them."""
 
 import json
+import pathlib
 import re
 import stat
 
@@ -20,14 +21,7 @@ from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.training import checkpoints
 
 VERBS = {'account': account, 'train': train}
-# Digits, small enough for a test.
-TINY = [
-    'UNetConfig.base_channels = 4', 'UNetConfig.channel_multipliers = (1,)', 'UNetConfig.groups = 2',
-    'PretrainingConfig.num_steps = 2', 'random_strokes.num_images = 50', 'WarmStartConfig.num_steps = 2',
-    'WarmStartConfig.num_images = 50', 'NUM_STEPS = 3', 'EXPECTED_BATCH_SIZE = 30', 'AUGMENTATION_MULTIPLICITY = 2',
-    'DpSgdConfig.noise_multiplier = 5.0', 'SamplerConfig.num_steps = 2', 'GenerateConfig.num_images = 10',
-    'train.utility = None'
-]  # yapf: disable
+TINY = pathlib.Path(__file__).resolve().parent / 'tiny_digits.gin'
 CIFAR10 = ('--num_units=50000', '--delta=1e-5', '--expected_batch_size=16384', '--num_steps=200')
 
 
@@ -46,8 +40,9 @@ def call_for_json(capsys, *flags):
     return json.loads(capsys.readouterr().out)
 
 
-def tiny(*more):
-    return ['--gin_file=gin/digits.gin'] + [f'--gin_param={binding}' for binding in (*TINY, *more)]
+def tiny(*bindings):
+    bindings = ('GenerateConfig.num_images = 10', 'train.utility = None', *bindings)
+    return [f'--gin_file={TINY}'] + [f'--gin_param={binding}' for binding in bindings]
 
 
 def direct_epsilon(noise_multiplier, sampling_probability, num_steps, delta=1e-5):

@@ -17,14 +17,7 @@ from tf_dpdiff.cli import train
 
 VERBS = {'train': train, 'sample': sample, 'evaluate': evaluate, 'export': export}
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-# Digits, small enough for a test.
-TINY = [
-    'UNetConfig.base_channels = 4', 'UNetConfig.channel_multipliers = (1,)', 'UNetConfig.groups = 2',
-    'PretrainingConfig.num_steps = 3', 'random_strokes.num_images = 50', 'WarmStartConfig.num_steps = 3',
-    'WarmStartConfig.num_images = 50', 'NUM_STEPS = 3', 'EXPECTED_BATCH_SIZE = 30', 'AUGMENTATION_MULTIPLICITY = 2',
-    'DpSgdConfig.noise_multiplier = 5.0', 'SamplerConfig.num_steps = 3', 'GenerateConfig.num_images = 120',
-    'GenerateConfig.chunk_size = 50'
-]  # yapf: disable
+TINY = ROOT / 'tests' / 'cli' / 'tiny_digits.gin'
 
 
 def call(verb, *flags):
@@ -37,8 +30,8 @@ def call(verb, *flags):
     raise AssertionError('a verb ends by sys.exit')
 
 
-def tiny(*more, gin_file='gin/digits.gin'):
-    return [f'--gin_file={gin_file}'] + [f'--gin_param={binding}' for binding in (*TINY, *more)]
+def tiny(*bindings):
+    return [f'--gin_file={TINY}'] + [f'--gin_param={binding}' for binding in bindings]
 
 
 @pytest.fixture(name='run', scope='module')

@@ -10,7 +10,6 @@ from typing import List, Optional
 
 import numpy as np
 from rich import console as rich_console
-from rich import table as rich_table
 
 import gin  # pylint: disable=wrong-import-order
 from tf_dpdiff import files
@@ -107,9 +106,7 @@ def _train(workdir, private, **arguments) -> trainer_lib.Trainer:
         trainer = trainer_lib.Trainer(workdir, private, on_release=lambda unused_means: None, **arguments)
         files.write_text(workdir / 'operative_config.gin', gin.operative_config_str())
         if trainer.resumed:
-            state = trainer.state
-            where = 'is complete' if trainer.is_done else f'goes on in {state.stage} at step {state.step}'
-            print(f'audit: the run in {workdir} {where}.', file=sys.stderr)
+            print(f'audit: the run in {workdir} {trainer.position()}.', file=sys.stderr)
         trainer.run(stop)
     return trainer
 
@@ -182,7 +179,7 @@ def _attack_run(workdir: pathlib.Path, data: datasets.PrivateData, config: canar
     model = unet.build_unet(described.network, described.image_shape, len(described.class_names))
     checkpoints.load_average(workdir / 'checkpoints', model)
     attack = _attack(workdir, 'membership', _image_loss(model, described.process, config), data.train, data.held_out)
-    table = _table('membership attack')
+    table = command.facts_table('membership attack')
     _add_attack(table, attack)
     _add_files(table, workdir, 'membership')
     rich_console.Console().print(table)
@@ -208,7 +205,7 @@ def _print_dry_run(data, config, plan, finetuning) -> None:
                                         num_correct=config.num_guesses,
                                         delta=plan.config.target_delta,
                                         confidence=config.confidence)
-    table = _table('what would be done')
+    table = command.facts_table('what would be done')
     table.add_row('units', f'{data.train.num_units:,} and {config.num_canaries:,} canaries of kind {config.kind!r}')
     table.add_row(
         'private steps', f'{plan.config.num_steps:,} of {plan.config.expected_batch_size:,} expected units x '
@@ -221,7 +218,7 @@ def _print_dry_run(data, config, plan, finetuning) -> None:
 
 
 def _print_results(workdir, result, kind, attack, seconds) -> None:
-    table = _table('audit')
+    table = command.facts_table('audit')
     table.add_row('proven epsilon', _claim(result.proven_epsilon, result.delta))
     table.add_row(
         'lower bound',
@@ -268,13 +265,6 @@ def _add_files(table, workdir: pathlib.Path, name: str) -> None:
     table.add_row('not to be released', f'{workdir / "non_private" / name}.json, .png')
 
 
-def _table(title: str) -> rich_table.Table:
-    table = rich_table.Table(title=title, show_header=False, title_justify='left')
-    table.add_column(no_wrap=True)
-    table.add_column(overflow='fold')
-    return table
-
-
 def main(flags) -> int:
     """Runs the verb."""
     command.quieten_libraries()
@@ -286,12 +276,7 @@ def main(flags) -> int:
     if flags.membership:
         return gin_config.call(audit, workdir=pathlib.Path(flags.workdir).expanduser(), membership_only=True)
     workdir = command.prepare_workdir(flags.workdir)
-    try:
-        return gin_config.call(audit, workdir=workdir)
-    except interruption.Interrupted as stopped:
-        # gin adds lines of its own to the message.
-        print(f'audit: {str(stopped).splitlines()[0]}. The same command goes on from there.', file=sys.stderr)
-        return command.FAILED
+    return gin_config.call_resumable('audit', audit, workdir=workdir)
 
 
 def run(argv: Optional[List[str]] = None) -> None:

@@ -82,6 +82,15 @@ def prepare_workdir(path: str) -> pathlib.Path:
     return workdir
 
 
+def facts_table(title: str):
+    """Returns a rich table of two columns, a name and a fact, to be filled by `add_row`."""
+    from rich import table as rich_table  # pylint: disable=g-import-not-at-top
+    table = rich_table.Table(title=title, show_header=False, title_justify='left')
+    table.add_column(no_wrap=True)
+    table.add_column(overflow='fold')
+    return table
+
+
 def quieten_libraries() -> None:
     """Keeps TensorFlow's advice to its own developers off the terminal."""
     import tensorflow as tf  # pylint: disable=g-import-not-at-top

@@ -6,6 +6,7 @@ import inspect
 import logging
 import pathlib
 import re
+import sys
 import tokenize
 from typing import Callable, Dict, List, Sequence
 
@@ -24,6 +25,7 @@ from tf_dpdiff.evaluation import utility
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import class_means
 from tf_dpdiff.privacy import plan
+from tf_dpdiff.training import interruption
 from tf_dpdiff.training import stages
 from tf_dpdiff.training import trainer
 from tf_dpdiff.training import views
@@ -114,6 +116,20 @@ def call(function: Callable, **arguments):
             name = missing.group(1) or missing.group(2)
             raise command.UsageError(f'the configuration is incomplete: {name} needs {missing.group(3)}.') from error
         raise
+
+
+def call_resumable(verb: str, function: Callable, **arguments) -> int:
+    """Calls a root that trains; where it is asked to stop, says so in one line.
+
+    Returns:
+      The exit code.
+    """
+    try:
+        return call(function, **arguments)
+    except interruption.Interrupted as stopped:
+        # gin adds lines of its own to the message.
+        print(f'{verb}: {str(stopped).splitlines()[0]}. The same command goes on from there.', file=sys.stderr)
+        return command.FAILED
 
 
 def _find(name: str) -> pathlib.Path:

@@ -8,7 +8,6 @@ from typing import Callable, List, Optional, Union
 
 import numpy as np
 from rich import console as rich_console
-from rich import table as rich_table
 
 import gin  # pylint: disable=wrong-import-order
 from tf_dpdiff import files
@@ -99,7 +98,8 @@ def train(
         files.write_text(workdir / 'operative_config.gin', gin.operative_config_str())
         run_files.write_model(workdir, data.train, network, process, sampler)
         trainer.summaries.text('configuration', gin.markdown(gin.operative_config_str()))
-        _say_if_resumed(workdir, trainer)
+        if trainer.resumed:
+            print(f'train: the run in {workdir} {trainer.position()}.', file=sys.stderr)
         trainer.run(stop)
         _charge(budget_file, 'settled', lambda budget: budget.settle(trainer.state.run_id, trainer.state.ledger))
         # From here on everything is made from the released weights.
@@ -170,13 +170,6 @@ def _draw_class_means(workdir: pathlib.Path, means: np.ndarray) -> None:
     generate.write_png(workdir / 'noisy_class_means.png', picture)
 
 
-def _say_if_resumed(workdir: pathlib.Path, trainer: trainer_lib.Trainer) -> None:
-    if trainer.resumed:
-        state = trainer.state
-        where = 'is complete' if trainer.is_done else f'goes on in {state.stage} at step {state.step}'
-        print(f'train: the run in {workdir} {where}.', file=sys.stderr)
-
-
 def _write_released(workdir, dataset, statement, image_sampler, summaries, images, labels) -> pathlib.Path:
     """Writes the statement, the samples, the exported model and the report; returns the model's folder."""
     run_files.write_statement(workdir, statement)
@@ -194,7 +187,7 @@ def _print_dry_run(data, network, process, plan, pretraining, warm_start, finetu
     num_trained = sum(int(np.prod(v.shape)) for v in unet.select_variables(model, finetuning.trainable))
     statement = _statement(data.train, plan, plan.planned_ledger(), finetuning)
     views = plan.config.num_steps * plan.config.expected_batch_size * finetuning.views.augmentation_multiplicity
-    table = _table('what would be done')
+    table = command.facts_table('what would be done')
     owned = '' if data.train.owners is None else f', of {data.train.num_units:,} owners'
     table.add_row(
         'private images', f'{len(data.train):,} of {"x".join(map(str, data.train.image_shape))}, '
@@ -245,7 +238,7 @@ def _write_report(workdir, dataset, statement, num_samples) -> None:
 
 def _print_results(workdir, version, statement, results, num_samples, seconds) -> None:
     fields = statement.to_dict()
-    table = _table('what came out')
+    table = command.facts_table('what came out')
     if fields['guarantee_claimed']:
         table.add_row(
             'privacy',
@@ -266,13 +259,6 @@ def _print_results(workdir, version, statement, results, num_samples, seconds) -
     rich_console.Console().print(table)
 
 
-def _table(title: str) -> rich_table.Table:
-    table = rich_table.Table(title=title, show_header=False, title_justify='left')
-    table.add_column(no_wrap=True)
-    table.add_column(overflow='fold')
-    return table
-
-
 def main(flags) -> int:
     """Runs the verb."""
     command.quieten_libraries()
@@ -282,12 +268,7 @@ def main(flags) -> int:
     if flags.dry_run:
         return gin_config.call(train, workdir=pathlib.Path(flags.workdir).expanduser(), dry_run=True, **given)
     workdir = command.prepare_workdir(flags.workdir)
-    try:
-        return gin_config.call(train, workdir=workdir, **given)
-    except interruption.Interrupted as stopped:
-        # gin adds lines of its own to the message.
-        print(f'train: {str(stopped).splitlines()[0]}. The same command goes on from there.', file=sys.stderr)
-        return command.FAILED
+    return gin_config.call_resumable('train', train, workdir=workdir, **given)
 
 
 def run(argv: Optional[List[str]] = None) -> None:

@@ -126,6 +126,10 @@ class Trainer:
         """Whether all stages have ended."""
         return self.state.stage == _DONE
 
+    def position(self) -> str:
+        """Returns where the run stands, in words."""
+        return 'is complete' if self.is_done else f'goes on in {self.state.stage} at step {self.state.step}'
+
     def run(self, stop: interruption.StopRequest) -> None:
         """Runs what is left of the run.
 
