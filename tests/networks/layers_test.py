@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tf_dpdiff.networks import adapters
 from tf_dpdiff.networks import layers
 
 
@@ -184,6 +185,7 @@ def test_upsample_repeats_pixels():
 # What DP-SGD asks of every layer. Inputs have the axes [units, views, ...].
 
 _UNITS, _VIEWS = 3, 2
+_ADAPTERS = adapters.Adapters(rank=2, targets=adapters.ROLES)
 
 
 def image_of(channels):
@@ -199,6 +201,14 @@ _CASES = {
         (lambda: layers.ResidualBlock(6, 2, scale_shift=True), (image_of(4), random_array([_UNITS, _VIEWS, 6], 8))),
     'SelfAttention': (lambda: layers.SelfAttention(2, 2), image_of(4)),
     'Upsample': (lambda: layers.Upsample(3), image_of(4)),
+    'AdaptedDense': (lambda: adapters.AdaptedDense(5, adapter_rank=2, adapter_alpha=3.0), image_of(4)),
+    'AdaptedConv2D': (lambda: adapters.AdaptedConv2D(5, 3, padding='same', adapter_rank=2, adapter_alpha=3.0),
+                      image_of(4)),
+    'TimestepEmbedding, adapted':
+        (lambda: layers.TimestepEmbedding(4, 6, _ADAPTERS), np.arange(6, dtype=np.int32).reshape(3, 2) * 7),
+    'ResidualBlock, adapted':
+        (lambda: layers.ResidualBlock(4, 2, adapters=_ADAPTERS), (image_of(4), random_array([_UNITS, _VIEWS, 6], 8))),
+    'SelfAttention, adapted': (lambda: layers.SelfAttention(2, 2, _ADAPTERS), image_of(4)),
 }
 
 _EVERY_LAYER = pytest.mark.parametrize('make, inputs', _CASES.values(), ids=_CASES.keys())
@@ -228,8 +238,10 @@ def gradients_of_unit(layer, inputs):
 
 def test_every_layer_is_a_case():
     classes = {
-        name for name, value in vars(layers).items()
-        if isinstance(value, type) and issubclass(value, tf.keras.layers.Layer)
+        name for name, value in {
+            **vars(layers),
+            **vars(adapters)
+        }.items() if isinstance(value, type) and issubclass(value, tf.keras.layers.Layer)
     }
     assert {key.split(',')[0] for key in _CASES} == classes
 

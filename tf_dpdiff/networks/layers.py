@@ -1,8 +1,13 @@
 """The building blocks of the UNet, written so that `tf.vectorized_map` maps them without hidden loops."""
 
+import dataclasses
+import functools
 import math
 
 import tensorflow as tf
+
+from tf_dpdiff.networks import adapters as adapters_lib
+from tf_dpdiff.networks import dropout as dropout_lib
 
 layers = tf.keras.layers
 
@@ -56,26 +61,32 @@ class TimestepEmbedding(layers.Layer):
     Args:
       num_sinusoids: Width of the sinusoidal code.
       units: Width of the output.
+      adapters: Its dense layers have the role 'embedding'.
 
     References: Ho et al. 2020, arXiv:2006.11239, appendix B.
     """
 
-    def __init__(self, num_sinusoids: int, units: int, **kwargs):
+    def __init__(self, num_sinusoids: int, units: int, adapters=adapters_lib.Adapters(), **kwargs):
         super().__init__(**kwargs)
         self.num_sinusoids = num_sinusoids
         self.units = units
-        self.dense_in = layers.Dense(units, activation='swish', name='dense_in', dtype=self.dtype_policy)
-        self.dense_out = layers.Dense(units, name='dense_out', dtype=self.dtype_policy)
+        self.adapters = adapters_lib.Adapters.of(adapters)
+        self.dense_in = self.adapters.dense('embedding', units, name='dense_in', dtype=self.dtype_policy)
+        self.dense_out = self.adapters.dense('embedding', units, name='dense_out', dtype=self.dtype_policy)
 
     def call(self, t):
         half = self.num_sinusoids // 2
         frequencies = tf.exp(-math.log(10000.0) * tf.range(half, dtype=tf.float32) / half)
         angles = tf.cast(t, tf.float32)[:, None] * frequencies[None]
         code = tf.concat([tf.cos(angles), tf.sin(angles)], axis=-1)
-        return self.dense_out(self.dense_in(tf.cast(code, self.compute_dtype)))
+        return self.dense_out(tf.nn.silu(self.dense_in(tf.cast(code, self.compute_dtype))))
 
     def get_config(self):
-        return {**super().get_config(), 'num_sinusoids': self.num_sinusoids, 'units': self.units}
+        return {
+            **super().get_config(), 'num_sinusoids': self.num_sinusoids,
+            'units': self.units,
+            'adapters': dataclasses.asdict(self.adapters)
+        }
 
 
 class ClassEmbedding(layers.Layer):
@@ -106,30 +117,50 @@ class ClassEmbedding(layers.Layer):
 
 
 class ResidualBlock(layers.Layer):
-    """Norm, swish, convolution, plus the embedding, norm, swish, zero-initialised convolution, plus the input.
+    """Norm, swish, convolution, plus the embedding, norm, swish, dropout, zero-initialised convolution, plus the input.
+
+    Takes [image, embedding], and as a third input the seeds of `SeededDropout` where it has dropout.
 
     Args:
       channels: Of the output.
       groups: Of the normalizations.
       scale_shift: Whether the embedding scales and shifts after the second norm (Dhariwal and Nichol 2021) instead of
         being added before it (Ho et al. 2020).
+      dropout_rate: In [0, 1); 0: no dropout.
+      dropout_salt: Another number for each block of a network.
+      adapters: Its 3x3 convolutions have the role 'residual', the dense layer of the embedding 'embedding'.
     """
 
-    def __init__(self, channels: int, groups: int = 32, scale_shift: bool = False, **kwargs):
+    def __init__(self,
+                 channels: int,
+                 groups: int = 32,
+                 scale_shift: bool = False,
+                 dropout_rate: float = 0.0,
+                 dropout_salt: int = 0,
+                 adapters=adapters_lib.Adapters(),
+                 **kwargs):
         super().__init__(**kwargs)
         self.channels = channels
         self.groups = groups
         self.scale_shift = scale_shift
+        self.adapters = adapters_lib.Adapters.of(adapters)
+        conv = functools.partial(self.adapters.conv2d, 'residual', channels, 3, padding='same', dtype=self.dtype_policy)
         self.norm_in = GroupNorm(groups, name='norm_in', dtype=self.dtype_policy)
-        self.conv_in = layers.Conv2D(channels, 3, padding='same', name='conv_in', dtype=self.dtype_policy)
-        self.dense = layers.Dense(channels * (2 if scale_shift else 1), name='embedding_dense', dtype=self.dtype_policy)
+        self.conv_in = conv(name='conv_in')
+        self.dense = self.adapters.dense('embedding',
+                                         channels * (2 if scale_shift else 1),
+                                         name='embedding_dense',
+                                         dtype=self.dtype_policy)
         self.norm_out = GroupNorm(groups, name='norm_out', dtype=self.dtype_policy)
-        self.conv_out = layers.Conv2D(channels,
-                                      3,
-                                      padding='same',
-                                      kernel_initializer='zeros',
-                                      name='conv_out',
-                                      dtype=self.dtype_policy)
+        self.dropout_rate = dropout_rate
+        self.dropout_salt = dropout_salt
+        self.dropout = None
+        if dropout_rate:
+            self.dropout = dropout_lib.SeededDropout(dropout_rate,
+                                                     dropout_salt,
+                                                     name='dropout',
+                                                     dtype=self.dtype_policy)
+        self.conv_out = conv(name='conv_out', kernel_initializer='zeros')
         self.skip = None
 
     def build(self, input_shape):
@@ -137,8 +168,8 @@ class ResidualBlock(layers.Layer):
         if input_shape[0][-1] != self.channels:
             self.skip = layers.Conv2D(self.channels, 1, name='skip', dtype=self.dtype_policy)
 
-    def call(self, inputs):
-        x, embedding = inputs
+    def call(self, inputs, training=None):
+        x, embedding, *dropout_seeds = inputs
         h = self.conv_in(tf.nn.silu(self.norm_in(x)))
         shift = self.dense(embedding)[:, None, None]
         if self.scale_shift:
@@ -146,14 +177,20 @@ class ResidualBlock(layers.Layer):
             h = self.norm_out(h) * (1.0 + scale) + shift
         else:
             h = self.norm_out(h + shift)
-        h = self.conv_out(tf.nn.silu(h))
+        h = tf.nn.silu(h)
+        if self.dropout is not None:
+            h = self.dropout([h, *dropout_seeds], training=training)
+        h = self.conv_out(h)
         return h + (x if self.skip is None else self.skip(x))
 
     def get_config(self):
         return {
             **super().get_config(), 'channels': self.channels,
             'groups': self.groups,
-            'scale_shift': self.scale_shift
+            'scale_shift': self.scale_shift,
+            'dropout_rate': self.dropout_rate,
+            'dropout_salt': self.dropout_salt,
+            'adapters': dataclasses.asdict(self.adapters)
         }
 
 
@@ -163,14 +200,16 @@ class SelfAttention(layers.Layer):
     Args:
       head_channels: Channels of a head; the channels of the input must be a multiple of it.
       groups: Of the normalization.
+      adapters: Its two dense layers have the role 'attention'.
 
     References: Dhariwal and Nichol 2021, arXiv:2105.05233, section 3.
     """
 
-    def __init__(self, head_channels: int = 64, groups: int = 32, **kwargs):
+    def __init__(self, head_channels: int = 64, groups: int = 32, adapters=adapters_lib.Adapters(), **kwargs):
         super().__init__(**kwargs)
         self.head_channels = head_channels
         self.groups = groups
+        self.adapters = adapters_lib.Adapters.of(adapters)
         self.norm = GroupNorm(groups, name='norm', dtype=self.dtype_policy)
 
     def build(self, input_shape):
@@ -178,8 +217,12 @@ class SelfAttention(layers.Layer):
         channels = input_shape[-1]
         if channels % self.head_channels:
             raise ValueError(f'{channels} channels are not a multiple of head_channels={self.head_channels}.')
-        self.qkv = layers.Dense(3 * channels, name='qkv', dtype=self.dtype_policy)
-        self.out = layers.Dense(channels, kernel_initializer='zeros', name='out', dtype=self.dtype_policy)
+        self.qkv = self.adapters.dense('attention', 3 * channels, name='qkv', dtype=self.dtype_policy)
+        self.out = self.adapters.dense('attention',
+                                       channels,
+                                       kernel_initializer='zeros',
+                                       name='out',
+                                       dtype=self.dtype_policy)
 
     def call(self, x):
         height, width, channels = x.shape[1:]
@@ -187,12 +230,18 @@ class SelfAttention(layers.Layer):
         qkv = tf.reshape(self.qkv(self.norm(x)), [-1, height * width, 3, heads, self.head_channels])
         qkv = tf.transpose(qkv, [2, 0, 3, 1, 4])  # [3, batch, heads, pixels, head_channels]
         q, k, v = qkv[0], qkv[1], qkv[2]
-        weights = tf.nn.softmax(tf.matmul(q, k, transpose_b=True) / math.sqrt(self.head_channels))
+        # The softmax is taken in float32 whatever the compute type is.
+        logits = tf.cast(tf.matmul(q, k, transpose_b=True), tf.float32) / math.sqrt(self.head_channels)
+        weights = tf.cast(tf.nn.softmax(logits), v.dtype)
         h = tf.transpose(tf.matmul(weights, v), [0, 2, 1, 3])
         return x + self.out(tf.reshape(h, [-1, height, width, channels]))
 
     def get_config(self):
-        return {**super().get_config(), 'head_channels': self.head_channels, 'groups': self.groups}
+        return {
+            **super().get_config(), 'head_channels': self.head_channels,
+            'groups': self.groups,
+            'adapters': dataclasses.asdict(self.adapters)
+        }
 
 
 class Upsample(layers.Layer):

@@ -1,0 +1,135 @@
+"""Weights carried from one network to another: from a public checkpoint, and from adapters into their kernels."""
+
+import dataclasses
+from typing import Dict, List, Optional, Tuple
+
+import numpy as np
+import tensorflow as tf
+
+from tf_dpdiff.networks import unet
+
+_CLASS_EMBEDDING = 'class_embedding/table/kernel'
+_ADAPTER_DOWN, _ADAPTER_UP = 'adapter_down', 'adapter_up'
+# They change neither the variables nor the function that these stand for.
+_NO_ARCHITECTURE = ('dropout', 'compute_dtype')
+_ADAPTERS = ('adapter_rank', 'adapter_alpha', 'adapter_targets')
+
+
+class WeightsMismatchError(ValueError):
+    """Weights are not those of the network."""
+
+
+def carry_over_weights(weights: Dict[str, np.ndarray],
+                       model: tf.keras.Model,
+                       *,
+                       keep_class_embedding: bool = False) -> None:
+    """Puts the weights of a checkpoint into a network; all of them, or none where one does not fit.
+
+    What a new task cannot take over as it is:
+    - The embeddings of the classes stay as they were drawn, since another data set has other classes. The row of "no
+      class" is carried over: it means the same everywhere.
+    - Low-rank adapters that the checkpoint lacks stay as they were drawn, which is without effect.
+    - A network of one channel takes a checkpoint of three. A grey image is a colour image of three equal channels, and
+      on such images the first convolution acts as one with its kernel summed over the input channels. What is predicted
+      for a grey pixel is the mean of what is predicted for its three channels, so kernel and bias of the last
+      convolution are averaged over the output channels. It is a start for training, not a finished network: the noise
+      of a colour image differs between the channels.
+
+    Args:
+      weights: float arrays by the variable's name, without ':0'.
+      model: From `unet.build_unet`.
+      keep_class_embedding: Whether the embeddings of the classes are carried over too; they must then be as many.
+
+    Raises:
+      WeightsMismatchError: one line that names the first variable that is missing, extra or of another shape.
+    """
+    variables = {variable.name.split(':')[0]: variable for variable in model.variables}
+    weights = dict(weights)
+    if model.inputs[0].shape[-1] == 1:
+        weights.update(_to_grey(weights))
+    table = weights.get(_CLASS_EMBEDDING)
+    if not keep_class_embedding and _CLASS_EMBEDDING in variables and np.ndim(table) == 2:
+        new_table = variables[_CLASS_EMBEDDING].numpy()
+        if table.shape[1] == new_table.shape[1]:
+            new_table[-1] = table[-1]
+            weights[_CLASS_EMBEDDING] = new_table
+    for name, variable in variables.items():
+        if name.endswith((_ADAPTER_DOWN, _ADAPTER_UP)):
+            weights.setdefault(name, variable.numpy())
+    _check_shapes({
+        name: np.shape(value) for name, value in weights.items()
+    }, {
+        name: tuple(variable.shape) for name, variable in variables.items()
+    })
+    for name, variable in variables.items():
+        variable.assign(weights[name])
+
+
+def architecture_differences(there: unet.UNetConfig, here: unet.UNetConfig) -> List[str]:
+    """Returns in what the network of a checkpoint differs from the one here, a phrase a field; empty if in nothing.
+
+    Also says what the shapes of variables cannot: other groups or heads, with the same variables, are another function.
+    Adapters count only where the checkpoint has them.
+
+    Args:
+      there: Of the checkpoint.
+      here: Of the network that its weights are meant for.
+
+    Example:
+        >>> architecture_differences(unet.UNetConfig(base_channels=192), unet.UNetConfig(base_channels=128))
+        ['base_channels is 192 in the checkpoint and 128 here']
+    """
+    ignored = _NO_ARCHITECTURE + (() if there.adapter_rank else _ADAPTERS)
+    names = [field.name for field in dataclasses.fields(unet.UNetConfig) if field.name not in ignored]
+    return [
+        f'{name} is {getattr(there, name)!r} in the checkpoint and {getattr(here, name)!r} here' for name in names
+        if getattr(there, name) != getattr(here, name)
+    ]
+
+
+def merge_adapters(model: tf.keras.Model, config: unet.UNetConfig) -> Tuple[tf.keras.Model, unet.UNetConfig]:
+    """Returns a network without adapters that computes the same, and its shape.
+
+    W x + alpha / rank * up(down(x)) is linear in x: the product of the factors is added to the kernel of W.
+
+    Args:
+      model: From `unet.build_unet`; stays as it is.
+      config: Its shape.
+    """
+    plain = {field.name: field.default for field in dataclasses.fields(config) if field.name in _ADAPTERS}
+    plain_config = dataclasses.replace(config, **plain)
+    weights = {variable.name.split(':')[0]: variable.numpy() for variable in model.variables}
+    for name in [name for name in weights if name.endswith(_ADAPTER_DOWN)]:
+        layer = name[:-len(_ADAPTER_DOWN)]
+        down, up = weights.pop(name), weights.pop(layer + _ADAPTER_UP)
+        weights[f'{layer}kernel'] += config.adapter_alpha / config.adapter_rank * (down @ up)
+    num_classes = weights[_CLASS_EMBEDDING].shape[0] - 1
+    merged = unet.build_unet(plain_config, model.inputs[0].shape[1:], num_classes)
+    carry_over_weights(weights, merged, keep_class_embedding=True)
+    return merged, plain_config
+
+
+def _to_grey(weights: Dict[str, np.ndarray]) -> Dict[str, np.ndarray]:
+    """Returns what must be replaced in the weights of a network of three channels for one; see
+    `carry_over_weights`."""
+    first = weights.get('conv_in/kernel')
+    if np.ndim(first) != 4 or first.shape[2] != 3:
+        return {}
+    last = {name: np.mean(weights[name], axis=-1, keepdims=True) for name in ('conv_out/kernel', 'conv_out/bias')
+            if np.ndim(weights.get(name)) and weights[name].shape[-1] == 3}  # yapf: disable
+    return {'conv_in/kernel': np.sum(first, axis=2, keepdims=True), **last}
+
+
+def _check_shapes(there: Dict[str, tuple], here: Dict[str, tuple]) -> None:
+    """Refuses shapes that are not the same, by name."""
+    differing = [name for name in dict.fromkeys([*here, *there]) if there.get(name) != here.get(name)]
+    if differing:
+
+        def describe(shape: Optional[tuple]) -> str:
+            return 'missing' if shape is None else str(list(shape))
+
+        first = differing[0]
+        rest = f'{len(differing)} variables differ' if len(differing) > 1 else 'nothing else differs'
+        raise WeightsMismatchError(f'the weights of the checkpoint do not fit the network: {first} is '
+                                   f'{describe(there.get(first))} in the checkpoint and {describe(here.get(first))} '
+                                   f'here; {rest}.')
