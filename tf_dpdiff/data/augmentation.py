@@ -6,14 +6,23 @@ KerasCV is imported here and nowhere else.
 import contextlib
 import dataclasses
 import io
-from typing import List
+import numbers
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Union
 
 import tensorflow as tf
+
+from tf_dpdiff.data import augmentation_layers
+
+_FLAGS = ('horizontal_flip', 'vertical_flip', 'rotate_90')
+_SHARES = ('translation', 'rotation', 'zoom', 'contrast', 'brightness', 'saturation')
 
 
 @dataclasses.dataclass(frozen=True)
 class AugmentationConfig:
     """Which variations a view of an image may show. The default is none.
+
+    Photographs of 32 x 32 usually take pad_and_crop=4 with horizontal_flip; tissue under a microscope takes both flips
+    and rotate_90; pictures of colour may take brightness, contrast, saturation and hue together.
 
     Attributes:
       horizontal_flip: Whether to mirror half of the views left to right.
@@ -24,6 +33,18 @@ class AugmentationConfig:
       brightness: Largest change of brightness, as a share of the range.
       fill_mode: What stands beyond the edge: 'constant' (black), 'reflect', 'nearest' or 'wrap'.
       interpolation: 'bilinear', or 'nearest', which shifts by whole pixels.
+      vertical_flip: Whether to mirror half of the views upside down.
+      rotate_90: Whether to turn views by 0, 1, 2 or 3 quarters, each as likely. For square images.
+      pad_and_crop: Pixels by which an image is mirrored beyond each edge before a window of its size is cropped at
+        random; less than height and width. It shifts by whole pixels, whatever fill_mode and interpolation are.
+      saturation: Largest change of saturation, as a share. For images of colour.
+      hue: Largest turn of hue either way, as a share of the circle of colours, up to 0.5. For images of colour.
+
+    Example:
+        >>> AugmentationConfig(hue=0.1).check([28, 28, 1])
+        Traceback (most recent call last):
+        ...
+        ValueError: AugmentationConfig.hue = 0.1 needs images with 3 channels (red, green, blue), got 1: set it to 0.
     """
     horizontal_flip: bool = False
     translation: float = 0.0
@@ -33,15 +54,52 @@ class AugmentationConfig:
     brightness: float = 0.0
     fill_mode: str = 'constant'
     interpolation: str = 'bilinear'
+    vertical_flip: bool = False
+    rotate_90: bool = False
+    pad_and_crop: int = 0
+    saturation: float = 0.0
+    hue: float = 0.0
 
     def __post_init__(self):
-        for name in ('translation', 'rotation', 'zoom', 'contrast', 'brightness'):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f'{name} of the augmentation must be in [0, 1), got {getattr(self, name)}.')
+        for name in _FLAGS:
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f'{name} of the augmentation must be True or False, got {getattr(self, name)!r}.')
+        for name in _SHARES:
+            value = getattr(self, name)
+            if not (_is_number(value, numbers.Real) and 0.0 <= value < 1.0):
+                raise ValueError(f'{name} of the augmentation must be in [0, 1), got {value!r}.')
+        if not (_is_number(self.hue, numbers.Real) and 0.0 <= self.hue <= 0.5):
+            raise ValueError(f'hue of the augmentation must be in [0, 0.5], got {self.hue!r}.')
+        if not (_is_number(self.pad_and_crop, numbers.Integral) and self.pad_and_crop >= 0):
+            raise ValueError(
+                'pad_and_crop of the augmentation must be a whole number of pixels that is at least 0, got '
+                f'{self.pad_and_crop!r}.')
         if self.fill_mode not in ('constant', 'reflect', 'nearest', 'wrap'):
             raise ValueError(f"fill_mode must be 'constant', 'reflect', 'nearest' or 'wrap', got {self.fill_mode!r}.")
         if self.interpolation not in ('bilinear', 'nearest'):
             raise ValueError(f"interpolation must be 'bilinear' or 'nearest', got {self.interpolation!r}.")
+
+    def check(self, image_shape: Sequence[Optional[int]]) -> None:
+        """Raises ValueError if images of a shape cannot be varied in this way.
+
+        Args:
+          image_shape: Height, width and channels.
+        """
+        height, width, channels = image_shape
+        size = f'{height} x {width}'
+        for name in ('saturation', 'hue'):
+            if getattr(self, name) and channels != 3:
+                raise ValueError(f'AugmentationConfig.{name} = {getattr(self, name):g} needs images with 3 channels '
+                                 f'(red, green, blue), got {channels}: set it to 0.')
+        if self.pad_and_crop and not (height and width and self.pad_and_crop < min(height, width)):
+            raise ValueError(f'AugmentationConfig.pad_and_crop = {self.pad_and_crop} needs images that are higher and '
+                             f'wider than that, got {size}: lower it.')
+        if self.rotate_90 and not height == width is not None:
+            raise ValueError(f'AugmentationConfig.rotate_90 needs square images, got {size}: set it to False.')
+
+
+def _is_number(value, kind) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 class Augmenter:
@@ -59,11 +117,15 @@ class Augmenter:
         >>> images = tf.reshape(tf.constant([-1.0, -0.5, 0.5, 1.0]), [1, 1, 4, 1])
         >>> tf.reshape(augmenter(images, tf.fill([1, augmenter.num_uniforms], 0.9)), [-1]).numpy().tolist()
         [1.0, 0.5, -0.5, -1.0]
+        >>> augmenter.describe()
+        'horizontal flip (KerasCV RandomFlip, keyed)'
     """
 
     def __init__(self, config: AugmentationConfig):
+        self._config = config
         self._uniforms = _SuppliedUniforms()
-        self._layers = _make_layers(config, self._uniforms)
+        self._variations = list(_variations(config, self._uniforms))
+        self._layers = _make_layers(self._variations, self._uniforms)
         with self._uniforms.supply(tf.zeros([1, 64])):
             for layer in self._layers:
                 layer.get_random_transformation_batch(1)
@@ -78,16 +140,31 @@ class Augmenter:
 
         Returns:
           float32, shape of images, in [-1, 1].
+
+        Raises:
+          ValueError: If the variations are not for images of this shape.
         """
         if not self._layers:
             return images
+        self._config.check(images.shape[1:])
         static_shape = images.shape
-        images = (images + 1.0) / 2.0  # KerasCV fills with 0, which is black here.
+        # KerasCV fills with 0, which is black in [0, 1]. Where pixels only move they keep their bits.
+        computes = any(variation.by_keras_cv for variation in self._variations)
+        if computes:
+            images = (images + 1.0) / 2.0
         with self._uniforms.supply(uniforms):
             for layer in self._layers:
                 transformations = layer.get_random_transformation_batch(tf.shape(images)[0])
                 images = layer.augment_images(images, transformations)
-        return tf.ensure_shape(tf.clip_by_value(images * 2.0 - 1.0, -1.0, 1.0), static_shape)
+        if computes:
+            images = tf.clip_by_value(images * 2.0 - 1.0, -1.0, 1.0)
+        return tf.ensure_shape(images, static_shape)
+
+    def describe(self) -> str:
+        """Returns, in the order of application, which variations are on and who does each; 'none' without any."""
+        return ', '.join(f'{variation.words} ' +
+                         (f'(KerasCV {variation.layer}, keyed)' if variation.by_keras_cv else '(stateless)')
+                         for variation in self._variations) or 'none'
 
 
 class _SuppliedUniforms:
@@ -116,30 +193,96 @@ class _SuppliedUniforms:
         """Returns a stand-in for the KerasCV factor sampler that is uniform on [low, high)."""
         return lambda shape, dtype=tf.float32: self.uniform(shape, low, high, dtype)
 
+    def saturation_factor(self, low: float, high: float):
+        """Returns a stand-in whose saturation is multiplied by a number uniform on [low, high).
 
-def _make_layers(config: AugmentationConfig, uniforms: _SuppliedUniforms) -> List[tf.keras.layers.Layer]:
-    if config == AugmentationConfig():
-        return []
-    # Takes three seconds, so only where it is needed.
-    with contextlib.redirect_stdout(io.StringIO()):  # It announces its backend.
-        import keras_cv  # pylint: disable=g-import-not-at-top
-    dtype = {'dtype': 'float32'}  # Whatever the networks compute in.
-    geometry = {**dtype, 'fill_mode': config.fill_mode, 'interpolation': config.interpolation}
-    layers = []
+        KerasCV's layer multiplies by x / (1 - x), which is f for x = f / (1 + f).
+        """
+
+        def factor(shape, dtype=tf.float32):
+            multiplier = self.uniform(shape, low, high, dtype)
+            return multiplier / (1.0 + multiplier)
+
+        return factor
+
+
+class _Variation(NamedTuple):
+    """One variation: in words, the layer that does it (KerasCV's by name), what it is made with, and what replaces the
+    sampler of its factor, if it has one."""
+    words: str
+    layer: Union[str, type]
+    arguments: Dict[str, Any]
+    sampler: Optional[Callable[..., tf.Tensor]] = None
+
+    @property
+    def by_keras_cv(self) -> bool:
+        return isinstance(self.layer, str)
+
+
+def _variations(config: AugmentationConfig, uniforms: _SuppliedUniforms) -> Iterator[_Variation]:
+    """Yields what is on, in the order of application, which is that in which uniform numbers are taken.
+
+    A new kind of variation goes to the end, so that the others take the numbers that they took without it.
+    """
+    geometry = {'fill_mode': config.fill_mode, 'interpolation': config.interpolation}
+    in_range = {'value_range': (0, 1)}
     if config.horizontal_flip:
-        layers.append(keras_cv.layers.RandomFlip('horizontal', **dtype))
+        yield _Variation('horizontal flip', 'RandomFlip', {'mode': 'horizontal'})
     if config.rotation:
-        layers.append(keras_cv.layers.RandomRotation(config.rotation, **geometry))
+        yield _Variation(f'rotation up to {config.rotation:g} of a turn', 'RandomRotation', {
+            'factor': config.rotation,
+            **geometry
+        })
     if config.zoom:
-        layers.append(keras_cv.layers.RandomZoom(config.zoom, config.zoom, **geometry))
+        share = {'height_factor': config.zoom, 'width_factor': config.zoom}
+        yield _Variation(f'zoom up to {config.zoom:g}', 'RandomZoom', {**share, **geometry})
     if config.translation:
-        layers.append(keras_cv.layers.RandomTranslation(config.translation, config.translation, **geometry))
+        share = {'height_factor': config.translation, 'width_factor': config.translation}
+        yield _Variation(f'translation up to {config.translation:g}', 'RandomTranslation', {**share, **geometry})
     if config.contrast:
-        layers.append(keras_cv.layers.RandomContrast((0, 1), config.contrast, **dtype))
-        layers[-1].factor = uniforms.factor(1.0 - config.contrast, 1.0 + config.contrast)
+        yield _Variation(f'contrast up to {config.contrast:g}', 'RandomContrast', {
+            'factor': config.contrast,
+            **in_range
+        }, uniforms.factor(1.0 - config.contrast, 1.0 + config.contrast))
     if config.brightness:
-        layers.append(keras_cv.layers.RandomBrightness(config.brightness, value_range=(0, 1), **dtype))
-        layers[-1].factor = uniforms.factor(-config.brightness, config.brightness)
-    for layer in layers:
-        layer._random_generator = uniforms  # pylint: disable=protected-access
+        yield _Variation(f'brightness up to {config.brightness:g}', 'RandomBrightness', {
+            'factor': config.brightness,
+            **in_range
+        }, uniforms.factor(-config.brightness, config.brightness))
+    if config.vertical_flip:
+        yield _Variation('vertical flip', 'RandomFlip', {'mode': 'vertical'})
+    if config.rotate_90:
+        yield _Variation('quarter turns', augmentation_layers.QuarterTurns, {})
+    if config.pad_and_crop:
+        yield _Variation(f'mirror-pad {config.pad_and_crop} and crop', augmentation_layers.PadAndCrop,
+                         {'pad': config.pad_and_crop})
+    if config.saturation:
+        yield _Variation(f'saturation up to {config.saturation:g}', 'RandomSaturation', {'factor': 0.5},
+                         uniforms.saturation_factor(1.0 - config.saturation, 1.0 + config.saturation))
+    if config.hue:
+        # KerasCV counts in half circles, and draws the way to turn from a number of its own.
+        half_circles = 2.0 * config.hue
+        yield _Variation(f'hue up to {config.hue:g} of the circle', 'RandomHue', {
+            'factor': half_circles,
+            **in_range
+        }, uniforms.factor(0.0, half_circles))
+
+
+def _make_layers(variations: Sequence[_Variation], uniforms: _SuppliedUniforms) -> List[Any]:
+    """Returns the layers: KerasCV's, or such as have its methods get_random_transformation_batch and augment_images."""
+    if any(variation.by_keras_cv for variation in variations):
+        # Takes three seconds, so only where it is needed.
+        with contextlib.redirect_stdout(io.StringIO()):  # It announces its backend.
+            import keras_cv  # pylint: disable=g-import-not-at-top
+    layers = []
+    for variation in variations:
+        if not variation.by_keras_cv:
+            layers.append(variation.layer(**variation.arguments, random_generator=uniforms))
+            continue
+        make = getattr(keras_cv.layers, variation.layer)
+        # float32 whatever the networks compute in.
+        layers.append(make(**variation.arguments, dtype='float32'))
+        layers[-1]._random_generator = uniforms  # pylint: disable=protected-access
+        if variation.sampler:
+            layers[-1].factor = variation.sampler
     return layers
