@@ -47,6 +47,14 @@ def test_noise_grows_with_the_timestep(name, num_timesteps):
     assert (np.diff(alphas_cumprod) < 0).all()
 
 
+@pytest.mark.parametrize('name', schedules.SCHEDULES)
+def test_sigma_is_noise_over_signal(name):
+    schedule = schedules.Schedule(name, 1000)
+    signal_rates, noise_rates = np.sqrt(schedule.alphas_cumprod), np.sqrt(1 - schedule.alphas_cumprod)
+    np.testing.assert_allclose(schedule.sigmas, noise_rates / signal_rates, rtol=1e-12)
+    assert (np.diff(schedule.sigmas) > 0).all()
+
+
 def test_unknown_schedule_is_refused():
     with pytest.raises(ValueError, match="one of .*'cosine'.* got 'quadratic'"):
         schedules.Schedule('quadratic')

@@ -3,43 +3,57 @@
 import dataclasses
 from typing import Callable
 
-import numpy as np
 import tensorflow as tf
 
 from tf_dpdiff.diffusion import corruption
+from tf_dpdiff.diffusion import ddim
+from tf_dpdiff.diffusion import dpm_solver
+from tf_dpdiff.diffusion import edm_heun
+from tf_dpdiff.diffusion import guidance
 from tf_dpdiff.diffusion import parameterization as parameterization_lib
+from tf_dpdiff.diffusion import thresholding
 from tf_dpdiff.diffusion.process import DiffusionProcess
 
-SAMPLERS = ('ddim', 'ancestral')
+_SAMPLERS = {
+    'ddim': ddim.ddim,
+    'ancestral': ddim.ancestral,
+    'dpmpp_2m': dpm_solver.dpmpp_2m,
+    'edm_heun': edm_heun.edm_heun
+}
+SAMPLERS = tuple(_SAMPLERS)
+
+Denoiser = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplerConfig:
-    """Which sampler, and with how many steps.
+    """Which sampler, with how many steps, and what is done to the network's predictions.
 
     Attributes:
-      name: 'ddim' (deterministic after the first draw) or 'ancestral' (the DDPM posterior; fresh noise in each step).
-      num_steps: Network evaluations an image, 1 to the schedule's num_timesteps. DDIM does with tens, ancestral wants
-        all.
+      name: 'ddim' (deterministic after the first draw), 'ancestral' (the DDPM posterior; fresh noise in each step),
+        'dpmpp_2m' (DPM-Solver++(2M), deterministic, second order) or 'edm_heun' (Heun's method as in EDM,
+        deterministic, second order).
+      num_steps: 1 to the schedule's num_timesteps. One network evaluation each, but for 'edm_heun', which takes
+        2 * num_steps - 1. DDIM does with tens, the second-order samplers with about 20, ancestral wants all.
+      guidance_scale: Of classifier-free guidance; 1 is none, anything else doubles the cost.
+      thresholding: How a predicted image is kept within range: 'static', 'dynamic' (for strong guidance) or 'none'.
+      dynamic_percentile: Share of an image's pixels that 'dynamic' does not cut off, in (0, 1].
 
-    References: Song et al. 2021, arXiv:2010.02502, equation 12; Ho et al. 2020, arXiv:2006.11239, Algorithm 2.
+    References: `ddim`, `dpm_solver`, `edm_heun`, `guidance` and `thresholding` name those of the methods.
     """
     name: str = 'ddim'
     num_steps: int = 50
+    guidance_scale: float = 1.0
+    thresholding: str = 'static'
+    dynamic_percentile: float = 0.995
 
     def __post_init__(self):
         if self.name not in SAMPLERS:
             raise ValueError(f'the name of a sampler must be one of {SAMPLERS}, got {self.name!r}.')
         if self.num_steps < 1:
             raise ValueError(f'num_steps of the sampler must be at least 1, got {self.num_steps}.')
-
-
-def timestep_sequence(num_timesteps: int, num_steps: int) -> np.ndarray:
-    """Returns the timesteps that a sampler visits, evenly spaced, from num_timesteps - 1 down to 0; int32
-    [num_steps]."""
-    if num_steps > num_timesteps:
-        raise ValueError(f'num_steps={num_steps} of the sampler exceeds the schedule\'s {num_timesteps} timesteps.')
-    return np.linspace(num_timesteps - 1, 0, num_steps).round().astype(np.int32)
+        guidance.check(self.guidance_scale)
+        thresholding.check(self.thresholding, self.dynamic_percentile)
 
 
 def seeded_noise(seeds: tf.Tensor, draw: tf.Tensor, image_shape) -> tf.Tensor:
@@ -47,7 +61,7 @@ def seeded_noise(seeds: tf.Tensor, draw: tf.Tensor, image_shape) -> tf.Tensor:
 
     Args:
       seeds: int64 [batch].
-      draw: int64 scalar, which draw of the image this is.
+      draw: int scalar, which draw of the image this is.
       image_shape: (height, width, channels).
 
     Returns:
@@ -59,72 +73,50 @@ def seeded_noise(seeds: tf.Tensor, draw: tf.Tensor, image_shape) -> tf.Tensor:
                      fn_output_signature=tf.TensorSpec(image_shape, tf.float32))
 
 
-def sample(denoiser: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], seeds: tf.Tensor, *, process: DiffusionProcess,
-           config: SamplerConfig, image_shape) -> tf.Tensor:
+def sample(denoiser: Denoiser, labels: tf.Tensor, seeds: tf.Tensor, *, process: DiffusionProcess, config: SamplerConfig,
+           image_shape, num_classes: int) -> tf.Tensor:
     """Draws images.
 
     Args:
-      denoiser: Maps x_t, float32 [batch, height, width, channels], and t, int32 [batch], to the network's prediction.
-      seeds: int64 [batch]. The same seed gives the same image, wherever it stands in a batch.
+      denoiser: Maps x_t, float32 [batch, height, width, channels], t, int32 [batch], and labels, int32 [batch], to the
+        network's prediction. Guidance shows it twice as many images as are drawn.
+      labels: int32 [batch], below num_classes, or num_classes for "no class".
+      seeds: int64 [batch]. The same label and seed give the same image, wherever they stand in a batch.
       process: What the denoiser was trained for.
       config: The sampler.
       image_shape: (height, width, channels).
+      num_classes: The label that stands for "no class", which guidance compares with.
 
     Returns:
       float32 [batch, height, width, channels] in [-1, 1].
     """
-    steps = timestep_sequence(process.schedule.num_timesteps, config.num_steps)
-    alphas = process.schedule.alphas_cumprod[steps]
-    alphas_next = np.append(alphas[1:], 1.0)
-    # Coefficients of x_{next} = c_x_start * x_start + c_noise * predicted noise + c_fresh * fresh noise.
-    if config.name == 'ddim':
-        variance = np.zeros_like(alphas)
-    else:
-        variance = (1.0 - alphas_next) / (1.0 - alphas) * (1.0 - alphas / alphas_next)
-    table = tf.constant(
-        np.stack([
-            np.sqrt(alphas),
-            np.sqrt(1.0 - alphas),
-            np.sqrt(alphas_next),
-            np.sqrt(np.maximum(1.0 - alphas_next - variance, 0.0)),
-            np.sqrt(variance)
-        ],
-                 axis=1), tf.float32)
-    steps = tf.constant(steps)
-    x_t = seeded_noise(seeds, tf.constant(0, tf.int64), image_shape)
-    batch = tf.shape(seeds)[0]
-    for i in tf.range(config.num_steps):
-        signal_rate, noise_rate, signal_next, noise_next, fresh = tf.unstack(table[i], num=5)
-        prediction = tf.cast(denoiser(x_t, tf.fill([batch], steps[i])), tf.float32)
-        x_start, _ = parameterization_lib.to_x_start_and_noise(process.parameterization, prediction, x_t, signal_rate,
-                                                               noise_rate)
-        x_start = tf.clip_by_value(x_start, -1.0, 1.0)
-        noise = (x_t -
-                 signal_rate * x_start) / noise_rate  # Of the clipped image, so that x_t stays consistent with it.
-        x_t = signal_next * x_start + noise_next * noise
-        if config.name == 'ancestral':
-            x_t += fresh * seeded_noise(seeds, tf.cast(i, tf.int64) + 1, image_shape)
-        x_t = tf.ensure_shape(x_t, [None, *image_shape])
-    return tf.clip_by_value(x_t, -1.0, 1.0)
+    predict = guidance.guide(denoiser, labels, scale=config.guidance_scale, num_classes=num_classes)
+
+    def predict_x_start(x_t, t, signal_rate, noise_rate):
+        x_start, _ = parameterization_lib.to_x_start_and_noise(process.parameterization, predict(x_t, t), x_t,
+                                                               signal_rate, noise_rate)
+        return thresholding.threshold(x_start, config.thresholding, dynamic_percentile=config.dynamic_percentile)
+
+    x = _SAMPLERS[config.name](predict_x_start, process.schedule, config.num_steps,
+                               lambda draw: seeded_noise(seeds, draw, image_shape))
+    return tf.clip_by_value(x, -1.0, 1.0)
 
 
-def make_image_sampler(model: Callable, *, process: DiffusionProcess, config: SamplerConfig,
-                       image_shape) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+def make_image_sampler(denoiser: Denoiser, *, process: DiffusionProcess, config: SamplerConfig, image_shape,
+                       num_classes: int) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     """Returns a function from labels, int32 [batch], and seeds, int64 [batch], to images, uint8 [batch, *image_shape].
 
-    Args:
-      model: Maps [x_t, t, labels] to the network's prediction.
-      process: What it was trained for.
-      config: The sampler.
-      image_shape: (height, width, channels).
+    Args: those of `sample`.
     """
 
     def sample_images(labels: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
-        images_pm1 = sample(lambda x_t, t: model([x_t, t, labels], training=False),
+        images_pm1 = sample(denoiser,
+                            labels,
                             seeds,
                             process=process,
                             config=config,
-                            image_shape=image_shape)
+                            image_shape=image_shape,
+                            num_classes=num_classes)
         return corruption.from_pm1(images_pm1)
 
     return sample_images

@@ -46,3 +46,10 @@ class Schedule:
         f = np.cos(positions * np.pi / 2.0)**2
         betas = np.minimum(1.0 - f[1:] / f[:-1], 0.999)
         return np.cumprod(1.0 - betas)
+
+    @property
+    def sigmas(self) -> np.ndarray:
+        """Noise over signal at each timestep, sqrt((1 - alphas_cumprod) / alphas_cumprod), float64 [num_timesteps]: the
+        sigma of Karras et al. 2022 (arXiv:2206.00364)."""
+        alphas_cumprod = self.alphas_cumprod
+        return np.sqrt((1.0 - alphas_cumprod) / alphas_cumprod)
