@@ -1,5 +1,6 @@
 """Tests of the UNet."""
 
+import dataclasses
 import functools
 import logging
 import re
@@ -140,6 +141,15 @@ def test_image_of_an_example_changes_no_other_output(digits_model):
     np.testing.assert_allclose(after[[0, 2]], before[[0, 2]], atol=1e-6)
 
 
+def test_denoise_calls_a_network_without_dropout_with_its_three_inputs(digits_model):
+    assert digits_model.input_names == ['x_t', 't', 'labels']
+    x_t, t, labels = inputs_for((8, 8, 1))
+    expected = digits_model([x_t, t, labels]).numpy()
+    for training, seeds in ((False, None), (True, None), (True, tf.constant([1, 2, 3]))):
+        outputs = unet.denoise(digits_model, x_t, t, labels, dropout_seeds=seeds, training=training)
+        np.testing.assert_array_equal(outputs, expected)
+
+
 def test_every_pixel_reaches_every_other_through_the_levels(digits_model):
     # At 8x8 two levels and 3x3 convolutions do without attention.
     x_t, t, labels = inputs_for((8, 8, 1), batch=1)
@@ -176,6 +186,27 @@ def test_image_that_cannot_be_halved_is_refused(image_shape):
     ({
         'channel_multipliers': (1, 0)
     }, r'channel_multipliers must be whole numbers of at least 1, got \(1, 0\)'),
+    ({
+        'dropout': 1.0
+    }, r'dropout must be in \[0, 1\), got 1.0'),
+    ({
+        'compute_dtype': 'float64'
+    }, "compute_dtype must be one of .*, got 'float64'"),
+    ({
+        'compute_dtype': 'mixed_float16'
+    }, 'loss scaling'),
+    ({
+        'adapter_rank': -1
+    }, 'adapter_rank must be at least 0, got -1'),
+    ({
+        'adapter_alpha': 0.0
+    }, 'adapter_alpha must be > 0, got 0.0'),
+    ({
+        'adapter_targets': ('attention', 'skip')
+    }, r"adapter_targets must name some of .*, got \('attention', 'skip'\)"),
+    ({
+        'adapter_targets': ()
+    }, r'adapter_targets must name some of .*, got \(\)'),
 ])
 def test_bad_configuration_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
@@ -225,16 +256,39 @@ def hidden_loops(loss_fn, variables, batch, caplog):
     return {match.group(1) for match in found}
 
 
-def test_per_unit_gradients_hide_no_loop_but_that_of_convolution_filters(caplog):
-    # Two levels, attention in the middle: every kind of layer takes part.
-    config = unet.UNetConfig(base_channels=4, channel_multipliers=(1, 2), head_channels=4, groups=2, scale_shift=True)
+# Two levels, attention in the middle: every kind of layer takes part.
+_LEVELS = unet.UNetConfig(base_channels=4, channel_multipliers=(1, 2), head_channels=4, groups=2, scale_shift=True)
+_EVERYTHING = dataclasses.replace(_LEVELS,
+                                  dropout=0.2,
+                                  compute_dtype='mixed_bfloat16',
+                                  adapter_rank=2,
+                                  adapter_targets=('attention', 'residual', 'embedding'))
+
+
+@pytest.mark.parametrize('config, patterns, expected', [
+    (_EVERYTHING, ['norm', 'attention', 'embedding', 'upsample', 'up_0_1/conv_in/adapter'], {'Conv2DBackpropFilter'}),
+    (dataclasses.replace(_LEVELS, adapter_rank=2), ['adapter', 'class_embedding'], set()),
+])
+def test_per_unit_gradients_hide_no_loop_but_that_of_convolution_filters(config, patterns, expected, caplog):
+    # Gradients pass through every layer on their way to the first one; not all filters are trained, since each makes a
+    # loop that takes a second to trace.
     model = new_model(config, (4, 4, 1))
     views = [tf.stack([x, x]) for x in inputs_for((4, 4, 1))]
 
     def loss_fn(unit):
-        return tf.reduce_mean(tf.square(model(unit, training=True)))
+        x_t, t, labels = unit
+        return tf.reduce_mean(tf.square(unet.denoise(model, x_t, t, labels, dropout_seeds=t, training=True)))
 
-    assert hidden_loops(loss_fn, model.trainable_variables, views, caplog) == {'Conv2DBackpropFilter'}
+    assert hidden_loops(loss_fn, unet.select_variables(model, patterns), views, caplog) == expected
+
+
+def test_control_random_numbers_drawn_inside_are_noticed_as_a_hidden_loop(caplog):
+    weights = tf.Variable(tf.ones([3]))
+
+    def loss_fn(unit):
+        return tf.reduce_mean(weights * tf.random.stateless_uniform([3], tf.stack([unit, unit])))
+
+    assert any('Random' in name for name in hidden_loops(loss_fn, [weights], tf.constant([1, 2]), caplog))
 
 
 def test_control_an_embedding_look_up_is_noticed_as_a_hidden_loop(caplog):

@@ -1,0 +1,160 @@
+"""Tests of the UNet in bfloat16: what stays in float32, and how close it is."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_dpdiff.networks import layers
+from tf_dpdiff.networks import unet
+from tf_dpdiff.privacy import clipping
+
+_EXACT = unet.UNetConfig(base_channels=16, channel_multipliers=(1, 2), head_channels=8, groups=4)
+_MIXED = dataclasses.replace(_EXACT, compute_dtype='mixed_bfloat16')
+
+
+def inputs_for(batch=4):
+    x_t = np.random.default_rng(0).normal(size=[batch, 4, 4, 1]).astype(np.float32)
+    return [tf.constant(x_t), tf.constant(np.linspace(0, 999, batch), tf.int32), tf.range(batch)]
+
+
+def random_models(**fields):
+    """Returns the network in float32 and in bfloat16, of the same random weights."""
+    configs = (dataclasses.replace(config, **fields) for config in (_EXACT, _MIXED))
+    exact, mixed = (unet.build_unet(config, (4, 4, 1), 10) for config in configs)
+    generator = np.random.default_rng(0)
+    for variable in exact.variables:
+        if not variable.name.endswith('gamma:0'):
+            fan_in = max(1, int(np.prod(variable.shape[:-1])))
+            variable.assign(generator.normal(0.0, fan_in**-0.5 if variable.shape.rank > 1 else 0.1, variable.shape))
+    mixed.set_weights(exact.get_weights())
+    return exact, mixed
+
+
+@pytest.fixture(name='models', scope='module')
+def fixture_models():
+    return random_models()
+
+
+def relative_error(actual, expected):
+    return np.sqrt(np.mean(np.square(actual - expected)) / np.mean(np.square(expected)))
+
+
+def test_variables_and_prediction_are_float32_and_activations_are_not(models):
+    exact, mixed = models
+    assert all(variable.dtype == tf.float32 for variable in mixed.variables)
+    assert [v.name for v in mixed.variables] == [v.name for v in exact.variables]
+    assert mixed(inputs_for()).dtype == tf.float32
+    dtypes = {layer.name: layer.output.dtype for layer in mixed.layers if layer.name not in ('x_t', 't', 'labels')}
+    assert dtypes.pop('conv_out') == tf.float32
+    assert set(dtypes.values()) == {tf.bfloat16}
+
+
+@pytest.mark.parametrize('policy, config', [('float32', _MIXED), ('mixed_bfloat16', _EXACT)])
+def test_policy_of_the_process_is_neither_used_nor_changed(policy, config):
+    before = tf.keras.mixed_precision.global_policy()
+    tf.keras.mixed_precision.set_global_policy(policy)
+    try:
+        model = unet.build_unet(config, (4, 4, 1), 10)
+        assert tf.keras.mixed_precision.global_policy().name == policy
+    finally:
+        tf.keras.mixed_precision.set_global_policy(before)
+    policies = {
+        layer.dtype_policy.name for layer in model.layers if layer.name not in ('x_t', 't', 'labels', 'conv_out')
+    }
+    assert policies == {config.compute_dtype}
+
+
+def test_prediction_is_close_to_that_in_float32(models):
+    exact, mixed = (model(inputs_for()).numpy() for model in models)
+    # bfloat16 has a relative precision of 2^-8 = 0.4% a rounding; zero would mean that nothing was rounded.
+    assert 1e-4 < relative_error(mixed, exact) < 0.03
+
+
+def test_softmax_and_statistics_of_norms_are_taken_in_float32(models):
+    graph = tf.function(models[1]).get_concrete_function(inputs_for()).graph
+    found = {kind: {op.inputs[0].dtype for op in graph.get_operations() if op.type == kind}
+             for kind in ('Softmax', 'Mean', 'Rsqrt', 'Cos', 'Conv2D')}  # yapf: disable
+    assert found == {**dict.fromkeys(['Softmax', 'Mean', 'Rsqrt', 'Cos'], {tf.float32}),
+                     'Conv2D': {tf.float32, tf.bfloat16}}  # yapf: disable
+
+
+def test_sinusoids_tell_neighbouring_timesteps_apart_in_bfloat16():
+    # Rounded to bfloat16, 999 is 1000.
+    exact, mixed = (layers.TimestepEmbedding(32, 16, dtype=dtype) for dtype in ('float32', 'mixed_bfloat16'))
+    t = tf.constant([997, 998, 999, 1000])
+    exact(t), mixed(t)
+    mixed.set_weights(exact.get_weights())
+    assert relative_error(tf.cast(mixed(t), tf.float32).numpy(), exact(t).numpy()) < 0.02
+
+
+@pytest.mark.parametrize('mean', [0.0, 3.0])
+def test_group_norm_in_bfloat16_is_that_of_keras_up_to_rounding(mean):
+    ours, theirs = layers.GroupNorm(4, dtype='mixed_bfloat16'), tf.keras.layers.GroupNormalization(4, epsilon=1e-5)
+    generator = np.random.default_rng(0)
+    inputs = tf.cast(generator.normal(mean, 1.0, [2, 6, 6, 16]), tf.bfloat16)
+    ours(inputs), theirs(tf.cast(inputs, tf.float32))
+    for gamma, beta in ((layer.gamma, layer.beta) for layer in (ours, theirs)):
+        gamma.assign(np.linspace(0.5, 2.0, 16))
+        beta.assign(np.linspace(-1.0, 1.0, 16))
+    outputs = ours(inputs)
+    assert outputs.dtype == tf.bfloat16
+    error = np.abs(tf.cast(outputs, tf.float32) - theirs(tf.cast(inputs, tf.float32)))
+    # Three roundings of 2^-9, of terms not above 2 (3 + mean) + 1.
+    assert error.max() < 3 * 2**-9 * (2 * (3 + mean) + 1)
+    assert error.mean() < 0.2 * 3 * 2**-9 * (2 * (3 + mean) + 1)
+
+
+# Per-unit gradients.
+
+
+def unit_loss(model):
+
+    def loss_fn(unit):
+        return 100.0 * tf.reduce_mean(tf.square(model(unit, training=True) - 1.0))
+
+    return loss_fn
+
+
+@pytest.fixture(name='small_models', scope='module')
+def fixture_small_models():
+    """As `models`, but of one level, since mapping takes long to trace."""
+    return random_models(channel_multipliers=(1,))
+
+
+def views_of(units):
+    return [tf.reshape(x, [units, 2, *x.shape[1:]]) for x in inputs_for(2 * units)]
+
+
+def test_mapped_gradients_are_float32_and_those_of_a_loop(small_models):
+    exact, mixed = small_models
+    variables = unet.select_variables(mixed, ['norm', 'embedding', 'middle_attention'])
+
+    def gradients(unit):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(variables)
+            loss = unit_loss(mixed)(unit)
+        return tape.gradient(loss, variables)
+
+    mapped = tf.function(lambda units: tf.vectorized_map(gradients, units, fallback_to_while_loop=False))(views_of(2))
+    assert all(gradient.dtype == tf.float32 for gradient in mapped)
+    with tf.GradientTape() as tape:
+        loss = unit_loss(exact)([x[1] for x in views_of(2)])
+    in_float32 = tape.gradient(loss, unet.select_variables(exact, ['norm', 'embedding', 'middle_attention']))
+    flat = [np.concatenate([np.ravel(g) for g in grads])
+            for grads in ([g[1] for g in mapped], gradients([x[1] for x in views_of(2)]), in_float32)]  # yapf: disable
+    assert relative_error(flat[0], flat[1]) < 0.03
+    assert relative_error(flat[0], flat[2]) < 0.06
+
+
+def test_clipped_sum_stays_within_its_bound(small_models):
+    _, mixed = small_models
+    clipper = clipping.PerUnitClipper(0.01)
+    variables = unet.select_variables(mixed, ['norm', 'embedding', 'middle_attention'])
+    clipped = clipper.clipped_sum(unit_loss(mixed), variables, views_of(2), tf.constant([False, True]),
+                                  units_per_chunk=2)  # yapf: disable
+    assert all(total.dtype == tf.float32 for total in clipped.sums)
+    norm = np.sqrt(sum(np.sum(np.square(total.numpy().astype(np.float64))) for total in clipped.sums))
+    assert 0.999 * 0.01 < norm <= 0.01
+    assert clipped.diagnostics['num_clipped'] == 1 and clipped.diagnostics['norm_sum'] > 0.1
