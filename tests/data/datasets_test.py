@@ -1,5 +1,7 @@
 """Tests of the data sets in memory."""
 
+import hashlib
+
 import numpy as np
 import pytest
 from sklearn import datasets as sklearn_datasets
@@ -156,3 +158,74 @@ def test_fingerprint_tells_owners_apart():
 def test_unfit_owners_are_refused(replaced, message):
     with pytest.raises(ValueError, match=message):
         make(**replaced)
+
+
+def test_parts_are_read_when_they_are_asked_for_and_once():
+    reads = []
+
+    def reader(dataset):
+
+        def read():
+            reads.append(dataset.name)
+            return dataset
+
+        return read
+
+    data = datasets.PrivateData(train=reader(make()), held_out=reader(make(name='held out')), spec=make().spec)
+    assert data.spec.num_units == 6 and not reads
+    assert data.train.name == data.train.name == 'toy' and reads == ['toy']
+    assert data.held_out.name == data.held_out.name == 'held out' and reads == ['toy', 'held out']
+
+
+@pytest.mark.parametrize('part, read, message', [
+    ('train', make(num_images=5), r"'toy' is not what it was said to be: 5 units and 5 images were read, 6 and 6"),
+    ('train', make(owners=np.arange(6) // 2), "'toy' is not what it was said to be: 3 units"),
+    ('train', make(unit='one patient'), "'toy' is not what it was said to be"),
+    ('train', make(labels=np.full([6], 3)), 'every private image needs a label'),
+    ('held_out', make(labels=np.full([6], 3)), 'every private image needs a label'),
+    ('held_out', make(image_shape=(4, 4, 2), name='other'), "'toy' and 'other' differ in image size or classes"),
+    ('held_out', make(class_names=('a', 'b', 'd'), name='other'), "'toy' and 'other' differ in image size or classes"),
+])
+def test_what_is_read_is_checked_when_it_is_read(part, read, message):
+    parts = {'train': make, 'held_out': make, part: lambda: read}
+    data = datasets.PrivateData(**parts, spec=make().spec)
+    with pytest.raises(ValueError, match=message):
+        getattr(data, part)
+    getattr(data, 'held_out' if part == 'train' else 'train')
+
+
+def test_images_that_are_read_later_need_a_spec():
+    with pytest.raises(ValueError, match='need a spec'):
+        datasets.PrivateData(train=make, held_out=make)
+
+
+def test_spec_tells_what_the_data_set_is(digits):
+    spec = make(owners=np.arange(6) // 2, unit='one patient').spec
+    assert spec == datasets.DatasetSpec('toy', (4, 3, 2), ('a', 'b', 'c'), 6, 3, 'one patient', True)
+    assert spec.num_classes == 3
+    assert datasets.digits().spec == digits.train.spec
+
+
+@pytest.mark.parametrize('replaced, message', [
+    ({'image_shape': (8, 8)}, 'image_shape must be .* got'),
+    ({'image_shape': (8, 8, 0)}, 'image_shape must be .* got'),
+    ({'class_names': ()}, 'num_classes must be at least 1, got 0'),
+    ({'num_images': 0}, 'num_images must be at least 1, got 0'),
+    ({'num_units': 0}, 'num_units must be at least 1, got 0'),
+])  # yapf: disable
+def test_bad_spec_is_refused(replaced, message):
+    with pytest.raises(ValueError, match=f"'toy': {message}"):
+        datasets.DatasetSpec(**{'name': 'toy', 'image_shape': (8, 8, 1), 'class_names': ('a',), 'num_images': 1,
+                                'num_units': 1, **replaced})  # yapf: disable
+
+
+def test_fingerprint_of_images_in_a_file_is_that_of_images_in_memory(tmp_path, monkeypatch):
+    np.save(tmp_path / 'images.npy', make().images_uint8)
+    mapped = make(images_uint8=np.load(tmp_path / 'images.npy', mmap_mode='r'))
+    expected = make().fingerprint()
+    for size in (1, 50, 2**24):  # An image a time, two, all.
+        monkeypatch.setattr(datasets, '_HASHED_BYTES', size)
+        assert mapped.fingerprint() == make().fingerprint() == expected
+    digest = hashlib.sha256(b'((6, 4, 3, 2), 6)')
+    digest.update(make().images_uint8.tobytes() + make().labels.tobytes())
+    assert expected == digest.hexdigest()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tf_dpdiff.data import datasets
+from tf_dpdiff.data import npz
 
 
 def write(path, **changes):
@@ -79,3 +80,30 @@ def test_nobody_owns_images_on_both_sides(tmp_path, owners):
 def test_unfit_owners_are_named_with_what_is_wrong(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         datasets.npz_images(write(tmp_path / 'own.npz', **changes))
+
+
+def test_spec_is_known_before_the_pixels_are_read(tmp_path, monkeypatch):
+    path = write(tmp_path / 'own.npz', owners=np.arange(40) // 4)
+    expected = datasets.npz_images(path).train.spec
+    monkeypatch.setattr(npz, 'read_images', lambda *arguments: pytest.fail('pixels are read'))
+    assert datasets.npz_images(path).spec == expected and expected.num_units == 8 and expected.has_owners
+
+
+@pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
+def test_damaged_pixels_are_named_when_they_are_read(tmp_path, save):
+    path = tmp_path / 'own.npz'
+    images = np.random.default_rng(0).integers(0, 256, [400, 6, 5, 3]).astype(np.uint8)
+    save(path, labels=np.arange(400) % 4, images=images)
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle:middle + 50] = bytes(50)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match='own.npz is not an .npz file') as error:
+        datasets.npz_images(str(path)).train  # pylint: disable=expression-not-assigned
+    assert '\n' not in str(error.value)
+
+
+def test_label_without_a_name_is_refused(tmp_path):
+    path = write(tmp_path / 'own.npz', class_names=np.array(['a', 'b', 'c']))
+    with pytest.raises(ValueError, match=r'own.npz: labels must be in \[0, 3\), .* got up to 3'):
+        datasets.npz_images(path)

@@ -1,14 +1,58 @@
-"""Image data sets in memory: the private images, the public ones and the held-out ones."""
+"""Labelled images in memory or on disk: the private images, the public ones and the held-out ones."""
 
 import dataclasses
 import functools
 import hashlib
 import pathlib
-from typing import Optional, Tuple
-import zipfile
-import zlib
+from typing import Callable, Optional, Tuple, Union
 
 import numpy as np
+
+from tf_dpdiff.data import npz
+from tf_dpdiff.data import splitting
+
+_HASHED_BYTES = 2**24  # At a time.
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetSpec:
+    """What is known of a data set before its images are read: enough to plan a run.
+
+    Attributes:
+      name: As ImageDataset.name.
+      image_shape: (height, width, channels).
+      class_names: One a class.
+      num_images: Number of images, >= 1.
+      num_units: Number of units, >= 1: owners where they are named, else images.
+      unit: What the guarantee protects.
+      has_owners: Whether a unit is an owner with all of its images.
+      note: Where the numbers do not come from the data themselves: where they do come from.
+    """
+    name: str
+    image_shape: Tuple[int, int, int]
+    class_names: Tuple[str, ...]
+    num_images: int
+    num_units: int
+    unit: str = 'one image'
+    has_owners: bool = False
+    note: str = ''
+
+    def __post_init__(self):
+        if len(self.image_shape) != 3 or min(self.image_shape) < 1:
+            raise ValueError(f'data set {self.name!r}: image_shape must be (height, width, channels), got '
+                             f'{self.image_shape}.')
+        for field in ('num_images', 'num_units', 'num_classes'):
+            if getattr(self, field) < 1:
+                raise ValueError(f'data set {self.name!r}: {field} must be at least 1, got {getattr(self, field)}.')
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    def to_phrase(self) -> str:
+        """Returns how many images of what, for statements."""
+        return f'{self.num_images:,} images of {self.name!r}'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -17,7 +61,8 @@ class ImageDataset:
 
     Attributes:
       name: For the statement and the reports.
-      images_uint8: uint8 [images, height, width, channels].
+      images_uint8: uint8 [images, height, width, channels]; a read-only memory map of a file does for images that do
+        not fit into memory.
       labels: int32 [images], each in [0, num_classes). Unlabelled public images have the label num_classes, "no class".
       class_names: One a class.
       unit: What the guarantee protects, for the privacy statement, e.g. 'one image' or 'one patient'.
@@ -78,6 +123,12 @@ class ImageDataset:
             return len(self)
         return int(self.owners.max()) + 1 if self.num_owners is None else self.num_owners
 
+    @property
+    def spec(self) -> DatasetSpec:
+        """What the data set says of itself."""
+        return DatasetSpec(self.name, self.image_shape, self.class_names, len(self), self.num_units, self.unit,
+                           self.owners is not None)
+
     @functools.cached_property
     def images_by_unit(self) -> Tuple[np.ndarray, np.ndarray]:
         """The images in the order of their units, int64 [images], and where each unit begins, int64 [units + 1]."""
@@ -89,7 +140,9 @@ class ImageDataset:
     def fingerprint(self) -> str:
         """Returns the SHA-256 of all pixels, labels and owners: PRIVATE, it tells who holds the exact same data set."""
         digest = hashlib.sha256(str((self.images_uint8.shape, self.num_units)).encode())
-        digest.update(np.ascontiguousarray(self.images_uint8))
+        step = max(1, _HASHED_BYTES // int(np.prod(self.image_shape)))  # Images in a file are never all in memory.
+        for start in range(0, len(self), step):
+            digest.update(np.ascontiguousarray(self.images_uint8[start:start + step]))
         digest.update(np.ascontiguousarray(self.labels, np.int32))
         if self.owners is not None:
             digest.update(np.ascontiguousarray(self.owners, np.int64))
@@ -97,23 +150,99 @@ class ImageDataset:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class PrivateData:
-    """A private training set and real images held out from it.
+class ImageIndex:
+    """Labels and owners of images that are not read yet.
 
     Attributes:
-      train: The images that the guarantee protects.
-      held_out: Real images never trained on, for evaluation.
+      name: As ImageDataset.name.
+      image_shape: (height, width, channels).
+      labels: int32 [images].
+      class_names: One a class.
+      unit: What the guarantee protects.
+      owners: Numbers or names [images], or None.
     """
-    train: ImageDataset
-    held_out: ImageDataset
+    name: str
+    image_shape: Tuple[int, int, int]
+    labels: np.ndarray
+    class_names: Tuple[str, ...]
+    unit: str
+    owners: Optional[np.ndarray] = None
 
-    def __post_init__(self):
-        for part in (self.train, self.held_out):
-            if part.labels.max() >= part.num_classes:
-                raise ValueError(
-                    f'data set {part.name!r}: every private image needs a label in [0, {part.num_classes}).')
-        if self.train.image_shape != self.held_out.image_shape or self.train.class_names != self.held_out.class_names:
-            raise ValueError(f'{self.train.name!r} and {self.held_out.name!r} differ in image size or classes.')
+    @property
+    def spec(self) -> DatasetSpec:
+        """What is known before the images are read."""
+        num_units = len(self.labels) if self.owners is None else len(np.unique(self.owners))
+        return DatasetSpec(self.name, self.image_shape, self.class_names, len(self.labels), num_units, self.unit,
+                           self.owners is not None)
+
+    def take(self, rows: np.ndarray, name: str) -> 'ImageIndex':
+        """Returns the index of some of the images."""
+        owners = None if self.owners is None else self.owners[rows]
+        return dataclasses.replace(self, name=name, labels=self.labels[rows], owners=owners)
+
+    def with_images(self, images_uint8: np.ndarray) -> ImageDataset:
+        """Returns the data set, its owners numbered in the order of their names, every one with an image."""
+        owners = None if self.owners is None else np.unique(self.owners, return_inverse=True)[1]
+        return ImageDataset(self.name, images_uint8, self.labels, self.class_names, self.unit, owners)
+
+
+class PrivateData:
+    """A private training set and real images held out from it, each read when it is first asked for.
+
+    What only plans a run asks for `spec`, and a run that measures nothing leaves the held-out images unread.
+    """
+
+    def __init__(self,
+                 *,
+                 train: Union[ImageDataset, Callable[[], ImageDataset]],
+                 held_out: Union[ImageDataset, Callable[[], ImageDataset]],
+                 spec: Optional[DatasetSpec] = None):
+        """Checks the parts that are there already.
+
+        Args:
+          train: The images that the guarantee protects, or what reads them.
+          held_out: Real images never trained on, for evaluation, or what reads them.
+          spec: What is known of the training images; needed where they are not read yet.
+
+        Raises:
+          ValueError: if an image has no label, or the parts differ in image size or classes.
+        """
+        self._parts = {'train': train, 'held_out': held_out}
+        if spec is None and callable(train):
+            raise ValueError('images that are read later need a spec.')
+        self.spec = spec or train.spec
+        for name, part in self._parts.items():
+            if not callable(part):
+                self._check(name, part)
+
+    @property
+    def train(self) -> ImageDataset:
+        """The images that the guarantee protects."""
+        return self._part('train')
+
+    @property
+    def held_out(self) -> ImageDataset:
+        """Real images never trained on, for evaluation."""
+        return self._part('held_out')
+
+    def _part(self, name: str) -> ImageDataset:
+        part = self._parts[name]
+        if callable(part):
+            part = part()
+            self._check(name, part)
+            self._parts[name] = part
+        return part
+
+    def _check(self, name: str, part: ImageDataset) -> None:
+        if part.labels.max() >= part.num_classes:
+            raise ValueError(f'data set {part.name!r}: every private image needs a label in [0, {part.num_classes}).')
+        if part.image_shape != self.spec.image_shape or part.class_names != self.spec.class_names:
+            raise ValueError(f'{self.spec.name!r} and {part.name!r} differ in image size or classes.')
+        # The budget was planned for the units of the spec.
+        if name == 'train' and part.spec != dataclasses.replace(self.spec, note=''):
+            raise ValueError(
+                f'data set {part.name!r} is not what it was said to be: {part.num_units} units and '
+                f'{len(part)} images were read, {self.spec.num_units} and {self.spec.num_images} expected.')
 
 
 def digits() -> PrivateData:
@@ -122,19 +251,22 @@ def digits() -> PrivateData:
     Returns:
       1,437 training and 360 held-out images, 8x8x1, ten classes; the split is fixed and stratified by class.
     """
-    # Imported here: scikit-learn takes a second that runs on other data need not wait for.
-    from sklearn import datasets  # pylint: disable=g-import-not-at-top
-    from sklearn import model_selection  # pylint: disable=g-import-not-at-top
-    bunch = datasets.load_digits()
-    images_uint8 = np.round(bunch.images * (255.0 / 16.0)).astype(np.uint8)[..., None]
-    labels = bunch.target.astype(np.int32)
-    train, held_out = model_selection.train_test_split(np.arange(len(labels)),
-                                                       test_size=360,
-                                                       random_state=0,
-                                                       stratify=labels)
     names = tuple(str(digit) for digit in range(10))
-    return PrivateData(train=ImageDataset('digits', images_uint8[train], labels[train], names),
-                       held_out=ImageDataset('digits held out', images_uint8[held_out], labels[held_out], names))
+
+    def read(name, part):
+        # Imported here: scikit-learn takes a second that runs on other data need not wait for.
+        from sklearn import datasets  # pylint: disable=g-import-not-at-top
+        from sklearn import model_selection  # pylint: disable=g-import-not-at-top
+        bunch = datasets.load_digits()
+        images_uint8 = np.round(bunch.images * (255.0 / 16.0)).astype(np.uint8)[..., None]
+        labels = bunch.target.astype(np.int32)
+        rows = model_selection.train_test_split(np.arange(len(labels)), test_size=360, random_state=0,
+                                                stratify=labels)[part]
+        return ImageDataset(name, images_uint8[rows], labels[rows], names)
+
+    return PrivateData(train=lambda: read('digits', 0),
+                       held_out=lambda: read('digits held out', 1),
+                       spec=DatasetSpec('digits', (8, 8, 1), names, num_images=1437, num_units=1437))
 
 
 def npz_images(path: str, *, held_out_fraction: float = 0.2, unit: Optional[str] = None) -> PrivateData:
@@ -158,60 +290,17 @@ def npz_images(path: str, *, held_out_fraction: float = 0.2, unit: Optional[str]
     file = pathlib.Path(path).expanduser()
     if not file.exists():
         raise FileNotFoundError(f'no such file: {file}.')
-    if not 0.0 < held_out_fraction < 1.0:
-        raise ValueError(f'held_out_fraction must be in (0, 1), got {held_out_fraction}.')
-    images, labels, owners, names = _read_npz(file)
-    ImageDataset(file.stem, images, labels, names)  # Says what is wrong before the split does.
-    train, held_out = _split(file, labels, owners, names, held_out_fraction)
-    unit = unit or ('one image' if owners is None else 'one owner')
-
-    def part(name, indices):
-        mine = None if owners is None else np.unique(owners[indices], return_inverse=True)[1]
-        return ImageDataset(name, images[indices], labels[indices], names, unit, mine)
-
-    return PrivateData(train=part(file.stem, train), held_out=part(f'{file.stem} held out', held_out))
+    splitting.check_fraction(held_out_fraction)
+    arrays = npz.read_arrays(file)
+    rows = splitting.split(str(file), arrays.labels, arrays.owners, arrays.class_names, held_out_fraction)
+    unit = unit or default_unit(arrays.owners)
+    index = ImageIndex(file.stem, arrays.image_shape, arrays.labels, arrays.class_names, unit, arrays.owners)
+    train, held_out = index.take(rows[0], file.stem), index.take(rows[1], f'{file.stem} held out')
+    return PrivateData(train=lambda: train.with_images(npz.read_images(file, rows[0])),
+                       held_out=lambda: held_out.with_images(npz.read_images(file, rows[1])),
+                       spec=train.spec)
 
 
-def _read_npz(file: pathlib.Path):
-    """Returns the images, labels, owners (or None) and class names of an .npz file."""
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            images, labels = arrays['images'], arrays['labels']
-            owners = arrays['owners'] if 'owners' in arrays else None
-            names = tuple(map(str, arrays['class_names'])) if 'class_names' in arrays else None
-    except (KeyError, ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f'{file} is not an .npz file with the arrays `images` and `labels`: {error}.') from error
-    if images.ndim == 3:
-        images = images[..., None]
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or not len(labels) or labels.min() < 0 or \
-            labels.max() > len(labels):
-        raise ValueError(f'{file}: labels must be whole numbers [images] from 0.')
-    if owners is not None and (owners.shape != labels.shape or owners.dtype.kind not in 'iuUS'):
-        raise ValueError(f'{file}: owners must be one whole number or name an image, got {owners.dtype} '
-                         f'{list(owners.shape)} for {len(labels)} labels.')
-    names = names or tuple(str(label) for label in range(int(labels.max()) + 1))
-    return images, labels.astype(np.int32), owners, names
-
-
-def _split(file: pathlib.Path, labels, owners, names, held_out_fraction) -> Tuple[np.ndarray, np.ndarray]:
-    """Returns the indices of the training and of the held-out images."""
-    from sklearn import model_selection  # pylint: disable=g-import-not-at-top
-    if owners is None:
-        counts = np.bincount(labels, minlength=len(names))
-        if counts.min() < 2:
-            raise ValueError(
-                f'{file}: class {names[int(counts.argmin())]!r} has {counts.min()} images, too few to hold one out.')
-        return model_selection.train_test_split(np.arange(len(labels)),
-                                                test_size=held_out_fraction,
-                                                random_state=0,
-                                                stratify=labels)
-    if len(np.unique(owners)) < 2:
-        raise ValueError(f'{file}: all images have one owner, so none can be held out.')
-    splitter = model_selection.GroupShuffleSplit(1, test_size=held_out_fraction, random_state=0)
-    train, held_out = next(splitter.split(labels, groups=owners))
-    for part, indices in (('trained on', train), ('held out', held_out)):
-        counts = np.bincount(labels[indices], minlength=len(names))
-        if not counts.all():
-            raise ValueError(f'{file}: no image of class {names[int(counts.argmin())]!r} belongs to the owners that '
-                             f'would be {part}; choose another held_out_fraction.')
-    return train, held_out
+def default_unit(owners) -> str:
+    """Returns the words for what is protected where a source was not told: an owner where there are any."""
+    return 'one image' if owners is None else 'one owner'

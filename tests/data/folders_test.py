@@ -1,0 +1,156 @@
+"""Tests of images in class folders."""
+
+import io
+import os
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from tf_dpdiff.data import folders
+
+CLASSES = ('cat', 'dog')
+
+
+def picture(seed, shape=(6, 5, 3)):
+    return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
+
+
+def save(file, pixels):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(file)
+
+
+def write(root, num_images=10, order=1, first=0):
+    """Writes num_images a class of five owners; returns the pixels by class and file name."""
+    pixels = {}
+    for label, name in enumerate(CLASSES):
+        for i in range(num_images)[::order]:
+            file = f'patient{i % 5}_{i}.png'
+            pixels[name, file] = picture(first + 1000 * label + i)
+            save(root / name / file, pixels[name, file])
+    return pixels
+
+
+def sides(data, pixels):
+    """Returns the names of the files of each part."""
+    names = {image.tobytes(): key for key, image in pixels.items()}
+    return [[names[image.tobytes()] for image in part.images_uint8] for part in (data.train, data.held_out)]
+
+
+def test_images_are_split_without_loss_and_labelled_by_their_folders(tmp_path):
+    pixels = write(tmp_path / 'pets')
+    data = folders.image_folder(tmp_path / 'pets', unit='one pet')
+    assert data.spec == data.train.spec and data.spec.class_names == CLASSES and data.spec.unit == 'one pet'
+    train, held_out = sides(data, pixels)
+    assert len(train) == 16 and len(held_out) == 4 and set(train) | set(held_out) == set(pixels)
+    for part, names in ((data.train, train), (data.held_out, held_out)):
+        assert [CLASSES[label] for label in part.labels] == [name for name, _ in names]
+
+
+def test_result_does_not_depend_on_the_order_of_the_file_system(tmp_path, monkeypatch):
+    write(tmp_path / 'a')
+    write(tmp_path / 'b', order=-1)
+    (tmp_path / 'b' / '.hidden').mkdir()
+    (tmp_path / 'b' / 'cat' / '.DS_Store').touch()
+    (tmp_path / 'b' / 'readme.txt').touch()
+    one = folders.image_folder(tmp_path / 'a')
+    listdir, scandir = os.listdir, os.scandir
+    monkeypatch.setattr(os, 'listdir', lambda path: listdir(path)[::-1])
+    monkeypatch.setattr(os, 'scandir', lambda path: reversed(list(scandir(path))))
+    monkeypatch.setattr(type(tmp_path), 'iterdir', lambda path: iter(sorted((path / n for n in listdir(path)))[::-1]))
+    other = folders.image_folder(tmp_path / 'b')
+    assert one.train.fingerprint() == other.train.fingerprint()
+    assert one.held_out.fingerprint() == other.held_out.fingerprint()
+
+
+def test_folders_train_and_test_are_the_parts(tmp_path):
+    pixels = {**write(tmp_path / 'train', 3), **write(tmp_path / 'test', 2, first=100)}
+    data = folders.image_folder(tmp_path)
+    assert len(data.train) == data.spec.num_images == 6 and len(data.held_out) == 4
+    np.testing.assert_array_equal(data.train.labels, [0, 0, 0, 1, 1, 1])
+    np.testing.assert_array_equal(data.held_out.images_uint8[2], pixels['dog', 'patient0_0.png'])
+
+
+def test_folder_train_alone_is_split(tmp_path):
+    write(tmp_path / 'train')
+    data = folders.image_folder(tmp_path, held_out_fraction=0.5)
+    assert len(data.train) == len(data.held_out) == 10 and data.train.class_names == CLASSES
+
+
+def test_nobody_owns_images_on_both_sides_whatever_their_class(tmp_path):
+    pixels = write(tmp_path)
+    data = folders.image_folder(tmp_path, owner_from='prefix')
+    assert data.spec.unit == 'one owner' and data.spec.has_owners and data.spec.num_units == 4
+    train, held_out = sides(data, pixels)
+    owners = [{file.split('_')[0] for _, file in part} for part in (train, held_out)]
+    assert not owners[0] & owners[1] and len(owners[0] | owners[1]) == 5
+    names = sorted(owners[0])
+    assert [names[owner] for owner in data.train.owners] == [file.split('_')[0] for _, file in train]
+
+
+def test_images_of_several_sizes_and_kinds_are_made_alike_where_asked(tmp_path):
+    write(tmp_path)
+    save(tmp_path / 'cat' / 'patient0_0.png', picture(0, (8, 16, 1)))
+    data = folders.image_folder(tmp_path, image_size=4, channels=1)
+    assert data.train.image_shape == data.held_out.image_shape == (4, 4, 1)
+    grey = np.asarray(Image.fromarray(picture(0, (8, 16, 1))[..., 0]))[:, 4:12].reshape(4, 2, 4, 2).mean((1, 3))
+    every = np.concatenate([data.train.images_uint8, data.held_out.images_uint8])
+    assert min(np.abs(image[..., 0] - grey).max() for image in every) <= 0.5
+
+
+def test_held_out_images_stay_unread(tmp_path):
+    write(tmp_path / 'train')
+    write(tmp_path / 'test')
+    (tmp_path / 'test' / 'dog' / 'patient0_0.png').write_bytes(b'damaged')
+    data = folders.image_folder(tmp_path)
+    assert len(data.train) == data.spec.num_images
+    with pytest.raises(ValueError, match='test/dog/patient0_0.png is no PNG'):
+        data.held_out  # pylint: disable=pointless-statement
+
+
+def truncated():
+    buffer = io.BytesIO()
+    Image.fromarray(picture(0)).save(buffer, 'PNG')
+    return buffer.getvalue()[:-40]
+
+
+@pytest.mark.parametrize('change, options, message', [
+    (lambda root: (root / 'dog' / 'a.png').write_bytes(b''), {}, r'dog/a.png is no PNG, JPEG or BMP image'),
+    (lambda root: (root / 'dog' / 'a.png').write_bytes(truncated()), {}, r'dog/a.png is a damaged image'),
+    (lambda root: save(root / 'dog' / 'a.png', picture(0, (5, 6, 3))), {},
+     r'dog/a.png is 5x6x3 .*cat/patient0_0.png is 6x5x3; give image_size'),
+    (lambda root: save(root / 'dog' / 'a.png', picture(0, (6, 5, 1))), {},
+     r'dog/a.png is 6x5x1 .*cat/patient0_0.png is 6x5x3; give channels'),
+    (lambda root: save(root / 'dog' / 'a.png', picture(0, (6, 5, 4))), {}, r'dog/a.png has transparent pixels'),
+    (lambda root: (root / 'dog' / 'a.txt').touch(), {}, r'dog/a.txt is no image file'),
+    (lambda root: (root / 'dog' / 'a.png').mkdir(), {}, r'dog/a.png is no image file'),
+    (lambda root: (root / 'eel').mkdir(), {}, r'the class folder .*eel holds no images'),
+    (lambda root: save(root / 'eel' / 'a.png', picture(0)), {}, r"class 'eel' has 1 images, too few to hold one out"),
+    (lambda root: write(root / 'train' / 'x'), {}, r'train/x/cat is no image file'),
+    (lambda root: (write(root / 'train'), save(root / 'test' / 'eel' / 'a.png', picture(0))), {},
+     r"train and test must have the same class folders; 'cat' is in one of them only"),
+    (lambda root: (root / 'train').mkdir(), {}, r'train holds no class folders'),
+    (lambda root: save(root / 'dog' / 'a.png', picture(0)), {'owner_from': 'prefix'}, r'dog/a.png names no owner'),
+    (lambda root: save(root / 'dog' / '_a.png', picture(0)), {'owner_from': 'prefix'}, r'dog/_a.png names no owner'),
+    (lambda root: None, {'owner_from': 'suffix'}, r"owner_from must be None or 'prefix', got 'suffix'"),
+    (lambda root: None, {'held_out_fraction': 1.0}, r'held_out_fraction must be in \(0, 1\), got 1.0'),
+    (lambda root: None, {'held_out_fraction': 0.01}, r'held_out_fraction=0.01 of 20 images leaves too few'),
+    (lambda root: None, {'image_size': 0}, r'image_size must be at least 1, got 0'),
+    (lambda root: None, {'channels': 4}, r'channels must be 1 \(grey\) or 3 \(colour\), got 4'),
+])  # yapf: disable
+def test_what_is_wrong_is_named_in_one_line(tmp_path, change, options, message):
+    write(tmp_path / 'pets')
+    folders.image_folder(tmp_path / 'pets').train  # pylint: disable=expression-not-assigned
+    change(tmp_path / 'pets')
+    with pytest.raises(ValueError, match=message) as error:
+        data = folders.image_folder(tmp_path / 'pets', **options)
+        len(data.train), len(data.held_out)  # pylint: disable=expression-not-assigned
+    assert '\n' not in str(error.value)
+
+
+def test_missing_and_empty_folders_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match='no such folder: .*pets'):
+        folders.image_folder(tmp_path / 'pets')
+    with pytest.raises(ValueError, match='holds no class folders'):
+        folders.image_folder(tmp_path)

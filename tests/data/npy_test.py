@@ -1,0 +1,73 @@
+"""Tests of images that stay in files."""
+
+import numpy as np
+import pytest
+
+from tf_dpdiff.data import npy
+from tf_dpdiff.data import pipelines
+
+
+def write(folder, **changes):
+    folder.mkdir()
+    images = np.random.default_rng(0).integers(0, 256, [20, 4, 3, 1]).astype(np.uint8)
+    arrays = {'train_images': images[:14], 'train_labels': np.arange(14) % 2, 'held_out_images': images[14:],
+              'held_out_labels': np.arange(6) % 2, **changes}  # yapf: disable
+    for name, values in arrays.items():
+        if values is not None:
+            np.save(folder / f'{name}.npy', values)
+    return arrays
+
+
+def test_images_stay_in_their_files(tmp_path):
+    arrays = write(tmp_path / 'scans')
+    data = npy.npy_images(str(tmp_path / 'scans'), unit='one scan')
+    assert data.spec == data.train.spec and data.spec.unit == 'one scan' and data.train.class_names == ('0', '1')
+    for name, part in (('train', data.train), ('held_out', data.held_out)):
+        assert isinstance(part.images_uint8, np.memmap) and not part.images_uint8.flags.writeable
+        np.testing.assert_array_equal(part.images_uint8, arrays[f'{name}_images'])
+        np.testing.assert_array_equal(part.labels, arrays[f'{name}_labels'])
+    # A batch with padding is written to.
+    images, labels = pipelines.gather(data.train, np.array([[3, -1], [0, 2]]))
+    np.testing.assert_array_equal(images[1, 1], arrays['train_images'][2])
+    assert not images[0, 1].any() and labels.tolist() == [[1, 0], [0, 0]]
+
+
+def test_unit_may_be_an_owner(tmp_path):
+    write(tmp_path / 'scans', train_owners=np.array([f'patient {i // 2}' for i in range(14)]))
+    data = npy.npy_images(str(tmp_path / 'scans'), class_names=('no', 'yes'))
+    assert data.spec == data.train.spec and data.spec.num_units == 7 and data.spec.unit == 'one owner'
+    np.testing.assert_array_equal(data.train.owners, np.arange(14) // 2)
+    assert data.held_out.class_names == ('no', 'yes')
+
+
+def test_held_out_images_stay_unread(tmp_path):
+    write(tmp_path / 'scans')
+    (tmp_path / 'scans' / 'held_out_images.npy').write_bytes(b'damaged')
+    data = npy.npy_images(str(tmp_path / 'scans'))
+    assert len(data.train) == 14
+    with pytest.raises(ValueError, match='held_out_images.npy is no readable .npy file'):
+        data.held_out  # pylint: disable=pointless-statement
+
+
+@pytest.mark.parametrize('changes, message', [
+    ({'train_images': None}, 'no such file: .*train_images.npy'),
+    ({'held_out_labels': None}, 'no such file: .*held_out_labels.npy'),
+    ({'train_images': np.zeros([14, 4, 3, 1])}, r'train_images.npy must be uint8 .* got float64 \[14, 4, 3, 1\]'),
+    ({'train_images': np.zeros([14, 4, 3], np.uint8)}, r'train_images.npy must be uint8 .* got uint8 \[14, 4, 3\]'),
+    ({'train_images': np.zeros([0, 4, 3, 1], np.uint8)}, r'train_images.npy must be uint8 .* got uint8 \[0, 4, 3, 1\]'),
+    ({'train_labels': np.arange(13) % 2}, r'train_labels.npy must hold one value .* the 14 images, got \[13\]'),
+    ({'train_labels': np.zeros(14)}, 'train_labels.npy must hold whole numbers, got float64'),
+    ({'train_labels': np.arange(14) - 1}, r'train_labels.npy: image 0 has label -1, which is not in \[0, 13\)'),
+    ({'train_labels': np.full(14, 1)}, "train_labels.npy: class '0' has no training image"),
+    ({'train_owners': np.zeros(14)}, 'train_owners.npy must hold whole numbers or names, got float64'),
+    ({'train_owners': np.zeros(13, int)}, r'train_owners.npy must hold one value .* the 14 images, got \[13\]'),
+    ({'held_out_labels': np.zeros(5, int)}, 'held_out_labels.npy must hold one value for each of the 6 images'),
+    ({'held_out_labels': np.full(6, 2)}, "'scans held out': every private image needs a label"),
+    ({'held_out_images': np.zeros([6, 3, 3, 1], np.uint8)}, "'scans' and 'scans held out' differ in image size"),
+])  # yapf: disable
+def test_what_is_wrong_is_named_in_one_line(tmp_path, changes, message):
+    write(tmp_path / 'scans', **changes)
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        data = npy.npy_images(str(tmp_path / 'scans'))
+        len(data.train), len(data.held_out)  # pylint: disable=expression-not-assigned
+    assert '\n' not in str(error.value)

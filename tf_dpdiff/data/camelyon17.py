@@ -1,0 +1,206 @@
+"""WILDS Camelyon17: patches of lymph node tissue, with or without tumour, from five hospitals."""
+
+import csv
+import dataclasses
+import functools
+import hashlib
+import io
+import pathlib
+from typing import Dict, Optional
+
+import numpy as np
+
+from tf_dpdiff import files
+from tf_dpdiff.data import datasets
+from tf_dpdiff.data import images as images_lib
+from tf_dpdiff.data import splitting
+
+CLASS_NAMES = ('normal', 'tumor')
+UNITS = {'image': None, 'patient': 'patient', 'slide': 'slide'}  # The column of metadata.csv that names the owner.
+HELD_OUT_SPLITS = ('test', 'val', 'id_val')
+PUBLISHED_NUM_IMAGES = 302436  # Of the training split.
+
+_COLUMNS = ('patient', 'node', 'x_coord', 'y_coord', 'tumor', 'slide', 'center', 'split')
+_PATCH_SIZE = 96
+_FIRST_LINE = 2  # Of metadata.csv, after the names of the columns.
+# The hospitals that are held out as wholes; the column `split` parts the images of the others.
+_SPLIT_OF_CENTER = {1: 'val', 2: 'test'}
+_SPLIT_OF_COLUMN = {0: 'train', 1: 'id_val'}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Metadata:
+    """metadata.csv: its columns, the split of each row, and a digest of the file."""
+    file: pathlib.Path
+    digest: str
+    columns: Dict[str, np.ndarray]
+    splits: np.ndarray
+
+    def column(self, split: str, name: str) -> np.ndarray:
+        return self.columns[name][self.splits == split]
+
+    def line(self, row: int) -> str:
+        return f'{self.file}, line {row + _FIRST_LINE}'
+
+    def patch(self, row: int) -> pathlib.Path:
+        patient, node, x, y = (self.columns[name][row] for name in ('patient', 'node', 'x_coord', 'y_coord'))
+        stem = f'patient_{patient}_node_{node}'
+        return self.file.parent / 'patches' / stem / f'patch_{stem}_x_{x}_y_{y}.png'
+
+
+def wilds_camelyon17(root: str,
+                     *,
+                     held_out_split: str = 'test',
+                     unit: str = 'image',
+                     image_size: int = 32,
+                     cache_dir: Optional[str] = None) -> datasets.PrivateData:
+    """Loads Camelyon17 as WILDS lays it out: hospitals apart.
+
+    The training part is the split 'train' of WILDS: images of three hospitals. The 96x96 patches are averaged down: at
+    image_size 32 a pixel is the rounded mean of 3x3 pixels. Alpha is dropped, as WILDS does. Decoding all training
+    patches takes minutes, which `cache_dir` saves the second time.
+
+    Args:
+      root: The folder camelyon17_v1.0 with metadata.csv and patches, or the folder that holds it.
+      held_out_split: 'test' (another hospital), 'val' (yet another) or 'id_val' (the hospitals, and patients, of the
+        training part).
+      unit: What the guarantee protects: 'image', 'patient' or 'slide', each with all of their images.
+      image_size: Height and width in pixels.
+      cache_dir: A folder of one's own for the decoded images, PRIVATE like the patches: its files can be read by their
+        owner only and are written only where this is given. They are known by the content of metadata.csv, the split
+        and the size, not by the pixels: delete them if patches change. Their images are read from the disk as they
+        are needed.
+
+    Returns:
+      The two parts. Without the folder there is a `spec` of the published size, where the unit is an image.
+
+    Raises:
+      FileNotFoundError: if the folder or a patch is missing.
+      ValueError: names the file or row, and what is wrong with it.
+
+    References: Bandi et al. 2018, IEEE Transactions on Medical Imaging 38(2); Koh et al. 2021, arXiv:2012.07421, for
+      the split by hospitals.
+    """
+    for name, value, known in (('unit', unit, tuple(UNITS)), ('held_out_split', held_out_split, HELD_OUT_SPLITS)):
+        if value not in known:
+            raise ValueError(f'{name} of Camelyon17 must be one of {", ".join(known)}, got {value!r}.')
+    images_lib.check_fit(image_size, None)
+    file = _find(pathlib.Path(root).expanduser())
+    if file is None:
+        return _published(root, unit, image_size)
+    metadata = _read_metadata(file)
+    if held_out_split not in metadata.splits:
+        raise ValueError(f'{file} has no images of the split {held_out_split!r}.')
+
+    def index_of(split, name):
+        owners = metadata.column(split, UNITS[unit]) if UNITS[unit] else None
+        labels = metadata.column(split, 'tumor').astype(np.int32)
+        return datasets.ImageIndex(name, (image_size, image_size, 3), labels, CLASS_NAMES, f'one {unit}', owners)
+
+    train, held_out = index_of('train', 'camelyon17'), index_of(held_out_split, f'camelyon17 {held_out_split}')
+    read = functools.partial(_read_images, metadata, image_size=image_size, cache_dir=cache_dir)
+    return datasets.PrivateData(train=lambda: train.with_images(read('train')),
+                                held_out=lambda: held_out.with_images(read(held_out_split)),
+                                spec=train.spec)
+
+
+def _find(root: pathlib.Path) -> Optional[pathlib.Path]:
+    """Returns metadata.csv, or None."""
+    candidates = [root / 'metadata.csv', root / 'camelyon17_v1.0' / 'metadata.csv']
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def _published(root: str, unit: str, image_size: int) -> datasets.PrivateData:
+    """Returns data that are planned with and cannot be read."""
+    missing = f'no metadata.csv of Camelyon17 in {root} or in camelyon17_v1.0 there'
+    if unit != 'image':
+        raise FileNotFoundError(f"{missing}; it is needed to count the units where unit='{unit}'.")
+
+    def read():
+        raise FileNotFoundError(f'{missing}; download it with the package wilds: '
+                                f"wilds.get_dataset('camelyon17', root_dir={str(root)!r}, download=True).")
+
+    spec = datasets.DatasetSpec('camelyon17', (image_size, image_size, 3),
+                                CLASS_NAMES,
+                                PUBLISHED_NUM_IMAGES,
+                                PUBLISHED_NUM_IMAGES,
+                                note=f'not found in {root}; published sizes')
+    return datasets.PrivateData(train=read, held_out=read, spec=spec)
+
+
+def _read_metadata(file: pathlib.Path) -> _Metadata:
+    """Reads and checks metadata.csv."""
+    content = file.read_bytes()
+    columns, splits, number = {name: [] for name in _COLUMNS}, [], 1
+    try:
+        table = csv.reader(io.StringIO(content.decode('utf-8')))
+        header = next(table, [])
+        missing = [name for name in _COLUMNS if name not in header]
+        if missing:
+            raise ValueError(f'no column {missing[0]!r} among {", ".join(filter(None, header)) or "none"}')
+        positions = [header.index(name) for name in _COLUMNS]
+        for number, values in enumerate(table, start=_FIRST_LINE):
+            if len(values) != len(header):
+                raise ValueError(f'{len(values)} values for {len(header)} columns')
+            row = {name: values[position] for name, position in zip(_COLUMNS, positions)}
+            splits.append(_split_of(row))
+            for name, value in row.items():
+                columns[name].append(value if name == 'patient' else int(value))
+    except (csv.Error, ValueError) as error:
+        raise ValueError(f'{file}, line {number}: {error}.') from error
+    arrays = {name: np.array(values, str if name == 'patient' else np.int32) for name, values in columns.items()}
+    metadata = _Metadata(file, hashlib.sha256(content).hexdigest(), arrays, np.array(splits, str))
+    splitting.check_classes(f'{file}: the training split', metadata.column('train', 'tumor'), CLASS_NAMES)
+    return metadata
+
+
+def _split_of(row: Dict[str, str]) -> str:
+    """Checks a row and returns the split that it belongs to."""
+    for name, value in row.items():
+        # Nothing but digits finds its way into the path of a patch.
+        if not (value.isascii() and value.isdigit()):
+            raise ValueError(f'{name} must be a whole number, got {value!r}')
+    if row['tumor'] not in ('0', '1'):
+        raise ValueError(f'tumor must be 0 or 1, got {row["tumor"]}')
+    split = _SPLIT_OF_CENTER.get(int(row['center'])) or _SPLIT_OF_COLUMN.get(int(row['split']))
+    if split is None:
+        raise ValueError(f'split must be 0 (train) or 1 (id_val), got {row["split"]}')
+    return split
+
+
+def _read_images(metadata: _Metadata, split: str, *, image_size: int, cache_dir: Optional[str]) -> np.ndarray:
+    """Returns the images of a split, from the cache where there is one."""
+    rows = np.flatnonzero(metadata.splits == split)
+    shape = (len(rows), image_size, image_size, 3)
+
+    def read_all(out):
+        return images_lib.read_all('camelyon17', rows, lambda row: _read_patch(metadata, row, image_size), out)
+
+    if cache_dir is None:
+        return read_all(np.empty(shape, np.uint8))
+    cache = pathlib.Path(cache_dir).expanduser() / f'camelyon17_{split}_{image_size}_{metadata.digest[:16]}.npy'
+    if not cache.exists():
+        with files.replacing(cache) as temporary:
+            temporary.touch(mode=0o600)
+            out = np.lib.format.open_memmap(temporary, mode='w+', dtype=np.uint8, shape=shape)
+            read_all(out).flush()
+    try:
+        images = np.load(cache, mmap_mode='r', allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f'the cache {cache} is damaged, delete it: {images_lib.one_line(error)}.') from error
+    if images.shape != shape or images.dtype != np.uint8:
+        raise ValueError(f'the cache {cache} is damaged, delete it: it holds {images.dtype} {list(images.shape)}.')
+    return images
+
+
+def _read_patch(metadata: _Metadata, row: int, image_size: int) -> np.ndarray:
+    """Returns a patch, resized."""
+    patch = metadata.patch(row)
+    try:
+        encoded = patch.read_bytes()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f'{metadata.line(row)}: no such patch: {patch}.') from error
+    image = images_lib.to_channels(images_lib.decode(encoded, str(patch), drop_alpha=True), 3)
+    if image.shape != (_PATCH_SIZE, _PATCH_SIZE, 3):
+        raise ValueError(f'{patch} is {image.shape[0]}x{image.shape[1]}, a patch is {_PATCH_SIZE}x{_PATCH_SIZE}.')
+    return images_lib.resize(image, image_size, image_size)

@@ -1,0 +1,127 @@
+"""Images in folders, one a class."""
+
+import pathlib
+from typing import List, NamedTuple, Optional, Tuple
+
+import numpy as np
+
+from tf_dpdiff.data import datasets
+from tf_dpdiff.data import images as images_lib
+from tf_dpdiff.data import splitting
+
+
+class _Files(NamedTuple):
+    """The files of a folder of class folders, in the order of their names."""
+    paths: Tuple[pathlib.Path, ...]
+    labels: np.ndarray
+    owners: Optional[np.ndarray]
+    class_names: Tuple[str, ...]
+
+
+def image_folder(path: str,
+                 *,
+                 held_out_fraction: float = 0.2,
+                 unit: Optional[str] = None,
+                 owner_from: Optional[str] = None,
+                 image_size: Optional[int] = None,
+                 channels: Optional[int] = None) -> datasets.PrivateData:
+    """Loads one's own images from folders, one a class: PATH/CLASS/*.png.
+
+    Where there is a folder PATH/train, it holds the class folders of the training images, and PATH/test, if there is
+    one, those of the held-out images. Classes are in the order of their names, images of a class in the order of
+    theirs. Files and folders whose name begins with a dot are passed over, and so are files beside the class folders;
+    anything but an image inside a class folder is an error.
+
+    Args:
+      path: The folder. Images are PNG, JPEG or BMP; `images.decode` says what is refused.
+      held_out_fraction: Share that is held out for evaluation where there is no PATH/test, in (0, 1): of the images of
+        each class or, where owners are named, of the owners, so that nobody is on both sides. The split is fixed.
+      unit: What the guarantee protects, in words; 'one image', or 'one owner' where owners are named.
+      owner_from: 'prefix': the name of a file up to its first underscore says whose image it is, in whatever class
+        folder it lies: patient012_3.png belongs to patient012. None: each image is a unit of its own.
+      image_size: Height and width to which the largest centred square of each image is resized. None: all images must
+        have one size.
+      channels: 1 or 3: images are made grey or colour. None: all images must be of one kind.
+
+    Returns:
+      The two parts.
+
+    Raises:
+      FileNotFoundError: if there is no such folder.
+      ValueError: names the file or folder, and what is wrong with it.
+    """
+    images_lib.check_fit(image_size, channels)
+    splitting.check_fraction(held_out_fraction)
+    if owner_from not in (None, 'prefix'):
+        raise ValueError(f"owner_from must be None or 'prefix', got {owner_from!r}.")
+    root = pathlib.Path(path).expanduser()
+    if not root.is_dir():
+        raise FileNotFoundError(f'no such folder: {root}.')
+    folder = root / 'train' if (root / 'train').is_dir() else root
+    files = _list(folder, owner_from)
+    test = _list(root / 'test', owner_from) if folder != root and (root / 'test').is_dir() else None
+    if test and test.class_names != files.class_names:
+        odd = sorted(set(test.class_names) ^ set(files.class_names))
+        raise ValueError(f'{root}: train and test must have the same class folders; {odd[0]!r} is in one of them only.')
+
+    first = files.paths[0]
+    image_shape = _read(first, image_size, channels).shape
+
+    def index_of(name, files):
+        return datasets.ImageIndex(name, image_shape, files.labels, files.class_names, unit or
+                                   datasets.default_unit(files.owners), files.owners)
+
+    def read_all(index, paths):
+
+        def read(file):
+            return images_lib.check_shape(_read(file, image_size, channels), image_shape, str(file), str(first))
+
+        out = np.empty([len(paths), *image_shape], np.uint8)
+        return index.with_images(images_lib.read_all(index.name, paths, read, out))
+
+    train, train_paths, name = index_of(root.name, files), files.paths, f'{root.name} held out'
+    if test:
+        held_out, held_out_paths = index_of(name, test), test.paths
+    else:
+        rows = splitting.split(str(folder), files.labels, files.owners, files.class_names, held_out_fraction)
+        train, held_out = train.take(rows[0], root.name), train.take(rows[1], name)
+        train_paths, held_out_paths = ([files.paths[row] for row in part] for part in rows)
+    return datasets.PrivateData(train=lambda: read_all(train, train_paths),
+                                held_out=lambda: read_all(held_out, held_out_paths),
+                                spec=train.spec)
+
+
+def _list(folder: pathlib.Path, owner_from: Optional[str]) -> _Files:
+    """Lists the images of class folders."""
+    classes = [child for child in _visible(folder) if child.is_dir()]
+    if not classes:
+        raise ValueError(f'{folder} holds no class folders.')
+    paths, labels = [], []
+    for label, class_folder in enumerate(classes):
+        files = _visible(class_folder)
+        if not files:
+            raise ValueError(f'the class folder {class_folder} holds no images.')
+        for file in files:
+            if file.suffix.lower() not in images_lib.SUFFIXES or not file.is_file():
+                raise ValueError(
+                    f'{file} is no image file ({", ".join(images_lib.SUFFIXES)}); move it out of the class '
+                    'folder.')
+        paths += files
+        labels += [label] * len(files)
+    owners = np.array([_owner(file) for file in paths]) if owner_from else None
+    return _Files(tuple(paths), np.array(labels, np.int32), owners, tuple(child.name for child in classes))
+
+
+def _visible(folder: pathlib.Path) -> List[pathlib.Path]:
+    return sorted((child for child in folder.iterdir() if not child.name.startswith('.')), key=lambda path: path.name)
+
+
+def _owner(file: pathlib.Path) -> str:
+    owner, underscore, _ = file.name.partition('_')
+    if not owner or not underscore:
+        raise ValueError(f"{file} names no owner: with owner_from='prefix' a file is called OWNER_ANYTHING.")
+    return owner
+
+
+def _read(file: pathlib.Path, image_size: Optional[int], channels: Optional[int]) -> np.ndarray:
+    return images_lib.fit(images_lib.decode(file.read_bytes(), str(file)), image_size, channels)

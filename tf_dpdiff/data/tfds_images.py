@@ -1,0 +1,238 @@
+"""Data sets that TensorFlow Datasets has prepared on this machine."""
+
+import contextlib
+import functools
+import os
+import pathlib
+import re
+from typing import Iterator, Optional, Tuple
+
+from absl import logging
+import numpy as np
+
+from tf_dpdiff.data import datasets
+from tf_dpdiff.data import images as images_lib
+from tf_dpdiff.data import splitting
+
+# Image shape, classes and training images of data sets that a run may be planned for before they are there.
+PUBLISHED_SIZES = {
+    'mnist': ((28, 28, 1), 10, 60000),
+    'fashion_mnist': ((28, 28, 1), 10, 60000),
+    'cifar10': ((32, 32, 3), 10, 50000),
+    'imagenet_resized/32x32': ((32, 32, 3), 1000, 1281167),
+}
+
+_BATCH = 512  # Images decoded at a time.
+
+
+def tfds_images(name: str,
+                *,
+                train_split: str = 'train',
+                held_out_split: str = 'test',
+                data_dir: Optional[str] = None,
+                image_key: str = 'image',
+                label_key: str = 'label',
+                owner_key: Optional[str] = None,
+                image_size: Optional[int] = None,
+                unit: Optional[str] = None) -> datasets.PrivateData:
+    """Loads a data set of TensorFlow Datasets by its name; reads what is prepared and never downloads.
+
+    Args:
+      name: Such as 'mnist', 'imagenet_resized/32x32' or 'cifar10:3.0.2'; without a version the latest that is there.
+      train_split: A split or a slice of one, such as 'train[:80%]'.
+      held_out_split: The same, of images that are not trained on.
+      data_dir: Where data sets are prepared; None: the environment's TFDS_DATA_DIR, or ~/tensorflow_datasets.
+      image_key: Feature with the image.
+      label_key: Feature with the class; must be a tfds.features.ClassLabel.
+      owner_key: Feature, a whole number or a text, that says whose image it is, or None. Whether an owner is in both
+        splits is the data set's affair.
+      image_size: Height and width to which the largest centred square of each image is resized. None: all images must
+        have one size.
+      unit: What the guarantee protects, in words; 'one image', or 'one owner' where owners are named.
+
+    Returns:
+      The two parts, images in the order of the files. Where mnist, fashion_mnist, cifar10 or imagenet_resized/32x32
+      are not prepared, there is a `spec` of their published sizes, and asking for images raises the error.
+
+    Raises:
+      FileNotFoundError: if the data set is not prepared; says where it was looked for and how to prepare it.
+      ValueError: if it lacks a split or a feature, or a record cannot be read.
+    """
+    images_lib.check_fit(image_size, None)
+    root = pathlib.Path(data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets').expanduser()
+    folder = _find(root, name)
+    if folder is None:
+        return _published(name, root, train_split, owner_key, image_size, unit)
+    read = functools.partial(_read_part,
+                             folder,
+                             keys=(image_key, label_key, owner_key),
+                             image_size=image_size,
+                             unit=unit or datasets.default_unit(owner_key))
+    spec = _spec(folder, (image_key, label_key, owner_key), train_split, held_out_split, image_size)
+    whole_name = name if train_split == 'train' else f'{name} {train_split}'
+    spec = datasets.DatasetSpec(whole_name, *spec, unit or datasets.default_unit(owner_key), owner_key is not None)
+    return datasets.PrivateData(train=lambda: read(spec.name, train_split, check_classes=True),
+                                held_out=lambda: read(f'{name} {held_out_split}', held_out_split),
+                                spec=spec)
+
+
+def _find(root: pathlib.Path, name: str) -> Optional[pathlib.Path]:
+    """Returns the folder of a version of a prepared data set, or None."""
+    name, _, version = name.partition(':')
+    folder = root / name
+    versions = {
+        tuple(map(int, child.name.split('.'))): child
+        for child in (folder.iterdir() if folder.is_dir() else ())
+        if re.fullmatch(r'\d+\.\d+\.\d+', child.name) and (child / 'dataset_info.json').is_file()
+    }
+    if version:
+        return next((child for child in versions.values() if child.name == version), None)
+    return versions[max(versions)] if versions else None
+
+
+def _published(name, root, train_split, owner_key, image_size, unit) -> datasets.PrivateData:
+    """Returns data that are planned with and cannot be read."""
+    error = FileNotFoundError(f'the data set {name!r} is not prepared in {root}; prepare it with .venv/bin/python -c '
+                              f'"import tensorflow_datasets as tfds; tfds.load(\'{name}\', data_dir=\'{root}\')".')
+    if name not in PUBLISHED_SIZES or train_split != 'train' or owner_key is not None:
+        raise error
+
+    def read():
+        raise error
+
+    image_shape, num_classes, num_images = PUBLISHED_SIZES[name]
+    if image_size is not None:
+        image_shape = (image_size, image_size, image_shape[2])
+    spec = datasets.DatasetSpec(name,
+                                image_shape,
+                                tuple(map(str, range(num_classes))),
+                                num_images,
+                                num_images,
+                                unit or 'one image',
+                                note=f'not found in {root}; published sizes')
+    return datasets.PrivateData(train=read, held_out=read, spec=spec)
+
+
+def _open(folder: pathlib.Path):
+    """Returns the library and the builder of a prepared data set."""
+    # Or it asks a metadata server whether this machine is in Google's cloud, and waits.
+    os.environ.setdefault('NO_GCE_CHECK', 'true')
+    import tensorflow_datasets as tfds  # pylint: disable=g-import-not-at-top
+    try:
+        return tfds, tfds.builder_from_directory(str(folder))
+    except Exception as error:  # pylint: disable=broad-except
+        # The library lists no errors for damaged files.
+        raise ValueError(f'{folder} is not a prepared data set: {images_lib.one_line(error)}.') from error
+
+
+def _spec(folder, keys, train_split, held_out_split, image_size) -> Tuple:
+    """Returns image shape, class names, and numbers of images and units of the training part."""
+    tfds, builder = _open(folder)
+    features = builder.info.features
+    for key in keys:
+        if key is not None and key not in features:
+            raise ValueError(f'{folder}: there is no feature {key!r}; there are {", ".join(sorted(features))}.')
+    image_key, label_key, owner_key = keys
+    image, label = features[image_key], features[label_key]
+    if not isinstance(image, tfds.features.Image) or image.np_dtype != np.uint8:
+        raise ValueError(f'{folder}: the feature {image_key!r} is no image of 8-bit pixels.')
+    if not isinstance(label, tfds.features.ClassLabel) or not label.num_classes:
+        raise ValueError(f'{folder}: the feature {label_key!r} is no class label.')
+    num_images = _num_images(builder, folder, train_split)
+    _num_images(builder, folder, held_out_split)
+    height, width, channels = image.shape
+    if image_size is None and None in (height, width):
+        raise ValueError(f'{folder}: images have no common size; give image_size.')
+    if channels not in (1, 3):
+        raise ValueError(f'{folder}: images have {channels} channels; they must have 1 or 3.')
+    num_units = num_images
+    if owner_key is not None:
+        owners = _read_columns(folder, train_split, (owner_key,))[owner_key]
+        num_units = len(np.unique(_check_owners(folder, owner_key, owners)))
+    image_shape = (image_size or height, image_size or width, channels)
+    return image_shape, tuple(label.names), num_images, num_units
+
+
+def _num_images(builder, folder, split) -> int:
+    try:
+        num_images = builder.info.splits[split].num_examples
+    except Exception as error:  # pylint: disable=broad-except
+        known = ', '.join(sorted(builder.info.splits))
+        raise ValueError(f'{folder} has no split {split!r}; it has {known}, and slices of them.') from error
+    if not num_images:
+        raise ValueError(f'{folder}: the split {split!r} holds no images.')
+    return num_images
+
+
+def _check_owners(folder, owner_key, owners) -> np.ndarray:
+    """Returns the owners if each has a name or a number."""
+    if owners.ndim != 1 or owners.dtype.kind not in 'iuO':
+        raise ValueError(f'{folder}: the feature {owner_key!r} is neither a whole number nor a text.')
+    if owners.dtype.kind == 'O':
+        owners = np.array([owner.decode('utf-8', 'backslashreplace') for owner in owners])
+    unnamed = np.flatnonzero(owners == '') if owners.dtype.kind == 'U' else []
+    if len(unnamed):
+        raise ValueError(f'{folder}: record {unnamed[0]} has no owner.')
+    return owners
+
+
+@contextlib.contextmanager
+def _errors_of(source: str) -> Iterator[None]:
+    """Turns whatever the library raises into one line that names the source."""
+    try:
+        yield
+    except Exception as error:  # pylint: disable=broad-except
+        raise ValueError(f'{source} cannot be read: {images_lib.one_line(error)}.') from error
+
+
+def _batches(folder, split, keys, batch_size) -> Iterator[dict]:
+    """Yields the features of records in the order of the files, each [records, ...]."""
+    tfds, builder = _open(folder)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # The library warns of its own use of a deprecated name.
+    try:
+        dataset = builder.as_dataset(split=split,
+                                     shuffle_files=False,
+                                     decoders=tfds.decode.PartialDecoding({key: True for key in keys}),
+                                     read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False))
+    finally:
+        logging.set_verbosity(verbosity)
+    yield from dataset.batch(batch_size).as_numpy_iterator()
+
+
+def _read_columns(folder, split, keys) -> dict:
+    """Returns features without the images."""
+    with _errors_of(f'{folder}: a record of the split {split!r}'):
+        batches = list(_batches(folder, split, keys, 8 * _BATCH))
+        return {key: np.concatenate([batch[key] for batch in batches]) for key in keys}
+
+
+def _read_part(folder, name, split, *, keys, image_size, unit, check_classes=False) -> datasets.ImageDataset:
+    """Reads a split."""
+    image_key, label_key, owner_key = keys
+    _, builder = _open(folder)
+    num_images, names = builder.info.splits[split].num_examples, tuple(builder.info.features[label_key].names)
+    height, width, channels = builder.info.features[image_key].shape
+    # Images of several sizes make no batch.
+    batch_size = 1 if None in (height, width) else _BATCH
+    out = np.empty([num_images, image_size or height, image_size or width, channels], np.uint8)
+    columns, row = {key: [] for key in (label_key, owner_key) if key}, 0
+    with images_lib.progress(num_images, name) as bar:
+        batches = _batches(folder, split, [key for key in keys if key], batch_size)
+        while row < num_images:
+            with _errors_of(f'{folder}: record {row} or one of the next {batch_size} of the split {split!r}'):
+                batch = next(batches, None)
+            if batch is None:
+                raise ValueError(f'{folder}: the split {split!r} holds {row} records, {num_images} expected.')
+            images = batch[image_key]
+            out[row:row + len(images)] = images_lib.fit(images, image_size)
+            for key, values in columns.items():
+                values.append(batch[key])
+            row += len(images)
+            bar.update(len(images))
+    labels = np.concatenate(columns[label_key])
+    if check_classes:
+        splitting.check_classes(f'{folder}: the split {split!r}', labels, names)
+    owners = _check_owners(folder, owner_key, np.concatenate(columns[owner_key])) if owner_key else None
+    index = datasets.ImageIndex(name, out.shape[1:], labels.astype(np.int32), names, unit, owners)
+    return index.with_images(out)

@@ -1,0 +1,209 @@
+"""Images in TFRecord files of tf.train.Example."""
+
+import glob
+import os
+import pathlib
+from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+
+from tf_dpdiff.data import datasets
+from tf_dpdiff.data import images as images_lib
+from tf_dpdiff.data import splitting
+
+
+class _Format(NamedTuple):
+    """How a record is read."""
+    image_key: str
+    label_key: str
+    owner_key: Optional[str]
+    raw_shape: Optional[Tuple[int, int, int]]
+    compression: str
+    image_size: Optional[int]
+    channels: Optional[int]
+
+
+class _Scanned(NamedTuple):
+    """What records say but for their images; names of records are for errors."""
+    files: Tuple[str, ...]
+    labels: np.ndarray
+    owners: Optional[np.ndarray]
+    first_image: np.ndarray
+    first_name: str
+
+
+def tfrecord_images(pattern: str,
+                    *,
+                    held_out_pattern: Optional[str] = None,
+                    held_out_fraction: float = 0.2,
+                    image_key: str = 'image/encoded',
+                    label_key: str = 'image/class/label',
+                    owner_key: Optional[str] = None,
+                    raw_shape: Optional[Sequence[int]] = None,
+                    class_names: Optional[Sequence[str]] = None,
+                    compression: str = '',
+                    image_size: Optional[int] = None,
+                    channels: Optional[int] = None,
+                    unit: Optional[str] = None) -> datasets.PrivateData:
+    """Loads one's own images from TFRecord files of tf.train.Example.
+
+    All records are gone through once to count them, without decoding the images.
+
+    Args:
+      pattern: The files, such as '~/scans/train-*.tfrecord'; taken in the order of their names.
+      held_out_pattern: The files of the held-out images; None: they are split off from the others.
+      held_out_fraction: Share that is split off, in (0, 1): of the images of each class or, where owners are named, of
+        the owners, so that nobody is on both sides. The split is fixed.
+      image_key: Feature with one string of bytes: a PNG, JPEG or BMP file, or raw pixels.
+      label_key: Feature with one int64: the class, from 0.
+      owner_key: Feature with one int64 or string that says whose image it is, or None.
+      raw_shape: (height, width, channels) of raw uint8 pixels; None: the images are encoded.
+      class_names: One a class; None: as many classes as the largest training label says, named by their numbers.
+      compression: Of the files: '', 'GZIP' or 'ZLIB'.
+      image_size: Height and width to which the largest centred square of each image is resized. None: all images must
+        have one size.
+      channels: 1 or 3: images are made grey or colour. None: all images must be of one kind.
+      unit: What the guarantee protects, in words; 'one image', or 'one owner' where owners are named.
+
+    Returns:
+      The two parts.
+
+    Raises:
+      FileNotFoundError: if no file matches.
+      ValueError: names the file and record, and what is wrong with it.
+    """
+    images_lib.check_fit(image_size, channels)
+    splitting.check_fraction(held_out_fraction)
+    if compression not in ('', 'GZIP', 'ZLIB'):
+        raise ValueError(f"compression must be '', 'GZIP' or 'ZLIB', got {compression!r}.")
+    if raw_shape is not None and (len(raw_shape) != 3 or min(raw_shape) < 1 or raw_shape[2] not in (1, 3)):
+        raise ValueError(f'raw_shape must be (height, width, channels) with 1 or 3 channels, got {raw_shape}.')
+    form = _Format(image_key, label_key, owner_key,
+                   tuple(raw_shape) if raw_shape else None, compression, image_size, channels)
+    scanned = _scan(_match(pattern), form)
+    names = tuple(class_names) if class_names else tuple(map(str, range(int(scanned.labels.max()) + 1)))
+    splitting.check_classes(pattern, scanned.labels, names)
+    unit = unit or datasets.default_unit(owner_key)
+    name = pathlib.Path(pattern).name
+
+    def index_of(name, scanned):
+        return datasets.ImageIndex(name, scanned.first_image.shape, scanned.labels, names, unit, scanned.owners)
+
+    def read(index, source, rows):
+        return index.with_images(_read_images(index, source, rows, form, scanned))
+
+    if held_out_pattern:
+        train, rows = index_of(name, scanned), np.arange(len(scanned.labels))
+
+        def read_held_out():
+            other = _scan(_match(held_out_pattern), form)
+            return read(index_of(f'{name} held out', other), other, np.arange(len(other.labels)))
+    else:
+        rows, rest = splitting.split(pattern, scanned.labels, scanned.owners, names, held_out_fraction)
+        both = index_of(name, scanned)
+        train, held_out = both.take(rows, name), both.take(rest, f'{name} held out')
+
+        def read_held_out():
+            return read(held_out, scanned, rest)
+
+    return datasets.PrivateData(train=lambda: read(train, scanned, rows), held_out=read_held_out, spec=train.spec)
+
+
+def _match(pattern: str) -> List[str]:
+    files = sorted(glob.glob(os.path.expanduser(pattern)))
+    if not files:
+        raise FileNotFoundError(f'no such file: {pattern}.')
+    return files
+
+
+def _records(files: Sequence[str], form: _Format) -> Iterator[Tuple[str, object]]:
+    """Yields the name of each record and its features, in the order of the files."""
+    import tensorflow as tf  # pylint: disable=g-import-not-at-top
+    for file in files:
+        records = iter(tf.data.TFRecordDataset(file, compression_type=form.compression).as_numpy_iterator())
+        number = 0
+        while True:
+            name = f'{file}, record {number}'
+            try:
+                record = next(records, None)
+                if record is None:
+                    break
+                features = tf.train.Example.FromString(record).features.feature
+            except tf.errors.OpError as error:
+                raise ValueError(f'{name} cannot be read: {images_lib.one_line(error)}.') from error
+            except Exception as error:  # pylint: disable=broad-except
+                # The errors of protobuf's implementations share no public base.
+                raise ValueError(f'{name} is no tf.train.Example.') from error
+            yield name, features
+            number += 1
+
+
+def _value(features, key: str, kinds: Sequence[str], name: str):
+    """Returns the one value of a feature."""
+    if key not in features:
+        raise ValueError(f'{name} has no {key!r}; it has {", ".join(sorted(features)) or "nothing"}.')
+    kind = features[key].WhichOneof('kind')
+    values = getattr(features[key], kind).value if kind in kinds else ()
+    if len(values) != 1:
+        raise ValueError(f'{name}: {key!r} must hold one value ({" or ".join(kinds)}), got {len(values)} of {kind}.')
+    return values[0]
+
+
+def _scan(files: Sequence[str], form: _Format) -> _Scanned:
+    """Goes through all records without decoding images, but for the first."""
+    labels, owners, first = [], [], None
+    with images_lib.progress(None, 'labels') as bar:
+        for name, features in _records(files, form):
+            label = _value(features, form.label_key, ('int64_list',), name)
+            if not 0 <= label < 2**31 - 1:
+                raise ValueError(f'{name}: the label {label} is no class; classes count from 0.')
+            labels.append(label)
+            if form.owner_key:
+                owner = _value(features, form.owner_key, ('int64_list', 'bytes_list'), name)
+                if owners and isinstance(owner, bytes) != isinstance(owners[0], bytes):
+                    raise ValueError(f'{name}: {form.owner_key!r} is a number in some records and a text in others.')
+                if owner == b'':
+                    raise ValueError(f'{name} names no owner in {form.owner_key!r}.')
+                owners.append(owner)
+            if first is None:
+                first = name, _decode(features, form, name)
+            bar.update()
+    if first is None:
+        raise ValueError(f'{files[0]} holds no images.')
+    if owners and isinstance(owners[0], bytes):
+        owners = [owner.decode('utf-8', 'backslashreplace') for owner in owners]
+    return _Scanned(tuple(files), np.array(labels, np.int32), np.array(owners) if owners else None, first[1], first[0])
+
+
+def _decode(features, form: _Format, name: str) -> np.ndarray:
+    """Returns the image of a record, uint8 [height, width, channels]."""
+    encoded = _value(features, form.image_key, ('bytes_list',), name)
+    if form.raw_shape is None:
+        image = images_lib.decode(encoded, name)
+    elif len(encoded) != np.prod(form.raw_shape):
+        raise ValueError(f'{name}: {len(encoded)} bytes of pixels, {"x".join(map(str, form.raw_shape))} need '
+                         f'{np.prod(form.raw_shape)}.')
+    else:
+        image = np.frombuffer(encoded, np.uint8).reshape(form.raw_shape)
+    return images_lib.fit(image, form.image_size, form.channels)
+
+
+def _read_images(index: datasets.ImageIndex, source: _Scanned, rows: np.ndarray, form: _Format,
+                 like: _Scanned) -> np.ndarray:
+    """Decodes the images of some rows."""
+    where = np.full([len(source.labels)], -1)
+    where[rows] = np.arange(len(rows))
+    out = np.empty([len(rows), *like.first_image.shape], np.uint8)
+    count = 0
+    with images_lib.progress(len(rows), index.name) as bar:
+        for name, features in _records(source.files, form):
+            if count == len(where):
+                raise ValueError(f'{name} was not there when the records were counted.')
+            if where[count] >= 0:
+                image = _decode(features, form, name)
+                out[where[count]] = images_lib.check_shape(image, out.shape[1:], name, like.first_name)
+                bar.update()
+            count += 1
+    if count < len(where):
+        raise ValueError(f'{source.files[-1]}: {len(where) - count} of the records that were counted are gone.')
+    return out
