@@ -32,11 +32,8 @@ def _generalised(predict_x_start, schedule, num_steps, draw_noise, *, is_ancestr
     alphas, alphas_next = sampling_steps.alphas_and_next(schedule, steps)
     variance = (1.0 - alphas_next) / (1.0 - alphas) * (1.0 - alphas / alphas_next) * is_ancestral
     noise_next = np.sqrt(np.maximum(1.0 - alphas_next - variance, 0.0))
-    table = np.stack(
-        [np.sqrt(alphas), np.sqrt(1.0 - alphas),
-         np.sqrt(alphas_next), noise_next,
-         np.sqrt(variance)], axis=1)
-    table, steps = tf.constant(table, tf.float32), tf.constant(steps)
+    table = [np.sqrt(alphas), np.sqrt(1.0 - alphas), np.sqrt(alphas_next), noise_next, np.sqrt(variance)]
+    table, steps = tf.constant(np.stack(table, axis=1), tf.float32), tf.constant(steps)
     x_t = draw_noise(tf.constant(0))
     shape = x_t.shape
     for i in tf.range(num_steps):

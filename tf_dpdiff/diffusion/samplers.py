@@ -34,7 +34,8 @@ class SamplerConfig:
         'dpmpp_2m' (DPM-Solver++(2M), deterministic, second order) or 'edm_heun' (Heun's method as in EDM,
         deterministic, second order).
       num_steps: 1 to the schedule's num_timesteps. One network evaluation each, but for 'edm_heun', which takes
-        2 * num_steps - 1. DDIM does with tens, the second-order samplers with about 20, ancestral wants all.
+        2 * num_steps - 1. DDIM does with tens, the second-order samplers with about 20 ('edm_heun' goes astray with
+        less than 10), ancestral wants all.
       guidance_scale: Of classifier-free guidance; 1 is none, anything else doubles the cost.
       thresholding: How a predicted image is kept within range: 'static', 'dynamic' (for strong guidance) or 'none'.
       dynamic_percentile: Share of an image's pixels that 'dynamic' does not cut off, in (0, 1].
