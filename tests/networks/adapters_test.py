@@ -10,11 +10,7 @@ from tf_dpdiff.networks import adapters
 from tf_dpdiff.networks import transfer
 from tf_dpdiff.networks import unet
 
-_PLAIN = unet.UNetConfig(base_channels=4,
-                         channel_multipliers=(1,),
-                         attention_resolutions=(4,),
-                         head_channels=4,
-                         groups=2)
+_PLAIN = unet.UNetConfig(base_channels=4, channel_multipliers=(1,), head_channels=4, groups=2)
 _ADAPTED = dataclasses.replace(_PLAIN, adapter_rank=2, adapter_alpha=3.0, adapter_targets=adapters.ROLES)
 
 
