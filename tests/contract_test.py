@@ -32,6 +32,7 @@ from tf_dpdiff.privacy import seeds
 from tf_dpdiff.privacy import statement as statement_lib
 from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import interruption
+from tf_dpdiff.training import loop as loop_lib
 from tf_dpdiff.training import stages
 from tf_dpdiff.training import trainer as trainer_lib
 from tf_dpdiff.training import views as views_lib
@@ -239,7 +240,7 @@ def make_trainer(workdir, log_non_private=False):
                                finetuning=stages.FinetuningConfig(optimization,
                                                                   views_lib.ViewsConfig(),
                                                                   units_per_chunk=4),
-                               config=trainer_lib.TrainerConfig(log_non_private=log_non_private, log_every_steps=1),
+                               config=loop_lib.TrainerConfig(log_non_private=log_non_private, log_every_steps=1),
                                on_release=lambda means: None)
 
 

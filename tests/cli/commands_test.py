@@ -148,14 +148,14 @@ def test_patients_of_ones_own_images_are_what_is_protected(tmp_path, capsys):
     (['--gin_file=gin/digits.gin', '--gin_param=train.sampler = @SamplerConfg()'], 'Did you mean SamplerConfig?'),
     (['--gin_file=gin/digits.gin', '--gin_param=NUM_STEPS = %STEPS'], 'uses %STEPS, which it does not define'),
     (['--gin_file=gin/digits.gin', '--gin_param=NUM_STEPS = (3'], 'EOF'),
-    (['--gin_file=gin/base.gin'], 'REQUIRED'),
-    (['--gin_file=nowhere.gin'], 'no such configuration: nowhere.gin; the project has audit_digits.gin, base.gin'),
+    (['--gin_file=gin/base/private.gin'], 'REQUIRED'),
+    (['--gin_file=nowhere.gin'], 'no such configuration: nowhere.gin; the project has audit_digits.gin, camelyon.gin'),
     ([], 'give a configuration'),
     (['--gin_fil=gin/digits.gin'], 'unrecognized arguments: --gin_fil'),
     (tiny('TARGET_EPSILON = 0.001', 'DpSgdConfig.noise_multiplier = None'),
      'target_epsilon=0.001 at target_delta=0.0001 cannot be met'),
     (tiny('EXPECTED_BATCH_SIZE = 5000'), 'expected_batch_size=5000 is larger than the data set of 1437 units'),
-    (tiny("SamplerConfig.name = 'plms'"), "must be one of ('ddim', 'ancestral'), got 'plms'"),
+    (tiny("SamplerConfig.name = 'plms'"), "must be one of ('ddim', 'ancestral', 'dpmpp_2m', 'edm_heun'), got 'plms'"),
     (tiny('SamplerConfig.num_steps = 2000'), 'num_steps=2000 of the sampler exceeds the 1000 timesteps'),
     (tiny("FinetuningConfig.trainable = ('nrom',)"), "no trainable variable matches 'nrom'"),
     (tiny('TIMESTEP_MIXTURE = ((0.5, 0, 100),)'), 'must add up to 1, got 0.5'),
@@ -211,7 +211,7 @@ def test_help_is_shown(capsys):
     assert '--gin_file' in capsys.readouterr().out
 
 
-RUN_FILES = sorted(path.name for path in (ROOT / 'gin').glob('*.gin') if path.name != 'base.gin')
+RUN_FILES = sorted(path.name for path in (ROOT / 'gin').glob('*.gin'))
 
 
 @pytest.mark.parametrize('name', RUN_FILES)

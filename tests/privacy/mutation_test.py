@@ -136,7 +136,7 @@ MUTANTS = (
     Mutant('resume resets the ledger', 'training/checkpoints.py',
            "state.ledger = ledger_lib.Ledger.from_json(record['ledger'])", 'pass', CONTRACT),
     Mutant('resume draws a new secret', 'training/checkpoints.py',
-           "seeds.PrivateSeed(bytes.fromhex(record['private_seed']))", 'seeds.PrivateSeed(bytes(32))', CONTRACT),
+           "seeds.PrivateSeed(bytes.fromhex(secret))", 'seeds.PrivateSeed(bytes(32))', CONTRACT),
     Mutant('a repeated release is recorded as the same one', 'privacy/ledger.py',
            'dataclasses.replace(last, count=last.count + 1)', 'last', PLAN),
     Mutant('two purposes share one seed', 'privacy/seeds.py', "purpose.encode('utf-8')", "b'all'",

@@ -26,7 +26,9 @@ CONFIG = plan_lib.DpSgdConfig(target_delta=1e-4,
                               l2_norm_clip=1e-2,
                               noise_multiplier=2.0)
 SEED = seeds.PrivateSeed(bytes(range(32)))
-VIEWS = views_lib.ViewSampler(process_lib.DiffusionProcess(), views_lib.ViewsConfig(augmentation_multiplicity=3))
+VIEWS = views_lib.ViewSampler(process_lib.DiffusionProcess(),
+                              views_lib.ViewsConfig(augmentation_multiplicity=3),
+                              num_classes=3)
 IMAGES = np.random.default_rng(0).integers(0, 256, [12, 4, 4, 1]).astype(np.uint8)
 LABELS = (np.arange(12) % 3).astype(np.int32)
 

@@ -17,6 +17,7 @@ from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import seeds
 from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import interruption
+from tf_dpdiff.training import loop as loop_lib
 from tf_dpdiff.training import stages
 from tf_dpdiff.training import trainer as trainer_lib
 from tf_dpdiff.training import views as views_lib
@@ -39,7 +40,7 @@ def make_dataset(seed=0):
                                  (np.arange(20) % 3).astype(np.int32), ('a', 'b', 'c'))
 
 
-def make_trainer(workdir, private=None, privacy=PRIVACY, config=trainer_lib.TrainerConfig(), **changes):
+def make_trainer(workdir, private=None, privacy=PRIVACY, config=loop_lib.TrainerConfig(), **changes):
     release = class_means.ClassMeansConfig(3.0, 2.0)
     arguments = dict(network=NETWORK,
                      process=process_lib.DiffusionProcess(),
@@ -111,7 +112,7 @@ def test_run_stopped_after_every_other_step_equals_one_never_stopped(tmp_path, f
 
 
 def test_step_lost_in_a_crash_is_repeated_with_the_same_draws_and_counted_once(tmp_path, fixed_secret, unbroken):
-    crashing = make_trainer(tmp_path, config=trainer_lib.TrainerConfig(checkpoint_every_secs=1e9))
+    crashing = make_trainer(tmp_path, config=loop_lib.TrainerConfig(checkpoint_every_secs=1e9))
     run_step = crashing._stages[2].run_step
 
     def crash_at_the_last_step(step):
@@ -210,7 +211,7 @@ def test_single_stage_trains_the_chosen_variables_and_keeps_private_numbers_apar
                            warm_start=None,
                            plan=plan_lib.make_plan(PRIVACY, 20),
                            finetuning=finetuning,
-                           config=trainer_lib.TrainerConfig(log_non_private=True))
+                           config=loop_lib.TrainerConfig(log_non_private=True))
     trainer._stages[0].begin()
     before = {v.name: v.numpy() for v in trainer.average.variables}
     trainer.run(NEVER)

@@ -13,10 +13,12 @@ from tf_dpdiff.training import views as views_lib
 NUM_VIEWS = 5
 PROCESS = process_lib.DiffusionProcess()
 
+NUM_CLASSES = 10
 
-def make_sampler(**changes):
+
+def make_sampler(has_dropout=False, **changes):
     config = views_lib.ViewsConfig(augmentation_multiplicity=NUM_VIEWS, **changes)
-    return views_lib.ViewSampler(PROCESS, config)
+    return views_lib.ViewSampler(PROCESS, config, num_classes=NUM_CLASSES, has_dropout=has_dropout)
 
 
 def draw(units, sampler=None, seed=1, step=0):
@@ -30,8 +32,9 @@ def draw(units, sampler=None, seed=1, step=0):
 
 
 @pytest.mark.parametrize('augment', [{}, {'horizontal_flip': True, 'translation': 0.2}])
-def test_views_of_a_unit_do_not_depend_on_the_rest_of_the_batch(augment):
-    sampler = make_sampler(augmentation=augmentation.AugmentationConfig(**augment))
+@pytest.mark.parametrize('others', [{}, {'label_drop_probability': 0.4, 'has_dropout': True}])
+def test_views_of_a_unit_do_not_depend_on_the_rest_of_the_batch(augment, others):
+    sampler = make_sampler(augmentation=augmentation.AugmentationConfig(**augment), **others)
     together = draw([3, 11, 42], sampler)
     for place, unit in enumerate([3, 11, 42]):
         alone = draw([unit], sampler)
@@ -67,6 +70,46 @@ def test_views_fall_on_the_timesteps_of_the_mixture():
     assert set(np.unique(t // 10)) == {10, 70}
 
 
+def share_dropped(views):
+    return np.mean(views.labels.numpy() == NUM_CLASSES)
+
+
+def test_labels_of_single_views_are_dropped_with_the_given_probability():
+    views = draw(range(50), make_sampler(label_drop_probability=0.3))
+    # Four standard deviations of a share among 250.
+    assert abs(share_dropped(views) - 0.3) < 4 * np.sqrt(0.3 * 0.7 / 250)
+    kept = views.labels.numpy() != NUM_CLASSES
+    np.testing.assert_array_equal(views.labels.numpy()[kept],
+                                  np.repeat(np.arange(50)[:, None] % 10, NUM_VIEWS, axis=1)[kept])
+    assert any(0 < share < 1 for share in kept.mean(axis=1)), 'views of one unit must drop independently'
+    plain = draw(range(50), make_sampler())
+    assert share_dropped(plain) == 0.0
+
+
+@pytest.mark.parametrize('probability', [0.3 / 2, 0.3 * 2])
+def test_control_another_share_of_dropped_labels_is_noticed(probability):
+    views = draw(range(50), make_sampler(label_drop_probability=probability))
+    assert abs(share_dropped(views) - 0.3) > 4 * np.sqrt(0.3 * 0.7 / 250)
+
+
+def test_each_view_has_a_dropout_seed_of_its_own_where_the_network_has_dropout():
+    seeds = draw(range(50), make_sampler(has_dropout=True)).dropout_seeds.numpy()
+    assert seeds.dtype == np.int32 and len(np.unique(seeds)) == seeds.size
+    assert not draw(range(50)).dropout_seeds.numpy().any()
+
+
+def test_label_drop_and_dropout_leave_the_other_numbers_alone():
+    plain, dropping = draw(range(4)), draw(range(4), make_sampler(has_dropout=True))
+    for name in ('x_t', 't', 'labels', 'target'):
+        np.testing.assert_array_equal(getattr(plain, name), getattr(dropping, name))
+
+
+def test_views_fall_on_the_timesteps_of_a_log_normal_sigma():
+    views = draw(range(50), make_sampler(timesteps=timesteps.LogNormalSigma(0.0, 0.1)))
+    log_sigmas = np.log(PROCESS.schedule.sigmas)[views.t.numpy()]
+    assert abs(log_sigmas.mean()) < 4 * 0.1 / np.sqrt(250) and 0.08 < log_sigmas.std() < 0.12
+
+
 def test_padding_draws_views_too_so_that_shapes_are_fixed():
     assert draw([3, -1]).x_t.shape == (2, NUM_VIEWS, 4, 4, 1)
 
@@ -84,7 +127,9 @@ def test_public_views_are_repeated_by_seed_and_step():
 def test_impossible_settings_are_refused():
     with pytest.raises(ValueError, match='augmentation_multiplicity must be at least 1'):
         views_lib.ViewsConfig(augmentation_multiplicity=0)
-    with pytest.raises(ValueError, match='timesteps must be a TimestepMixture, got function'):
+    with pytest.raises(ValueError, match='timesteps must be a TimestepMixture or a LogNormalSigma, got function'):
         views_lib.ViewsConfig(timesteps=timesteps.TimestepMixture.from_uniforms)
+    with pytest.raises(ValueError, match=r'label_drop_probability must be in \[0, 1\), got 1.0'):
+        views_lib.ViewsConfig(label_drop_probability=1.0)
     with pytest.raises(ValueError, match="beyond the schedule's 1000"):
         make_sampler(timesteps=timesteps.TimestepMixture(((1.0, 0, 2000),)))

@@ -27,6 +27,7 @@ from tf_dpdiff.privacy import auditing
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import interruption
+from tf_dpdiff.training import loop as loop_lib
 from tf_dpdiff.training import stages
 from tf_dpdiff.training import trainer as trainer_lib
 
@@ -48,7 +49,7 @@ def audit(
     pretraining: Optional[stages.PretrainingConfig] = None,
     warm_start: Optional[stages.WarmStartConfig] = None,
     canaries: canaries_lib.AuditConfig = canaries_lib.AuditConfig(),
-    loop: trainer_lib.TrainerConfig = trainer_lib.TrainerConfig()
+    loop: loop_lib.TrainerConfig = loop_lib.TrainerConfig()
 ) -> int:
     """Trains a model on the private images and canaries, and bounds its epsilon from below; resumes.
 
@@ -78,7 +79,7 @@ def audit(
     membership.check_timesteps(canaries.timesteps, process)
     made = canaries_lib.make_canaries(canaries, data)
     if pretraining:
-        public = canaries_lib.with_classes(pretraining.dataset, made.class_names)
+        public = canaries_lib.with_classes(pretraining.images, made.class_names)
         pretraining = dataclasses.replace(pretraining, dataset=public)
     plan = plan_lib.make_plan(privacy, data.train.num_units + len(made), warm_start.release if warm_start else None)
     if dry_run:

@@ -1,5 +1,6 @@
 """bin/export: a finished run's model as a servable for TF Serving."""
 
+import dataclasses
 import pathlib
 import sys
 from typing import List, Optional
@@ -21,8 +22,9 @@ def main(flags) -> int:
     if not all(path.exists() for path in statements):
         raise command.UsageError(
             f'the run in {workdir} is not complete: it has no privacy statement yet; finish bin/train first.')
-    sampler = samplers.SamplerConfig(name=flags.sampler or description.sampler.name,
-                                     num_steps=flags.num_steps or description.sampler.num_steps)
+    given = {'name': flags.sampler, 'num_steps': flags.num_steps, 'guidance_scale': flags.guidance_scale}
+    sampler = dataclasses.replace(description.sampler, **{k: v for k, v in given.items() if v is not None})
+    description = description.with_sampler(sampler)
     model = unet.build_unet(description.network, description.image_shape, len(description.class_names))
     checkpoints.load_average(workdir / 'checkpoints', model)
     directory = command.prepare_workdir(flags.output or f'saved_models/{workdir.resolve().name}')
@@ -40,4 +42,7 @@ def run(argv: Optional[List[str]] = None) -> None:
     parser.add_argument('--num_steps',
                         type=int,
                         help="sampler's steps, fixed in the exported model (default: the run's)")
+    parser.add_argument('--guidance_scale',
+                        type=float,
+                        help='of classifier-free guidance, 1 for none (default: the run\'s)')
     sys.exit(command.run(parser, main, sys.argv[1:] if argv is None else argv))

@@ -13,8 +13,14 @@ from typing import Callable, Dict, List, Sequence
 import gin
 from tf_dpdiff.cli import command
 from tf_dpdiff.data import augmentation
+from tf_dpdiff.data import camelyon17
 from tf_dpdiff.data import datasets
+from tf_dpdiff.data import folders
+from tf_dpdiff.data import npy
 from tf_dpdiff.data import procedural
+from tf_dpdiff.data import public
+from tf_dpdiff.data import tfds_images
+from tf_dpdiff.data import tfrecords
 from tf_dpdiff.diffusion import process
 from tf_dpdiff.diffusion import samplers
 from tf_dpdiff.diffusion import schedules
@@ -26,8 +32,8 @@ from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import class_means
 from tf_dpdiff.privacy import plan
 from tf_dpdiff.training import interruption
+from tf_dpdiff.training import loop
 from tf_dpdiff.training import stages
-from tf_dpdiff.training import trainer
 from tf_dpdiff.training import views
 
 # Only frozen configurations and sources of images: no function of the privacy core can be rebound from a file, and no
@@ -35,11 +41,18 @@ from tf_dpdiff.training import views
 _REGISTERED = (
     datasets.digits,
     datasets.npz_images,
+    npy.npy_images,
+    folders.image_folder,
+    tfds_images.tfds_images,
+    tfrecords.tfrecord_images,
+    camelyon17.wilds_camelyon17,
+    public.public_images,
     procedural.random_strokes,
     augmentation.AugmentationConfig,
     unet.UNetConfig,
     schedules.Schedule,
     timesteps.TimestepMixture,
+    timesteps.LogNormalSigma,
     process.DiffusionProcess,
     samplers.SamplerConfig,
     class_means.ClassMeansConfig,
@@ -49,7 +62,7 @@ _REGISTERED = (
     stages.PretrainingConfig,
     stages.WarmStartConfig,
     stages.FinetuningConfig,
-    trainer.TrainerConfig,
+    loop.TrainerConfig,
     generate.GenerateConfig,
     utility.UtilityConfig,
     canaries.AuditConfig,

@@ -3,15 +3,14 @@
 import dataclasses
 import json
 import pathlib
-from typing import List, NamedTuple, Tuple
+from typing import List, NamedTuple, Tuple, Union
 
 from tf_dpdiff import files
-from tf_dpdiff.data import datasets
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.diffusion import samplers
-from tf_dpdiff.diffusion import schedules
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import statement as statement_lib
+from tf_dpdiff.training import configs_json
 
 
 class ModelDescription(NamedTuple):
@@ -23,25 +22,34 @@ class ModelDescription(NamedTuple):
       network: The network's shape.
       process: The diffusion process.
       sampler: How images are drawn.
+      label_drop_probability: Share of the training views that had no label; above 0, samples may be guided.
     """
     image_shape: Tuple[int, int, int]
     class_names: Tuple[str, ...]
     network: unet.UNetConfig
     process: process_lib.DiffusionProcess
     sampler: samplers.SamplerConfig
+    label_drop_probability: float = 0.0
 
+    def with_sampler(self, sampler: samplers.SamplerConfig) -> 'ModelDescription':
+        """Returns the same with another sampler.
 
-def write_model(workdir: pathlib.Path, dataset: datasets.ImageDataset, network: unet.UNetConfig,
-                process: process_lib.DiffusionProcess, sampler: samplers.SamplerConfig) -> None:
-    """Writes model.json."""
-    fields = {
-        'image_shape': dataset.image_shape,
-        'class_names': dataset.class_names,
-        'network': dataclasses.asdict(network),
-        'process': dataclasses.asdict(process),
-        'sampler': dataclasses.asdict(sampler)
-    }
-    files.write_text(workdir / 'model.json', json.dumps(fields, indent=2) + '\n')
+        Raises:
+          ValueError: if the sampler does not fit the process or the training.
+        """
+        num_timesteps = self.process.schedule.num_timesteps
+        if sampler.num_steps > num_timesteps:
+            raise ValueError(
+                f'num_steps={sampler.num_steps} of the sampler exceeds the {num_timesteps} timesteps of the schedule.')
+        if sampler.guidance_scale != 1.0 and not self.label_drop_probability:
+            raise ValueError(f'guidance_scale={sampler.guidance_scale:g} of the sampler needs a model that was trained '
+                             'with label_drop_probability > 0 in its last ViewsConfig, and this one is not.')
+        return self._replace(sampler=sampler)
+
+    def write(self, workdir: pathlib.Path) -> None:
+        """Writes model.json."""
+        fields = {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in self._asdict().items()}
+        files.write_text(workdir / 'model.json', json.dumps(fields, indent=2) + '\n')
 
 
 def read_model(workdir: pathlib.Path) -> ModelDescription:
@@ -55,11 +63,12 @@ def read_model(workdir: pathlib.Path) -> ModelDescription:
         raise FileNotFoundError(
             f'{workdir} holds no run ({path.name} is missing); train first, or name another --workdir.')
     fields = json.loads(path.read_text())
-    network = {k: tuple(v) if isinstance(v, list) else v for k, v in fields['network'].items()}
-    schedule = schedules.Schedule(**fields['process'].pop('schedule'))
-    return ModelDescription(tuple(fields['image_shape']), tuple(fields['class_names']), unet.UNetConfig(**network),
-                            process_lib.DiffusionProcess(schedule=schedule, **fields['process']),
-                            samplers.SamplerConfig(**fields['sampler']))
+    fields.update(image_shape=tuple(fields['image_shape']),
+                  class_names=tuple(fields['class_names']),
+                  network=configs_json.network_from_json(fields['network']),
+                  process=configs_json.process_from_json(fields['process']),
+                  sampler=samplers.SamplerConfig(**fields['sampler']))
+    return ModelDescription(**fields)
 
 
 def statement_paths(workdir: pathlib.Path) -> List[pathlib.Path]:
@@ -67,7 +76,8 @@ def statement_paths(workdir: pathlib.Path) -> List[pathlib.Path]:
     return [workdir / 'privacy_statement.txt', workdir / 'privacy_statement.json']
 
 
-def write_statement(workdir: pathlib.Path, statement: statement_lib.PrivacyStatement) -> None:
+def write_statement(workdir: pathlib.Path, statement: Union[statement_lib.PrivacyStatement,
+                                                            statement_lib.PublicStatement]) -> None:
     """Writes the privacy statement as text and as JSON."""
     text, as_json = statement_paths(workdir)
     files.write_text(text, statement.to_text())

@@ -74,20 +74,26 @@ def generate(sample_fn: SampleFn,
     return np.concatenate(images), labels
 
 
-def class_grid(images: np.ndarray, labels: np.ndarray, *, columns: int = 12, pixels: int = 480) -> np.ndarray:
+def class_grid(images: np.ndarray,
+               labels: np.ndarray,
+               *,
+               columns: int = 12,
+               max_rows: int = 20,
+               pixels: int = 480) -> np.ndarray:
     """Returns a picture with a row a class.
 
     Args:
       images: uint8 [images, height, width, channels].
       labels: int [images].
       columns: Images a row.
+      max_rows: Of more classes, the first ones are shown.
       pixels: About how wide the picture becomes, by repeating whole pixels.
 
     Returns:
       uint8 [rows * (height + 1) * k, columns * (width + 1) * k, channels]: below and right of each image is a grey
       line; places without an image are black.
     """
-    num_classes = int(labels.max()) + 1
+    num_classes = min(int(labels.max()) + 1, max_rows)
     height, width, channels = images.shape[1:]
     grid = np.full([num_classes, columns, height + 1, width + 1, channels], _GRID_LINE, np.uint8)
     for label in range(num_classes):

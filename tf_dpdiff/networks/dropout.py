@@ -51,7 +51,7 @@ class SeededDropout(tf.keras.layers.Layer):
         # The hash without its first and last step: the first would mix what is mixed, and the last changes low bits
         # only, which do not matter to a comparison.
         h = _mix(h * _constant(_FACTORS[0]), 13) * _constant(_FACTORS[1])
-        # By way of float32: integers of 32 bits cannot be compared on a GPU.
+        # By way of float32: uint32 has no comparison on a GPU.
         return tf.cast(h, tf.float32)
 
     def get_config(self):

@@ -5,7 +5,7 @@ from importlib import metadata
 import json
 import math
 import sys
-from typing import Optional
+from typing import List, Optional, Tuple
 
 import numpy as np
 import tensorflow as tf
@@ -44,6 +44,7 @@ class PrivacyStatement:
       ledger: What was released; the epsilons are computed from it.
       augmentation_multiplicity: K, views of a unit averaged before clipping; changes no privacy number.
       run_id: The run's public name, drawn at random; by it a budget file knows a run that it has charged.
+      public_data: The images that count as public and that the weights have seen too, one phrase a source.
     """
     unit: str
     dataset: str
@@ -51,6 +52,7 @@ class PrivacyStatement:
     ledger: ledger_lib.Ledger
     augmentation_multiplicity: int
     run_id: Optional[str] = None
+    public_data: Tuple[str, ...] = ()
 
     def to_dict(self) -> dict:
         """Returns the statement as plain JSON values; an epsilon of None means that none is claimed."""
@@ -78,14 +80,14 @@ class PrivacyStatement:
             'augmentation_multiplicity': self.augmentation_multiplicity,
             'releases': json.loads(self.ledger.to_json()),
             'dp_event': repr(event),
-            'not_covered': list(_NOT_COVERED),
-            'versions': {
-                'python': sys.version.split()[0],
-                'tensorflow': tf.__version__,
-                'dp_accounting': metadata.version('dp-accounting'),
-                'numpy': np.__version__,
-            },
+            'public_data': list(self.public_data),
+            'not_covered': self._not_covered(),
+            'versions': _versions(),
         }
+
+    def _not_covered(self) -> List[str]:
+        return [f'the public images it was trained on before: {phrase}' for phrase in self.public_data
+               ] + list(_NOT_COVERED)
 
     def to_json(self) -> str:
         """Returns the statement as indented JSON."""
@@ -127,9 +129,56 @@ class PrivacyStatement:
             '',
             'Not covered by this statement:',
         ]
-        lines += [f'  - {item}' for item in _NOT_COVERED]
+        lines += [f'  - {item}' for item in fields['not_covered']]
         versions = ', '.join(f'{name} {version}' for name, version in fields['versions'].items())
         return '\n'.join(lines + ['', f'Computed with {versions}.', ''])
+
+
+@dataclasses.dataclass(frozen=True)
+class PublicStatement:
+    """What is to be said of a model that was trained on public images alone: nothing is claimed, and nothing is owed.
+
+    Attributes:
+      public_data: The images, one phrase a source.
+      num_steps: Steps of training.
+    """
+    public_data: Tuple[str, ...]
+    num_steps: int
+
+    def to_dict(self) -> dict:
+        """Returns the statement as plain JSON values."""
+        return {
+            'guarantee_claimed': False,
+            'epsilon': None,
+            'private_data': None,
+            'public_data': list(self.public_data),
+            'steps_run': self.num_steps,
+            'versions': _versions(),
+        }
+
+    def to_json(self) -> str:
+        """Returns the statement as indented JSON."""
+        return json.dumps(self.to_dict(), indent=2) + '\n'
+
+    def to_text(self) -> str:
+        """Returns the statement as a page of English."""
+        lines = ['PRIVACY STATEMENT', '', f'This model was trained on public images alone, {self.num_steps} steps on:']
+        lines += [f'  - {phrase}' for phrase in self.public_data]
+        return '\n'.join(lines + [
+            '',
+            'No private image was read, so a private run that starts from it pays nothing for that. NO GUARANTEE IS',
+            'CLAIMED for the images above: samples may resemble them. Do not give this stage images that are not',
+            'public.', ''
+        ])
+
+
+def _versions() -> dict:
+    return {
+        'python': sys.version.split()[0],
+        'tensorflow': tf.__version__,
+        'dp_accounting': metadata.version('dp-accounting'),
+        'numpy': np.__version__,
+    }
 
 
 def _describe(release: ledger_lib.Release) -> str:

@@ -1,5 +1,6 @@
 """SavedModels for TF Serving: the averaged weights and the sampler, and nothing that training used."""
 
+import functools
 import pathlib
 import shutil
 from typing import Callable, Sequence
@@ -9,6 +10,7 @@ import tensorflow as tf
 from tf_dpdiff import files
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.diffusion import samplers
+from tf_dpdiff.networks import unet
 
 
 class ImageSampler(tf.Module):
@@ -24,7 +26,11 @@ class ImageSampler(tf.Module):
         super().__init__()
         self._variables = model.variables  # And not the model: its optimizer would be exported with it.
         image_shape = tuple(model.inputs[0].shape[1:])
-        sample_images = samplers.make_image_sampler(model, process=process, config=config, image_shape=image_shape)
+        sample_images = samplers.make_image_sampler(functools.partial(unet.denoise, model),
+                                                    process=process,
+                                                    config=config,
+                                                    image_shape=image_shape,
+                                                    num_classes=model.get_layer('class_embedding').num_classes)
 
         @tf.function(input_signature=[
             tf.TensorSpec([None], tf.int32, name='labels'),

@@ -1,4 +1,4 @@
-"""The private checkpoint of a run: weights, optimizers, position, ledger and the secret seed, saved as one."""
+"""The checkpoint of a run, saved as one: weights, optimizers, position and, of private runs, ledger and secret seed."""
 
 import json
 import os
@@ -15,6 +15,9 @@ from tf_dpdiff.privacy import seeds
 _README = """PRIVATE. These checkpoints hold the secret seed of the run: whoever has it can remove the noise.
 Release the exported model (saved_model/) and the samples, never this folder.
 """
+_PUBLIC_README = """Checkpoints of a run on public images alone: there is no secret in them. What private runs start
+from is the folder pretrained/, which is written when the run is finished.
+"""
 
 
 class CheckpointMismatchError(ValueError):
@@ -25,14 +28,14 @@ class RunState:
     """Where a run stands; everything in it is saved in one file, so that no two parts can disagree.
 
     Attributes:
-      private_seed: The run's secret.
+      private_seed: The run's secret; None for a run that reads no private image.
       run_id: The run's public name, drawn at random when it begins and kept when it is resumed.
       ledger: What has been released by the weights of this state.
       stage: Name of the stage.
       step: Steps done in the stage.
     """
 
-    def __init__(self, private_seed: seeds.PrivateSeed):
+    def __init__(self, private_seed: Optional[seeds.PrivateSeed]):
         self.private_seed = private_seed
         self.run_id = secrets.token_hex(8)
         self.ledger = ledger_lib.Ledger()
@@ -47,7 +50,7 @@ class RunCheckpoint:
     from a whole checkpoint.
 
     Args:
-      directory: The folder of checkpoints; made readable for its owner only.
+      directory: The folder of checkpoints; made readable for its owner only where the run is private.
       configuration: JSON-able values that must be the same when the run is resumed.
       trackables: Networks and optimizers by name.
     """
@@ -62,12 +65,13 @@ class RunCheckpoint:
     def save(self, state: RunState) -> None:
         """Saves everything."""
         self._directory.mkdir(parents=True, exist_ok=True)
-        os.chmod(self._directory, 0o700)
-        (self._directory / 'README').write_text(_README)
+        if state.private_seed:
+            os.chmod(self._directory, 0o700)
+        (self._directory / 'README').write_text(_README if state.private_seed else _PUBLIC_README)
         self._record.assign(
             json.dumps({
                 'configuration': self._configuration,
-                'private_seed': state.private_seed.reveal().hex(),
+                'private_seed': state.private_seed.reveal().hex() if state.private_seed else None,
                 'run_id': state.run_id,
                 'ledger': state.ledger.to_json(),
                 'stage': state.stage,
@@ -100,13 +104,17 @@ def read_identity(directory: pathlib.Path) -> Optional[RunIdentity]:
       directory: The folder of checkpoints.
 
     Raises:
-      CheckpointMismatchError: if the run was begun before runs had an identity.
+      CheckpointMismatchError: if the run was begun before runs had an identity, or reads no private images.
     """
     record = _read_record(directory)
     if record is None:
         return None
-    fingerprint = json.loads(record['configuration'])['data_fingerprint']
-    return RunIdentity(record['run_id'], fingerprint, ledger_lib.Ledger.from_json(record['ledger']))
+    configuration = json.loads(record['configuration'])
+    if 'data_fingerprint' not in configuration:
+        raise CheckpointMismatchError(f'the run in {directory.parent} read public images alone: it has no private data '
+                                      'to charge, to attack or to go on with; name another --workdir.')
+    return RunIdentity(record['run_id'], configuration['data_fingerprint'],
+                       ledger_lib.Ledger.from_json(record['ledger']))
 
 
 def read_state(directory: pathlib.Path, configuration: dict) -> Optional[RunState]:
@@ -127,8 +135,9 @@ def read_state(directory: pathlib.Path, configuration: dict) -> Optional[RunStat
     if differing:
         raise CheckpointMismatchError(
             f'the run in {directory.parent} was begun with another configuration ({"; ".join(differing)}): resuming it '
-            'would break its privacy accounting. Use the same configuration, or another --workdir.')
-    state = RunState(seeds.PrivateSeed(bytes.fromhex(record['private_seed'])))
+            'would break its accounting. Use the same configuration, or another --workdir.')
+    secret = record['private_seed']
+    state = RunState(seeds.PrivateSeed(bytes.fromhex(secret)) if secret else None)
     state.run_id = record['run_id']
     state.ledger = ledger_lib.Ledger.from_json(record['ledger'])
     state.stage, state.step = record['stage'], record['step']

@@ -36,7 +36,8 @@ def activation_bytes_per_view(model: tf.keras.Model) -> int:
     spec = views_lib.Views(x_t=tf.TensorSpec([1, *image]),
                            t=tf.TensorSpec([1], tf.int32),
                            labels=tf.TensorSpec([1], tf.int32),
-                           target=tf.TensorSpec([1, *image]))
+                           target=tf.TensorSpec([1, *image]),
+                           dropout_seeds=tf.TensorSpec([1], tf.int32))
     graph = tf.function(views_lib.unit_loss_fn(model), autograph=False).get_concrete_function(spec).graph
     return sum((tensor.shape.num_elements() or 0) * tensor.dtype.size for operation in graph.get_operations()
                if operation.type not in _HOLDS_NOTHING for tensor in operation.outputs)

@@ -1,14 +1,14 @@
 """The three stages of a run: public pre-training, a warm start on noisy class means, DP-SGD fine-tuning."""
 
 import dataclasses
-from typing import Callable, Dict, Optional, Tuple
+from typing import Callable, Dict, Optional, Tuple, Union
 
 import numpy as np
 import tensorflow as tf
 
 from tf_dpdiff.data import datasets
 from tf_dpdiff.data import pipelines
-from tf_dpdiff.diffusion import process as process_lib
+from tf_dpdiff.data import public
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import class_means
 from tf_dpdiff.privacy import plan as plan_lib
@@ -61,22 +61,41 @@ class PretrainingConfig:
     """Plain training on public images.
 
     Attributes:
-      dataset: The public images.
+      dataset: The public images, or what reads them when they are first asked for.
       num_steps: Steps, >= 1.
       batch_size: Images a step, >= 1.
       optimization: How the weights follow the gradients.
       views: How an image is looked at.
+      max_ema_decay: Upper end of the decay of the weights' moving average, in [0, 1): what comes after the stage starts
+        from the average. 0: from the last weights.
+      images_per_chunk: Images held in memory at a time, a divisor of batch_size; changes speed and memory only. None:
+        the whole batch.
       seed: Public.
     """
-    dataset: datasets.ImageDataset
+    dataset: Union[datasets.ImageDataset, public.PublicImages]
     num_steps: int
     batch_size: int
     optimization: OptimizationConfig
     views: views_lib.ViewsConfig = views_lib.ViewsConfig()
+    max_ema_decay: float = 0.0
+    images_per_chunk: Optional[int] = None
     seed: int = 0
 
     def __post_init__(self):
         _check_at_least_one(self, 'num_steps', 'batch_size')
+        _check_decay(self)
+        if self.images_per_chunk is not None and (self.images_per_chunk < 1 or self.batch_size % self.images_per_chunk):
+            raise ValueError(f'images_per_chunk must divide batch_size={self.batch_size}, got {self.images_per_chunk}.')
+
+    @property
+    def spec(self) -> datasets.DatasetSpec:
+        """What is known of the images without reading them."""
+        return self.dataset.spec
+
+    @property
+    def images(self) -> datasets.ImageDataset:
+        """The images, read where they are not yet."""
+        return self.dataset.images if isinstance(self.dataset, public.PublicImages) else self.dataset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +136,8 @@ class FinetuningConfig:
       views: How a private image is looked at; holds the augmentation multiplicity and the timestep mixture.
       trainable: Substrings of the names of the variables that are trained, e.g. 'norm', 'embedding'; empty for all.
         Fewer parameters mean less noise.
+      init_from: Folder of a finished public run, or of its `pretrained/`: where the weights come from; the embeddings
+        of the classes are drawn anew. None: from scratch, or from the public stage of this run.
       max_ema_decay: Upper end of the moving average's decay, in [0, 1).
       memory_budget_gib: For per-unit gradients and activations, > 0; weights, optimizer and the sum come on top. It
         decides how many units and views are held in memory at a time, which changes speed and memory only.
@@ -125,6 +146,7 @@ class FinetuningConfig:
     optimization: OptimizationConfig
     views: views_lib.ViewsConfig
     trainable: Tuple[str, ...] = ()
+    init_from: Optional[str] = None
     max_ema_decay: float = 0.99
     memory_budget_gib: float = 4.0
     units_per_chunk: Optional[int] = None
@@ -134,8 +156,7 @@ class FinetuningConfig:
             _check_at_least_one(self, 'units_per_chunk')
         if not self.memory_budget_gib > 0.0:
             raise ValueError(f'memory_budget_gib must be > 0, got {self.memory_budget_gib}.')
-        if not 0.0 <= self.max_ema_decay < 1.0:
-            raise ValueError(f'max_ema_decay must be in [0, 1), got {self.max_ema_decay}.')
+        _check_decay(self)
 
     def choose_chunk_sizes(self, model: tf.keras.Model, expected_batch_size: int) -> memory.ChunkSizes:
         """Returns how many units and views of a step are held in memory at a time."""
@@ -159,22 +180,40 @@ class Stage:
       optimizer: Saved with the run.
       begin: Called before the first step that this process runs, also after a resume.
       run_step: Runs one step, counted from 0, and returns scalars that may be released.
+      end: Called after the last step, before the next stage begins.
     """
     name: str
     num_steps: int
     optimizer: tf.keras.optimizers.Optimizer
     begin: Callable[[], None]
     run_step: Callable[[int], Dict[str, float]]
+    end: Callable[[], None] = lambda: None
 
 
-def make_pretraining(config: PretrainingConfig, model: tf.keras.Model, process: process_lib.DiffusionProcess) -> Stage:
-    """Returns the public pre-training stage."""
-    return _public_stage(PRETRAINING, config, model, process, lambda: config.dataset)
+def make_pretraining(config: PretrainingConfig, model: tf.keras.Model, average: tf.keras.Model,
+                     view_sampler: views_lib.ViewSampler) -> Stage:
+    """Returns the public pre-training stage; at its end, model and average both hold what was pre-trained."""
+    stage = _public_stage(PRETRAINING,
+                          config,
+                          model,
+                          average,
+                          view_sampler,
+                          lambda: config.images,
+                          max_ema_decay=config.max_ema_decay,
+                          num_chunks=config.batch_size // (config.images_per_chunk or config.batch_size))
+
+    def end():
+        if config.max_ema_decay:
+            model.set_weights(average.get_weights())
+        else:
+            average.set_weights(model.get_weights())
+
+    return dataclasses.replace(stage, end=end)
 
 
-def make_warm_start(config: WarmStartConfig, model: tf.keras.Model, process: process_lib.DiffusionProcess,
-                    plan: plan_lib.DpSgdPlan, private: datasets.ImageDataset, state: checkpoints.RunState,
-                    on_release: Callable[[np.ndarray], None]) -> Stage:
+def make_warm_start(config: WarmStartConfig, model: tf.keras.Model, average: tf.keras.Model,
+                    view_sampler: views_lib.ViewSampler, plan: plan_lib.DpSgdPlan, private: datasets.ImageDataset,
+                    state: checkpoints.RunState, on_release: Callable[[np.ndarray], None]) -> Stage:
     """Returns the warm-start stage; `on_release` is called with the noisy means, float32 [classes, h, w, channels]."""
 
     def release_and_vary() -> datasets.ImageDataset:
@@ -195,11 +234,11 @@ def make_warm_start(config: WarmStartConfig, model: tf.keras.Model, process: pro
                                                       threshold=config.threshold,
                                                       seed=config.seed)
 
-    return _public_stage(WARM_START, config, model, process, release_and_vary)
+    return _public_stage(WARM_START, config, model, average, view_sampler, release_and_vary)
 
 
 def make_finetuning(config: FinetuningConfig, model: tf.keras.Model, average: tf.keras.Model,
-                    process: process_lib.DiffusionProcess, plan: plan_lib.DpSgdPlan, private: datasets.ImageDataset,
+                    view_sampler: views_lib.ViewSampler, plan: plan_lib.DpSgdPlan, private: datasets.ImageDataset,
                     state: checkpoints.RunState, on_diagnostics: Optional[Callable[[int, dict], None]]) -> Stage:
     """Returns the DP-SGD stage; `on_diagnostics`, where given, receives PRIVATE numbers of each step."""
     optimizer = config.optimization.make_optimizer(plan.config.num_steps)
@@ -210,7 +249,7 @@ def make_finetuning(config: FinetuningConfig, model: tf.keras.Model, average: tf
                                                 unet.select_variables(model, config.trainable),
                                                 optimizer,
                                                 plan,
-                                                views_lib.ViewSampler(process, config.views),
+                                                view_sampler,
                                                 state.private_seed,
                                                 images_per_unit=1 if private.owners is None else num_views,
                                                 max_ema_decay=config.max_ema_decay,
@@ -239,12 +278,23 @@ def make_finetuning(config: FinetuningConfig, model: tf.keras.Model, average: tf
     return Stage(FINETUNING, plan.config.num_steps, optimizer, begin, run_step)
 
 
-def _public_stage(name: str, config, model, process, make_dataset: Callable[[], datasets.ImageDataset]) -> Stage:
+def _public_stage(name: str,
+                  config,
+                  model,
+                  average,
+                  view_sampler,
+                  make_dataset: Callable[[], datasets.ImageDataset],
+                  *,
+                  max_ema_decay: float = 0.0,
+                  num_chunks: int = 1) -> Stage:
     """Returns a stage of plain training on the images that make_dataset gives when the stage begins."""
     optimizer = config.optimization.make_optimizer(config.num_steps)
     public_step = train_step.make_public_step(model,
+                                              average,
                                               optimizer,
-                                              views_lib.ViewSampler(process, config.views),
+                                              view_sampler,
+                                              max_ema_decay=max_ema_decay,
+                                              num_chunks=num_chunks,
                                               seed=config.seed)
     images = {}
 
@@ -258,6 +308,11 @@ def _public_stage(name: str, config, model, process, make_dataset: Callable[[], 
         return {'loss': float(loss), 'learning_rate': float(optimizer.learning_rate)}
 
     return Stage(name, config.num_steps, optimizer, begin, run_step)
+
+
+def _check_decay(config) -> None:
+    if not 0.0 <= config.max_ema_decay < 1.0:
+        raise ValueError(f'max_ema_decay of {type(config).__name__} must be in [0, 1), got {config.max_ema_decay}.')
 
 
 def _check_at_least_one(config, *names: str) -> None:

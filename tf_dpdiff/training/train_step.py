@@ -69,24 +69,33 @@ def make_private_step(model: tf.keras.Model, average: tf.keras.Model, variables:
     return private_step
 
 
-def make_public_step(model: tf.keras.Model, optimizer: tf.keras.optimizers.Optimizer,
-                     view_sampler: views_lib.ViewSampler, *, seed: int) -> Callable:
+def make_public_step(model: tf.keras.Model, average: tf.keras.Model, optimizer: tf.keras.optimizers.Optimizer,
+                     view_sampler: views_lib.ViewSampler, *, max_ema_decay: float, num_chunks: int,
+                     seed: int) -> Callable:
     """Returns the compiled step of plain training, for public images and for what is computed from noisy releases.
 
     Args:
       model: The network being trained.
+      average: A network of the same shape that holds the moving average of its weights.
       optimizer: Any tf.keras optimizer; built on all trainable variables.
       view_sampler: Draws the views.
+      max_ema_decay: Upper end of the moving average's decay; 0: the average is the weights themselves.
+      num_chunks: In how many equal parts a batch is worked through, to save memory; divides the batch size.
       seed: Public.
 
     Returns:
-      A function of images_uint8 [batch, height, width, channels], labels int32 [batch] and step int64 that updates the
-      model and returns the loss, float32.
+      A function of images_uint8 [batch, height, width, channels], labels int32 [batch] and step int64 that updates
+      model, average and optimizer, and returns the loss, float32.
     """
     image_shape = model.inputs[0].shape[1:].as_list()
     unit_loss = views_lib.unit_loss_fn(model)
     variables = model.trainable_variables
     optimizer.build(variables)
+
+    def loss_and_gradients(views):
+        with tf.GradientTape() as tape:
+            loss = unit_loss(views)
+        return loss, tape.gradient(loss, variables)
 
     @tf.function(autograph=False,
                  input_signature=[
@@ -97,9 +106,24 @@ def make_public_step(model: tf.keras.Model, optimizer: tf.keras.optimizers.Optim
     def public_step(images_uint8, labels, step):
         views = view_sampler.draw_for_public(images_uint8, labels, seed=tf.constant(seed, tf.int64), step=step)
         views = tf.nest.map_structure(lambda x: tf.reshape(x, tf.concat([[-1], tf.shape(x)[2:]], axis=0)), views)
-        with tf.GradientTape() as tape:
-            loss = unit_loss(views)
-        optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables))
+        loss, gradients = _mean_over_chunks(loss_and_gradients, views, num_chunks)
+        optimizer.apply_gradients(zip(gradients, variables))
+        ema.update_ema(average.variables, model.variables, ema.ema_decay(max_ema_decay, step))
         return loss
 
     return public_step
+
+
+def _mean_over_chunks(function: Callable, views: views_lib.Views, num_chunks: int):
+    """Returns the mean of function(views) over equal chunks of the views, one chunk in memory at a time."""
+    if num_chunks == 1:
+        return function(views)
+    chunks = tf.nest.map_structure(
+        lambda x: tf.reshape(x, tf.concat([[num_chunks, -1], tf.shape(x)[1:]], axis=0)), views)
+
+    def add_chunk(index, total):
+        part = function(tf.nest.map_structure(lambda x: x[index], chunks))
+        return index + 1, tf.nest.map_structure(lambda t, p: t + p / num_chunks, total, part)
+
+    first = tf.nest.map_structure(lambda p: p / num_chunks, function(tf.nest.map_structure(lambda x: x[0], chunks)))
+    return tf.while_loop(lambda index, _: index < num_chunks, add_chunk, (1, first), parallel_iterations=1)[1]

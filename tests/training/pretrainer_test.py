@@ -1,0 +1,292 @@
+"""Tests of public runs, their checkpoints, and private runs that start from them."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from tf_dpdiff.data import datasets
+from tf_dpdiff.data import procedural
+from tf_dpdiff.diffusion import process as process_lib
+from tf_dpdiff.diffusion import schedules
+from tf_dpdiff.networks import unet
+from tf_dpdiff.privacy import plan as plan_lib
+from tf_dpdiff.training import checkpoints
+from tf_dpdiff.training import interruption
+from tf_dpdiff.training import loop
+from tf_dpdiff.training import pretrained
+from tf_dpdiff.training import pretrainer
+from tf_dpdiff.training import stages
+from tf_dpdiff.training import trainer as trainer_lib
+from tf_dpdiff.training import views as views_lib
+
+pytestmark = pytest.mark.usefixtures('small_network')
+NETWORK = unet.UNetConfig(base_channels=4, channel_multipliers=(1,), middle_attention=False, groups=2)
+PROCESS = process_lib.DiffusionProcess()
+OPTIMIZATION = stages.OptimizationConfig(learning_rate=0.01)
+PUBLIC = procedural.random_strokes(num_images=30, image_size=4, num_classes=5)
+PRIVACY = plan_lib.DpSgdConfig(target_delta=1e-4,
+                               expected_batch_size=8,
+                               num_steps=2,
+                               l2_norm_clip=1e-2,
+                               noise_multiplier=1.0)
+
+
+class StopAfter:
+    """A request to stop that comes after so many steps."""
+
+    def __init__(self, steps):
+        self._left = steps
+
+    @property
+    def requested(self):
+        self._left -= 1
+        return self._left < 0
+
+
+NEVER = StopAfter(10**9)
+
+
+def make_public(workdir, public=PUBLIC, network=NETWORK, process=PROCESS, **changes):
+    stage = stages.PretrainingConfig(public, 4, 5, OPTIMIZATION, **{'max_ema_decay': 0.5, **changes})
+    return pretrainer.PublicTrainer(workdir,
+                                    network=network,
+                                    process=process,
+                                    pretraining=stage,
+                                    config=loop.TrainerConfig())
+
+
+def make_private(workdir, init_from, images=None, network=NETWORK, process=PROCESS, pretraining=None, **changes):
+    images = images or private_images()
+    finetuning = stages.FinetuningConfig(OPTIMIZATION,
+                                         views_lib.ViewsConfig(),
+                                         init_from=init_from and str(init_from),
+                                         units_per_chunk=4,
+                                         **changes)
+    return trainer_lib.Trainer(workdir,
+                               images,
+                               network=network,
+                               process=process,
+                               plan=plan_lib.make_plan(PRIVACY, images.num_units),
+                               pretraining=pretraining,
+                               warm_start=None,
+                               finetuning=finetuning,
+                               config=loop.TrainerConfig(),
+                               on_release=lambda means: None)
+
+
+def private_images(num_classes=3):
+    images = np.random.default_rng(0).integers(0, 256, [20, 4, 4, 1]).astype(np.uint8)
+    names = tuple('abcdefgh'[:num_classes])
+    return datasets.ImageDataset('toy', images, (np.arange(20) % num_classes).astype(np.int32), names)
+
+
+def weights(model):
+    return {v.name: v.numpy() for v in model.variables}
+
+
+@pytest.fixture(name='public', scope='module')
+def fixture_public(tmp_path_factory):
+    """A finished public run with its checkpoint: its folder and its trainer."""
+    workdir = tmp_path_factory.mktemp('public')
+    trainer = make_public(workdir)
+    trainer.run(NEVER)
+    trainer.to_pretrained().write(workdir / pretrained.FOLDER)
+    return workdir, trainer
+
+
+def test_public_run_has_no_secret_and_is_resumed_bit_for_bit(tmp_path, public):
+    stops = 0
+    while True:
+        broken = make_public(tmp_path)
+        assert broken.state.private_seed is None
+        try:
+            broken.run(StopAfter(1))
+            break
+        except interruption.Interrupted:
+            stops += 1
+    assert stops == 2
+    for name, value in weights(public[1].average).items():
+        np.testing.assert_array_equal(weights(broken.average)[name], value)
+    assert 'no secret' in (tmp_path / 'checkpoints' / 'README').read_text()
+
+
+def test_average_is_taken_over_the_steps_and_is_what_comes_out(public):
+    _, trainer = public
+    last = make_public(public[0] / 'no_average', max_ema_decay=0.0)
+    last.run(NEVER)
+    for name, value in weights(last.model).items():
+        np.testing.assert_array_equal(weights(last.average)[name], value)
+    # The same steps, averaged: not the last weights, but what both networks hold at the end.
+    assert any(not np.allclose(weights(trainer.average)[n], v) for n, v in weights(last.model).items())
+    for name, value in weights(trainer.average).items():
+        np.testing.assert_array_equal(weights(trainer.model)[name], value)
+
+
+def test_average_follows_its_formula(tmp_path):
+    trainer = make_public(tmp_path)
+    expected = weights(trainer.model)
+    run_step, seen = trainer._stages[0].run_step, []
+
+    def run_and_average(step):
+        scalars = run_step(step)
+        decay = min(0.5, (1 + step) / (10 + step))
+        for name, value in weights(trainer.model).items():
+            expected[name] = decay * expected[name] + (1 - decay) * value
+        seen.append(step)
+        return scalars
+
+    trainer._stages[0].run_step = run_and_average
+    trainer.run(NEVER)
+    assert seen == [0, 1, 2, 3]
+    for name, value in weights(trainer.average).items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-5, atol=1e-7)
+
+
+def test_batch_in_chunks_takes_the_same_steps(tmp_path, public):
+    chunked = make_public(tmp_path, images_per_chunk=1)
+    chunked.run(NEVER)
+    for name, value in weights(public[1].average).items():
+        np.testing.assert_allclose(weights(chunked.average)[name], value, rtol=1e-3, atol=1e-5)
+    with pytest.raises(ValueError, match='images_per_chunk must divide batch_size=5, got 2'):
+        make_public(tmp_path, images_per_chunk=2)
+
+
+def test_resuming_on_other_public_images_is_refused(public):
+    with pytest.raises(checkpoints.CheckpointMismatchError, match='begun with another configuration .*dataset'):
+        make_public(public[0], public=procedural.random_strokes(num_images=31, image_size=4, num_classes=5))
+
+
+def test_checkpoint_comes_back_as_it_was_written(public):
+    written, read = public[1].to_pretrained(), pretrained.read(public[0])
+    for field in dataclasses.fields(written):
+        if field.name != 'weights':
+            assert getattr(read, field.name) == getattr(written, field.name)
+    assert read.weights_sha256 == written.weights_sha256
+    assert read.weights.keys() == written.weights.keys()
+    described = json.loads((public[0] / 'pretrained' / 'pretrained.json').read_text())
+    assert described['num_steps'] == 4 and described['num_parameters'] == public[1].average.count_params()
+    assert pretrained.read(public[0] / 'pretrained').weights_sha256 == written.weights_sha256
+
+
+def test_private_run_starts_from_the_average_with_class_embeddings_of_its_own(tmp_path, public):
+    scratch = weights(make_private(tmp_path / 'scratch', None).model)
+    started = make_private(tmp_path / 'started', public[0])
+    origin = weights(public[1].average)
+    for name, value in weights(started.model).items():
+        if 'class_embedding' in name:
+            assert value.shape[0] == 4 and origin[name].shape[0] == 6
+            np.testing.assert_array_equal(value[:3], scratch[name][:3])
+            np.testing.assert_array_equal(value[3], origin[name][5])  # "No class" means the same in both.
+        else:
+            np.testing.assert_array_equal(value, origin[name])
+    np.testing.assert_array_equal(weights(started.average)['conv_in/kernel:0'], origin['conv_in/kernel:0'])
+    started.run(NEVER)
+    assert "30 images of 'random strokes'" in started.statement().to_text()
+    assert started.state.ledger.count(plan_lib.DP_SGD_STEP) == 2
+
+
+def test_private_run_is_resumed_from_its_own_weights(tmp_path, public):
+    with pytest.raises(interruption.Interrupted):
+        make_private(tmp_path, public[0]).run(StopAfter(0))
+    resumed = make_private(tmp_path, public[0])
+    assert resumed.resumed and resumed.state.step == 1
+    origin = weights(public[1].average)
+    assert any(not np.array_equal(v, origin[n]) for n, v in weights(resumed.model).items() if 'class' not in n)
+
+
+def test_resuming_from_another_checkpoint_is_refused_and_from_the_same_elsewhere_is_not(tmp_path, public):
+    make_private(tmp_path / 'run', public[0])
+    moved = tmp_path / 'moved'
+    pretrained.read(public[0]).write(moved)
+    assert make_private(tmp_path / 'run', moved).resumed
+    pretrained.read(public[0])
+    other = dataclasses.replace(pretrained.read(public[0]))
+    other.weights['conv_in/bias'] = other.weights['conv_in/bias'] + 1
+    other.write(tmp_path / 'other')
+    with pytest.raises(checkpoints.CheckpointMismatchError, match='init_from'):
+        make_private(tmp_path / 'run', tmp_path / 'other')
+
+
+def break_file(folder, name, change):
+    path = folder / name
+    path.write_bytes(change(path.read_bytes()))
+
+
+@pytest.mark.parametrize('name, change, message', [
+    ('weights.npz', lambda b: b[:len(b) // 2], 'is damaged'),
+    ('pretrained.json', lambda b: b[:len(b) // 2], 'is damaged'),
+    ('pretrained.json', lambda b: b.replace(b'"weights_sha256": "', b'"weights_sha256": "0'),
+     'not those that pretrained.json names'),
+    ('pretrained.json', lambda b: b.replace(b'"num_steps"', b'"steps"'), 'is damaged'),
+])
+def test_damaged_checkpoint_is_refused(tmp_path, public, name, change, message):
+    pretrained.read(public[0]).write(tmp_path)
+    break_file(tmp_path, name, change)
+    with pytest.raises(ValueError, match=f'public checkpoint in {tmp_path} is damaged.*|{message}') as refused:
+        pretrained.read(tmp_path)
+    assert message in str(refused.value)
+
+
+def test_flipped_bit_of_a_weight_is_noticed(tmp_path, public):
+    model = pretrained.read(public[0])
+    model.write(tmp_path)
+    arrays = dict(np.load(tmp_path / 'weights.npz'))
+    arrays['conv_in/bias'] = np.nextafter(arrays['conv_in/bias'], np.float32(np.inf))
+    np.savez(tmp_path / 'weights.npz', **arrays)
+    with pytest.raises(ValueError, match='is damaged: the weights are not those'):
+        pretrained.read(tmp_path)
+
+
+@pytest.mark.parametrize('make, message', [
+    (lambda folder: None, 'there is no such folder'),
+    (lambda folder: folder.mkdir(), 'pretrained.json is missing'),
+    (lambda folder: (folder / 'checkpoints').mkdir(parents=True), 'private, or not finished'),
+])
+def test_missing_checkpoint_says_what_is_there(tmp_path, make, message):
+    make(tmp_path / 'here')
+    with pytest.raises(FileNotFoundError, match=f'no public checkpoint in {tmp_path / "here"}: .*{message}'):
+        make_private(tmp_path / 'run', tmp_path / 'here')
+
+
+@pytest.mark.parametrize('changes, message', [
+    ({'network': dataclasses.replace(NETWORK, base_channels=8)}, 'base_channels is 4 in the checkpoint and 8 here'),
+    ({'process': process_lib.DiffusionProcess(parameterization='epsilon')},
+     "parameterization is 'v' in the checkpoint and 'epsilon' here"),
+    ({'process': process_lib.DiffusionProcess(schedules.Schedule('linear'))},
+     "schedule is 'cosine' in the checkpoint and 'linear' here"),
+])  # yapf: disable
+def test_checkpoint_of_another_model_is_refused_by_name(tmp_path, public, changes, message):
+    with pytest.raises(ValueError, match=f'of another model than the configuration: {message}'):
+        make_private(tmp_path, public[0], **changes)
+    assert not (tmp_path / 'checkpoints').exists()
+
+
+def test_settings_that_training_alone_knows_may_differ(tmp_path, public):
+    started = make_private(tmp_path, public[0], network=dataclasses.replace(NETWORK, compute_dtype='mixed_bfloat16'))
+    assert not started.resumed
+
+
+def test_private_images_are_refused_as_public_ones(tmp_path):
+    private = private_images()
+    stage = stages.PretrainingConfig(private, 2, 4, OPTIMIZATION)
+    with pytest.raises(ValueError, match="the public images are the private ones .'toy'."):
+        make_private(tmp_path / 'run', None, images=private, pretraining=stage)
+    trainer = make_public(tmp_path / 'public', public=private)
+    trainer.run(NEVER)
+    trainer.to_pretrained().write(tmp_path / 'public' / 'pretrained')
+    with pytest.raises(ValueError, match='the public images are the private ones'):
+        make_private(tmp_path / 'run', tmp_path / 'public', images=private)
+
+
+def test_checkpoint_and_public_stage_together_are_refused(tmp_path, public):
+    stage = stages.PretrainingConfig(procedural.random_strokes(num_images=9, image_size=4, num_classes=3), 2, 4,
+                                     OPTIMIZATION)
+    with pytest.raises(ValueError, match='either has a public stage of its own or starts from a checkpoint'):
+        make_private(tmp_path, public[0], pretraining=stage)
+
+
+def test_public_run_has_no_identity_to_charge_or_attack(public):
+    with pytest.raises(checkpoints.CheckpointMismatchError, match='read public images alone'):
+        checkpoints.read_identity(public[0] / 'checkpoints')

@@ -1,0 +1,121 @@
+"""What a run would do and claim, before it does: `bin/train --dry_run`."""
+
+from typing import Optional, Tuple
+
+import numpy as np
+from rich import console as rich_console
+
+import gin  # pylint: disable=wrong-import-order
+from tf_dpdiff.cli import command
+from tf_dpdiff.data import augmentation
+from tf_dpdiff.networks import unet
+from tf_dpdiff.privacy import statement as statement_lib
+from tf_dpdiff.training import memory
+from tf_dpdiff.training import trainer as trainer_lib
+from tf_dpdiff.training import views as views_lib
+
+
+def print_private(spec, network, process, plan, pretraining, warm_start, finetuning, spent: Optional[str]) -> None:
+    """Prints configuration, cost and statement of a private run.
+
+    Args:
+      spec: What is known of the private data set without reading it.
+      network: The network's shape.
+      process: The diffusion process.
+      plan: The privacy plan.
+      pretraining: The public stage, or None.
+      warm_start: The stage on noisy class means, or None.
+      finetuning: The DP-SGD stage.
+      spent: What a budget file would hold with this run, in words, or None.
+    """
+    model = unet.build_unet(network, spec.image_shape, spec.num_classes)
+    view_sampler = views_lib.ViewSampler(process,
+                                         finetuning.views,
+                                         num_classes=spec.num_classes,
+                                         has_dropout=network.dropout > 0.0)
+    trainer_lib.check_model(model, spec.image_shape, view_sampler)
+    public_data = _check_origin(finetuning, pretraining, network, process, model)
+    num_trained = sum(int(np.prod(v.shape)) for v in unet.select_variables(model, finetuning.trainable))
+    num_views = finetuning.views.augmentation_multiplicity
+    views = plan.config.num_steps * plan.config.expected_batch_size * num_views
+    table = command.facts_table('what would be done')
+    table.add_row('private images', _describe_images(spec))
+    table.add_row('parameters', f'{model.count_params():,}, of which {num_trained:,} are trained privately')
+    table.add_row('compute type', network.compute_dtype)
+    for phrase in public_data:
+        table.add_row('starts from', phrase)
+    if pretraining:
+        table.add_row('pre-training', f'{pretraining.num_steps:,} steps of {pretraining.batch_size:,} of them')
+    if warm_start:
+        table.add_row('warm start',
+                      f'{warm_start.num_steps:,} steps of {warm_start.batch_size} images from noisy class means')
+    table.add_row(
+        'private steps', f'{plan.config.num_steps:,} of {plan.config.expected_batch_size:,} expected units x '
+        f'{num_views} views = {views:,} views')
+    table.add_row('noise multiplier', f'{plan.config.noise_multiplier:.4f}')
+    table.add_row('augmentation', augmentation.Augmenter(finetuning.views.augmentation).describe())
+    chunk = finetuning.choose_chunk_sizes(model, plan.config.expected_batch_size)
+    views_at_a_time = chunk.units * chunk.views
+    gradients, activations = 4 * chunk.units * num_trained, views_at_a_time * memory.activation_bytes_per_view(model)
+    table.add_row(
+        'memory', f'about {_mebibytes(16 * model.count_params())} for weights, average and optimizer, '
+        f'{_mebibytes(gradients)} for the gradients of {chunk.units} unit(s) and {_mebibytes(activations)} for the '
+        f'activations of {views_at_a_time} view(s) at a time')
+    if spent:
+        table.add_row('budget file', f'with this run, {spent}')
+    _print(table, trainer_lib.make_statement(spec, plan, plan.planned_ledger(), num_views, public_data))
+
+
+def _check_origin(finetuning, pretraining, network, process, model) -> Tuple[str, ...]:
+    """Returns what the run starts from, in phrases; a checkpoint that is not there yet does not stop a plan."""
+    try:
+        origin = trainer_lib.open_origin(finetuning, pretraining, network, process)
+    except FileNotFoundError as error:
+        return (f'{finetuning.init_from} ({error})',)
+    if origin:
+        origin.carry_over_to(model)
+    return trainer_lib.describe_public_data(pretraining, origin)
+
+
+def print_public(network, pretraining, statement: statement_lib.PublicStatement) -> None:
+    """Prints configuration and cost of a run on public images alone.
+
+    Args:
+      network: The network's shape.
+      pretraining: The public stage.
+      statement: What would be said of the model.
+    """
+    public = pretraining.spec
+    model = unet.build_unet(network, public.image_shape, public.num_classes)
+    table = command.facts_table('what would be done')
+    table.add_row('private images', 'none: a run on public images alone')
+    of_classes = model.get_layer('class_embedding').count_params()
+    table.add_row('parameters', f'{model.count_params():,}, of which {of_classes:,} embed the classes')
+    table.add_row('compute type', network.compute_dtype)
+    table.add_row('public images', _describe_images(public))
+    table.add_row('pre-training', f'{pretraining.num_steps:,} steps of {pretraining.batch_size:,} images')
+    num_views = pretraining.views.augmentation_multiplicity
+    views_at_a_time = (pretraining.images_per_chunk or pretraining.batch_size) * num_views
+    table.add_row('views', f'{pretraining.num_steps * pretraining.batch_size * num_views:,}')
+    table.add_row('augmentation', augmentation.Augmenter(pretraining.views.augmentation).describe())
+    table.add_row(
+        'memory', f'about {_mebibytes(16 * model.count_params())} for weights, average and optimizer, and '
+        f'{_mebibytes(views_at_a_time * memory.activation_bytes_per_view(model))} for the activations of '
+        f'{views_at_a_time:,} views at a time')
+    _print(table, statement)
+
+
+def _describe_images(spec) -> str:
+    owned = f', of {spec.num_units:,} owners' if spec.has_owners else ''
+    note = f' ({spec.note})' if spec.note else ''
+    return f'{spec.num_images:,} of {"x".join(map(str, spec.image_shape))}, {spec.num_classes} classes{owned}{note}'
+
+
+def _print(table, statement) -> None:
+    print(gin.operative_config_str())
+    rich_console.Console().print(table)
+    print('\nThe statement that the run would end with:\n\n' + statement.to_text())
+
+
+def _mebibytes(num_bytes: float) -> str:
+    return f'{num_bytes / 2**20:,.0f} MiB'

@@ -1,0 +1,92 @@
+"""A run on public images alone: `bin/train` with a configuration that binds no private data."""
+
+import pathlib
+import time
+
+from rich import console as rich_console
+import tensorflow as tf
+
+from tf_dpdiff.cli import command
+from tf_dpdiff.cli import dry_run as dry_run_lib
+from tf_dpdiff.cli import run_files
+from tf_dpdiff.cli import run_output
+from tf_dpdiff.evaluation import generate
+from tf_dpdiff.privacy import statement as statement_lib
+from tf_dpdiff.serving import export
+from tf_dpdiff.training import interruption
+from tf_dpdiff.training import pretrained
+from tf_dpdiff.training import pretrainer
+
+
+def train_on_public_images(workdir: pathlib.Path, dry_run: bool, parts: dict, network, process, pretraining, sampler,
+                           samples, loop) -> int:
+    """Pre-trains, writes the public checkpoint, samples and exports; resumes where the folder holds such a run.
+
+    Args:
+      workdir: The run's folder.
+      dry_run: Print what would be done, and return.
+      parts: What only a private run has, by name; all must be None.
+      network: The network's shape.
+      process: The diffusion process.
+      pretraining: The public stage.
+      sampler: How images are drawn.
+      samples: How many images are drawn at the end.
+      loop: Settings of the loop.
+
+    Returns:
+      The exit code.
+
+    Raises:
+      command.UsageError: if something belongs to a private run, or if there is nothing to train on.
+    """
+    given = [name for name, part in parts.items() if part is not None]
+    if given or pretraining is None:
+        raise command.UsageError('the configuration is incomplete: it binds no private images (train.data), ' + (
+            f'but what belongs to them (train.{", train.".join(given)}).' if given else 'and no public ones either '
+            '(train.pretraining).'))
+    spec = pretraining.spec
+    model = run_files.ModelDescription(spec.image_shape, spec.class_names, network, process, sampler,
+                                       pretraining.views.label_drop_probability).with_sampler(sampler)
+    statement = statement_lib.PublicStatement((spec.to_phrase(),), pretraining.num_steps)
+    if dry_run:
+        dry_run_lib.print_public(network, pretraining, statement)
+        return command.DONE
+    started = time.monotonic()
+    with interruption.StopRequest() as stop:
+        trainer = pretrainer.PublicTrainer(workdir,
+                                           network=network,
+                                           process=process,
+                                           pretraining=pretraining,
+                                           config=loop)
+        run_output.begin(workdir, model, trainer)
+        trainer.run(stop)
+        checkpoint = trainer.to_pretrained()
+        checkpoint.write(workdir / pretrained.FOLDER)
+        image_sampler = export.ImageSampler(trainer.average, process, sampler)
+        drawn = run_output.draw(_sample_fn(image_sampler, pretraining.images), samples, spec.num_classes, stop)
+    facts = {
+        'epsilon': 'no private images',
+        'public images': f'{spec.num_images:,}',
+        'steps': str(pretraining.num_steps)
+    }
+    version = run_output.write(workdir, f'tf_dpdiff: a public model of {spec.name}', facts, statement, spec.class_names,
+                               image_sampler, trainer.summaries, *drawn)
+    trainer.summaries.flush()
+    table = command.facts_table('what came out')
+    table.add_row(
+        'checkpoint', f'{workdir / pretrained.FOLDER}, SHA-256 {checkpoint.weights_sha256[:16]}: private '
+        f"runs start from it by FinetuningConfig.init_from = '{workdir}'")
+    run_output.add_files(table, workdir, version, len(drawn[0]), time.monotonic() - started)
+    rich_console.Console().print(table)
+    return command.DONE
+
+
+def _sample_fn(image_sampler: export.ImageSampler, public) -> generate.SampleFn:
+    """Returns what samples by class or, where the public images have no labels, without one."""
+    is_unlabelled = (public.labels == public.num_classes).all()
+
+    def sample(labels, seeds):
+        return image_sampler.sample(tf.fill(tf.shape(labels), public.num_classes) if is_unlabelled else labels,
+                                    seeds)['images']
+
+    return sample

@@ -1,0 +1,81 @@
+"""What every run leaves in its folder, whether it read private images or public ones alone."""
+
+import pathlib
+import sys
+from typing import Dict, Sequence, Tuple
+
+import numpy as np
+
+import gin  # pylint: disable=wrong-import-order
+from tf_dpdiff import files
+from tf_dpdiff.cli import run_files
+from tf_dpdiff.evaluation import generate
+from tf_dpdiff.evaluation import report
+from tf_dpdiff.serving import export
+from tf_dpdiff.training import interruption
+from tf_dpdiff.training import loop
+
+
+def begin(workdir: pathlib.Path, model: run_files.ModelDescription, trainer: loop.StageLoop) -> None:
+    """Writes what is known before the first step, and says where a resumed run stands."""
+    files.write_text(workdir / 'operative_config.gin', gin.operative_config_str())
+    model.write(workdir)
+    trainer.summaries.text('configuration', gin.markdown(gin.operative_config_str()))
+    if trainer.resumed:
+        print(f'train: the run in {workdir} {trainer.position()}.', file=sys.stderr)
+
+
+def draw(sample_fn: generate.SampleFn, samples: generate.GenerateConfig, num_classes: int,
+         stop: interruption.StopRequest) -> Tuple[np.ndarray, np.ndarray]:
+    """Draws the samples of a run; see `generate.generate`.
+
+    Raises:
+      interruption.Interrupted: if asked to stop on the way.
+    """
+    drawn = generate.generate(sample_fn, samples, num_classes, lambda: stop.requested)
+    if drawn is None:
+        raise interruption.Interrupted('stopped while sampling; training is complete and saved')
+    return drawn
+
+
+def write(workdir: pathlib.Path, title: str, facts: Dict[str, str], statement, class_names: Sequence[str],
+          image_sampler: export.ImageSampler, summaries, images: np.ndarray, labels: np.ndarray) -> pathlib.Path:
+    """Writes statement, samples, report and exported model.
+
+    Args:
+      workdir: The run's folder.
+      title: Of the report.
+      facts: Stand at the head of the report.
+      statement: The privacy statement, or what is said of a public model.
+      class_names: One a class.
+      image_sampler: What is exported.
+      summaries: Of the run.
+      images: The samples, uint8 [images, height, width, channels].
+      labels: int32 [images].
+
+    Returns:
+      The folder of the exported model.
+    """
+    run_files.write_statement(workdir, statement)
+    generate.write_npz(workdir / 'samples.npz', images, labels, class_names)
+    grid = generate.class_grid(images, labels)
+    generate.write_png(workdir / 'samples.png', grid)
+    summaries.image('samples', grid, 0)
+    report.write_report(workdir / 'report.html',
+                        title=title,
+                        facts={
+                            **facts, 'samples drawn': str(len(images))
+                        },
+                        grid_png=workdir / 'samples.png',
+                        statement=statement.to_text(),
+                        configuration=gin.operative_config_str())
+    return export.export_saved_model(image_sampler, workdir / 'saved_model', run_files.statement_paths(workdir))
+
+
+def add_files(table, workdir: pathlib.Path, version: pathlib.Path, num_samples: int, seconds: float) -> None:
+    """Adds to a table where everything lies, and how long it took."""
+    table.add_row('samples', f'{num_samples:,} in {workdir / "samples.npz"}; a look: {workdir / "samples.png"}')
+    table.add_row('model', str(version))
+    table.add_row('statement', str(workdir / 'privacy_statement.txt'))
+    table.add_row('report', str(workdir / 'report.html'))
+    table.add_row('time', f'{seconds / 60.0:.1f} minutes')

@@ -1,0 +1,150 @@
+"""The loop over stages and steps: progress, checkpoints, clean stops."""
+
+import dataclasses
+import pathlib
+import sys
+import time
+from typing import List, Optional
+
+import tensorflow as tf
+import tqdm
+
+from tf_dpdiff.networks import unet
+from tf_dpdiff.privacy import seeds
+from tf_dpdiff.training import checkpoints
+from tf_dpdiff.training import interruption
+from tf_dpdiff.training import stages as stages_lib
+from tf_dpdiff.training import summaries as summaries_lib
+
+_DONE = 'done'
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainerConfig:
+    """Settings of the loop; none of them changes what is learnt or what it costs.
+
+    Attributes:
+      checkpoint_every_secs: Seconds between checkpoints, besides those at the end of a stage and at a stop.
+      log_every_steps: Steps between TensorBoard entries.
+      log_non_private: Whether to write training loss, gradient norms and clipped share, computed from private data
+        without noise, to non_private/. Never release that folder.
+    """
+    checkpoint_every_secs: float = 60.0
+    log_every_steps: int = 20
+    log_non_private: bool = False
+
+
+class StageLoop:
+    """Runs the stages of one model, from wherever its folder says that it stands.
+
+    A trainer derives from it: it makes the stages out of `self.model`, `self.average` and `self.state`, and hands them
+    to `_open`.
+
+    Args:
+      workdir: The run's folder.
+      configuration: JSON-able values that must be the same when the run is resumed.
+      config: Settings of the loop.
+      is_private: Whether the run reads private images, and so has a secret seed.
+
+    Attributes:
+      model: The network being trained.
+      average: The network with the moving average of the weights: what is released.
+      state: Where the run stands.
+      resumed: Whether the folder held a run.
+      summaries: Its TensorBoard events.
+    """
+
+    def __init__(self, workdir: pathlib.Path, configuration: dict, config: TrainerConfig, *, network: unet.UNetConfig,
+                 image_shape, num_classes: int, is_private: bool):
+        self._config = config
+        self._directory = workdir / 'checkpoints'
+        self._configuration = configuration
+        state = checkpoints.read_state(self._directory, configuration)
+        self.resumed = state is not None
+        self.state = state or checkpoints.RunState(seeds.PrivateSeed.from_os_entropy() if is_private else None)
+        self.summaries = summaries_lib.Summaries(workdir)
+        tf.keras.utils.set_random_seed(0)  # Initial weights are public.
+        self.model, self.average = (unet.build_unet(network, image_shape, num_classes) for _ in range(2))
+        self.average.set_weights(self.model.get_weights())
+
+    def _open(self, stages: List[stages_lib.Stage]) -> None:
+        """Takes the stages, and restores what was saved or saves for the first time."""
+        self._stages = stages
+        self._checkpoint = checkpoints.RunCheckpoint(self._directory,
+                                                     self._configuration,
+                                                     model=self.model,
+                                                     average=self.average,
+                                                     **{f'{stage.name}_optimizer': stage.optimizer for stage in stages})
+        if self.resumed:
+            self._checkpoint.restore()
+        else:
+            self.state.stage = stages[0].name
+            self._checkpoint.save(self.state)  # The seed is on disk before anything is drawn from it.
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all stages have ended."""
+        return self.state.stage == _DONE
+
+    def position(self) -> str:
+        """Returns where the run stands, in words."""
+        return 'is complete' if self.is_done else f'goes on in {self.state.stage} at step {self.state.step}'
+
+    def run(self, stop: interruption.StopRequest) -> None:
+        """Runs what is left of the run.
+
+        Raises:
+          interruption.Interrupted: after a request to stop, with everything saved.
+        """
+        names = [stage.name for stage in self._stages] + [_DONE]
+        while not self.is_done:
+            index = names.index(self.state.stage)
+            self._run_stage(self._stages[index], stop)
+            self.state.stage, self.state.step = names[index + 1], 0
+            self._checkpoint.save(self.state)
+            self.summaries.flush()
+
+    def _run_stage(self, stage: stages_lib.Stage, stop: interruption.StopRequest) -> None:
+        stage.begin()
+        last_saved = time.monotonic()
+        with tqdm.tqdm(total=stage.num_steps,
+                       initial=self.state.step,
+                       desc=stage.name.ljust(11),
+                       unit='step',
+                       dynamic_ncols=True,
+                       mininterval=0.2 if sys.stderr.isatty() else 30.0) as progress:
+            while self.state.step < stage.num_steps:
+                scalars = stage.run_step(self.state.step)
+                self.state.step += 1
+                progress.update()
+                if self.state.step % self._config.log_every_steps == 0 or self.state.step == stage.num_steps:
+                    self._log(stage, scalars, progress)
+                if stop.requested:
+                    self._checkpoint.save(self.state)
+                    self.summaries.flush()
+                    raise interruption.Interrupted(f'stopped in {stage.name} after step {self.state.step} of '
+                                                   f'{stage.num_steps}; everything is saved')
+                if time.monotonic() - last_saved > self._config.checkpoint_every_secs:
+                    self._checkpoint.save(self.state)
+                    last_saved = time.monotonic()
+        stage.end()
+
+    def _log(self, stage: stages_lib.Stage, scalars: dict, progress: tqdm.tqdm) -> None:
+        scalars = {**scalars, **self._spent()}
+        self.summaries.scalars(stage.name, scalars, self.state.step)
+        shown = {'loss': 'loss', 'epsilon_spent': 'epsilon'}
+        progress.set_postfix({shown[k]: f'{v:.3f}' for k, v in scalars.items() if k in shown}, refresh=False)
+
+    def _spent(self) -> dict:
+        """Returns what the run has spent, as scalars that may be released."""
+        return {}
+
+
+def describe(config) -> Optional[dict]:
+    """Returns a stage's configuration as plain values, its images by name and fingerprint."""
+    if config is None:
+        return None
+    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    if 'dataset' in fields:
+        fields['dataset'] = [config.images.name, config.images.fingerprint()]
+    return {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in fields.items()}

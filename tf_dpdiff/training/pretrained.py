@@ -1,0 +1,146 @@
+"""The public checkpoint: a network trained on public images alone, as private runs start from it."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+from typing import Dict, Tuple
+import zipfile
+
+import numpy as np
+import tensorflow as tf
+
+from tf_dpdiff import files
+from tf_dpdiff.diffusion import process as process_lib
+from tf_dpdiff.networks import transfer
+from tf_dpdiff.networks import unet
+from tf_dpdiff.training import configs_json
+
+FOLDER = 'pretrained'
+_DESCRIPTION, _WEIGHTS = 'pretrained.json', 'weights.npz'
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PretrainedModel:
+    """What is known of a network that was trained on public images alone.
+
+    Attributes:
+      image_shape: (height, width, channels) of the public images.
+      class_names: Their classes.
+      network: The network's shape.
+      process: The diffusion process that it learnt.
+      dataset: Name of the public data set.
+      num_images: How many it holds.
+      data_fingerprint: SHA-256 of them; no secret.
+      num_steps: Steps of training.
+      batch_size: Images a step.
+      label_drop_probability: Share of the views that had no label.
+      weights: The moving average of the weights, by the variable's name.
+    """
+    image_shape: Tuple[int, int, int]
+    class_names: Tuple[str, ...]
+    network: unet.UNetConfig
+    process: process_lib.DiffusionProcess
+    dataset: str
+    num_images: int
+    data_fingerprint: str
+    num_steps: int
+    batch_size: int
+    label_drop_probability: float
+    weights: Dict[str, np.ndarray]
+
+    @functools.cached_property
+    def weights_sha256(self) -> str:
+        """The SHA-256 of names, shapes and values of all weights: the checkpoint's identity."""
+        digest = hashlib.sha256()
+        for name in sorted(self.weights):
+            value = np.ascontiguousarray(self.weights[name], '<f4')
+            digest.update(f'{name} {value.shape}\n'.encode())
+            digest.update(value)
+        return digest.hexdigest()
+
+    def to_phrase(self) -> str:
+        """Returns where it comes from, for statements."""
+        return (f'{self.num_images:,} images of {self.dataset!r}, by the checkpoint with SHA-256 '
+                f'{self.weights_sha256[:16]}')
+
+    def check_fits(self, network: unet.UNetConfig, process: process_lib.DiffusionProcess) -> None:
+        """Refuses another architecture or another diffusion process.
+
+        Raises:
+          ValueError: one line that names what differs.
+        """
+        differing = transfer.architecture_differences(self.network, network)
+        for name, there, here in (('parameterization', self.process.parameterization, process.parameterization),
+                                  ('schedule', self.process.schedule.name,
+                                   process.schedule.name), ('num_timesteps', self.process.schedule.num_timesteps,
+                                                            process.schedule.num_timesteps)):
+            if there != here:
+                differing.append(f'{name} is {there!r} in the checkpoint and {here!r} here')
+        if differing:
+            raise ValueError(f'the public checkpoint ({self.dataset!r}) is of another model than the configuration: '
+                             f'{"; ".join(differing)}.')
+
+    def carry_over_to(self, model: tf.keras.Model) -> None:
+        """Puts the weights into a network; the embeddings of its classes stay as they were drawn.
+
+        Raises:
+          ValueError: names the first variable that does not fit.
+        """
+        transfer.carry_over_weights(self.weights, model)
+
+    def write(self, folder: pathlib.Path) -> None:
+        """Writes the checkpoint as a folder of two files: `pretrained.json` and `weights.npz`."""
+        with files.replacing(folder / _WEIGHTS) as temporary:
+            np.savez(temporary, **self.weights)
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != 'weights'}
+        fields.update(network=dataclasses.asdict(self.network),
+                      process=dataclasses.asdict(self.process),
+                      num_parameters=sum(value.size for value in self.weights.values()),
+                      weights_sha256=self.weights_sha256)
+        # Written last: where it is, the weights are whole.
+        files.write_text(folder / _DESCRIPTION, json.dumps(fields, indent=2) + '\n')
+
+
+def weights_of(model: tf.keras.Model) -> Dict[str, np.ndarray]:
+    """Returns a network's weights by the names of its variables."""
+    return {variable.name.split(':')[0]: variable.numpy() for variable in model.variables}
+
+
+def read(folder: pathlib.Path) -> PretrainedModel:
+    """Reads a checkpoint.
+
+    Args:
+      folder: Of the checkpoint, or of the finished public run that wrote it.
+
+    Raises:
+      FileNotFoundError: if there is none; says what is there.
+      ValueError: if it is damaged.
+    """
+    where = folder / FOLDER if (folder / FOLDER).is_dir() else folder
+    description = where / _DESCRIPTION
+    if not description.exists():
+        found = 'there is no such folder'
+        if (folder / 'checkpoints').is_dir():
+            found = 'the run there is private, or not finished: finish it with the same command'
+        elif folder.is_dir():
+            found = f'{_DESCRIPTION} is missing'
+        raise FileNotFoundError(f'no public checkpoint in {folder}: {found}.')
+    try:
+        fields = json.loads(description.read_text())
+        with np.load(where / _WEIGHTS, allow_pickle=False) as arrays:
+            weights = {name: arrays[name] for name in arrays.files}
+        expected = fields.pop('weights_sha256')
+        del fields['num_parameters']
+        fields.update(image_shape=tuple(fields['image_shape']),
+                      class_names=tuple(fields['class_names']),
+                      network=configs_json.network_from_json(fields['network']),
+                      process=configs_json.process_from_json(fields['process']))
+        model = PretrainedModel(weights=weights, **fields)
+    except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f'the public checkpoint in {where} is damaged: {error}.') from error
+    if model.weights_sha256 != expected:
+        raise ValueError(f'the public checkpoint in {where} is damaged: the weights are not those that {_DESCRIPTION} '
+                         'names; fetch or make it again.')
+    return model
