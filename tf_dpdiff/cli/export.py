@@ -7,6 +7,7 @@ from typing import List, Optional
 
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import run_files
+from tf_dpdiff.cli import run_output
 from tf_dpdiff.diffusion import samplers
 from tf_dpdiff.networks import unet
 from tf_dpdiff.serving import export
@@ -28,7 +29,8 @@ def main(flags) -> int:
     model = unet.build_unet(description.network, description.image_shape, len(description.class_names))
     checkpoints.load_average(workdir / 'checkpoints', model)
     directory = command.prepare_workdir(flags.output or f'saved_models/{workdir.resolve().name}')
-    version = export.export_saved_model(export.ImageSampler(model, description.process, sampler), directory, statements)
+    image_sampler = run_output.make_image_sampler(model, description.network, description.process, sampler)
+    version = export.export_saved_model(image_sampler, directory, statements)
     print(f'exported to {version} ({sampler.name}, {sampler.num_steps} steps)')
     return command.DONE
 

@@ -62,7 +62,7 @@ def train_on_public_images(workdir: pathlib.Path, dry_run: bool, parts: dict, ne
         trainer.run(stop)
         checkpoint = trainer.to_pretrained()
         checkpoint.write(workdir / pretrained.FOLDER)
-        image_sampler = export.ImageSampler(trainer.average, process, sampler)
+        image_sampler = run_output.make_image_sampler(trainer.average, network, process, sampler)
         drawn = run_output.draw(_sample_fn(image_sampler, pretraining.images), samples, spec.num_classes, stop)
     facts = {
         'epsilon': 'no private images',

@@ -9,8 +9,12 @@ import numpy as np
 import gin  # pylint: disable=wrong-import-order
 from tf_dpdiff import files
 from tf_dpdiff.cli import run_files
+from tf_dpdiff.diffusion import process as process_lib
+from tf_dpdiff.diffusion import samplers
 from tf_dpdiff.evaluation import generate
 from tf_dpdiff.evaluation import report
+from tf_dpdiff.networks import transfer
+from tf_dpdiff.networks import unet
 from tf_dpdiff.serving import export
 from tf_dpdiff.training import interruption
 from tf_dpdiff.training import loop
@@ -23,6 +27,14 @@ def begin(workdir: pathlib.Path, model: run_files.ModelDescription, trainer: loo
     trainer.summaries.text('configuration', gin.markdown(gin.operative_config_str()))
     if trainer.resumed:
         print(f'train: the run in {workdir} {trainer.position()}.', file=sys.stderr)
+
+
+def make_image_sampler(average, network: unet.UNetConfig, process: process_lib.DiffusionProcess,
+                       sampler: samplers.SamplerConfig) -> export.ImageSampler:
+    """Returns what is released: the averaged network, its low-rank adapters merged into their layers, and a sampler."""
+    if network.adapter_rank:
+        average, _ = transfer.merge_adapters(average, network)
+    return export.ImageSampler(average, process, sampler)
 
 
 def draw(sample_fn: generate.SampleFn, samples: generate.GenerateConfig, num_classes: int,

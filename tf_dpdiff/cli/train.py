@@ -28,7 +28,6 @@ from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import budget as budget_lib
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import statement as statement_lib
-from tf_dpdiff.serving import export
 from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import interruption
 from tf_dpdiff.training import loop as loop_lib
@@ -110,7 +109,7 @@ def train(
         trainer.run(stop)
         _charge(budget_file, 'settled', lambda budget: budget.settle(trainer.state.run_id, trainer.state.ledger))
         # From here on everything is made from the released weights.
-        image_sampler = export.ImageSampler(trainer.average, process, sampler)
+        image_sampler = run_output.make_image_sampler(trainer.average, network, process, sampler)
         drawn = run_output.draw(lambda labels, seeds: image_sampler.sample(labels, seeds)['images'], samples,
                                 data.spec.num_classes, stop)
     _finish(workdir, data, trainer, image_sampler, drawn, utility, started)

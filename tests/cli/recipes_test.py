@@ -1,0 +1,145 @@
+"""Tests that each recipe runs, with a small network on small data in its own layout."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+import gin
+from tests.data import camelyon17_layout
+from tf_dpdiff.cli import command
+from tf_dpdiff.cli import gin_config
+from tf_dpdiff.cli import train
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+RUN_FILES = sorted(path.name for path in (ROOT / 'gin').glob('*.gin'))
+SMALL = ('UNetConfig.base_channels = 4', 'UNetConfig.channel_multipliers = (1,)', 'UNetConfig.num_res_blocks = 1',
+         'UNetConfig.attention_resolutions = ()', 'UNetConfig.middle_attention = False', 'UNetConfig.groups = 2',
+         'NUM_STEPS = 2', 'SamplerConfig.num_steps = 2', 'GenerateConfig.num_images = 20',
+         'GenerateConfig.chunk_size = 20')  # yapf: disable
+SMALL_PUBLIC = SMALL + ('BATCH_SIZE = 4', 'PretrainingConfig.images_per_chunk = 2')
+SMALL_PRIVATE = SMALL + ('EXPECTED_BATCH_SIZE = 4', 'AUGMENTATION_MULTIPLICITY = 2',
+                         'DpSgdConfig.noise_multiplier = 9.0')  # yapf: disable
+OTHER_NAMES = {'audit_digits.gin', 'digits.gin'}  # Tested with their verbs.
+
+
+def run(*flags):
+    """Runs bin/train in this process and returns its exit code."""
+    gin.clear_config()
+    with pytest.raises(SystemExit) as ended:
+        train.run(list(flags))
+    return ended.value.code
+
+
+def flags_of(name, workdir, bindings):
+    return [f'--gin_file=gin/{name}', f'--workdir={workdir}'] + [f'--gin_param={binding}' for binding in bindings]
+
+
+def write_images(path, shape, seed=0):
+    images = np.random.default_rng(seed).integers(0, 256, [50, *shape]).astype(np.uint8)
+    np.savez(path, images=images, labels=np.arange(50) % 10)
+    return ['DATA = @npz_images()', f'npz_images.path = "{path}"']
+
+
+@pytest.fixture(name='public', scope='module')
+def fixture_public(tmp_path_factory, small_network):
+    """The folder of a small run of gin/imagenet32.gin."""
+    del small_network
+    folder = tmp_path_factory.mktemp('public')
+    bindings = [f'npz_images.path = "{folder / "public.npz"}"', 'PUBLIC_DATA = @npz_images()']
+    write_images(folder / 'public.npz', (32, 32, 3), seed=1)
+    assert run(*flags_of('imagenet32.gin', folder / 'run', [*SMALL_PUBLIC, *bindings])) == command.DONE
+    return folder / 'run'
+
+
+def check_run(workdir):
+    """Checks that a run left what each run leaves; returns its statement."""
+    assert (workdir / 'samples.png').read_bytes().startswith(b'\x89PNG')
+    assert (workdir / 'saved_model' / '1' / 'saved_model.pb').exists()
+    assert 'PRIVACY STATEMENT' in (workdir / 'privacy_statement.txt').read_text()
+    assert 'PRIVACY STATEMENT' in (workdir / 'report.html').read_text().replace('<', ' ')
+    return json.loads((workdir / 'privacy_statement.json').read_text())
+
+
+def test_public_run_leaves_a_checkpoint_and_says_that_nothing_is_claimed(public):
+    statement = check_run(public)
+    assert not statement['guarantee_claimed'] and statement['private_data'] is None
+    assert statement['public_data'] == ["40 images of 'public (public)'"] and statement['steps_run'] == 2
+    assert (public / 'pretrained' / 'weights.npz').exists()
+    assert 'PRIVATE' not in (public / 'checkpoints' / 'README').read_text()
+
+
+def test_finished_public_run_says_so(public, capsys):
+    bindings = [f'npz_images.path = "{public.parent / "public.npz"}"', 'PUBLIC_DATA = @npz_images()']
+    assert run(*flags_of('imagenet32.gin', public, [*SMALL_PUBLIC, *bindings])) == command.DONE
+    assert 'is complete' in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures('small_network')
+@pytest.mark.parametrize('name, shape', [('mnist.gin', (28, 28, 1)), ('mnist_cpu.gin', (28, 28, 1)),
+                                         ('fashion_mnist.gin', (28, 28, 1))])  # yapf: disable
+def test_recipe_from_scratch_runs(tmp_path, name, shape):
+    bindings = write_images(tmp_path / 'images.npz', shape)
+    if name == 'mnist_cpu.gin':
+        bindings += ['WarmStartConfig.num_steps = 2', 'WarmStartConfig.num_images = 20']
+    assert run(*flags_of(name, tmp_path / 'run', [*SMALL_PRIVATE, *bindings])) == command.DONE
+    statement = check_run(tmp_path / 'run')
+    assert statement['epsilon'] <= 10.0 and statement['steps_run'] == 2 and statement['public_data'] == []
+
+
+@pytest.mark.parametrize('name', ['cifar10.gin', 'cifar10_cpu.gin'])
+def test_recipe_from_a_public_checkpoint_runs(tmp_path, public, name):
+    bindings = write_images(tmp_path / 'images.npz', (32, 32, 3))
+    bindings += [f'FinetuningConfig.init_from = "{public}"']
+    if name == 'cifar10_cpu.gin':  # Another parameterization than the checkpoint's.
+        assert run(*flags_of(name, tmp_path / 'run', [*SMALL_PRIVATE, *bindings])) == command.WRONG_USE
+        bindings += ['Schedule.name = "linear"', 'DiffusionProcess.parameterization = "epsilon"']
+    assert run(*flags_of(name, tmp_path / 'run', [*SMALL_PRIVATE, *bindings])) == command.DONE
+    statement = check_run(tmp_path / 'run')
+    assert statement['epsilon'] <= 10.0 and '40 images of' in statement['public_data'][0]
+    assert any('public images' in item for item in statement['not_covered'])
+
+
+@pytest.mark.parametrize('unit, num_units, batch', [('image', 16, 4), ('patient', 4, 2)])
+def test_camelyon_runs_with_the_image_and_with_the_patient_as_unit(tmp_path, public, unit, num_units, batch):
+    camelyon17_layout.write(tmp_path, centers=(0, 1, 2, 3))
+    bindings = [f'wilds_camelyon17.root = "{tmp_path}"', f'wilds_camelyon17.unit = "{unit}"',
+                f'FinetuningConfig.init_from = "{public}"']  # yapf: disable
+    bindings = [*SMALL_PRIVATE, *bindings, f'EXPECTED_BATCH_SIZE = {batch}']
+    assert run(*flags_of('camelyon.gin', tmp_path / 'run', bindings)) == command.DONE
+    statement = check_run(tmp_path / 'run')
+    assert statement['unit'] == f'one {unit}' and statement['num_units_treated_as_public'] == num_units
+    assert statement['delta'] == 3e-6 and statement['sampling_probability'] == batch / num_units
+    assert np.load(tmp_path / 'run' / 'samples.npz')['images'].shape == (20, 32, 32, 3)
+
+
+@pytest.mark.parametrize('epsilon', [1, 5, 10])
+@pytest.mark.parametrize('name', ['mnist.gin', 'cifar10.gin', 'camelyon.gin'])
+def test_privacy_file_after_a_run_file_sets_its_budget(name, epsilon):
+    gin.clear_config()
+    gin_config.parse([f'gin/{name}', f'gin/privacy/eps{epsilon}.gin'], [])
+    assert gin.query_parameter('TARGET_EPSILON/gin.macro.value') == epsilon
+
+
+def test_recipes_say_what_is_unconfirmed_and_what_they_need():
+    for name in set(RUN_FILES) - OTHER_NAMES:
+        header = (ROOT / 'gin' / name).read_text().split('\ninclude')[0]
+        assert 'Needs: ' in header, name
+        assert 'unconfirmed' in header.lower() or name.endswith('_cpu.gin'), name
+
+
+@pytest.mark.parametrize('name, binding, message', [
+    ('imagenet32.gin', 'train.privacy = @DpSgdConfig()', "DpSgdConfig needs 'target_delta'"),
+    ('imagenet32.gin', 'train.pretraining = None', 'binds no private images (train.data), and no public ones either'),
+    ('imagenet32.gin', 'train.utility = @UtilityConfig()', 'but what belongs to them (train.utility)'),
+    ('digits.gin', 'train.privacy = None', 'train.privacy and train.finetuning must be bound too'),
+    ('digits.gin', 'SamplerConfig.guidance_scale = 2.0', 'guidance_scale=2 of the sampler needs a model'),
+    ('digits.gin', 'FinetuningConfig.init_from = "runs/none"', 'either has a public stage of its own or starts from'),
+    ('digits.gin', 'UNetConfig.compute_dtype = "mixed_float16"', 'mixed_float16'),
+])
+def test_parts_that_do_not_belong_together_are_one_clear_line(tmp_path, capsys, name, binding, message):
+    assert run(*flags_of(name, tmp_path / 'run', [binding])) == command.WRONG_USE
+    error = capsys.readouterr().err.strip()
+    assert message in error and '\n' not in error
+    assert not (tmp_path / 'run' / 'checkpoints').exists()
