@@ -24,8 +24,8 @@ def call(verb, *flags):
 
 
 def test_dropout_bfloat16_adapters_label_drop_and_guidance_go_through_a_whole_run(tmp_path):
-    bindings = ['UNetConfig.dropout = 0.1', 'UNetConfig.compute_dtype = "mixed_bfloat16"', 'UNetConfig.adapter_rank = 2',
-                'UNetConfig.adapter_targets = ("residual",)',
+    bindings = ['UNetConfig.dropout = 0.1', 'UNetConfig.compute_dtype = "mixed_bfloat16"',
+                'UNetConfig.adapter_rank = 2', 'UNetConfig.adapter_targets = ("residual",)',
                 'FinetuningConfig.trainable = ("adapter", "class_embedding")',
                 'finetuning/ViewsConfig.label_drop_probability = 0.2', 'SamplerConfig.guidance_scale = 2.0',
                 'SamplerConfig.name = "edm_heun"', 'SamplerConfig.thresholding = "dynamic"', 'train.utility = None',
@@ -38,11 +38,8 @@ def test_dropout_bfloat16_adapters_label_drop_and_guidance_go_through_a_whole_ru
     described = run_files.read_model(workdir)
     assert described.label_drop_probability == 0.2 and described.network.dropout == 0.1
     # The released model holds no adapters: they are merged.
-    names = [
-        name for name, _ in tf.train.list_variables(str(workdir / 'saved_model' / '1' / 'variables' / 'variables'))
-    ]
-    assert len(names) > 10 and 'adapter' not in (workdir / 'saved_model' / '1' /
-                                                 'saved_model.pb').read_bytes().decode('latin-1')
+    graph = (workdir / 'saved_model' / '1' / 'saved_model.pb').read_bytes()
+    assert b'class_embedding' in graph and b'adapter' not in graph
     # Guidance can be chosen anew at export.
     flags = [f'--workdir={workdir}', f'--output={tmp_path / "servable"}', '--guidance_scale=1', '--num_steps=3']
     assert call(export, *flags) == command.DONE
