@@ -13,6 +13,7 @@ from tf_dpdiff.cli import audit
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import evaluate
 from tf_dpdiff.cli import export
+from tf_dpdiff.cli import gin_config
 from tf_dpdiff.cli import sample
 from tf_dpdiff.cli import train
 
@@ -64,3 +65,18 @@ def test_own_images_work_as_written(tmp_path, monkeypatch, capsys):
         ])
     assert ended.value.code == command.DONE
     assert '1,280 of 16x16x1, 4 classes' in capsys.readouterr().out
+
+
+def test_sources_of_ones_own_images_are_named_as_they_are():
+    table = README.split('| images are in |')[1].split('\n\n')[0]
+    rows = table.strip().splitlines()[2:]
+    assert len(rows) == 6
+    for row in rows:
+        bindings = re.findall(r'`([A-Za-z_.]+ = [^`]+)`', row)
+        assert bindings[0].startswith('DATA = @') and len(bindings) >= 2, row
+        gin_config.parse(['gin/digits.gin'], bindings)  # Strict: an unknown name is an error.
+
+
+def test_bindings_of_public_images_are_named_as_they_are():
+    block = re.search(r'```\n(PretrainingConfig.dataset = .*?)```', README, re.S).group(1)
+    gin_config.parse(['gin/imagenet32_cpu.gin'], [line.split('#')[0] for line in block.strip().splitlines()])

@@ -81,3 +81,19 @@ def test_nothing_released_costs_nothing():
 @pytest.mark.parametrize('value', [9.99991, 9.99996, 0.00001, 3.0, 1.23456])
 def test_printed_epsilon_is_never_below_the_true_one(value):
     assert value <= float(statement.round_up(value)) < value + 1.01e-4
+
+
+def test_public_images_are_named_as_what_is_not_protected():
+    made = make_statement(public_data=("30 images of 'strokes'",))
+    assert "public images it was trained on before: 30 images of 'strokes'" in made.to_text()
+    fields = json.loads(made.to_json())
+    assert fields['public_data'] == ["30 images of 'strokes'"] and "30 images of 'strokes'" in fields['not_covered'][0]
+    assert 'public images' not in make_statement().to_text()
+
+
+def test_statement_of_a_public_model_claims_nothing():
+    made = statement.PublicStatement(("30 images of 'strokes'",), num_steps=7)
+    fields = json.loads(made.to_json())
+    assert fields['guarantee_claimed'] is False and fields['epsilon'] is None and fields['steps_run'] == 7
+    text = made.to_text()
+    assert 'NO GUARANTEE IS\nCLAIMED' in text and "30 images of 'strokes'" in text and 'epsilon =' not in text

@@ -60,14 +60,14 @@ class Trainer(loop.StageLoop):
         origin = open_origin(finetuning, pretraining, network, process)
         if pretraining:
             _check_public_images(pretraining.spec, private)
-        if private.fingerprint() in (pretraining and pretraining.images.fingerprint(), origin and
-                                     origin.data_fingerprint):
+        fingerprint = private.fingerprint()
+        if fingerprint in (pretraining and pretraining.images.fingerprint(), origin and origin.data_fingerprint):
             raise ValueError(f'the public images are the private ones ({private.name!r}): pre-training on them would '
                              'release them without noise.')
         self._public_data = describe_public_data(pretraining, origin)
         configuration = {
             'privacy': plan.fingerprint(),
-            'data_fingerprint': private.fingerprint(),
+            'data_fingerprint': fingerprint,
             'network': dataclasses.asdict(network),
             'process': dataclasses.asdict(process),
             'pretraining': loop.describe(pretraining),
