@@ -72,7 +72,7 @@ def test_sources_of_ones_own_images_are_named_as_they_are():
     rows = table.strip().splitlines()[2:]
     assert len(rows) == 6
     for row in rows:
-        bindings = re.findall(r'`([A-Za-z_.]+ = [^`]+)`', row)
+        bindings = re.findall(r'`([\w.]+ = [^`]+)`', row)
         assert bindings[0].startswith('DATA = @') and len(bindings) >= 2, row
         gin_config.parse(['gin/digits.gin'], bindings)  # Strict: an unknown name is an error.
 
