@@ -70,7 +70,8 @@ def write(workdir: pathlib.Path, title: str, facts: Dict[str, str], statement, c
     """
     run_files.write_statement(workdir, statement)
     generate.write_npz(workdir / 'samples.npz', images, labels, class_names)
-    grid = generate.class_grid(images, labels)
+    # No more columns than a class has samples.
+    grid = generate.class_grid(images, labels, columns=min(12, int(np.bincount(labels).max())))
     generate.write_png(workdir / 'samples.png', grid)
     summaries.image('samples', grid, 0)
     report.write_report(workdir / 'report.html',
