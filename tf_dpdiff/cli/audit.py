@@ -81,7 +81,7 @@ def audit(
     if pretraining:
         public = canaries_lib.with_classes(pretraining.images, made.class_names)
         pretraining = dataclasses.replace(pretraining, dataset=public)
-    plan = plan_lib.make_plan(privacy, data.train.num_units + len(made), warm_start.release if warm_start else None)
+    plan = plan_lib.make_plan(privacy, data.spec.num_units + len(made), warm_start.release if warm_start else None)
     if dry_run:
         _print_dry_run(data, canaries, plan, finetuning)
         return command.DONE
@@ -207,7 +207,7 @@ def _print_dry_run(data, config, plan, finetuning) -> None:
                                         delta=plan.config.target_delta,
                                         confidence=config.confidence)
     table = command.facts_table('what would be done')
-    table.add_row('units', f'{data.train.num_units:,} and {config.num_canaries:,} canaries of kind {config.kind!r}')
+    table.add_row('units', f'{data.spec.num_units:,} and {config.num_canaries:,} canaries of kind {config.kind!r}')
     table.add_row(
         'private steps', f'{plan.config.num_steps:,} of {plan.config.expected_batch_size:,} expected units x '
         f'{finetuning.views.augmentation_multiplicity} views')

@@ -32,9 +32,9 @@ def evaluate(*,
       The exit code.
     """
     images, labels = generate.read_npz(samples_path)
-    if tuple(images.shape[1:]) != data.train.image_shape:
-        raise ValueError(f'{samples_path} holds images of shape {tuple(images.shape[1:])}, {data.train.name!r} of '
-                         f'{data.train.image_shape}.')
+    if tuple(images.shape[1:]) != data.spec.image_shape:
+        raise ValueError(f'{samples_path} holds images of shape {tuple(images.shape[1:])}, {data.spec.name!r} of '
+                         f'{data.spec.image_shape}.')
     results = utility_lib.compare(utility, images, labels, data.train, data.held_out)
     path = workdir / 'non_private' / f'utility_{samples_path.stem}_{utility.classifier}.json'
     files.write_text(path, json.dumps(results, indent=2) + '\n')

@@ -93,15 +93,15 @@ def make_canaries(config: AuditConfig, data: datasets.PrivateData) -> Canaries:
       ValueError: if more mislabelled canaries are asked for than images are held out.
     """
     generator = np.random.default_rng(config.seed)
-    names, held_out = data.train.class_names, data.held_out
+    names, held_out = data.spec.class_names, data.held_out
     if config.kind == 'own_class':
-        shape = [config.num_canaries, *data.train.image_shape]
+        shape = [config.num_canaries, *data.spec.image_shape]
         images = generator.integers(_DARKEST, 256, shape).astype(np.uint8)
         labels = np.arange(config.num_canaries, dtype=np.int32) + len(names)
         names += tuple(f'canary {i}' for i in range(config.num_canaries))
         return Canaries(images, labels, names, with_classes(held_out, names))
     if len(names) < 2:
-        raise ValueError(f'mislabelled canaries need two classes, {data.train.name!r} has one.')
+        raise ValueError(f'mislabelled canaries need two classes, {data.spec.name!r} has one.')
     if config.num_canaries >= len(held_out):
         raise ValueError(f'num_canaries={config.num_canaries} mislabelled canaries are made of held-out images, of '
                          f'which {held_out.name!r} has {len(held_out)}: take fewer, or kind \'own_class\'.')

@@ -105,7 +105,7 @@ class ClassEmbedding(layers.Layer):
         self.units = units
         self.table = layers.Dense(units,
                                   use_bias=False,
-                                  kernel_initializer=tf.keras.initializers.RandomNormal(0.02),
+                                  kernel_initializer=tf.keras.initializers.RandomNormal(stddev=0.05),
                                   name='table',
                                   dtype=self.dtype_policy)
 
