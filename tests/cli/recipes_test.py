@@ -8,6 +8,7 @@ import pytest
 
 import gin
 from tests.data import camelyon17_layout
+from tf_dpdiff.cli import account
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import gin_config
 from tf_dpdiff.cli import train
@@ -42,15 +43,20 @@ def write_images(path, shape, seed=0):
     return ['DATA = @npz_images()', f'npz_images.path = "{path}"']
 
 
+def run_public(folder, name):
+    """Runs a public recipe on small data; returns the run's folder."""
+    folder.mkdir(exist_ok=True)
+    bindings = [f'npz_images.path = "{folder / "public.npz"}"', 'PUBLIC_DATA = @npz_images()']
+    write_images(folder / 'public.npz', (32, 32, 3), seed=1)
+    assert run(*flags_of(name, folder / 'run', [*SMALL_PUBLIC, *bindings])) == command.DONE
+    return folder / 'run'
+
+
 @pytest.fixture(name='public', scope='module')
 def fixture_public(tmp_path_factory, small_network):
     """The folder of a small run of gin/imagenet32.gin."""
     del small_network
-    folder = tmp_path_factory.mktemp('public')
-    bindings = [f'npz_images.path = "{folder / "public.npz"}"', 'PUBLIC_DATA = @npz_images()']
-    write_images(folder / 'public.npz', (32, 32, 3), seed=1)
-    assert run(*flags_of('imagenet32.gin', folder / 'run', [*SMALL_PUBLIC, *bindings])) == command.DONE
-    return folder / 'run'
+    return run_public(tmp_path_factory.mktemp('public'), 'imagenet32.gin')
 
 
 def check_run(workdir):
@@ -68,6 +74,15 @@ def test_public_run_leaves_a_checkpoint_and_says_that_nothing_is_claimed(public)
     assert statement['public_data'] == ["40 images of 'public (public)'"] and statement['steps_run'] == 2
     assert (public / 'pretrained' / 'weights.npz').exists()
     assert 'PRIVATE' not in (public / 'checkpoints' / 'README').read_text()
+
+
+def test_public_run_costs_no_budget(tmp_path, public, capsys):
+    budget = ['--budget_file', str(tmp_path / 'a.budget')]
+    for flags in (['--create', '--epsilon=1', '--delta=1e-5'], [f'--workdir={public}']):
+        with pytest.raises(SystemExit) as ended:
+            account.run(budget + flags)
+    assert ended.value.code == command.WRONG_USE
+    assert 'read public images alone: it costs no privacy budget' in capsys.readouterr().err
 
 
 def test_finished_public_run_says_so(public, capsys):
@@ -88,17 +103,57 @@ def test_recipe_from_scratch_runs(tmp_path, name, shape):
     assert statement['epsilon'] <= 10.0 and statement['steps_run'] == 2 and statement['public_data'] == []
 
 
-@pytest.mark.parametrize('name', ['cifar10.gin', 'cifar10_cpu.gin'])
-def test_recipe_from_a_public_checkpoint_runs(tmp_path, public, name):
+@pytest.mark.parametrize('public_name, name', [('imagenet32.gin', 'cifar10.gin'),
+                                               ('imagenet32_cpu.gin', 'cifar10_cpu.gin')])  # yapf: disable
+def test_recipe_from_a_public_checkpoint_runs(tmp_path, small_network, public, public_name, name):
+    del small_network
+    start = public if public_name == 'imagenet32.gin' else run_public(tmp_path / 'public', public_name)
     bindings = write_images(tmp_path / 'images.npz', (32, 32, 3))
-    bindings += [f'FinetuningConfig.init_from = "{public}"']
-    if name == 'cifar10_cpu.gin':  # Another parameterization than the checkpoint's.
-        assert run(*flags_of(name, tmp_path / 'run', [*SMALL_PRIVATE, *bindings])) == command.WRONG_USE
-        bindings += ['Schedule.name = "linear"', 'DiffusionProcess.parameterization = "epsilon"']
-    assert run(*flags_of(name, tmp_path / 'run', [*SMALL_PRIVATE, *bindings])) == command.DONE
+    bindings = [*SMALL_PRIVATE, *bindings, f'FinetuningConfig.init_from = "{start}"']
+    assert run(*flags_of(name, tmp_path / 'run', bindings)) == command.DONE
     statement = check_run(tmp_path / 'run')
-    assert statement['epsilon'] <= 10.0 and '40 images of' in statement['public_data'][0]
+    assert 0.0 < statement['epsilon'] <= 10.0 and 'public (public)' in statement['public_data'][0]
     assert any('public images' in item for item in statement['not_covered'])
+
+
+def test_checkpoint_of_the_large_recipe_is_refused_by_the_small_one(tmp_path, public, capsys):
+    bindings = [*SMALL_PRIVATE, *write_images(tmp_path / 'images.npz', (32, 32, 3)),
+                f'FinetuningConfig.init_from = "{public}"']  # yapf: disable
+    assert run(*flags_of('cifar10_cpu.gin', tmp_path / 'run', bindings)) == command.WRONG_USE
+    assert "parameterization is 'epsilon' in the checkpoint and 'v' here" in capsys.readouterr().err
+
+
+def test_budget_of_a_recipe_is_spent_and_not_passed(tmp_path, small_network):
+    del small_network
+    bindings = [binding for binding in SMALL_PRIVATE if 'noise_multiplier' not in binding]  # It is calibrated.
+    bindings += write_images(tmp_path / 'images.npz', (28, 28, 1))
+    assert run(*flags_of('mnist.gin', tmp_path / 'run', bindings)) == command.DONE
+    assert 9.9 < check_run(tmp_path / 'run')['epsilon'] <= 10.0
+
+
+def test_unlabelled_public_images_give_samples_of_no_class(tmp_path, small_network):
+    del small_network
+    bindings = [f'npz_images.path = "{tmp_path / "public.npz"}"', 'PUBLIC_DATA = @npz_images()',
+                'public_images.labels = "drop"', 'public_images.num_classes = 3']  # yapf: disable
+    write_images(tmp_path / 'public.npz', (32, 32, 3))
+    assert run(*flags_of('imagenet32.gin', tmp_path / 'run', [*SMALL_PUBLIC, *bindings])) == command.DONE
+    check_run(tmp_path / 'run')
+    np.testing.assert_array_equal(np.load(tmp_path / 'run' / 'samples.npz')['labels'], np.full([20], 3))
+
+
+def test_what_is_sent_on_holds_no_path_of_the_private_data(tmp_path, small_network):
+    del small_network
+    folder = tmp_path / 'hospital_of_secrets'
+    folder.mkdir()
+    bindings = [*SMALL_PRIVATE, *write_images(folder / 'scans.npz', (28, 28, 1))]
+    assert run(*flags_of('mnist.gin', tmp_path / 'run', bindings)) == command.DONE
+    assert 'hospital_of_secrets' in (tmp_path / 'run' / 'operative_config.gin').read_text()
+    sent_on = [tmp_path / 'run' / 'report.html', tmp_path / 'run' / 'privacy_statement.json']
+    sent_on += [path for folder in ('tensorboard', 'saved_model') for path in (tmp_path / 'run' / folder).rglob('*.*')]
+    assert len(sent_on) > 4
+    for path in sent_on:
+        assert path.is_dir() or b'hospital_of_secrets' not in path.read_bytes(), path
+    assert '.../scans.npz' in (tmp_path / 'run' / 'report.html').read_text()
 
 
 def test_digits_start_from_a_model_of_another_public_set(tmp_path, small_network):
@@ -143,6 +198,9 @@ def test_recipes_say_what_is_unconfirmed_and_what_they_need():
 @pytest.mark.parametrize('name, binding, message', [
     ('imagenet32.gin', 'train.privacy = @DpSgdConfig()', "DpSgdConfig needs 'target_delta'"),
     ('imagenet32.gin', 'train.pretraining = None', 'binds no private images (train.data), and no public ones either'),
+    ('imagenet32.gin', 'TrainerConfig.log_non_private = True', 'log_non_private is for private runs'),
+    ('imagenet32.gin', 'PretrainingConfig.dataset = @public/tfds_images()', 'by @public_images()'),
+    ('digits.gin', 'random_strokes.image_size = 16', 'must have the shape and the number of classes of the private'),
     ('imagenet32.gin', 'train.utility = @UtilityConfig()', 'but what belongs to them (train.utility)'),
     ('digits.gin', 'train.privacy = None', 'train.privacy and train.finetuning must be bound too'),
     ('digits.gin', 'SamplerConfig.guidance_scale = 2.0', 'guidance_scale=2 of the sampler needs a model'),

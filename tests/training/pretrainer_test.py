@@ -161,13 +161,13 @@ def test_resuming_on_other_public_images_is_refused(public):
 def test_checkpoint_comes_back_as_it_was_written(public):
     written, read = public[1].to_pretrained(), pretrained.read(public[0])
     for field in dataclasses.fields(written):
-        if field.name != 'weights':
+        if field.name not in ('weights', 'image_digests'):
             assert getattr(read, field.name) == getattr(written, field.name)
-    assert read.weights_sha256 == written.weights_sha256
-    assert read.weights.keys() == written.weights.keys()
+    assert read.sha256 == written.sha256
+    assert read.weights.keys() == written.weights.keys() and len(read.image_digests) == 30
     described = json.loads((public[0] / 'pretrained' / 'pretrained.json').read_text())
     assert described['num_steps'] == 4 and described['num_parameters'] == public[1].average.count_params()
-    assert pretrained.read(public[0] / 'pretrained').weights_sha256 == written.weights_sha256
+    assert pretrained.read(public[0] / 'pretrained').sha256 == written.sha256
 
 
 def test_private_run_starts_from_the_average_with_class_embeddings_of_its_own(tmp_path, public):
@@ -217,8 +217,11 @@ def break_file(folder, name, change):
 @pytest.mark.parametrize('name, change, message', [
     ('weights.npz', lambda b: b[:len(b) // 2], 'is damaged'),
     ('pretrained.json', lambda b: b[:len(b) // 2], 'is damaged'),
-    ('pretrained.json', lambda b: b.replace(b'"weights_sha256": "', b'"weights_sha256": "0'),
-     'not those that pretrained.json names'),
+    ('pretrained.json', lambda b: b.replace(b'"sha256": "', b'"sha256": "0'), 'not the one that pretrained.json names'),
+    ('pretrained.json', lambda b: b.replace(b'random strokes', b'public photos!'),
+     'not the one that pretrained.json names'),
+    ('image_digests.npy', lambda b: b[:-8] + bytes(8), 'not the one that pretrained.json names'),
+    ('image_digests.npy', lambda b: b[:40], 'is damaged'),
     ('pretrained.json', lambda b: b.replace(b'"num_steps"', b'"steps"'), 'is damaged'),
 ])
 def test_damaged_checkpoint_is_refused(tmp_path, public, name, change, message):
@@ -235,7 +238,7 @@ def test_flipped_bit_of_a_weight_is_noticed(tmp_path, public):
     arrays = dict(np.load(tmp_path / 'weights.npz'))
     arrays['conv_in/bias'] = np.nextafter(arrays['conv_in/bias'], np.float32(np.inf))
     np.savez(tmp_path / 'weights.npz', **arrays)
-    with pytest.raises(ValueError, match='is damaged: the weights are not those'):
+    with pytest.raises(ValueError, match='is damaged: it is not the one'):
         pretrained.read(tmp_path)
 
 
@@ -271,13 +274,27 @@ def test_settings_that_training_alone_knows_may_differ(tmp_path, public):
 def test_private_images_are_refused_as_public_ones(tmp_path):
     private = private_images()
     stage = stages.PretrainingConfig(private, 2, 4, OPTIMIZATION)
-    with pytest.raises(ValueError, match="the public images are the private ones .'toy'."):
+    with pytest.raises(ValueError, match="20 of the 20 different private images .'toy'. are among the public ones"):
         make_private(tmp_path / 'run', None, images=private, pretraining=stage)
     trainer = make_public(tmp_path / 'public', public=private)
     trainer.run(NEVER)
     trainer.to_pretrained().write(tmp_path / 'public' / 'pretrained')
-    with pytest.raises(ValueError, match='the public images are the private ones'):
+    with pytest.raises(ValueError, match='are among the public ones'):
         make_private(tmp_path / 'run', tmp_path / 'public', images=private)
+
+
+def test_what_is_held_in_memory_at_a_time_may_change_when_a_run_is_resumed(tmp_path, public):
+    with pytest.raises(interruption.Interrupted):
+        make_private(tmp_path, public[0]).run(StopAfter(0))
+    resumed = make_private(tmp_path, public[0], memory_budget_gib=1.0)
+    assert resumed.resumed and resumed.state.step == 1
+
+
+def test_source_that_was_not_made_public_is_refused():
+    images = private_images()
+    with pytest.raises(ValueError,
+                       match='is a PrivateData; turn a source of images into public ones by @public_images'):
+        stages.PretrainingConfig(datasets.PrivateData(train=images, held_out=images), 2, 4, OPTIMIZATION)
 
 
 def test_checkpoint_and_public_stage_together_are_refused(tmp_path, public):

@@ -85,10 +85,14 @@ def _finished_run(workdir: pathlib.Path):
                                 '--workdir.')
     try:
         statement = json.loads(path.read_text(encoding='utf-8'))
+        if statement.get('private_data', 'some') is None:
+            raise command.UsageError(f'the run in {workdir} read public images alone: it costs no privacy budget.')
         released = ledger_lib.Ledger.from_json(json.dumps(statement['releases']))
         run_id, claimed = statement['run_id'], statement['guarantee_claimed']
         about = {'dataset': statement['dataset'], 'unit': statement['unit']}
-    except (KeyError, TypeError, ValueError) as error:
+    except command.UsageError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise command.UsageError(f'{path} is damaged or of another version: {error!r}.') from error
     if not claimed:
         raise command.UsageError(f'the run in {workdir} claims no guarantee: no privacy budget can hold it.')

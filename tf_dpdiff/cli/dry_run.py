@@ -29,11 +29,10 @@ def print_private(spec, network, process, plan, pretraining, warm_start, finetun
       spent: What a budget file would hold with this run, in words, or None.
     """
     model = unet.build_unet(network, spec.image_shape, spec.num_classes)
-    view_sampler = views_lib.ViewSampler(process,
-                                         finetuning.views,
-                                         num_classes=spec.num_classes,
-                                         has_dropout=network.dropout > 0.0)
-    trainer_lib.check_model(model, spec.image_shape, view_sampler)
+    trainer_lib.check_model(model, spec.image_shape,
+                            views_lib.make_view_sampler(process, finetuning.views, network, spec.num_classes))
+    if pretraining:
+        trainer_lib.check_public_shape(pretraining.spec, spec)
     public_data = _check_origin(finetuning, pretraining, network, process, model)
     num_trained = sum(int(np.prod(v.shape)) for v in unet.select_variables(model, finetuning.trainable))
     num_views = finetuning.views.augmentation_multiplicity

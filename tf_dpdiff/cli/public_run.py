@@ -3,6 +3,7 @@
 import pathlib
 import time
 
+import numpy as np
 from rich import console as rich_console
 import tensorflow as tf
 
@@ -10,6 +11,7 @@ from tf_dpdiff.cli import command
 from tf_dpdiff.cli import dry_run as dry_run_lib
 from tf_dpdiff.cli import run_files
 from tf_dpdiff.cli import run_output
+from tf_dpdiff.data import datasets
 from tf_dpdiff.evaluation import generate
 from tf_dpdiff.privacy import statement as statement_lib
 from tf_dpdiff.serving import export
@@ -44,6 +46,10 @@ def train_on_public_images(workdir: pathlib.Path, dry_run: bool, parts: dict, ne
         raise command.UsageError('the configuration is incomplete: it binds no private images (train.data), ' + (
             f'but what belongs to them (train.{", train.".join(given)}).' if given else 'and no public ones either '
             '(train.pretraining).'))
+    if loop.log_non_private:
+        raise command.UsageError(
+            'TrainerConfig.log_non_private is for private runs: a run on public images alone writes '
+            'its loss to tensorboard/.')
     spec = pretraining.spec
     model = run_files.ModelDescription(spec.image_shape, spec.class_names, network, process, sampler,
                                        pretraining.views.label_drop_probability).with_sampler(sampler)
@@ -63,30 +69,35 @@ def train_on_public_images(workdir: pathlib.Path, dry_run: bool, parts: dict, ne
         checkpoint = trainer.to_pretrained()
         checkpoint.write(workdir / pretrained.FOLDER)
         image_sampler = run_output.make_image_sampler(trainer.average, network, process, sampler)
-        drawn = run_output.draw(_sample_fn(image_sampler, pretraining.images), samples, spec.num_classes, stop)
+        images, labels = run_output.draw(_sample_fn(image_sampler, pretraining.images), samples, spec.num_classes, stop)
     facts = {
         'epsilon': 'no private images',
         'public images': f'{spec.num_images:,}',
         'steps': str(pretraining.num_steps)
     }
     version = run_output.write(workdir, f'tf_dpdiff: a public model of {spec.name}', facts, statement, spec.class_names,
-                               image_sampler, trainer.summaries, *drawn)
+                               image_sampler, trainer.summaries, images,
+                               np.full_like(labels, spec.num_classes) if _is_unlabelled(pretraining.images) else labels)
     trainer.summaries.flush()
     table = command.facts_table('what came out')
     table.add_row(
-        'checkpoint', f'{workdir / pretrained.FOLDER}, SHA-256 {checkpoint.weights_sha256[:16]}: private '
+        'checkpoint', f'{workdir / pretrained.FOLDER}, SHA-256 {checkpoint.sha256[:16]}: private '
         f"runs start from it by FinetuningConfig.init_from = '{workdir}'")
-    run_output.add_files(table, workdir, version, len(drawn[0]), time.monotonic() - started)
+    run_output.add_files(table, workdir, version, len(images), time.monotonic() - started)
     rich_console.Console().print(table)
     return command.DONE
 
 
-def _sample_fn(image_sampler: export.ImageSampler, public) -> generate.SampleFn:
+def _is_unlabelled(public: datasets.ImageDataset) -> bool:
+    return bool((public.labels == public.num_classes).all())
+
+
+def _sample_fn(image_sampler: export.ImageSampler, public: datasets.ImageDataset) -> generate.SampleFn:
     """Returns what samples by class or, where the public images have no labels, without one."""
-    is_unlabelled = (public.labels == public.num_classes).all()
 
     def sample(labels, seeds):
-        return image_sampler.sample(tf.fill(tf.shape(labels), public.num_classes) if is_unlabelled else labels,
-                                    seeds)['images']
+        if _is_unlabelled(public):
+            labels = tf.fill(tf.shape(labels), public.num_classes)
+        return image_sampler.sample(labels, seeds)['images']
 
     return sample

@@ -1,6 +1,7 @@
 """What every run leaves in its folder, whether it read private images or public ones alone."""
 
 import pathlib
+import re
 import sys
 from typing import Dict, Sequence, Tuple
 
@@ -20,11 +21,16 @@ from tf_dpdiff.training import interruption
 from tf_dpdiff.training import loop
 
 
+def released_configuration() -> str:
+    """Returns the configuration of the run with paths cut down to their last part: what may be sent on."""
+    return re.sub(r"""(['"])([^'"\n]*)[/\\]([^'"/\\\n]+)\1""", r'\1.../\3\1', gin.operative_config_str())
+
+
 def begin(workdir: pathlib.Path, model: run_files.ModelDescription, trainer: loop.StageLoop) -> None:
     """Writes what is known before the first step, and says where a resumed run stands."""
     files.write_text(workdir / 'operative_config.gin', gin.operative_config_str())
     model.write(workdir)
-    trainer.summaries.text('configuration', gin.markdown(gin.operative_config_str()))
+    trainer.summaries.text('configuration', gin.markdown(released_configuration()))
     if trainer.resumed:
         print(f'train: the run in {workdir} {trainer.position()}.', file=sys.stderr)
 
@@ -63,15 +69,16 @@ def write(workdir: pathlib.Path, title: str, facts: Dict[str, str], statement, c
       image_sampler: What is exported.
       summaries: Of the run.
       images: The samples, uint8 [images, height, width, channels].
-      labels: int32 [images].
+      labels: int32 [images]; the number of classes stands for "no class".
 
     Returns:
       The folder of the exported model.
     """
     run_files.write_statement(workdir, statement)
     generate.write_npz(workdir / 'samples.npz', images, labels, class_names)
-    # No more columns than a class has samples.
-    grid = generate.class_grid(images, labels, columns=min(12, int(np.bincount(labels).max())))
+    # A row a class, of no more columns than a class has samples; rows mean nothing where there are no classes.
+    rows = labels if labels.max() < len(class_names) else np.arange(len(labels)) % 10
+    grid = generate.class_grid(images, rows, columns=min(12, int(np.bincount(rows).max())))
     generate.write_png(workdir / 'samples.png', grid)
     summaries.image('samples', grid, 0)
     report.write_report(workdir / 'report.html',
@@ -81,7 +88,7 @@ def write(workdir: pathlib.Path, title: str, facts: Dict[str, str], statement, c
                         },
                         grid_png=workdir / 'samples.png',
                         statement=statement.to_text(),
-                        configuration=gin.operative_config_str())
+                        configuration=released_configuration())
     return export.export_saved_model(image_sampler, workdir / 'saved_model', run_files.statement_paths(workdir))
 
 

@@ -182,6 +182,8 @@ def _differences(begun, given, path=''):
 
 
 def _short(value) -> str:
+    if isinstance(value, dict):
+        return 'given'
     if isinstance(value, float):
         return np.format_float_positional(value, precision=6, trim='-')
     return repr(value)

@@ -140,11 +140,15 @@ class StageLoop:
         return {}
 
 
+# How much is held in memory at a time: may be changed when a run is resumed.
+_CHUNKS = ('units_per_chunk', 'memory_budget_gib', 'images_per_chunk')
+
+
 def describe(config) -> Optional[dict]:
-    """Returns a stage's configuration as plain values, its images by name and fingerprint."""
+    """Returns what a stage learns by, as plain values, its images by name and fingerprint."""
     if config is None:
         return None
-    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in _CHUNKS}
     if 'dataset' in fields:
         fields['dataset'] = [config.images.name, config.images.fingerprint()]
     return {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in fields.items()}

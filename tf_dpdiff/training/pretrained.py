@@ -18,7 +18,8 @@ from tf_dpdiff.networks import unet
 from tf_dpdiff.training import configs_json
 
 FOLDER = 'pretrained'
-_DESCRIPTION, _WEIGHTS = 'pretrained.json', 'weights.npz'
+_DESCRIPTION, _WEIGHTS, _DIGESTS = 'pretrained.json', 'weights.npz', 'image_digests.npy'
+_ARRAYS = ('weights', 'image_digests')  # The other fields are in the description.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,11 +33,11 @@ class PretrainedModel:
       process: The diffusion process that it learnt.
       dataset: Name of the public data set.
       num_images: How many it holds.
-      data_fingerprint: SHA-256 of them; no secret.
       num_steps: Steps of training.
       batch_size: Images a step.
       label_drop_probability: Share of the views that had no label.
       weights: The moving average of the weights, by the variable's name.
+      image_digests: Of the public images, by which private ones among them are found; see `overlap.image_digests`.
     """
     image_shape: Tuple[int, int, int]
     class_names: Tuple[str, ...]
@@ -44,26 +45,32 @@ class PretrainedModel:
     process: process_lib.DiffusionProcess
     dataset: str
     num_images: int
-    data_fingerprint: str
     num_steps: int
     batch_size: int
     label_drop_probability: float
     weights: Dict[str, np.ndarray]
+    image_digests: np.ndarray
 
     @functools.cached_property
-    def weights_sha256(self) -> str:
-        """The SHA-256 of names, shapes and values of all weights: the checkpoint's identity."""
-        digest = hashlib.sha256()
+    def sha256(self) -> str:
+        """The SHA-256 of all that is above: the checkpoint's identity."""
+        digest = hashlib.sha256(json.dumps(self._description(), sort_keys=True).encode())
         for name in sorted(self.weights):
             value = np.ascontiguousarray(self.weights[name], '<f4')
             digest.update(f'{name} {value.shape}\n'.encode())
             digest.update(value)
+        digest.update(np.ascontiguousarray(self.image_digests, '<u8'))
         return digest.hexdigest()
+
+    def _description(self) -> dict:
+        """Returns the fields that are no arrays, as JSON values."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _ARRAYS}
+        return {**fields, 'network': dataclasses.asdict(self.network), 'process': dataclasses.asdict(self.process)}
 
     def to_phrase(self) -> str:
         """Returns where it comes from, for statements."""
         return (f'{self.num_images:,} images of {self.dataset!r}, by the checkpoint with SHA-256 '
-                f'{self.weights_sha256[:16]}')
+                f'{self.sha256[:16]}')
 
     def check_fits(self, network: unet.UNetConfig, process: process_lib.DiffusionProcess) -> None:
         """Refuses another architecture or another diffusion process.
@@ -91,15 +98,14 @@ class PretrainedModel:
         transfer.carry_over_weights(self.weights, model)
 
     def write(self, folder: pathlib.Path) -> None:
-        """Writes the checkpoint as a folder of two files: `pretrained.json` and `weights.npz`."""
+        """Writes the checkpoint as a folder of three files: a description, the weights and the images' digests."""
         with files.replacing(folder / _WEIGHTS) as temporary:
             np.savez(temporary, **self.weights)
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != 'weights'}
-        fields.update(network=dataclasses.asdict(self.network),
-                      process=dataclasses.asdict(self.process),
-                      num_parameters=sum(value.size for value in self.weights.values()),
-                      weights_sha256=self.weights_sha256)
-        # Written last: where it is, the weights are whole.
+        with files.replacing(folder / _DIGESTS) as temporary:
+            np.save(temporary, self.image_digests)
+        num_parameters = sum(value.size for value in self.weights.values())
+        fields = {**self._description(), 'num_parameters': num_parameters, 'sha256': self.sha256}
+        # Written last: where it is, the rest is whole.
         files.write_text(folder / _DESCRIPTION, json.dumps(fields, indent=2) + '\n')
 
 
@@ -131,16 +137,17 @@ def read(folder: pathlib.Path) -> PretrainedModel:
         fields = json.loads(description.read_text())
         with np.load(where / _WEIGHTS, allow_pickle=False) as arrays:
             weights = {name: arrays[name] for name in arrays.files}
-        expected = fields.pop('weights_sha256')
+        image_digests = np.load(where / _DIGESTS, allow_pickle=False)
+        expected = fields.pop('sha256')
         del fields['num_parameters']
         fields.update(image_shape=tuple(fields['image_shape']),
                       class_names=tuple(fields['class_names']),
                       network=configs_json.network_from_json(fields['network']),
                       process=configs_json.process_from_json(fields['process']))
-        model = PretrainedModel(weights=weights, **fields)
+        model = PretrainedModel(weights=weights, image_digests=image_digests, **fields)
     except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f'the public checkpoint in {where} is damaged: {error}.') from error
-    if model.weights_sha256 != expected:
-        raise ValueError(f'the public checkpoint in {where} is damaged: the weights are not those that {_DESCRIPTION} '
-                         'names; fetch or make it again.')
+    if model.sha256 != expected:
+        raise ValueError(f'the public checkpoint in {where} is damaged: it is not the one that {_DESCRIPTION} names; '
+                         'fetch or make it again.')
     return model

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 
+from tf_dpdiff.data import overlap
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.networks import unet
 from tf_dpdiff.training import loop
@@ -41,10 +42,7 @@ class PublicTrainer(loop.StageLoop):
                          image_shape=public.image_shape,
                          num_classes=public.num_classes,
                          is_private=False)
-        view_sampler = views_lib.ViewSampler(process,
-                                             pretraining.views,
-                                             num_classes=public.num_classes,
-                                             has_dropout=network.dropout > 0.0)
+        view_sampler = views_lib.make_view_sampler(process, pretraining.views, network, public.num_classes)
         self._open([stages.make_pretraining(pretraining, self.model, self.average, view_sampler)])
 
     def to_pretrained(self) -> pretrained.PretrainedModel:
@@ -57,9 +55,9 @@ class PublicTrainer(loop.StageLoop):
             process=self._process,
             dataset=public.name,
             num_images=len(public),
-            data_fingerprint=public.fingerprint(),
             num_steps=self._pretraining.num_steps,
             batch_size=self._pretraining.batch_size,
             label_drop_probability=self._pretraining.views.label_drop_probability,
             weights=pretrained.weights_of(self.average),
+            image_digests=overlap.image_digests(public.images_uint8),
         )

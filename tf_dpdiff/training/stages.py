@@ -84,6 +84,10 @@ class PretrainingConfig:
     def __post_init__(self):
         _check_at_least_one(self, 'num_steps', 'batch_size')
         _check_decay(self)
+        if not isinstance(self.dataset, (datasets.ImageDataset, public.PublicImages)):
+            raise ValueError(
+                f'the dataset of the public stage is a {type(self.dataset).__name__}; turn a source of images '
+                'into public ones by @public_images().')
         if self.images_per_chunk is not None and (self.images_per_chunk < 1 or self.batch_size % self.images_per_chunk):
             raise ValueError(f'images_per_chunk must divide batch_size={self.batch_size}, got {self.images_per_chunk}.')
 

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_dpdiff.data import datasets
+from tf_dpdiff.data import overlap
 from tf_dpdiff.diffusion import losses
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.networks import unet
@@ -58,23 +59,18 @@ class Trainer(loop.StageLoop):
             raise ValueError(
                 f'the plan is for {plan.num_units} units, data set {private.name!r} has {private.num_units}.')
         origin = open_origin(finetuning, pretraining, network, process)
-        if pretraining:
-            _check_public_images(pretraining.spec, private)
-        fingerprint = private.fingerprint()
-        if fingerprint in (pretraining and pretraining.images.fingerprint(), origin and origin.data_fingerprint):
-            raise ValueError(f'the public images are the private ones ({private.name!r}): pre-training on them would '
-                             'release them without noise.')
+        _check_public_images(pretraining, origin, private)
         self._public_data = describe_public_data(pretraining, origin)
         configuration = {
             'privacy': plan.fingerprint(),
-            'data_fingerprint': fingerprint,
+            'data_fingerprint': private.fingerprint(),
             'network': dataclasses.asdict(network),
             'process': dataclasses.asdict(process),
             'pretraining': loop.describe(pretraining),
             'warm_start': loop.describe(warm_start),
             # The weights and not the place where they lie decide what is learnt.
             'finetuning': {
-                **loop.describe(finetuning), 'init_from': origin and origin.weights_sha256
+                **loop.describe(finetuning), 'init_from': origin and origin.sha256
             },
         }
         super().__init__(workdir,
@@ -89,10 +85,7 @@ class Trainer(loop.StageLoop):
             self.average.set_weights(self.model.get_weights())
 
         def view_sampler(views: views_lib.ViewsConfig) -> views_lib.ViewSampler:
-            return views_lib.ViewSampler(process,
-                                         views,
-                                         num_classes=private.num_classes,
-                                         has_dropout=network.dropout > 0.0)
+            return views_lib.make_view_sampler(process, views, network, private.num_classes)
 
         check_model(self.model, private.image_shape, view_sampler(finetuning.views))
         stages = []
@@ -160,8 +153,9 @@ def open_origin(finetuning: stages_lib.FinetuningConfig, pretraining: Optional[s
     if finetuning.init_from is None:
         return None
     if pretraining:
-        raise ValueError('a run either has a public stage of its own or starts from a checkpoint: set '
-                         'train.pretraining = None, or FinetuningConfig.init_from = None.')
+        raise ValueError(
+            'a run either has a public stage of its own or starts from a checkpoint: set pretraining = None '
+            "(of 'train' or 'audit'), or FinetuningConfig.init_from = None.")
     origin = pretrained_lib.read(pathlib.Path(finetuning.init_from).expanduser())
     origin.check_fits(network, process)
     return origin
@@ -193,9 +187,26 @@ def check_model(model: tf.keras.Model, image_shape, view_sampler: views_lib.View
         [1, *image_shape])
 
 
-def _check_public_images(public: datasets.DatasetSpec, private: datasets.ImageDataset) -> None:
+def check_public_shape(public: datasets.DatasetSpec, private: datasets.DatasetSpec) -> None:
+    """Refuses public images of another shape or number of classes than the private ones.
+
+    Raises:
+      ValueError: names both.
+    """
     if public.image_shape != private.image_shape or public.num_classes != private.num_classes:
         raise ValueError(
             f'the public images ({public.name!r}: {public.image_shape}, {public.num_classes} classes) must have '
             f'the shape and the number of classes of the private ones ({private.name!r}: '
             f'{private.image_shape}, {private.num_classes} classes).')
+
+
+def _check_public_images(pretraining, origin, private: datasets.ImageDataset) -> None:
+    """Refuses public images that do not fit the private ones, or are the private ones."""
+    if pretraining:
+        check_public_shape(pretraining.spec, private.spec)
+        public_digests = overlap.image_digests(pretraining.images.images_uint8)
+    elif origin:
+        public_digests = origin.image_digests
+    else:
+        return
+    overlap.check_is_not_private(public_digests, overlap.image_digests(private.images_uint8), private.name)

@@ -172,6 +172,12 @@ class ViewSampler:
         return Views(x_t, t, labels, target, dropout_seeds)
 
 
+def make_view_sampler(process: process_lib.DiffusionProcess, config: ViewsConfig, network: unet.UNetConfig,
+                      num_classes: int) -> ViewSampler:
+    """Returns what draws the views that a network is trained on."""
+    return ViewSampler(process, config, num_classes=num_classes, has_dropout=network.dropout > 0.0)
+
+
 def unit_loss_fn(model: tf.keras.Model) -> Callable[[Views], tf.Tensor]:
     """Returns the function from the K views of ONE unit to its loss: the mean over its views and pixels."""
 
