@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-import gin
+from tests.cli import verbs
 from tf_dpdiff.cli import audit
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import train
@@ -29,14 +29,6 @@ def fixture_data(tmp_path_factory):
     images = np.random.default_rng(0).integers(0, 100, [100, 4, 4, 1]).astype(np.uint8)
     np.savez(path, images=images, labels=np.arange(100) % 2)
     return path
-
-
-def call(verb, *flags):
-    """Runs a verb in this process and returns its exit code."""
-    gin.clear_config()
-    with pytest.raises(SystemExit) as ended:
-        verb.run(list(flags))
-    return ended.value.code
 
 
 def tiny(data, workdir, *more):
@@ -63,7 +55,8 @@ def read(workdir, name='audit'):
 def fixture_leak(data, tmp_path_factory, small_network):
     """A finished audit of training without noise."""
     workdir = tmp_path_factory.mktemp('audits') / 'leak'
-    assert call(audit, *tiny(data, workdir, *NO_NOISE)) == command.DONE  # Nothing is claimed, so nothing is refuted.
+    assert verbs.call(audit, *tiny(data, workdir,
+                                   *NO_NOISE)) == command.DONE  # Nothing is claimed, so nothing is refuted.
     return workdir
 
 
@@ -76,7 +69,7 @@ def test_training_without_noise_gives_nearly_all_that_the_canaries_can_show(leak
 
 
 def test_training_at_epsilon_one_stays_below_its_claim(data, tmp_path, capsys):
-    assert call(audit, *tiny(data, tmp_path)) == command.DONE
+    assert verbs.call(audit, *tiny(data, tmp_path)) == command.DONE
     found = read(tmp_path)['audit']
     assert 0.7 < found['proven_epsilon'] <= 1.0
     # Below the claim by the theorem in 19 runs of 20, and by far in this one: the attack is not perfect.
@@ -89,7 +82,7 @@ def test_training_at_epsilon_one_stays_below_its_claim(data, tmp_path, capsys):
 
 def test_implementation_that_forgets_the_noise_is_caught(data, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(noise.GaussianNoise, 'add', lambda self, sums, **unused_arguments: sums)
-    assert call(audit, *tiny(data, tmp_path)) == command.FAILED
+    assert verbs.call(audit, *tiny(data, tmp_path)) == command.FAILED
     said = capsys.readouterr()
     assert 'DO NOT RELEASE' in words(said.out) and 'exceeds the proven epsilon' in said.err
     assert read(tmp_path)['audit']['is_violation']
@@ -106,7 +99,7 @@ def test_everything_is_in_the_private_folders(leak):
 
 def test_same_command_on_a_finished_audit_finds_the_same(leak, data, capsys):
     before = read(leak)
-    assert call(audit, *tiny(data, leak, *NO_NOISE)) == command.DONE
+    assert verbs.call(audit, *tiny(data, leak, *NO_NOISE)) == command.DONE
     assert 'is complete' in capsys.readouterr().err
     assert read(leak) == before
 
@@ -121,11 +114,11 @@ def test_stopped_audit_goes_on_with_the_same_canaries(data, tmp_path, capsys, mo
 
     with monkeypatch.context() as patched:
         patched.setattr(interruption, 'StopRequest', StopAtOnce)
-        assert call(audit, *tiny(data, tmp_path, 'NUM_STEPS = 3')) == command.FAILED
+        assert verbs.call(audit, *tiny(data, tmp_path, 'NUM_STEPS = 3')) == command.FAILED
     assert 'stopped in finetuning after step 1 of 3' in capsys.readouterr().err
     assert not (tmp_path / 'non_private' / 'audit.json').exists()
     inclusions = (tmp_path / 'non_private' / 'canary_inclusions.json').read_text()
-    assert call(audit, *tiny(data, tmp_path, 'NUM_STEPS = 3')) == command.DONE
+    assert verbs.call(audit, *tiny(data, tmp_path, 'NUM_STEPS = 3')) == command.DONE
     assert 'goes on in finetuning at step 1' in capsys.readouterr().err
     assert (tmp_path / 'non_private' / 'canary_inclusions.json').read_text() == inclusions
 
@@ -137,7 +130,7 @@ def test_mislabelled_canaries_after_public_pretraining_and_warm_start(data, tmp_
     mislabelled = ("AuditConfig.kind = 'mislabelled'", 'AuditConfig.num_canaries = 10', 'NUM_STEPS = 2',
                    'TARGET_EPSILON = 10.0')
     flags = tiny(data, tmp_path, *stages, *mislabelled)
-    assert call(audit, *flags) == command.DONE
+    assert verbs.call(audit, *flags) == command.DONE
     found = read(tmp_path)
     assert found['kind'] == 'mislabelled' and found['audit']['num_guesses'] == 8
     assert found['membership_attack']['num_non_members'] == 10
@@ -148,13 +141,13 @@ def test_mislabelled_canaries_after_public_pretraining_and_warm_start(data, tmp_
 def fixture_run(data, tmp_path_factory, small_network):
     """A finished training run."""
     workdir = tmp_path_factory.mktemp('runs') / 'run'
-    assert call(train, *tiny(data, workdir, 'NUM_STEPS = 2')) == command.DONE
+    assert verbs.call(train, *tiny(data, workdir, 'NUM_STEPS = 2')) == command.DONE
     return workdir
 
 
 def test_membership_attack_on_an_existing_run_trains_nothing(run, data, capsys):
     checkpoints = {path.name: path.stat().st_mtime_ns for path in (run / 'checkpoints').iterdir()}
-    assert call(audit, *tiny(data, run), '--membership') == command.DONE
+    assert verbs.call(audit, *tiny(data, run), '--membership') == command.DONE
     assert {path.name: path.stat().st_mtime_ns for path in (run / 'checkpoints').iterdir()} == checkpoints
     found = read(run, 'membership')
     assert found['membership_attack']['num_members'] == 80 and 'audit' not in found
@@ -164,14 +157,14 @@ def test_membership_attack_on_an_existing_run_trains_nothing(run, data, capsys):
 def test_membership_attack_with_other_images_is_refused(run, tmp_path, capsys):
     images = np.random.default_rng(1).integers(0, 100, [100, 4, 4, 1]).astype(np.uint8)
     np.savez(tmp_path / 'other.npz', images=images, labels=np.arange(100) % 2)
-    assert call(audit, *tiny(tmp_path / 'other.npz', run), '--membership') == command.WRONG_USE
+    assert verbs.call(audit, *tiny(tmp_path / 'other.npz', run), '--membership') == command.WRONG_USE
     assert 'was trained on other images' in capsys.readouterr().err
-    assert call(audit, '--gin_file=gin/digits.gin', f'--workdir={run}', '--membership') == command.WRONG_USE
+    assert verbs.call(audit, '--gin_file=gin/digits.gin', f'--workdir={run}', '--membership') == command.WRONG_USE
     assert 'was made for images of (4, 4, 1) and 2 classes' in capsys.readouterr().err
 
 
 def test_dry_run_says_what_can_be_shown_and_writes_nothing(data, tmp_path, capsys):
-    assert call(audit, *tiny(data, tmp_path / 'none'), '--dry_run') == command.DONE
+    assert verbs.call(audit, *tiny(data, tmp_path / 'none'), '--dry_run') == command.DONE
     out = capsys.readouterr().out
     assert f'{MOST:.3f}' in out and '120 canaries' in out and 'AuditConfig.num_canaries' in out
     assert not (tmp_path / 'none').exists()
@@ -185,7 +178,7 @@ def test_dry_run_says_what_can_be_shown_and_writes_nothing(data, tmp_path, capsy
     (('AuditConfig.num_canary = 3',), 'Did you mean AuditConfig.num_canaries?'),
 ])  # yapf: disable
 def test_wrong_configuration_is_one_clear_line_before_anything_is_trained(data, tmp_path, capsys, more, message):
-    assert call(audit, *tiny(data, tmp_path, *more)) == command.WRONG_USE
+    assert verbs.call(audit, *tiny(data, tmp_path, *more)) == command.WRONG_USE
     error = capsys.readouterr().err.strip()
     assert message in error and '\n' not in error
     assert not (tmp_path / 'checkpoints').exists()
@@ -201,6 +194,6 @@ def test_wrong_folders_are_one_clear_line(run, leak, data, tmp_path, capsys):
         ([*tiny(data, leak), '--membership', '--dry_run'], 'it has no --dry_run'),
     ]
     for flags, message in wrong:
-        assert call(audit, *flags) == command.WRONG_USE
+        assert verbs.call(audit, *flags) == command.WRONG_USE
         error = capsys.readouterr().err.strip()
         assert message in error and '\n' not in error

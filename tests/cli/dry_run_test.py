@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-import gin
+from tests.cli import verbs
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import train
 
@@ -15,10 +15,7 @@ DIGITS = {'audit_digits.gin', 'digits.gin', 'digits_from_mnist.gin', 'mnist8.gin
 
 def run(*flags):
     """Runs bin/train in this process and returns its exit code."""
-    gin.clear_config()
-    with pytest.raises(SystemExit) as ended:
-        train.run(list(flags))
-    return ended.value.code
+    return verbs.call(train, *flags)
 
 
 def words(table):

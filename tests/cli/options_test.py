@@ -3,24 +3,15 @@
 import json
 import pathlib
 
-import pytest
 import tensorflow as tf
 
-import gin
+from tests.cli import verbs
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import export
 from tf_dpdiff.cli import run_files
 from tf_dpdiff.cli import train
 
 TINY = pathlib.Path(__file__).resolve().parent / 'tiny_digits.gin'
-
-
-def call(verb, *flags):
-    """Runs a verb in this process and returns its exit code."""
-    gin.clear_config()
-    with pytest.raises(SystemExit) as ended:
-        verb.run(list(flags))
-    return ended.value.code
 
 
 def test_dropout_bfloat16_adapters_label_drop_and_guidance_go_through_a_whole_run(tmp_path):
@@ -33,7 +24,7 @@ def test_dropout_bfloat16_adapters_label_drop_and_guidance_go_through_a_whole_ru
                 'train.warm_start = None']  # yapf: disable
     workdir = tmp_path / 'run'
     flags = [f'--gin_file={TINY}', f'--workdir={workdir}', *(f'--gin_param={b}' for b in bindings)]
-    assert call(train, *flags) == command.DONE
+    assert verbs.call(train, *flags) == command.DONE
     assert json.loads((workdir / 'privacy_statement.json').read_text())['epsilon'] <= 10.0
     described = run_files.read_model(workdir)
     assert described.label_drop_probability == 0.2 and described.network.dropout == 0.1
@@ -42,7 +33,7 @@ def test_dropout_bfloat16_adapters_label_drop_and_guidance_go_through_a_whole_ru
     assert b'class_embedding' in graph and b'adapter' not in graph
     # Guidance can be chosen anew at export.
     flags = [f'--workdir={workdir}', f'--output={tmp_path / "servable"}', '--guidance_scale=1', '--num_steps=3']
-    assert call(export, *flags) == command.DONE
+    assert verbs.call(export, *flags) == command.DONE
     signature = tf.saved_model.load(str(tmp_path / 'servable' / '1')).signatures['serving_default']
     images = signature(labels=tf.constant([1, 2]), seeds=tf.constant([3, 4], tf.int64))['images']
     assert images.shape == (2, 8, 8, 1) and images.dtype == tf.uint8

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import gin
+from tests.cli import verbs
 from tests.data import camelyon17_layout
 from tf_dpdiff.cli import account
 from tf_dpdiff.cli import command
@@ -27,10 +28,7 @@ DIGITS = {'audit_digits.gin', 'digits.gin', 'digits_from_mnist.gin', 'mnist8.gin
 
 def run(*flags):
     """Runs bin/train in this process and returns its exit code."""
-    gin.clear_config()
-    with pytest.raises(SystemExit) as ended:
-        train.run(list(flags))
-    return ended.value.code
+    return verbs.call(train, *flags)
 
 
 def flags_of(name, workdir, bindings):

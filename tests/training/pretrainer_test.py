@@ -6,6 +6,8 @@ import json
 import numpy as np
 import pytest
 
+from tests.training.stops import NEVER
+from tests.training.stops import StopAfter
 from tf_dpdiff.data import datasets
 from tf_dpdiff.data import procedural
 from tf_dpdiff.diffusion import process as process_lib
@@ -31,21 +33,6 @@ PRIVACY = plan_lib.DpSgdConfig(target_delta=1e-4,
                                num_steps=2,
                                l2_norm_clip=1e-2,
                                noise_multiplier=1.0)
-
-
-class StopAfter:
-    """A request to stop that comes after so many steps."""
-
-    def __init__(self, steps):
-        self._left = steps
-
-    @property
-    def requested(self):
-        self._left -= 1
-        return self._left < 0
-
-
-NEVER = StopAfter(10**9)
 
 
 def make_public(workdir, public=PUBLIC, network=NETWORK, process=PROCESS, **changes):

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.training.stops import NEVER
+from tests.training.stops import StopAfter
 from tf_dpdiff.data import datasets
 from tf_dpdiff.data import procedural
 from tf_dpdiff.diffusion import process as process_lib
@@ -55,21 +57,6 @@ def make_trainer(workdir, private=None, privacy=PRIVACY, config=loop_lib.Trainer
                      config=config,
                      on_release=lambda means: None)
     return trainer_lib.Trainer(workdir, private or make_dataset(), **{**arguments, **changes})
-
-
-class StopAfter:
-    """A request to stop that comes after so many steps."""
-
-    def __init__(self, steps):
-        self._left = steps
-
-    @property
-    def requested(self):
-        self._left -= 1
-        return self._left < 0
-
-
-NEVER = StopAfter(10**9)
 
 
 def weights(model):
