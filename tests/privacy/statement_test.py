@@ -97,3 +97,10 @@ def test_statement_of_a_public_model_claims_nothing():
     assert fields['guarantee_claimed'] is False and fields['epsilon'] is None and fields['steps_run'] == 7
     text = made.to_text()
     assert 'NO GUARANTEE IS\nCLAIMED' in text and "30 images of 'strokes'" in text and 'epsilon =' not in text
+
+
+def test_statement_says_whether_a_unit_is_more_than_one_image():
+    single, owned = make_statement(unit='one patient'), make_statement(unit='one patient', has_owners=True)
+    assert 'Protected unit: one patient (each single image).' in single.to_text()
+    assert 'Protected unit: one patient (an owner with all of its images).' in owned.to_text()
+    assert single.to_dict()['unit_is'] != owned.to_dict()['unit_is']

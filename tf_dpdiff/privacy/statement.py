@@ -45,6 +45,7 @@ class PrivacyStatement:
       augmentation_multiplicity: K, views of a unit averaged before clipping; changes no privacy number.
       run_id: The run's public name, drawn at random; by it a budget file knows a run that it has charged.
       public_data: The images that count as public and that the weights have seen too, one phrase a source.
+      has_owners: Whether a unit is an owner with all of its images; else each image is a unit, whatever it is called.
     """
     unit: str
     dataset: str
@@ -53,6 +54,7 @@ class PrivacyStatement:
     augmentation_multiplicity: int
     run_id: Optional[str] = None
     public_data: Tuple[str, ...] = ()
+    has_owners: bool = False
 
     def to_dict(self) -> dict:
         """Returns the statement as plain JSON values; an epsilon of None means that none is claimed."""
@@ -66,6 +68,7 @@ class PrivacyStatement:
             'guarantee_claimed': epsilons['pld'] is not None,
             'run_id': self.run_id,
             'unit': self.unit,
+            'unit_is': 'an owner with all of its images' if self.has_owners else 'each single image',
             'neighboring_relation': config.neighboring_relation,
             'dataset': self.dataset,
             'num_units_treated_as_public': self.plan.num_units,
@@ -106,7 +109,7 @@ class PrivacyStatement:
                 '',
                 f"    epsilon = {round_up(fields['epsilon'])}   at   delta = {fields['delta']:g}",
                 '',
-                f'Protected unit: {self.unit}. Neighbouring data sets: {relation}.',
+                f"Protected unit: {self.unit} ({fields['unit_is']}). Neighbouring data sets: {relation}.",
                 f"Accountants: privacy loss distribution (PLD) {by_accountant['pld']}; Renyi (RDP), an",
                 f"independent upper bound, {by_accountant['rdp']}.",
             ]
@@ -115,7 +118,7 @@ class PrivacyStatement:
                 'NO PRIVACY GUARANTEE IS CLAIMED for this model: it was trained without noise, or its batches were',
                 'not Poisson-sampled.',
                 '',
-                f'Unit: {self.unit}. Data set: {self.dataset!r}.',
+                f"Unit: {self.unit} ({fields['unit_is']}). Data set: {self.dataset!r}.",
             ]
         lines += ['', 'What was released from the private data:']
         lines += [f'  - {_describe(release)}' for release in self.ledger.releases] or ['  - nothing']

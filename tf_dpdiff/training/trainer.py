@@ -138,7 +138,8 @@ def make_statement(spec: datasets.DatasetSpec,
                                           ledger=ledger,
                                           augmentation_multiplicity=num_views,
                                           run_id=run_id,
-                                          public_data=public_data)
+                                          public_data=public_data,
+                                          has_owners=spec.has_owners)
 
 
 def open_origin(finetuning: stages_lib.FinetuningConfig, pretraining: Optional[stages_lib.PretrainingConfig],
