@@ -16,6 +16,7 @@ from tf_dpdiff.cli import export
 from tf_dpdiff.cli import gin_config
 from tf_dpdiff.cli import sample
 from tf_dpdiff.cli import train
+from tf_dpdiff.data import datasets
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / 'README.md').read_text()
@@ -64,7 +65,9 @@ def test_own_images_work_as_written(tmp_path, monkeypatch, capsys):
             '--gin_param=DpSgdConfig.noise_multiplier = 20.0'
         ])
     assert ended.value.code == command.DONE
-    assert '1,280 of 16x16x1, 4 classes' in capsys.readouterr().out
+    num_images = datasets.npz_images(str(tmp_path / 'my_images.npz')).spec.num_images
+    assert abs(num_images - 1280) < 5.0 * np.sqrt(1600 * 0.2 * 0.8)  # One in five is held out, more or less.
+    assert f'{num_images:,} of 16x16x1, 4 classes' in capsys.readouterr().out
 
 
 def test_sources_of_ones_own_images_are_named_as_they_are():

@@ -14,6 +14,7 @@ from tf_dpdiff.cli import export
 from tf_dpdiff.cli import gin_config
 from tf_dpdiff.cli import sample
 from tf_dpdiff.cli import train
+from tf_dpdiff.data import datasets
 
 VERBS = {'train': train, 'sample': sample, 'evaluate': evaluate, 'export': export}
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -138,8 +139,20 @@ def test_patients_of_ones_own_images_are_what_is_protected(tmp_path, capsys):
     ]
     assert call('train', *tiny(*own), '--dry_run') == command.DONE
     out = capsys.readouterr().out
-    assert '320 of 8x8x1, 10 classes, of 32 owners' in out and 'Protected unit: one patient' in out
-    assert '(32 units)' in out
+    spec = datasets.npz_images(str(tmp_path / 'own.npz')).spec
+    assert spec.num_images == 10 * spec.num_units and 20 < spec.num_units < 40
+    assert f'{spec.num_images} of 8x8x1, 10 classes, of {spec.num_units} owners' in out
+    assert 'Protected unit: one patient' in out and f'({spec.num_units} units)' in out
+
+
+def test_unit_that_would_not_be_protected_is_refused(tmp_path, capsys):
+    images = np.random.default_rng(0).integers(0, 256, [400, 8, 8, 1]).astype(np.uint8)
+    np.savez(tmp_path / 'own.npz', images=images, labels=np.arange(400) % 10)
+    own = ['DATA = @npz_images()', f'npz_images.path = "{tmp_path / "own.npz"}"', 'npz_images.unit = "one patient"']
+    assert call('train', *tiny(*own), '--dry_run') == command.WRONG_USE
+    error = capsys.readouterr()
+    assert "data set 'own': unit='one patient' needs owners" in error.err and '\n' not in error.err.strip()
+    assert 'Protected unit' not in error.out
 
 
 @pytest.mark.parametrize('flags, message', [

@@ -45,12 +45,21 @@ def test_hospitals_are_parted_as_wilds_parts_them(hospitals, held_out):
 @pytest.mark.parametrize('unit, columns', [('patient', ['patient']), ('slide', ['slide'])])
 def test_unit_may_be_a_patient_or_a_slide(hospitals, unit, columns):
     root, rows = hospitals
-    data = camelyon17.wilds_camelyon17(root, unit=unit, held_out_split='id_val')
+    data = camelyon17.wilds_camelyon17(root, unit=unit)
     assert data.spec == data.train.spec and data.spec.has_owners and data.spec.unit == f'one {unit}'
     names = [tuple(row[column] for column in columns) for row in of_split(rows, 'train')]
     assert data.spec.num_units == len(set(names)) == {'patient': 4, 'slide': 8}[unit]
     pairs = set(zip(names, data.train.owners.tolist()))
     assert len(pairs) == len(set(names)) and data.train.owners.max() == len(set(names)) - 1
+
+
+@pytest.mark.parametrize('unit, num_owners', [('patient', 4), ('slide', 8)])
+def test_owner_with_images_in_both_parts_is_refused_at_once(hospitals, unit, num_owners):
+    with pytest.raises(ValueError,
+                       match=f'metadata.csv: with {unit}s as owners and held_out_split=.id_val.: '
+                       f'{num_owners} owner.s. have both training and held-out images, such as ') as error:
+        camelyon17.wilds_camelyon17(hospitals[0], unit=unit, held_out_split='id_val')
+    assert '\n' not in str(error.value)
 
 
 def test_folder_itself_and_other_sizes_do_too(hospitals):

@@ -154,6 +154,7 @@ def test_fingerprint_tells_owners_apart():
     ({'owners': np.arange(6) - 1}, r'owners must be in \[0, 5\)'),
     ({'owners': np.arange(6), 'num_owners': 5}, r'owners must be in \[0, 5\)'),
     ({'num_owners': 5}, 'num_owners=5 without owners'),
+    ({'unit': 'one patient'}, "data set 'toy': unit='one patient' needs owners"),
 ])  # yapf: disable
 def test_unfit_owners_are_refused(replaced, message):
     with pytest.raises(ValueError, match=message):
@@ -180,7 +181,7 @@ def test_parts_are_read_when_they_are_asked_for_and_once():
 @pytest.mark.parametrize('part, read, message', [
     ('train', make(num_images=5), r"'toy' is not what it was said to be: 5 units and 5 images were read, 6 and 6"),
     ('train', make(owners=np.arange(6) // 2), "'toy' is not what it was said to be: 3 units"),
-    ('train', make(unit='one patient'), "'toy' is not what it was said to be"),
+    ('train', make(owners=np.arange(6), unit='one patient'), "'toy' is not what it was said to be"),
     ('train', make(labels=np.full([6], 3)), 'every private image needs a label'),
     ('held_out', make(labels=np.full([6], 3)), 'every private image needs a label'),
     ('held_out', make(image_shape=(4, 4, 2), name='other'), "'toy' and 'other' differ in image size or classes"),
@@ -212,11 +213,33 @@ def test_spec_tells_what_the_data_set_is(digits):
     ({'class_names': ()}, 'num_classes must be at least 1, got 0'),
     ({'num_images': 0}, 'num_images must be at least 1, got 0'),
     ({'num_units': 0}, 'num_units must be at least 1, got 0'),
+    ({'unit': 'one patient'}, "unit='one patient' needs owners: .* the guarantee protects 'one image'"),
 ])  # yapf: disable
 def test_bad_spec_is_refused(replaced, message):
     with pytest.raises(ValueError, match=f"'toy': {message}"):
         datasets.DatasetSpec(**{'name': 'toy', 'image_shape': (8, 8, 1), 'class_names': ('a',), 'num_images': 1,
                                 'num_units': 1, **replaced})  # yapf: disable
+
+
+@pytest.mark.parametrize('owners, unit, message', [
+    (None, 'one patient', "unit='one patient' needs owners"),
+    (np.array(['a', '', 'b', 'b', 'c', 'd']), 'one patient', "image 1 names no owner: ''"),
+    (np.array([3, 3, -1, 0, 1, -1]), 'one patient', 'image 2 names no owner: -1'),
+])  # yapf: disable
+def test_index_of_unfit_units_is_refused(owners, unit, message):
+    with pytest.raises(ValueError, match=f"^data set 'toy': {message}"):
+        datasets.ImageIndex('toy', (4, 3, 2), make().labels, make().class_names, unit, owners)
+    assert datasets.ImageIndex('toy', (4, 3, 2), make().labels, make().class_names, 'one image').spec == make().spec
+
+
+def test_words_for_the_unit_are_those_of_what_is_protected():
+    assert datasets.choose_unit('toy', None, None) == datasets.choose_unit('toy', 'one image', None) == 'one image'
+    assert datasets.choose_unit('toy', None, 'owner') == 'one owner'
+    assert datasets.choose_unit('toy', 'one patient', 'owner') == 'one patient'
+    with pytest.raises(ValueError, match="^data set 'toy': unit='one patient' needs owners"):
+        datasets.choose_unit('toy', 'one patient', None)
+    with pytest.raises(ValueError, match="^data set 'toy': unit='one image', but owners are named"):
+        datasets.choose_unit('toy', 'one image', 'owner')
 
 
 def test_fingerprint_of_images_in_a_file_is_that_of_images_in_memory(tmp_path, monkeypatch):

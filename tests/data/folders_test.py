@@ -21,7 +21,7 @@ def save(file, pixels):
     Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(file)
 
 
-def write(root, num_images=10, order=1, first=0):
+def write(root, num_images=20, order=1, first=0):
     """Writes num_images a class of five owners; returns the pixels by class and file name."""
     pixels = {}
     for label, name in enumerate(CLASSES):
@@ -40,12 +40,24 @@ def sides(data, pixels):
 
 def test_images_are_split_without_loss_and_labelled_by_their_folders(tmp_path):
     pixels = write(tmp_path / 'pets')
-    data = folders.image_folder(tmp_path / 'pets', unit='one pet')
-    assert data.spec == data.train.spec and data.spec.class_names == CLASSES and data.spec.unit == 'one pet'
+    data = folders.image_folder(tmp_path / 'pets')
+    assert data.spec == data.train.spec and data.spec.class_names == CLASSES and data.spec.unit == 'one image'
     train, held_out = sides(data, pixels)
-    assert len(train) == 16 and len(held_out) == 4 and set(train) | set(held_out) == set(pixels)
+    assert len(train) + len(held_out) == 40 and set(train) | set(held_out) == set(pixels)
     for part, names in ((data.train, train), (data.held_out, held_out)):
         assert [CLASSES[label] for label in part.labels] == [name for name, _ in names]
+
+
+def test_no_image_moves_when_another_one_is_removed_or_added(tmp_path):
+    pixels = write(tmp_path)
+    save(tmp_path / 'cat' / 'a.png', picture(5000))
+    pixels['cat', 'a.png'] = picture(5000)
+    before = [set(part) for part in sides(folders.image_folder(tmp_path), pixels)]
+    for name, file in pixels:
+        (tmp_path / name / file).rename(tmp_path / 'away')
+        after = sides(folders.image_folder(tmp_path), pixels)
+        assert [set(part) for part in after] == [part - {(name, file)} for part in before]
+        (tmp_path / 'away').rename(tmp_path / name / file)
 
 
 def test_result_does_not_depend_on_the_order_of_the_file_system(tmp_path, monkeypatch):
@@ -75,18 +87,32 @@ def test_folders_train_and_test_are_the_parts(tmp_path):
 def test_folder_train_alone_is_split(tmp_path):
     write(tmp_path / 'train')
     data = folders.image_folder(tmp_path, held_out_fraction=0.5)
-    assert len(data.train) == len(data.held_out) == 10 and data.train.class_names == CLASSES
+    assert len(data.train) + len(data.held_out) == 40 and data.train.class_names == CLASSES
 
 
 def test_nobody_owns_images_on_both_sides_whatever_their_class(tmp_path):
     pixels = write(tmp_path)
-    data = folders.image_folder(tmp_path, owner_from='prefix')
-    assert data.spec.unit == 'one owner' and data.spec.has_owners and data.spec.num_units == 4
+    data = folders.image_folder(tmp_path, owner_from='prefix', held_out_fraction=0.5)
+    assert data.spec == data.train.spec and data.spec.unit == 'one owner' and data.spec.has_owners
+    assert data.spec.num_units + data.held_out.num_units == 5
     train, held_out = sides(data, pixels)
     owners = [{file.split('_')[0] for _, file in part} for part in (train, held_out)]
     assert not owners[0] & owners[1] and len(owners[0] | owners[1]) == 5
     names = sorted(owners[0])
     assert [names[owner] for owner in data.train.owners] == [file.split('_')[0] for _, file in train]
+
+
+def test_owner_in_both_folders_is_refused_at_once(tmp_path):
+    write(tmp_path / 'train')
+    save(tmp_path / 'test' / 'cat' / 'patient7_1.png', picture(1))
+    save(tmp_path / 'test' / 'dog' / 'patient8_1.png', picture(2))
+    data = folders.image_folder(tmp_path, owner_from='prefix', unit='one patient')
+    assert data.spec.unit == 'one patient' and data.held_out.num_units == 2
+    save(tmp_path / 'test' / 'dog' / 'patient3_99.png', picture(3))
+    with pytest.raises(ValueError,
+                       match=f"^{tmp_path}: 1 owner.* both training and held-out images, such as 'patient3'"):
+        folders.image_folder(tmp_path, owner_from='prefix')
+    assert len(folders.image_folder(tmp_path).held_out) == 3  # Without owners a unit is an image.
 
 
 def test_images_of_several_sizes_and_kinds_are_made_alike_where_asked(tmp_path):
@@ -135,7 +161,9 @@ def truncated():
     (lambda root: save(root / 'dog' / '_a.png', picture(0)), {'owner_from': 'prefix'}, r'dog/_a.png names no owner'),
     (lambda root: None, {'owner_from': 'suffix'}, r"owner_from must be None or 'prefix', got 'suffix'"),
     (lambda root: None, {'held_out_fraction': 1.0}, r'held_out_fraction must be in \(0, 1\), got 1.0'),
-    (lambda root: None, {'held_out_fraction': 0.01}, r'held_out_fraction=0.01 of 20 images leaves too few'),
+    (lambda root: None, {'held_out_fraction': 1e-9},
+     r"pets: no image of class 'cat' would be held out with held_out_fraction=1e-09; choose another"),
+    (lambda root: None, {'unit': 'one pet'}, r"data set 'pets': unit='one pet' needs owners"),
     (lambda root: None, {'image_size': 0}, r'image_size must be at least 1, got 0'),
     (lambda root: None, {'channels': 4}, r'channels must be 1 \(grey\) or 3 \(colour\), got 4'),
 ])  # yapf: disable

@@ -20,8 +20,8 @@ def write(folder, **changes):
 
 def test_images_stay_in_their_files(tmp_path):
     arrays = write(tmp_path / 'scans')
-    data = npy.npy_images(str(tmp_path / 'scans'), unit='one scan')
-    assert data.spec == data.train.spec and data.spec.unit == 'one scan' and data.train.class_names == ('0', '1')
+    data = npy.npy_images(str(tmp_path / 'scans'))
+    assert data.spec == data.train.spec and data.spec.unit == 'one image' and data.train.class_names == ('0', '1')
     for name, part in (('train', data.train), ('held_out', data.held_out)):
         assert isinstance(part.images_uint8, np.memmap) and not part.images_uint8.flags.writeable
         np.testing.assert_array_equal(part.images_uint8, arrays[f'{name}_images'])
@@ -34,8 +34,9 @@ def test_images_stay_in_their_files(tmp_path):
 
 def test_unit_may_be_an_owner(tmp_path):
     write(tmp_path / 'scans', train_owners=np.array([f'patient {i // 2}' for i in range(14)]))
-    data = npy.npy_images(str(tmp_path / 'scans'), class_names=('no', 'yes'))
-    assert data.spec == data.train.spec and data.spec.num_units == 7 and data.spec.unit == 'one owner'
+    data = npy.npy_images(str(tmp_path / 'scans'), class_names=('no', 'yes'), unit='one patient')
+    assert data.spec == data.train.spec and data.spec.num_units == 7 and data.spec.unit == 'one patient'
+    assert npy.npy_images(str(tmp_path / 'scans')).spec.unit == 'one owner'
     np.testing.assert_array_equal(data.train.owners, np.arange(14) // 2)
     assert data.held_out.class_names == ('no', 'yes')
 
@@ -47,6 +48,12 @@ def test_held_out_images_stay_unread(tmp_path):
     assert len(data.train) == 14
     with pytest.raises(ValueError, match='held_out_images.npy is no readable .npy file'):
         data.held_out  # pylint: disable=pointless-statement
+
+
+def test_unit_in_words_needs_owners(tmp_path):
+    write(tmp_path / 'scans')
+    with pytest.raises(ValueError, match="^data set 'scans': unit='one patient' needs owners"):
+        npy.npy_images(str(tmp_path / 'scans'), unit='one patient')
 
 
 @pytest.mark.parametrize('changes, message', [
@@ -61,6 +68,8 @@ def test_held_out_images_stay_unread(tmp_path):
     ({'train_labels': np.full(14, 1)}, "train_labels.npy: class '0' has no training image"),
     ({'train_owners': np.zeros(14)}, 'train_owners.npy must hold whole numbers or names, got float64'),
     ({'train_owners': np.zeros(13, int)}, r'train_owners.npy must hold one value .* the 14 images, got \[13\]'),
+    ({'train_owners': np.arange(14) - 1}, 'train_owners.npy: image 0 names no owner: -1'),
+    ({'train_owners': np.array([b'a', b''] * 7)}, "train_owners.npy: image 1 names no owner: b''"),
     ({'held_out_labels': np.zeros(5, int)}, 'held_out_labels.npy must hold one value for each of the 6 images'),
     ({'held_out_labels': np.full(6, 2)}, "'scans held out': every private image needs a label"),
     ({'held_out_images': np.zeros([6, 3, 3, 1], np.uint8)}, "'scans' and 'scans held out' differ in image size"),

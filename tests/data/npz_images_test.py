@@ -14,22 +14,54 @@ def write(path, **changes):
     return str(path)
 
 
-def test_parts_are_disjoint_stratified_and_the_same_each_time(tmp_path):
+def test_parts_are_disjoint_and_the_same_each_time(tmp_path):
     path = write(tmp_path / 'own.npz')
-    data, again = datasets.npz_images(path, unit='one patient'), datasets.npz_images(path)
-    assert len(data.train) == 32 and len(data.held_out) == 8 and data.train.image_shape == (6, 5, 3)
-    np.testing.assert_array_equal(np.bincount(data.held_out.labels), [2, 2, 2, 2])
+    data, again = datasets.npz_images(path), datasets.npz_images(path)
+    assert len(data.train) + len(data.held_out) == 40 and data.train.image_shape == (6, 5, 3)
+    assert set(data.train.labels) == set(data.held_out.labels) == set(range(4))
     assert data.train.fingerprint() == again.train.fingerprint()
     keys = {image.tobytes() for image in data.train.images_uint8
            } | {image.tobytes() for image in data.held_out.images_uint8}
     assert len(keys) == 40
-    assert data.train.unit == 'one patient' and data.train.name == 'own' and data.train.class_names == ('0', '1', '2',
-                                                                                                        '3')
+    assert data.train.unit == 'one image' and data.train.name == 'own' and data.train.class_names == ('0', '1', '2',
+                                                                                                      '3')
+
+
+def sides(path, **options):
+    """Returns the images and labels that are trained on and those that are held out."""
+    data = datasets.npz_images(path, **options)
+    return [{(image.tobytes(), label) for image, label in zip(part.images_uint8, part.labels)}
+            for part in (data.train, data.held_out)]  # yapf: disable
+
+
+def test_no_image_moves_when_another_one_is_removed_or_comes_before_it(tmp_path):
+    images, labels = np.random.default_rng(0).integers(0, 256, [41, 6, 5, 3]).astype(np.uint8), np.arange(41) % 4
+    before = sides(write(tmp_path / 'own.npz', images=images[:40], labels=labels[:40]), held_out_fraction=0.5)
+    for rows in (*(np.delete(np.arange(40), i) for i in range(40)), np.r_[40, :40], np.arange(40)[::-1]):
+        after = sides(write(tmp_path / 'own.npz', images=images[rows], labels=labels[rows]), held_out_fraction=0.5)
+        assert not before[0] & after[1] and not before[1] & after[0]
+
+
+def test_identical_images_are_on_one_side(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, [40, 6, 5, 3]).astype(np.uint8)
+    one, other = sides(write(tmp_path / 'own.npz', images=np.repeat(images, 3, axis=0), labels=np.arange(120) // 3 % 4))
+    assert not one & other and len(one | other) == 40
+
+
+@pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
+@pytest.mark.parametrize('shape', [(40, 6, 5, 3), (40, 6, 5)])
+@pytest.mark.parametrize('order', ['C', 'F'])
+@pytest.mark.parametrize('read_bytes', [1, 200, 2**24])  # An image a time, a few, all.
+def test_pixels_that_are_hashed_are_those_of_each_image(tmp_path, monkeypatch, save, shape, order, read_bytes):
+    monkeypatch.setattr(npz, '_READ_BYTES', read_bytes)
+    images = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    save(tmp_path / 'own.npz', images=np.asarray(images, order=order))
+    assert list(npz.pixels(tmp_path / 'own.npz')) == [image.tobytes() for image in images]
 
 
 def test_grey_images_and_names_of_classes(tmp_path):
     path = write(tmp_path / 'own.npz',
-                 images=np.zeros([40, 6, 5], np.uint8),
+                 images=np.random.default_rng(0).integers(0, 256, [40, 6, 5]).astype(np.uint8),
                  class_names=np.array(['a', 'b', 'c', 'd']))
     data = datasets.npz_images(path)
     assert data.train.image_shape == (6, 5, 1) and data.train.class_names == ('a', 'b', 'c', 'd')
@@ -62,10 +94,10 @@ def test_nobody_owns_images_on_both_sides(tmp_path, owners):
     images = np.random.default_rng(0).integers(0, 256, [40, 6, 5, 3]).astype(np.uint8)
     data = datasets.npz_images(write(tmp_path / 'own.npz', images=images, owners=owners))
     assert data.train.unit == data.held_out.unit == 'one owner'
-    assert data.train.num_units == 8 and data.held_out.num_units == 2
+    assert data.train.num_units + data.held_out.num_units == 10
     whose = {image.tobytes(): owner for image, owner in zip(images, owners)}
-    sides = [{whose[image.tobytes()] for image in part.images_uint8} for part in (data.train, data.held_out)]
-    assert not sides[0] & sides[1] and len(sides[0] | sides[1]) == 10
+    train, held_out = ({whose[image.tobytes()] for image in part.images_uint8} for part in (data.train, data.held_out))
+    assert not train & held_out and len(train | held_out) == 10
     for index, owner in enumerate(data.train.owners):
         same = [whose[image.tobytes()] for image in data.train.images_uint8[data.train.owners == owner]]
         assert set(same) == {whose[data.train.images_uint8[index].tobytes()]}
@@ -74,26 +106,45 @@ def test_nobody_owns_images_on_both_sides(tmp_path, owners):
 @pytest.mark.parametrize('changes, message', [
     ({'owners': np.zeros([39], int)}, 'owners must be one whole number or name an image'),
     ({'owners': np.zeros([40])}, 'owners must be one whole number or name an image'),
-    ({'owners': np.zeros([40], int)}, 'all images have one owner'),
-    ({'owners': np.arange(40) % 4}, 'no image of class .* belongs to the owners that would be'),
+    ({'owners': np.zeros([40], int)}, "class '0' has 10 images, too few to hold one out: images of one owner"),
+    ({'owners': np.arange(40) % 4}, "class '.' has 10 images, too few to hold one out: images of one owner"),
+    ({'owners': np.array(['a', 'b', '', ''] * 10)}, "own.npz: image 2 names no owner: ''"),
+    ({'owners': np.array([b'a', b''] * 20)}, "own.npz: image 1 names no owner: b''"),
+    ({'owners': np.arange(40) % 4 - 1}, 'own.npz: image 0 names no owner: -1'),
 ])  # yapf: disable
 def test_unfit_owners_are_named_with_what_is_wrong(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         datasets.npz_images(write(tmp_path / 'own.npz', **changes))
 
 
-def test_spec_is_known_before_the_pixels_are_read(tmp_path, monkeypatch):
+def test_unit_in_words_needs_owners(tmp_path):
+    path = write(tmp_path / 'own.npz')
+    with pytest.raises(ValueError, match="^data set 'own': unit='one patient' needs owners"):
+        datasets.npz_images(path, unit='one patient')
+    assert datasets.npz_images(path, unit='one image').spec.unit == 'one image'
     path = write(tmp_path / 'own.npz', owners=np.arange(40) // 4)
+    assert datasets.npz_images(path, unit='one patient').train.unit == 'one patient'
+    with pytest.raises(ValueError, match="^data set 'own': unit='one image', but owners are named"):
+        datasets.npz_images(path, unit='one image')
+
+
+@pytest.mark.parametrize('owners', [None, np.arange(40) // 4])
+def test_spec_is_known_before_the_pixels_are_kept(tmp_path, monkeypatch, owners):
+    path = write(tmp_path / 'own.npz', owners=owners)
     expected = datasets.npz_images(path).train.spec
-    monkeypatch.setattr(npz, 'read_images', lambda *arguments: pytest.fail('pixels are read'))
-    assert datasets.npz_images(path).spec == expected and expected.num_units == 8 and expected.has_owners
+    monkeypatch.setattr(npz, 'read_images', lambda *arguments: pytest.fail('pixels are kept'))
+    if owners is not None:
+        monkeypatch.setattr(npz, 'pixels', lambda *arguments: pytest.fail('pixels are read'))
+    spec = datasets.npz_images(path).spec
+    assert spec == expected and spec.has_owners == (owners is not None)
 
 
+@pytest.mark.parametrize('owners', [{}, {'owners': np.arange(400) // 4}])
 @pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
-def test_damaged_pixels_are_named_when_they_are_read(tmp_path, save):
+def test_damaged_pixels_are_named_when_they_are_read(tmp_path, save, owners):
     path = tmp_path / 'own.npz'
     images = np.random.default_rng(0).integers(0, 256, [400, 6, 5, 3]).astype(np.uint8)
-    save(path, labels=np.arange(400) % 4, images=images)
+    save(path, labels=np.arange(400) % 4, images=images, **owners)
     content = bytearray(path.read_bytes())
     middle = len(content) // 2
     content[middle:middle + 50] = bytes(50)

@@ -77,8 +77,8 @@ def test_slices_folder_of_the_environment_and_unit(toy, monkeypatch):
     data = tfds_images.tfds_images('toy:1.0.0',
                                    train_split='train[:50%]',
                                    held_out_split='train[50%:]',
-                                   unit='one scan')
-    assert data.spec.num_images == 6 and data.spec == data.train.spec and data.train.unit == 'one scan'
+                                   unit='one image')
+    assert data.spec.num_images == 6 and data.spec == data.train.spec and data.train.unit == 'one image'
     np.testing.assert_array_equal(data.held_out.images_uint8, expected['train'][0][6:])
 
 
@@ -96,8 +96,29 @@ def test_unit_may_be_an_owner(tmp_path, owners):
     prepare(tmp_path, owners=owners, num_images=(12, 6))
     data = tfds_images.tfds_images('toy', data_dir=tmp_path, owner_key='owner')
     assert data.spec == data.train.spec and data.spec.has_owners and data.spec.unit == 'one owner'
+    words = tfds_images.tfds_images('toy', data_dir=tmp_path, owner_key='owner', unit='one patient')
+    assert words.spec == words.train.spec and words.spec.unit == 'one patient'
     names = sorted(set(owners))
     assert data.spec.num_units == len(names) and [names[i] for i in data.train.owners] == owners
+
+
+def test_unit_in_words_needs_owners(toy, tmp_path):
+    for name, folder in (('toy', toy[0]), ('mnist', tmp_path)):  # The second is not there, but can be planned with.
+        with pytest.raises(ValueError, match=f"^data set '{name}': unit='one patient' needs owners"):
+            tfds_images.tfds_images(name, data_dir=folder, unit='one patient')
+    with pytest.raises(ValueError, match="^data set 'toy': unit='one image', but owners are named"):
+        tfds_images.tfds_images('toy', data_dir=toy[0], owner_key='label', unit='one image')
+
+
+def test_owner_in_both_splits_is_refused_when_the_held_out_part_is_read(tmp_path):
+    prepare(tmp_path, owners=list('aabbccddeeff'), num_images=(12, 6))  # The split test has a, b and c.
+    options = {'data_dir': tmp_path, 'owner_key': 'owner', 'train_split': 'train[6:]'}
+    apart = tfds_images.tfds_images('toy', **options)
+    assert apart.train.num_units == apart.held_out.num_units == 3
+    mixed = tfds_images.tfds_images('toy', **{**options, 'train_split': 'train[5:]'})
+    assert mixed.train.num_units == 4
+    with pytest.raises(ValueError, match=r"the splits 'train\[5:\]' and 'test': 1 owner\(s\) have both .* such as 'c'"):
+        mixed.held_out  # pylint: disable=pointless-statement
 
 
 def test_images_of_several_sizes_are_resized(tmp_path):
@@ -198,9 +219,10 @@ def test_damaged_data_are_named_in_one_line(tmp_path, damage, message):
     assert '\n' not in str(error.value) and str(tmp_path) in str(error.value)
 
 
-def test_record_without_an_owner_is_named(tmp_path):
-    prepare(tmp_path, owners=['a', 'b', '', 'c'] * 3, num_images=(12, 6))
-    with pytest.raises(ValueError, match='record 2 has no owner'):
+@pytest.mark.parametrize('owners, named', [(['a', 'b', '', 'c'] * 3, "''"), ([4, 0, -1, -1] * 3, '-1')])
+def test_record_without_an_owner_is_named(tmp_path, owners, named):
+    prepare(tmp_path, owners=owners, num_images=(12, 6))
+    with pytest.raises(ValueError, match=f'toy/1.0.0: record 2 names no owner: {named}'):
         tfds_images.tfds_images('toy', data_dir=tmp_path, owner_key='owner')
 
 

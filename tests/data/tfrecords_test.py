@@ -55,14 +55,26 @@ def test_records_of_all_files_are_split_without_loss(tmp_path):
     rows = rows_of()
     for number, part in ((1, rows[12:]), (0, rows[:12])):  # Written last to first.
         write(tmp_path / f'scans-{number}.tfrecord', part)
-    data = tfrecords.tfrecord_images(str(tmp_path / 'scans-*.tfrecord'), class_names=('no', 'yes'), unit='one scan')
-    assert data.spec == data.train.spec and data.spec.class_names == ('no', 'yes') and data.spec.unit == 'one scan'
+    data = tfrecords.tfrecord_images(str(tmp_path / 'scans-*.tfrecord'), class_names=('no', 'yes'))
+    assert data.spec == data.train.spec and data.spec.class_names == ('no', 'yes') and data.spec.unit == 'one image'
     train, held_out = sides(data)
-    assert len(train) == 16 and sorted(train + held_out) == list(range(20))
+    assert train and held_out and sorted(train + held_out) == list(range(20))
     np.testing.assert_array_equal(data.train.labels, np.array(train) % 2)
     np.testing.assert_array_equal(data.held_out.labels, np.array(held_out) % 2)
     again = tfrecords.tfrecord_images(str(tmp_path / '*'))
     assert again.train.fingerprint() == data.train.fingerprint() and again.train.class_names == ('0', '1')
+
+
+def test_no_record_moves_when_another_one_is_removed_or_comes_before_it(tmp_path):
+    rows, path = rows_of(), tmp_path / 'a'
+
+    def split(some):
+        return sides(tfrecords.tfrecord_images(str(write(path, some)), held_out_fraction=0.5))
+
+    train, held_out = split(rows)
+    for i in range(20):
+        assert split(rows[:i] + rows[i + 1:]) == [[j for j in part if j != i] for part in (train, held_out)]
+    assert split(rows[::-1]) == [train[::-1], held_out[::-1]]
 
 
 def test_held_out_files_are_the_held_out_part(tmp_path):
@@ -79,19 +91,40 @@ def test_raw_pixels_other_keys_and_compression(tmp_path, compression):
     } for row in rows_of(encode=np.ndarray.tobytes)]
     path = write(tmp_path / 'a', rows, compression)
     data = tfrecords.tfrecord_images(str(path), image_key='pixels', label_key='y', raw_shape=[6, 5, 3],
-                                     compression=compression)  # yapf: disable
+                                     compression=compression, held_out_fraction=0.5)  # yapf: disable
     assert sorted(sum(sides(data), [])) == list(range(20))
 
 
 @pytest.mark.parametrize('owner_of', [lambda i: i % 5, lambda i: f'patient {i % 5}'.encode()])
 def test_nobody_owns_images_on_both_sides(tmp_path, owner_of):
     rows = [{**row, 'owner': owner_of(i)} for i, row in enumerate(rows_of())]
-    data = tfrecords.tfrecord_images(str(write(tmp_path / 'a', rows)), owner_key='owner')
-    assert data.spec == data.train.spec and data.spec.num_units == 4 and data.spec.unit == 'one owner'
+    data = tfrecords.tfrecord_images(str(write(tmp_path / 'a', rows)), owner_key='owner',
+                                     held_out_fraction=0.5)  # yapf: disable
+    assert data.spec == data.train.spec and data.spec.num_units + data.held_out.num_units == 5
+    assert data.spec.unit == data.held_out.unit == 'one owner'
     train, held_out = sides(data)
     assert not {i % 5 for i in train} & {i % 5 for i in held_out} and len(train + held_out) == 20
     names = sorted({i % 5 for i in train})
     assert [names[owner] for owner in data.train.owners] == [i % 5 for i in train]
+
+
+def test_owner_in_both_files_is_refused_when_the_held_out_part_is_read(tmp_path):
+    train = write(tmp_path / 'train', rows_of(8))  # Owners 0 to 4.
+    mixed = write(tmp_path / 'mixed', [{**row, 'owner': 3 + i} for i, row in enumerate(rows_of(4, first=8))])
+    apart = write(tmp_path / 'apart', [{**row, 'owner': 7 + i} for i, row in enumerate(rows_of(4, first=8))])
+    options = {'owner_key': 'owner', 'unit': 'one patient'}
+    assert tfrecords.tfrecord_images(str(train), held_out_pattern=str(apart), **options).held_out.num_units == 4
+    data = tfrecords.tfrecord_images(str(train), held_out_pattern=str(mixed), **options)
+    assert data.train.unit == 'one patient' and data.train.num_units == 5
+    with pytest.raises(ValueError, match=f"^{train} and {mixed}: 2 owner.s. have both .* held-out images, such as '3'"):
+        data.held_out  # pylint: disable=pointless-statement
+
+
+def test_record_of_nobody_is_named_in_its_file(tmp_path):
+    write(tmp_path / 'a', rows_of(5))
+    write(tmp_path / 'b', [{**row, 'owner': -1 if i in (2, 3) else i} for i, row in enumerate(rows_of(5))])
+    with pytest.raises(ValueError, match=f'^{tmp_path / "b"}, record 2 names no owner: -1'):
+        tfrecords.tfrecord_images(str(tmp_path / '*'), owner_key='owner')
 
 
 def test_images_are_made_alike_where_asked(tmp_path):
@@ -113,8 +146,11 @@ def changed(**changes):
     (changed(owner=None), {'owner_key': 'owner'}, "record 3 has no 'owner'"),
     (changed(owner=b'a'), {'owner_key': 'owner'}, "record 3: 'owner' is a number in some records and a text in others"),
     ([{**row, 'owner': b'' if i == 3 else b'a'} for i, row in enumerate(rows_of())], {'owner_key': 'owner'},
-     "record 3 names no owner in 'owner'"),
-    ([{**row, 'owner': 1} for row in rows_of()], {'owner_key': 'owner'}, 'all images have one owner'),
+     "record 3 names no owner: ''"),
+    ([{**row, 'owner': 1} for row in rows_of()], {'owner_key': 'owner'},
+     "class '0' has 10 images, too few to hold one out: images of one owner"),
+    (rows_of(), {'held_out_fraction': 1e-9}, "no image of class '0' would be held out with .*; choose another"),
+    (rows_of(), {'unit': 'one patient'}, "^data set 'scans': unit='one patient' needs owners"),
     (changed(**{'image/class/label': 0.5}), {}, "record 3: 'image/class/label' must hold one .*, got 0 of float_list"),
     (changed(**{'image/encoded': [b'a', b'b']}), {}, "record 3: 'image/encoded' must hold one .* got 2 of bytes_list"),
     (changed(**{'image/class/label': -1}), {}, 'record 3: the label -1 is no class'),
@@ -135,7 +171,7 @@ def test_what_is_wrong_is_named_in_one_line(tmp_path, rows, options, message):
     with pytest.raises(ValueError, match=message) as error:
         data = tfrecords.tfrecord_images(str(path), **options)
         len(data.train), len(data.held_out)  # pylint: disable=expression-not-assigned
-    assert '\n' not in str(error.value) and str(tmp_path) in str(error.value)
+    assert '\n' not in str(error.value) and 'scans' in str(error.value)
 
 
 def test_truncated_and_missing_files_are_named(tmp_path):

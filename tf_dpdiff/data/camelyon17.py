@@ -63,7 +63,7 @@ def wilds_camelyon17(root: str,
     Args:
       root: The folder camelyon17_v1.0 with metadata.csv and patches, or the folder that holds it.
       held_out_split: 'test' (another hospital), 'val' (yet another) or 'id_val' (the hospitals, and patients, of the
-        training part).
+        training part, so that the unit must be an image).
       unit: What the guarantee protects: 'image', 'patient' or 'slide', each with all of their images.
       image_size: Height and width in pixels.
       cache_dir: A folder of one's own for the decoded images, PRIVATE like the patches: its files can be read by their
@@ -76,7 +76,8 @@ def wilds_camelyon17(root: str,
 
     Raises:
       FileNotFoundError: if the folder or a patch is missing.
-      ValueError: names the file or row, and what is wrong with it.
+      ValueError: names the file or row, and what is wrong with it; also if the unit is a patient or a slide with
+        images in both parts.
 
     References: Bandi et al. 2018, IEEE Transactions on Medical Imaging 38(2); Koh et al. 2021, arXiv:2012.07421, for
       the split by hospitals.
@@ -94,10 +95,16 @@ def wilds_camelyon17(root: str,
 
     def index_of(split, name):
         owners = metadata.column(split, UNITS[unit]) if UNITS[unit] else None
+        if owners is not None:
+            rows = np.flatnonzero(metadata.splits == split)
+            splitting.check_owners(owners, lambda row: metadata.line(rows[row]))
         labels = metadata.column(split, 'tumor').astype(np.int32)
         return datasets.ImageIndex(name, (image_size, image_size, 3), labels, CLASS_NAMES, f'one {unit}', owners)
 
     train, held_out = index_of('train', 'camelyon17'), index_of(held_out_split, f'camelyon17 {held_out_split}')
+    if train.owners is not None:
+        splitting.check_owners_apart(f'{file}: with {unit}s as owners and held_out_split={held_out_split!r}',
+                                     train.owners, held_out.owners)
     read = functools.partial(_read_images, metadata, image_size=image_size, cache_dir=cache_dir)
     return datasets.PrivateData(train=lambda: train.with_images(read('train')),
                                 held_out=lambda: held_out.with_images(read(held_out_split)),

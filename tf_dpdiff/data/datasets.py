@@ -11,6 +11,8 @@ import numpy as np
 from tf_dpdiff.data import npz
 from tf_dpdiff.data import splitting
 
+ONE_IMAGE = 'one image'  # The unit where no owners are named.
+
 _HASHED_BYTES = 2**24  # At a time.
 
 
@@ -24,7 +26,7 @@ class DatasetSpec:
       class_names: One a class.
       num_images: Number of images, >= 1.
       num_units: Number of units, >= 1: owners where they are named, else images.
-      unit: What the guarantee protects.
+      unit: What the guarantee protects; without owners it is 'one image'.
       has_owners: Whether a unit is an owner with all of its images.
       note: Where the numbers do not come from the data themselves: where they do come from.
     """
@@ -33,7 +35,7 @@ class DatasetSpec:
     class_names: Tuple[str, ...]
     num_images: int
     num_units: int
-    unit: str = 'one image'
+    unit: str = ONE_IMAGE
     has_owners: bool = False
     note: str = ''
 
@@ -44,6 +46,7 @@ class DatasetSpec:
         for field in ('num_images', 'num_units', 'num_classes'):
             if getattr(self, field) < 1:
                 raise ValueError(f'data set {self.name!r}: {field} must be at least 1, got {getattr(self, field)}.')
+        _check_unit(self.name, self.unit, self.has_owners)
 
     @property
     def num_classes(self) -> int:
@@ -65,7 +68,8 @@ class ImageDataset:
         not fit into memory.
       labels: int32 [images], each in [0, num_classes). Unlabelled public images have the label num_classes, "no class".
       class_names: One a class.
-      unit: What the guarantee protects, for the privacy statement, e.g. 'one image' or 'one patient'.
+      unit: What the guarantee protects, for the privacy statement: 'one image' or, where there are owners, e.g. 'one
+        patient'.
       owners: int [images], each in [0, num_owners): whose image each is. The unit is then an owner, with all of its
         images. None: each image is a unit of its own.
       num_owners: How many owners count as public; some may own no image here. None: the largest owner plus one.
@@ -74,7 +78,7 @@ class ImageDataset:
     images_uint8: np.ndarray
     labels: np.ndarray
     class_names: Tuple[str, ...]
-    unit: str = 'one image'
+    unit: str = ONE_IMAGE
     owners: Optional[np.ndarray] = None
     num_owners: Optional[int] = None
 
@@ -92,6 +96,7 @@ class ImageDataset:
         if self.labels.min() < 0 or self.labels.max() > self.num_classes:
             raise ValueError(f'data set {self.name!r}: labels must be in [0, {self.num_classes}), got '
                              f'{self.labels.min()} to {self.labels.max()}.')
+        _check_unit(self.name, self.unit, self.owners is not None)
         if self.owners is None:
             if self.num_owners is not None:
                 raise ValueError(f'data set {self.name!r}: num_owners={self.num_owners} without owners.')
@@ -167,6 +172,11 @@ class ImageIndex:
     class_names: Tuple[str, ...]
     unit: str
     owners: Optional[np.ndarray] = None
+
+    def __post_init__(self):
+        _check_unit(self.name, self.unit, self.owners is not None)
+        if self.owners is not None:
+            splitting.check_owners(self.owners, lambda row: f'data set {self.name!r}: image {row}')
 
     @property
     def spec(self) -> DatasetSpec:
@@ -276,9 +286,11 @@ def npz_images(path: str, *, held_out_fraction: float = 0.2, unit: Optional[str]
       path: A file with the arrays `images`, uint8 [images, height, width, channels] or [images, height, width], and
         `labels`, whole numbers [images] from 0; optionally `owners`, numbers or names [images]: whose image each is,
         and `class_names`.
-      held_out_fraction: Share that is held out for evaluation, in (0, 1): of the images of each class or, where owners
-        are named, of the owners, so that nobody is on both sides. The split is fixed.
-      unit: What the guarantee protects, in words; 'one image', or 'one owner' where owners are named.
+      held_out_fraction: About the share of the images or, where owners are named, of the owners that is held out for
+        evaluation, in (0, 1). Each decides for itself by a hash of the owner's name, or else of pixels and label: the
+        split is fixed, others do not change it, identical images are on one side, and nobody is on both.
+      unit: What the guarantee protects, in words, where owners are named: 'one owner' if nothing is said. Without
+        owners it is 'one image'.
 
     Returns:
       The two parts.
@@ -292,15 +304,37 @@ def npz_images(path: str, *, held_out_fraction: float = 0.2, unit: Optional[str]
         raise FileNotFoundError(f'no such file: {file}.')
     splitting.check_fraction(held_out_fraction)
     arrays = npz.read_arrays(file)
-    rows = splitting.split(str(file), arrays.labels, arrays.owners, arrays.class_names, held_out_fraction)
-    unit = unit or default_unit(arrays.owners)
+    unit = choose_unit(file.stem, unit, arrays.owners)
     index = ImageIndex(file.stem, arrays.image_shape, arrays.labels, arrays.class_names, unit, arrays.owners)
+    if arrays.owners is None:
+        ids = zip(npz.pixels(file), arrays.labels)
+        positions = np.fromiter((splitting.image_position(*image_id) for image_id in ids), np.uint64)
+    else:
+        positions = splitting.owner_positions(arrays.owners)
+    rows = splitting.split(str(file), arrays.labels, positions, arrays.class_names, held_out_fraction)
     train, held_out = index.take(rows[0], file.stem), index.take(rows[1], f'{file.stem} held out')
     return PrivateData(train=lambda: train.with_images(npz.read_images(file, rows[0])),
                        held_out=lambda: held_out.with_images(npz.read_images(file, rows[1])),
                        spec=train.spec)
 
 
-def default_unit(owners) -> str:
-    """Returns the words for what is protected where a source was not told: an owner where there are any."""
-    return 'one image' if owners is None else 'one owner'
+def choose_unit(name: str, unit: Optional[str], owners) -> str:
+    """Returns the words for what a source protects; owners: anything but None where there are any.
+
+    Raises:
+      ValueError: if the words that were given are not what would be protected; names the data set and the words.
+    """
+    if owners is None:
+        _check_unit(name, unit or ONE_IMAGE, False)
+        return ONE_IMAGE
+    # An owner's gradient is clipped as a whole, so one image of several more or less may change it by twice the norm.
+    if unit == ONE_IMAGE:
+        raise ValueError(f'data set {name!r}: unit={unit!r}, but owners are named, each protected with all of their '
+                         'images.')
+    return unit or 'one owner'
+
+
+def _check_unit(name: str, unit: str, has_owners: bool) -> None:
+    if not has_owners and unit != ONE_IMAGE:
+        raise ValueError(f'data set {name!r}: unit={unit!r} needs owners: where none are named, the guarantee protects '
+                         f'{ONE_IMAGE!r}.')

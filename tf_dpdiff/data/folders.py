@@ -34,11 +34,14 @@ def image_folder(path: str,
 
     Args:
       path: The folder. Images are PNG, JPEG or BMP; `images.decode` says what is refused.
-      held_out_fraction: Share that is held out for evaluation where there is no PATH/test, in (0, 1): of the images of
-        each class or, where owners are named, of the owners, so that nobody is on both sides. The split is fixed.
-      unit: What the guarantee protects, in words; 'one image', or 'one owner' where owners are named.
+      held_out_fraction: About the share of the images or, where owners are named, of the owners that is held out for
+        evaluation where there is no PATH/test, in (0, 1). Each decides for itself by a hash of the owner's name, or
+        else of CLASS/NAME of the file: the split is fixed, others do not change it, and nobody is on both sides.
+      unit: What the guarantee protects, in words, where owners are named: 'one owner' if nothing is said. Without
+        owners it is 'one image'.
       owner_from: 'prefix': the name of a file up to its first underscore says whose image it is, in whatever class
-        folder it lies: patient012_3.png belongs to patient012. None: each image is a unit of its own.
+        folder it lies: patient012_3.png belongs to patient012. Nobody may be in both PATH/train and PATH/test.
+        None: each image is a unit of its own.
       image_size: Height and width to which the largest centred square of each image is resized. None: all images must
         have one size.
       channels: 1 or 3: images are made grey or colour. None: all images must be of one kind.
@@ -63,13 +66,15 @@ def image_folder(path: str,
     if test and test.class_names != files.class_names:
         odd = sorted(set(test.class_names) ^ set(files.class_names))
         raise ValueError(f'{root}: train and test must have the same class folders; {odd[0]!r} is in one of them only.')
+    if test and owner_from:
+        splitting.check_owners_apart(str(root), files.owners, test.owners)
 
     first = files.paths[0]
     image_shape = _read(first, image_size, channels).shape
 
     def index_of(name, files):
-        return datasets.ImageIndex(name, image_shape, files.labels, files.class_names, unit or
-                                   datasets.default_unit(files.owners), files.owners)
+        return datasets.ImageIndex(name, image_shape, files.labels, files.class_names,
+                                   datasets.choose_unit(root.name, unit, owner_from), files.owners)
 
     def read_all(index, paths):
 
@@ -83,7 +88,7 @@ def image_folder(path: str,
     if test:
         held_out, held_out_paths = index_of(name, test), test.paths
     else:
-        rows = splitting.split(str(folder), files.labels, files.owners, files.class_names, held_out_fraction)
+        rows = splitting.split(str(folder), files.labels, _positions(files), files.class_names, held_out_fraction)
         train, held_out = train.take(rows[0], root.name), train.take(rows[1], name)
         train_paths, held_out_paths = ([files.paths[row] for row in part] for part in rows)
     return datasets.PrivateData(train=lambda: read_all(train, train_paths),
@@ -109,6 +114,8 @@ def _list(folder: pathlib.Path, owner_from: Optional[str]) -> _Files:
         paths += files
         labels += [label] * len(files)
     owners = np.array([_owner(file) for file in paths]) if owner_from else None
+    if owner_from:
+        splitting.check_owners(owners, lambda row: str(paths[row]))
     return _Files(tuple(paths), np.array(labels, np.int32), owners, tuple(child.name for child in classes))
 
 
@@ -121,6 +128,14 @@ def _owner(file: pathlib.Path) -> str:
     if not owner or not underscore:
         raise ValueError(f"{file} names no owner: with owner_from='prefix' a file is called OWNER_ANYTHING.")
     return owner
+
+
+def _positions(files: _Files) -> np.ndarray:
+    """Returns where the unit of each image lies, by the owner or by the path below the folder."""
+    if files.owners is not None:
+        return splitting.owner_positions(files.owners)
+    ids = (f'{file.parent.name}/{file.name}' for file in files.paths)
+    return np.array([splitting.position(unit_id.encode('utf-8', 'surrogateescape')) for unit_id in ids], np.uint64)
 
 
 def _read(file: pathlib.Path, image_size: Optional[int], channels: Optional[int]) -> np.ndarray:

@@ -21,7 +21,8 @@ def npy_images(path: str, *, class_names: Optional[Tuple[str, ...]] = None, unit
         [images] from 0), with held_out_images.npy and held_out_labels.npy of images that are not trained on, and, where
         a unit is an owner, with train_owners.npy: whose image each is, numbers or names [images].
       class_names: One a class; None: as many classes as the largest training label says, named by their numbers.
-      unit: What the guarantee protects, in words; 'one image', or 'one owner' where owners are named.
+      unit: What the guarantee protects, in words, where owners are named: 'one owner' if nothing is said. Without
+        owners it is 'one image'.
 
     Returns:
       The two parts; their images are read-only memory maps.
@@ -39,17 +40,19 @@ def npy_images(path: str, *, class_names: Optional[Tuple[str, ...]] = None, unit
     owners = _load(folder / 'train_owners.npy', 'iuUS') if (folder / 'train_owners.npy').is_file() else None
     for name, values in (('train_labels.npy', labels), ('train_owners.npy', owners)):
         _check_length(folder / name, values, images)
+    if owners is not None:
+        splitting.check_owners(owners, lambda row: f'{folder / "train_owners.npy"}: image {row}')
     names = tuple(class_names) if class_names else tuple(map(str, range(int(labels.max()) + 1)))
     splitting.check_classes(str(folder / 'train_labels.npy'), labels, names)
-    index = datasets.ImageIndex(folder.name, images.shape[1:], labels.astype(np.int32), names, unit or
-                                datasets.default_unit(owners), owners)
+    index = datasets.ImageIndex(folder.name, images.shape[1:], labels.astype(np.int32), names,
+                                datasets.choose_unit(folder.name, unit, owners), owners)
 
     def open_held_out():
         others, file = _map(folder, 'held_out'), folder / 'held_out_labels.npy'
         other_labels = _load(file, 'iu')
         _check_length(file, other_labels, others)
         name = f'{folder.name} held out'
-        return datasets.ImageDataset(name, others, other_labels.astype(np.int32), names, index.unit)
+        return datasets.ImageDataset(name, others, other_labels.astype(np.int32), names)
 
     return datasets.PrivateData(train=lambda: index.with_images(_map(folder, 'train')),
                                 held_out=open_held_out,

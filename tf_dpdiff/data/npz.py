@@ -2,14 +2,16 @@
 
 import dataclasses
 import pathlib
-from typing import Optional, Tuple
+from typing import Iterator, Optional, Tuple
 import zipfile
 import zlib
 
 import numpy as np
 
 from tf_dpdiff.data import images as images_lib
+from tf_dpdiff.data import splitting
 
+_READ_BYTES = 2**24  # At a time.
 _ERRORS = (KeyError, ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
@@ -36,7 +38,8 @@ def read_arrays(file: pathlib.Path) -> NpzArrays:
       ValueError: if the file does not hold what it should; names the file and what is wrong.
     """
     try:
-        shape, dtype = _read_header(file)
+        with zipfile.ZipFile(file) as archive, archive.open('images.npy') as member:
+            shape, _, dtype = _read_header(member)
         with np.load(file, allow_pickle=False) as arrays:
             labels = arrays['labels']
             owners = arrays['owners'] if 'owners' in arrays else None
@@ -54,6 +57,8 @@ def read_arrays(file: pathlib.Path) -> NpzArrays:
     if owners is not None and (owners.shape != labels.shape or owners.dtype.kind not in 'iuUS'):
         raise ValueError(f'{file}: owners must be one whole number or name an image, got {owners.dtype} '
                          f'{list(owners.shape)} for {len(labels)} labels.')
+    if owners is not None:
+        splitting.check_owners(owners, lambda row: f'{file}: image {row}')
     names = names or tuple(str(label) for label in range(int(labels.max()) + 1))
     if labels.max() >= len(names):
         raise ValueError(f'{file}: labels must be in [0, {len(names)}), one of `class_names` each, got up to '
@@ -75,13 +80,36 @@ def read_images(file: pathlib.Path, rows: np.ndarray) -> np.ndarray:
     return images[..., None] if images.ndim == 3 else images
 
 
-def _read_header(file: pathlib.Path):
-    """Returns the shape and the dtype of the images."""
-    with zipfile.ZipFile(file) as archive, archive.open('images.npy') as member:
-        version = np.lib.format.read_magic(member)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(member)
-    return shape, dtype
+def pixels(file: pathlib.Path) -> Iterator[bytes]:
+    """Yields the pixels of each image, in their order, without keeping them.
+
+    Raises:
+      ValueError: if the pixels cannot be read; names the file.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive, archive.open('images.npy') as member:
+            shape, fortran_order, _ = _read_header(member)
+            size = int(np.prod(shape[1:]))
+            num_left, step = shape[0], max(1, _READ_BYTES // max(1, size))
+            while num_left and not fortran_order:
+                count = min(step, num_left)
+                content = member.read(count * size)
+                if len(content) != count * size:
+                    raise EOFError(f'{num_left} images or fewer are missing')
+                yield from (content[start:start + size] for start in range(0, len(content), size))
+                num_left -= count
+            member.read(0 if fortran_order else 1)  # At its end the checksum is compared.
+    except _ERRORS as error:
+        raise _unreadable(file, error) from error
+    if fortran_order:  # The pixels of an image do not lie together.
+        yield from (image.tobytes() for image in read_images(file, np.arange(shape[0])))
+
+
+def _read_header(member):
+    """Returns shape, whether the first axis is the innermost, and dtype; the file is then at its first pixel."""
+    version = np.lib.format.read_magic(member)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(member)
 
 
 def _unreadable(file: pathlib.Path, error: Exception) -> ValueError:

@@ -44,11 +44,11 @@ def tfds_images(name: str,
       data_dir: Where data sets are prepared; None: the environment's TFDS_DATA_DIR, or ~/tensorflow_datasets.
       image_key: Feature with the image.
       label_key: Feature with the class; must be a tfds.features.ClassLabel.
-      owner_key: Feature, a whole number or a text, that says whose image it is, or None. Whether an owner is in both
-        splits is the data set's affair.
+      owner_key: Feature, a whole number or a text, that says whose image it is, or None. Nobody may be in both splits.
       image_size: Height and width to which the largest centred square of each image is resized. None: all images must
         have one size.
-      unit: What the guarantee protects, in words; 'one image', or 'one owner' where owners are named.
+      unit: What the guarantee protects, in words, where owners are named: 'one owner' if nothing is said. Without
+        owners it is 'one image'.
 
     Returns:
       The two parts, images in the order of the files. Where mnist, fashion_mnist, cifar10 or imagenet_resized/32x32
@@ -59,6 +59,7 @@ def tfds_images(name: str,
       ValueError: if it lacks a split or a feature, or a record cannot be read.
     """
     images_lib.check_fit(image_size, None)
+    unit = datasets.choose_unit(name, unit, owner_key)
     root = pathlib.Path(data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets').expanduser()
     folder = _find(root, name)
     if folder is None:
@@ -67,13 +68,14 @@ def tfds_images(name: str,
                              folder,
                              keys=(image_key, label_key, owner_key),
                              image_size=image_size,
-                             unit=unit or datasets.default_unit(owner_key))
+                             unit=unit)
     spec = _spec(folder, (image_key, label_key, owner_key), train_split, held_out_split, image_size)
     whole_name = name if train_split == 'train' else f'{name} {train_split}'
-    spec = datasets.DatasetSpec(whole_name, *spec, unit or datasets.default_unit(owner_key), owner_key is not None)
-    return datasets.PrivateData(train=lambda: read(spec.name, train_split, check_classes=True),
-                                held_out=lambda: read(f'{name} {held_out_split}', held_out_split),
-                                spec=spec)
+    spec = datasets.DatasetSpec(whole_name, *spec, unit, owner_key is not None)
+    return datasets.PrivateData(
+        train=lambda: read(spec.name, train_split, check_classes=True),
+        held_out=lambda: read(f'{name} {held_out_split}', held_out_split, apart_from=train_split),
+        spec=spec)
 
 
 def _find(root: pathlib.Path, name: str) -> Optional[pathlib.Path]:
@@ -108,7 +110,7 @@ def _published(name, root, train_split, owner_key, image_size, unit) -> datasets
                                 tuple(map(str, range(num_classes))),
                                 num_images,
                                 num_images,
-                                unit or 'one image',
+                                unit,
                                 note=f'not found in {root}; published sizes')
     return datasets.PrivateData(train=read, held_out=read, spec=spec)
 
@@ -170,9 +172,7 @@ def _check_owners(folder, owner_key, owners) -> np.ndarray:
         raise ValueError(f'{folder}: the feature {owner_key!r} is neither a whole number nor a text.')
     if owners.dtype.kind == 'O':
         owners = np.array([owner.decode('utf-8', 'backslashreplace') for owner in owners])
-    unnamed = np.flatnonzero(owners == '') if owners.dtype.kind == 'U' else []
-    if len(unnamed):
-        raise ValueError(f'{folder}: record {unnamed[0]} has no owner.')
+    splitting.check_owners(owners, lambda row: f'{folder}: record {row}')
     return owners
 
 
@@ -207,8 +207,16 @@ def _read_columns(folder, split, keys) -> dict:
         return {key: np.concatenate([batch[key] for batch in batches]) for key in keys}
 
 
-def _read_part(folder, name, split, *, keys, image_size, unit, check_classes=False) -> datasets.ImageDataset:
-    """Reads a split."""
+def _read_part(folder,
+               name,
+               split,
+               *,
+               keys,
+               image_size,
+               unit,
+               check_classes=False,
+               apart_from=None) -> datasets.ImageDataset:
+    """Reads a split; apart_from: another one that may not have the same owners."""
     image_key, label_key, owner_key = keys
     _, builder = _open(folder)
     num_images, names = builder.info.splits[split].num_examples, tuple(builder.info.features[label_key].names)
@@ -234,5 +242,8 @@ def _read_part(folder, name, split, *, keys, image_size, unit, check_classes=Fal
     if check_classes:
         splitting.check_classes(f'{folder}: the split {split!r}', labels, names)
     owners = _check_owners(folder, owner_key, np.concatenate(columns[owner_key])) if owner_key else None
+    if owner_key and apart_from:
+        others = _check_owners(folder, owner_key, _read_columns(folder, apart_from, (owner_key,))[owner_key])
+        splitting.check_owners_apart(f'{folder}: the splits {apart_from!r} and {split!r}', others, owners)
     index = datasets.ImageIndex(name, out.shape[1:], labels.astype(np.int32), names, unit, owners)
     return index.with_images(out)

@@ -1,6 +1,7 @@
 """Images in TFRecord files of tf.train.Example."""
 
 import glob
+import itertools
 import os
 import pathlib
 from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
@@ -24,10 +25,11 @@ class _Format(NamedTuple):
 
 
 class _Scanned(NamedTuple):
-    """What records say but for their images; names of records are for errors."""
+    """What records say but for their images; positions are those of their units, names of records are for errors."""
     files: Tuple[str, ...]
     labels: np.ndarray
     owners: Optional[np.ndarray]
+    positions: np.ndarray
     first_image: np.ndarray
     first_name: str
 
@@ -52,18 +54,21 @@ def tfrecord_images(pattern: str,
     Args:
       pattern: The files, such as '~/scans/train-*.tfrecord'; taken in the order of their names.
       held_out_pattern: The files of the held-out images; None: they are split off from the others.
-      held_out_fraction: Share that is split off, in (0, 1): of the images of each class or, where owners are named, of
-        the owners, so that nobody is on both sides. The split is fixed.
+      held_out_fraction: About the share of the images or, where owners are named, of the owners that is split off, in
+        (0, 1). Each decides for itself by a hash of the owner's name, or else of the bytes of the image and the label:
+        the split is fixed, others do not change it, identical records are on one side, and nobody is on both.
       image_key: Feature with one string of bytes: a PNG, JPEG or BMP file, or raw pixels.
       label_key: Feature with one int64: the class, from 0.
-      owner_key: Feature with one int64 or string that says whose image it is, or None.
+      owner_key: Feature with one int64 or string that says whose image it is, or None. Nobody may have records in both
+        `pattern` and `held_out_pattern`.
       raw_shape: (height, width, channels) of raw uint8 pixels; None: the images are encoded.
       class_names: One a class; None: as many classes as the largest training label says, named by their numbers.
       compression: Of the files: '', 'GZIP' or 'ZLIB'.
       image_size: Height and width to which the largest centred square of each image is resized. None: all images must
         have one size.
       channels: 1 or 3: images are made grey or colour. None: all images must be of one kind.
-      unit: What the guarantee protects, in words; 'one image', or 'one owner' where owners are named.
+      unit: What the guarantee protects, in words, where owners are named: 'one owner' if nothing is said. Without
+        owners it is 'one image'.
 
     Returns:
       The two parts.
@@ -83,8 +88,8 @@ def tfrecord_images(pattern: str,
     scanned = _scan(_match(pattern), form)
     names = tuple(class_names) if class_names else tuple(map(str, range(int(scanned.labels.max()) + 1)))
     splitting.check_classes(pattern, scanned.labels, names)
-    unit = unit or datasets.default_unit(owner_key)
     name = pathlib.Path(pattern).name
+    unit = datasets.choose_unit(name, unit, owner_key)
 
     def index_of(name, scanned):
         return datasets.ImageIndex(name, scanned.first_image.shape, scanned.labels, names, unit, scanned.owners)
@@ -97,9 +102,11 @@ def tfrecord_images(pattern: str,
 
         def read_held_out():
             other = _scan(_match(held_out_pattern), form)
+            if owner_key:
+                splitting.check_owners_apart(f'{pattern} and {held_out_pattern}', scanned.owners, other.owners)
             return read(index_of(f'{name} held out', other), other, np.arange(len(other.labels)))
     else:
-        rows, rest = splitting.split(pattern, scanned.labels, scanned.owners, names, held_out_fraction)
+        rows, rest = splitting.split(pattern, scanned.labels, scanned.positions, names, held_out_fraction)
         both = index_of(name, scanned)
         train, held_out = both.take(rows, name), both.take(rest, f'{name} held out')
 
@@ -151,7 +158,7 @@ def _value(features, key: str, kinds: Sequence[str], name: str):
 
 def _scan(files: Sequence[str], form: _Format) -> _Scanned:
     """Goes through all records without decoding images, but for the first."""
-    labels, owners, first = [], [], None
+    labels, owners, positions, first = [], [], [], None
     with images_lib.progress(None, 'labels') as bar:
         for name, features in _records(files, form):
             label = _value(features, form.label_key, ('int64_list',), name)
@@ -162,17 +169,23 @@ def _scan(files: Sequence[str], form: _Format) -> _Scanned:
                 owner = _value(features, form.owner_key, ('int64_list', 'bytes_list'), name)
                 if owners and isinstance(owner, bytes) != isinstance(owners[0], bytes):
                     raise ValueError(f'{name}: {form.owner_key!r} is a number in some records and a text in others.')
-                if owner == b'':
-                    raise ValueError(f'{name} names no owner in {form.owner_key!r}.')
                 owners.append(owner)
+            else:
+                encoded = _value(features, form.image_key, ('bytes_list',), name)
+                positions.append(splitting.image_position(encoded, label))
             if first is None:
                 first = name, _decode(features, form, name)
             bar.update()
     if first is None:
         raise ValueError(f'{files[0]} holds no images.')
-    if owners and isinstance(owners[0], bytes):
+    labels = np.array(labels, np.int32)
+    if not form.owner_key:
+        return _Scanned(tuple(files), labels, None, np.array(positions, np.uint64), first[1], first[0])
+    if isinstance(owners[0], bytes):
         owners = [owner.decode('utf-8', 'backslashreplace') for owner in owners]
-    return _Scanned(tuple(files), np.array(labels, np.int32), np.array(owners) if owners else None, first[1], first[0])
+    owners = np.array(owners)
+    splitting.check_owners(owners, lambda row: next(itertools.islice(_records(files, form), row, None))[0])
+    return _Scanned(tuple(files), labels, owners, splitting.owner_positions(owners), first[1], first[0])
 
 
 def _decode(features, form: _Format, name: str) -> np.ndarray:
