@@ -219,3 +219,36 @@ def test_image_sampler_survives_being_saved(tmp_path, name):
     labels, seeds = tf.constant(_LABELS, tf.int32), tf.constant(_SEEDS, tf.int64)
     images = tf.saved_model.load(str(tmp_path)).sample(labels, seeds)
     np.testing.assert_array_equal(images, module.sample(labels, seeds))
+
+
+@pytest.mark.parametrize('config', _CONFIGS, ids=name_of)
+def test_path_begins_with_the_noise_and_ends_with_the_image(draw, config):
+    process = process_of()
+    path = samplers.denoising_path(network,
+                                   tf.constant(_LABELS, tf.int32),
+                                   tf.constant(_SEEDS, tf.int64),
+                                   num_frames=4,
+                                   process=process,
+                                   config=config,
+                                   image_shape=_IMAGE_SHAPE,
+                                   num_classes=_NUM_CLASSES)
+    assert path.shape == (4, len(_SEEDS), *_IMAGE_SHAPE) and path.dtype == np.uint8
+    noise = samplers.seeded_noise(tf.constant(_SEEDS, tf.int64), tf.constant(0), _IMAGE_SHAPE).numpy()
+    shown = np.clip(np.round((noise + 1.0) * 127.5), 0, 255).astype(int)
+    assert np.abs(path[0].astype(int) - shown).max() <= 1
+    images = np.round((draw(config, _SEEDS, _LABELS) + 1.0) * 127.5).astype(int)
+    assert np.abs(path[-1].astype(int) - images).max() <= 1
+    changes = np.abs(np.diff(path.astype(int), axis=0)).mean(axis=(1, 2, 3, 4))
+    assert (changes > 0).all()
+
+
+def test_path_of_few_steps_has_fewer_frames():
+    path = samplers.denoising_path(network,
+                                   tf.constant([0]),
+                                   tf.constant([0], tf.int64),
+                                   num_frames=9,
+                                   process=process_of(),
+                                   config=samplers.SamplerConfig('ddim', 3),
+                                   image_shape=_IMAGE_SHAPE,
+                                   num_classes=_NUM_CLASSES)
+    assert len(path) == 4  # Before each of the three steps, and after the last.

@@ -2,12 +2,13 @@
 
 import dataclasses
 import math
-from typing import List, NamedTuple, Optional
+from typing import List, Optional
 
 import dp_accounting
 
 from tf_dpdiff.cli import command
 from tf_dpdiff.privacy import accounting
+from tf_dpdiff.privacy import curves
 from tf_dpdiff.privacy import ledger as ledger_lib
 
 # Name of a flag: its type and its help.
@@ -21,15 +22,6 @@ FLAGS = {
     'sampling_probability': (float, 'of each unit in each step; in place of --expected_batch_size'),
     'class_means_noise_multiplier': (float, 'a release of noisy class means, composed with the steps'),
 }
-
-_CURVE_POINTS = 8
-
-
-class CurvePoint(NamedTuple):
-    """What the releases have cost after so many steps."""
-    num_steps: int
-    pld: float
-    rdp: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,18 +56,9 @@ class RunPlan:
         """Returns what the whole run costs."""
         return accounting.epsilon(self._event(self.num_steps), self.delta, accountant=accountant)
 
-    def curve(self, num_points: int = _CURVE_POINTS) -> List[CurvePoint]:
+    def curve(self, num_points: int = curves.NUM_POINTS) -> List[curves.CurvePoint]:
         """Returns the cost over steps, evenly spaced, the whole run last; begins at 0 where there are class means."""
-        counts = sorted({round(self.num_steps * i / num_points) for i in range(num_points + 1)} | {1})
-        points = []
-        for count in counts[0 if self.class_means_noise_multiplier else 1:]:
-            event = self._event(count)
-            # Rows before the last may be coarser: an upper bound all the same, and there are many.
-            interval = None if count == self.num_steps else 1e-4 * min(10.0, max(1.0, self.epsilon()))
-            points.append(
-                CurvePoint(count, accounting.epsilon(event, self.delta, discretization_interval=interval),
-                           accounting.epsilon(event, self.delta, accountant='rdp')))
-        return points
+        return curves.epsilon_over_steps(self._event, self.num_steps, self.delta, num_points=num_points)
 
     def _event(self, num_steps: int) -> dp_accounting.DpEvent:
         return _dp_event(self.noise_multiplier, num_steps, self.sampling_probability, self.class_means_noise_multiplier)

@@ -6,8 +6,8 @@ from typing import List
 
 from rich import table as rich_table
 
-from tf_dpdiff import files
 from tf_dpdiff.cli import account_plan
+from tf_dpdiff.evaluation import epsilon_picture
 from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import budget as budget_lib
 from tf_dpdiff.privacy import ledger as ledger_lib
@@ -64,32 +64,16 @@ def plan_tables(plan: account_plan.RunPlan) -> List[rich_table.Table]:
 
 def draw_plan(plan: account_plan.RunPlan, path: pathlib.Path) -> None:
     """Draws epsilon over steps into a PNG file."""
-    # Imported here: whoever wants no plot need not wait for it. The Agg backend needs no display.
-    from matplotlib import figure as figure_lib  # pylint: disable=g-import-not-at-top
-    from matplotlib.backends import backend_agg  # pylint: disable=g-import-not-at-top
-    figure = figure_lib.Figure(figsize=(7.0, 4.5), layout='constrained')
-    backend_agg.FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    points = plan.curve(_PLOT_POINTS)
-    steps = [point.num_steps for point in points]
-    axes.plot(steps, [point.rdp for point in points], '--', color='C1', label='Renyi (RDP), an upper bound')
-    axes.plot(steps, [point.pld for point in points], '-', color='C0', label='privacy loss distribution (PLD)')
-    if plan.target_epsilon is not None:
-        axes.axhline(plan.target_epsilon, color='grey', linewidth=0.8, label=f'epsilon = {plan.target_epsilon:g}')
     batch = (f'expected batch {plan.expected_batch_size:,.10g} of {plan.num_units:,}'
              if plan.num_units else f'sampling probability {plan.sampling_probability:.6g}')
     title = f'noise multiplier {plan.noise_multiplier:.6g}, {batch}'
     if plan.class_means_noise_multiplier is not None:
         title += f',\nclass means with noise multiplier {plan.class_means_noise_multiplier:g} before'
-    axes.set_title(title, fontsize=10)
-    axes.set_xlabel('DP-SGD steps')
-    axes.set_ylabel(f'epsilon at delta = {plan.delta:g}')
-    axes.set_xlim(0, plan.num_steps)
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    axes.legend(loc='lower right')
-    with files.replacing(path) as temporary:
-        figure.savefig(temporary, dpi=120)
+    epsilon_picture.write_picture(path,
+                                  plan.curve(_PLOT_POINTS),
+                                  title=title,
+                                  delta=plan.delta,
+                                  target_epsilon=plan.target_epsilon)
 
 
 def budget_fields(budget: budget_lib.Budget) -> dict:

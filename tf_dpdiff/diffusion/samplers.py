@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Callable
 
+import numpy as np
 import tensorflow as tf
 
 from tf_dpdiff.diffusion import corruption
@@ -74,8 +75,15 @@ def seeded_noise(seeds: tf.Tensor, draw: tf.Tensor, image_shape) -> tf.Tensor:
                      fn_output_signature=tf.TensorSpec(image_shape, tf.float32))
 
 
-def sample(denoiser: Denoiser, labels: tf.Tensor, seeds: tf.Tensor, *, process: DiffusionProcess, config: SamplerConfig,
-           image_shape, num_classes: int) -> tf.Tensor:
+def sample(denoiser: Denoiser,
+           labels: tf.Tensor,
+           seeds: tf.Tensor,
+           *,
+           process: DiffusionProcess,
+           config: SamplerConfig,
+           image_shape,
+           num_classes: int,
+           observe: Callable[[tf.Tensor, tf.Tensor], None] = lambda x_t, t: None) -> tf.Tensor:
     """Draws images.
 
     Args:
@@ -87,6 +95,7 @@ def sample(denoiser: Denoiser, labels: tf.Tensor, seeds: tf.Tensor, *, process: 
       config: The sampler.
       image_shape: (height, width, channels).
       num_classes: The label that stands for "no class", which guidance compares with.
+      observe: Shown x_t and the timestep before each evaluation of the network.
 
     Returns:
       float32 [batch, height, width, channels] in [-1, 1].
@@ -94,6 +103,7 @@ def sample(denoiser: Denoiser, labels: tf.Tensor, seeds: tf.Tensor, *, process: 
     predict = guidance.guide(denoiser, labels, scale=config.guidance_scale, num_classes=num_classes)
 
     def predict_x_start(x_t, t, signal_rate, noise_rate):
+        observe(x_t, t)
         x_start, _ = parameterization_lib.to_x_start_and_noise(process.parameterization, predict(x_t, t), x_t,
                                                                signal_rate, noise_rate)
         return thresholding.threshold(x_start, config.thresholding, dynamic_percentile=config.dynamic_percentile)
@@ -101,6 +111,29 @@ def sample(denoiser: Denoiser, labels: tf.Tensor, seeds: tf.Tensor, *, process: 
     x = _SAMPLERS[config.name](predict_x_start, process.schedule, config.num_steps,
                                lambda draw: seeded_noise(seeds, draw, image_shape))
     return tf.clip_by_value(x, -1.0, 1.0)
+
+
+def denoising_path(denoiser: Denoiser, labels: tf.Tensor, seeds: tf.Tensor, *, num_frames: int,
+                   **arguments) -> np.ndarray:
+    """Draws images and returns what they looked like on the way, from noise to image.
+
+    Runs outside of tf.function, an evaluation of the network at a time: for a few images.
+
+    Args:
+      denoiser: As in `sample`.
+      labels: As in `sample`.
+      seeds: As in `sample`.
+      num_frames: At least 2: the noise, then evenly spaced among the steps, the image last. Fewer steps, fewer frames.
+      **arguments: The others of `sample`.
+
+    Returns:
+      uint8 [frames, batch, height, width, channels]; what is out of range is cut off.
+    """
+    path = {}  # By timestep: second-order samplers evaluate a guess there first, and then the result, which stays.
+    images_pm1 = sample(denoiser, labels, seeds, **arguments, observe=lambda x_t, t: path.update({int(t): x_t}))
+    frames = [*path.values(), images_pm1]
+    chosen = np.unique(np.linspace(0, len(frames) - 1, num_frames).round().astype(int))
+    return np.stack([corruption.from_pm1(frames[index]).numpy() for index in chosen])
 
 
 def make_image_sampler(denoiser: Denoiser, *, process: DiffusionProcess, config: SamplerConfig, image_shape,

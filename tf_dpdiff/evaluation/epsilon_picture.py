@@ -1,0 +1,44 @@
+"""The picture of epsilon over steps."""
+
+import pathlib
+from typing import Optional, Sequence
+
+from tf_dpdiff import files
+from tf_dpdiff.privacy import curves
+
+
+def write_picture(path: pathlib.Path,
+                  points: Sequence[curves.CurvePoint],
+                  *,
+                  title: str,
+                  delta: float,
+                  target_epsilon: Optional[float] = None) -> None:
+    """Draws epsilon over steps into a PNG file.
+
+    Args:
+      path: Where to.
+      points: The whole run last.
+      title: Of the picture.
+      delta: At which epsilon is meant.
+      target_epsilon: A line to compare with, or None.
+    """
+    # Imported here: whoever wants no plot need not wait for it. The Agg backend needs no display.
+    from matplotlib import figure as figure_lib  # pylint: disable=g-import-not-at-top
+    from matplotlib.backends import backend_agg  # pylint: disable=g-import-not-at-top
+    figure = figure_lib.Figure(figsize=(7.0, 4.5), layout='constrained')
+    backend_agg.FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    steps = [point.num_steps for point in points]
+    axes.plot(steps, [point.rdp for point in points], '--', color='C1', label='Renyi (RDP), an upper bound')
+    axes.plot(steps, [point.pld for point in points], '-', color='C0', label='privacy loss distribution (PLD)')
+    if target_epsilon is not None:
+        axes.axhline(target_epsilon, color='grey', linewidth=0.8, label=f'epsilon = {target_epsilon:g}')
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel('DP-SGD steps')
+    axes.set_ylabel(f'epsilon at delta = {delta:g}')
+    axes.set_xlim(0, max(steps))
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(loc='lower right')
+    with files.replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120, format='png')

@@ -1,0 +1,101 @@
+"""Accuracy on private images, released with noise: one Gaussian release of the numbers of right answers."""
+
+import dataclasses
+import math
+from typing import Optional
+
+import numpy as np
+
+from tf_dpdiff.privacy import ledger as ledger_lib
+from tf_dpdiff.privacy import noise
+from tf_dpdiff.privacy import seeds
+
+HELD_OUT_ACCURACY = 'held_out_accuracy'
+_RELATIONS = ('add_or_remove_one', 'replace_with_zero', 'replace_one')
+
+
+@dataclasses.dataclass(frozen=True)
+class AccuracyReleaseConfig:
+    """A Gaussian release of how many private units several classifiers get right.
+
+    Use it to publish what samples are worth where the real images to measure it on are private. The classifiers must
+    not depend on these images but through what was released already: trained on samples, chosen on samples.
+
+    Guarantee: a unit adds to the released vector the share of its images that each classifier gets right, K numbers in
+      [0, 1], so adding, removing or replacing a unit changes the vector by at most sqrt(K) in L2 norm. The noise has
+      standard deviation noise_multiplier * sqrt(K) in each coordinate: a Gaussian mechanism with the stated noise
+      multiplier, however many classifiers. The number of units is public.
+
+    Attributes:
+      noise_multiplier: Ratio of the noise's standard deviation to the sensitivity, > 0.
+
+    Example:
+        >>> config = AccuracyReleaseConfig(noise_multiplier=2.0)
+        >>> config.stddev(num_units=1000, num_classifiers=4)
+        0.004
+    """
+    noise_multiplier: float
+
+    def __post_init__(self):
+        if not 0.0 < self.noise_multiplier < math.inf:
+            raise ValueError(
+                f'noise_multiplier of the accuracy release must be finite and > 0, got {self.noise_multiplier}.')
+
+    def stddev(self, num_units: int, num_classifiers: int) -> float:
+        """Returns the standard deviation of the noise in each released accuracy."""
+        return self.noise_multiplier * self.sensitivity(num_classifiers) / num_units
+
+    @staticmethod
+    def sensitivity(num_classifiers: int, neighboring_relation: str = 'replace_one') -> float:
+        """Returns how much the vector can change, in L2 norm: the same for each relation.
+
+        Args:
+          num_classifiers: K.
+          neighboring_relation: 'add_or_remove_one', 'replace_with_zero' or 'replace_one'.
+        """
+        if neighboring_relation not in _RELATIONS:
+            raise ValueError(f'neighboring_relation must be one of {_RELATIONS}, got {neighboring_relation!r}.')
+        return math.sqrt(num_classifiers)
+
+    def ledger(self) -> ledger_lib.Ledger:
+        """Returns what is to be charged."""
+        return ledger_lib.Ledger().record(HELD_OUT_ACCURACY, self.noise_multiplier, 1.0)
+
+    def exact_vector(self, correct: np.ndarray, owners: Optional[np.ndarray] = None) -> np.ndarray:
+        """Returns the vector that the noise is added to: PRIVATE, exposed for the tests of its sensitivity.
+
+        Args:
+          correct: bool [images, classifiers].
+          owners: int [images], whose image each is, numbered from 0, or None: each image is a unit of its own.
+
+        Returns:
+          float64 [classifiers]: units that are right, those of several images in part.
+        """
+        correct = np.asarray(correct)
+        if correct.ndim != 2 or correct.dtype != bool or not correct.size:
+            raise ValueError(f'correct must be bool [images, classifiers], got {correct.dtype} {list(correct.shape)}.')
+        shares = np.ones([len(correct)]) if owners is None else 1.0 / np.bincount(owners)[owners]
+        return shares @ correct
+
+    def release(self,
+                correct: np.ndarray,
+                *,
+                seed: seeds.PrivateSeed,
+                owners: Optional[np.ndarray] = None,
+                generator: str = 'shake256') -> np.ndarray:
+        """Returns noisy accuracies.
+
+        Args:
+          correct: bool [images, classifiers], which images each classifier gets right.
+          seed: A secret of this release alone.
+          owners: int [images], whose image each is, numbered from 0, or None: each image is a unit of its own.
+          generator: Of the noise; see `noise.GaussianNoise`.
+
+        Returns:
+          float64 [classifiers], shares of the units, clipped to [0, 1].
+        """
+        vector = self.exact_vector(correct, owners)
+        num_units = len(correct) if owners is None else len(np.unique(owners))
+        stddev = self.noise_multiplier * self.sensitivity(len(vector))
+        vector = vector + stddev * noise.standard_normal(seed, HELD_OUT_ACCURACY, vector.shape, generator)
+        return np.clip(vector / num_units, 0.0, 1.0)  # Post-processing.
