@@ -32,7 +32,8 @@ def test_labels_go_round_and_seeds_count_up(num_images, seed):
     assert labels.dtype == np.int32
     label, low, high, _ = images.reshape(num_images, 4).astype(int).T
     np.testing.assert_array_equal(label, labels)
-    np.testing.assert_array_equal(labels, np.arange(num_images) % 3)
+    # A label follows from the seed alone.
+    np.testing.assert_array_equal(labels, (seed + np.arange(num_images)) % 3)
     np.testing.assert_array_equal(low + 256 * high, seed + np.arange(num_images))
     counts = np.bincount(labels, minlength=3)
     assert counts.max() - counts.min() <= 1

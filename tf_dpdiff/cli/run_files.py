@@ -12,6 +12,8 @@ from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import statement as statement_lib
 from tf_dpdiff.training import configs_json
 
+MODEL = 'model.json'
+
 
 class ModelDescription(NamedTuple):
     """What is needed to rebuild a run's network and sampler; holds nothing private.
@@ -23,6 +25,7 @@ class ModelDescription(NamedTuple):
       process: The diffusion process.
       sampler: How images are drawn.
       label_drop_probability: Share of the training views that had no label; above 0, samples may be guided.
+      labelled: Whether the images that the last stage trained on had labels; if not, samples are of "no class".
     """
     image_shape: Tuple[int, int, int]
     class_names: Tuple[str, ...]
@@ -30,6 +33,7 @@ class ModelDescription(NamedTuple):
     process: process_lib.DiffusionProcess
     sampler: samplers.SamplerConfig
     label_drop_probability: float = 0.0
+    labelled: bool = True
 
     def with_sampler(self, sampler: samplers.SamplerConfig) -> 'ModelDescription':
         """Returns the same with another sampler.
@@ -49,7 +53,7 @@ class ModelDescription(NamedTuple):
     def write(self, workdir: pathlib.Path) -> None:
         """Writes model.json."""
         fields = {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in self._asdict().items()}
-        files.write_text(workdir / 'model.json', json.dumps(fields, indent=2) + '\n')
+        files.write_text(workdir / MODEL, json.dumps(fields, indent=2) + '\n')
 
 
 def read_model(workdir: pathlib.Path) -> ModelDescription:
@@ -58,7 +62,7 @@ def read_model(workdir: pathlib.Path) -> ModelDescription:
     Raises:
       FileNotFoundError: if the folder holds no run.
     """
-    path = workdir / 'model.json'
+    path = workdir / MODEL
     if not path.exists():
         raise FileNotFoundError(
             f'{workdir} holds no run ({path.name} is missing); train first, or name another --workdir.')
@@ -74,6 +78,11 @@ def read_model(workdir: pathlib.Path) -> ModelDescription:
 def statement_paths(workdir: pathlib.Path) -> List[pathlib.Path]:
     """Returns the two files of the privacy statement."""
     return [workdir / 'privacy_statement.txt', workdir / 'privacy_statement.json']
+
+
+def paths_beside_model(workdir: pathlib.Path) -> List[pathlib.Path]:
+    """Returns what is laid beside an exported model: the privacy statement, and what the model is."""
+    return statement_paths(workdir) + [workdir / MODEL]
 
 
 def write_statement(workdir: pathlib.Path, statement: Union[statement_lib.PrivacyStatement,

@@ -1,59 +1,155 @@
-"""bin/sample: images without limit from an exported model."""
+"""bin/sample: images without limit, from a run, an exported model or a server.
 
+The privacy statement goes with them. A set is written in shards; after a kill or Ctrl-C the same command completes
+it. The same seed gives the same image, however many are drawn, in shards of any size, on one device or several.
+"""
+
+import contextlib
+import fractions
 import pathlib
+import re
 import sys
-from typing import List, Optional
+from typing import List, Optional, Sequence
 
-from PIL import Image
-
-from tf_dpdiff import files
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import run_files
+from tf_dpdiff.cli import sample_source
 from tf_dpdiff.evaluation import generate
-from tf_dpdiff.serving import export
+from tf_dpdiff.evaluation import sample_files
+from tf_dpdiff.evaluation import sample_plan
+from tf_dpdiff.evaluation import sample_writing
 from tf_dpdiff.training import interruption
+
+_SHOWN_CLASSES = 20
 
 
 def main(flags) -> int:
     """Runs the verb."""
     command.quieten_libraries()
-    workdir = pathlib.Path(flags.workdir).expanduser()
-    class_names = run_files.read_model(workdir).class_names
-    output = pathlib.Path(
-        flags.output) if flags.output else workdir / f'samples_{flags.num_images}_seed_{flags.seed}.npz'
-    as_folder = output.suffix != '.npz'
-    if as_folder and output.exists():
-        raise command.UsageError(f'{output} exists; name another --output.')
-    config = generate.GenerateConfig(num_images=flags.num_images, seed=flags.seed)
-    sample_fn = export.load_sample_fn(pathlib.Path(flags.saved_model) if flags.saved_model else workdir / 'saved_model')
-    with interruption.StopRequest() as stop:
-        drawn = generate.generate(sample_fn, config, len(class_names), lambda: stop.requested)
-    if drawn is None:
-        print('sample: stopped; nothing was written.', file=sys.stderr)
-        return command.FAILED
-    if as_folder:
-        _write_class_folders(output, *drawn, class_names)
-    else:
-        generate.write_npz(output, *drawn, class_names)
-    print(f'{flags.num_images:,} images of {len(class_names)} classes in {output}')
+    saved_model = _path(flags.saved_model)
+    workdir = _path(flags.workdir or (None if saved_model else 'runs/latest'))
+    source = sample_source.find(workdir, saved_model, flags.endpoint, sample_source.sampler_changes(flags))
+    output = _path(flags.output) or _default_output(flags, workdir)
+    kind = flags.format or ('npz' if sample_files.is_single_file(output) else 'png')
+    if flags.name and kind != 'tfds':
+        raise command.UsageError(f'--name={flags.name} is for --format=tfds.')
+    plan = sample_plan.SamplePlan(num_images=flags.num_images,
+                                  seed=flags.seed,
+                                  choice=_choose_classes(flags, source.description),
+                                  image_shape=source.description.image_shape,
+                                  class_names=source.description.class_names,
+                                  format=kind,
+                                  name=(flags.name or _default_name(workdir, saved_model)) if kind == 'tfds' else None,
+                                  origin=source.origin,
+                                  shard_size=flags.shard_size)
+    with interruption.StopRequest() as stop, sample_writing.open_for_writing(output, plan, source.statements) as files:
+        if not _complete(output, plan, files, source, stop):
+            return command.FAILED
+    kinds = len(plan.choice.classes)
+    print(f'{plan.num_images:,} images of {kinds} {"class" if kinds == 1 else "classes"} in {output} ({plan.format}).')
+    print(sample_files.describe(source.statements[1]))
     return command.DONE
 
 
-def _write_class_folders(folder: pathlib.Path, images, labels, class_names) -> None:
-    with files.replacing(folder) as temporary:
-        for name in class_names:
-            (temporary / name).mkdir(parents=True)
-        for index, (image, label) in enumerate(zip(images, labels)):
-            picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-            picture.save(temporary / class_names[label] / f'{index:07d}.png')
+def _complete(output: pathlib.Path, plan: sample_plan.SamplePlan, files: sample_writing.SampleFiles,
+              source: sample_source.Source, stop: interruption.StopRequest) -> bool:
+    """Draws and writes what is not there yet; returns whether the set is complete."""
+    for problem in files.problems:
+        print(f'sample: {problem}.', file=sys.stderr)
+    if files.complete:
+        print(f'sample: {output} is complete; nothing is drawn.', file=sys.stderr)
+        return True
+    if len(files.pending) < plan.num_shards:
+        print(f'sample: {_progress(plan, files)}; going on with the others.', file=sys.stderr)
+    left = sum(end - first for first, end in files.ranges())
+    sample_fns = source.load() if left else []
+    pieces = generate.draw(sample_fns, plan.choice, files.ranges(), plan.chunk_size)
+    with contextlib.closing(pieces), generate.progress_bar(plan.num_images, plan.num_images - left) as progress:
+        whole = files.write(pieces, lambda: stop.requested, progress.update)
+    if not whole:
+        print(f'sample: stopped; {_progress(plan, files)} and kept. The same command goes on.', file=sys.stderr)
+    return whole
+
+
+def _progress(plan: sample_plan.SamplePlan, files: sample_writing.SampleFiles) -> str:
+    return f'{plan.num_shards - len(files.pending)} of {plan.num_shards} shards are complete'
+
+
+def _path(given: Optional[str]) -> Optional[pathlib.Path]:
+    return pathlib.Path(given).expanduser() if given else None
+
+
+def _default_output(flags, workdir: Optional[pathlib.Path]) -> pathlib.Path:
+    if workdir is None:
+        raise command.UsageError('name an --output: an .npz file, or a folder.')
+    ending = '.npz' if flags.format in (None, 'npz') else f'_{flags.format}'
+    return workdir / f'samples_{flags.num_images}_seed_{flags.seed}{ending}'
+
+
+def _default_name(workdir: Optional[pathlib.Path], saved_model: Optional[pathlib.Path]) -> str:
+    """Returns synthetic_ and what the run, or the servable of which this may be a version, is called."""
+    path = (saved_model if workdir is None else workdir).resolve()
+    name = path.parent.name if path.name.isdigit() else path.name
+    return re.sub('[^a-z0-9]+', '_', f'synthetic_{name.lower()}').strip('_')
+
+
+def _choose_classes(flags, description: run_files.ModelDescription) -> sample_plan.ClassChoice:
+    if flags.classes is not None and flags.class_weights is not None:
+        raise command.UsageError('give --classes or --class_weights, not both.')
+    names = description.class_names
+    if flags.classes is not None:
+        return sample_plan.ClassChoice(_labels('--classes', flags.classes.split(','), names))
+    if flags.class_weights is not None:
+        given, weights = [], []
+        for pair in flags.class_weights.split(','):
+            name, _, weight = pair.rpartition('=')
+            try:
+                weights.append(fractions.Fraction(weight.strip()))
+            except (ValueError, ZeroDivisionError) as error:
+                raise command.UsageError(
+                    f'--class_weights={flags.class_weights}: {pair.strip()!r} is not of the form CLASS=NUMBER.'
+                ) from error
+            given.append(name)
+        return sample_plan.ClassChoice(_labels('--class_weights', given, names), tuple(weights))
+    return sample_plan.ClassChoice(tuple(range(len(names))) if description.labelled else (len(names),))
+
+
+def _labels(flag: str, given: Sequence[str], names: Sequence[str]) -> Sequence[int]:
+    known, labels = [*names, sample_plan.NO_CLASS], []
+    for name in map(str.strip, given):
+        if name not in known:
+            more = '' if len(names) <= _SHOWN_CLASSES else f', ... ({len(names)} in all)'
+            raise command.UsageError(f'{flag}: there is no class {name!r}; there are '
+                                     f'{", ".join(names[:_SHOWN_CLASSES])}{more}, and {sample_plan.NO_CLASS}.')
+        if known.index(name) in labels:
+            raise command.UsageError(f'{flag} names the class {name!r} twice.')
+        labels.append(known.index(name))
+    return tuple(labels)
 
 
 def run(argv: Optional[List[str]] = None) -> None:
     """Entry point of bin/sample."""
     parser = command.Parser('sample', __doc__)
-    parser.add_argument('--workdir', default='runs/latest', help='folder of a finished run (default: %(default)s)')
+    parser.add_argument('--workdir', help='folder of a finished run (default, without --saved_model: runs/latest)')
     parser.add_argument('--saved_model', help="an exported model (default: the run's newest)")
+    parser.add_argument('--endpoint',
+                        metavar='http://HOST:8501/v1/models/NAME',
+                        help='draw on this server instead; the model here is what its images are checked against')
+    sample_source.add_sampler_flags(parser)
     parser.add_argument('--num_images', type=int, default=5000, help='how many (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0, help='image i has seed SEED + i (default: %(default)s)')
-    parser.add_argument('--output', help='an .npz file, or a folder for PNG files by class (default: in the workdir)')
+    parser.add_argument('--classes', help='names, as in 3,7: equal parts of these (default: equal parts of all)')
+    parser.add_argument('--class_weights', help='as in 3=2,7=0.5: four times as many of class 3 as of class 7')
+    parser.add_argument('--output', help='an .npz file, or a folder (default: in the workdir)')
+    parser.add_argument(
+        '--format',
+        choices=sample_plan.FORMATS,
+        help='tfds: a data set for tfds.load(NAME, data_dir=OUTPUT); png: a folder a class; npz: arrays '
+        '(default: npz if OUTPUT ends in .npz, else png)')
+    parser.add_argument('--name',
+                        help='of the data set, with --format=tfds (default: synthetic_ and the name of the run)')
+    parser.add_argument('--shard_size',
+                        type=int,
+                        default=10000,
+                        help='images a shard, and what a kill loses at most (default: %(default)s)')
     sys.exit(command.run(parser, main, sys.argv[1:] if argv is None else argv))

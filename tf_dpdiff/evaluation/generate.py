@@ -1,9 +1,15 @@
-"""Sets of samples, pictures of them, and the files that hold them."""
+"""Sets of samples, drawn a chunk at a time on all devices; pictures of them, and files that hold small ones."""
 
+import collections
+from concurrent import futures
+import contextlib
 import dataclasses
+import io
+import itertools
 import pathlib
+import queue
 import sys
-from typing import Callable, Optional, Sequence, Tuple
+from typing import Callable, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 import zipfile
 import zlib
 
@@ -13,6 +19,7 @@ import tensorflow as tf
 import tqdm
 
 from tf_dpdiff import files
+from tf_dpdiff.evaluation import sample_plan
 
 _GRID_LINE = 96
 
@@ -30,12 +37,26 @@ class GenerateConfig:
     """
     num_images: int = 5000
     seed: int = 0
-    chunk_size: int = 250
+    chunk_size: int = sample_plan.CHUNK_SIZE
 
     def __post_init__(self):
         for name in ('num_images', 'chunk_size'):
             if getattr(self, name) < 1:
                 raise ValueError(f'{name} of the samples must be at least 1, got {getattr(self, name)}.')
+        sample_plan.check_seeds(self.seed, self.num_images, self.chunk_size)
+
+
+class Piece(NamedTuple):
+    """Consecutive images of a set.
+
+    Attributes:
+      seeds: int64 [images].
+      labels: int32 [images].
+      images: uint8 [images, height, width, channels].
+    """
+    seeds: np.ndarray
+    labels: np.ndarray
+    images: np.ndarray
 
 
 def generate(sample_fn: SampleFn,
@@ -48,30 +69,123 @@ def generate(sample_fn: SampleFn,
       sample_fn: Maps labels, int32 [batch], and seeds, int64 [batch], to images, uint8 [batch, height, width,
         channels].
       config: How many.
-      num_classes: Labels go round 0, ..., num_classes - 1.
+      num_classes: The image of a seed has the label seed modulo num_classes.
       should_stop: Asked after each chunk.
 
     Returns:
       Images, uint8 [num_images, height, width, channels], and labels, int32 [num_images]; None if asked to stop.
     """
-    labels = (np.arange(config.num_images) % num_classes).astype(np.int32)
-    seeds = np.arange(config.seed, config.seed + config.num_images, dtype=np.int64)
-    images = []
-    with tqdm.tqdm(total=config.num_images,
-                   desc='sampling'.ljust(11),
-                   unit='image',
-                   dynamic_ncols=True,
-                   mininterval=0.2 if sys.stderr.isatty() else 30.0) as progress:
-        for start in range(0, config.num_images, config.chunk_size):
-            chunk = slice(start, start + config.chunk_size)
-            size = len(labels[chunk])
-            padding = (0, config.chunk_size - size)
-            drawn = sample_fn(tf.constant(np.pad(labels[chunk], padding)), tf.constant(np.pad(seeds[chunk], padding)))
-            images.append(drawn.numpy()[:size])
-            progress.update(size)
+    choice = sample_plan.ClassChoice(tuple(range(num_classes)))
+    whole, drawn = (config.seed, config.seed + config.num_images), []
+    with progress_bar(config.num_images) as progress, contextlib.closing(
+            draw([sample_fn], choice, [whole], config.chunk_size)) as pieces:
+        for piece in pieces:
+            drawn.append(piece)
+            progress.update(len(piece.seeds))
             if should_stop():
                 return None
-    return np.concatenate(images), labels
+    return np.concatenate([piece.images for piece in drawn]), np.concatenate([piece.labels for piece in drawn])
+
+
+def progress_bar(num_images: int, already: int = 0) -> tqdm.tqdm:
+    """Returns a progress bar; where nobody looks on, it prints a line now and then."""
+    return tqdm.tqdm(total=num_images,
+                     initial=already,
+                     desc='sampling'.ljust(11),
+                     unit='image',
+                     dynamic_ncols=True,
+                     mininterval=0.2 if sys.stderr.isatty() else 30.0)
+
+
+def on_each_device(load: Callable[[], SampleFn]) -> List[SampleFn]:
+    """Loads a sampler once on each GPU or, where there is none, on each logical CPU device.
+
+    Args:
+      load: Called once a device, within its scope.
+
+    Returns:
+      Samplers for `draw`.
+    """
+    devices = tf.config.list_logical_devices('GPU') or tf.config.list_logical_devices('CPU')
+    return [_load_on(device.name, load) for device in devices]
+
+
+def _load_on(device: str, load: Callable[[], SampleFn]) -> SampleFn:
+    with tf.device(device):
+        sample_fn = load()
+
+    def sample(labels, seeds):
+        with tf.device(device):
+            return sample_fn(tf.identity(labels), tf.identity(seeds))
+
+    return sample
+
+
+def draw(sample_fns: Sequence[SampleFn], choice: sample_plan.ClassChoice, ranges: Sequence[Tuple[int, int]],
+         chunk_size: int) -> Iterator[Piece]:
+    """Draws the images of ranges of seeds, some chunks ahead of who asks.
+
+    Chunk k is the seeds from k * chunk_size, and is always drawn whole: an image stands in the same row of the same
+    batch whatever the ranges are, so on one kind of device not even its last bits depend on them, nor on the number of
+    devices.
+
+    Args:
+      sample_fns: See `generate`; one a device, each used by one thread at a time.
+      choice: The class of each seed.
+      ranges: (first seed, the one after the last), ascending.
+      chunk_size: Images drawn together.
+
+    Yields:
+      The images in order; no piece reaches over the end of a range or of a chunk.
+    """
+    chunks = _draw_chunks(sample_fns, choice, _chunks_of(ranges, chunk_size), chunk_size)
+    with contextlib.closing(chunks):
+        chunk = None
+        for first, end in ranges:
+            while first < end:
+                if chunk is None or first > chunk.seeds[-1]:
+                    chunk = next(chunks)
+                rows = slice(first - int(chunk.seeds[0]), end - int(chunk.seeds[0]))
+                piece = Piece(*(column[rows] for column in chunk))
+                yield piece
+                first += len(piece.seeds)
+
+
+def _chunks_of(ranges: Sequence[Tuple[int, int]], chunk_size: int) -> Iterator[int]:
+    """Yields the numbers of the chunks that hold the ranges; one that two ranges share comes once."""
+    numbers = itertools.chain.from_iterable(
+        range(first // chunk_size, (end - 1) // chunk_size + 1) for first, end in ranges)
+    return (number for number, _ in itertools.groupby(numbers))
+
+
+def _draw_chunks(sample_fns: Sequence[SampleFn], choice: sample_plan.ClassChoice, numbers: Iterable[int],
+                 chunk_size: int) -> Iterator[Piece]:
+    """Yields whole chunks in order; each device has one in work and one to follow."""
+    idle: 'queue.SimpleQueue[SampleFn]' = queue.SimpleQueue()
+    for sample_fn in sample_fns:
+        idle.put(sample_fn)
+
+    def draw_chunk(number: int) -> Piece:
+        seeds = np.arange(number * chunk_size, (number + 1) * chunk_size, dtype=np.int64)
+        labels, sample_fn = choice.labels(seeds), idle.get()
+        try:
+            return Piece(seeds, labels, sample_fn(tf.constant(labels), tf.constant(seeds)).numpy())
+        finally:
+            idle.put(sample_fn)
+
+    pending = collections.deque()
+    executor = futures.ThreadPoolExecutor(len(sample_fns))
+    try:
+        for number in numbers:
+            pending.append(executor.submit(draw_chunk, number))
+            if len(pending) == 2 * len(sample_fns):
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()
+        executor.shutdown()
 
 
 def class_grid(images: np.ndarray,
@@ -105,10 +219,17 @@ def class_grid(images: np.ndarray,
     return picture.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
+def encode_png(image_uint8: np.ndarray) -> bytes:
+    """Returns uint8 [height, width, 1 or 3] as PNG."""
+    encoded = io.BytesIO()
+    Image.fromarray(image_uint8[..., 0] if image_uint8.shape[-1] == 1 else image_uint8).save(encoded, 'PNG')
+    return encoded.getvalue()
+
+
 def write_png(path: pathlib.Path, image_uint8: np.ndarray) -> None:
     """Writes uint8 [height, width, 1 or 3] as PNG."""
     with files.replacing(path) as temporary:
-        Image.fromarray(image_uint8[..., 0] if image_uint8.shape[-1] == 1 else image_uint8).save(temporary, 'PNG')
+        temporary.write_bytes(encode_png(image_uint8))
 
 
 def write_npz(path: pathlib.Path, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> None:

@@ -1,1 +1,1 @@
-"""From weights to a servable model: export."""
+"""From weights to a servable model, and images from a server: export, client."""

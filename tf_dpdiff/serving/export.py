@@ -1,6 +1,7 @@
 """SavedModels for TF Serving: the averaged weights and the sampler, and nothing that training used."""
 
 import functools
+import hashlib
 import pathlib
 import shutil
 from typing import Callable, Sequence
@@ -11,6 +12,8 @@ from tf_dpdiff import files
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.diffusion import samplers
 from tf_dpdiff.networks import unet
+
+EXTRA = 'assets.extra'  # Where TF Serving lets other files lie beside a model.
 
 
 class ImageSampler(tf.Module):
@@ -43,13 +46,13 @@ class ImageSampler(tf.Module):
 
 
 def export_saved_model(sampler: ImageSampler, directory: pathlib.Path,
-                       privacy_statement: Sequence[pathlib.Path]) -> pathlib.Path:
+                       released_files: Sequence[pathlib.Path]) -> pathlib.Path:
     """Writes a new version of a servable.
 
     Args:
       sampler: What to export.
       directory: The servable's folder; versions are numbered sub-folders, as TF Serving expects them.
-      privacy_statement: Files that are laid beside the model, in `assets.extra/`.
+      released_files: The privacy statement and the description of the model; laid beside it, in `assets.extra/`.
 
     Returns:
       The folder of the new version. Its signature `serving_default` maps labels, int32 [batch], and seeds, int64
@@ -59,26 +62,50 @@ def export_saved_model(sampler: ImageSampler, directory: pathlib.Path,
     version = directory / str(max(versions, default=0) + 1)
     with files.replacing(version) as temporary:
         tf.saved_model.save(sampler, str(temporary), signatures={'serving_default': sampler.sample})
-        extra = temporary / 'assets.extra'
+        extra = temporary / EXTRA
         extra.mkdir()
-        for path in privacy_statement:
+        for path in released_files:
             shutil.copy(path, extra / path.name)
     return version
 
 
-def load_sample_fn(version: pathlib.Path) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
-    """Loads an exported model as a function from labels, int32 [batch], and seeds, int64 [batch], to images, uint8.
+def find_version(path: pathlib.Path) -> pathlib.Path:
+    """Returns the folder of an exported model.
 
     Args:
-      version: A version's folder, or a servable's folder, of which the newest version is taken.
+      path: A version's folder, or a servable's folder, of which the newest version is taken.
 
     Raises:
       FileNotFoundError: if there is no SavedModel.
     """
-    if not (version / 'saved_model.pb').exists():
-        numbered = [path.parent for path in version.glob('*/saved_model.pb') if path.parent.name.isdigit()]
-        if not numbered:
-            raise FileNotFoundError(f'no SavedModel in {version}; export one, or name another --saved_model.')
-        version = max(numbered, key=lambda path: int(path.name))
-    signature = tf.saved_model.load(str(version)).signatures['serving_default']
+    if (path / 'saved_model.pb').exists():
+        return path
+    numbered = [found.parent for found in path.glob('*/saved_model.pb') if found.parent.name.isdigit()]
+    if not numbered:
+        raise FileNotFoundError(f'no SavedModel in {path}; export one, or name another --saved_model.')
+    return max(numbered, key=lambda version: int(version.name))
+
+
+def fingerprint(version: pathlib.Path) -> str:
+    """Returns the SHA-256 of an exported model: its files and their names, without what was laid beside them."""
+    digest = hashlib.sha256()
+    for path in sorted(version.rglob('*')):
+        name = path.relative_to(version)
+        if path.is_file() and name.parts[0] != EXTRA:
+            content = path.read_bytes()
+            digest.update(f'{name.as_posix()} {len(content)}\n'.encode())
+            digest.update(content)
+    return digest.hexdigest()
+
+
+def load_sample_fn(path: pathlib.Path) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    """Loads an exported model as a function from labels, int32 [batch], and seeds, int64 [batch], to images, uint8.
+
+    Args:
+      path: See `find_version`.
+
+    Raises:
+      FileNotFoundError: if there is no SavedModel.
+    """
+    signature = tf.saved_model.load(str(find_version(path))).signatures['serving_default']
     return lambda labels, seeds: signature(labels=labels, seeds=seeds)['images']

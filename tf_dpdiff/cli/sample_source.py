@@ -1,0 +1,157 @@
+"""Where images come from: a run's checkpoint, an exported model, a server; and the statement that goes with them."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+
+from tf_dpdiff.cli import command
+from tf_dpdiff.cli import run_files
+from tf_dpdiff.cli import run_output
+from tf_dpdiff.diffusion import samplers
+from tf_dpdiff.evaluation import generate
+from tf_dpdiff.networks import unet
+from tf_dpdiff.serving import client
+from tf_dpdiff.serving import export
+from tf_dpdiff.training import checkpoints
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A model that images are drawn from.
+
+    Attributes:
+      description: Its classes and the shape of its images.
+      statements: Its privacy statement, as text and as JSON.
+      origin: What its images follow from, as plain JSON values.
+      load: Returns samplers for `generate.draw`.
+    """
+    description: run_files.ModelDescription
+    statements: Sequence[pathlib.Path]
+    origin: Dict[str, Any]
+    load: Callable[[], List[generate.SampleFn]]
+
+
+def find(workdir: Optional[pathlib.Path],
+         saved_model: Optional[pathlib.Path],
+         endpoint: Optional[str] = None,
+         sampler: Optional[Mapping[str, Any]] = None) -> Source:
+    """Finds a model by the flags of a command.
+
+    Args:
+      workdir: A run's folder, or None.
+      saved_model: An exported model, or None; one of the two is given.
+      endpoint: The address of a server that serves it. That it does is checked by drawing a few images.
+      sampler: What to change of the run's SamplerConfig; an exported model's is fixed.
+
+    Raises:
+      command.UsageError: if flags contradict each other, or if the statement cannot be told.
+      FileNotFoundError: if the model is not there.
+    """
+    if not sampler:
+        local = _exported(workdir, export.find_version(saved_model or _run(workdir) / 'saved_model'))
+        return _served(local, client.Endpoint(endpoint)) if endpoint else local
+    if saved_model or endpoint:
+        raise command.UsageError(
+            f'the sampler of an exported model is fixed; draw from a run (--workdir alone) or drop --'
+            f'{", --".join("sampler" if name == "name" else name for name in sampler)}.')
+    return _checkpoint(workdir, describe_run(workdir, sampler))
+
+
+def describe_run(workdir: pathlib.Path, sampler: Mapping[str, Any]) -> run_files.ModelDescription:
+    """Returns the description of a complete run, with changes of its SamplerConfig.
+
+    Raises:
+      command.UsageError: if the run has no privacy statement yet.
+    """
+    description = run_files.read_model(_run(workdir))
+    return description.with_sampler(dataclasses.replace(description.sampler, **sampler))
+
+
+def load_run(workdir: pathlib.Path, description: run_files.ModelDescription) -> export.ImageSampler:
+    """Returns the newest averaged weights of a run with the sampler of the description."""
+    model = unet.build_unet(description.network, description.image_shape, len(description.class_names))
+    checkpoints.load_average(workdir / 'checkpoints', model)
+    return run_output.make_image_sampler(model, description.network, description.process, description.sampler)
+
+
+def _run(workdir: pathlib.Path) -> pathlib.Path:
+    """Returns the folder if it is that of a complete run."""
+    run_files.read_model(workdir)
+    if not all(path.exists() for path in run_files.statement_paths(workdir)):
+        raise command.UsageError(
+            f'the run in {workdir} is not complete: it has no privacy statement yet; finish bin/train first.')
+    return workdir
+
+
+def _checkpoint(workdir: pathlib.Path, description: run_files.ModelDescription) -> Source:
+    digest = hashlib.sha256()
+    for variable in load_run(workdir, description).variables:
+        digest.update(f'{variable.name} {variable.dtype.name} {variable.shape}\n'.encode())
+        digest.update(variable.numpy().tobytes())
+    settings = [dataclasses.asdict(part) for part in (description.network, description.process)]
+    digest.update(json.dumps(settings, sort_keys=True).encode())
+
+    def load() -> generate.SampleFn:
+        image_sampler = load_run(workdir, description)
+        return lambda labels, seeds: image_sampler.sample(labels, seeds)['images']
+
+    statements = run_files.statement_paths(workdir)
+    origin = _origin('a checkpoint', digest.hexdigest(), statements, description)
+    return Source(description, statements, origin, functools.partial(generate.on_each_device, load))
+
+
+def _exported(workdir: Optional[pathlib.Path], version: pathlib.Path) -> Source:
+    extra = version / export.EXTRA
+    statements = run_files.statement_paths(extra)
+    if not all(path.exists() for path in statements):
+        raise command.UsageError(f'{version} carries no privacy statement, so none could go with its images; export it '
+                                 'anew with bin/export --workdir=RUN.')
+    described = (extra / run_files.MODEL).exists()
+    if workdir is not None:
+        for path, of_run in zip(statements, run_files.statement_paths(_run(workdir))):
+            if path.read_bytes() != of_run.read_bytes():
+                raise command.UsageError(f'{version} carries another privacy statement than the run in {workdir}; name '
+                                         'the run that it comes from.')
+    elif not described:
+        raise command.UsageError(f'{version} does not say what its classes are ({export.EXTRA}/{run_files.MODEL} is '
+                                 'missing); name the run that it comes from by --workdir.')
+    description = run_files.read_model(extra if described else workdir)
+    origin = _origin('an exported model', export.fingerprint(version), statements, description if described else None)
+    load = functools.partial(generate.on_each_device, functools.partial(export.load_sample_fn, version))
+    return Source(description, statements, origin, load)
+
+
+def _served(local: Source, endpoint: client.Endpoint) -> Source:
+    client.check_same_model(endpoint, local.load()[0], len(local.description.class_names))
+    return dataclasses.replace(local, origin={**local.origin, 'drawn_by': 'a server'}, load=lambda: [endpoint.sample])
+
+
+def _origin(drawn_by: str, model_sha256: str, statements, description) -> Dict[str, Any]:
+    """Returns what images follow from; the sampler as far as it is known."""
+    sampler = dataclasses.asdict(description.sampler) if description else {}
+    return {
+        'drawn_by': drawn_by,
+        'model_sha256': model_sha256,
+        'privacy_statement_sha256': hashlib.sha256(statements[1].read_bytes()).hexdigest(),
+        **{
+            f'sampler.{key}': value for key, value in sampler.items()
+        }
+    }
+
+
+def add_sampler_flags(parser: command.Parser) -> None:
+    """Adds the flags of which `sampler_changes` makes changes of a SamplerConfig."""
+    parser.add_argument('--sampler', choices=samplers.SAMPLERS, help="sampler (default: the run's)")
+    parser.add_argument('--num_steps', type=int, help="sampler's steps (default: the run's)")
+    parser.add_argument('--guidance_scale',
+                        type=float,
+                        help="of classifier-free guidance, 1 for none (default: the run's)")
+
+
+def sampler_changes(flags) -> Dict[str, Any]:
+    """Returns what the flags say of a SamplerConfig."""
+    given = {'name': flags.sampler, 'num_steps': flags.num_steps, 'guidance_scale': flags.guidance_scale}
+    return {key: value for key, value in given.items() if value is not None}

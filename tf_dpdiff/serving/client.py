@@ -1,0 +1,129 @@
+"""Images from a server that speaks TensorFlow Serving's REST interface."""
+
+import http.client
+import json
+import time
+from typing import Any
+import urllib.error
+import urllib.parse
+import urllib.request
+
+import numpy as np
+import tensorflow as tf
+
+# Another processor rounds otherwise; that is seldom more than a grey level or two, and never the whole image.
+_MAX_DIFFERENCE, _MAX_MEAN_DIFFERENCE = 16, 1.0
+_PAUSE_SECS = 1.0
+
+
+class EndpointError(ConnectionError):
+    """A server does not answer, or not as TensorFlow Serving does."""
+
+
+class Endpoint:
+    """A model on a server.
+
+    Args:
+      url: As in http://localhost:8501/v1/models/digits, or a version of it, .../digits/versions/1.
+      timeout_secs: How long one answer may take.
+      attempts: How often a request is sent, if the server cannot be reached or is overloaded.
+
+    References: https://www.tensorflow.org/tfx/serving/api_rest, "Predict API", in columns.
+    """
+
+    def __init__(self, url: str, *, timeout_secs: float = 600.0, attempts: int = 4):
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme not in ('http', 'https') or not parts.netloc or not parts.path.startswith('/v1/models/'):
+            raise ValueError(f'--endpoint={url} is no address of a model; it looks like '
+                             'http://localhost:8501/v1/models/NAME.')
+        self._url = f'{url.rstrip("/")}:predict'
+        self._timeout_secs, self._attempts = timeout_secs, attempts
+
+    def sample(self, labels: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+        """Draws images on the server.
+
+        Args:
+          labels: int32 [batch].
+          seeds: int64 [batch].
+
+        Returns:
+          uint8 [batch, height, width, channels].
+
+        Raises:
+          EndpointError: if there is no such answer; names the address.
+        """
+        inputs = {'labels': np.asarray(labels).tolist(), 'seeds': np.asarray(seeds).tolist()}
+        body = json.dumps({'signature_name': 'serving_default', 'inputs': inputs}).encode()
+        outputs = self._post(body)
+        try:
+            # A signature's only output comes without its name.
+            images = np.array(outputs['images'] if isinstance(outputs, dict) else outputs)
+            if images.ndim != 4 or len(images) != len(inputs['seeds']) or images.dtype.kind not in 'iu':
+                raise ValueError(f'{images.dtype} {list(images.shape)}')
+            if images.min() < 0 or images.max() > 255:
+                raise ValueError(f'values from {images.min()} to {images.max()}')
+        except (KeyError, ValueError) as error:
+            raise EndpointError(f'{self._url} answers with something else than {len(inputs["seeds"])} images: '
+                                f'{error}.') from error
+        return tf.constant(images, tf.uint8)
+
+    def __str__(self) -> str:
+        return self._url
+
+    def _post(self, body: bytes) -> Any:
+        for attempt in range(self._attempts):
+            if attempt:
+                time.sleep(_PAUSE_SECS * 2**(attempt - 1))
+            request = urllib.request.Request(self._url, body, {'Content-Type': 'application/json'})
+            try:
+                with urllib.request.urlopen(request, timeout=self._timeout_secs) as answer:
+                    return json.loads(answer.read())['outputs']
+            except urllib.error.HTTPError as error:
+                reason = _reason(error)
+                if error.code not in (429, 503):
+                    break
+            except (OSError, http.client.HTTPException) as error:
+                reason = str(getattr(error, 'reason', None) or error) or type(error).__name__
+            except (ValueError, KeyError, TypeError) as error:
+                reason = f'its answer is not that of TensorFlow Serving ({type(error).__name__})'
+                break
+        raise EndpointError(f'{self._url}: {reason}.')
+
+
+def _reason(error: urllib.error.HTTPError) -> str:
+    """Returns what TensorFlow Serving says, in one line."""
+    text = error.read().decode('utf-8', 'replace')
+    try:
+        text = json.loads(text)['error']
+    except (ValueError, KeyError, TypeError):
+        pass
+    return f'HTTP {error.code} {error.reason}: {" ".join(str(text).split())[:300]}'.rstrip(': .')
+
+
+def check_same_model(endpoint: Endpoint, sample_fn, num_classes: int, num_images: int = 8) -> None:
+    """Checks that a server has the model that is here, by what both draw.
+
+    Args:
+      endpoint: The server.
+      sample_fn: The model that is here; maps labels, int32 [batch], and seeds, int64 [batch], to images, uint8 [batch,
+        height, width, channels].
+      num_classes: Labels go round.
+      num_images: How many are compared.
+
+    Raises:
+      EndpointError: if the server does not answer.
+      ValueError: if its images are others.
+    """
+    seeds = tf.range(num_images, dtype=tf.int64)
+    labels = tf.cast(seeds % num_classes, tf.int32)
+    theirs, ours = (draw(labels, seeds).numpy().astype(int) for draw in (endpoint.sample, sample_fn))
+    if theirs.shape == ours.shape:
+        difference = np.abs(theirs - ours)
+        if difference.max() <= _MAX_DIFFERENCE and difference.mean() <= _MAX_MEAN_DIFFERENCE:
+            return
+        found = f'up to {difference.max()} grey levels apart'
+    else:
+        found = f'of shape {theirs.shape[1:]}, not {ours.shape[1:]}'
+    raise ValueError(f'{endpoint} serves another model than the one whose privacy statement is to go with its images: '
+                     f'the same seeds give images {found}. Serve that model, or name another --workdir or '
+                     '--saved_model.')
