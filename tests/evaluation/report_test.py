@@ -3,7 +3,6 @@
 import base64
 import html.parser
 import io
-import os
 import re
 
 import numpy as np
@@ -49,19 +48,24 @@ def grid():
     return np.random.default_rng(0).integers(0, 256, [6, 9, 3]).astype(np.uint8)
 
 
-def write(tmp_path, grid, **replaced):
+def write(tmp_path,
+          grid,
+          *,
+          statement='The training is (9.99, 1e-4)-differentially private.\nMore.',
+          cell='89.9% ± 0.3%',
+          caption='A look.',
+          **replaced):
     generate.write_png(tmp_path / 'grid.png', grid)
-    arguments = {
-        'title': 'Digits',
-        'facts': {
-            'epsilon': '9.99',
-            'delta': '1e-4'
-        },
-        'grid_png': tmp_path / 'grid.png',
-        'statement': 'The training is (9.99, 1e-4)-differentially private.\nMore.',
-        'configuration': "Schedule.name = 'cosine'\n",
-    }
-    report.write_report(tmp_path / 'report.html', **{**arguments, **replaced})
+    sections = [
+        report.Section('Samples', report.picture(tmp_path / 'grid.png', alt=caption, caption=caption)),
+        report.Section(
+            'Numbers',
+            report.heading('Beside') + report.table(
+                ('classifier', 'accuracy'), [('svm', cell)]) + report.paragraph('A note.')),
+        report.Section('Statement', report.preformatted(statement))
+    ]
+    arguments = {'title': 'Digits', 'facts': {'epsilon': '9.99', 'delta': '1e-4'}, 'sections': sections}
+    report.write_page(tmp_path / 'report.html', **{**arguments, **replaced})
     return (tmp_path / 'report.html').read_text(encoding='utf-8')
 
 
@@ -83,26 +87,46 @@ def test_page_shows_the_grid(tmp_path, grid):
         np.testing.assert_array_equal(np.array(picture), grid)
 
 
-def test_page_holds_title_facts_statement_and_configuration(tmp_path, grid):
+def test_page_holds_what_it_was_given_in_its_order(tmp_path, grid):
     page = Page(write(tmp_path, grid))
     assert page.texts_of('title') == page.texts_of('h1') == ['Digits']
-    assert page.texts_of('th') == ['epsilon', 'delta'] and page.texts_of('td') == ['9.99', '1e-4']
-    assert page.texts_of('pre') == [
-        'The training is (9.99, 1e-4)-differentially private.\nMore.', "Schedule.name = 'cosine'\n"
-    ]
+    assert page.texts_of('th') == ['epsilon', 'delta', 'classifier', 'accuracy']
+    assert page.texts_of('td') == ['9.99', '1e-4', 'svm', '89.9% ± 0.3%']
+    assert page.texts_of('h2') == ['Samples', 'Numbers', 'Statement'] and page.texts_of('h3') == ['Beside']
+    assert page.texts_of('pre') == ['The training is (9.99, 1e-4)-differentially private.\nMore.']
 
 
-@pytest.mark.parametrize('where', ['title', 'statement', 'configuration', 'facts'])
-def test_text_is_never_taken_for_html(tmp_path, grid, where):
-    plain_tags = [tag for tag, _ in Page(write(tmp_path, grid)).tags]
-    page = Page(write(tmp_path, grid, **{where: {_HOSTILE: _HOSTILE, 'b': 'c'} if where == 'facts' else _HOSTILE}))
-    assert [tag for tag, _ in page.tags] == plain_tags
-    shown_in = {'title': ['title', 'h1'], 'facts': ['th', 'td'], 'statement': ['pre'], 'configuration': ['pre']}[where]
-    for tag in shown_in:
-        assert _HOSTILE in page.texts_of(tag)
+def test_page_fits_a_phone(tmp_path, grid):
+    page = Page(write(tmp_path, grid))
+    assert {'name': 'viewport', 'content': 'width=device-width, initial-scale=1'} in [a for _, a in page.tags]
+    tables = [attributes for tag, attributes in page.tags if tag == 'div']
+    assert tables == [{'class': 'scroll'}]
 
 
-def test_report_without_its_grid_is_not_written(tmp_path, grid):
+def test_numbers_are_aligned_on_the_right_and_names_are_not(tmp_path, grid):
+    cells = [attributes for tag, attributes in Page(write(tmp_path, grid)).tags if tag == 'td']
+    assert cells[-2:] == [{}, {'class': 'number'}]
+    cells = [attributes for tag, attributes in Page(write(tmp_path, grid, cell='high')).tags if tag == 'td']
+    assert cells[-2:] == [{}, {}]
+
+
+def test_warning_stands_above_everything_else(tmp_path, grid):
+    assert 'class="warning"' not in write(tmp_path, grid)
+    text = write(tmp_path, grid, warning='Not for <everybody>.')
+    assert text.index('Not for &lt;everybody&gt;.') < text.index('class="facts"')
+
+
+@pytest.mark.parametrize('where, tag, count', [('title', 'h1', 1), ('warning', 'p', 1), ('statement', 'pre', 1),
+                                               ('facts', 'td', 1), ('cell', 'td', 1), ('caption', 'figcaption', 1)])
+def test_text_is_never_taken_for_html(tmp_path, grid, where, tag, count):
+    plain = {'facts': {'b': 'c', 'd': 'e'}, 'warning': 'plain', 'cell': 'plain'}
+    plain_tags = [name for name, _ in Page(write(tmp_path, grid, **plain)).tags]
+    hostile = {**plain, where: {_HOSTILE: _HOSTILE, 'b': 'c'} if where == 'facts' else _HOSTILE}
+    page = Page(write(tmp_path, grid, **hostile))
+    assert [name for name, _ in page.tags] == plain_tags
+    assert page.texts_of(tag).count(_HOSTILE) == count
+
+
+def test_picture_that_is_missing_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError):
-        write(tmp_path, grid, grid_png=tmp_path / 'missing.png')
-    assert os.listdir(tmp_path) == ['grid.png']
+        report.picture(tmp_path / 'missing.png', alt='', caption='')

@@ -75,8 +75,8 @@ def train_on_public_images(workdir: pathlib.Path, dry_run: bool, parts: dict, ne
         'public images': f'{spec.num_images:,}',
         'steps': str(pretraining.num_steps)
     }
-    version = run_output.write(workdir, f'tf_dpdiff: a public model of {spec.name}', facts, statement, spec.class_names,
-                               image_sampler, trainer.summaries, images,
+    version = run_output.write(workdir, f'tf_dpdiff: a public model of {spec.name}', facts, statement, model,
+                               trainer.average, trainer.summaries, images,
                                np.full_like(labels, spec.num_classes) if _is_unlabelled(pretraining.images) else labels)
     trainer.summaries.flush()
     table = command.facts_table('what came out')

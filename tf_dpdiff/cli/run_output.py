@@ -1,24 +1,29 @@
 """What every run leaves in its folder, whether it read private images or public ones alone."""
 
+import functools
 import pathlib
 import re
 import sys
-from typing import Dict, Sequence, Tuple
+from typing import Dict, Tuple
 
 import numpy as np
+import tensorflow as tf
 
 import gin  # pylint: disable=wrong-import-order
 from tf_dpdiff import files
 from tf_dpdiff.cli import run_files
+from tf_dpdiff.cli import run_report
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.diffusion import samplers
 from tf_dpdiff.evaluation import generate
-from tf_dpdiff.evaluation import report
 from tf_dpdiff.networks import transfer
 from tf_dpdiff.networks import unet
 from tf_dpdiff.serving import export
 from tf_dpdiff.training import interruption
 from tf_dpdiff.training import loop
+
+# Rows and columns of the denoising picture: few, since each evaluation of the network is called on its own.
+_DENOISING_ROWS, _DENOISING_FRAMES = 6, 10
 
 
 def released_configuration() -> str:
@@ -56,8 +61,34 @@ def draw(sample_fn: generate.SampleFn, samples: generate.GenerateConfig, num_cla
     return drawn
 
 
-def write(workdir: pathlib.Path, title: str, facts: Dict[str, str], statement, class_names: Sequence[str],
-          image_sampler: export.ImageSampler, summaries, images: np.ndarray, labels: np.ndarray) -> pathlib.Path:
+def _draw_denoising(workdir: pathlib.Path, average, model: run_files.ModelDescription, labels: np.ndarray) -> None:
+    """Draws a few images and what they looked like on the way: denoising.png, one row an image.
+
+    Args:
+      workdir: The run's folder.
+      average: The averaged network.
+      model: The run.
+      labels: int32 [images], of the run's samples: the first few with different labels are drawn, if they differ.
+    """
+    if model.network.adapter_rank:
+        average, _ = transfer.merge_adapters(average, model.network)
+    chosen = np.sort(np.unique(labels, return_index=True)[1])
+    chosen = (chosen if len(chosen) > 1 else np.arange(len(labels)))[:_DENOISING_ROWS]
+    path = samplers.denoising_path(functools.partial(unet.denoise, average),
+                                   tf.constant(labels[chosen]),
+                                   tf.constant(chosen, tf.int64),
+                                   num_frames=_DENOISING_FRAMES,
+                                   process=model.process,
+                                   config=model.sampler,
+                                   image_shape=model.image_shape,
+                                   num_classes=len(model.class_names))
+    rows = np.tile(np.arange(len(chosen)), len(path))
+    grid = generate.class_grid(path.reshape(-1, *model.image_shape), rows, columns=len(path))
+    generate.write_png(workdir / 'denoising.png', grid)
+
+
+def write(workdir: pathlib.Path, title: str, facts: Dict[str, str], statement, model: run_files.ModelDescription,
+          average, summaries, images: np.ndarray, labels: np.ndarray) -> pathlib.Path:
     """Writes statement, samples, report and exported model.
 
     Args:
@@ -65,8 +96,8 @@ def write(workdir: pathlib.Path, title: str, facts: Dict[str, str], statement, c
       title: Of the report.
       facts: Stand at the head of the report.
       statement: The privacy statement, or what is said of a public model.
-      class_names: One a class.
-      image_sampler: What is exported.
+      model: The run.
+      average: The averaged network, which is exported.
       summaries: Of the run.
       images: The samples, uint8 [images, height, width, channels].
       labels: int32 [images]; the number of classes stands for "no class".
@@ -75,20 +106,22 @@ def write(workdir: pathlib.Path, title: str, facts: Dict[str, str], statement, c
       The folder of the exported model.
     """
     run_files.write_statement(workdir, statement)
-    generate.write_npz(workdir / 'samples.npz', images, labels, class_names)
+    generate.write_npz(workdir / 'samples.npz', images, labels, model.class_names)
     # A row a class, of no more columns than a class has samples; rows mean nothing where there are no classes.
-    rows = labels if labels.max() < len(class_names) else np.arange(len(labels)) % 10
+    rows = labels if labels.max() < len(model.class_names) else np.arange(len(labels)) % 10
     grid = generate.class_grid(images, rows, columns=min(12, int(np.bincount(rows).max())))
     generate.write_png(workdir / 'samples.png', grid)
     summaries.image('samples', grid, 0)
-    report.write_report(workdir / 'report.html',
-                        title=title,
-                        facts={
-                            **facts, 'samples drawn': str(len(images))
-                        },
-                        grid_png=workdir / 'samples.png',
-                        statement=statement.to_text(),
-                        configuration=released_configuration())
+    _draw_denoising(workdir, average, model, labels)
+    run_report.write(workdir,
+                     title=title,
+                     facts={
+                         **facts, 'samples drawn': f'{len(images):,}'
+                     },
+                     points=statement.epsilon_over_steps(),
+                     delta=statement.to_dict().get('delta'),
+                     configuration=released_configuration())
+    image_sampler = make_image_sampler(average, model.network, model.process, model.sampler)
     return export.export_saved_model(image_sampler, workdir / 'saved_model', run_files.statement_paths(workdir))
 
 

@@ -112,15 +112,15 @@ def train(
         image_sampler = run_output.make_image_sampler(trainer.average, network, process, sampler)
         drawn = run_output.draw(lambda labels, seeds: image_sampler.sample(labels, seeds)['images'], samples,
                                 data.spec.num_classes, stop)
-    _finish(workdir, data, trainer, image_sampler, drawn, utility, started)
+    _finish(workdir, data, trainer, model, drawn, utility, started)
     return command.DONE
 
 
-def _finish(workdir, data, trainer, image_sampler, drawn, utility, started) -> None:
+def _finish(workdir, data, trainer, model, drawn, utility, started) -> None:
     """Writes what may be released and, apart from it, what was measured on private images; prints where it lies."""
     statement = trainer.statement()
     version = run_output.write(workdir, f'tf_dpdiff: a private generator of {data.spec.name}', _facts(statement),
-                               statement, data.spec.class_names, image_sampler, trainer.summaries, *drawn)
+                               statement, model, trainer.average, trainer.summaries, *drawn)
     results = utility_lib.compare(utility, *drawn, data.train, data.held_out) if utility else {}
     if results:
         files.write_text(workdir / 'non_private' / 'utility.json', json.dumps(results, indent=2) + '\n')

@@ -78,6 +78,16 @@ class Ledger:
         """Returns how often a mechanism was applied."""
         return sum(r.count for r in self.releases if r.mechanism == mechanism)
 
+    def first(self, mechanism: str, count: int) -> 'Ledger':
+        """Returns the ledger with only the first applications of a mechanism; other releases stay."""
+        kept = []
+        for release in self.releases:
+            if release.mechanism == mechanism:
+                release = dataclasses.replace(release, count=min(release.count, count)) if count else None
+                count -= release.count if release else 0
+            kept += [release] if release else []
+        return Ledger(tuple(kept))
+
     def dp_event(self) -> dp_accounting.DpEvent:
         """Returns the composition of all releases."""
         events = [r.dp_event() for r in self.releases]

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_dpdiff.privacy import accounting
+from tf_dpdiff.privacy import curves
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import plan as plan_lib
 
@@ -92,6 +93,14 @@ class PrivacyStatement:
         return [f'the public images it was trained on before: {phrase}' for phrase in self.public_data
                ] + list(_NOT_COVERED)
 
+    def epsilon_over_steps(self) -> List[curves.CurvePoint]:
+        """Returns what had been spent on the way, the last point being the claim; empty where nothing is claimed."""
+        num_steps = self.ledger.count(plan_lib.DP_SGD_STEP)
+        if not num_steps or _finite(self.plan.epsilon(self.ledger)) is None:
+            return []
+        return curves.epsilon_over_steps(lambda count: self.ledger.first(plan_lib.DP_SGD_STEP, count).dp_event(),
+                                         num_steps, self.plan.config.target_delta)
+
     def to_json(self) -> str:
         """Returns the statement as indented JSON."""
         return json.dumps(self.to_dict(), indent=2) + '\n'
@@ -158,6 +167,10 @@ class PublicStatement:
             'steps_run': self.num_steps,
             'versions': _versions(),
         }
+
+    def epsilon_over_steps(self) -> List[curves.CurvePoint]:
+        """Returns nothing: no budget is spent."""
+        return []
 
     def to_json(self) -> str:
         """Returns the statement as indented JSON."""

@@ -1,0 +1,110 @@
+"""report.html and report.json of a run: one page about it, made of what may be released."""
+
+import json
+import pathlib
+from typing import Dict, List, Sequence
+
+from tf_dpdiff import files
+from tf_dpdiff.cli import run_files
+from tf_dpdiff.evaluation import epsilon_picture
+from tf_dpdiff.evaluation import report
+from tf_dpdiff.privacy import accounting
+from tf_dpdiff.privacy import curves
+
+RELEASED_ACCURACY = 'released_accuracy.json'
+_NOTE = (
+    'This page holds only what the statement covers, and accuracies that were released with noise. Numbers measured on '
+    'private images without noise are in the non_private/ folder of the run and must not be released.')
+
+
+def write(workdir: pathlib.Path, *, title: str, facts: Dict[str, str], points: Sequence[curves.CurvePoint],
+          delta: float, configuration: str) -> None:
+    """Writes report.json, the picture of epsilon over steps and report.html; the run's other files are there already.
+
+    Args:
+      workdir: The run's folder.
+      title: Of the page.
+      facts: Stand at its head.
+      points: Epsilon over steps; empty where none is claimed.
+      delta: At which epsilon is meant.
+      configuration: The operative configuration, without the paths of this machine.
+    """
+    fields = {
+        'title': title,
+        'facts': facts,
+        'delta': delta,
+        'epsilon_over_steps': [point._asdict() for point in points],
+        'configuration': configuration
+    }
+    files.write_text(workdir / 'report.json', json.dumps(fields, indent=2) + '\n')
+    if points:
+        epsilon_picture.write_picture(workdir / 'epsilon.png', points, title='What the run has cost', delta=delta)
+    write_page(workdir)
+
+
+def write_page(workdir: pathlib.Path) -> None:
+    """Writes report.html from the other files of a run, again where one of them has changed."""
+    fields = read(workdir)
+    sections = [
+        *samples_sections(workdir), *released_accuracy_sections(workdir), *privacy_sections(workdir),
+        report.Section('What this page holds', report.paragraph(_NOTE))
+    ]
+    report.write_page(workdir / 'report.html', title=fields['title'], facts=fields['facts'], sections=sections)
+
+
+def read(workdir: pathlib.Path) -> dict:
+    """Reads report.json.
+
+    Raises:
+      FileNotFoundError: if the run is not complete.
+    """
+    path = workdir / 'report.json'
+    if not path.exists():
+        raise FileNotFoundError(f'{workdir} holds no complete run ({path.name} is missing); the same bin/train command '
+                                'makes it, or name another --workdir.')
+    return json.loads(path.read_text(encoding='utf-8'))
+
+
+def samples_sections(workdir: pathlib.Path) -> List[report.Section]:
+    """Returns the look at a run's samples, and at how they come about."""
+    grid = report.picture(workdir / 'samples.png',
+                          alt='Samples, one row a class',
+                          caption='Samples of the released model, one row a class.')
+    path = report.picture(workdir / 'denoising.png',
+                          alt='From noise to image, one row an image',
+                          caption='From noise (left) to image (right): what the sampler has after evenly spaced steps.')
+    return [report.Section('Samples', grid), report.Section('Denoising', path)]
+
+
+def released_accuracy_sections(workdir: pathlib.Path) -> List[report.Section]:
+    """Returns the accuracies that were released with noise, if any."""
+    path = workdir / RELEASED_ACCURACY
+    if not path.exists():
+        return []
+    fields = json.loads(path.read_text(encoding='utf-8'))
+    rows = [(name, f'{value:.1%}') for name, value in fields['accuracy'].items()]
+    return [
+        report.Section(
+            'Accuracy on private images, released with noise',
+            report.table(('classifier, trained on samples', 'accuracy'), rows) + report.paragraph(fields['text']))
+    ]
+
+
+def privacy_sections(workdir: pathlib.Path) -> List[report.Section]:
+    """Returns epsilon over steps, the statement and the configuration."""
+    fields = read(workdir)
+    sections = []
+    if fields['epsilon_over_steps']:
+        rows = [(f"{point['num_steps']:,}", accounting.round_up(point['pld']), accounting.round_up(point['rdp']))
+                for point in fields['epsilon_over_steps']]
+        picture = report.picture(workdir / 'epsilon.png',
+                                 alt='Epsilon over steps',
+                                 caption=f"What had been spent after so many steps, at delta = {fields['delta']:g}.",
+                                 pixelated=False)
+        sections.append(
+            report.Section('Epsilon over steps', picture + report.table(
+                ('steps', 'epsilon by PLD', 'epsilon by RDP'), rows)))
+    statement, _ = run_files.statement_paths(workdir)[:2]
+    sections.append(report.Section('Privacy statement', report.preformatted(statement.read_text(encoding='utf-8'))))
+    sections.append(report.Section('Configuration', report.preformatted(fields['configuration'])))
+    return sections
