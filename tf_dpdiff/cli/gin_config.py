@@ -29,6 +29,7 @@ from tf_dpdiff.evaluation import canaries
 from tf_dpdiff.evaluation import generate
 from tf_dpdiff.evaluation import utility
 from tf_dpdiff.networks import unet
+from tf_dpdiff.privacy import accuracy_release
 from tf_dpdiff.privacy import class_means
 from tf_dpdiff.privacy import plan
 from tf_dpdiff.training import interruption
@@ -56,6 +57,7 @@ _REGISTERED = (
     process.DiffusionProcess,
     samplers.SamplerConfig,
     class_means.ClassMeansConfig,
+    accuracy_release.AccuracyReleaseConfig,
     plan.DpSgdConfig,
     views.ViewsConfig,
     stages.OptimizationConfig,
