@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import class_means
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import plan as plan_lib
@@ -104,3 +105,32 @@ def test_statement_says_whether_a_unit_is_more_than_one_image():
     assert 'Protected unit: one patient (each single image).' in single.to_text()
     assert 'Protected unit: one patient (an owner with all of its images).' in owned.to_text()
     assert single.to_dict()['unit_is'] != owned.to_dict()['unit_is']
+
+
+def test_epsilon_over_steps_begins_with_the_class_means_and_ends_with_the_claim():
+    made = make_statement()
+    points = made.epsilon_over_steps()
+    assert points[0].num_steps == 0 and points[-1].num_steps == 50
+    assert points[-1].pld == made.to_dict()['epsilon']
+    assert points[0].pld == pytest.approx(accounting.epsilon(class_means.ClassMeansConfig(3.0, 1.0).dp_event(), 1e-4),
+                                          rel=1e-2)
+    assert [point.pld for point in points] == sorted(point.pld for point in points)
+    middle = points[len(points) // 2]
+    ledger = made.plan.record_class_means(ledger_lib.Ledger())
+    for _ in range(middle.num_steps):
+        ledger = made.plan.record_step(ledger)
+    exact = accounting.epsilon(ledger.dp_event(), 1e-4)
+    assert exact <= middle.pld <= 1.01 * exact
+
+
+def test_epsilon_over_steps_follows_what_was_run_and_not_the_plan():
+    plan = make_plan(CONFIG)
+    ledger = plan.record_step(plan.record_step(ledger_lib.Ledger()))
+    points = make_statement(ledger).epsilon_over_steps()
+    assert [point.num_steps for point in points] == [1, 2]
+
+
+def test_nothing_claimed_has_no_epsilon_over_steps():
+    config = dataclasses.replace(CONFIG, target_epsilon=None, noise_multiplier=0.0)
+    assert make_statement(config=config).epsilon_over_steps() == []
+    assert make_statement(ledger_lib.Ledger()).epsilon_over_steps() == []
