@@ -57,14 +57,14 @@ def test_run_leaves_everything_that_it_promises(run):
     assert list((run / 'tensorboard').glob('events*'))
     assert 'Privacy statement' in (run / 'report.html').read_text()
     assert 'DpSgdConfig.target_delta' in (run / 'operative_config.gin').read_text()
-    accuracy = json.loads((run / 'non_private' / 'utility.json').read_text())['accuracy']
-    assert set(accuracy) == {'synthetic_images', 'real_images'} and accuracy['real_images'] > 0.95
+    (entry,) = json.loads((run / 'non_private' / 'utility.json').read_text())['classifiers']
+    assert entry['classifier'] == 'rbf_svm' and entry['real_images']['accuracy'] > 0.95
     assert not list(run.glob('.*')), 'temporary files are left'
 
 
 def test_released_files_hold_no_accuracy_and_no_secret(run):
-    accuracy = (run / 'non_private' / 'utility.json').read_text()
-    real = json.loads(accuracy)['accuracy']['real_images']
+    (entry,) = json.loads((run / 'non_private' / 'utility.json').read_text())['classifiers']
+    real = entry['real_images']['accuracy']
     for path in (run / 'report.html', run / 'privacy_statement.txt', run / 'operative_config.gin', run / 'model.json'):
         text = path.read_text()
         assert f'{real:.3f}' not in text and f'{real:.1%}' not in text
@@ -106,8 +106,9 @@ def test_evaluate_measures_samples_made_later(run, tmp_path, capsys):
     path = tmp_path / 'more.npz'
     call('sample', f'--workdir={run}', '--num_images=60', f'--output={path}')
     assert call('evaluate', *tiny(), f'--workdir={run}', f'--samples={path}') == command.DONE
-    assert 'rbf_svm on real images' in capsys.readouterr().out
-    assert (run / 'non_private' / 'utility_more_rbf_svm.json').exists()
+    assert 'non_private/evaluation_more: report.html, evaluation.json' in capsys.readouterr().out
+    results = json.loads((run / 'non_private' / 'evaluation_more' / 'evaluation.json').read_text())
+    assert results['num_samples'] == results['utility']['num_synthetic'] == 60
 
 
 def test_export_makes_versions_with_the_sampler_asked_for(run, tmp_path):
@@ -232,5 +233,5 @@ def test_every_run_file_parses_and_names_its_command(name):
     gin.clear_config()
     gin_config.parse([f'gin/{name}'], [])
     header = (ROOT / 'gin' / name).read_text().split('include')[0]
-    verb = 'audit' if name.startswith('audit_') else 'train'
+    verb = next((verb for verb in ('audit', 'select') if name.startswith(f'{verb}_')), 'train')
     assert f'bin/{verb} --gin_file=gin/{name}' in header

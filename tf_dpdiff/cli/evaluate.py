@@ -3,46 +3,188 @@
 import json
 import pathlib
 import sys
+import time
 from typing import List, Optional
+
+from rich import console as rich_console
+from rich import table as rich_table
 
 import gin  # pylint: disable=wrong-import-order
 from tf_dpdiff import files
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import gin_config
+from tf_dpdiff.cli import released_accuracy
+from tf_dpdiff.cli import run_report
 from tf_dpdiff.data import datasets
+from tf_dpdiff.evaluation import features
 from tf_dpdiff.evaluation import generate
+from tf_dpdiff.evaluation import metrics
+from tf_dpdiff.evaluation import neighbors as neighbors_lib
+from tf_dpdiff.evaluation import report
+from tf_dpdiff.evaluation import report_sections
+from tf_dpdiff.evaluation import sample_files
 from tf_dpdiff.evaluation import utility as utility_lib
+from tf_dpdiff.evaluation import utility_pictures
+from tf_dpdiff.privacy import accuracy_release as accuracy_release_lib
+
+_WARNING = (
+    'PRIVATE: this page holds numbers and pictures made from private images without noise. It is for the owner of '
+    'the data and must not be released. The page that may be is report.html of the run.')
 
 
 @gin_config.root
 def evaluate(*,
              workdir: pathlib.Path,
              samples_path: pathlib.Path,
+             budget_file: Optional[pathlib.Path] = None,
              data: datasets.PrivateData = gin.REQUIRED,
-             utility: utility_lib.UtilityConfig = gin.REQUIRED) -> int:
-    """Trains a classifier on samples and the same on real images, and writes both accuracies to non_private/.
+             quality: Optional[metrics.QualityConfig] = metrics.QualityConfig(),
+             neighbors: Optional[neighbors_lib.NeighborsConfig] = neighbors_lib.NeighborsConfig(),
+             utility: Optional[utility_lib.UtilityConfig] = gin.REQUIRED,
+             accuracy_release: Optional[accuracy_release_lib.AccuracyReleaseConfig] = None) -> int:
+    """Measures samples and writes a report to non_private/; releases accuracies with noise where that is bound.
 
     Args:
       workdir: The run's folder.
-      samples_path: An .npz file of samples.
+      samples_path: The samples, a file or folder that bin/train or bin/sample wrote.
+      budget_file: The budget that a released accuracy is charged to, or None.
       data: The private images, and real images held out from them.
-      utility: Which classifier.
+      quality: How near samples are to real images, or None.
+      neighbors: Whether samples are copies of private images, or None.
+      utility: What classifiers trained on samples are worth, or None.
+      accuracy_release: How the accuracies of those classifiers are released, or None: they are not.
 
     Returns:
       The exit code.
     """
-    images, labels = generate.read_npz(samples_path)
-    if tuple(images.shape[1:]) != data.spec.image_shape:
-        raise ValueError(f'{samples_path} holds images of shape {tuple(images.shape[1:])}, {data.spec.name!r} of '
-                         f'{data.spec.image_shape}.')
-    results = utility_lib.compare(utility, images, labels, data.train, data.held_out)
-    path = workdir / 'non_private' / f'utility_{samples_path.stem}_{utility.classifier}.json'
-    files.write_text(path, json.dumps(results, indent=2) + '\n')
-    for source, value in results['accuracy'].items():
-        trained_on = source.replace('_', ' ')
-        print(f"{results['classifier']} on {trained_on}: {value:.1%} of {results['num_test']} held-out real images")
-    print(f'Written to {path}; measured on private images, so not to be released.')
+    samples = sample_files.read(samples_path)
+    _check_samples(samples_path, samples, data)
+    if accuracy_release:
+        if not utility:
+            raise command.UsageError(
+                'evaluate.accuracy_release needs evaluate.utility: it releases what that measures.')
+        released_accuracy.check(workdir, budget_file, accuracy_release, data, samples.statement_text)
+    folder = workdir / 'non_private' / f'evaluation_{samples_path.stem}'
+    folder.mkdir(parents=True, exist_ok=True)
+    generate.write_png(folder / 'samples.png', generate.class_grid(samples.images, samples.labels))
+    results = {'samples': str(samples_path), 'num_samples': len(samples.images), 'seconds': {}}
+    sections = []
+    if quality or neighbors:
+        extractor = features.load((quality or metrics.QualityConfig()).features, data.train,
+                                  workdir / 'non_private' / 'features')
+    if quality:
+        sections.append(_measure_quality(results, quality, extractor, samples, data))
+    if utility:
+        section, predictions = _measure_utility(results, utility, samples, data, folder)
+        sections.append(section)
+    if neighbors:
+        sections.append(_search_neighbors(results, neighbors, extractor, samples, data, folder))
+    if accuracy_release:
+        released = released_accuracy.release(workdir, budget_file, accuracy_release, data, predictions)
+        results['released_accuracy'] = released
+    files.write_text(folder / 'evaluation.json', json.dumps(results, indent=2) + '\n')
+    _write_report(workdir, folder, samples_path, results, sections)
+    _print_results(results, folder, workdir)
     return command.DONE
+
+
+def _check_samples(path, samples, data) -> None:
+    if tuple(samples.images.shape[1:]) != data.spec.image_shape:
+        raise ValueError(f'{path} holds images of shape {tuple(samples.images.shape[1:])}, {data.spec.name!r} of '
+                         f'{data.spec.image_shape}.')
+    if samples.class_names != data.spec.class_names and samples.labels.max() < data.spec.num_classes:
+        raise ValueError(f'{path} holds the classes {", ".join(samples.class_names[:5])}, ..., {data.spec.name!r} '
+                         f'{", ".join(data.spec.class_names[:5])}, ...')
+    if samples.labels.max() >= data.spec.num_classes:
+        raise ValueError(f'{path} holds samples without a class of {data.spec.name!r}.')
+
+
+def _measure_quality(results, config, extractor, samples, data) -> report.Section:
+    started = time.monotonic()
+    results['quality'] = metrics.measure(config,
+                                         extractor,
+                                         synthetic=samples.images,
+                                         train=data.train,
+                                         held_out=data.held_out)
+    results['seconds']['quality'] = round(time.monotonic() - started, 1)
+    return report_sections.quality(results['quality'])
+
+
+def _measure_utility(results, config, samples, data, folder):
+    """Returns a section, and what the classifiers trained on samples take the held-out images for."""
+    started = time.monotonic()
+    measured = utility_lib.measure(config, samples.images, samples.labels, data.train, data.held_out)
+    fields = results['utility'] = measured.fields
+    results['seconds']['utility'] = round(time.monotonic() - started, 1)
+    utility_pictures.draw_confusion(folder / 'confusion.png', fields, report_sections.chosen_classifier(fields))
+    curve_png = None
+    if fields['curve']:
+        curve_png = folder / 'curve.png'
+        utility_pictures.draw_curve(curve_png, fields)
+    section = report_sections.utility(fields, confusion_png=folder / 'confusion.png', curve_png=curve_png)
+    return section, measured.predictions
+
+
+def _search_neighbors(results, config, extractor, samples, data, folder) -> report.Section:
+    started = time.monotonic()
+    found = neighbors_lib.find(config, extractor, synthetic=samples.images, train=data.train, held_out=data.held_out)
+    results['neighbors'] = found.to_dict()
+    results['seconds']['neighbors'] = round(time.monotonic() - started, 1)
+    generate.write_png(folder / 'neighbors.png', found.picture)
+    return report_sections.neighbors(results['neighbors'], folder / 'neighbors.png')
+
+
+def _write_report(workdir, folder, samples_path, results, sections) -> None:
+    """Writes the private page: what the run's own page holds, if there is one, and what was measured."""
+    facts = {'samples': f"{results['num_samples']:,} in {samples_path}"}
+    grid = report.picture(folder / 'samples.png',
+                          alt='Samples, one row a class',
+                          caption='The first samples of each class.')
+    before, after = [report.Section('Samples', grid)], []
+    if (workdir / 'report.json').exists():
+        facts = {**run_report.read(workdir)['facts'], **facts}
+        before += run_report.denoising_sections(workdir) + run_report.released_accuracy_sections(workdir)
+        after = run_report.privacy_sections(workdir)
+    report.write_page(folder / 'report.html',
+                      title=f'tf_dpdiff: what samples of {workdir.resolve().name} are worth',
+                      facts=facts,
+                      sections=[*before, *sections, *after],
+                      warning=_WARNING)
+
+
+def _print_results(results, folder, workdir) -> None:
+    console = rich_console.Console()
+    if 'quality' in results:
+        rows = report_sections.quality_rows(results['quality'])
+        console.print(_table('against held-out real images', report_sections.QUALITY_HEADER, rows))
+        console.print(f"Protocol: {metrics.protocol_line(results['quality'])}", highlight=False, soft_wrap=True)
+    if 'utility' in results:
+        title = f"accuracy on {results['utility']['num_test']:,} held-out real images, by what was trained on"
+        rows = report_sections.utility_rows(results['utility'])
+        console.print(_table(title, report_sections.UTILITY_HEADER, rows))
+    if 'neighbors' in results:
+        console.print(f"Nearest neighbours: {results['neighbors']['verdict']}", highlight=False, soft_wrap=True)
+    console.print(
+        f'Written to {folder}: report.html, evaluation.json; measured on private images, so not to be released.',
+        highlight=False,
+        soft_wrap=True)
+    if 'released_accuracy' in results:
+        fields = results['released_accuracy']
+        accuracies = ', '.join(f'{name} {value:.1%}' for name, value in fields['accuracy'].items())
+        console.print(
+            f"RELEASED in {workdir / run_report.RELEASED_ACCURACY} and report.html: {accuracies}. "
+            f"{fields['text']}",
+            highlight=False,
+            soft_wrap=True)
+
+
+def _table(title, header, rows) -> rich_table.Table:
+    table = rich_table.Table(title=title, title_justify='left')
+    for column, name in enumerate(header):
+        table.add_column(name, justify='right' if column else 'left', no_wrap=not column)
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def main(flags) -> int:
@@ -50,8 +192,9 @@ def main(flags) -> int:
     command.quieten_libraries()
     gin_config.parse(flags.gin_file, flags.gin_param)
     workdir = command.prepare_workdir(flags.workdir)
-    samples_path = pathlib.Path(flags.samples) if flags.samples else workdir / 'samples.npz'
-    return gin_config.call(evaluate, workdir=workdir, samples_path=samples_path)
+    samples_path = pathlib.Path(flags.samples).expanduser() if flags.samples else workdir / 'samples.npz'
+    given = {'budget_file': pathlib.Path(flags.budget_file)} if flags.budget_file else {}
+    return gin_config.call(evaluate, workdir=workdir, samples_path=samples_path, **given)
 
 
 def run(argv: Optional[List[str]] = None) -> None:
@@ -59,5 +202,8 @@ def run(argv: Optional[List[str]] = None) -> None:
     parser = command.Parser('evaluate', __doc__)
     parser.add_gin_flags()
     parser.add_argument('--workdir', default='runs/latest', help='folder of the run (default: %(default)s)')
-    parser.add_argument('--samples', help="an .npz file of samples (default: the run's samples.npz)")
+    parser.add_argument('--samples', help="what bin/sample wrote, a file or folder (default: the run's samples.npz)")
+    parser.add_argument('--budget_file',
+                        metavar='FILE',
+                        help='budget that evaluate.accuracy_release is charged to (bin/account makes one)')
     sys.exit(command.run(parser, main, sys.argv[1:] if argv is None else argv))

@@ -26,7 +26,12 @@ from tf_dpdiff.diffusion import samplers
 from tf_dpdiff.diffusion import schedules
 from tf_dpdiff.diffusion import timesteps
 from tf_dpdiff.evaluation import canaries
+from tf_dpdiff.evaluation import classifiers
+from tf_dpdiff.evaluation import features
 from tf_dpdiff.evaluation import generate
+from tf_dpdiff.evaluation import metrics
+from tf_dpdiff.evaluation import neighbors
+from tf_dpdiff.evaluation import selection
 from tf_dpdiff.evaluation import utility
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import accuracy_release
@@ -66,14 +71,19 @@ _REGISTERED = (
     stages.FinetuningConfig,
     loop.TrainerConfig,
     generate.GenerateConfig,
+    features.FeaturesConfig,
+    metrics.QualityConfig,
+    neighbors.NeighborsConfig,
+    classifiers.ClassifierConfig,
     utility.UtilityConfig,
+    selection.SelectionConfig,
     canaries.AuditConfig,
 )
 
 for _registered in _REGISTERED:
     gin.register(_registered)
 
-_VERBS_WITH_ROOTS = ('train', 'evaluate', 'audit')
+_VERBS_WITH_ROOTS = ('train', 'evaluate', 'select', 'audit')
 _roots: List[Callable] = []
 
 

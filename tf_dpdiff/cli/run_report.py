@@ -45,8 +45,12 @@ def write(workdir: pathlib.Path, *, title: str, facts: Dict[str, str], points: S
 def write_page(workdir: pathlib.Path) -> None:
     """Writes report.html from the other files of a run, again where one of them has changed."""
     fields = read(workdir)
+    grid = report.picture(workdir / 'samples.png',
+                          alt='Samples, one row a class',
+                          caption='Samples of the released model, one row a class.')
     sections = [
-        *samples_sections(workdir), *released_accuracy_sections(workdir), *privacy_sections(workdir),
+        report.Section('Samples', grid), *denoising_sections(workdir), *released_accuracy_sections(workdir),
+        *privacy_sections(workdir),
         report.Section('What this page holds', report.paragraph(_NOTE))
     ]
     report.write_page(workdir / 'report.html', title=fields['title'], facts=fields['facts'], sections=sections)
@@ -65,15 +69,12 @@ def read(workdir: pathlib.Path) -> dict:
     return json.loads(path.read_text(encoding='utf-8'))
 
 
-def samples_sections(workdir: pathlib.Path) -> List[report.Section]:
-    """Returns the look at a run's samples, and at how they come about."""
-    grid = report.picture(workdir / 'samples.png',
-                          alt='Samples, one row a class',
-                          caption='Samples of the released model, one row a class.')
+def denoising_sections(workdir: pathlib.Path) -> List[report.Section]:
+    """Returns the look at how a run's samples come about."""
     path = report.picture(workdir / 'denoising.png',
                           alt='From noise to image, one row an image',
                           caption='From noise (left) to image (right): what the sampler has after evenly spaced steps.')
-    return [report.Section('Samples', grid), report.Section('Denoising', path)]
+    return [report.Section('Denoising', path)]
 
 
 def released_accuracy_sections(workdir: pathlib.Path) -> List[report.Section]:

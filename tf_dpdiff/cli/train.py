@@ -4,7 +4,7 @@ import json
 import pathlib
 import sys
 import time
-from typing import Callable, List, Optional, Union
+from typing import Callable, List, Optional, Tuple, Union
 
 import numpy as np
 from rich import console as rich_console
@@ -68,7 +68,7 @@ def train(
       warm_start: The stage on noisy class means, or None.
       sampler: How images are drawn.
       samples: How many images are drawn at the end.
-      utility: The classifier that tells what the samples are worth, or None. What it measures is written to
+      utility: The classifiers that tell what the samples are worth, or None. What they measure is written to
         non_private/.
       loop: Settings of the loop.
 
@@ -121,10 +121,11 @@ def _finish(workdir, data, trainer, model, drawn, utility, started) -> None:
     statement = trainer.statement()
     version = run_output.write(workdir, f'tf_dpdiff: a private generator of {data.spec.name}', _facts(statement),
                                statement, model, trainer.average, trainer.summaries, *drawn)
-    results = utility_lib.compare(utility, *drawn, data.train, data.held_out) if utility else {}
+    results = utility_lib.measure(utility, *drawn, data.train, data.held_out).fields if utility else {}
     if results:
         files.write_text(workdir / 'non_private' / 'utility.json', json.dumps(results, indent=2) + '\n')
-        trainer.summaries.non_private_scalars(results['accuracy'], statement.plan.config.num_steps)
+        accuracies = {f'{classifier}/{source}': value for classifier, source, value in _accuracies(results)}
+        trainer.summaries.non_private_scalars(accuracies, statement.plan.config.num_steps)
     trainer.summaries.flush()
     _print_results(workdir, version, statement, results, len(drawn[0]), time.monotonic() - started)
 
@@ -185,13 +186,18 @@ def _print_results(workdir, version, statement, results, num_samples, seconds) -
         )
     else:
         table.add_row('privacy', 'NO GUARANTEE IS CLAIMED')
-    if results:
-        for source, value in results['accuracy'].items():
-            table.add_row(f"{results['classifier']} on {source.replace('_', ' ')}",
-                          f'{value:.1%} of {results["num_test"]} held-out '
-                          'real images')
+    for classifier, source, value in _accuracies(results):
+        table.add_row(f"{classifier} on {source.replace('_', ' ')}",
+                      f"{value:.1%} of {results['num_test']:,} held-out real images")
     run_output.add_files(table, workdir, version, num_samples, seconds)
     rich_console.Console().print(table)
+
+
+def _accuracies(results: dict) -> List[Tuple[str, str, float]]:
+    return [(entry['classifier'], source, entry[source]['accuracy'])
+            for entry in results.get('classifiers', [])
+            for source in ('synthetic_images', 'real_images')
+            if entry[source]]
 
 
 def main(flags) -> int:

@@ -3,7 +3,7 @@
 import pathlib
 from typing import Optional, Sequence
 
-from tf_dpdiff import files
+from tf_dpdiff.evaluation import plotting
 from tf_dpdiff.privacy import curves
 
 
@@ -22,12 +22,7 @@ def write_picture(path: pathlib.Path,
       delta: At which epsilon is meant.
       target_epsilon: A line to compare with, or None.
     """
-    # Imported here: whoever wants no plot need not wait for it. The Agg backend needs no display.
-    from matplotlib import figure as figure_lib  # pylint: disable=g-import-not-at-top
-    from matplotlib.backends import backend_agg  # pylint: disable=g-import-not-at-top
-    figure = figure_lib.Figure(figsize=(7.0, 4.5), layout='constrained')
-    backend_agg.FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure, axes = plotting.new_figure(7.0, 4.5)
     steps = [point.num_steps for point in points]
     axes.plot(steps, [point.rdp for point in points], '--', color='C1', label='Renyi (RDP), an upper bound')
     axes.plot(steps, [point.pld for point in points], '-', color='C0', label='privacy loss distribution (PLD)')
@@ -40,5 +35,4 @@ def write_picture(path: pathlib.Path,
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(loc='lower right')
-    with files.replacing(path) as temporary:
-        figure.savefig(temporary, dpi=120, format='png')
+    plotting.save(figure, path)

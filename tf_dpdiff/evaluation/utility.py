@@ -1,95 +1,232 @@
-"""What samples are worth: a classifier trained on them, tested on real images, beside the same trained on real ones."""
+"""What samples are worth: classifiers trained on them, tested on real images, beside the same trained on real ones."""
 
 import dataclasses
-from typing import Callable, Dict
+import sys
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
+import tqdm
 
 from tf_dpdiff.data import datasets
+from tf_dpdiff.evaluation import classifiers as classifiers_lib
 
+Pair = classifiers_lib.Pair
 
-def _rbf_svm(seed: int):
-    from sklearn import svm  # pylint: disable=g-import-not-at-top
-    return svm.SVC(kernel='rbf', gamma='scale', random_state=seed)
-
-
-def _logistic_regression(seed: int):
-    from sklearn import linear_model  # pylint: disable=g-import-not-at-top
-    return linear_model.LogisticRegression(max_iter=1000, random_state=seed)
-
-
-def _mlp(seed: int):
-    from sklearn import neural_network  # pylint: disable=g-import-not-at-top
-    return neural_network.MLPClassifier((128,), max_iter=100, random_state=seed)
-
-
-# Imported when called: scikit-learn takes a second that a dry run need not wait for.
-CLASSIFIERS: Dict[str, Callable] = {'rbf_svm': _rbf_svm, 'logistic_regression': _logistic_regression, 'mlp': _mlp}
+_BAR_DELAY_SECS = 2.0  # What takes less shows no progress bar.
 
 
 @dataclasses.dataclass(frozen=True)
 class UtilityConfig:
-    """Which classifier tells what the samples are worth.
+    """Which classifiers tell what the samples are worth, and how they are trained.
 
     Attributes:
-      classifier: 'rbf_svm', 'logistic_regression' or 'mlp', each with scikit-learn's defaults.
-      seed: Of the classifier.
+      classifiers: Names of `classifiers.CLASSIFIERS`, (name, options), or ClassifierConfigs.
+      num_seeds: How often a classifier with random weights is trained; the ensemble averages their probabilities.
+      validation_fraction: Share of the training images of each class, in (0, 1), that is set apart for early stopping
+        and for choices: of samples where a classifier is trained on samples. Held-out real images decide nothing.
+      curve_sizes: Accuracy is also measured after training on as many samples, in random order, each at most as many
+        as there are.
+      real_images: Whether the same classifiers are trained on the private images, for comparison.
+      seed: Of splits and classifiers.
     """
-    classifier: str = 'rbf_svm'
+    classifiers: Sequence[classifiers_lib.ConfigLike] = ('small_cnn', 'logistic_regression', 'gradient_boosting')
+    num_seeds: int = 3
+    validation_fraction: float = 0.1
+    curve_sizes: Sequence[int] = ()
+    real_images: bool = True
     seed: int = 0
 
     def __post_init__(self):
-        if self.classifier not in CLASSIFIERS:
-            raise ValueError(f'classifier must be one of {tuple(CLASSIFIERS)}, got {self.classifier!r}.')
+        configs = tuple(classifiers_lib.as_config(value) for value in self.classifiers)
+        if not configs:
+            raise ValueError('classifiers of the utility must name at least one.')
+        classifiers_lib.titles(configs)  # Refuses the same one twice.
+        object.__setattr__(self, 'classifiers', configs)
+        object.__setattr__(self, 'curve_sizes', tuple(sorted(set(self.curve_sizes))))
+        if self.num_seeds < 1:
+            raise ValueError(f'num_seeds of the utility must be at least 1, got {self.num_seeds}.')
+        if not 0.0 < self.validation_fraction < 1.0:
+            raise ValueError(f'validation_fraction must be in (0, 1), got {self.validation_fraction}.')
+        if any(size < 2 for size in self.curve_sizes):
+            raise ValueError(f'curve_sizes must be at least 2, got {self.curve_sizes}.')
+        if self.seed < 0:
+            raise ValueError(f'seed of the utility must be at least 0, got {self.seed}.')
 
 
-def accuracy(config: UtilityConfig, train_images: np.ndarray, train_labels: np.ndarray, test_images: np.ndarray,
-             test_labels: np.ndarray) -> float:
-    """Trains the classifier on one set of images and returns its accuracy on another.
+class UtilityResult(NamedTuple):
+    """What was measured.
+
+    Attributes:
+      fields: JSON-able numbers and names.
+      predictions: Of each classifier, by its title: what its ensemble trained on samples takes the held-out images
+        for, int32 [held-out images].
+    """
+    fields: dict
+    predictions: Dict[str, np.ndarray]
+
+
+def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> Tuple[np.ndarray, np.ndarray]:
+    """Splits images at random into two parts, each class in the same proportion.
 
     Args:
-      config: Which classifier.
-      train_images: uint8 [images, height, width, channels].
-      train_labels: int32 [images].
-      test_images: uint8 [images, height, width, channels].
-      test_labels: int32 [images].
+      labels: int [images], at least two.
+      fraction: Share of the second part, in (0, 1), rounded for each class; it gets at least one image.
+      seed: At least 0.
 
     Returns:
-      The share of test images that is classified right, in [0, 1]. Where the test images are private, so is this
-      number.
+      The rows of each part, int64, sorted.
+
+    Raises:
+      ValueError: if one of the parts would be empty.
     """
+    generator = np.random.default_rng([seed, len(labels)])
+    order = generator.permutation(len(labels))
+    second = [
+        rows[:int(len(rows) * fraction + 0.5)]
+        for rows in (order[labels[order] == label] for label in np.unique(labels))
+    ]
+    rows = np.concatenate(second) if any(map(len, second)) else order[:1]
+    if len(rows) >= len(labels):
+        raise ValueError(f'{len(labels)} images are too few to set {fraction:.0%} of them apart.')
+    return np.setdiff1d(order, rows), np.sort(rows)
 
-    def features(images):
-        return images.reshape(len(images), -1) / 255.0
 
-    classifier = CLASSIFIERS[config.classifier](config.seed).fit(features(train_images), train_labels)
-    return float(classifier.score(features(test_images), test_labels))
+def measure(config: UtilityConfig, images: np.ndarray, labels: np.ndarray, train: datasets.ImageDataset,
+            held_out: datasets.ImageDataset) -> UtilityResult:
+    """Trains classifiers on samples, and the same on the private images, and tests all on held-out real images.
 
-
-def compare(config: UtilityConfig, images: np.ndarray, labels: np.ndarray, real: datasets.ImageDataset,
-            held_out: datasets.ImageDataset) -> dict:
-    """Trains one classifier on samples and the same on the private images, and tests both on held-out real images.
-
-    Both numbers come from private data without noise: they are for the owner of the data, and not to be released.
+    The numbers come from private data without noise: they are for the owner of the data, and not to be released.
 
     Args:
-      config: Which classifier.
+      config: Which classifiers.
       images: Samples, uint8 [images, height, width, channels].
       labels: Their labels, int32 [images].
-      real: The private training images.
+      train: The private training images.
       held_out: Real images never trained on.
 
     Returns:
-      JSON-able: the classifier, the numbers of images, and the two accuracies.
+      The result.
+
+    Raises:
+      ValueError: if there are fewer samples than a curve asks for, or too few for a validation part.
     """
-    test = held_out.images_uint8, held_out.labels
-    return {
-        'classifier': config.classifier,
+    if config.curve_sizes and config.curve_sizes[-1] > len(images):
+        raise ValueError(f'curve_sizes asks for {config.curve_sizes[-1]:,} samples, there are {len(images):,}: make '
+                         'more with bin/sample, or ask for less.')
+    sets = {'synthetic_images': (images, labels)}
+    if config.real_images:
+        sets['real_images'] = train.images_uint8, train.labels
+    jobs = _jobs(config)
+    with tqdm.tqdm(total=sum(len(job.seeds) for job in jobs),
+                   unit='training',
+                   dynamic_ncols=True,
+                   delay=_BAR_DELAY_SECS,
+                   mininterval=0.2 if sys.stderr.isatty() else 30.0) as progress:
+        trained = {
+            job[:3]:
+                _train(job, sets[job.source], held_out.images_uint8, train.num_classes, config.validation_fraction,
+                       progress) for job in jobs
+        }
+    entries, curve, predictions = [], [], {}
+    for title, classifier in zip(classifiers_lib.titles(config.classifiers), config.classifiers):
+        predictions[title] = trained[title, 'synthetic_images', None].predicted
+        described = {
+            source: trained[title, source, None].describe(held_out.labels, train.class_names) for source in sets
+        }
+        entries.append({'classifier': title, 'options': classifier.settings, 'real_images': None, **described})
+        curve += [{
+            'classifier': title,
+            'num_synthetic': size,
+            **trained[title, 'synthetic_images', size].accuracies(held_out.labels)
+        } for size in config.curve_sizes]
+    fields = {
         'num_synthetic': len(images),
-        'num_real': len(real),
+        'num_real': len(train) if config.real_images else None,
         'num_test': len(held_out),
-        'accuracy': {
-            'synthetic_images': accuracy(config, images, labels, *test),
-            'real_images': accuracy(config, real.images_uint8, real.labels, *test),
-        },
-    }
+        'class_names': list(train.class_names),
+        'num_seeds': config.num_seeds,
+        'validation': f'Early stopping and choices: by {config.validation_fraction:.0%} of the images that a '
+                      'classifier is trained on, set apart; never by held-out images.',
+        'classifiers': entries,
+        'curve': curve,
+    }  # yapf: disable
+    return UtilityResult(fields, predictions)
+
+
+class _Job(NamedTuple):
+    """A classifier to be trained, once a seed, on a set of images, or on `size` of them: a part of its own a seed."""
+    title: str
+    source: str
+    size: Optional[int]
+    classifier: classifiers_lib.ClassifierConfig
+    seeds: Sequence[int]
+
+
+def _jobs(config: UtilityConfig) -> List[_Job]:
+    jobs = []
+    for title, classifier in zip(classifiers_lib.titles(config.classifiers), config.classifiers):
+        seeds = range(config.seed, config.seed + config.num_seeds)
+        once = seeds if classifier.is_seeded else seeds[:1]
+        jobs.append(_Job(title, 'synthetic_images', None, classifier, once))
+        if config.real_images:
+            jobs.append(_Job(title, 'real_images', None, classifier, once))
+        jobs += [_Job(title, 'synthetic_images', size, classifier, seeds) for size in config.curve_sizes]
+    return jobs
+
+
+class _Trained(NamedTuple):
+    """What a classifier, trained once a seed, makes of the held-out images."""
+    of_seeds: List[np.ndarray]  # int [images] a seed.
+    predicted: np.ndarray  # By the ensemble, int32 [images].
+    validation_accuracy: float
+
+    def accuracies(self, labels: np.ndarray) -> dict:
+        of_seeds = [float(np.mean(predicted == labels)) for predicted in self.of_seeds]
+        return {
+            'accuracy': float(np.mean(self.predicted == labels)),
+            'accuracy_mean': float(np.mean(of_seeds)),
+            'accuracy_std': float(np.std(of_seeds, ddof=1)) if len(of_seeds) > 1 else None,
+            'accuracy_of_seeds': of_seeds,
+        }
+
+    def describe(self, labels: np.ndarray, class_names: Sequence[str]) -> dict:
+        from sklearn import metrics  # pylint: disable=g-import-not-at-top
+        known = range(len(class_names))
+        scores = metrics.precision_recall_fscore_support(labels, self.predicted, labels=known, zero_division=0.0)
+        per_class = [{
+            'class': name,
+            'images': int(count),
+            'recall': float(recall),
+            'precision': float(precision),
+            'f1': float(f1)
+        } for name, precision, recall, f1, count in zip(class_names, *scores)]
+        return {
+            **self.accuracies(labels),
+            'validation_accuracy': self.validation_accuracy,
+            'per_class': per_class,
+            'confusion': metrics.confusion_matrix(labels, self.predicted, labels=known).tolist(),
+        }
+
+
+def _train(job: _Job, pair: Pair, test_images: np.ndarray, num_classes: int, validation_fraction: float,
+           progress: tqdm.tqdm) -> _Trained:
+    progress.set_description(job.title, refresh=False)
+    tested, validated = [], []
+    for seed in job.seeds:
+        images, labels = pair
+        if job.size:
+            rows = np.sort(np.random.default_rng([seed, len(labels)]).permutation(len(labels))[:job.size])
+            images, labels = images[rows], labels[rows]
+        kept, apart = stratified_split(labels, validation_fraction, seed)
+        validation = images[apart], labels[apart]
+        predict = classifiers_lib.fit(job.classifier,
+                                      images[kept],
+                                      labels[kept],
+                                      num_classes,
+                                      validation=validation,
+                                      seed=seed)
+        validated.append(np.mean(predict(validation[0]).argmax(axis=-1) == validation[1]))
+        tested.append(predict(test_images))
+        progress.update()
+    return _Trained([probabilities.argmax(axis=-1) for probabilities in tested],
+                    np.mean(tested, axis=0).argmax(axis=-1).astype(np.int32), float(np.mean(validated)))

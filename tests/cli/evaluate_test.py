@@ -1,0 +1,207 @@
+"""Tests of bin/evaluate: what it measures, what it says, what it releases and what that costs."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from tests.cli import verbs
+from tf_dpdiff.cli import budget_file
+from tf_dpdiff.cli import command
+from tf_dpdiff.cli import evaluate
+from tf_dpdiff.cli import run_files
+from tf_dpdiff.cli import run_report
+from tf_dpdiff.data import datasets
+from tf_dpdiff.evaluation import generate
+from tf_dpdiff.privacy import accounting
+from tf_dpdiff.privacy import budget as budget_lib
+from tf_dpdiff.privacy import ledger as ledger_lib
+from tf_dpdiff.privacy import plan as plan_lib
+from tf_dpdiff.privacy import statement as statement_lib
+
+QUICK = ("UtilityConfig.classifiers = ('rbf_svm', ('logistic_regression', {'C': 0.5}))", 'UtilityConfig.num_seeds = 1',
+         'UtilityConfig.curve_sizes = (100, 300)')
+RELEASE = ('evaluate.accuracy_release = @AccuracyReleaseConfig()', 'AccuracyReleaseConfig.noise_multiplier = 4.0')
+DELTA = 1e-4
+
+
+def make_statement(noise_multiplier):
+    config = plan_lib.DpSgdConfig(target_delta=DELTA,
+                                  expected_batch_size=200,
+                                  num_steps=10,
+                                  l2_norm_clip=0.1,
+                                  noise_multiplier=noise_multiplier)
+    plan = plan_lib.make_plan(config, 1437)
+    return statement_lib.PrivacyStatement('one image', 'digits', plan, plan.planned_ledger(), 8, run_id='run')
+
+
+def make_run(workdir, noise_multiplier=5.0):
+    """Makes the files of a finished run whose samples are real digits with noise."""
+    workdir.mkdir()
+    train = datasets.digits().train
+    rows = np.argsort(train.labels, kind='stable')[::2]
+    noise = np.random.default_rng(0).normal(0.0, 40.0, [len(rows), 8, 8, 1])
+    images = np.clip(train.images_uint8[rows] + noise, 0, 255).astype(np.uint8)
+    generate.write_npz(workdir / 'samples.npz', images, train.labels[rows], train.class_names)
+    for name in ('samples.png', 'denoising.png'):
+        generate.write_png(workdir / name, generate.class_grid(images, train.labels[rows]))
+    statement = make_statement(noise_multiplier)
+    run_files.write_statement(workdir, statement)
+    run_report.write(workdir,
+                     title='A run',
+                     facts={'epsilon': '1'},
+                     points=statement.epsilon_over_steps(),
+                     delta=DELTA,
+                     configuration='A = 1\n')
+    return workdir
+
+
+def call(workdir, *flags, bindings=()):
+    given = [f'--gin_param={binding}' for binding in (*QUICK, *bindings)]
+    return verbs.call(evaluate, '--gin_file=gin/digits.gin', *given, f'--workdir={workdir}', *flags)
+
+
+def error_of(capsys):
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith('evaluate: error: ') and 'Traceback' not in error
+    return error
+
+
+@pytest.fixture(name='run', scope='module')
+def fixture_run(tmp_path_factory):
+    """A finished run that was evaluated, and what was printed."""
+    return make_run(tmp_path_factory.mktemp('runs') / 'digits')
+
+
+@pytest.fixture(name='evaluated', scope='module')
+def fixture_evaluated(run):
+    assert call(run) == command.DONE
+    return run / 'non_private' / 'evaluation_samples'
+
+
+def test_everything_is_measured_with_its_protocol(evaluated):
+    results = json.loads((evaluated / 'evaluation.json').read_text())
+    rows = {row['images']: row for row in results['quality']['rows']}
+    assert rows['real training images']['fid'] < rows['synthetic']['fid'] < rows['uniform noise']['fid']
+    protocol = results['quality']['protocol']
+    assert re.fullmatch('[0-9a-f]{64}', protocol['weights_sha256'])
+    assert protocol['num_reference'] == 360 and protocol['features'] and protocol['resize']
+    by_name = {entry['classifier']: entry for entry in results['utility']['classifiers']}
+    for entry in by_name.values():
+        assert entry['synthetic_images']['accuracy'] > 0.8 and entry['real_images']['accuracy'] > 0.9
+    assert [point['num_synthetic'] for point in results['utility']['curve'] if point['classifier'] == 'rbf_svm'
+           ] == [100, 300]
+    assert results['neighbors']['exact_copies']['synthetic'] == 0
+
+
+def test_page_shows_what_was_measured_beside_statement_and_configuration(evaluated):
+    page = (evaluated / 'report.html').read_text()
+    assert re.findall('<h2>(.*?)</h2>', page) == [
+        'Samples', 'Denoising', 'Quality', 'Downstream accuracy', 'Nearest private images', 'Epsilon over steps',
+        'Privacy statement', 'Configuration'
+    ]
+    results = json.loads((evaluated / 'evaluation.json').read_text())
+    assert f"{results['quality']['rows'][0]['fid']:.2f}" in page
+    assert f"{results['utility']['classifiers'][0]['synthetic_images']['accuracy']:.1%}" in page
+    assert results['neighbors']['verdict'] in page
+    assert results['quality']['protocol']['weights_sha256'][:16] in page
+    assert 'must not be released' in page.split('<h2>')[0]
+    assert page.count('data:image/png;base64,') == 6
+
+
+def test_page_that_may_be_released_holds_nothing_that_was_measured(run, evaluated):
+    assert re.findall('<h2>(.*?)</h2>', (run / 'report.html').read_text()) == [
+        'Samples', 'Denoising', 'Epsilon over steps', 'Privacy statement', 'Configuration', 'What this page holds'
+    ]
+    names = {path.name for path in run.iterdir()}
+    assert names == {
+        'samples.npz', 'samples.png', 'denoising.png', 'epsilon.png', 'privacy_statement.txt', 'privacy_statement.json',
+        'report.json', 'report.html', 'non_private'
+    }
+    del evaluated
+
+
+def test_features_are_trained_once(run, evaluated, capsys):
+    del evaluated
+    cached = {path: path.stat().st_mtime_ns for path in (run / 'non_private' / 'features').rglob('*') if path.is_file()}
+    assert cached
+    assert call(run, bindings=['evaluate.utility = None', 'evaluate.neighbors = None']) == command.DONE
+    assert {path: path.stat().st_mtime_ns for path in cached} == cached
+    assert 'Protocol: features: ' in capsys.readouterr().out
+
+
+@pytest.fixture(name='budget_path')
+def fixture_budget_path(tmp_path):
+    path = tmp_path / 'digits.budget'
+    budget_file.create(path, budget_lib.Budget(total_epsilon=3.0, delta=DELTA))
+    return path
+
+
+def test_accuracy_is_released_with_noise_and_charged(tmp_path, budget_path, capsys):
+    workdir = make_run(tmp_path / 'run')
+    bindings = [*RELEASE, 'evaluate.quality = None', 'evaluate.neighbors = None', 'UtilityConfig.curve_sizes = ()']
+    assert call(workdir, f'--budget_file={budget_path}', bindings=bindings) == command.DONE
+    released = json.loads((workdir / 'released_accuracy.json').read_text())
+    exact = json.loads((workdir / 'non_private' / 'evaluation_samples' / 'evaluation.json').read_text())['utility']
+    stddev = 4.0 * np.sqrt(2.0) / 360
+    assert released['noise_stddev'] == pytest.approx(stddev)
+    for entry in exact['classifiers']:
+        off = released['accuracy'][entry['classifier']] - entry['synthetic_images']['accuracy']
+        assert 0.0 < abs(off) < 6.0 * stddev
+    budget = budget_file.read(budget_path)
+    (entry,) = budget.entries
+    assert entry.status == budget_lib.SETTLED and entry.run_id == released['run_id']
+    assert entry.ledger == ledger_lib.Ledger().record('held_out_accuracy', 4.0, 1.0)
+    assert released['epsilon'] == budget.epsilon()
+    together = ledger_lib.Ledger(make_statement(5.0).ledger.releases + entry.ledger.releases)
+    assert released['epsilon_together_with_the_model'] == accounting.epsilon(together.dp_event(), DELTA)
+    page = (workdir / 'report.html').read_text()
+    assert f"{released['accuracy']['rbf_svm']:.1%}" in page and 'Gaussian mechanism' in page
+    assert 'RELEASED in' in capsys.readouterr().out
+    # A second release would cost again: it is not made unasked.
+    assert call(workdir, f'--budget_file={budget_path}', bindings=bindings) == command.WRONG_USE
+    assert 'were released before' in error_of(capsys)
+    assert budget_file.read(budget_path) == budget
+
+
+def test_release_that_would_pass_the_budget_is_refused_before_anything_is_measured(tmp_path, capsys):
+    path = tmp_path / 'small.budget'
+    budget_file.create(path, budget_lib.Budget(total_epsilon=0.5, delta=DELTA))
+    workdir = make_run(tmp_path / 'run')
+    assert call(workdir, f'--budget_file={path}', bindings=RELEASE) == command.WRONG_USE
+    assert 'the privacy budget would be passed' in error_of(capsys)
+    assert not budget_file.read(path).entries and not (workdir / 'non_private').exists()
+
+
+def test_release_without_a_budget_is_refused(tmp_path, capsys):
+    assert call(make_run(tmp_path / 'run'), bindings=RELEASE) == command.WRONG_USE
+    assert 'name the budget of the data set, --budget_file=FILE' in error_of(capsys)
+
+
+def test_release_for_a_run_without_a_guarantee_is_refused(tmp_path, budget_path, capsys):
+    workdir = make_run(tmp_path / 'run', noise_multiplier=0.0)
+    assert call(workdir, f'--budget_file={budget_path}', bindings=RELEASE) == command.WRONG_USE
+    assert 'claims no guarantee' in error_of(capsys)
+    assert not budget_file.read(budget_path).entries
+
+
+def test_release_on_samples_of_another_model_is_refused(tmp_path, budget_path, capsys):
+    workdir, other = make_run(tmp_path / 'run'), make_run(tmp_path / 'other', noise_multiplier=0.0)
+    flags = (f'--samples={other / "samples.npz"}', f'--budget_file={budget_path}')
+    assert call(workdir, *flags, bindings=RELEASE) == command.WRONG_USE
+    assert 'the samples did not come with the statement of the run' in error_of(capsys)
+    assert not budget_file.read(budget_path).entries
+
+
+@pytest.mark.parametrize('change, message', [
+    ({'images': np.zeros([40, 6, 6, 1], np.uint8)}, "of shape (6, 6, 1), 'digits' of (8, 8, 1)"),
+    ({'labels': np.arange(40) % 11}, 'samples without a class'),
+    ({'class_names': [f'digit {i}' for i in range(10)]}, 'holds the classes digit 0'),
+])  # yapf: disable
+def test_samples_of_other_data_are_refused(tmp_path, capsys, change, message):
+    arrays = {'images': np.zeros([40, 8, 8, 1], np.uint8), 'labels': np.arange(40) % 10,
+              'class_names': [str(i) for i in range(10)]}  # yapf: disable
+    np.savez(tmp_path / 'other.npz', **{**arrays, **change})
+    assert call(tmp_path / 'run', f'--samples={tmp_path / "other.npz"}') == command.WRONG_USE
+    assert message in error_of(capsys)

@@ -1,0 +1,119 @@
+"""Accuracy on private held-out images, released with noise and charged to the budget of the data set."""
+
+import json
+import pathlib
+import secrets
+from typing import Dict, Optional
+
+import numpy as np
+
+from tf_dpdiff import files
+from tf_dpdiff.cli import budget_file
+from tf_dpdiff.cli import command
+from tf_dpdiff.cli import run_files
+from tf_dpdiff.cli import run_report
+from tf_dpdiff.data import datasets
+from tf_dpdiff.privacy import accounting
+from tf_dpdiff.privacy import accuracy_release
+from tf_dpdiff.privacy import ledger as ledger_lib
+from tf_dpdiff.privacy import seeds
+
+
+def check(workdir: pathlib.Path, budget_path: Optional[pathlib.Path], config: accuracy_release.AccuracyReleaseConfig,
+          data: datasets.PrivateData, statement_text: Optional[str]) -> None:
+    """Checks that a release may be made, before what it releases is measured.
+
+    Args:
+      workdir: The run's folder.
+      budget_path: The budget file.
+      config: The release.
+      data: The private images.
+      statement_text: What came with the samples that the classifiers are trained on.
+
+    Raises:
+      command.UsageError: if it may not; names the reason and the cure.
+      accounting.BudgetError: if the budget would be passed.
+    """
+    if budget_path is None:
+        raise command.UsageError(
+            'a released accuracy costs privacy: name the budget of the data set, --budget_file=FILE '
+            '(bin/account makes one), or leave evaluate.accuracy_release unbound.')
+    path = workdir / run_report.RELEASED_ACCURACY
+    if path.exists():
+        raise command.UsageError(f'{path} holds accuracies that were released before; each release costs anew. Move it '
+                                 'away to release again, or leave evaluate.accuracy_release unbound.')
+    run_report.read(workdir)  # The page that the accuracy becomes part of.
+    text, as_json = run_files.statement_paths(workdir)[:2]
+    statement = json.loads(as_json.read_text(encoding='utf-8'))
+    if not statement['guarantee_claimed'] and statement.get('private_data', 'some') is not None:
+        raise command.UsageError(
+            f'the run in {workdir} claims no guarantee: classifiers trained on its samples are not '
+            'private, and no noise on their accuracy changes that.')
+    if statement_text != text.read_text(encoding='utf-8'):
+        raise command.UsageError(
+            f'the samples did not come with the statement of the run in {workdir}: it is not known '
+            'what they, and classifiers trained on them, reveal. Make them with bin/sample.')
+    _charge('not drawn yet', config, data)(budget_file.read(budget_path))
+
+
+def release(workdir: pathlib.Path, budget_path: pathlib.Path, config: accuracy_release.AccuracyReleaseConfig,
+            data: datasets.PrivateData, predictions: Dict[str, np.ndarray]) -> dict:
+    """Charges the budget, draws the noise and writes released_accuracy.json: in this order, so that a crash costs
+    budget and never the guarantee.
+
+    Args:
+      workdir: The run's folder.
+      budget_path: The budget file.
+      config: The release.
+      data: The private images.
+      predictions: Of each classifier that was trained on samples: classes of the held-out images, int [images].
+
+    Returns:
+      What was written: what may be released.
+    """
+    held_out = data.held_out
+    run_id = f'accuracy {secrets.token_hex(4)}'
+    correct = np.stack([predicted == held_out.labels for predicted in predictions.values()], axis=1)
+    budget = budget_file.update(budget_path, _charge(run_id, config, data))
+    released = config.release(correct, seed=seeds.PrivateSeed.from_os_entropy(), owners=held_out.owners)
+    fields = _describe(workdir, config, held_out, dict(zip(predictions, released.tolist())), run_id, budget.delta)
+    files.write_text(workdir / run_report.RELEASED_ACCURACY, json.dumps(fields, indent=2) + '\n')
+    run_report.write_page(workdir)
+    return fields
+
+
+def _charge(run_id: str, config: accuracy_release.AccuracyReleaseConfig, data: datasets.PrivateData):
+    """Returns the change of a budget: as if held-out units were training units, which costs more than it need."""
+    return lambda budget: budget.record_finished(run_id,
+                                                 config.ledger(),
+                                                 dataset=data.train.name,
+                                                 data_fingerprint=data.train.fingerprint(),
+                                                 unit=data.train.unit,
+                                                 time=budget_file.now())
+
+
+def _describe(workdir, config, held_out, accuracy, run_id, delta) -> dict:
+    statement = json.loads(run_files.statement_paths(workdir)[1].read_text(encoding='utf-8'))
+    of_run = ledger_lib.Ledger.from_json(json.dumps(statement.get('releases', [])))
+    ledger = config.ledger()
+    together = ledger_lib.Ledger(of_run.releases + ledger.releases)
+    epsilon, epsilon_together = (accounting.epsilon(each.dp_event(), delta) for each in (ledger, together))
+    stddev = config.stddev(held_out.num_units, len(accuracy))
+    text = (
+        f'Measured on {held_out.num_units:,} held-out private units ({held_out.unit}) and released by one Gaussian '
+        f'mechanism with noise multiplier {config.noise_multiplier:g}: each accuracy has noise of standard deviation '
+        f'{stddev:.2%}. The release costs epsilon = {accounting.round_up(epsilon)} at delta = {delta:g}; together '
+        f'with the model, epsilon = {accounting.round_up(epsilon_together)}. The number of units counts as public.')
+    return {
+        'accuracy': accuracy,
+        'noise_stddev': stddev,
+        'noise_multiplier': config.noise_multiplier,
+        'num_units': held_out.num_units,
+        'unit': held_out.unit,
+        'epsilon': epsilon,
+        'epsilon_together_with_the_model': epsilon_together,
+        'delta': delta,
+        'releases': json.loads(ledger.to_json()),
+        'run_id': run_id,
+        'text': text,
+    }

@@ -1,0 +1,282 @@
+"""The features that quality metrics compare: of a small classifier trained for the data set, or of the Inception graph.
+
+The small classifier is trained on private images without noise: its weights are PRIVATE, and so is what is measured
+with it. They are for the owner of the data, and not to be released.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+import sys
+from typing import Callable, List, Optional, Tuple
+import zipfile
+import zlib
+
+import numpy as np
+import tensorflow as tf
+import tqdm
+
+from tf_dpdiff import files
+from tf_dpdiff.data import datasets
+from tf_dpdiff.networks import feature_network
+
+INCEPTION = 'inception'
+CLASSIFIER = 'classifier'
+
+_DESCRIPTION, _WEIGHTS = 'classifier.json', 'classifier.npz'
+_VERSION = 1  # Of network and training: a cached classifier of another version is trained anew.
+_TRAINING_BATCH = 128
+_LEARNING_RATE = 3e-3
+_SCALING_IMAGES = 1000
+_OWN_SCALE = ("the scale is this network's own: no values to compare with published FIDs, KIDs and Inception Scores; "
+              'images that it was trained on lie a little further from held-out ones than new images would')
+
+RunFn = Callable[[np.ndarray], Tuple[tf.Tensor, tf.Tensor]]
+
+
+@dataclasses.dataclass(frozen=True)
+class FeaturesConfig:
+    """Where features come from.
+
+    Attributes:
+      source: 'classifier' (a small network trained on the private training images, cached), 'inception' (the standard
+        graph of TF-GAN, from TF-Hub or its cache, TFHUB_CACHE_DIR), the folder of a SavedModel of that graph, or the
+        folder with the cached classifier of another run (WORKDIR/non_private/features), so that both runs are measured
+        with the same features.
+      seed: Of the classifier's initial weights and the order of its images; public.
+      num_steps: Training steps of the classifier, each on 128 images.
+    """
+    source: str = CLASSIFIER
+    seed: int = 0
+    num_steps: int = 500
+
+    def __post_init__(self):
+        if not self.source:
+            raise ValueError("source of the features must be 'classifier', 'inception' or a folder, got ''.")
+        if self.seed < 0:
+            raise ValueError(f'seed of the features must be at least 0, got {self.seed}.')
+        if self.num_steps < 1:
+            raise ValueError(f'num_steps of the features must be at least 1, got {self.num_steps}.')
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Activations:
+    """What a network makes of images.
+
+    Attributes:
+      pool: The features, float32 [images, features].
+      logits: float32 [images, classes].
+    """
+    pool: np.ndarray
+    logits: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.pool)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Extractor:
+    """A fixed network that turns images into features.
+
+    Attributes:
+      name: For protocols: which network.
+      weights_sha256: Tells two networks of the same name apart.
+      resize: In words, what is done to the images' size.
+      run: Maps images, uint8 [batch_size, height, width, channels], to features and logits.
+      batch_size: Images taken at a time. Fixed, since a network's last bits depend on the size of its batch.
+      note: For protocols: what is to be kept in mind of numbers that are measured with these features, or nothing.
+    """
+    name: str
+    weights_sha256: str
+    resize: str
+    run: RunFn
+    batch_size: int
+    note: str = ''
+
+    def __call__(self, images_uint8: np.ndarray, progress: bool = True) -> Activations:
+        """Returns the features and logits of images; no more than a batch of them is held as floats.
+
+        Args:
+          images_uint8: uint8 [images, height, width, 1 or 3], at least one; a memory map does.
+          progress: Whether to show a bar where it takes more than a moment.
+
+        Returns:
+          The activations, in the order of the images.
+        """
+        pool, logits = [], []
+        with _bar(len(images_uint8), 'features', 'image', disable=not progress) as bar:
+            for start in range(0, len(images_uint8), self.batch_size):
+                images = np.asarray(images_uint8[start:start + self.batch_size])
+                padding = [(0, self.batch_size - len(images)), (0, 0), (0, 0), (0, 0)]
+                for found, kept in zip(self.run(np.pad(images, padding)), (pool, logits)):
+                    kept.append(found.numpy()[:len(images)])
+                bar.update(len(images))
+        return Activations(np.concatenate(pool), np.concatenate(logits))
+
+
+def load(config: FeaturesConfig, train: datasets.ImageDataset, cache: pathlib.Path) -> Extractor:
+    """Loads the network that the configuration names; trains the small classifier where it is not cached.
+
+    Training is the same for the same seed on the CPU of one machine, bit for bit.
+
+    Args:
+      config: Which network.
+      train: The private training images, which the small classifier is trained on.
+      cache: The folder that keeps the small classifier: PRIVATE, WORKDIR/non_private/features.
+
+    Returns:
+      The extractor.
+
+    Raises:
+      ValueError: if the source cannot be loaded, or is made for images of another shape; one line that says what to do.
+    """
+    if config.source == CLASSIFIER:
+        return _own_classifier(config, train, cache)
+    if config.source == INCEPTION:
+        return _inception(None)
+    folder = pathlib.Path(config.source).expanduser()
+    if (folder / _DESCRIPTION).is_file():
+        return _classifier_of_another_run(folder, train)
+    if (folder / tf.saved_model.SAVED_MODEL_FILENAME_PB).is_file():
+        return _inception(folder)
+    raise ValueError(f"source {config.source!r} of the features is neither '{CLASSIFIER}' nor '{INCEPTION}', nor a "
+                     f'folder with a SavedModel ({tf.saved_model.SAVED_MODEL_FILENAME_PB}) or with the cached '
+                     f'classifier of a run ({_DESCRIPTION}, in WORKDIR/non_private/features).')
+
+
+def _inception(folder: Optional[pathlib.Path]) -> Extractor:
+    # Imported here: metrics, the one module that knows TF-GAN, imports this one.
+    from tf_dpdiff.evaluation import metrics  # pylint: disable=g-import-not-at-top
+    found, run = metrics.load_inception(folder)
+    digest = hashlib.sha256()
+    for path in sorted(found.rglob('*')):
+        if path.name == tf.saved_model.SAVED_MODEL_FILENAME_PB or path.parent.name == 'variables':
+            digest.update(path.relative_to(found).as_posix().encode())
+            digest.update(path.read_bytes())
+    name = f'SavedModel {folder.resolve().name!r}' if folder else 'Inception graph of TF-GAN, from TF-Hub'
+    return Extractor(name, digest.hexdigest(), metrics.INCEPTION_RESIZE, run, batch_size=50)
+
+
+def _classifier_of_another_run(folder: pathlib.Path, train: datasets.ImageDataset) -> Extractor:
+    try:
+        description = _read_description(folder)
+        if description['version'] != _VERSION:
+            raise ValueError('it was made by another version of tf_dpdiff')
+        if tuple(description['image_shape']) != train.image_shape:
+            raise ValueError(f"it is made for images of shape {tuple(description['image_shape'])}, not "
+                             f'{train.image_shape}')
+        network = _read_network(folder, description)
+    except _DAMAGE as error:
+        raise ValueError(f'the classifier in {folder} cannot give features: {error}; name the folder of another run, '
+                         f"or '{CLASSIFIER}' to train one here.") from error
+    return _small_extractor(network, description)
+
+
+def _own_classifier(config: FeaturesConfig, train: datasets.ImageDataset, cache: pathlib.Path) -> Extractor:
+    wanted = {
+        'version': _VERSION,
+        'name': train.name,
+        'image_shape': list(train.image_shape),
+        'num_classes': train.num_classes,
+        'data_fingerprint': train.fingerprint(),
+        'seed': config.seed,
+        'num_steps': config.num_steps,
+        'batch_size': _TRAINING_BATCH,
+        'learning_rate': _LEARNING_RATE,
+    }
+    if (cache / _DESCRIPTION).exists():
+        try:
+            description = _read_description(cache)
+            if {name: description.get(name) for name in wanted} == wanted:
+                return _small_extractor(_read_network(cache, description), description)
+        except _DAMAGE as error:
+            print(f'The cached classifier in {cache} is damaged ({error}): it is trained anew.', file=sys.stderr)
+    network = _train(config, train)
+    description = {
+        'note': 'PRIVATE: trained on private images without noise.',
+        **wanted, 'weights_sha256': _hash(network.get_weights())
+    }
+    with files.replacing(cache / _WEIGHTS) as temporary:
+        np.savez(temporary, *network.get_weights())
+    # Last: a description whose weights are missing or older is found out by their hash.
+    files.write_text(cache / _DESCRIPTION, json.dumps(description, indent=2) + '\n')
+    return _small_extractor(network, description)
+
+
+# What reading a file raises that was cut, overwritten or edited.
+_DAMAGE = (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error)
+
+
+def _read_description(folder: pathlib.Path) -> dict:
+    description = json.loads((folder / _DESCRIPTION).read_text(encoding='utf-8'))
+    if not isinstance(description, dict):
+        raise ValueError(f'{_DESCRIPTION} holds no description')
+    return description
+
+
+def _read_network(folder: pathlib.Path, description: dict) -> tf.keras.Model:
+    with np.load(folder / _WEIGHTS) as arrays:
+        weights = [arrays[name] for name in arrays.files]
+    if _hash(weights) != description['weights_sha256']:
+        raise ValueError(f'{_WEIGHTS} does not hold the weights that {_DESCRIPTION} names')
+    network = feature_network.build_feature_network(tuple(description['image_shape']),
+                                                    description['num_classes'],
+                                                    seed=0)
+    network.set_weights(weights)
+    return network
+
+
+def _hash(weights: List[np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for weight in weights:
+        digest.update(str((weight.shape, weight.dtype.str)).encode())
+        digest.update(np.ascontiguousarray(weight))
+    return digest.hexdigest()
+
+
+def _small_extractor(network: tf.keras.Model, description: dict) -> Extractor:
+    name = f"tf_dpdiff small CNN, trained on {description['name']!r}"
+    run = tf.function(network, autograph=False, reduce_retracing=True)
+    return Extractor(name, description['weights_sha256'], 'none', run, batch_size=250, note=_OWN_SCALE)
+
+
+def _train(config: FeaturesConfig, train: datasets.ImageDataset) -> tf.keras.Model:
+    """Trains the small classifier; nothing is drawn from, or left in, the global random state."""
+    network = feature_network.build_feature_network(train.image_shape, train.num_classes, seed=config.seed)
+    schedule = tf.keras.optimizers.schedules.CosineDecay(_LEARNING_RATE, config.num_steps)
+    optimizer = tf.keras.optimizers.Adam(schedule)
+
+    @functools.partial(tf.function, autograph=False)
+    def step(images_uint8, labels):
+        with tf.GradientTape() as tape:
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, network(images_uint8)[1])
+            loss = tf.reduce_mean(losses)
+        optimizer.apply_gradients(zip(tape.gradient(loss, network.trainable_variables), network.trainable_variables))
+
+    generator = np.random.default_rng(config.seed)
+    waiting = np.zeros([0], np.int64)
+    with _bar(config.num_steps, 'classifier', 'step') as bar:
+        for _ in range(config.num_steps):
+            while len(waiting) < _TRAINING_BATCH:  # One order of all images after the other.
+                waiting = np.concatenate([waiting, generator.permutation(len(train))])
+            rows, waiting = np.sort(waiting[:_TRAINING_BATCH]), waiting[_TRAINING_BATCH:]
+            step(tf.constant(train.images_uint8[rows]), tf.constant(train.labels[rows], tf.int32))
+            bar.update()
+    # Kernel distances are not blind to scale: as it is left, the features of training images have a mean square of 1.
+    pool = network(train.images_uint8[np.sort(generator.permutation(len(train))[:_SCALING_IMAGES])])[0]
+    mean_square = float(tf.reduce_mean(tf.square(pool)))
+    if mean_square > 0.0:
+        feature_network.scale_features(network, mean_square**-0.5)
+    return network
+
+
+def _bar(total: int, name: str, unit: str, disable: bool = False) -> tqdm.tqdm:
+    return tqdm.tqdm(total=total,
+                     desc=name.ljust(11),
+                     unit=unit,
+                     dynamic_ncols=True,
+                     delay=1.0,
+                     disable=disable,
+                     mininterval=0.2 if sys.stderr.isatty() else 30.0)
