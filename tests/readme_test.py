@@ -15,13 +15,15 @@ from tf_dpdiff.cli import evaluate
 from tf_dpdiff.cli import export
 from tf_dpdiff.cli import gin_config
 from tf_dpdiff.cli import sample
+from tf_dpdiff.cli import select
 from tf_dpdiff.cli import train
 from tf_dpdiff.data import datasets
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / 'README.md').read_text()
-VERBS = {'train': train, 'sample': sample, 'evaluate': evaluate, 'export': export, 'account': account, 'audit': audit}
-COMMANDS = sorted(set(re.findall(r'^(bin/(?:train|sample|evaluate|export|account|audit) .*)$', README, re.M)))
+VERBS = {'train': train, 'sample': sample, 'evaluate': evaluate, 'select': select, 'export': export, 'account': account,
+         'audit': audit}  # yapf: disable
+COMMANDS = sorted(set(re.findall(r'^(bin/(?:train|sample|evaluate|select|export|account|audit) .*)$', README, re.M)))
 
 
 @pytest.mark.parametrize('line', COMMANDS)

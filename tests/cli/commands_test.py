@@ -83,25 +83,6 @@ def test_same_command_on_a_finished_run_says_so_and_ends_with_the_same_statement
     assert (run / 'privacy_statement.json').read_text() == before
 
 
-def test_sample_draws_as_many_as_asked_for_and_the_same_for_the_same_seed(run, tmp_path, capsys):
-    first, again, other = tmp_path / 'a.npz', tmp_path / 'b.npz', tmp_path / 'c.npz'
-    for path, seed in ((first, 5), (again, 5), (other, 6)):
-        assert call('sample', f'--workdir={run}', '--num_images=30', f'--seed={seed}',
-                    f'--output={path}') == command.DONE
-    assert '30 images of 10 classes' in capsys.readouterr().out
-    images = [np.load(path)['images'] for path in (first, again, other)]
-    np.testing.assert_array_equal(images[0], images[1])
-    assert not np.array_equal(images[0], images[2])
-
-
-def test_sample_writes_class_folders(run, tmp_path):
-    folder = tmp_path / 'png'
-    assert call('sample', f'--workdir={run}', '--num_images=20', f'--output={folder}') == command.DONE
-    assert sorted(path.name for path in folder.iterdir()) == [str(digit) for digit in range(10)]
-    assert len(list(folder.glob('*/*.png'))) == 20
-    assert call('sample', f'--workdir={run}', '--num_images=20', f'--output={folder}') == command.WRONG_USE
-
-
 def test_evaluate_measures_samples_made_later(run, tmp_path, capsys):
     path = tmp_path / 'more.npz'
     call('sample', f'--workdir={run}', '--num_images=60', f'--output={path}')

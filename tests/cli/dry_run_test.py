@@ -10,7 +10,8 @@ from tf_dpdiff.cli import command
 from tf_dpdiff.cli import train
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-DIGITS = {'audit_digits.gin', 'digits.gin', 'digits_from_mnist.gin', 'mnist8.gin'}  # Not the paper's.
+DIGITS = {'audit_digits.gin', 'digits.gin', 'digits_from_mnist.gin', 'mnist8.gin',
+          'select_digits.gin'}  # Not the paper's.
 
 
 def run(*flags):

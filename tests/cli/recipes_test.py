@@ -24,7 +24,8 @@ SMALL = ('UNetConfig.base_channels = 4', 'UNetConfig.channel_multipliers = (1,)'
 SMALL_PUBLIC = SMALL + ('BATCH_SIZE = 4', 'PretrainingConfig.images_per_chunk = 2')
 SMALL_PRIVATE = SMALL + ('EXPECTED_BATCH_SIZE = 4', 'AUGMENTATION_MULTIPLICITY = 2',
                          'DpSgdConfig.noise_multiplier = 9.0')  # yapf: disable
-DIGITS = {'audit_digits.gin', 'digits.gin', 'digits_from_mnist.gin', 'mnist8.gin'}  # Not the paper's.
+DIGITS = {'audit_digits.gin', 'digits.gin', 'digits_from_mnist.gin', 'mnist8.gin',
+          'select_digits.gin'}  # Not the paper's.
 
 
 def run(*flags):

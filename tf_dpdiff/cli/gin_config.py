@@ -134,6 +134,12 @@ def call(function: Callable, **arguments):
     """
     try:
         return function(**arguments)
+    except RuntimeError as error:
+        missing = re.search(r'Required bindings for `(\w+)` not provided in config: \[(.*)\]', str(error))
+        if missing:
+            raise command.UsageError(f'the configuration is incomplete: {missing.group(1)} needs '
+                                     f'{missing.group(2)}.') from error
+        raise
     except TypeError as error:
         text = str(error)
         missing = re.search(r'(?:(\w+)\.__init__|(\w+))\(\) missing \d+ required [^:]*: (.*)', text)

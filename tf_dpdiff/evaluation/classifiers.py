@@ -248,6 +248,7 @@ def _make_scikit_learn(config: ClassifierConfig, num_images: int, seed: int):
         return ensemble.HistGradientBoostingClassifier(**settings, early_stopping=False, random_state=0)
     if config.name == 'rbf_svm':
         from sklearn import svm
+
         # It draws a number from the global generator unless it is given a seed, though it has no use for one.
         return svm.SVC(**settings, kernel='rbf', break_ties=True, random_state=0)
     from sklearn import neural_network

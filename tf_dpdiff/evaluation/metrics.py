@@ -9,6 +9,7 @@ import math
 import pathlib
 import socket
 from typing import Callable, List, Optional, Tuple
+import warnings
 
 import numpy as np
 import tensorflow as tf
@@ -296,5 +297,8 @@ def load_inception(folder: Optional[pathlib.Path]) -> Tuple[pathlib.Path, Callab
 
 def _tfgan():
     # Imported here: it takes seconds that a dry run need not wait for.
-    import tensorflow_gan  # pylint: disable=g-import-not-at-top
+    with warnings.catch_warnings():
+        # Of TF-Hub, under it: it warns of pkg_resources, which the pinned setuptools still has.
+        warnings.simplefilter('ignore')
+        import tensorflow_gan  # pylint: disable=g-import-not-at-top
     return tensorflow_gan

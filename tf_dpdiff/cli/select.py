@@ -1,0 +1,170 @@
+"""bin/select: which classifier is best, chosen on samples alone, and what the choice is worth on real images."""
+
+import dataclasses
+import json
+import pathlib
+import sys
+from typing import List, Optional
+
+from rich import console as rich_console
+from rich import table as rich_table
+
+import gin  # pylint: disable=wrong-import-order
+from tf_dpdiff import files
+from tf_dpdiff.cli import command
+from tf_dpdiff.cli import gin_config
+from tf_dpdiff.data import datasets
+from tf_dpdiff.evaluation import report
+from tf_dpdiff.evaluation import sample_files
+from tf_dpdiff.evaluation import selection as selection_lib
+from tf_dpdiff.evaluation import selection_picture
+
+_WARNING = (
+    'PRIVATE: this page holds numbers and pictures made from private images without noise. It is for the owner of '
+    'the data and must not be released. What may be is what bin/select --synthetic_only writes.')
+_HEADER = ('candidate', 'synthetic', 'samples to real', 'real to real')
+
+
+@gin_config.root
+def select(*,
+           workdir: pathlib.Path,
+           samples_path: pathlib.Path,
+           data: Optional[datasets.PrivateData] = gin.REQUIRED,
+           selection: selection_lib.SelectionConfig = gin.REQUIRED) -> int:
+    """Chooses a classifier by samples; writes to non_private/ where private images tell what the choice is worth.
+
+    Args:
+      workdir: The run's folder.
+      samples_path: The samples, a file or folder that bin/train or bin/sample wrote.
+      data: The private images, and real images held out from them; None: no real image is looked at.
+      selection: The candidates.
+
+    Returns:
+      The exit code.
+    """
+    if selection is None:
+        raise command.UsageError('select.selection must be bound: @SelectionConfig(), with its candidates.')
+    samples = sample_files.read(samples_path)
+    if data is None:
+        selection = dataclasses.replace(selection, measure_on_real=False)
+    is_real = selection.measure_on_real
+    _check_samples(samples_path, samples, data if is_real else None)
+    found = selection_lib.select(selection, samples.images, samples.labels, data.train if is_real else None,
+                                 data.held_out if is_real else None)
+    fields = {'samples': str(samples_path) if is_real else samples_path.name, **found.to_dict()}
+    name = f'selection_{samples_path.stem}'
+    json_path = workdir / 'non_private' / name / 'selection.json' if is_real else workdir / f'{name}.json'
+    selection_picture.draw_selection(json_path.with_suffix('.png'), fields)
+    files.write_text(json_path, json.dumps(fields, indent=2) + '\n')
+    if is_real:
+        _write_page(json_path.with_name('report.html'), workdir, fields)
+    _print_results(fields, json_path)
+    return command.DONE
+
+
+def _check_samples(path, samples, data: Optional[datasets.PrivateData]) -> None:
+    if data is not None:
+        if samples.images.shape[1:] != data.spec.image_shape:
+            raise ValueError(f'{path} holds images of shape {tuple(samples.images.shape[1:])}, {data.spec.name!r} of '
+                             f'{data.spec.image_shape}.')
+        if samples.class_names != data.spec.class_names:
+            raise ValueError(f'{path} holds the classes {", ".join(samples.class_names[:5])}, ..., {data.spec.name!r} '
+                             f'{", ".join(data.spec.class_names[:5])}, ...')
+    if samples.labels.min() < 0 or samples.labels.max() >= len(samples.class_names):
+        raise ValueError(f'{path} holds samples without a class: no classifier can learn from them.')
+
+
+def _rows(fields: dict) -> List[List[str]]:
+    names = ('synthetic_accuracy', 'transfer_accuracy', 'real_accuracy')
+    return [[candidate['title'], *(f'{candidate[name]:.1%}' for name in names if candidate[name] is not None)]
+            for candidate in fields['candidates']]  # yapf: disable
+
+
+def _sentences(fields: dict) -> List[str]:
+    """Says what the columns are, what was chosen, whether real images rank alike, and what the choice loses."""
+    columns = (f"Accuracy on {fields['num_synthetic_validation']:,} synthetic images after training on "
+               f"{fields['num_synthetic_train']:,} others")
+    chosen = f"Chosen by samples alone: {fields['chosen']}."
+    if fields['tied_with']:
+        chosen += f" As good on synthetic images, but given later: {', '.join(fields['tied_with'])}."
+    if fields['num_real_test'] is None:
+        return [f'{columns}.', chosen]
+    columns += (f"; of the same classifier on {fields['num_real_test']:,} held-out real images; and on those after "
+                f"training on {fields['num_real_train']:,} private images.")
+    said = [columns, chosen]
+    for key, what in (('synthetic_and_real', "'synthetic' and 'real to real'"), ('synthetic_and_transfer',
+                                                                                 "'synthetic' and 'samples to real'"),
+                      ('transfer_and_real', "'samples to real' and 'real to real'")):
+        found = fields['rank_correlation'][key]
+        values = 'undefined, since one of them is the same for all.'
+        if found['spearman'] is not None:
+            values = f"Spearman {found['spearman']:.2f}, Kendall {found['kendall']:.2f}."
+        said.append(f'Rank correlation of {what}: {values}')
+    for key, what in (('transfer', 'samples'), ('real', 'private images')):
+        found = fields['regret'][key]
+        said.append(f"Deployed after training on {what}, the choice reaches {found['chosen_accuracy']:.1%} on real "
+                    f"images and the best, {found['best']}, {found['best_accuracy']:.1%}: a regret of "
+                    f"{100.0 * found['regret']:.1f} points.")
+    return said
+
+
+def _write_page(path: pathlib.Path, workdir: pathlib.Path, fields: dict) -> None:
+    body = report.table(_HEADER, _rows(fields)) + ''.join(report.paragraph(sentence) for sentence in _sentences(fields))
+    body += report.picture(path.with_name('selection.png'),
+                           alt='Accuracy on real images over accuracy on synthetic ones, a point a candidate',
+                           caption='Candidates by samples and by real images; axes are logarithmic in the error.',
+                           pixelated=False)
+    num_synthetic = fields['num_synthetic_train'] + fields['num_synthetic_validation']
+    facts = {
+        'samples': f"{num_synthetic:,} in {fields['samples']}",
+        'private images': f"{fields['num_real_train']:,}, and {fields['num_real_test']:,} held out",
+        'trainings of a candidate with random weights': str(fields['num_seeds']),
+    }
+    report.write_page(path,
+                      title=f'tf_dpdiff: classifiers chosen on samples of {workdir.resolve().name}',
+                      facts=facts,
+                      sections=[report.Section('Selection', body)],
+                      warning=_WARNING)
+
+
+def _print_results(fields: dict, json_path: pathlib.Path) -> None:
+    rows = _rows(fields)
+    table = rich_table.Table(title='accuracy, best on synthetic validation images first', title_justify='left')
+    for column, name in enumerate(_HEADER[:len(rows[0])]):
+        table.add_column(name, justify='right' if column else 'left')
+    for row in rows:
+        table.add_row(*row)
+    console = rich_console.Console()
+    console.print(table)
+    if fields['num_real_test'] is None:
+        last = (
+            f'Written to {json_path} and .png. No private image was read: they may be released wherever the samples '
+            'may.')
+    else:
+        last = (f'Written to {json_path.parent}: report.html, selection.json; measured on private images, so not to be '
+                'released.')
+    for sentence in (*_sentences(fields), last):
+        console.print(sentence, highlight=False, soft_wrap=True)
+
+
+def main(flags) -> int:
+    """Runs the verb."""
+    command.quieten_libraries()
+    # What a file binds to it is not even built: a source of images is opened when it is.
+    no_data = ['select.data = None'] if flags.synthetic_only else []
+    gin_config.parse(flags.gin_file, [*flags.gin_param, *no_data])
+    workdir = command.prepare_workdir(flags.workdir)
+    samples_path = pathlib.Path(flags.samples).expanduser() if flags.samples else workdir / 'samples.npz'
+    return gin_config.call(select, workdir=workdir, samples_path=samples_path)
+
+
+def run(argv: Optional[List[str]] = None) -> None:
+    """Entry point of bin/select."""
+    parser = command.Parser('select', __doc__)
+    parser.add_gin_flags()
+    parser.add_argument('--workdir', default='runs/latest', help='folder of the run (default: %(default)s)')
+    parser.add_argument('--samples', help="what bin/sample wrote, a file or folder (default: the run's samples.npz)")
+    parser.add_argument('--synthetic_only',
+                        action='store_true',
+                        help='read no private image; what is written may then be released like the samples')
+    sys.exit(command.run(parser, main, sys.argv[1:] if argv is None else argv))
