@@ -4,7 +4,7 @@ import os
 import pathlib
 import sys
 import traceback
-from typing import Callable, List
+from typing import Callable, Iterable, List, Sequence
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL',
                       '3')  # Before TensorFlow is imported: it speaks of missing GPUs at length.
@@ -88,6 +88,17 @@ def facts_table(title: str):
     table = rich_table.Table(title=title, show_header=False, title_justify='left')
     table.add_column(no_wrap=True)
     table.add_column(overflow='fold')
+    return table
+
+
+def numbers_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]] = ()):
+    """Returns a rich table of a name and numbers a row, below a header."""
+    from rich import table as rich_table  # pylint: disable=g-import-not-at-top
+    table = rich_table.Table(title=title, title_justify='left')
+    for column, name in enumerate(header):
+        table.add_column(name, justify='right' if column else 'left', no_wrap=not column)
+    for row in rows:
+        table.add_row(*row)
     return table
 
 

@@ -7,7 +7,6 @@ import time
 from typing import List, Optional
 
 from rich import console as rich_console
-from rich import table as rich_table
 
 import gin  # pylint: disable=wrong-import-order
 from tf_dpdiff import files
@@ -58,7 +57,7 @@ def evaluate(*,
       The exit code.
     """
     samples = sample_files.read(samples_path)
-    _check_samples(samples_path, samples, data)
+    samples.check_like(data.spec, samples_path)
     if accuracy_release:
         if not utility:
             raise command.UsageError(
@@ -86,17 +85,6 @@ def evaluate(*,
     _write_report(workdir, folder, samples_path, results, sections)
     _print_results(results, folder, workdir)
     return command.DONE
-
-
-def _check_samples(path, samples, data) -> None:
-    if tuple(samples.images.shape[1:]) != data.spec.image_shape:
-        raise ValueError(f'{path} holds images of shape {tuple(samples.images.shape[1:])}, {data.spec.name!r} of '
-                         f'{data.spec.image_shape}.')
-    if samples.class_names != data.spec.class_names and samples.labels.max() < data.spec.num_classes:
-        raise ValueError(f'{path} holds the classes {", ".join(samples.class_names[:5])}, ..., {data.spec.name!r} '
-                         f'{", ".join(data.spec.class_names[:5])}, ...')
-    if samples.labels.max() >= data.spec.num_classes:
-        raise ValueError(f'{path} holds samples without a class of {data.spec.name!r}.')
 
 
 def _measure_quality(results, config, extractor, samples, data) -> report.Section:
@@ -156,12 +144,12 @@ def _print_results(results, folder, workdir) -> None:
     console = rich_console.Console()
     if 'quality' in results:
         rows = report_sections.quality_rows(results['quality'])
-        console.print(_table('against held-out real images', report_sections.QUALITY_HEADER, rows))
+        console.print(command.numbers_table('against held-out real images', report_sections.QUALITY_HEADER, rows))
         console.print(f"Protocol: {metrics.protocol_line(results['quality'])}", highlight=False, soft_wrap=True)
     if 'utility' in results:
         title = f"accuracy on {results['utility']['num_test']:,} held-out real images, by what was trained on"
         rows = report_sections.utility_rows(results['utility'])
-        console.print(_table(title, report_sections.UTILITY_HEADER, rows))
+        console.print(command.numbers_table(title, report_sections.UTILITY_HEADER, rows))
     if 'neighbors' in results:
         console.print(f"Nearest neighbours: {results['neighbors']['verdict']}", highlight=False, soft_wrap=True)
     console.print(
@@ -176,15 +164,6 @@ def _print_results(results, folder, workdir) -> None:
             f"{fields['text']}",
             highlight=False,
             soft_wrap=True)
-
-
-def _table(title, header, rows) -> rich_table.Table:
-    table = rich_table.Table(title=title, title_justify='left')
-    for column, name in enumerate(header):
-        table.add_column(name, justify='right' if column else 'left', no_wrap=not column)
-    for row in rows:
-        table.add_row(*row)
-    return table
 
 
 def main(flags) -> int:

@@ -11,6 +11,7 @@ import re
 import sys
 from typing import List, Optional, Sequence
 
+from tf_dpdiff import progress
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import run_files
 from tf_dpdiff.cli import sample_source
@@ -64,8 +65,9 @@ def _complete(output: pathlib.Path, plan: sample_plan.SamplePlan, files: sample_
     left = sum(end - first for first, end in files.ranges())
     sample_fns = source.load() if left else []
     pieces = generate.draw(sample_fns, plan.choice, files.ranges(), plan.chunk_size)
-    with contextlib.closing(pieces), generate.progress_bar(plan.num_images, plan.num_images - left) as progress:
-        whole = files.write(pieces, lambda: stop.requested, progress.update)
+    with contextlib.closing(pieces), progress.bar(plan.num_images, 'sampling', 'image',
+                                                  initial=plan.num_images - left) as bar:
+        whole = files.write(pieces, lambda: stop.requested, bar.update)
     if not whole:
         print(f'sample: stopped; {_progress(plan, files)} and kept. The same command goes on.', file=sys.stderr)
     return whole

@@ -7,7 +7,6 @@ import sys
 from typing import List, Optional
 
 from rich import console as rich_console
-from rich import table as rich_table
 
 import gin  # pylint: disable=wrong-import-order
 from tf_dpdiff import files
@@ -48,7 +47,9 @@ def select(*,
     if data is None:
         selection = dataclasses.replace(selection, measure_on_real=False)
     is_real = selection.measure_on_real
-    _check_samples(samples_path, samples, data if is_real else None)
+    if is_real:
+        samples.check_like(data.spec, samples_path)
+    samples.check_classified(samples_path)
     found = selection_lib.select(selection, samples.images, samples.labels, data.train if is_real else None,
                                  data.held_out if is_real else None)
     fields = {'samples': str(samples_path) if is_real else samples_path.name, **found.to_dict()}
@@ -60,18 +61,6 @@ def select(*,
         _write_page(json_path.with_name('report.html'), workdir, fields)
     _print_results(fields, json_path)
     return command.DONE
-
-
-def _check_samples(path, samples, data: Optional[datasets.PrivateData]) -> None:
-    if data is not None:
-        if samples.images.shape[1:] != data.spec.image_shape:
-            raise ValueError(f'{path} holds images of shape {tuple(samples.images.shape[1:])}, {data.spec.name!r} of '
-                             f'{data.spec.image_shape}.')
-        if samples.class_names != data.spec.class_names:
-            raise ValueError(f'{path} holds the classes {", ".join(samples.class_names[:5])}, ..., {data.spec.name!r} '
-                             f'{", ".join(data.spec.class_names[:5])}, ...')
-    if samples.labels.min() < 0 or samples.labels.max() >= len(samples.class_names):
-        raise ValueError(f'{path} holds samples without a class: no classifier can learn from them.')
 
 
 def _rows(fields: dict) -> List[List[str]]:
@@ -129,13 +118,9 @@ def _write_page(path: pathlib.Path, workdir: pathlib.Path, fields: dict) -> None
 
 def _print_results(fields: dict, json_path: pathlib.Path) -> None:
     rows = _rows(fields)
-    table = rich_table.Table(title='accuracy, best on synthetic validation images first', title_justify='left')
-    for column, name in enumerate(_HEADER[:len(rows[0])]):
-        table.add_column(name, justify='right' if column else 'left')
-    for row in rows:
-        table.add_row(*row)
     console = rich_console.Console()
-    console.print(table)
+    console.print(
+        command.numbers_table('accuracy, best on synthetic validation images first', _HEADER[:len(rows[0])], rows))
     if fields['num_real_test'] is None:
         last = (
             f'Written to {json_path} and .png. No private image was read: they may be released wherever the samples '

@@ -8,13 +8,14 @@ from concurrent import futures
 import functools
 import io
 import re
-import sys
 from typing import Callable, Optional, Sequence, Tuple
 
 import numpy as np
 from PIL import Image
 from PIL import ImageOps
 import tqdm
+
+from tf_dpdiff import progress as progress_lib
 
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png')
 
@@ -190,13 +191,7 @@ def check_shape(image_uint8: np.ndarray, image_shape: Tuple[int, int, int], sour
 
 def progress(total: Optional[int], name: str) -> tqdm.tqdm:
     """Returns a progress bar that appears where reading takes more than two seconds; total None: not known."""
-    return tqdm.tqdm(total=total,
-                     desc=f'reading {name}',
-                     unit='image',
-                     dynamic_ncols=True,
-                     mininterval=0.2 if sys.stderr.isatty() else 30.0,
-                     delay=2,
-                     leave=False)
+    return progress_lib.bar(total, f'reading {name}', 'image', delay_secs=2.0, leave=False)
 
 
 def read_all(name: str, sources: Sequence, read: Callable[[object], np.ndarray], out: np.ndarray) -> np.ndarray:

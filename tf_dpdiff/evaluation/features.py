@@ -16,9 +16,9 @@ import zlib
 
 import numpy as np
 import tensorflow as tf
-import tqdm
 
 from tf_dpdiff import files
+from tf_dpdiff import progress
 from tf_dpdiff.data import datasets
 from tf_dpdiff.networks import feature_network
 
@@ -95,18 +95,18 @@ class Extractor:
     batch_size: int
     note: str = ''
 
-    def __call__(self, images_uint8: np.ndarray, progress: bool = True) -> Activations:
+    def __call__(self, images_uint8: np.ndarray, show_progress: bool = True) -> Activations:
         """Returns the features and logits of images; no more than a batch of them is held as floats.
 
         Args:
           images_uint8: uint8 [images, height, width, 1 or 3], at least one; a memory map does.
-          progress: Whether to show a bar where it takes more than a moment.
+          show_progress: Whether to show a bar where it takes more than a moment.
 
         Returns:
           The activations, in the order of the images.
         """
         pool, logits = [], []
-        with _bar(len(images_uint8), 'features', 'image', disable=not progress) as bar:
+        with progress.bar(len(images_uint8), 'features', 'image', delay_secs=1.0, disable=not show_progress) as bar:
             for start in range(0, len(images_uint8), self.batch_size):
                 images = np.asarray(images_uint8[start:start + self.batch_size])
                 padding = [(0, self.batch_size - len(images)), (0, 0), (0, 0), (0, 0)]
@@ -257,7 +257,7 @@ def _train(config: FeaturesConfig, train: datasets.ImageDataset) -> tf.keras.Mod
 
     generator = np.random.default_rng(config.seed)
     waiting = np.zeros([0], np.int64)
-    with _bar(config.num_steps, 'classifier', 'step') as bar:
+    with progress.bar(config.num_steps, 'classifier', 'step', delay_secs=1.0) as bar:
         for _ in range(config.num_steps):
             while len(waiting) < _TRAINING_BATCH:  # One order of all images after the other.
                 waiting = np.concatenate([waiting, generator.permutation(len(train))])
@@ -270,13 +270,3 @@ def _train(config: FeaturesConfig, train: datasets.ImageDataset) -> tf.keras.Mod
     if mean_square > 0.0:
         feature_network.scale_features(network, mean_square**-0.5)
     return network
-
-
-def _bar(total: int, name: str, unit: str, disable: bool = False) -> tqdm.tqdm:
-    return tqdm.tqdm(total=total,
-                     desc=name.ljust(11),
-                     unit=unit,
-                     dynamic_ncols=True,
-                     delay=1.0,
-                     disable=disable,
-                     mininterval=0.2 if sys.stderr.isatty() else 30.0)

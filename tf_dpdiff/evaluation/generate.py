@@ -8,7 +8,6 @@ import io
 import itertools
 import pathlib
 import queue
-import sys
 from typing import Callable, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 import zipfile
 import zlib
@@ -16,9 +15,9 @@ import zlib
 import numpy as np
 from PIL import Image
 import tensorflow as tf
-import tqdm
 
 from tf_dpdiff import files
+from tf_dpdiff import progress
 from tf_dpdiff.evaluation import sample_plan
 
 _GRID_LINE = 96
@@ -77,24 +76,15 @@ def generate(sample_fn: SampleFn,
     """
     choice = sample_plan.ClassChoice(tuple(range(num_classes)))
     whole, drawn = (config.seed, config.seed + config.num_images), []
-    with progress_bar(config.num_images) as progress, contextlib.closing(
-            draw([sample_fn], choice, [whole], config.chunk_size)) as pieces:
+    with progress.bar(config.num_images, 'sampling',
+                      'image') as bar, contextlib.closing(draw([sample_fn], choice, [whole],
+                                                               config.chunk_size)) as pieces:
         for piece in pieces:
             drawn.append(piece)
-            progress.update(len(piece.seeds))
+            bar.update(len(piece.seeds))
             if should_stop():
                 return None
     return np.concatenate([piece.images for piece in drawn]), np.concatenate([piece.labels for piece in drawn])
-
-
-def progress_bar(num_images: int, already: int = 0) -> tqdm.tqdm:
-    """Returns a progress bar; where nobody looks on, it prints a line now and then."""
-    return tqdm.tqdm(total=num_images,
-                     initial=already,
-                     desc='sampling'.ljust(11),
-                     unit='image',
-                     dynamic_ncols=True,
-                     mininterval=0.2 if sys.stderr.isatty() else 30.0)
 
 
 def on_each_device(load: Callable[[], SampleFn]) -> List[SampleFn]:

@@ -4,12 +4,11 @@ Pictures and numbers come from private images without noise: they are for the ow
 """
 
 import dataclasses
-import sys
 from typing import Callable, Dict, Tuple
 
 import numpy as np
-import tqdm
 
+from tf_dpdiff import progress
 from tf_dpdiff.data import datasets
 from tf_dpdiff.data import overlap
 from tf_dpdiff.evaluation import features as features_lib
@@ -231,12 +230,7 @@ def nearest(queries: np.ndarray,
     distances = np.full([len(queries), count], np.inf)
     rows = np.zeros([len(queries), count], np.int64)
     step = max(count, _CHUNK_VALUES // query_points.shape[1])
-    with tqdm.tqdm(total=len(references),
-                   desc='neighbours'.ljust(11),
-                   unit='image',
-                   dynamic_ncols=True,
-                   delay=1.0,
-                   mininterval=0.2 if sys.stderr.isatty() else 30.0) as bar:
+    with progress.bar(len(references), 'neighbours', 'image', delay_secs=1.0) as bar:
         for start in range(0, len(references), step):
             chunk = to_points(references[start:start + step])
             index = sklearn_neighbors.NearestNeighbors(n_neighbors=min(count, len(chunk)), algorithm='brute').fit(chunk)
@@ -263,7 +257,7 @@ def _pixels(images_uint8: np.ndarray) -> np.ndarray:
 
 def _rank(level: float, count: int) -> int:
     """Returns which of so many values, from the smallest on and counted from 1, is the quantile."""
-    return max(1, int(np.ceil(level * count - 1e-9)))  # 0.01 x 700 is a little more than 7.
+    return max(1, int(np.ceil(level * count)))
 
 
 def _quantile(values: np.ndarray, level: float) -> float:

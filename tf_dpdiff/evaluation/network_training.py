@@ -1,12 +1,12 @@
 """Plain training of a network that classifies images: no privacy, so for samples, or for the owner's own comparison."""
 
 import dataclasses
-import sys
 from typing import Callable, List, Optional, Tuple
 
 import numpy as np
 import tensorflow as tf
-import tqdm
+
+from tf_dpdiff import progress
 
 Predict = Callable[[np.ndarray], np.ndarray]
 Pair = Tuple[np.ndarray, np.ndarray]
@@ -72,18 +72,12 @@ def train(model: tf.keras.Model,
     rng = np.random.default_rng([seed, len(images)])
     rows = _batches(len(images), batch_size, rng)
     best: Tuple[Tuple[float, float], int, List[np.ndarray]] = (-np.inf, -np.inf), 0, []
-    with tqdm.tqdm(total=config.num_epochs,
-                   desc=name,
-                   unit='epoch',
-                   leave=False,
-                   delay=_BAR_DELAY_SECS,
-                   dynamic_ncols=True,
-                   mininterval=0.2 if sys.stderr.isatty() else 30.0) as progress:
+    with progress.bar(config.num_epochs, name, 'epoch', delay_secs=_BAR_DELAY_SECS, leave=False) as bar:
         for epoch in range(config.num_epochs):
             for _ in range(steps):
                 chosen = next(rows)
                 step(tf.constant(augment(images[chosen], config, rng)), tf.constant(labels[chosen], tf.int32))
-            progress.update()
+            bar.update()
             if validation is None:
                 continue
             score = _score(predict, *validation)

@@ -7,6 +7,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
+from tf_dpdiff.data import datasets
 from tf_dpdiff.evaluation import generate
 from tf_dpdiff.evaluation import sample_formats
 from tf_dpdiff.evaluation import sample_plan
@@ -31,6 +32,21 @@ class SampleSet(NamedTuple):
     labels: np.ndarray
     class_names: Tuple[str, ...]
     statement_text: Optional[str]
+
+    def check_classified(self, path: pathlib.Path) -> None:
+        """Raises ValueError if a sample has no class; `path` names the set."""
+        if self.labels.min() < 0 or self.labels.max() >= len(self.class_names):
+            raise ValueError(f'{path} holds samples without a class: no classifier can learn from them.')
+
+    def check_like(self, spec: datasets.DatasetSpec, path: pathlib.Path) -> None:
+        """Raises ValueError if the samples differ from a data set in image shape or classes, or have no class."""
+        if self.images.shape[1:] != spec.image_shape:
+            raise ValueError(f'{path} holds images of shape {tuple(self.images.shape[1:])}, {spec.name!r} of '
+                             f'{spec.image_shape}.')
+        if self.class_names != spec.class_names:
+            raise ValueError(f'{path} holds the classes {", ".join(self.class_names[:5])}, ..., {spec.name!r} '
+                             f'{", ".join(spec.class_names[:5])}, ...')
+        self.check_classified(path)
 
 
 def read(path: Union[str, pathlib.Path], limit: Optional[int] = None) -> SampleSet:

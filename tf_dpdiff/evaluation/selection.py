@@ -1,12 +1,11 @@
 """Hyperparameters chosen on samples alone, and whether real images would have chosen the same."""
 
 import dataclasses
-import sys
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
-import tqdm
 
+from tf_dpdiff import progress
 from tf_dpdiff.data import datasets
 from tf_dpdiff.evaluation import classifiers as classifiers_lib
 from tf_dpdiff.evaluation import utility
@@ -193,20 +192,15 @@ def select(config: SelectionConfig, images: np.ndarray, labels: np.ndarray, trai
     if config.measure_on_real:
         real, test = (train.images_uint8, train.labels), (held_out.images_uint8, held_out.labels)
     found = []
-    with tqdm.tqdm(total=len(config.candidates),
-                   unit='candidate',
-                   leave=False,
-                   dynamic_ncols=True,
-                   delay=_BAR_DELAY_SECS,
-                   mininterval=0.2 if sys.stderr.isatty() else 30.0) as progress:
+    with progress.bar(len(config.candidates), 'selection', 'candidate', delay_secs=_BAR_DELAY_SECS, leave=False) as bar:
         for title, candidate in zip(classifiers_lib.titles(config.candidates), config.candidates):
-            progress.set_description(title, refresh=False)
+            bar.set_description(title, refresh=False)
             tests = [validation] if test is None else [validation, test]
             accuracies = _accuracies(config, candidate, int(labels.max()) + 1, synthetic, tests)
             if real is not None:
                 accuracies += _accuracies(config, candidate, train.num_classes, real, [test])
             found.append(Candidate(title, candidate.name, candidate.settings, *accuracies))
-            progress.update()
+            bar.update()
     found.sort(key=lambda candidate: -candidate.synthetic_accuracy)  # Stable: equals stay in the order given.
     return SelectionResult(tuple(found), (len(kept), len(apart)), real and (len(train), len(held_out)),
                            config.num_seeds)

@@ -1,12 +1,12 @@
 """What samples are worth: classifiers trained on them, tested on real images, beside the same trained on real ones."""
 
 import dataclasses
-import sys
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import tqdm
 
+from tf_dpdiff import progress
 from tf_dpdiff.data import datasets
 from tf_dpdiff.evaluation import classifiers as classifiers_lib
 
@@ -117,15 +117,11 @@ def measure(config: UtilityConfig, images: np.ndarray, labels: np.ndarray, train
     if config.real_images:
         sets['real_images'] = train.images_uint8, train.labels
     jobs = _jobs(config)
-    with tqdm.tqdm(total=sum(len(job.seeds) for job in jobs),
-                   unit='training',
-                   dynamic_ncols=True,
-                   delay=_BAR_DELAY_SECS,
-                   mininterval=0.2 if sys.stderr.isatty() else 30.0) as progress:
+    with progress.bar(sum(len(job.seeds) for job in jobs), 'utility', 'training', delay_secs=_BAR_DELAY_SECS) as bar:
         trained = {
             job[:3]:
-                _train(job, sets[job.source], held_out.images_uint8, train.num_classes, config.validation_fraction,
-                       progress) for job in jobs
+                _train(job, sets[job.source], held_out.images_uint8, train.num_classes, config.validation_fraction, bar)
+            for job in jobs
         }
     entries, curve, predictions = [], [], {}
     for title, classifier in zip(classifiers_lib.titles(config.classifiers), config.classifiers):
@@ -209,8 +205,8 @@ class _Trained(NamedTuple):
 
 
 def _train(job: _Job, pair: Pair, test_images: np.ndarray, num_classes: int, validation_fraction: float,
-           progress: tqdm.tqdm) -> _Trained:
-    progress.set_description(job.title, refresh=False)
+           bar: tqdm.tqdm) -> _Trained:
+    bar.set_description(job.title, refresh=False)
     tested, validated = [], []
     for seed in job.seeds:
         images, labels = pair
@@ -227,6 +223,6 @@ def _train(job: _Job, pair: Pair, test_images: np.ndarray, num_classes: int, val
                                       seed=seed)
         validated.append(np.mean(predict(validation[0]).argmax(axis=-1) == validation[1]))
         tested.append(predict(test_images))
-        progress.update()
+        bar.update()
     return _Trained([probabilities.argmax(axis=-1) for probabilities in tested],
                     np.mean(tested, axis=0).argmax(axis=-1).astype(np.int32), float(np.mean(validated)))

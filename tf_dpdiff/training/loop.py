@@ -2,13 +2,13 @@
 
 import dataclasses
 import pathlib
-import sys
 import time
 from typing import List, Optional
 
 import tensorflow as tf
 import tqdm
 
+from tf_dpdiff import progress
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import seeds
 from tf_dpdiff.training import checkpoints
@@ -107,18 +107,13 @@ class StageLoop:
     def _run_stage(self, stage: stages_lib.Stage, stop: interruption.StopRequest) -> None:
         stage.begin()
         last_saved = time.monotonic()
-        with tqdm.tqdm(total=stage.num_steps,
-                       initial=self.state.step,
-                       desc=stage.name.ljust(11),
-                       unit='step',
-                       dynamic_ncols=True,
-                       mininterval=0.2 if sys.stderr.isatty() else 30.0) as progress:
+        with progress.bar(stage.num_steps, stage.name, 'step', initial=self.state.step) as bar:
             while self.state.step < stage.num_steps:
                 scalars = stage.run_step(self.state.step)
                 self.state.step += 1
-                progress.update()
+                bar.update()
                 if self.state.step % self._config.log_every_steps == 0 or self.state.step == stage.num_steps:
-                    self._log(stage, scalars, progress)
+                    self._log(stage, scalars, bar)
                 if stop.requested:
                     self._checkpoint.save(self.state)
                     self.summaries.flush()
@@ -129,11 +124,11 @@ class StageLoop:
                     last_saved = time.monotonic()
         stage.end()
 
-    def _log(self, stage: stages_lib.Stage, scalars: dict, progress: tqdm.tqdm) -> None:
+    def _log(self, stage: stages_lib.Stage, scalars: dict, bar: tqdm.tqdm) -> None:
         scalars = {**scalars, **self._spent()}
         self.summaries.scalars(stage.name, scalars, self.state.step)
         shown = {'loss': 'loss', 'epsilon_spent': 'epsilon'}
-        progress.set_postfix({shown[k]: f'{v:.3f}' for k, v in scalars.items() if k in shown}, refresh=False)
+        bar.set_postfix({shown[k]: f'{v:.3f}' for k, v in scalars.items() if k in shown}, refresh=False)
 
     def _spent(self) -> dict:
         """Returns what the run has spent, as scalars that may be released."""
