@@ -122,6 +122,19 @@ def test_page_that_may_be_released_holds_nothing_that_was_measured(run, evaluate
     del evaluated
 
 
+def test_settings_of_a_file_reach_what_is_measured(tmp_path, capsys):
+    workdir = make_run(tmp_path / 'run')
+    less = ('QualityConfig.max_images = 100', 'NeighborsConfig.max_samples = 50', 'FeaturesConfig.num_steps = 3',
+            'evaluate.utility = None')  # yapf: disable
+    assert call(workdir, bindings=less) == command.DONE
+    results = json.loads((workdir / 'non_private' / 'evaluation_samples' / 'evaluation.json').read_text())
+    assert results['quality']['protocol']['num_reference'] == 100 and results['neighbors']['num_synthetic'] == 50
+    assert 'utility' not in results
+    assert json.loads((workdir / 'non_private' / 'features' / 'classifier.json').read_text())['num_steps'] == 3
+    assert call(workdir, bindings=('FeaturesConfig.source = "nowhere"',)) == command.WRONG_USE
+    assert "source 'nowhere' of the features is neither" in error_of(capsys)
+
+
 def test_features_are_trained_once(run, evaluated, capsys):
     del evaluated
     cached = {path: path.stat().st_mtime_ns for path in (run / 'non_private' / 'features').rglob('*') if path.is_file()}

@@ -11,12 +11,9 @@ from scipy import special
 import sklearn.metrics
 import tensorflow as tf
 
-import gin  # pylint: disable=wrong-import-order
-from tf_dpdiff.cli import gin_config
 from tf_dpdiff.data import datasets
 from tf_dpdiff.evaluation import features
 from tf_dpdiff.evaluation import metrics
-from tf_dpdiff.evaluation import neighbors
 
 
 def make_points(count, dimension, seed=0):
@@ -362,21 +359,3 @@ def test_many_blocks_have_a_standard_error_and_sorted_images_no_influence(monkey
     rows = measure(ordered, make_extractor(), data.train.images_uint8)['rows']
     for row in rows[:2]:  # Both of one distribution, the second one in order.
         assert abs(row['kid']) < 4.0 * row['kid_std']
-
-
-def test_gin_file_sets_features_metrics_and_neighbors(tmp_path):
-    path = tmp_path / 'quality.gin'
-    bindings = ['evaluate.quality = @QualityConfig()', 'QualityConfig.features = @FeaturesConfig()',
-                "FeaturesConfig.source = 'inception'", 'QualityConfig.max_images = 500',
-                'evaluate.neighbors = @NeighborsConfig()', "NeighborsConfig.space = 'pixels'"]  # yapf: disable
-    try:
-        path.write_text('\n'.join(bindings))
-        gin_config.parse([str(path)], [])
-        quality, near = (
-            gin.query_parameter(f'evaluate.{name}').scoped_configurable_fn() for name in ('quality', 'neighbors'))
-        assert quality == metrics.QualityConfig(features.FeaturesConfig('inception'), max_images=500)
-        assert near == neighbors.NeighborsConfig(space='pixels')
-        gin_config.parse([str(path)], ['evaluate.quality = None', 'evaluate.neighbors = None'])
-        assert gin.query_parameter('evaluate.quality') is gin.query_parameter('evaluate.neighbors') is None
-    finally:
-        gin.clear_config()

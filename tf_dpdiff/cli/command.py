@@ -96,7 +96,7 @@ def numbers_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str
     from rich import table as rich_table  # pylint: disable=g-import-not-at-top
     table = rich_table.Table(title=title, title_justify='left')
     for column, name in enumerate(header):
-        table.add_column(name, justify='right' if column else 'left', no_wrap=not column)
+        table.add_column(name, justify='right' if column else 'left', no_wrap=bool(column))
     for row in rows:
         table.add_row(*row)
     return table

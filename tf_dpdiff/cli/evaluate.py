@@ -15,7 +15,7 @@ from tf_dpdiff.cli import gin_config
 from tf_dpdiff.cli import released_accuracy
 from tf_dpdiff.cli import run_report
 from tf_dpdiff.data import datasets
-from tf_dpdiff.evaluation import features
+from tf_dpdiff.evaluation import features as features_lib
 from tf_dpdiff.evaluation import generate
 from tf_dpdiff.evaluation import metrics
 from tf_dpdiff.evaluation import neighbors as neighbors_lib
@@ -37,6 +37,7 @@ def evaluate(*,
              samples_path: pathlib.Path,
              budget_file: Optional[pathlib.Path] = None,
              data: datasets.PrivateData = gin.REQUIRED,
+             features: features_lib.FeaturesConfig = features_lib.FeaturesConfig(),
              quality: Optional[metrics.QualityConfig] = metrics.QualityConfig(),
              neighbors: Optional[neighbors_lib.NeighborsConfig] = neighbors_lib.NeighborsConfig(),
              utility: Optional[utility_lib.UtilityConfig] = gin.REQUIRED,
@@ -48,6 +49,7 @@ def evaluate(*,
       samples_path: The samples, a file or folder that bin/train or bin/sample wrote.
       budget_file: The budget that a released accuracy is charged to, or None.
       data: The private images, and real images held out from them.
+      features: What images are compared by.
       quality: How near samples are to real images, or None.
       neighbors: Whether samples are copies of private images, or None.
       utility: What classifiers trained on samples are worth, or None.
@@ -69,8 +71,7 @@ def evaluate(*,
     results = {'samples': str(samples_path), 'num_samples': len(samples.images), 'seconds': {}}
     sections = []
     if quality or neighbors:
-        extractor = features.load((quality or metrics.QualityConfig()).features, data.train,
-                                  workdir / 'non_private' / 'features')
+        extractor = features_lib.load(features, data.train, workdir / 'non_private' / 'features')
     if quality:
         sections.append(_measure_quality(results, quality, extractor, samples, data))
     if utility:

@@ -61,7 +61,8 @@ def _complete(output: pathlib.Path, plan: sample_plan.SamplePlan, files: sample_
         print(f'sample: {output} is complete; nothing is drawn.', file=sys.stderr)
         return True
     if len(files.pending) < plan.num_shards:
-        print(f'sample: {_progress(plan, files)}; going on with the others.', file=sys.stderr)
+        then = 'going on with the others' if files.pending else 'putting them together'
+        print(f'sample: {_progress(plan, files)}; {then}.', file=sys.stderr)
     left = sum(end - first for first, end in files.ranges())
     sample_fns = source.load() if left else []
     pieces = generate.draw(sample_fns, plan.choice, files.ranges(), plan.chunk_size)

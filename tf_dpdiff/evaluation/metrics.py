@@ -31,11 +31,9 @@ class QualityConfig:
     """How the quality of samples is measured.
 
     Attributes:
-      features: Where features come from.
       max_images: Images taken of each set, at most: as many of samples as of real ones.
       neighbors: k of precision and recall: how far the k-th nearest neighbour is says how far a set reaches.
     """
-    features: features_lib.FeaturesConfig = features_lib.FeaturesConfig()
     max_images: int = 10000
     neighbors: int = 3
 
