@@ -104,9 +104,10 @@ class SampleFiles:
             if self._single and self._complete:
                 self._lay_statements_beside()
                 return
-            self._lay_statements(self._folder)
             if not self._complete:
+                # First of all: without it, what a kill leaves would not be known for ours.
                 self._save_manifest(self._folder / sample_files.MANIFEST, complete=False, shards=self._shards)
+            self._lay_statements(self._folder)
 
     def ranges(self) -> List[Tuple[int, int]]:
         """Returns the seeds that are still to be drawn: the first and the one after the last, of each shard."""

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import re
 import time
 from typing import Any
 import urllib.error
@@ -14,6 +15,7 @@ import tensorflow as tf
 # Another processor rounds otherwise; that is seldom more than a grey level or two, and never the whole image.
 _MAX_DIFFERENCE, _MAX_MEAN_DIFFERENCE = 16, 1.0
 _PAUSE_SECS = 1.0
+_ADDRESS = re.compile(r'https?://[^\s/?#]+/v1/models/[^\s/?#:]+(/(versions|labels)/[^\s/?#:]+)?/?')
 
 
 class EndpointError(ConnectionError):
@@ -28,12 +30,14 @@ class Endpoint:
       timeout_secs: How long one answer may take.
       attempts: How often a request is sent, if the server cannot be reached or is overloaded.
 
+    Raises:
+      ValueError: if the URL is not of this form.
+
     References: https://www.tensorflow.org/tfx/serving/api_rest, "Predict API", in columns.
     """
 
     def __init__(self, url: str, *, timeout_secs: float = 600.0, attempts: int = 4):
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme not in ('http', 'https') or not parts.netloc or not parts.path.startswith('/v1/models/'):
+        if not _is_address(url):
             raise ValueError(f'--endpoint={url} is no address of a model; it looks like '
                              'http://localhost:8501/v1/models/NAME.')
         self._url = f'{url.rstrip("/")}:predict'
@@ -63,8 +67,9 @@ class Endpoint:
             if images.min() < 0 or images.max() > 255:
                 raise ValueError(f'values from {images.min()} to {images.max()}')
         except (KeyError, ValueError) as error:
+            found = f'there is no output {error}' if isinstance(error, KeyError) else str(error).rstrip('.')
             raise EndpointError(f'{self._url} answers with something else than {len(inputs["seeds"])} images: '
-                                f'{error}.') from error
+                                f'{found}.') from error
         return tf.constant(images, tf.uint8)
 
     def __str__(self) -> str:
@@ -90,13 +95,21 @@ class Endpoint:
         raise EndpointError(f'{self._url}: {reason}.')
 
 
+def _is_address(url: str) -> bool:
+    try:
+        return bool(_ADDRESS.fullmatch(url)) and urllib.parse.urlsplit(url).port != 0
+    except ValueError:  # The port is no number, or too large.
+        return False
+
+
 def _reason(error: urllib.error.HTTPError) -> str:
     """Returns what TensorFlow Serving says, in one line."""
-    text = error.read().decode('utf-8', 'replace')
+    text = ''
     try:
+        text = error.read().decode('utf-8', 'replace')
         text = json.loads(text)['error']
-    except (ValueError, KeyError, TypeError):
-        pass
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+        pass  # What was read stands.
     return f'HTTP {error.code} {error.reason}: {" ".join(str(text).split())[:300]}'.rstrip(': .')
 
 

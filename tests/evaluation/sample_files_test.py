@@ -1,0 +1,383 @@
+"""Tests of sets of samples on disk: what a kill, damage, a full disk or another process do to them."""
+
+import errno
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import re
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_dpdiff.data import tfds_writer
+from tf_dpdiff.evaluation import generate
+from tf_dpdiff.evaluation import sample_files
+from tf_dpdiff.evaluation import sample_formats
+from tf_dpdiff.evaluation import sample_plan
+from tf_dpdiff.evaluation import sample_writing
+
+_NAMES = ('cat', 'öwl', 'dog')
+# Each way in which a set can be written: the format, and what it is called.
+LAYOUTS = [('tfds', 'set'), ('png', 'set'), ('npz', 'set'), ('npz', 'set.npz')]
+layouts = pytest.mark.parametrize('layout', LAYOUTS, ids=['tfds', 'png', 'npz folder', 'npz file'])
+
+
+def images_of(labels, seeds):
+    """What stands in for samples: each has pixels that depend on its label and its seed alone."""
+    pixels = np.arange(6)[None, :] * (seeds[:, None] % 41 + 1) + 7 * labels[:, None]
+    return (pixels % 256).astype(np.uint8).reshape(-1, 2, 3, 1)
+
+
+def make_plan(layout=('npz', 'set'), **changes):
+    arguments = {'num_images': 11, 'seed': 3, 'choice': sample_plan.ClassChoice((0, 1, 2)), 'image_shape': (2, 3, 1),
+                 'class_names': _NAMES, 'format': layout[0], 'name': 'toy_set' if layout[0] == 'tfds' else None,
+                 'origin': {'model': 'abc'}, 'shard_size': 4, 'chunk_size': 3, **changes}  # yapf: disable
+    return sample_plan.SamplePlan(**arguments)
+
+
+@pytest.fixture(name='statements', scope='module')
+def fixture_statements(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('statement')
+    paths = [folder / 'privacy_statement.txt', folder / 'privacy_statement.json']
+    paths[0].write_text('epsilon = 9.5000\n')
+    fields = {'guarantee_claimed': True, 'epsilon': 9.49999, 'delta': 1e-5, 'unit': 'one image', 'dataset': 'toys'}
+    paths[1].write_text(json.dumps(fields))
+    return paths
+
+
+def pieces_of(plan, ranges, drawn=None):
+    """Yields the images of ranges in pieces, as generate.draw does, without TensorFlow and threads."""
+    for first, end in ranges:
+        while first < end:
+            size = min(plan.chunk_size - first % plan.chunk_size, end - first)
+            seeds = np.arange(first, first + size)
+            if drawn is not None:
+                drawn.extend(seeds.tolist())
+            labels = plan.choice.labels(seeds)
+            yield generate.Piece(seeds, labels, images_of(labels, seeds))
+            first += size
+
+
+def make(output, plan, statements, **arguments):
+    """Writes or completes a set; returns it and the seeds that were drawn."""
+    drawn = []
+    with sample_writing.open_for_writing(output, plan, statements) as files:
+        if not files.complete:
+            files.write(pieces_of(plan, files.ranges(), drawn), **arguments)
+    return files, drawn
+
+
+def contents(folder):
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in pathlib.Path(folder).rglob('*')
+        if path.is_file()
+    }
+
+
+def expected_set(plan):
+    seeds = np.arange(plan.seed, plan.seed + plan.num_images)
+    labels = plan.choice.labels(seeds)
+    return images_of(labels, seeds), labels
+
+
+@layouts
+@pytest.mark.parametrize('classes', [(0, 1, 2), (2,), (3,)])
+def test_set_comes_back_in_the_order_of_its_seeds(tmp_path, statements, layout, classes):
+    plan = make_plan(layout, choice=sample_plan.ClassChoice(classes))
+    files, drawn = make(tmp_path / layout[1], plan, statements)
+    assert files.complete and drawn == list(range(3, 14)) and not files.problems
+    images, labels = expected_set(plan)
+    for limit in (None, 1, 4, 5, 11, 100):
+        found = sample_files.read(tmp_path / layout[1], limit)
+        assert found.images.dtype == np.uint8 and found.labels.dtype == np.int32
+        np.testing.assert_array_equal(found.images, images[:limit])
+        np.testing.assert_array_equal(found.labels, labels[:limit])
+        assert found.class_names == _NAMES and found.statement_text == 'epsilon = 9.5000\n'
+    # Nothing but the set and what is said of it.
+    assert not [path for path in tmp_path.rglob('*') if path.name.startswith('.') or 'partial' in path.name]
+
+
+def test_data_set_of_tfds_says_what_is_promised_and_is_read_by_all_its_names(tmp_path, statements):
+    make(tmp_path / 'set', make_plan(LAYOUTS[0]), statements)
+    version = tmp_path / 'set' / 'toy_set' / tfds_writer.VERSION
+    description = json.loads((version / 'dataset_info.json').read_text())['description']
+    assert 'epsilon = 9.5000 at delta = 1e-05 towards one image' in description
+    for folder in (tmp_path / 'set', version):
+        assert (folder / 'privacy_statement.txt').read_text() == 'epsilon = 9.5000\n'
+    whole = sample_files.read(tmp_path / 'set')
+    for path in (version, version.parent):
+        np.testing.assert_array_equal(sample_files.read(path).images, whole.images)
+    import tensorflow_datasets as tfds  # pylint: disable=g-import-not-at-top
+    loaded = tfds.load('toy_set', data_dir=tmp_path / 'set', split='train', batch_size=-1)
+    order = np.argsort(loaded['seed'])
+    np.testing.assert_array_equal(loaded['image'].numpy()[order], whole.images)
+    np.testing.assert_array_equal(loaded['label'].numpy()[order], whole.labels)
+
+
+@pytest.mark.parametrize('fields, words', [
+    ({'guarantee_claimed': False, 'epsilon': None, 'private_data': None, 'public_data': ['x']}, 'public images alone'),
+    ({'guarantee_claimed': False, 'epsilon': None, 'dataset': 'toys'}, 'NO PRIVACY GUARANTEE IS CLAIMED'),
+])  # yapf: disable
+def test_no_more_is_said_than_the_statement_claims(tmp_path, fields, words):
+    (tmp_path / 'statement.json').write_text(json.dumps(fields))
+    said = sample_files.describe(tmp_path / 'statement.json')
+    assert words in said and 'differentially private' not in said
+
+
+class Killed(BaseException):
+    """Stands for the end of a process."""
+
+
+def make_and_kill(output, plan, statements, moves, after):
+    """Writes a set until before or after the n-th file is moved into place; from then on nothing is cleared away."""
+    left = moves
+
+    def move(source, target, replace=os.replace):
+        nonlocal left
+        left -= 1
+        if not left and not after:
+            raise Killed
+        replace(source, target)
+        if not left:
+            raise Killed
+
+    def unless_dead(function):
+        return lambda *arguments, **keywords: function(*arguments, **keywords) if left > 0 else None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, 'replace', move)
+        for owner, name in ((shutil, 'rmtree'), (pathlib.Path, 'unlink'), (pathlib.Path, 'rmdir')):
+            patch.setattr(owner, name, unless_dead(getattr(owner, name)))
+        try:
+            make(output, plan, statements)
+        except Killed:
+            return True
+    return False
+
+
+@layouts
+def test_set_killed_at_any_move_of_a_file_and_completed_is_byte_for_byte_the_same(tmp_path, statements, layout):
+    plan = make_plan(layout)
+    whole = tmp_path / 'whole'
+    make(whole / layout[1], plan, statements)
+    moves = 0
+    for moves, after in ((moves, after) for moves in itertools.count(1) for after in (False, True)):
+        folder = tmp_path / f'{moves} {after}'
+        if not make_and_kill(folder / layout[1], plan, statements, moves, after):
+            break
+        make(folder / layout[1], plan, statements)
+        assert contents(folder) == contents(whole), f'killed {"after" if after else "before"} move {moves}'
+        shutil.rmtree(folder)
+    assert moves > 8
+
+
+def test_kill_loses_no_more_than_the_shard_in_work(tmp_path, statements):
+    plan = make_plan()
+    # The record, two files of the statement; then the arrays of a shard and the record.
+    assert make_and_kill(tmp_path / 'set', plan, statements, 6, after=True)
+    assert (tmp_path / 'set' / sample_formats.paths(plan, 1)[0]).exists()  # There, but not known to be whole.
+    with pytest.raises(ValueError, match='set is not complete: 1 of 3 shards are there. Call bin/sample again'):
+        sample_files.read(tmp_path / 'set')
+    files, drawn = make(tmp_path / 'set', plan, statements)
+    assert drawn == list(range(7, 14)) and not files.problems
+
+
+@layouts
+def test_request_to_stop_keeps_finished_shards(tmp_path, statements, layout):
+    plan, answers = make_plan(layout), iter([False] * 4 + [True] * 9)
+    files, drawn = make(tmp_path / layout[1], plan, statements, should_stop=lambda: next(answers))
+    assert not files.complete and len(drawn) < 11
+    with pytest.raises(ValueError, match='is not complete'):
+        sample_files.read(tmp_path / layout[1])
+    kept = plan.num_shards - len(files.pending)
+    assert kept >= 1
+    files, drawn = make(tmp_path / layout[1], plan, statements)
+    assert files.complete and drawn == list(range(3 + 4 * kept, 14))
+    np.testing.assert_array_equal(sample_files.read(tmp_path / layout[1]).images, expected_set(plan)[0])
+
+
+@layouts
+def test_complete_set_is_left_alone(tmp_path, statements, layout):
+    plan = make_plan(layout)
+    make(tmp_path / layout[1], plan, statements)
+    before = contents(tmp_path)
+    files, drawn = make(tmp_path / layout[1], plan, statements)
+    assert files.complete and not drawn and not files.problems and contents(tmp_path) == before
+
+
+def _truncate(path):
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def _change(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@layouts
+@pytest.mark.parametrize('damage, words', [(_truncate, 'bytes'), (_change, 'its contents have changed'),
+                                           (pathlib.Path.unlink, 'is missing')])  # yapf: disable
+def test_damaged_shard_is_named_and_drawn_again_and_the_rest_kept(tmp_path, statements, layout, damage, words):
+    plan = make_plan(layout)
+    output = tmp_path / layout[1]
+    make(output, plan, statements)
+    before = contents(tmp_path)
+    single = sample_files.is_single_file(output)
+    path = output if single else output / sample_formats.paths(plan, 1)[2 if layout[0] == 'png' else 0]
+    kept = [output / sample_formats.paths(plan, shard)[0] for shard in (0, 2)] if not single else []
+    times = [os.stat(other).st_mtime_ns for other in kept]
+    damage(path)
+    if not (single and damage is pathlib.Path.unlink):
+        with pytest.raises(ValueError, match=f'(?s){words}.*Call bin/sample again') as error:
+            sample_files.read(output)
+        assert '\n' not in str(error.value) and str(output) in str(error.value)
+    files, drawn = make(output, plan, statements)
+    assert len(files.problems) == 1 and words in files.problems[0] and '\n' not in files.problems[0]
+    assert drawn == list(range(3, 14) if single else range(7, 11))
+    assert contents(tmp_path) == before
+    assert [os.stat(other).st_mtime_ns for other in kept] == times
+
+
+@layouts
+def test_other_plan_is_refused_and_changes_nothing(tmp_path, statements, layout):
+    output = tmp_path / layout[1]
+    for should_stop in (lambda: True, lambda: False):  # A set that is begun, and one that is complete.
+        make(output, make_plan(layout), statements, should_stop=should_stop)
+        before = contents(tmp_path)
+        for changes, words in (({
+                'seed': 4
+        }, 'seed: 3 then, 4 now'), ({
+                'origin': {
+                    'model': 'xyz'
+                }
+        }, 'model: abc then'), ({
+                'num_images': 12
+        }, 'num_images: 11 then, 12 now'), ({
+                'choice': sample_plan.ClassChoice((1,))
+        }, 'classes: cat, öwl, dog then, öwl now')):
+            with pytest.raises(ValueError, match=re.escape(words)) as error:
+                make(output, make_plan(layout, **changes), statements)
+            assert str(output) in str(error.value)
+            assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize('foreign', ['set/notes.txt', 'set/0/1.png', 'set', 'set.npz'])
+def test_what_was_not_made_here_is_not_touched(tmp_path, statements, foreign):
+    (tmp_path / foreign).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / foreign).write_text('mine')
+    output = tmp_path / pathlib.Path(foreign).parts[0]
+    with pytest.raises(ValueError, match=f'{re.escape(str(output))} (exists and is no set|is a file)'):
+        make(output, make_plan(), statements)
+    assert list(contents(tmp_path)) == [foreign]
+
+
+def test_empty_folder_is_taken(tmp_path, statements):
+    (tmp_path / 'set').mkdir()
+    assert make(tmp_path / 'set', make_plan(), statements)[0].complete
+
+
+@layouts
+def test_second_process_is_refused(tmp_path, statements, layout):
+    plan = make_plan(layout)
+    with sample_writing.open_for_writing(tmp_path / layout[1], plan, statements) as files:
+        with pytest.raises(ValueError, match='another process is writing to '):
+            make(tmp_path / layout[1], plan, statements)
+        files.write(pieces_of(plan, files.ranges()))
+    assert make(tmp_path / layout[1], plan, statements)[0].complete
+
+
+class Full:
+    """A function that finds the disk full from its n-th call on."""
+
+    def __init__(self, function, calls, error):
+        self._function, self._left, self._error = function, calls, error
+
+    def __call__(self, *arguments, **keywords):
+        self._left -= 1
+        if self._left < 0:
+            raise self._error
+        return self._function(*arguments, **keywords)
+
+
+@layouts
+def test_full_disk_is_one_line_and_keeps_what_is_there(tmp_path, statements, layout, monkeypatch):
+    plan, python_error = make_plan(layout), OSError(errno.ENOSPC, 'No space left on device')
+    owner, name, calls, error = {
+        'tfds': (tfds_writer.RecordWriter, 'add', 3,
+                 tf.errors.ResourceExhaustedError(None, None, '/a/b; No space left on device')),
+        'png': (pathlib.Path, 'write_bytes', 6, python_error),
+        'npz': (np, 'savez_compressed', 1, python_error)
+    }[layout[0]]  # yapf: disable
+    full = Full(getattr(owner, name), calls, error)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, lambda *arguments, **keywords: full(*arguments, **keywords))
+        with pytest.raises(OSError) as raised:
+            make(tmp_path / layout[1], plan, statements)
+    message = str(raised.value)
+    assert message == (f'No space left on device: {tmp_path / layout[1]}; 1 of 3 shards are complete and kept; make '
+                       'room and call it again.')
+    assert not list(tmp_path.rglob(sample_writing._TEMPORARY))  # What was begun takes no room.
+    files, drawn = make(tmp_path / layout[1], plan, statements)
+    assert files.complete and drawn == list(range(7, 14))
+
+
+def test_failed_drawing_is_no_fault_of_the_disk(tmp_path, statements):
+
+    def pieces():
+        raise tf.errors.ResourceExhaustedError(None, None, 'OOM when allocating tensor')
+        yield  # pylint: disable=unreachable
+
+    with sample_writing.open_for_writing(tmp_path / 'set', make_plan(), statements) as files:
+        with pytest.raises(tf.errors.ResourceExhaustedError, match='OOM'):
+            files.write(pieces())
+
+
+@pytest.mark.parametrize('content', ['', '{', '[]', '{"plan": {}}', '{"plan": 3, "shards": {}}'])
+def test_damaged_record_is_refused_by_name(tmp_path, statements, content):
+    make(tmp_path / 'set', make_plan(), statements)
+    (tmp_path / 'set' / 'samples.json').write_text(content)
+    for use in (sample_files.read, lambda output: make(output, make_plan(), statements)):
+        with pytest.raises(ValueError, match='set/samples.json is damaged'):
+            use(tmp_path / 'set')
+
+
+def test_what_holds_no_samples_is_refused_by_name(tmp_path):
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(ValueError, match='empty holds no samples of bin/sample: samples.json is missing'):
+        sample_files.read(tmp_path / 'empty')
+    with pytest.raises(FileNotFoundError, match='no samples at .*none.npz'):
+        sample_files.read(tmp_path / 'none.npz')
+    with pytest.raises(ValueError, match='limit of the samples to be read must be at least 1, got 0'):
+        sample_files.read(tmp_path / 'none.npz', limit=0)
+
+
+def test_samples_of_a_run_have_its_statement_and_those_of_others_do_not(tmp_path):
+    images, labels = np.zeros([5, 2, 3, 1], np.uint8), np.array([0, 1, 2, 0, 1], np.int32)
+    (tmp_path / 'privacy_statement.txt').write_text('of the run')
+    for name, statement in (('samples.npz', 'of the run'), ('others.npz', None)):
+        generate.write_npz(tmp_path / name, images, labels, _NAMES)
+        found = sample_files.read(tmp_path / name, 3)
+        assert found.statement_text == statement and found.class_names == _NAMES and len(found.images) == 3
+
+
+def test_shards_are_joined_in_order(tmp_path):
+    plan = make_plan(num_images=40, shard_size=10, chunk_size=5)
+    images, labels = expected_set(plan)
+    for shard in range(4):
+        rows = slice(10 * shard, 10 * shard + 10)
+        np.savez(tmp_path / sample_formats.paths(plan, shard)[0],
+                 images=images[rows],
+                 labels=labels[rows],
+                 seeds=np.arange(3, 43)[rows])
+    sample_formats.join_arrays(plan, tmp_path, tmp_path / 'all.npz')
+    with np.load(tmp_path / 'all.npz', allow_pickle=False) as arrays:
+        np.testing.assert_array_equal(arrays['images'], images)
+        np.testing.assert_array_equal(arrays['labels'], labels)
+        np.testing.assert_array_equal(arrays['seeds'], np.arange(3, 43))
+        assert arrays['class_names'].tolist() == list(_NAMES)
