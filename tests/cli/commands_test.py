@@ -54,6 +54,7 @@ def test_run_leaves_everything_that_it_promises(run):
     assert (run / 'samples.png').read_bytes().startswith(b'\x89PNG')
     assert (run / 'saved_model' / '1' / 'saved_model.pb').exists()
     assert (run / 'saved_model' / '1' / 'assets.extra' / 'privacy_statement.json').exists()
+    assert (run / 'saved_model' / '1' / 'assets.extra' / 'model.json').read_text() == (run / 'model.json').read_text()
     assert list((run / 'tensorboard').glob('events*'))
     assert 'Privacy statement' in (run / 'report.html').read_text()
     assert 'DpSgdConfig.target_delta' in (run / 'operative_config.gin').read_text()

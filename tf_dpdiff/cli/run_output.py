@@ -122,7 +122,7 @@ def write(workdir: pathlib.Path, title: str, facts: Dict[str, str], statement, m
                      delta=statement.to_dict().get('delta'),
                      configuration=released_configuration())
     image_sampler = make_image_sampler(average, model.network, model.process, model.sampler)
-    return export.export_saved_model(image_sampler, workdir / 'saved_model', run_files.statement_paths(workdir))
+    return export.export_saved_model(image_sampler, workdir / 'saved_model', run_files.paths_beside_model(workdir))
 
 
 def add_files(table, workdir: pathlib.Path, version: pathlib.Path, num_samples: int, seconds: float) -> None:
