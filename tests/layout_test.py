@@ -18,8 +18,14 @@ LEVELS = {
 }  # yapf: disable
 PRIVACY_MAY_IMPORT = {'numpy', 'scipy', 'tensorflow', 'tensorflow_privacy', 'dp_accounting'}
 # The ageing libraries, each behind one module.
-ONLY_IN = {'keras_cv': 'data/augmentation.py', 'gin': 'cli', 'tensorflow_gan': 'evaluation/metrics.py',
-           'tensorflow_hub': None, 'tensorflow_privacy': 'privacy', 'tensorflow_datasets': 'data/tfds_'}  # yapf: disable
+ONLY_IN = {
+    'keras_cv': 'data/augmentation.py',
+    'gin': 'cli',
+    'tensorflow_gan': 'evaluation/metrics.py',
+    'tensorflow_hub': None,
+    'tensorflow_privacy': 'privacy',
+    'tensorflow_datasets': 'data/tfds_',
+}
 MODULES = sorted(PACKAGE.glob('**/*.py'))
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.cli import verbs
+from tf_dpdiff.cli import account
 from tf_dpdiff.cli import budget_file
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import evaluate
@@ -14,15 +15,19 @@ from tf_dpdiff.cli import run_files
 from tf_dpdiff.cli import run_report
 from tf_dpdiff.data import datasets
 from tf_dpdiff.evaluation import generate
+from tf_dpdiff.evaluation import utility
 from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import budget as budget_lib
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import plan as plan_lib
+from tf_dpdiff.privacy import seeds
 from tf_dpdiff.privacy import statement as statement_lib
+from tf_dpdiff.training import checkpoints
 
 QUICK = ("UtilityConfig.classifiers = ('rbf_svm', ('logistic_regression', {'C': 0.5}))", 'UtilityConfig.num_seeds = 1',
          'UtilityConfig.curve_sizes = (100, 300)')
 RELEASE = ('evaluate.accuracy_release = @AccuracyReleaseConfig()', 'AccuracyReleaseConfig.noise_multiplier = 4.0')
+ACCURACY_ALONE = ('evaluate.quality = None', 'evaluate.neighbors = None', 'UtilityConfig.curve_sizes = ()')
 DELTA = 1e-4
 
 
@@ -48,6 +53,9 @@ def make_run(workdir, noise_multiplier=5.0):
         generate.write_png(workdir / name, generate.class_grid(images, train.labels[rows]))
     statement = make_statement(noise_multiplier)
     run_files.write_statement(workdir, statement)
+    state = checkpoints.RunState(seeds.PrivateSeed.from_os_entropy())
+    state.run_id, state.ledger = statement.run_id, statement.ledger
+    checkpoints.RunCheckpoint(workdir / 'checkpoints', {'data_fingerprint': train.fingerprint()}).save(state)
     run_report.write(workdir,
                      title='A run',
                      facts={'epsilon': '1'},
@@ -117,7 +125,7 @@ def test_page_that_may_be_released_holds_nothing_that_was_measured(run, evaluate
     names = {path.name for path in run.iterdir()}
     assert names == {
         'samples.npz', 'samples.png', 'denoising.png', 'epsilon.png', 'privacy_statement.txt', 'privacy_statement.json',
-        'report.json', 'report.html', 'non_private'
+        'report.json', 'report.html', 'non_private', 'checkpoints'
     }
     del evaluated
 
@@ -144,16 +152,24 @@ def test_features_are_trained_once(run, evaluated, capsys):
     assert 'Protocol: features: ' in capsys.readouterr().out
 
 
-@pytest.fixture(name='budget_path')
-def fixture_budget_path(tmp_path):
-    path = tmp_path / 'digits.budget'
-    budget_file.create(path, budget_lib.Budget(total_epsilon=3.0, delta=DELTA))
+def make_budget(path, *workdirs, total_epsilon=3.0):
+    """Makes a budget that holds runs."""
+    budget_file.create(path, budget_lib.Budget(total_epsilon=total_epsilon, delta=DELTA))
+    for workdir in workdirs:
+        assert verbs.call(account, f'--budget_file={path}', f'--workdir={workdir}') == command.DONE
     return path
 
 
-def test_accuracy_is_released_with_noise_and_charged(tmp_path, budget_path, capsys):
+@pytest.fixture(name='budget_path')
+def fixture_budget_path(tmp_path):
+    """A budget without runs."""
+    return make_budget(tmp_path / 'digits.budget')
+
+
+def test_accuracy_is_released_with_noise_and_charged(tmp_path, capsys):
     workdir = make_run(tmp_path / 'run')
-    bindings = [*RELEASE, 'evaluate.quality = None', 'evaluate.neighbors = None', 'UtilityConfig.curve_sizes = ()']
+    budget_path = make_budget(tmp_path / 'digits.budget', workdir)
+    bindings = [*RELEASE, *ACCURACY_ALONE]
     assert call(workdir, f'--budget_file={budget_path}', bindings=bindings) == command.DONE
     released = json.loads((workdir / 'released_accuracy.json').read_text())
     exact = json.loads((workdir / 'non_private' / 'evaluation_samples' / 'evaluation.json').read_text())['utility']
@@ -163,28 +179,135 @@ def test_accuracy_is_released_with_noise_and_charged(tmp_path, budget_path, caps
         off = released['accuracy'][entry['classifier']] - entry['synthetic_images']['accuracy']
         assert 0.0 < abs(off) < 6.0 * stddev
     budget = budget_file.read(budget_path)
-    (entry,) = budget.entries
+    _, entry = budget.entries
     assert entry.status == budget_lib.SETTLED and entry.run_id == released['run_id']
     assert entry.ledger == ledger_lib.Ledger().record('held_out_accuracy', 4.0, 1.0)
-    assert released['epsilon'] == budget.epsilon()
+    assert released['epsilon'] == accounting.epsilon(entry.ledger.dp_event(), DELTA)
     together = ledger_lib.Ledger(make_statement(5.0).ledger.releases + entry.ledger.releases)
-    assert released['epsilon_together_with_the_model'] == accounting.epsilon(together.dp_event(), DELTA)
+    assert released['epsilon_of_all_releases'] == budget.epsilon() > released['epsilon']
+    assert budget.epsilon() == pytest.approx(accounting.epsilon(together.dp_event(), DELTA), rel=1e-6)
     page = (workdir / 'report.html').read_text()
     assert f"{released['accuracy']['rbf_svm']:.1%}" in page and 'Gaussian mechanism' in page
     assert 'RELEASED in' in capsys.readouterr().out
-    # A second release would cost again: it is not made unasked.
+    # A second release would cost again: it is not made unasked. A page that a crash kept back is made good.
+    (workdir / 'report.html').write_text('')
     assert call(workdir, f'--budget_file={budget_path}', bindings=bindings) == command.WRONG_USE
     assert 'were released before' in error_of(capsys)
-    assert budget_file.read(budget_path) == budget
+    assert budget_file.read(budget_path) == budget and (workdir / 'report.html').read_text() == page
+    # Made all the same, its text knows of the first.
+    (workdir / 'released_accuracy.json').rename(tmp_path / 'first.json')
+    assert call(workdir, f'--budget_file={budget_path}', bindings=bindings) == command.DONE
+    again = json.loads((workdir / 'released_accuracy.json').read_text())
+    assert again['epsilon_of_all_releases'] == budget_file.read(budget_path).epsilon()
+    assert again['epsilon_of_all_releases'] > released['epsilon_of_all_releases']
+
+
+def test_accuracy_of_another_model_is_not_shown(tmp_path):
+    workdir = make_run(tmp_path / 'run')
+    budget_path = make_budget(tmp_path / 'digits.budget', workdir)
+    assert call(workdir, f'--budget_file={budget_path}', bindings=[*RELEASE, *ACCURACY_ALONE]) == command.DONE
+    assert 'Gaussian mechanism' in (workdir / 'report.html').read_text()
+    path = workdir / 'privacy_statement.json'
+    path.write_text(json.dumps({**json.loads(path.read_text()), 'run_id': 'another'}))
+    run_report.write_page(workdir)
+    assert 'Gaussian mechanism' not in (workdir / 'report.html').read_text()
+
+
+def test_second_process_does_not_release_in_between(tmp_path, capsys, monkeypatch):
+    workdir = make_run(tmp_path / 'run')
+    budget_path = make_budget(tmp_path / 'digits.budget', workdir)
+    measure = utility.measure
+
+    def measure_while_another_process_releases(*arguments):
+        (workdir / 'released_accuracy.json').write_text(json.dumps({'model_run_id': 'run', 'accuracy': {}, 'text': ''}))
+        return measure(*arguments)
+
+    monkeypatch.setattr(utility, 'measure', measure_while_another_process_releases)
+    flags = f'--budget_file={budget_path}'
+    assert call(workdir, flags, bindings=[*RELEASE, *ACCURACY_ALONE]) == command.WRONG_USE
+    assert 'were released before' in error_of(capsys)
+    assert len(budget_file.read(budget_path).entries) == 1
+
+
+@pytest.mark.parametrize('change', ['not charged', 'charged for less'])
+def test_release_needs_the_run_in_the_budget(tmp_path, capsys, change):
+    workdir = make_run(tmp_path / 'run')
+    budget_path = make_budget(tmp_path / 'digits.budget')
+    if change == 'charged for less':
+        about = {'dataset': 'digits', 'unit': 'one image', 'data_fingerprint': datasets.digits().train.fingerprint()}
+        less = ledger_lib.Ledger(make_statement(50.0).ledger.releases)
+        budget_file.update(budget_path, lambda budget: budget.record_finished('run', less, time='now', **about))
+    before = budget_file.read(budget_path)
+    assert call(workdir, f'--budget_file={budget_path}', bindings=RELEASE) == command.WRONG_USE
+    assert f'does not hold the run in {workdir}; charge it first: bin/account --budget_file=' in error_of(capsys)
+    assert budget_file.read(budget_path) == before and not (workdir / 'non_private').exists()
+
+
+def test_release_for_another_unit_than_the_run_protects_is_refused(tmp_path, capsys):
+    workdir = make_run(tmp_path / 'run')
+    budget_path = make_budget(tmp_path / 'digits.budget')
+    about = {'dataset': 'digits', 'unit': 'one owner', 'data_fingerprint': datasets.digits().train.fingerprint()}
+    ledger = make_statement(5.0).ledger
+    budget_file.update(budget_path, lambda budget: budget.record_finished('run', ledger, time='now', **about))
+    assert call(workdir, f'--budget_file={budget_path}', bindings=RELEASE) == command.WRONG_USE
+    assert 'one owner' in error_of(capsys) and len(budget_file.read(budget_path).entries) == 1
+
+
+def test_other_split_of_the_data_is_refused(tmp_path, capsys):
+    workdir = make_run(tmp_path / 'run')
+    everything = datasets.digits()
+    images = np.concatenate([everything.train.images_uint8, everything.held_out.images_uint8])
+    labels = np.concatenate([everything.train.labels, everything.held_out.labels])
+    np.savez(tmp_path / 'all.npz', images=images, labels=labels)
+    other = ('evaluate.data = @npz_images()', f'npz_images.path = "{tmp_path / "all.npz"}"')
+    assert call(workdir, bindings=other) == command.WRONG_USE
+    assert 'was trained on other images than those of' in error_of(capsys) and not (workdir / 'non_private').exists()
+    # Of samples in a folder without checkpoints nothing is known, and that is said.
+    (workdir / 'checkpoints').rename(tmp_path / 'away')
+    quick = ('evaluate.quality = None', 'evaluate.neighbors = None', 'UtilityConfig.curve_sizes = ()')
+    assert call(workdir, bindings=quick) == command.DONE
+    assert 'holds no checkpoints: whether its run was trained on these images' in capsys.readouterr().err
+
+
+def test_without_real_images_classifiers_are_trained_on_samples_alone(tmp_path):
+    workdir = make_run(tmp_path / 'run')
+    bindings = ('UtilityConfig.real_images = False', 'evaluate.quality = None', 'evaluate.neighbors = None')
+    assert call(workdir, bindings=bindings) == command.DONE
+    page = (workdir / 'non_private' / 'evaluation_samples' / 'report.html').read_text()
+    assert re.search('after training on [0-9]+ samples; mean', page) and 'Dashed' not in page
+
+
+def test_sets_of_one_name_do_not_overwrite_each_other(tmp_path):
+    workdir, quick = make_run(tmp_path / 'run'), ('evaluate.quality = None', 'evaluate.neighbors = None')
+    for folder in ('a', 'b'):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / 'samples.npz').write_bytes((workdir / 'samples.npz').read_bytes())
+        assert call(workdir, f'--samples={tmp_path / folder / "samples.npz"}', bindings=quick) == command.DONE
+    assert call(workdir, bindings=quick) == command.DONE
+    found = {
+        json.loads(path.read_text())['samples']: path.parent.name
+        for path in (workdir / 'non_private').glob('evaluation_*/evaluation.json')
+    }
+    assert len(found) == 3 and found[str(workdir / 'samples.npz')] == 'evaluation_samples'
+
+
+def test_budget_without_a_release_is_refused(tmp_path, budget_path, capsys):
+    assert call(make_run(tmp_path / 'run'), f'--budget_file={budget_path}') == command.WRONG_USE
+    assert '--budget_file is for evaluate.accuracy_release, which is not bound' in error_of(capsys)
+
+
+def test_misspelled_folder_is_not_made(tmp_path, capsys):
+    assert call(tmp_path / 'typo') == command.WRONG_USE
+    assert 'no samples at' in error_of(capsys) and not (tmp_path / 'typo').exists()
 
 
 def test_release_that_would_pass_the_budget_is_refused_before_anything_is_measured(tmp_path, capsys):
-    path = tmp_path / 'small.budget'
-    budget_file.create(path, budget_lib.Budget(total_epsilon=0.5, delta=DELTA))
     workdir = make_run(tmp_path / 'run')
+    total = json.loads((workdir / 'privacy_statement.json').read_text())['epsilon'] + 1e-3
+    path = make_budget(tmp_path / 'small.budget', workdir, total_epsilon=total)
     assert call(workdir, f'--budget_file={path}', bindings=RELEASE) == command.WRONG_USE
     assert 'the privacy budget would be passed' in error_of(capsys)
-    assert not budget_file.read(path).entries and not (workdir / 'non_private').exists()
+    assert len(budget_file.read(path).entries) == 1 and not (workdir / 'non_private').exists()
 
 
 def test_release_without_a_budget_is_refused(tmp_path, capsys):

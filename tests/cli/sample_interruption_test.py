@@ -182,6 +182,18 @@ def test_truncated_shard_is_named_and_drawn_again_and_the_rest_kept(toy_run, tmp
     assert {other: other.stat().st_mtime_ns for other in times} == times
 
 
+@pytest.mark.parametrize('name', ['dataset_info.json', 'features.json', 'privacy_statement.json'])
+def test_damaged_description_of_a_data_set_is_written_again(toy_run, tmp_path, name, capsys):
+    arguments = {'kind': 'tfds', 'shard_size': 10}
+    sampling.draw(toy_run, tmp_path / 'set', **arguments)
+    before = sampling.contents(tmp_path)
+    (tmp_path / 'set' / 'toy_set' / tfds_writer.VERSION / name).write_text('{')
+    assert sampling.call(toy_run, tmp_path / 'set', **arguments) == command.DONE
+    error = capsys.readouterr().err
+    assert 'what goes with the shards in' in error and 'is damaged' in error and '6 of 6 shards are complete' in error
+    assert sampling.contents(tmp_path) == before
+
+
 class FullDisk:
     """A function that finds the disk full from its n-th call on."""
 

@@ -169,6 +169,7 @@ def test_complete_set_is_not_drawn_again(toy_run, tmp_path, capsys):
     ({'classes': ''}, "there is no class ''"),
     ({'class_weights': 'cow=1'}, "--class_weights: there is no class 'cow'"),
     ({'class_weights': 'cat'}, "'cat' is not of the form CLASS=NUMBER"),
+    ({'class_weights': 'cat=1e99999999,dog=1'}, "'cat=1e99999999' is not of the form CLASS=NUMBER"),
     ({'class_weights': 'cat=much'}, "'cat=much' is not of the form CLASS=NUMBER"),
     ({'class_weights': 'cat=1/0'}, "'cat=1/0' is not of the form CLASS=NUMBER"),
     ({'class_weights': 'cat=nan'}, "'cat=nan' is not of the form CLASS=NUMBER"),
@@ -233,7 +234,7 @@ def serving(workdir):
 def test_server_draws(toy_run, tmp_path):
     with servers.Server(serving(toy_run)) as server:
         served = sampling.draw(toy_run, tmp_path / 'served', num_images=300, endpoint=server.url)
-    assert [len(request['inputs']['seeds']) for _, request in server.requests] == [8, 250, 250]
+    assert [len(request['inputs']['seeds']) for _, request in server.requests] == [8, 250, 1, 250, 1]
     local = sampling.draw(toy_run, tmp_path / 'local', num_images=300)
     np.testing.assert_array_equal(served.images, local.images)
     assert served.statement_text == local.statement_text
@@ -247,9 +248,21 @@ def test_server_of_another_model_is_refused(toy_run, other_toy_run, tmp_path, ca
     assert not (tmp_path / 'set').exists()
 
 
+def test_server_that_turns_to_another_model_half_way_is_found_out(toy_run, other_toy_run, tmp_path, capsys):
+    good, other, arguments = serving(toy_run), serving(other_toy_run), {'num_images': 1000, 'shard_size': 250}
+    with servers.Server(*[good] * 3, other) as server:
+        assert sampling.call(toy_run, tmp_path / 'set', endpoint=server.url, **arguments) == command.WRONG_USE
+    assert 'serves another model than the one' in sampling.error_of(capsys)
+    kept = list((tmp_path / 'set').glob('samples-*'))
+    assert [path.name for path in kept] == ['samples-00000-of-00004.npz']
+    with servers.Server(good) as server:
+        served = sampling.draw(toy_run, tmp_path / 'set', endpoint=server.url, **arguments)
+    np.testing.assert_array_equal(served.images, sampling.draw(toy_run, tmp_path / 'local', **arguments).images)
+
+
 def test_server_that_fails_half_way_keeps_finished_shards(toy_run, tmp_path, capsys):
     good, arguments = serving(toy_run), {'num_images': 1000, 'shard_size': 250}
-    with servers.Server(good, good, good, (500, {'error': 'out of memory'})) as server:
+    with servers.Server(*[good] * 5, (500, {'error': 'out of memory'})) as server:
         assert sampling.call(toy_run, tmp_path / 'set', endpoint=server.url, **arguments) == command.FAILED
         assert sampling.error_of(
             capsys) == f'sample: error: {server.url}:predict: HTTP 500 Internal Server Error: out of memory.'

@@ -18,8 +18,10 @@ from tf_dpdiff.evaluation import sample_files
 from tf_dpdiff.evaluation import sample_plan
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import plan as plan_lib
+from tf_dpdiff.privacy import seeds
 from tf_dpdiff.privacy import statement as statement_lib
 from tf_dpdiff.serving import export
+from tf_dpdiff.training import checkpoints
 
 NAMES = ('cat', 'öwl', 'dog')
 formats = pytest.mark.parametrize('kind', ['tfds', 'png', 'npz', 'npz file'])
@@ -36,8 +38,6 @@ def make_run(workdir, *, seed=0, label_drop_probability=0.1):
     description = run_files.ModelDescription((4, 4, 1), NAMES, network, process, samplers.SamplerConfig('ddim', 2),
                                              label_drop_probability)
     description.write(workdir)
-    average = tf.train.Checkpoint(average=model)
-    tf.train.CheckpointManager(average, str(workdir / 'checkpoints'), max_to_keep=1).save()
     config = plan_lib.DpSgdConfig(target_delta=1e-5,
                                   expected_batch_size=100,
                                   num_steps=10,
@@ -46,6 +46,9 @@ def make_run(workdir, *, seed=0, label_drop_probability=0.1):
     plan = plan_lib.make_plan(config, 5000)
     statement = statement_lib.PrivacyStatement('one image', 'toys', plan, plan.planned_ledger(), 8, run_id=str(seed))
     run_files.write_statement(workdir, statement)
+    state = checkpoints.RunState(seeds.PrivateSeed.from_os_entropy())
+    state.run_id, state.ledger = statement.run_id, statement.ledger
+    checkpoints.RunCheckpoint(workdir / 'checkpoints', {'data_fingerprint': 'toys'}, average=model).save(state)
     image_sampler = sample_source.load_run(workdir, description)
     export.export_saved_model(image_sampler, workdir / 'saved_model', run_files.statement_paths(workdir))
     return workdir

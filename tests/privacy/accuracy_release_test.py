@@ -58,8 +58,10 @@ def test_noise_has_the_stated_law(generator):
     correct[:5000] = True  # Far from 0 and 1, where the result is cut off.
     stddev = CONFIG.stddev(len(correct), 4)
     assert stddev == pytest.approx(2.0 * np.sqrt(4.0) / 10000)
-    draws = np.concatenate(
-        [CONFIG.release(correct, seed=secret(number), generator=generator) for number in range(1000)])
+    draws = np.concatenate([
+        CONFIG.release(correct, seed=secret(number), num_units=len(correct), generator=generator)
+        for number in range(1000)
+    ])
     scaled = (draws - 0.5) / stddev
     assert stats.kstest(scaled, 'norm').pvalue > 1e-3
     for wrong in (2.0 / 3.0, 1.5):  # Controls.
@@ -68,21 +70,22 @@ def test_noise_has_the_stated_law(generator):
 
 def test_noise_depends_on_the_secret_and_on_nothing_else():
     correct = answers(1000)
-    np.testing.assert_array_equal(CONFIG.release(correct, seed=secret(1)), CONFIG.release(correct, seed=secret(1)))
-    assert (CONFIG.release(correct, seed=secret(1)) != CONFIG.release(correct, seed=secret(2))).all()
+    first, again, other = (CONFIG.release(correct, seed=secret(number), num_units=1000) for number in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).all()
 
 
 def test_owners_count_once_in_the_released_share():
     correct = np.array([[True]] * 999 + [[False]])
     owners = np.array([0] * 999 + [1])
     tight = accuracy_release.AccuracyReleaseConfig(1e-9)
-    assert tight.release(correct, seed=secret(0), owners=owners)[0] == pytest.approx(0.5)
-    assert tight.release(correct, seed=secret(0))[0] == pytest.approx(0.999)
+    assert tight.release(correct, seed=secret(0), num_units=2, owners=owners)[0] == pytest.approx(0.5)
+    assert tight.release(correct, seed=secret(0), num_units=1000)[0] == pytest.approx(0.999)
 
 
 def test_result_is_a_share():
     loud = accuracy_release.AccuracyReleaseConfig(1e3)
-    released = np.stack([loud.release(answers(), seed=secret(number)) for number in range(20)])
+    released = np.stack([loud.release(answers(), seed=secret(number), num_units=100) for number in range(20)])
     assert released.min() == 0.0 and released.max() == 1.0
 
 
@@ -104,7 +107,7 @@ def test_release_without_noise_is_refused(noise_multiplier):
 @pytest.mark.parametrize('correct', [np.ones([5]), np.ones([5, 2]), np.ones([0, 2], bool), np.full([5, 2], 7)])
 def test_anything_but_right_and_wrong_is_refused(correct):
     with pytest.raises(ValueError, match='correct must be bool'):
-        CONFIG.release(correct, seed=secret(0))
+        CONFIG.release(correct, seed=secret(0), num_units=5)
 
 
 def test_unknown_relation_is_refused():

@@ -93,9 +93,10 @@ def test_public_images_are_named_as_what_is_not_protected():
 
 
 def test_statement_of_a_public_model_claims_nothing():
-    made = statement.PublicStatement(("30 images of 'strokes'",), num_steps=7)
+    made = statement.PublicStatement(("30 images of 'strokes'",), num_steps=7, run_id='abc')
     fields = json.loads(made.to_json())
     assert fields['guarantee_claimed'] is False and fields['epsilon'] is None and fields['steps_run'] == 7
+    assert fields['run_id'] == 'abc'
     text = made.to_text()
     assert 'NO GUARANTEE IS\nCLAIMED' in text and "30 images of 'strokes'" in text and 'epsilon =' not in text
 

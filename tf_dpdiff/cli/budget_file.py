@@ -13,6 +13,8 @@ from tf_dpdiff.privacy import budget as budget_lib
 
 _OWNER_ONLY = 0o600
 
+Change = Callable[[budget_lib.Budget], budget_lib.Budget]
+
 
 def create(path: Union[str, os.PathLike], budget: budget_lib.Budget) -> None:
     """Writes a new budget file, readable for its owner only.
@@ -49,8 +51,7 @@ def read(path: Union[str, os.PathLike]) -> budget_lib.Budget:
             'forget what the runs on this data have cost.') from error
 
 
-def update(path: Union[str, os.PathLike], change: Callable[[budget_lib.Budget],
-                                                           budget_lib.Budget]) -> budget_lib.Budget:
+def update(path: Union[str, os.PathLike], change: Change) -> budget_lib.Budget:
     """Reads, changes and writes a budget file while no other process can; returns the changed budget.
 
     Where `change` raises, the file stays as it was. The lock is flock's, on a file beside it: on a network file system
@@ -60,14 +61,25 @@ def update(path: Union[str, os.PathLike], change: Callable[[budget_lib.Budget],
       path: The file.
       change: From the budget to the changed one.
     """
+    with held(path) as update_held:
+        return update_held(change)
+
+
+@contextlib.contextmanager
+def held(path: Union[str, os.PathLike]) -> Iterator[Callable[[Change], budget_lib.Budget]]:
+    """Keeps other processes from a budget file within a block; yields what changes the file, as `update` does."""
     path = _resolve(path)
     read(path)  # Without a budget there is nothing to lock.
-    with _locked(path):
+
+    def update_held(change: Change) -> budget_lib.Budget:
         before = read(path)
         after = change(before)
         if after != before:
             _write(path, after)
-    return after
+        return after
+
+    with _locked(path):
+        yield update_held
 
 
 def now() -> str:

@@ -13,6 +13,8 @@ from tf_dpdiff import files
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import gin_config
 from tf_dpdiff.cli import released_accuracy
+from tf_dpdiff.cli import run_files
+from tf_dpdiff.cli import run_identity
 from tf_dpdiff.cli import run_report
 from tf_dpdiff.data import datasets
 from tf_dpdiff.evaluation import features as features_lib
@@ -60,13 +62,19 @@ def evaluate(*,
     """
     samples = sample_files.read(samples_path)
     samples.check_like(data.spec, samples_path)
+    run_identity.check_same_data(workdir, data.train)
     if accuracy_release:
         if not utility:
             raise command.UsageError(
                 'evaluate.accuracy_release needs evaluate.utility: it releases what that measures.')
         released_accuracy.check(workdir, budget_file, accuracy_release, data, samples.statement_text)
-    folder = workdir / 'non_private' / f'evaluation_{samples_path.stem}'
+    elif budget_file:
+        raise command.UsageError('--budget_file is for evaluate.accuracy_release, which is not bound: nothing would be '
+                                 'released or charged.')
+    folder = workdir / 'non_private' / f'evaluation_{run_files.name_of_samples(workdir, samples_path)}'
     folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob('*.png'):
+        path.unlink()  # Of parts that are now switched off.
     generate.write_png(folder / 'samples.png', generate.class_grid(samples.images, samples.labels))
     results = {'samples': str(samples_path), 'num_samples': len(samples.images), 'seconds': {}}
     sections = []
@@ -171,7 +179,7 @@ def main(flags) -> int:
     """Runs the verb."""
     command.quieten_libraries()
     gin_config.parse(flags.gin_file, flags.gin_param)
-    workdir = command.prepare_workdir(flags.workdir)
+    workdir = pathlib.Path(flags.workdir).expanduser()
     samples_path = pathlib.Path(flags.samples).expanduser() if flags.samples else workdir / 'samples.npz'
     given = {'budget_file': pathlib.Path(flags.budget_file)} if flags.budget_file else {}
     return gin_config.call(evaluate, workdir=workdir, samples_path=samples_path, **given)

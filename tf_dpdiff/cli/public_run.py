@@ -1,5 +1,6 @@
 """A run on public images alone: `bin/train` with a configuration that binds no private data."""
 
+import dataclasses
 import pathlib
 import time
 
@@ -10,6 +11,7 @@ import tensorflow as tf
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import dry_run as dry_run_lib
 from tf_dpdiff.cli import run_files
+from tf_dpdiff.cli import run_identity
 from tf_dpdiff.cli import run_output
 from tf_dpdiff.data import datasets
 from tf_dpdiff.evaluation import generate
@@ -57,6 +59,7 @@ def train_on_public_images(workdir: pathlib.Path, dry_run: bool, parts: dict, ne
     if dry_run:
         dry_run_lib.print_public(network, pretraining, statement)
         return command.DONE
+    run_identity.check_free(workdir)
     started = time.monotonic()
     with interruption.StopRequest() as stop:
         trainer = pretrainer.PublicTrainer(workdir,
@@ -70,6 +73,7 @@ def train_on_public_images(workdir: pathlib.Path, dry_run: bool, parts: dict, ne
         checkpoint.write(workdir / pretrained.FOLDER)
         image_sampler = run_output.make_image_sampler(trainer.average, network, process, sampler)
         images, labels = run_output.draw(_sample_fn(image_sampler, pretraining.images), samples, spec.num_classes, stop)
+    statement = dataclasses.replace(statement, run_id=trainer.state.run_id)
     facts = {
         'epsilon': 'no private images',
         'public images': f'{spec.num_images:,}',

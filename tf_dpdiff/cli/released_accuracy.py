@@ -15,6 +15,7 @@ from tf_dpdiff.cli import run_report
 from tf_dpdiff.data import datasets
 from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import accuracy_release
+from tf_dpdiff.privacy import budget as budget_lib
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import seeds
 
@@ -38,14 +39,11 @@ def check(workdir: pathlib.Path, budget_path: Optional[pathlib.Path], config: ac
         raise command.UsageError(
             'a released accuracy costs privacy: name the budget of the data set, --budget_file=FILE '
             '(bin/account makes one), or leave evaluate.accuracy_release unbound.')
-    path = workdir / run_report.RELEASED_ACCURACY
-    if path.exists():
-        raise command.UsageError(f'{path} holds accuracies that were released before; each release costs anew. Move it '
-                                 'away to release again, or leave evaluate.accuracy_release unbound.')
     run_report.read(workdir)  # The page that the accuracy becomes part of.
-    text, as_json = run_files.statement_paths(workdir)[:2]
-    statement = json.loads(as_json.read_text(encoding='utf-8'))
-    if not statement['guarantee_claimed'] and statement.get('private_data', 'some') is not None:
+    _check_not_released(workdir)
+    text, _ = run_files.statement_paths(workdir)
+    statement = _read_statement(workdir)
+    if not statement['guarantee_claimed'] and _is_private(statement):
         raise command.UsageError(
             f'the run in {workdir} claims no guarantee: classifiers trained on its samples are not '
             'private, and no noise on their accuracy changes that.')
@@ -53,7 +51,7 @@ def check(workdir: pathlib.Path, budget_path: Optional[pathlib.Path], config: ac
         raise command.UsageError(
             f'the samples did not come with the statement of the run in {workdir}: it is not known '
             'what they, and classifiers trained on them, reveal. Make them with bin/sample.')
-    _charge('not drawn yet', config, data)(budget_file.read(budget_path))
+    _charge('not drawn yet', workdir, budget_path, config, data)(budget_file.read(budget_path))
 
 
 def release(workdir: pathlib.Path, budget_path: pathlib.Path, config: accuracy_release.AccuracyReleaseConfig,
@@ -74,36 +72,72 @@ def release(workdir: pathlib.Path, budget_path: pathlib.Path, config: accuracy_r
     held_out = data.held_out
     run_id = f'accuracy {secrets.token_hex(4)}'
     correct = np.stack([predicted == held_out.labels for predicted in predictions.values()], axis=1)
-    budget = budget_file.update(budget_path, _charge(run_id, config, data))
-    released = config.release(correct, seed=seeds.PrivateSeed.from_os_entropy(), owners=held_out.owners)
-    fields = _describe(workdir, config, held_out, dict(zip(predictions, released.tolist())), run_id, budget.delta)
-    files.write_text(workdir / run_report.RELEASED_ACCURACY, json.dumps(fields, indent=2) + '\n')
+    with budget_file.held(budget_path) as update:  # Another process must not release in between.
+        _check_not_released(workdir)
+        budget = update(_charge(run_id, workdir, budget_path, config, data))
+        released = config.release(correct,
+                                  seed=seeds.PrivateSeed.from_os_entropy(),
+                                  num_units=held_out.num_units,
+                                  owners=held_out.owners)
+        fields = _describe(workdir, config, held_out, dict(zip(predictions, released.tolist())), run_id, budget)
+        files.write_text(workdir / run_report.RELEASED_ACCURACY, json.dumps(fields, indent=2) + '\n')
     run_report.write_page(workdir)
     return fields
 
 
-def _charge(run_id: str, config: accuracy_release.AccuracyReleaseConfig, data: datasets.PrivateData):
-    """Returns the change of a budget: as if held-out units were training units, which costs more than it need."""
-    return lambda budget: budget.record_finished(run_id,
-                                                 config.ledger(),
-                                                 dataset=data.train.name,
-                                                 data_fingerprint=data.train.fingerprint(),
-                                                 unit=data.train.unit,
-                                                 time=budget_file.now())
+def _check_not_released(workdir: pathlib.Path) -> None:
+    path = workdir / run_report.RELEASED_ACCURACY
+    if path.exists():
+        run_report.write_page(workdir)  # Where a crash came between.
+        raise command.UsageError(f'{path} holds accuracies that were released before; each release costs anew. Move it '
+                                 'away to release again, or leave evaluate.accuracy_release unbound.')
 
 
-def _describe(workdir, config, held_out, accuracy, run_id, delta) -> dict:
-    statement = json.loads(run_files.statement_paths(workdir)[1].read_text(encoding='utf-8'))
-    of_run = ledger_lib.Ledger.from_json(json.dumps(statement.get('releases', [])))
-    ledger = config.ledger()
-    together = ledger_lib.Ledger(of_run.releases + ledger.releases)
-    epsilon, epsilon_together = (accounting.epsilon(each.dp_event(), delta) for each in (ledger, together))
+def _read_statement(workdir: pathlib.Path) -> dict:
+    return json.loads(run_files.statement_paths(workdir)[1].read_text(encoding='utf-8'))
+
+
+def _is_private(statement: dict) -> bool:
+    return statement.get('private_data', 'some') is not None
+
+
+def _charge(run_id: str, workdir: pathlib.Path, budget_path: pathlib.Path,
+            config: accuracy_release.AccuracyReleaseConfig, data: datasets.PrivateData) -> budget_file.Change:
+    """Returns the change of a budget: as if held-out units were training units, which costs more than it need.
+
+    The run itself must be in the budget: then the budget has seen that data and unit are those of the run, and its
+    total covers both.
+    """
+    statement = _read_statement(workdir)
+
+    def charge(budget: budget_lib.Budget) -> budget_lib.Budget:
+        if _is_private(statement):
+            entry = budget.entry(statement['run_id'])
+            released = ledger_lib.Ledger.from_json(json.dumps(statement['releases']))
+            if entry is None or (entry.status, entry.ledger) != (budget_lib.SETTLED, released):
+                raise command.UsageError(f'{budget_path} does not hold the run in {workdir}; charge it first: '
+                                         f'bin/account --budget_file={budget_path} --workdir={workdir}')
+        return budget.record_finished(run_id,
+                                      config.ledger(),
+                                      dataset=data.train.name,
+                                      data_fingerprint=data.train.fingerprint(),
+                                      unit=data.train.unit,
+                                      time=budget_file.now())
+
+    return charge
+
+
+def _describe(workdir, config, held_out, accuracy, run_id, budget) -> dict:
+    delta, ledger = budget.delta, config.ledger()
+    epsilon, epsilon_together = accounting.epsilon(ledger.dp_event(), delta), budget.epsilon()
     stddev = config.stddev(held_out.num_units, len(accuracy))
     text = (
         f'Measured on {held_out.num_units:,} held-out private units ({held_out.unit}) and released by one Gaussian '
         f'mechanism with noise multiplier {config.noise_multiplier:g}: each accuracy has noise of standard deviation '
         f'{stddev:.2%}. The release costs epsilon = {accounting.round_up(epsilon)} at delta = {delta:g}; together '
-        f'with the model, epsilon = {accounting.round_up(epsilon_together)}. The number of units counts as public.')
+        f'with all that was released from these data before, the model among it, epsilon = '
+        f'{accounting.round_up(epsilon_together)}. The number of units counts as public. Not covered: a choice of the '
+        'classifiers, or of the run, by looking at these images.')
     return {
         'accuracy': accuracy,
         'noise_stddev': stddev,
@@ -111,9 +145,10 @@ def _describe(workdir, config, held_out, accuracy, run_id, delta) -> dict:
         'num_units': held_out.num_units,
         'unit': held_out.unit,
         'epsilon': epsilon,
-        'epsilon_together_with_the_model': epsilon_together,
+        'epsilon_of_all_releases': epsilon_together,
         'delta': delta,
         'releases': json.loads(ledger.to_json()),
         'run_id': run_id,
+        'model_run_id': _read_statement(workdir).get('run_id'),
         'text': text,
     }

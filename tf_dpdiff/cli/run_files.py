@@ -1,6 +1,7 @@
 """Files of a run's folder that more than one verb reads or writes."""
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from typing import List, NamedTuple, Tuple, Union
@@ -83,6 +84,15 @@ def statement_paths(workdir: pathlib.Path) -> List[pathlib.Path]:
 def paths_beside_model(workdir: pathlib.Path) -> List[pathlib.Path]:
     """Returns what is laid beside an exported model: the privacy statement, and what the model is."""
     return statement_paths(workdir) + [workdir / MODEL]
+
+
+def name_of_samples(workdir: pathlib.Path, samples_path: pathlib.Path) -> str:
+    """Returns a name of a set of samples in a run's folder; of two sets elsewhere of one name it differs."""
+    path = samples_path.resolve()
+    name = path.name if path.is_dir() else path.stem
+    if path.parent == workdir.resolve():
+        return name
+    return f'{name}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}'
 
 
 def write_statement(workdir: pathlib.Path, statement: Union[statement_lib.PrivacyStatement,

@@ -1,10 +1,13 @@
 """What every run leaves in its folder, whether it read private images or public ones alone."""
 
+import ast
 import functools
+import io
 import pathlib
 import re
 import sys
-from typing import Dict, Tuple
+import tokenize
+from typing import Dict, List, Tuple
 
 import numpy as np
 import tensorflow as tf
@@ -28,7 +31,37 @@ _DENOISING_ROWS, _DENOISING_FRAMES = 6, 10
 
 def released_configuration() -> str:
     """Returns the configuration of the run with paths cut down to their last part: what may be sent on."""
-    return re.sub(r"""(['"])([^'"\n]*)[/\\]([^'"/\\\n]+)\1""", r'\1.../\3\1', gin.operative_config_str())
+    return cut_paths(gin.operative_config_str())
+
+
+def cut_paths(configuration: str) -> str:
+    """Returns a configuration in which each string with a slash or backslash is cut down to what follows the last one.
+
+    Args:
+      configuration: As gin writes it. A long string may stand in parts, one after the other.
+
+    Example:
+        >>> cut_paths("image_folder.path = '/data/ward 3/scans/'")
+        "image_folder.path = '.../scans'"
+    """
+    lines = configuration.splitlines(keepends=True)
+    strings: List[Tuple[Tuple[int, int], Tuple[int, int], str]] = []
+    last_is_string = False
+    for token in tokenize.generate_tokens(io.StringIO(configuration).readline):
+        if token.type == tokenize.STRING:  # Of text: gin writes no bytes.
+            value, start = ast.literal_eval(token.string), token.start
+            if last_is_string:
+                start, _, before = strings.pop()
+                value = before + value
+            strings.append((start, token.end, value))
+        if token.type not in (tokenize.NL, tokenize.COMMENT):
+            last_is_string = token.type == tokenize.STRING
+    for (first, begin), (last, end), value in reversed(strings):
+        parts = [part for part in re.split(r'[/\\]', value) if part]
+        if len(parts) > 1 or value[:1] in ('/', '\\'):
+            cut = repr(f'.../{parts[-1] if parts else ""}')
+            lines[first - 1:last] = [lines[first - 1][:begin] + cut + lines[last - 1][end:]]
+    return ''.join(lines)
 
 
 def begin(workdir: pathlib.Path, model: run_files.ModelDescription, trainer: loop.StageLoop) -> None:

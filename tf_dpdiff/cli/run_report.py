@@ -83,6 +83,9 @@ def released_accuracy_sections(workdir: pathlib.Path) -> List[report.Section]:
     if not path.exists():
         return []
     fields = json.loads(path.read_text(encoding='utf-8'))
+    statement = json.loads(run_files.statement_paths(workdir)[1].read_text(encoding='utf-8'))
+    if fields['model_run_id'] != statement.get('run_id'):
+        return []  # Of another model.
     rows = [(name, f'{value:.1%}') for name, value in fields['accuracy'].items()]
     return [
         report.Section(

@@ -105,14 +105,12 @@ def _choose_classes(flags, description: run_files.ModelDescription) -> sample_pl
     if flags.class_weights is not None:
         given, weights = [], []
         for pair in flags.class_weights.split(','):
-            name, _, weight = pair.rpartition('=')
-            try:
-                weights.append(fractions.Fraction(weight.strip()))
-            except (ValueError, ZeroDivisionError) as error:
-                raise command.UsageError(
-                    f'--class_weights={flags.class_weights}: {pair.strip()!r} is not of the form CLASS=NUMBER.'
-                ) from error
-            given.append(name)
+            form = re.fullmatch(r'(.+)=\s*(-?[0-9]{1,12}(\.[0-9]{1,12}|/[1-9][0-9]{0,11})?)\s*', pair, re.DOTALL)
+            if not form:
+                raise command.UsageError(f'--class_weights={flags.class_weights}: {pair.strip()!r} is not of the form '
+                                         'CLASS=NUMBER, as in 3=0.5.')
+            given.append(form.group(1))
+            weights.append(fractions.Fraction(form.group(2)))
         return sample_plan.ClassChoice(_labels('--class_weights', given, names), tuple(weights))
     return sample_plan.ClassChoice(tuple(range(len(names))) if description.labelled else (len(names),))
 

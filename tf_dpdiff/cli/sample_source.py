@@ -9,6 +9,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import run_files
+from tf_dpdiff.cli import run_identity
 from tf_dpdiff.cli import run_output
 from tf_dpdiff.diffusion import samplers
 from tf_dpdiff.evaluation import generate
@@ -64,9 +65,10 @@ def describe_run(workdir: pathlib.Path, sampler: Mapping[str, Any]) -> run_files
     """Returns the description of a complete run, with changes of its SamplerConfig.
 
     Raises:
-      command.UsageError: if the run has no privacy statement yet.
+      command.UsageError: if the run has no privacy statement yet, or one of another run than its checkpoints.
     """
     description = run_files.read_model(_run(workdir))
+    run_identity.check_statement(workdir)
     return description.with_sampler(dataclasses.replace(description.sampler, **sampler))
 
 
@@ -125,8 +127,15 @@ def _exported(workdir: Optional[pathlib.Path], version: pathlib.Path) -> Source:
 
 
 def _served(local: Source, endpoint: client.Endpoint) -> Source:
-    client.check_same_model(endpoint, local.load()[0], len(local.description.class_names))
-    return dataclasses.replace(local, origin={**local.origin, 'drawn_by': 'a server'}, load=lambda: [endpoint.sample])
+    check = client.ModelCheck(endpoint, local.load()[0], len(local.description.class_names))
+    check()
+
+    def sample(labels, seeds):
+        images = endpoint.sample(labels, seeds)
+        check(num_images=1)  # A server may turn to another version at any time.
+        return images
+
+    return dataclasses.replace(local, origin={**local.origin, 'drawn_by': 'a server'}, load=lambda: [sample])
 
 
 def _origin(drawn_by: str, model_sha256: str, statements, description) -> Dict[str, Any]:

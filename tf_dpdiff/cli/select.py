@@ -12,6 +12,8 @@ import gin  # pylint: disable=wrong-import-order
 from tf_dpdiff import files
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import gin_config
+from tf_dpdiff.cli import run_files
+from tf_dpdiff.cli import run_identity
 from tf_dpdiff.data import datasets
 from tf_dpdiff.evaluation import report
 from tf_dpdiff.evaluation import sample_files
@@ -49,17 +51,19 @@ def select(*,
     is_real = selection.measure_on_real
     if is_real:
         samples.check_like(data.spec, samples_path)
+        run_identity.check_same_data(workdir, data.train)
     samples.check_classified(samples_path)
+    name = f'selection_{run_files.name_of_samples(workdir, samples_path)}'
+    json_path = workdir / 'non_private' / name / 'selection.json' if is_real else workdir / f'{name}.json'
+    json_path.parent.mkdir(parents=True, exist_ok=True)
     found = selection_lib.select(selection, samples.images, samples.labels, data.train if is_real else None,
                                  data.held_out if is_real else None)
     fields = {'samples': str(samples_path) if is_real else samples_path.name, **found.to_dict()}
-    name = f'selection_{samples_path.stem}'
-    json_path = workdir / 'non_private' / name / 'selection.json' if is_real else workdir / f'{name}.json'
     selection_picture.draw_selection(json_path.with_suffix('.png'), fields)
     files.write_text(json_path, json.dumps(fields, indent=2) + '\n')
     if is_real:
         _write_page(json_path.with_name('report.html'), workdir, fields)
-    _print_results(fields, json_path)
+    _print_results(fields, json_path, 'used' if data else 'read')
     return command.DONE
 
 
@@ -116,15 +120,14 @@ def _write_page(path: pathlib.Path, workdir: pathlib.Path, fields: dict) -> None
                       warning=_WARNING)
 
 
-def _print_results(fields: dict, json_path: pathlib.Path) -> None:
+def _print_results(fields: dict, json_path: pathlib.Path, not_done: str) -> None:
     rows = _rows(fields)
     console = rich_console.Console()
     console.print(
         command.numbers_table('accuracy, best on synthetic validation images first', _HEADER[:len(rows[0])], rows))
     if fields['num_real_test'] is None:
-        last = (
-            f'Written to {json_path} and .png. No private image was read: they may be released wherever the samples '
-            'may.')
+        last = (f'Written to {json_path} and .png. No private image was {not_done}: they may be released wherever the '
+                'samples may.')
     else:
         last = (f'Written to {json_path.parent}: report.html, selection.json; measured on private images, so not to be '
                 'released.')
@@ -138,7 +141,7 @@ def main(flags) -> int:
     # What a file binds to it is not even built: a source of images is opened when it is.
     no_data = ['select.data = None'] if flags.synthetic_only else []
     gin_config.parse(flags.gin_file, [*flags.gin_param, *no_data])
-    workdir = command.prepare_workdir(flags.workdir)
+    workdir = pathlib.Path(flags.workdir).expanduser()
     samples_path = pathlib.Path(flags.samples).expanduser() if flags.samples else workdir / 'samples.npz'
     return gin_config.call(select, workdir=workdir, samples_path=samples_path)
 

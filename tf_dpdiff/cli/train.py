@@ -17,6 +17,7 @@ from tf_dpdiff.cli import dry_run as dry_run_lib
 from tf_dpdiff.cli import gin_config
 from tf_dpdiff.cli import public_run
 from tf_dpdiff.cli import run_files
+from tf_dpdiff.cli import run_identity
 from tf_dpdiff.cli import run_output
 from tf_dpdiff.data import datasets
 from tf_dpdiff.diffusion import process as process_lib
@@ -92,6 +93,7 @@ def train(
                                   _spent(budget) if budget else None)
         return command.DONE
 
+    run_identity.check_free(workdir)
     started = time.monotonic()
     with interruption.StopRequest() as stop:
         trainer = trainer_lib.Trainer(workdir,

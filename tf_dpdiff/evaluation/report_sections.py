@@ -44,14 +44,16 @@ def utility(result: dict, *, confusion_png: pathlib.Path, curve_png: Optional[pa
       curve_png: The picture of accuracy over the number of samples, where that was measured.
     """
     body = report.table(UTILITY_HEADER, utility_rows(result))
+    real = '' if result['num_real'] is None else f" or {result['num_real']:,} real images"
     body += report.paragraph(f"Accuracy on {result['num_test']:,} held-out real images, after training on "
-                             f"{result['num_synthetic']:,} samples or {result['num_real']:,} real images; mean and "
-                             'standard deviation over seeds, and the ensemble of the seeds. ' + result['validation'])
+                             f"{result['num_synthetic']:,} samples{real}; mean and standard deviation over seeds, and "
+                             'the ensemble of the seeds. ' + result['validation'])
     if curve_png:
         body += report.heading('Accuracy against the number of samples') + report.picture(
             curve_png,
             alt='Accuracy over the number of samples, a line a classifier',
-            caption='More samples cost no privacy. Dashed: the same classifier trained on the real images.',
+            caption='More samples cost no privacy.' +
+            (' Dashed: the same classifier trained on the real images.' if real else ''),
             pixelated=False)
     chosen = chosen_classifier(result)
     rows = [(row['class'], f"{row['images']:,}", f"{row['recall']:.1%}", f"{row['precision']:.1%}", f"{row['f1']:.3f}")

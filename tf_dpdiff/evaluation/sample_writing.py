@@ -80,8 +80,12 @@ class SampleFiles:
             else:
                 title = sample_formats.title(self._plan, int(shard))
                 self.problems.append(f'{self._folder / title} {problem}; it is drawn again')
-        self._complete = not self._single and not self.pending and found['complete'] and all(
-            path.exists() for path in self._metadata())
+        self._complete = not self._single and not self.pending and found['complete']
+        if self._complete and self._metadata():
+            problem = sample_files.damage(self._metadata(), found.get('metadata', {'bytes': 0}))
+            if problem is not None:
+                self._complete = False
+                self.problems.append(f'what goes with the shards in {self._folder} {problem}; it is written again')
 
     def _check_plan(self, found: Dict[str, Any]) -> None:
         differing = sample_plan.differences(found['plan'], json.loads(json.dumps(self._plan.to_json())))
@@ -179,7 +183,8 @@ class SampleFiles:
                                        num_bytes=sum(record['bytes'] for record in records),
                                        description=sample_files.describe(self._statements[1]))
         if not self._single:
-            self._save_manifest(self._folder / sample_files.MANIFEST, complete=True, shards=self._shards)
+            about = {'metadata': sample_files.fingerprint(self._metadata())} if self._metadata() else {}
+            self._save_manifest(self._folder / sample_files.MANIFEST, complete=True, shards=self._shards, **about)
             return
         temporary = self._folder / _TEMPORARY / self._output.name
         sample_formats.join_arrays(self._plan, self._folder, temporary)

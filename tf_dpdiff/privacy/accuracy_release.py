@@ -81,6 +81,7 @@ class AccuracyReleaseConfig:
                 correct: np.ndarray,
                 *,
                 seed: seeds.PrivateSeed,
+                num_units: int,
                 owners: Optional[np.ndarray] = None,
                 generator: str = 'shake256') -> np.ndarray:
         """Returns noisy accuracies.
@@ -88,6 +89,7 @@ class AccuracyReleaseConfig:
         Args:
           correct: bool [images, classifiers], which images each classifier gets right.
           seed: A secret of this release alone.
+          num_units: Number of units, public, by which the noisy sums are divided.
           owners: int [images], whose image each is, numbered from 0, or None: each image is a unit of its own.
           generator: Of the noise; see `noise.GaussianNoise`.
 
@@ -95,7 +97,6 @@ class AccuracyReleaseConfig:
           float64 [classifiers], shares of the units, clipped to [0, 1].
         """
         vector = self.exact_vector(correct, owners)
-        num_units = len(correct) if owners is None else len(np.unique(owners))
         stddev = self.noise_multiplier * self.sensitivity(len(vector))
         vector = vector + stddev * noise.standard_normal(seed, HELD_OUT_ACCURACY, vector.shape, generator)
         return np.clip(vector / num_units, 0.0, 1.0)  # Post-processing.

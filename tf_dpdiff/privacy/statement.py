@@ -153,9 +153,11 @@ class PublicStatement:
     Attributes:
       public_data: The images, one phrase a source.
       num_steps: Steps of training.
+      run_id: The run's public name, drawn at random.
     """
     public_data: Tuple[str, ...]
     num_steps: int
+    run_id: Optional[str] = None
 
     def to_dict(self) -> dict:
         """Returns the statement as plain JSON values."""
@@ -163,6 +165,7 @@ class PublicStatement:
             'guarantee_claimed': False,
             'epsilon': None,
             'private_data': None,
+            'run_id': self.run_id,
             'public_data': list(self.public_data),
             'steps_run': self.num_steps,
             'versions': _versions(),

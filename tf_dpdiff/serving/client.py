@@ -4,7 +4,7 @@ import http.client
 import json
 import re
 import time
-from typing import Any
+from typing import Any, Optional
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -113,7 +113,7 @@ def _reason(error: urllib.error.HTTPError) -> str:
     return f'HTTP {error.code} {error.reason}: {" ".join(str(text).split())[:300]}'.rstrip(': .')
 
 
-def check_same_model(endpoint: Endpoint, sample_fn, num_classes: int, num_images: int = 8) -> None:
+class ModelCheck:
     """Checks that a server has the model that is here, by what both draw.
 
     Args:
@@ -121,22 +121,33 @@ def check_same_model(endpoint: Endpoint, sample_fn, num_classes: int, num_images
       sample_fn: The model that is here; maps labels, int32 [batch], and seeds, int64 [batch], to images, uint8 [batch,
         height, width, channels].
       num_classes: Labels go round.
-      num_images: How many are compared.
-
-    Raises:
-      EndpointError: if the server does not answer.
-      ValueError: if its images are others.
+      num_images: How many there are to compare.
     """
-    seeds = tf.range(num_images, dtype=tf.int64)
-    labels = tf.cast(seeds % num_classes, tf.int32)
-    theirs, ours = (draw(labels, seeds).numpy().astype(int) for draw in (endpoint.sample, sample_fn))
-    if theirs.shape == ours.shape:
-        difference = np.abs(theirs - ours)
-        if difference.max() <= _MAX_DIFFERENCE and difference.mean() <= _MAX_MEAN_DIFFERENCE:
-            return
-        found = f'up to {difference.max()} grey levels apart'
-    else:
-        found = f'of shape {theirs.shape[1:]}, not {ours.shape[1:]}'
-    raise ValueError(f'{endpoint} serves another model than the one whose privacy statement is to go with its images: '
-                     f'the same seeds give images {found}. Serve that model, or name another --workdir or '
-                     '--saved_model.')
+
+    def __init__(self, endpoint: Endpoint, sample_fn, num_classes: int, num_images: int = 8):
+        self._endpoint, self._num_images = endpoint, num_images
+        self._seeds = tf.range(num_images, dtype=tf.int64)
+        self._labels = tf.cast(self._seeds % num_classes, tf.int32)
+        self._ours = sample_fn(self._labels, self._seeds).numpy().astype(int)
+
+    def __call__(self, num_images: Optional[int] = None) -> None:
+        """Compares the first images, all unless `num_images` says how many.
+
+        Raises:
+          EndpointError: if the server does not answer.
+          ValueError: if its images are others.
+        """
+        compared = slice(num_images or self._num_images)
+        ours = self._ours[compared]
+        theirs = self._endpoint.sample(self._labels[compared], self._seeds[compared]).numpy().astype(int)
+        if theirs.shape == ours.shape:
+            difference = np.abs(theirs - ours)
+            if difference.max() <= _MAX_DIFFERENCE and difference.mean() <= _MAX_MEAN_DIFFERENCE:
+                return
+            found = f'up to {difference.max()} grey levels apart'
+        else:
+            found = f'of shape {theirs.shape[1:]}, not {ours.shape[1:]}'
+        raise ValueError(
+            f'{self._endpoint} serves another model than the one whose privacy statement is to go with '
+            f'its images: the same seeds give images {found}. Serve that model, or name another --workdir or '
+            '--saved_model.')

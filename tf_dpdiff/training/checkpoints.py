@@ -89,16 +89,33 @@ class RunIdentity(NamedTuple):
 
     Attributes:
       run_id: The run's public name.
-      data_fingerprint: PRIVATE: who holds the exact same data set can tell.
+      data_fingerprint: PRIVATE: who holds the exact same data set can tell. None of a run on public images alone.
       ledger: What has been released by the newest checkpoint.
     """
     run_id: str
-    data_fingerprint: str
+    data_fingerprint: Optional[str]
     ledger: ledger_lib.Ledger
 
 
+def read_run(directory: pathlib.Path) -> Optional[RunIdentity]:
+    """Returns which run a folder of checkpoints holds, on private images or not, or None where there is none.
+
+    Args:
+      directory: The folder of checkpoints.
+
+    Raises:
+      CheckpointMismatchError: if the run was begun before runs had an identity.
+    """
+    record = _read_record(directory)
+    if record is None:
+        return None
+    return RunIdentity(record['run_id'],
+                       json.loads(record['configuration']).get('data_fingerprint'),
+                       ledger_lib.Ledger.from_json(record['ledger']))
+
+
 def read_identity(directory: pathlib.Path) -> Optional[RunIdentity]:
-    """Returns which run a folder of checkpoints holds, or None where there is none.
+    """Returns which run on private images a folder of checkpoints holds, or None where there is none.
 
     Args:
       directory: The folder of checkpoints.
@@ -106,15 +123,11 @@ def read_identity(directory: pathlib.Path) -> Optional[RunIdentity]:
     Raises:
       CheckpointMismatchError: if the run was begun before runs had an identity, or reads no private images.
     """
-    record = _read_record(directory)
-    if record is None:
-        return None
-    configuration = json.loads(record['configuration'])
-    if 'data_fingerprint' not in configuration:
+    found = read_run(directory)
+    if found is not None and found.data_fingerprint is None:
         raise CheckpointMismatchError(f'the run in {directory.parent} read public images alone: it has no private data '
                                       'to charge, to attack or to go on with; name another --workdir.')
-    return RunIdentity(record['run_id'], configuration['data_fingerprint'],
-                       ledger_lib.Ledger.from_json(record['ledger']))
+    return found
 
 
 def read_state(directory: pathlib.Path, configuration: dict) -> Optional[RunState]:

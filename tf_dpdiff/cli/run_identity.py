@@ -1,0 +1,72 @@
+"""Do the files of a run belong together: its statement, its checkpoints, and the data that a command is given?"""
+
+import json
+import pathlib
+import sys
+
+from tf_dpdiff.cli import command
+from tf_dpdiff.cli import run_files
+from tf_dpdiff.data import datasets
+from tf_dpdiff.privacy import ledger as ledger_lib
+from tf_dpdiff.training import checkpoints
+
+
+def check_free(workdir: pathlib.Path) -> None:
+    """Checks that a folder holds no results of another run than the one in its checkpoints, if any.
+
+    A run that began there would leave its checkpoints beside a statement that says less than they cost.
+
+    Raises:
+      command.UsageError: if it does.
+    """
+    path = run_files.statement_paths(workdir)[1]
+    if not path.exists():
+        return
+    found = checkpoints.read_run(workdir / 'checkpoints')
+    if found is None or _read(path).get('run_id', found.run_id) != found.run_id:
+        raise command.UsageError(f'{workdir} holds the results of another run than its checkpoints ({path.name} is not '
+                                 'theirs): name another --workdir, or move those files away.')
+
+
+def check_statement(workdir: pathlib.Path) -> None:
+    """Checks that a run's statement is about its newest checkpoint.
+
+    Raises:
+      command.UsageError: if it is about another run, or about fewer steps.
+    """
+    path = run_files.statement_paths(workdir)[1]
+    statement, found = _read(path), checkpoints.read_run(workdir / 'checkpoints')
+    if found is None:
+        raise command.UsageError(f'{workdir / "checkpoints"} is missing: without it the run cannot draw anew; draw '
+                                 'from its --saved_model.')
+    released = ledger_lib.Ledger.from_json(json.dumps(statement.get('releases', [])))
+    if (statement.get('run_id', found.run_id), released) != (found.run_id, found.ledger):
+        raise command.UsageError(f'{path} and {workdir / "checkpoints"} are not of the same run, or the run goes on: '
+                                 'finish it by its bin/train command, which writes its statement.')
+
+
+def check_same_data(workdir: pathlib.Path, train: datasets.ImageDataset) -> None:
+    """Checks that a run was trained on these images, if its checkpoints tell.
+
+    Raises:
+      command.UsageError: if it was trained on others: held-out images may be among those.
+    """
+    found = checkpoints.read_run(workdir / 'checkpoints')
+    if found is None:
+        print(f'{workdir} holds no checkpoints: whether its run was trained on these images, and not on the held-out '
+              'ones, is not known.', file=sys.stderr)  # yapf: disable
+    elif found.data_fingerprint not in (None, train.fingerprint()):
+        raise command.UsageError(
+            f'the run in {workdir} was trained on other images than those of {train.name!r} that are not held out '
+            '(another file, split or owners): its training images may be among the held-out ones. Give the data as '
+            'the run had them.')
+
+
+def _read(path: pathlib.Path) -> dict:
+    try:
+        statement = json.loads(path.read_text(encoding='utf-8'))
+        if not isinstance(statement, dict):
+            raise ValueError('it holds no statement')
+        return statement
+    except ValueError as error:
+        raise command.UsageError(f'{path} is damaged: {error}.') from error
