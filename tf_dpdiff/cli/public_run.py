@@ -13,6 +13,7 @@ from tf_dpdiff.cli import dry_run as dry_run_lib
 from tf_dpdiff.cli import run_files
 from tf_dpdiff.cli import run_identity
 from tf_dpdiff.cli import run_output
+from tf_dpdiff.cli import run_summaries
 from tf_dpdiff.data import datasets
 from tf_dpdiff.evaluation import generate
 from tf_dpdiff.privacy import statement as statement_lib
@@ -20,6 +21,7 @@ from tf_dpdiff.serving import export
 from tf_dpdiff.training import interruption
 from tf_dpdiff.training import pretrained
 from tf_dpdiff.training import pretrainer
+from tf_dpdiff.training import stages
 
 
 def train_on_public_images(workdir: pathlib.Path, dry_run: bool, parts: dict, network, process, pretraining, sampler,
@@ -61,13 +63,15 @@ def train_on_public_images(workdir: pathlib.Path, dry_run: bool, parts: dict, ne
         return command.DONE
     run_identity.check_free(workdir)
     started = time.monotonic()
+    model = model._replace(labelled=not _is_unlabelled(pretraining.images))
     with interruption.StopRequest() as stop:
         trainer = pretrainer.PublicTrainer(workdir,
                                            network=network,
                                            process=process,
                                            pretraining=pretraining,
-                                           config=loop)
-        run_output.begin(workdir, model, trainer)
+                                           config=loop,
+                                           draw_grid=run_summaries.make_grid_drawer(model))
+        run_output.begin(workdir, model, trainer, {stages.PRETRAINING: pretraining})
         trainer.run(stop)
         checkpoint = trainer.to_pretrained()
         checkpoint.write(workdir / pretrained.FOLDER)

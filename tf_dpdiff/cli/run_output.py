@@ -7,7 +7,7 @@ import pathlib
 import re
 import sys
 import tokenize
-from typing import Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 import tensorflow as tf
@@ -16,11 +16,13 @@ import gin  # pylint: disable=wrong-import-order
 from tf_dpdiff import files
 from tf_dpdiff.cli import run_files
 from tf_dpdiff.cli import run_report
+from tf_dpdiff.cli import run_summaries
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.diffusion import samplers
 from tf_dpdiff.evaluation import generate
 from tf_dpdiff.networks import transfer
 from tf_dpdiff.networks import unet
+from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.serving import export
 from tf_dpdiff.training import interruption
 from tf_dpdiff.training import loop
@@ -64,11 +66,27 @@ def cut_paths(configuration: str) -> str:
     return ''.join(lines)
 
 
-def begin(workdir: pathlib.Path, model: run_files.ModelDescription, trainer: loop.StageLoop) -> None:
-    """Writes what is known before the first step, and says where a resumed run stands."""
+def begin(workdir: pathlib.Path,
+          model: run_files.ModelDescription,
+          trainer: loop.StageLoop,
+          of_stages: Dict[str, Any],
+          plan: Optional[plan_lib.DpSgdPlan] = None) -> None:
+    """Writes what is known before the first step, and says where a resumed run stands.
+
+    Args:
+      workdir: The run's folder.
+      model: The run.
+      trainer: What is about to train it.
+      of_stages: The configurations of its stages by name; None: no such stage.
+      plan: The privacy plan; None: a run on public images alone.
+    """
+    of_stages = {name: stage for name, stage in of_stages.items() if stage}
     files.write_text(workdir / 'operative_config.gin', gin.operative_config_str())
     model.write(workdir)
-    trainer.summaries.text('configuration', gin.markdown(released_configuration()))
+    numbers = run_summaries.key_numbers(model, of_stages, plan)
+    run_summaries.write_settings(trainer.summaries, released_configuration(), numbers, trainer.state.run_id)
+    views = {name: stage.views for name, stage in of_stages.items()}
+    run_summaries.write_timesteps(trainer.summaries, model.process, views)
     if trainer.resumed:
         print(f'train: the run in {workdir} {trainer.position()}.', file=sys.stderr)
 
@@ -94,8 +112,9 @@ def draw(sample_fn: generate.SampleFn, samples: generate.GenerateConfig, num_cla
     return drawn
 
 
-def _draw_denoising(workdir: pathlib.Path, average, model: run_files.ModelDescription, labels: np.ndarray) -> None:
-    """Draws a few images and what they looked like on the way: denoising.png, one row an image.
+def _draw_denoising(workdir: pathlib.Path, average, model: run_files.ModelDescription,
+                    labels: np.ndarray) -> np.ndarray:
+    """Draws a few images and what they looked like on the way: denoising.png, one row an image; returns the picture.
 
     Args:
       workdir: The run's folder.
@@ -118,6 +137,7 @@ def _draw_denoising(workdir: pathlib.Path, average, model: run_files.ModelDescri
     rows = np.tile(np.arange(len(chosen)), len(path))
     grid = generate.class_grid(path.reshape(-1, *model.image_shape), rows, columns=len(path))
     generate.write_png(workdir / 'denoising.png', grid)
+    return grid
 
 
 def write(workdir: pathlib.Path, title: str, facts: Dict[str, str], statement, model: run_files.ModelDescription,
@@ -144,14 +164,16 @@ def write(workdir: pathlib.Path, title: str, facts: Dict[str, str], statement, m
     rows = labels if labels.max() < len(model.class_names) else np.arange(len(labels)) % 10
     grid = generate.class_grid(images, rows, columns=min(12, int(np.bincount(rows).max())))
     generate.write_png(workdir / 'samples.png', grid)
-    summaries.image('samples', grid, 0)
-    _draw_denoising(workdir, average, model, labels)
+    summaries.image('samples', grid)
+    summaries.image('denoising', _draw_denoising(workdir, average, model, labels))
+    points = statement.epsilon_over_steps()
+    run_summaries.write_epsilon(summaries, points)
     run_report.write(workdir,
                      title=title,
                      facts={
                          **facts, 'samples drawn': f'{len(images):,}'
                      },
-                     points=statement.epsilon_over_steps(),
+                     points=points,
                      delta=statement.to_dict().get('delta'),
                      configuration=released_configuration())
     image_sampler = make_image_sampler(average, model.network, model.process, model.sampler)

@@ -19,6 +19,7 @@ from tf_dpdiff.cli import public_run
 from tf_dpdiff.cli import run_files
 from tf_dpdiff.cli import run_identity
 from tf_dpdiff.cli import run_output
+from tf_dpdiff.cli import run_summaries
 from tf_dpdiff.data import datasets
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.diffusion import samplers
@@ -105,9 +106,11 @@ def train(
                                       warm_start=warm_start,
                                       finetuning=finetuning,
                                       config=loop,
-                                      on_release=lambda means: _draw_class_means(workdir, means))
+                                      on_release=lambda means: _draw_class_means(workdir, means),
+                                      draw_grid=run_summaries.make_grid_drawer(model))
         _charge(budget_file, 'reserved', _reserve(plan, data.train, trainer.state.run_id))
-        run_output.begin(workdir, model, trainer)
+        of_stages = {stages.PRETRAINING: pretraining, stages.WARM_START: warm_start, stages.FINETUNING: finetuning}
+        run_output.begin(workdir, model, trainer, of_stages, plan)
         trainer.run(stop)
         _charge(budget_file, 'settled', lambda budget: budget.settle(trainer.state.run_id, trainer.state.ledger))
         # From here on everything is made from the released weights.

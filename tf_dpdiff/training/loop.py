@@ -1,10 +1,12 @@
 """The loop over stages and steps: progress, checkpoints, clean stops."""
 
 import dataclasses
+import math
 import pathlib
 import time
-from typing import List, Optional
+from typing import Callable, List, Optional, Set, Tuple
 
+import numpy as np
 import tensorflow as tf
 import tqdm
 
@@ -13,10 +15,14 @@ from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import seeds
 from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import interruption
+from tf_dpdiff.training import profiling
 from tf_dpdiff.training import stages as stages_lib
 from tf_dpdiff.training import summaries as summaries_lib
 
 _DONE = 'done'
+
+# Draws a picture of samples of a network: uint8 [height, width, channels].
+DrawGrid = Callable[[tf.keras.Model], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +34,27 @@ class TrainerConfig:
       log_every_steps: Steps between TensorBoard entries.
       log_non_private: Whether to write training loss, gradient norms and clipped share, computed from private data
         without noise, to non_private/. Never release that folder.
+      grids_per_stage: How often samples are drawn for TensorBoard in the course of a stage, evenly spaced, the last
+        time at its end; 0: never.
+      profile_steps: (start, stop): the steps of the last stage that are traced for TensorBoard's profiler (which is a
+        plugin of its own, tensorboard-plugin-profile); a few are enough. The trace of a private run tells how long its
+        steps take, and so how many units are in them: it goes to non_private/. None: no trace.
     """
     checkpoint_every_secs: float = 60.0
     log_every_steps: int = 20
     log_non_private: bool = False
+    grids_per_stage: int = 5
+    profile_steps: Optional[Tuple[int, int]] = None
+
+    def __post_init__(self):
+        if self.log_every_steps < 1:
+            raise ValueError(f'log_every_steps must be at least 1, got {self.log_every_steps}.')
+        if self.grids_per_stage < 0:
+            raise ValueError(f'grids_per_stage must be at least 0, got {self.grids_per_stage}.')
+        if self.profile_steps is not None:
+            if len(self.profile_steps) != 2 or not 0 <= self.profile_steps[0] < self.profile_steps[1]:
+                raise ValueError('profile_steps must be (start, stop) with 0 <= start < stop, got '
+                                 f'{self.profile_steps}.')
 
 
 class StageLoop:
@@ -45,6 +68,7 @@ class StageLoop:
       configuration: JSON-able values that must be the same when the run is resumed.
       config: Settings of the loop.
       is_private: Whether the run reads private images, and so has a secret seed.
+      draw_grid: Draws the samples of `average` that TensorBoard shows, the same numbers each time; None: it shows none.
 
     Attributes:
       model: The network being trained.
@@ -55,14 +79,16 @@ class StageLoop:
     """
 
     def __init__(self, workdir: pathlib.Path, configuration: dict, config: TrainerConfig, *, network: unet.UNetConfig,
-                 image_shape, num_classes: int, is_private: bool):
+                 image_shape, num_classes: int, is_private: bool, draw_grid: Optional[DrawGrid]):
         self._config = config
+        self._draw_grid = draw_grid
         self._directory = workdir / 'checkpoints'
         self._configuration = configuration
         state = checkpoints.read_state(self._directory, configuration)
         self.resumed = state is not None
         self.state = state or checkpoints.RunState(seeds.PrivateSeed.from_os_entropy() if is_private else None)
         self.summaries = summaries_lib.Summaries(workdir)
+        self._profile_folder = self.summaries.private_folder if is_private else self.summaries.released_folder
         tf.keras.utils.set_random_seed(0)  # Initial weights are public.
         self.model, self.average = (unet.build_unet(network, image_shape, num_classes) for _ in range(2))
         self.average.set_weights(self.model.get_weights())
@@ -101,38 +127,61 @@ class StageLoop:
             index = names.index(self.state.stage)
             self._run_stage(self._stages[index], stop)
             self.state.stage, self.state.step = names[index + 1], 0
-            self._checkpoint.save(self.state)
-            self.summaries.flush()
+            self._save()
+
+    def _save(self) -> None:
+        # Events first: a resumed run repeats what is after the checkpoint, and nothing before it.
+        self.summaries.flush()
+        self._checkpoint.save(self.state)
 
     def _run_stage(self, stage: stages_lib.Stage, stop: interruption.StopRequest) -> None:
         stage.begin()
         last_saved = time.monotonic()
-        with progress.bar(stage.num_steps, stage.name, 'step', initial=self.state.step) as bar:
+        grid_steps = _evenly_spaced(stage.num_steps, self._config.grids_per_stage) if self._draw_grid else set()
+        profile_steps = self._config.profile_steps if stage is self._stages[-1] else None
+        with progress.bar(stage.num_steps, stage.name, 'step',
+                          initial=self.state.step) as bar, profiling.StepProfiler(self._profile_folder,
+                                                                                  profile_steps) as profiler:
             while self.state.step < stage.num_steps:
+                profiler.before(self.state.step)
                 scalars = stage.run_step(self.state.step)
+                profiler.after(self.state.step)
                 self.state.step += 1
                 bar.update()
-                if self.state.step % self._config.log_every_steps == 0 or self.state.step == stage.num_steps:
+                if self.state.step % self._config.log_every_steps == 0 or self.state.step in (1, stage.num_steps):
                     self._log(stage, scalars, bar)
-                if stop.requested:
-                    self._checkpoint.save(self.state)
+                if self.state.step in grid_steps and self._is_released(stage):
+                    self.summaries.stage_image(stage.name, 'samples', self._draw_grid(self.average), self.state.step)
                     self.summaries.flush()
+                if stop.requested:
+                    self._save()
                     raise interruption.Interrupted(f'stopped in {stage.name} after step {self.state.step} of '
                                                    f'{stage.num_steps}; everything is saved')
                 if time.monotonic() - last_saved > self._config.checkpoint_every_secs:
-                    self._checkpoint.save(self.state)
+                    self._save()
                     last_saved = time.monotonic()
         stage.end()
 
     def _log(self, stage: stages_lib.Stage, scalars: dict, bar: tqdm.tqdm) -> None:
         scalars = {**scalars, **self._spent()}
         self.summaries.scalars(stage.name, scalars, self.state.step)
+        self.summaries.flush()
         shown = {'loss': 'loss', 'epsilon_spent': 'epsilon'}
         bar.set_postfix({shown[k]: f'{v:.3f}' for k, v in scalars.items() if k in shown}, refresh=False)
+
+    def _is_released(self, stage: stages_lib.Stage) -> bool:
+        """Returns whether samples of the averaged weights may be shown as they are now."""
+        del stage  # A run without private images has nothing to hide.
+        return True
 
     def _spent(self) -> dict:
         """Returns what the run has spent, as scalars that may be released."""
         return {}
+
+
+def _evenly_spaced(num_steps: int, count: int) -> Set[int]:
+    """Returns up to count steps, the last one among them; none for a count of 0."""
+    return {math.ceil(num_steps * i / count) for i in range(1, count + 1)}
 
 
 # How much is held in memory at a time: may be changed when a run is resumed.

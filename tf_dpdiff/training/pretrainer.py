@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from typing import Optional
 
 from tf_dpdiff.data import overlap
 from tf_dpdiff.diffusion import process as process_lib
@@ -21,13 +22,20 @@ class PublicTrainer(loop.StageLoop):
       process: The diffusion process.
       pretraining: The public stage, with its images.
       config: Settings of the loop.
+      draw_grid: Draws the samples of the averaged network that TensorBoard shows; None: no grids.
 
     Attributes:
       average: The network with the moving average of the weights: what private runs start from.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, network: unet.UNetConfig, process: process_lib.DiffusionProcess,
-                 pretraining: stages.PretrainingConfig, config: loop.TrainerConfig):
+    def __init__(self,
+                 workdir: pathlib.Path,
+                 *,
+                 network: unet.UNetConfig,
+                 process: process_lib.DiffusionProcess,
+                 pretraining: stages.PretrainingConfig,
+                 config: loop.TrainerConfig,
+                 draw_grid: Optional[loop.DrawGrid] = None):
         self._network, self._process, self._pretraining = network, process, pretraining
         public = pretraining.images
         configuration = {
@@ -41,7 +49,8 @@ class PublicTrainer(loop.StageLoop):
                          network=network,
                          image_shape=public.image_shape,
                          num_classes=public.num_classes,
-                         is_private=False)
+                         is_private=False,
+                         draw_grid=draw_grid)
         view_sampler = views_lib.make_view_sampler(process, pretraining.views, network, public.num_classes)
         self._open([stages.make_pretraining(pretraining, self.model, self.average, view_sampler)])
 

@@ -9,6 +9,7 @@ import tensorflow as tf
 from tf_dpdiff.data import datasets
 from tf_dpdiff.data import pipelines
 from tf_dpdiff.data import public
+from tf_dpdiff.networks import ema
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import class_means
 from tf_dpdiff.privacy import plan as plan_lib
@@ -277,7 +278,7 @@ def make_finetuning(config: FinetuningConfig, model: tf.keras.Model, average: tf
         state.ledger = ledger
         if on_diagnostics:
             on_diagnostics(step, {name: float(value) for name, value in diagnostics.items()})
-        return {'learning_rate': float(optimizer.learning_rate)}
+        return {'learning_rate': float(optimizer.learning_rate), 'ema_decay': _decay(config.max_ema_decay, step)}
 
     return Stage(FINETUNING, plan.config.num_steps, optimizer, begin, run_step)
 
@@ -309,9 +310,17 @@ def _public_stage(name: str,
         dataset = images['dataset']
         indices = pipelines.random_indices(len(dataset), config.batch_size, seed=config.seed, step=step)
         loss = public_step(*pipelines.gather(dataset, indices), tf.constant(step, tf.int64))
-        return {'loss': float(loss), 'learning_rate': float(optimizer.learning_rate)}
+        return {
+            'loss': float(loss),
+            'learning_rate': float(optimizer.learning_rate),
+            'ema_decay': _decay(max_ema_decay, step)
+        }
 
     return Stage(name, config.num_steps, optimizer, begin, run_step)
+
+
+def _decay(max_ema_decay: float, step: int) -> float:
+    return float(ema.ema_decay(max_ema_decay, step))
 
 
 def _check_decay(config) -> None:

@@ -1,6 +1,7 @@
 """Private training: public pre-training, a warm start and DP-SGD in one run, or DP-SGD from a public checkpoint."""
 
 import dataclasses
+import math
 import pathlib
 from typing import Callable, Optional, Tuple
 
@@ -21,6 +22,8 @@ from tf_dpdiff.training import pretrained as pretrained_lib
 from tf_dpdiff.training import stages as stages_lib
 from tf_dpdiff.training import views as views_lib
 
+OnRelease = Callable[[np.ndarray], None]
+
 
 class Trainer(loop.StageLoop):
     """Trains one model privately, from wherever its folder says that it stands.
@@ -36,6 +39,7 @@ class Trainer(loop.StageLoop):
       finetuning: The DP-SGD stage.
       config: Settings of the loop.
       on_release: Called with the noisy class means, float32 [classes, height, width, channels] in [0, 1].
+      draw_grid: Draws the samples of the averaged network that TensorBoard shows, with public seeds; None: no grids.
 
     Attributes:
       average: The network with the moving average of the weights: what is released.
@@ -48,13 +52,20 @@ class Trainer(loop.StageLoop):
       model_check.ModelCheckError: if the network is not fit for per-unit clipping.
     """
 
-    def __init__(self, workdir: pathlib.Path, private: datasets.ImageDataset, *, network: unet.UNetConfig,
-                 process: process_lib.DiffusionProcess, plan: plan_lib.DpSgdPlan,
-                 pretraining: Optional[stages_lib.PretrainingConfig], warm_start: Optional[stages_lib.WarmStartConfig],
-                 finetuning: stages_lib.FinetuningConfig, config: loop.TrainerConfig, on_release: Callable[[np.ndarray],
-                                                                                                           None]):
-        self._plan, self._spec = plan, private.spec
-        self._num_views = finetuning.views.augmentation_multiplicity
+    def __init__(self,
+                 workdir: pathlib.Path,
+                 private: datasets.ImageDataset,
+                 *,
+                 network: unet.UNetConfig,
+                 process: process_lib.DiffusionProcess,
+                 plan: plan_lib.DpSgdPlan,
+                 pretraining: Optional[stages_lib.PretrainingConfig],
+                 warm_start: Optional[stages_lib.WarmStartConfig],
+                 finetuning: stages_lib.FinetuningConfig,
+                 config: loop.TrainerConfig,
+                 on_release: OnRelease,
+                 draw_grid: Optional[loop.DrawGrid] = None):
+        self._plan, self._spec, self._num_views = plan, private.spec, finetuning.views.augmentation_multiplicity
         if plan.num_units != private.num_units:
             raise ValueError(
                 f'the plan is for {plan.num_units} units, data set {private.name!r} has {private.num_units}.')
@@ -79,7 +90,8 @@ class Trainer(loop.StageLoop):
                          network=network,
                          image_shape=private.image_shape,
                          num_classes=private.num_classes,
-                         is_private=True)
+                         is_private=True,
+                         draw_grid=draw_grid)
         if origin and not self.resumed:
             origin.carry_over_to(self.model)
             self.average.set_weights(self.model.get_weights())
@@ -111,6 +123,27 @@ class Trainer(loop.StageLoop):
             return {}
         # A coarser discretization than the statement's: quicker, and an upper bound all the same.
         return {'epsilon_spent': self._plan.epsilon(self.state.ledger, discretization_interval=1e-3)}
+
+    def _is_released(self, stage: stages_lib.Stage) -> bool:
+        """Returns whether the ledger holds everything private that the averaged weights were computed from.
+
+        What the accountant composes is the whole sequence of noisy sums (and noisy means), each chosen knowing those
+        before it: epsilon covers someone who sees all of them, not the last weights alone. The averaged weights after s
+        steps are a function of public things and of the first s sums; a grid is a function of these weights and of
+        public seeds. So all grids and the final model together are post-processing of what the ledger holds, and a grid
+        at step s costs what the ledger says at step s. A step repeated after a crash makes the same sum with the same
+        noise, so it shows the same grid and releases nothing twice.
+
+        This would not hold for accounting that hides the weights on the way (amplification by iteration), for weights
+        that are ahead of the ledger, or for noiseless training: then nothing is shown.
+        """
+        if stage.name == stages_lib.PRETRAINING:
+            return True
+        ledger = self.state.ledger
+        steps = self.state.step if stage.name == stages_lib.FINETUNING else 0
+        recorded = (ledger.count(plan_lib.NOISY_CLASS_MEANS) == int(self._plan.class_means is not None) and
+                    ledger.count(plan_lib.DP_SGD_STEP) == steps)
+        return recorded and math.isfinite(self._spent().get('epsilon_spent', 0.0))
 
     def _log_diagnostics(self, step: int, diagnostics: dict) -> None:
         if step % self._config.log_every_steps == 0:

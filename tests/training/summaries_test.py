@@ -1,0 +1,231 @@
+"""Tests of what TensorBoard shows of a run: once, no more than is released, and without changing what is learnt."""
+
+import dataclasses
+import functools
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing import event_file_loader
+from tensorboard.backend.event_processing import plugin_event_multiplexer
+from tensorboard.plugins.hparams import metadata as hparams_metadata
+from tensorboard.util import tensor_util
+import tensorflow as tf
+
+from tests.training import trainer_test as toy
+from tests.training.stops import NEVER
+from tf_dpdiff.diffusion import process as process_lib
+from tf_dpdiff.diffusion import samplers
+from tf_dpdiff.networks import unet
+from tf_dpdiff.privacy import plan as plan_lib
+from tf_dpdiff.privacy import seeds
+from tf_dpdiff.training import loop as loop_lib
+from tf_dpdiff.training import summaries as summaries_lib
+
+pytestmark = pytest.mark.usefixtures('small_network')
+EVERY_STEP = loop_lib.TrainerConfig(log_every_steps=1)
+
+
+def shown(folder):
+    """Returns what TensorBoard's own loader makes of a folder: {(run, tag): [(step, value)]}."""
+    multiplexer = plugin_event_multiplexer.EventMultiplexer()
+    multiplexer.AddRunsFromDirectory(str(folder))
+    multiplexer.Reload()
+    return {
+        (run, tag): [(event.step, tensor_util.make_ndarray(event.tensor_proto).tolist())
+                     for event in multiplexer.Tensors(run, tag)] for run, content in multiplexer.Runs().items()
+        for tag in content['tensors']
+    }
+
+
+def steps(folder):
+    """Returns {tag: steps} of what TensorBoard shows."""
+    return {tag: [step for step, _ in events] for (_, tag), events in shown(folder).items()}
+
+
+def write(workdir, numbers):
+    summaries = summaries_lib.Summaries(workdir)
+    for number in numbers:
+        summaries.scalars('stage', {'a': number}, number)
+        summaries.non_private_scalars({'b': number}, number)
+        summaries.flush()
+    return summaries
+
+
+@pytest.mark.parametrize('processes', [
+    [range(1, 6)],
+    [range(1, 6), range(6, 9)],
+    [range(1, 6), range(3, 9)],
+    [range(1, 6), range(1, 9)],
+    [range(1, 6), range(5, 7), range(3, 5), range(5, 9)],
+])
+def test_steps_that_a_resumed_run_repeats_are_shown_once_and_none_is_lost(tmp_path, processes):
+    for numbers in processes:
+        write(tmp_path, numbers)
+    expected = list(range(1, processes[-1][-1] + 1))
+    assert steps(tmp_path) == {'stage/a': expected, 'non_private/b': expected}
+
+
+def test_control_writers_of_tensorflow_show_repeated_steps_twice(tmp_path):
+    for numbers in (range(1, 6), range(3, 9)):
+        with tf.summary.create_file_writer(str(tmp_path)).as_default():
+            for number in numbers:
+                tf.summary.scalar('a', number, step=number)
+    assert sorted(steps(tmp_path)['a']) == [1, 2, 3, 3, 4, 4, 5, 5, 6, 7, 8]
+
+
+def test_what_describes_the_whole_run_is_shown_as_it_was_written_last(tmp_path):
+    image = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
+    for value in (1.0, 2.0):
+        summaries = summaries_lib.Summaries(tmp_path)
+        summaries.text('words', f'words {value}')
+        summaries.hparams({'rate': value}, [summaries_lib.Metric('rate', 'stage/a', 'stage')], 'run')
+        summaries.histogram('numbers', np.full([10], value))
+        summaries.image('picture', image)
+        summaries.curve('curve', {step: value * step for step in range(3)})
+        summaries.flush()
+    found = {tag: events for (_, tag), events in shown(tmp_path).items()}
+    assert {
+        tag: [step for step, _ in events] for tag, events in found.items() if not tag.startswith('_hparams_')
+    } == {
+        'words': [0],
+        'numbers': [0],
+        'picture': [0],
+        'curve': [0, 1, 2]
+    }
+    assert found['words'] == [(0, b'words 2.0')] and found['curve'] == [(0, 0.0), (1, 2.0), (2, 4.0)]
+    width, height, png = found['picture'][0][1]
+    assert (width, height) == (b'5', b'4')
+    np.testing.assert_array_equal(tf.io.decode_png(png).numpy(), image)
+
+
+def test_settings_are_shown_beside_their_metrics(tmp_path):
+    summaries = summaries_lib.Summaries(tmp_path)
+    summaries.hparams({'rate': 0.5, 'name': 'x'}, [summaries_lib.Metric('so far', 'stage/a', 'stage')], 'run')
+    summaries.flush()
+    contents = {}
+    for path in tmp_path.glob('tensorboard/events*'):
+        for event in event_file_loader.EventFileLoader(str(path)).Load():
+            contents.update({value.tag: value.metadata.plugin_data.content for value in event.summary.value})
+    experiment = hparams_metadata.parse_experiment_plugin_data(contents['_hparams_/experiment'])
+    assert [(m.name.group, m.name.tag, m.display_name) for m in experiment.metric_infos] == [('stage', 'stage/a',
+                                                                                              'so far')]
+    session = hparams_metadata.parse_session_start_info_plugin_data(contents['_hparams_/session_start_info'])
+    assert session.hparams['rate'].number_value == 0.5 and session.hparams['name'].string_value == 'x'
+
+
+def test_times_of_steps_are_not_told(tmp_path):
+    write(tmp_path, range(1, 4))
+    times = {event.wall_time for path in tmp_path.glob('**/events*')
+             for event in event_file_loader.EventFileLoader(str(path)).Load()}  # yapf: disable
+    assert len(times) == 1
+
+
+def draw_grid(average):
+    """Samples 3 images in 2 steps; also uses TensorFlow's global generator, which training must not depend on."""
+    tf.random.normal([5])
+    sample = samplers.make_image_sampler(functools.partial(unet.denoise, average),
+                                         process=process_lib.DiffusionProcess(),
+                                         config=samplers.SamplerConfig(num_steps=2),
+                                         image_shape=(4, 4, 1),
+                                         num_classes=3)
+    return np.concatenate(list(sample(tf.range(3), tf.range(3, dtype=tf.int64)).numpy()))
+
+
+def make_trainer(workdir, config=EVERY_STEP, **changes):
+    """A run with a fixed secret."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(seeds.PrivateSeed, 'from_os_entropy', lambda: seeds.PrivateSeed(toy.SECRET))
+        return toy.make_trainer(workdir, config=config, **{'draw_grid': draw_grid, **changes})
+
+
+@pytest.fixture(name='unbroken', scope='module')
+def fixture_unbroken(tmp_path_factory, small_network):
+    """A whole run with grids at every step: its folder and its trainer."""
+    del small_network
+    workdir = tmp_path_factory.mktemp('unbroken')
+    trainer = make_trainer(workdir)
+    trainer.run(NEVER)
+    return workdir, trainer
+
+
+def test_grids_do_not_change_what_is_learnt(tmp_path, unbroken):
+    without = make_trainer(tmp_path, draw_grid=None)
+    without.run(NEVER)
+    assert not any(tag.endswith('/samples') for tag in steps(tmp_path))
+    np.testing.assert_array_equal(toy.weights(without.average), toy.weights(unbroken[1].average))
+    np.testing.assert_array_equal(toy.weights(without.model), toy.weights(unbroken[1].model))
+
+
+def test_run_that_crashed_shows_the_same_as_one_that_did_not(tmp_path, unbroken):
+    crashing = make_trainer(tmp_path, dataclasses.replace(EVERY_STEP, checkpoint_every_secs=1e9))
+    run_step = crashing._stages[2].run_step
+
+    def crash_at_the_last_step(step):
+        if step == 2:
+            raise KeyboardInterrupt
+        return run_step(step)
+
+    crashing._stages[2].run_step = crash_at_the_last_step
+    with pytest.raises(KeyboardInterrupt):
+        crashing.run(NEVER)
+    assert steps(tmp_path)['finetuning/samples'] == [1, 2]  # Shown already, and lost with the weights.
+    make_trainer(tmp_path).run(NEVER)
+    assert shown(tmp_path) == shown(unbroken[0])
+
+
+def test_stages_show_what_they_are_to_show(unbroken):
+    found = shown(unbroken[0] / 'tensorboard')
+    for stage, num_steps in toy.STEPS.items():
+        names = {tag.split('/')[1] for run, tag in found if run == stage}
+        expected = {'learning_rate', 'ema_decay', 'samples'}
+        expected |= {'loss'} if stage != 'finetuning' else set()
+        expected |= {'epsilon_spent'} if stage != 'pretraining' else set()
+        assert names == expected
+        assert all(
+            [step for step, _ in found[stage, f'{stage}/{name}']] == list(range(1, num_steps + 1)) for name in names)
+    decays = [value for _, value in found['finetuning', 'finetuning/ema_decay']]
+    np.testing.assert_allclose(decays, [(1 + n) / (10 + n) for n in range(3)], rtol=1e-6)
+    plan = unbroken[1]._plan
+    for step, epsilon in found['finetuning',
+                               'finetuning/epsilon_spent']:  # An upper bound of the exact cost, and not by much.
+        exact = plan.epsilon(plan.planned_ledger(step))
+        assert exact * (1 - 1e-6) <= epsilon <= exact * 1.01
+
+
+@pytest.mark.parametrize('num_steps, count, expected', [(100, 5, {20, 40, 60, 80, 100}), (100, 0, set()),
+                                                        (3, 5, {1, 2, 3}), (7, 2, {4, 7})])  # yapf: disable
+def test_grids_are_few_evenly_spaced_and_the_last_is_at_the_end(num_steps, count, expected):
+    assert loop_lib._evenly_spaced(num_steps, count) == expected
+
+
+@pytest.mark.parametrize('forgotten, hidden', [('record_step', {'finetuning'}),
+                                               ('record_class_means', {'warm_start', 'finetuning'})])
+def test_no_grid_is_shown_of_weights_that_the_ledger_does_not_hold(tmp_path, monkeypatch, forgotten, hidden):
+    trainer = make_trainer(tmp_path)
+    monkeypatch.setattr(plan_lib.DpSgdPlan, forgotten, lambda unused_plan, ledger: ledger)
+    trainer.run(NEVER)
+    grids = {tag.split('/')[0] for tag in steps(tmp_path) if tag.endswith('/samples')}
+    assert grids == set(toy.STEPS) - hidden
+
+
+def test_no_grid_is_shown_of_private_training_without_noise(tmp_path):
+    plan = plan_lib.make_plan(dataclasses.replace(toy.PRIVACY, noise_multiplier=0.0), 20)
+    make_trainer(tmp_path, plan=plan, warm_start=None).run(NEVER)
+    assert {tag.split('/')[0] for tag in steps(tmp_path) if tag.endswith('/samples')} == {'pretraining'}
+
+
+def test_trace_is_private_and_changes_nothing(tmp_path, unbroken):
+    traced = make_trainer(tmp_path, dataclasses.replace(EVERY_STEP, profile_steps=(1, 2)))
+    traced.run(NEVER)
+    (trace,) = tmp_path.rglob('*.xplane.pb')
+    assert trace.is_relative_to(tmp_path / 'non_private' / 'tensorboard' / 'plugins' / 'profile')
+    np.testing.assert_array_equal(toy.weights(traced.average), toy.weights(unbroken[1].average))
+    assert not (unbroken[0] / 'non_private').exists()  # Control: not asked for, not there.
+
+
+@pytest.mark.parametrize('field, value', [('log_every_steps', 0), ('grids_per_stage', -1), ('profile_steps', (3, 3)),
+                                          ('profile_steps', (-1, 2)), ('profile_steps', (1, 2, 3))])
+def test_bad_settings_are_refused_by_name_and_value(field, value):
+    with pytest.raises(ValueError, match=field) as refused:
+        loop_lib.TrainerConfig(**{field: value})
+    assert str(value) in str(refused.value)

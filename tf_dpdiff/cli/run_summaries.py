@@ -1,0 +1,130 @@
+"""What TensorBoard shows of a run besides what its loop measures: settings, timesteps, grids of samples. Releasable."""
+
+import dataclasses
+import functools
+from typing import Any, Callable, Dict, Optional, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+import gin  # pylint: disable=wrong-import-order
+from tf_dpdiff.cli import run_files
+from tf_dpdiff.diffusion import process as process_lib
+from tf_dpdiff.diffusion import samplers
+from tf_dpdiff.evaluation import generate
+from tf_dpdiff.networks import transfer
+from tf_dpdiff.networks import unet
+from tf_dpdiff.privacy import curves
+from tf_dpdiff.privacy import plan as plan_lib
+from tf_dpdiff.training import loop as loop_lib
+from tf_dpdiff.training import stages
+from tf_dpdiff.training import summaries as summaries_lib
+from tf_dpdiff.training import views as views_lib
+
+# A grid while training is a glance: at most 40 images of at most 25 steps.
+_GRID_CLASSES, _GRID_COLUMNS, _GRID_STEPS = 10, 4, 25
+_NUM_TIMESTEPS_DRAWN = 10_000
+_EPSILON = 'privacy/epsilon'
+
+
+def make_grid_drawer(model: run_files.ModelDescription) -> loop_lib.DrawGrid:
+    """Returns what draws a picture of samples of a network, a row a class; each time of the same labels and seeds."""
+    num_classes = len(model.class_names)
+    rows = np.repeat(np.arange(min(num_classes, _GRID_CLASSES), dtype=np.int32), _GRID_COLUMNS)
+    labels = tf.constant(rows if model.labelled else np.full_like(rows, num_classes))
+    seeds = tf.range(len(rows), dtype=tf.int64)
+    kept = {}  # The network that is sampled and the compiled sampler: made at the first call.
+
+    def draw(average: tf.keras.Model) -> np.ndarray:
+        # Networks with adapters are sampled as they are released: merged, into a new network each time.
+        released = transfer.merge_adapters(average, model.network)[0] if model.network.adapter_rank else average
+        if not kept:
+            kept.update(network=released, sample=_make_sampler(released, model))
+        elif released is not kept['network']:
+            kept['network'].set_weights(released.get_weights())
+        return generate.class_grid(kept['sample'](labels, seeds).numpy(), rows, columns=_GRID_COLUMNS)
+
+    return draw
+
+
+def _make_sampler(network: tf.keras.Model, model: run_files.ModelDescription) -> Callable:
+    config = model.sampler
+    if config.num_steps > _GRID_STEPS:  # Ancestral sampling wants all of its steps; DDIM does with few.
+        name = 'ddim' if config.name == 'ancestral' else config.name
+        config = dataclasses.replace(config, name=name, num_steps=_GRID_STEPS)
+    return tf.function(
+        samplers.make_image_sampler(functools.partial(unet.denoise, network),
+                                    process=model.process,
+                                    config=config,
+                                    image_shape=model.image_shape,
+                                    num_classes=len(model.class_names)))
+
+
+def write_settings(summaries: summaries_lib.Summaries, configuration: str, numbers: Dict[str, summaries_lib.Number],
+                   run_id: str) -> None:
+    """Writes the configuration, as text and as what tells runs of a sweep apart.
+
+    Args:
+      summaries: Of the run.
+      configuration: As it may be released.
+      numbers: See `key_numbers`.
+      run_id: The run's public name.
+    """
+    summaries.text('configuration', gin.markdown(configuration))
+    metrics = (summaries_lib.Metric('epsilon', _EPSILON),
+               summaries_lib.Metric('epsilon so far', f'{stages.FINETUNING}/epsilon_spent', stages.FINETUNING))
+    summaries.hparams(numbers, metrics, run_id)
+
+
+def write_timesteps(summaries: summaries_lib.Summaries, process: process_lib.DiffusionProcess,
+                    views: Dict[str, views_lib.ViewsConfig]) -> None:
+    """Writes a histogram of timesteps a stage: draws of what is configured, with a public seed, not those of training.
+
+    Args:
+      summaries: Of the run.
+      process: The diffusion process.
+      views: How a stage looks at its images, by the stage's name.
+    """
+    uniforms = tf.random.stateless_uniform([2, _NUM_TIMESTEPS_DRAWN], [0, 0], alg='philox')
+    for stage, config in views.items():
+        summaries.histogram(f'timesteps/{stage}', config.timesteps.from_uniforms(*uniforms, process.schedule).numpy())
+
+
+def write_epsilon(summaries: summaries_lib.Summaries, points: Sequence[curves.CurvePoint]) -> None:
+    """Writes epsilon over private steps by both accountants, as the statement has it; nothing where none is claimed."""
+    summaries.curve(_EPSILON, {point.num_steps: point.pld for point in points})
+    summaries.curve(f'{_EPSILON}_by_rdp', {point.num_steps: point.rdp for point in points})
+
+
+def key_numbers(model: run_files.ModelDescription, of_stages: Dict[str, Any],
+                plan: Optional[plan_lib.DpSgdPlan]) -> Dict[str, summaries_lib.Number]:
+    """Returns the settings that sweeps are made over; what a run does not have is left out.
+
+    Args:
+      model: The run.
+      of_stages: The configurations of its stages by name.
+      plan: The privacy plan, or None.
+    """
+    numbers = {
+        'base_channels': model.network.base_channels,
+        'sampler': model.sampler.name,
+        'sampler_steps': model.sampler.num_steps,
+        'guidance_scale': model.sampler.guidance_scale
+    }
+    if plan:
+        fields = ('noise_multiplier', 'l2_norm_clip', 'target_delta', 'expected_batch_size', 'num_steps')
+        numbers.update({name: getattr(plan.config, name) for name in fields})
+    for name, config in of_stages.items():
+        if name == stages.FINETUNING:
+            numbers.update(learning_rate=config.optimization.learning_rate,
+                           max_ema_decay=config.max_ema_decay,
+                           augmentation_multiplicity=config.views.augmentation_multiplicity)
+        else:
+            numbers.update({
+                f'{name}_steps': config.num_steps,
+                f'{name}_batch_size': config.batch_size,
+                f'{name}_learning_rate': config.optimization.learning_rate
+            })
+    if stages.WARM_START in of_stages:
+        numbers['class_means_noise_multiplier'] = of_stages[stages.WARM_START].release.noise_multiplier
+    return numbers
