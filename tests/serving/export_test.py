@@ -1,5 +1,6 @@
 """Tests of exported models, in a process that has nothing of this package."""
 
+import itertools
 import os
 import pathlib
 import subprocess
@@ -9,14 +10,21 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.cli import sampling
+from tests.cli import verbs
+from tf_dpdiff.cli import command
+from tf_dpdiff.cli import export as export_verb
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.diffusion import samplers
 from tf_dpdiff.diffusion import schedules
 from tf_dpdiff.networks import unet
 from tf_dpdiff.serving import export
+from tf_dpdiff.serving import warmup
 
 _LABELS = np.array([0, 1, 2, 3, 1, 1], np.int32)  # 3 is "no class".
 _SEEDS = np.array([5, 6, 2**40, -7, 6, 8], np.int64)
+_STEPS = np.array([3, 2, 3, 2, 2, 2], np.int32)
+_SAMPLES = ('serving_default', 'sample_png')
 
 # What a user of the model runs: TensorFlow, and the folder.
 _CLIENT = """
@@ -31,11 +39,14 @@ else:
 import numpy as np
 import tensorflow as tf
 version, given, result = sys.argv[1:]
-signature = tf.saved_model.load(version).signatures['serving_default']
+signatures = tf.saved_model.load(version).signatures
+signature = signatures['serving_default']
 given = np.load(given)
 labels, seeds = tf.constant(given['labels']), tf.constant(given['seeds'])
 order = given['order']
 np.savez(result, images=signature(labels=labels, seeds=seeds)['images'],
+         pngs=[tf.io.decode_png(png) for png in signatures['sample_png'](labels=labels, seeds=seeds)['png_bytes']],
+         statement=np.array(signatures['privacy_statement'](format=tf.constant(['text', 'json']))['statement'], bytes),
          reordered=signature(labels=tf.gather(labels, order), seeds=tf.gather(seeds, order))['images'])
 """
 
@@ -51,6 +62,25 @@ def sampler():
     model.optimizer.build(model.trainable_variables)
     process = process_lib.DiffusionProcess(schedules.Schedule('cosine', 50), 'v')
     return model, export.ImageSampler(model, process, samplers.SamplerConfig('ancestral', 3))
+
+
+@pytest.fixture(scope='module')
+def of_several_counts(sampler, tmp_path_factory):
+    """The same model with several step counts, and without a statement."""
+    folder = tmp_path_factory.mktemp('counts')
+    version = export.export_saved_model(sampler[1].with_step_counts((3, 2)), folder, [], warmup_batch_sizes=(4,))
+    assert export.step_counts_of(version) == (3, 2)
+    return version
+
+
+@pytest.fixture(scope='module')
+def counts_signatures(of_several_counts):
+    return tf.saved_model.load(str(of_several_counts)).signatures
+
+
+@pytest.fixture(scope='module')
+def signatures(exported):
+    return tf.saved_model.load(str(exported)).signatures
 
 
 @pytest.fixture(scope='module')
@@ -85,6 +115,10 @@ def test_exported_model_gives_the_same_images_where_this_package_is_missing(expo
         np.testing.assert_array_equal(result['images'], images)
         # An image depends on its label and its seed alone.
         np.testing.assert_array_equal(result['reordered'], images[order])
+        np.testing.assert_array_equal(result['pngs'], images)
+        assert result['statement'].tolist() == [
+            b'content of privacy_statement.txt', b'content of privacy_statement.json'
+        ]
 
 
 def test_label_and_seed_both_matter(images):
@@ -100,8 +134,8 @@ def test_same_seed_with_another_label_gives_another_image(exported):
     assert len(np.unique(images, axis=0)) == 4
 
 
-def test_signature_is_the_documented_one(exported):
-    signature = tf.saved_model.load(str(exported)).signatures['serving_default']
+def test_signature_is_the_documented_one(signatures):
+    signature = signatures['serving_default']
     _, inputs = signature.structured_input_signature
     assert {
         name: (spec.dtype, spec.shape.as_list()) for name, spec in inputs.items()
@@ -131,10 +165,134 @@ def test_exported_model_holds_the_weights_of_the_network_and_no_other_variable(e
 def test_statement_is_laid_beside_the_model(exported):
     extra = exported / 'assets.extra'
     assert {
-        path.name: path.read_text() for path in extra.iterdir()
+        path.name: path.read_text() for path in extra.iterdir() if path.name != warmup.FILE
     } == {
         name: f'content of {name}' for name in ('privacy_statement.txt', 'privacy_statement.json')
     }
+
+
+def test_model_without_a_statement_has_no_signature_for_it(counts_signatures):
+    assert set(counts_signatures) == set(_SAMPLES)
+
+
+@pytest.mark.parametrize('formats, refused', [(['json'], None), (['text', 'json', 'text'], None), ([], None),
+                                              (['json', 'xml'], '[xml]|[json xml]'), (['JSON'], 'JSON')])
+def test_statement_comes_in_the_formats_there_are(signatures, formats, refused):
+    signature = signatures['privacy_statement']
+    arguments = {'format': tf.constant(formats, tf.string)}
+    if refused:
+        with pytest.raises(tf.errors.InvalidArgumentError, match=f'format must be json or text, got.*({refused})'):
+            signature(**arguments)
+    else:
+        endings = {'json': b'json', 'text': b'txt'}
+        assert signature(**arguments)['statement'].numpy().tolist() == [
+            b'content of privacy_statement.' + endings[name] for name in formats
+        ]
+
+
+@pytest.mark.parametrize('signature', _SAMPLES)
+@pytest.mark.parametrize('labels, seeds, words', [
+    ([0, -1], [0, 1], 'labels must be from 0 to 2, or 3 for no class, got.*0 -1'),
+    ([4], [0], 'labels must be from 0 to 2, or 3 for no class, got.*4'),
+    ([2**31 - 1, -2**31], [0, 1], 'labels must be from 0 to 2'),
+    ([1], [0, 1], 'as many seeds as labels'),
+    ([1, 2], [0], 'as many seeds as labels'),
+    ([], [], 'at least one label'),
+    ([3, 0], [0, 1], None),
+])
+def test_what_cannot_be_sampled_is_refused(signatures, signature, labels, seeds, words):
+    arguments = {'labels': tf.constant(labels, tf.int32), 'seeds': tf.constant(seeds, tf.int64)}
+    if words is None:
+        assert len(next(iter(signatures[signature](**arguments).values()))) == len(labels)
+        return
+    with pytest.raises(tf.errors.InvalidArgumentError, match=words):
+        signatures[signature](**arguments)
+
+
+def draw_counts(signature, rows, steps):
+    return signature(labels=tf.constant(_LABELS[rows]), seeds=tf.constant(_SEEDS[rows]), num_steps=tf.constant(steps))
+
+
+def test_each_image_takes_its_own_step_count_as_in_a_model_of_that_count_alone(sampler, counts_signatures):
+    signature = counts_signatures['serving_default']
+    _, inputs = signature.structured_input_signature
+    assert (inputs['num_steps'].dtype, inputs['num_steps'].shape.as_list()) == (tf.int32, [None])
+    assert signature.structured_outputs['images'].shape.as_list() == [None, 4, 4, 1]
+    everything = slice(None)
+    mixed, alone = draw_counts(signature, everything, _STEPS)['images'].numpy(), {}
+    process = process_lib.DiffusionProcess(schedules.Schedule('cosine', 50), 'v')
+    for count in (2, 3):
+        sample = export.ImageSampler(sampler[0], process, samplers.SamplerConfig('ancestral', count)).sample
+        rows = _STEPS == count
+        images = sample(tf.constant(_LABELS[rows]), tf.constant(_SEEDS[rows]))['images'].numpy()
+        np.testing.assert_array_equal(mixed[rows], images)
+        uniform = draw_counts(signature, everything, np.full_like(_STEPS, count))['images'].numpy()
+        alone[count] = sample(tf.constant(_LABELS), tf.constant(_SEEDS))['images'].numpy()
+        np.testing.assert_array_equal(uniform, alone[count])
+    # The counts make different images, or else nothing was shown.
+    assert (alone[2] != alone[3]).any(axis=(1, 2, 3)).all()
+    pngs = draw_counts(counts_signatures['sample_png'], everything, _STEPS)['png_bytes']
+    np.testing.assert_array_equal([tf.io.decode_png(png) for png in pngs], mixed)
+
+
+@pytest.mark.parametrize('steps, words', [([3, 4], 'num_steps must be one of 3, 2, got.*3 4'), ([0, 0], 'one of'),
+                                          ([-3, 3], 'one of'), ([3], 'as many of any other input')])
+def test_step_count_that_was_not_exported_is_refused(counts_signatures, steps, words):
+    for name in _SAMPLES:
+        with pytest.raises(tf.errors.InvalidArgumentError, match=words):
+            draw_counts(counts_signatures[name], slice(2), np.array(steps, np.int32))
+
+
+def test_step_counts_must_differ(sampler):
+    with pytest.raises(ValueError, match=r'step_counts of the sampler must differ, got \(2, 2\)'):
+        sampler[1].with_step_counts((2, 2))
+
+
+def read_warmup(version):
+    """Returns the requests by signature and batch size."""
+    from tensorflow_serving.apis import prediction_log_pb2  # pylint: disable=g-import-not-at-top
+    requests = {}
+    for record in tf.data.TFRecordDataset(str(version / export.EXTRA / warmup.FILE)):
+        request = prediction_log_pb2.PredictionLog.FromString(record.numpy()).predict_log.request
+        inputs = {name: tf.constant(tf.make_ndarray(value)) for name, value in request.inputs.items()}
+        size, = {len(value) for value in inputs.values()}
+        requests[request.model_spec.signature_name, size] = inputs
+    return requests
+
+
+def test_warm_up_asks_each_signature_for_each_batch_size(exported, signatures):
+    requests = read_warmup(exported)
+    assert set(requests) == set(itertools.product([*_SAMPLES, 'privacy_statement'], warmup.BATCH_SIZES))
+    for (name, size), inputs in requests.items():
+        output, = signatures[name](**inputs).values()
+        assert len(output) == size
+
+
+def test_warm_up_names_a_step_count_where_there_are_several(of_several_counts, counts_signatures):
+    requests = read_warmup(of_several_counts)
+    assert set(requests) == {(name, 4) for name in _SAMPLES}
+    for (name, _), inputs in requests.items():
+        assert inputs['num_steps'].numpy().tolist() == [2] * 4
+        counts_signatures[name](**inputs)
+
+
+def test_warm_up_does_not_change_which_model_it_is(tmp_path):
+    version = export.export_saved_model(Marked(1), tmp_path, [])
+    before = export.fingerprint(version)
+    (version / export.EXTRA / warmup.FILE).unlink()
+    assert export.fingerprint(version) == before
+    (version / 'saved_model.pb').write_bytes(b'other')
+    assert export.fingerprint(version) != before
+
+
+def test_export_without_the_protocol_says_that_there_is_no_warm_up(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, 'tensorflow_serving.apis', None)
+    version = export.export_saved_model(Marked(7), tmp_path / 'one', [])
+    assert mark_of(version) == 7 and not (version / export.EXTRA / warmup.FILE).exists()
+    line, = capsys.readouterr().err.splitlines()
+    assert 'without warm-up requests' in line and 'tensorflow-serving-api is not installed' in line
+    export.export_saved_model(Marked(7), tmp_path / 'two', [], warmup_batch_sizes=())  # None were asked for.
+    assert not capsys.readouterr().err
 
 
 class Marked(tf.Module):
@@ -188,3 +346,43 @@ def test_folder_without_a_model_is_named(tmp_path, make):
     make(path)
     with pytest.raises(FileNotFoundError, match='no SavedModel in .*servable'):
         export.load_sample_fn(pathlib.Path(path))
+
+
+@pytest.fixture(scope='module')
+def toy_run(tmp_path_factory):
+    return sampling.make_run(tmp_path_factory.mktemp('runs') / 'toys')
+
+
+def test_command_exports_several_step_counts_and_one(toy_run, tmp_path, capsys):
+    arguments = [export_verb, f'--workdir={toy_run}', '--warmup_batch_sizes=1,2']
+    assert verbs.call(*arguments, f'--output={tmp_path / "several"}', '--num_steps=1,3') == command.DONE
+    assert '(ddim, 1 or 3 steps)' in capsys.readouterr().out
+    assert verbs.call(*arguments, f'--output={tmp_path / "one"}', '--num_steps=3') == command.DONE
+    assert '(ddim, 3 steps)' in capsys.readouterr().out
+    assert export.step_counts_of(tmp_path / 'one' / '1') == ()
+    labels, seeds = tf.constant([0, 2]), tf.constant([4, 5], tf.int64)
+    chosen = export.load_sample_fn(tmp_path / 'several', num_steps=3)(labels, seeds)
+    np.testing.assert_array_equal(chosen, export.load_sample_fn(tmp_path / 'one')(labels, seeds))
+    assert {size for _, size in read_warmup(tmp_path / 'one' / '1')} == {1, 2}
+
+
+@pytest.mark.parametrize('flag, message', [
+    ('--num_steps=10,x', "'10,x' is no whole number, nor several as in 10,20,40"),
+    ('--num_steps=', "'' is no whole number"),
+    ('--num_steps=3,2,3', "'3,2,3' names a count twice"),
+    ('--num_steps=3,0', 'num_steps of the sampler must be at least 1, got 0'),
+    ('--num_steps=3,51', 'num_steps=51 of the sampler exceeds the 50 timesteps'),
+    ('--warmup_batch_sizes=0', "'0' is neither none nor whole numbers of at least 1"),
+    ('--warmup_batch_sizes=a', "'a' is neither none nor whole numbers of at least 1"),
+])
+def test_wrong_flags_are_one_clear_line_and_export_nothing(toy_run, tmp_path, capsys, flag, message):
+    assert verbs.call(export_verb, f'--workdir={toy_run}', f'--output={tmp_path / "toys"}', flag) == command.WRONG_USE
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_statement_in_the_model_is_that_of_the_run(toy_run):
+    signature = tf.saved_model.load(str(toy_run / 'saved_model' / '1')).signatures['privacy_statement']
+    text, as_json = signature(format=tf.constant(['text', 'json']))['statement'].numpy()
+    assert text == (toy_run / 'privacy_statement.txt').read_bytes()
+    assert as_json == (toy_run / 'privacy_statement.json').read_bytes()

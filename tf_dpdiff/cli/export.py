@@ -1,30 +1,51 @@
 """bin/export: a finished run's model as a servable for TF Serving."""
 
+import argparse
 import pathlib
 import sys
 import tempfile
-from typing import List, Optional
+from typing import List, Optional, Tuple
 
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import run_files
 from tf_dpdiff.cli import sample_source
 from tf_dpdiff.serving import export
+from tf_dpdiff.serving import warmup
 
 
 def main(flags) -> int:
     """Runs the verb."""
     command.quieten_libraries()
     workdir = pathlib.Path(flags.workdir).expanduser()
-    description = sample_source.describe_run(workdir, sample_source.sampler_changes(flags))
-    image_sampler = sample_source.load_run(workdir, description)
+    changes = sample_source.sampler_changes(flags)
+    step_counts = changes.pop('num_steps', ())
+    one_by_one = [{**changes, 'num_steps': count} for count in step_counts] or [changes]
+    # Each is checked; the first stands in the description.
+    description, *_ = [sample_source.describe_run(workdir, one) for one in one_by_one]
+    image_sampler = sample_source.load_run(workdir, description, step_counts)
     directory = command.prepare_workdir(flags.output or f'saved_models/{workdir.resolve().name}')
     with tempfile.TemporaryDirectory() as folder:
         # Not the run's own description: the sampler may be another one.
         description.write(pathlib.Path(folder))
         beside = run_files.statement_paths(workdir) + [pathlib.Path(folder) / run_files.MODEL]
-        version = export.export_saved_model(image_sampler, directory, beside)
-    print(f'exported to {version} ({description.sampler.name}, {description.sampler.num_steps} steps)')
+        version = export.export_saved_model(image_sampler,
+                                            directory,
+                                            beside,
+                                            warmup_batch_sizes=flags.warmup_batch_sizes)
+    steps = ' or '.join(map(str, step_counts)) or description.sampler.num_steps
+    print(f'exported to {version} ({description.sampler.name}, {steps} steps)')
     return command.DONE
+
+
+def _batch_sizes(text: str) -> Tuple[int, ...]:
+    """Reads a flag; argparse says what is wrong with it."""
+    try:
+        sizes = tuple(int(part) for part in text.split(',')) if text != 'none' else ()
+    except ValueError:
+        sizes = (0,)
+    if min(sizes, default=1) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is neither none nor whole numbers of at least 1, as in 1,8,250')
+    return sizes
 
 
 def run(argv: Optional[List[str]] = None) -> None:
@@ -32,5 +53,11 @@ def run(argv: Optional[List[str]] = None) -> None:
     parser = command.Parser('export', __doc__ + ' The sampler is fixed in it.')
     parser.add_argument('--workdir', default='runs/latest', help='folder of a finished run (default: %(default)s)')
     parser.add_argument('--output', help="the servable's folder (default: saved_models/NAME OF THE RUN)")
-    sample_source.add_sampler_flags(parser)
+    sample_source.add_sampler_flags(parser, several_step_counts=True)
+    parser.add_argument('--warmup_batch_sizes',
+                        type=_batch_sizes,
+                        default=warmup.BATCH_SIZES,
+                        metavar='SIZE[,SIZE...]',
+                        help='of the requests that a server sends itself before it takes any, or none; a large network '
+                        f'without an accelerator wants few (default: {",".join(map(str, warmup.BATCH_SIZES))})')
     sys.exit(command.run(parser, main, sys.argv[1:] if argv is None else argv))

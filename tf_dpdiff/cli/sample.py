@@ -134,8 +134,10 @@ def run(argv: Optional[List[str]] = None) -> None:
     parser.add_argument('--workdir', help='folder of a finished run (default, without --saved_model: runs/latest)')
     parser.add_argument('--saved_model', help="an exported model (default: the run's newest)")
     parser.add_argument('--endpoint',
-                        metavar='http://HOST:8501/v1/models/NAME',
-                        help='draw on this server instead; the model here is what its images are checked against')
+                        metavar='URL',
+                        help='draw on this server instead: http://HOST:8501/v1/models/NAME or grpc://HOST:8500/NAME '
+                        '(https and grpcs with TLS, a token in TF_DPDIFF_TOKEN); the model here is what its images '
+                        'are checked against')
     sample_source.add_sampler_flags(parser)
     parser.add_argument('--num_images', type=int, default=5000, help='how many (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0, help='image i has seed SEED + i (default: %(default)s)')

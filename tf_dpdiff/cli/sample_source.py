@@ -1,11 +1,12 @@
 """Where images come from: a run's checkpoint, an exported model, a server; and the statement that goes with them."""
 
+import argparse
 import dataclasses
 import functools
 import hashlib
 import json
 import pathlib
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import run_files
@@ -45,20 +46,34 @@ def find(workdir: Optional[pathlib.Path],
       workdir: A run's folder, or None.
       saved_model: An exported model, or None; one of the two is given.
       endpoint: The address of a server that serves it. That it does is checked by drawing a few images.
-      sampler: What to change of the run's SamplerConfig; an exported model's is fixed.
+      sampler: What to change of the run's SamplerConfig; an exported model's is fixed, but for the step count where it
+        was exported with several, and then one of them must be named.
 
     Raises:
       command.UsageError: if flags contradict each other, or if the statement cannot be told.
       FileNotFoundError: if the model is not there.
     """
-    if not sampler:
-        local = _exported(workdir, export.find_version(saved_model or _run(workdir) / 'saved_model'))
-        return _served(local, client.Endpoint(endpoint)) if endpoint else local
-    if saved_model or endpoint:
+    if sampler and not saved_model and endpoint is None:
+        return _checkpoint(workdir, describe_run(workdir, sampler))
+    version = export.find_version(saved_model or _run(workdir) / 'saved_model')
+    num_steps = _choose_num_steps(version, dict(sampler or {}))
+    local = _exported(workdir, version, num_steps)
+    return _served(local, client.Endpoint(endpoint, num_steps=num_steps)) if endpoint is not None else local
+
+
+def _choose_num_steps(version: pathlib.Path, sampler: Dict[str, Any]) -> Optional[int]:
+    """Returns the step count to ask an exported model for; None if it is fixed."""
+    counts = export.step_counts_of(version)
+    num_steps = sampler.pop('num_steps', None) if counts else None
+    if sampler:
         raise command.UsageError(
             f'the sampler of an exported model is fixed; draw from a run (--workdir alone) or drop --'
             f'{", --".join("sampler" if name == "name" else name for name in sampler)}.')
-    return _checkpoint(workdir, describe_run(workdir, sampler))
+    if counts and num_steps not in counts:
+        given = '' if num_steps is None else f', and not for {num_steps}'
+        raise command.UsageError(f'{version} was exported for several step counts{given}; say --num_steps='
+                                 f'{" or ".join(map(str, counts))}.')
+    return num_steps
 
 
 def describe_run(workdir: pathlib.Path, sampler: Mapping[str, Any]) -> run_files.ModelDescription:
@@ -72,11 +87,19 @@ def describe_run(workdir: pathlib.Path, sampler: Mapping[str, Any]) -> run_files
     return description.with_sampler(dataclasses.replace(description.sampler, **sampler))
 
 
-def load_run(workdir: pathlib.Path, description: run_files.ModelDescription) -> export.ImageSampler:
-    """Returns the newest averaged weights of a run with the sampler of the description."""
+def load_run(workdir: pathlib.Path, description: run_files.ModelDescription,
+             step_counts: Sequence[int] = ()) -> export.ImageSampler:
+    """Returns the newest averaged weights of a run with the sampler of the description.
+
+    Args:
+      workdir: The run's folder.
+      description: Of the run.
+      step_counts: Where there are several, each image may have one of them.
+    """
     model = unet.build_unet(description.network, description.image_shape, len(description.class_names))
     checkpoints.load_average(workdir / 'checkpoints', model)
-    return run_output.make_image_sampler(model, description.network, description.process, description.sampler)
+    sampler = run_output.make_image_sampler(model, description.network, description.process, description.sampler)
+    return sampler.with_step_counts(step_counts) if len(step_counts) > 1 else sampler
 
 
 def _run(workdir: pathlib.Path) -> pathlib.Path:
@@ -105,7 +128,7 @@ def _checkpoint(workdir: pathlib.Path, description: run_files.ModelDescription) 
     return Source(description, statements, origin, functools.partial(generate.on_each_device, load))
 
 
-def _exported(workdir: Optional[pathlib.Path], version: pathlib.Path) -> Source:
+def _exported(workdir: Optional[pathlib.Path], version: pathlib.Path, num_steps: Optional[int] = None) -> Source:
     extra = version / export.EXTRA
     statements = run_files.statement_paths(extra)
     if not all(path.exists() for path in statements):
@@ -121,8 +144,12 @@ def _exported(workdir: Optional[pathlib.Path], version: pathlib.Path) -> Source:
         raise command.UsageError(f'{version} does not say what its classes are ({export.EXTRA}/{run_files.MODEL} is '
                                  'missing); name the run that it comes from by --workdir.')
     description = run_files.read_model(extra if described else workdir)
+    load_sample_fn = functools.partial(export.load_sample_fn, version)
+    if num_steps is not None:
+        description = description.with_sampler(dataclasses.replace(description.sampler, num_steps=num_steps))
+        load_sample_fn = functools.partial(load_sample_fn, num_steps=num_steps)
     origin = _origin('an exported model', export.fingerprint(version), statements, description if described else None)
-    load = functools.partial(generate.on_each_device, functools.partial(export.load_sample_fn, version))
+    load = functools.partial(generate.on_each_device, load_sample_fn)
     return Source(description, statements, origin, load)
 
 
@@ -151,13 +178,36 @@ def _origin(drawn_by: str, model_sha256: str, statements, description) -> Dict[s
     }
 
 
-def add_sampler_flags(parser: command.Parser) -> None:
-    """Adds the flags of which `sampler_changes` makes changes of a SamplerConfig."""
+def add_sampler_flags(parser: command.Parser, *, several_step_counts: bool = False) -> None:
+    """Adds the flags of which `sampler_changes` makes changes of a SamplerConfig.
+
+    Args:
+      parser: Of a verb.
+      several_step_counts: Whether --num_steps gives a tuple of one or several counts instead of one.
+    """
     parser.add_argument('--sampler', choices=samplers.SAMPLERS, help="sampler (default: the run's)")
-    parser.add_argument('--num_steps', type=int, help="sampler's steps (default: the run's)")
+    if several_step_counts:
+        parser.add_argument('--num_steps',
+                            type=_step_counts,
+                            metavar='NUM_STEPS[,NUM_STEPS...]',
+                            help="sampler's steps; with several, as in 10,20,40, each request says how many of these "
+                            "its images take (default: the run's)")
+    else:
+        parser.add_argument('--num_steps', type=int, help="sampler's steps (default: the run's)")
     parser.add_argument('--guidance_scale',
                         type=float,
                         help="of classifier-free guidance, 1 for none (default: the run's)")
+
+
+def _step_counts(text: str) -> Tuple[int, ...]:
+    """Reads a flag; argparse says what is wrong with it."""
+    try:
+        counts = tuple(int(part) for part in text.split(','))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f'{text!r} is no whole number, nor several as in 10,20,40') from error
+    if len(set(counts)) < len(counts):
+        raise argparse.ArgumentTypeError(f'{text!r} names a count twice')
+    return counts
 
 
 def sampler_changes(flags) -> Dict[str, Any]:

@@ -1,10 +1,12 @@
-"""Images from a server that speaks TensorFlow Serving's REST interface."""
+"""Images from a server that speaks TensorFlow Serving's protocol, over gRPC or as REST."""
 
 import http.client
 import json
+import os
+import pathlib
 import re
 import time
-from typing import Any, Optional
+from typing import Any, Dict, Mapping, Optional
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -15,33 +17,56 @@ import tensorflow as tf
 # Another processor rounds otherwise; that is seldom more than a grey level or two, and never the whole image.
 _MAX_DIFFERENCE, _MAX_MEAN_DIFFERENCE = 16, 1.0
 _PAUSE_SECS = 1.0
-_ADDRESS = re.compile(r'https?://[^\s/?#]+/v1/models/[^\s/?#:]+(/(versions|labels)/[^\s/?#:]+)?/?')
+_TOKEN = 'TF_DPDIFF_TOKEN'
+_REST_ADDRESS = re.compile(r'https?://[^\s/?#]+/v1/models/[^\s/?#:]+(/(versions|labels)/[^\s/?#:]+)?/?')
+_GRPC_ADDRESS = re.compile(
+    r'grpcs?://(?P<host>[^\s/?#@]+:\d+)/(?P<name>[^\s/?#:]+)(/versions/(?P<version>\d{1,18}))?/?')
+_SIGNATURE = 'serving_default'
 
 
 class EndpointError(ConnectionError):
     """A server does not answer, or not as TensorFlow Serving does."""
 
 
+class _Failure(Exception):
+    """An answer that is none; `passing` says whether it is worth asking again."""
+
+    def __init__(self, reason: str, *, passing: bool = False):
+        super().__init__(reason)
+        self.passing = passing
+
+
 class Endpoint:
     """A model on a server.
 
+    What the environment variable TF_DPDIFF_TOKEN holds goes with each request, as a bearer token. The certificates that
+    https and grpcs trust are those of the system, or of the file that SSL_CERT_FILE names.
+
     Args:
-      url: As in http://localhost:8501/v1/models/digits, or a version of it, .../digits/versions/1.
+      url: As in http://localhost:8501/v1/models/digits or grpc://localhost:8500/digits; https and grpcs for TLS. Either
+        may name a version, as in .../digits/versions/1.
       timeout_secs: How long one answer may take.
-      attempts: How often a request is sent, if the server cannot be reached or is overloaded.
+      attempts: How often a request is sent, if the server cannot be reached, is overloaded or too slow.
+      num_steps: Sent along, to a model that was exported with several step counts.
 
     Raises:
-      ValueError: if the URL is not of this form.
+      ValueError: if the URL is not of this form, if the token cannot be sent, or if tensorflow-serving-api, which gRPC
+        needs, is not installed.
 
     References: https://www.tensorflow.org/tfx/serving/api_rest, "Predict API", in columns.
     """
 
-    def __init__(self, url: str, *, timeout_secs: float = 600.0, attempts: int = 4):
+    def __init__(self, url: str, *, timeout_secs: float = 600.0, attempts: int = 4, num_steps: Optional[int] = None):
         if not _is_address(url):
             raise ValueError(f'--endpoint={url} is no address of a model; it looks like '
-                             'http://localhost:8501/v1/models/NAME.')
-        self._url = f'{url.rstrip("/")}:predict'
-        self._timeout_secs, self._attempts = timeout_secs, attempts
+                             'http://localhost:8501/v1/models/NAME or grpc://localhost:8500/NAME.')
+        self._token = os.environ.get(_TOKEN, '').strip()
+        if not re.fullmatch('[!-~]*', self._token):
+            raise ValueError(f'{_TOKEN} must be visible ASCII characters, without spaces.')
+        transport = _Rest if url.startswith('http') else _Grpc
+        self._transport = transport(url, {'authorization': f'Bearer {self._token}'} if self._token else {},
+                                    timeout_secs)
+        self._attempts, self._num_steps = attempts, num_steps
 
     def sample(self, labels: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
         """Draws images on the server.
@@ -56,11 +81,12 @@ class Endpoint:
         Raises:
           EndpointError: if there is no such answer; names the address.
         """
-        inputs = {'labels': np.asarray(labels).tolist(), 'seeds': np.asarray(seeds).tolist()}
-        body = json.dumps({'signature_name': 'serving_default', 'inputs': inputs}).encode()
-        outputs = self._post(body)
+        inputs = {'labels': np.asarray(labels, np.int32), 'seeds': np.asarray(seeds, np.int64)}
+        if self._num_steps is not None:
+            inputs['num_steps'] = np.full(inputs['labels'].shape, self._num_steps, np.int32)
+        outputs = self._predict(inputs)
         try:
-            # A signature's only output comes without its name.
+            # REST gives a signature's only output without its name.
             images = np.array(outputs['images'] if isinstance(outputs, dict) else outputs)
             if images.ndim != 4 or len(images) != len(inputs['seeds']) or images.dtype.kind not in 'iu':
                 raise ValueError(f'{images.dtype} {list(images.shape)}')
@@ -68,36 +94,121 @@ class Endpoint:
                 raise ValueError(f'values from {images.min()} to {images.max()}')
         except (KeyError, ValueError) as error:
             found = f'there is no output {error}' if isinstance(error, KeyError) else str(error).rstrip('.')
-            raise EndpointError(f'{self._url} answers with something else than {len(inputs["seeds"])} images: '
+            raise EndpointError(f'{self} answers with something else than {len(inputs["seeds"])} images: '
                                 f'{found}.') from error
         return tf.constant(images, tf.uint8)
 
     def __str__(self) -> str:
-        return self._url
+        return self._transport.address
 
-    def _post(self, body: bytes) -> Any:
+    def _predict(self, inputs: Mapping[str, np.ndarray]) -> Any:
         for attempt in range(self._attempts):
             if attempt:
                 time.sleep(_PAUSE_SECS * 2**(attempt - 1))
-            request = urllib.request.Request(self._url, body, {'Content-Type': 'application/json'})
             try:
-                with urllib.request.urlopen(request, timeout=self._timeout_secs) as answer:
-                    return json.loads(answer.read())['outputs']
-            except urllib.error.HTTPError as error:
-                reason = _reason(error)
-                if error.code not in (429, 503):
+                return self._transport.predict(inputs)
+            except _Failure as failure:
+                reason = str(failure)
+                if not failure.passing:
                     break
-            except (OSError, http.client.HTTPException) as error:
-                reason = str(getattr(error, 'reason', None) or error) or type(error).__name__
-            except (ValueError, KeyError, TypeError) as error:
-                reason = f'its answer is not that of TensorFlow Serving ({type(error).__name__})'
-                break
-        raise EndpointError(f'{self._url}: {reason}.')
+        if self._token:
+            reason = reason.replace(self._token, '...')  # Whatever a server says of it.
+        if re.match('HTTP 401|gRPC UNAUTHENTICATED', reason):
+            reason += f'; the token is what the environment variable {_TOKEN} holds'
+        if 'num_steps' in reason:
+            reason += (
+                '; either the model there lets a request choose its step count and the one here does not, or the '
+                'other way round: name the export that is served by --saved_model, and one of its counts by '
+                '--num_steps')
+        raise EndpointError(f'{self}: {reason}.')
+
+
+class _Rest:
+    """Sends a request as JSON."""
+
+    def __init__(self, url: str, headers: Mapping[str, str], timeout_secs: float):
+        self.address = f'{url.rstrip("/")}:predict'
+        self._headers, self._timeout_secs = headers, timeout_secs
+
+    def predict(self, inputs: Mapping[str, np.ndarray]) -> Any:
+        """Returns the outputs, by name unless there is but one."""
+        columns = {name: values.tolist() for name, values in inputs.items()}
+        body = json.dumps({'signature_name': _SIGNATURE, 'inputs': columns}).encode()
+        request = urllib.request.Request(self.address, body, {'Content-Type': 'application/json'})
+        for name, value in self._headers.items():
+            request.add_unredirected_header(name, value)  # Not to be told to whom the server may point.
+        try:
+            with urllib.request.urlopen(request, timeout=self._timeout_secs) as answer:
+                return json.loads(answer.read())['outputs']
+        except urllib.error.HTTPError as error:
+            raise _Failure(_reason(error), passing=error.code in (408, 429, 503, 504)) from error
+        except (OSError, http.client.HTTPException) as error:
+            reason = str(getattr(error, 'reason', None) or error) or type(error).__name__
+            raise _Failure(_one_line(reason), passing=True) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise _Failure(f'its answer is not that of TensorFlow Serving ({type(error).__name__})') from error
+
+
+class _Grpc:
+    """Sends a request to PredictionService."""
+
+    def __init__(self, url: str, headers: Mapping[str, str], timeout_secs: float):
+        try:
+            import grpc  # pylint: disable=g-import-not-at-top
+            from tensorflow_serving.apis import predict_pb2  # pylint: disable=g-import-not-at-top
+            from tensorflow_serving.apis import prediction_service_pb2_grpc  # pylint: disable=g-import-not-at-top
+        except ImportError as error:
+            raise ValueError(f'--endpoint={url} needs tensorflow-serving-api, which is not installed; install '
+                             'tf_dpdiff[serving], or use the http address.') from error
+        self.address = url.rstrip('/')
+        parts = _GRPC_ADDRESS.fullmatch(url)
+        self._request = predict_pb2.PredictRequest()
+        self._request.model_spec.name = parts['name']
+        self._request.model_spec.signature_name = _SIGNATURE
+        if parts['version']:
+            self._request.model_spec.version.value = int(parts['version'])
+        # Large batches of large images are more than the 4 MiB that a message may have otherwise.
+        options = [('grpc.max_receive_message_length', -1), ('grpc.max_send_message_length', -1)]
+        if url.startswith('grpcs'):
+            trusted = grpc.ssl_channel_credentials(_trusted_certificates())
+            channel = grpc.secure_channel(parts['host'], trusted, options)
+        else:
+            channel = grpc.insecure_channel(parts['host'], options)
+        self._call = prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict
+        self._metadata, self._timeout_secs = list(headers.items()), timeout_secs
+        self._error = grpc.RpcError
+        self._passing = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED,
+                         grpc.StatusCode.DEADLINE_EXCEEDED)
+
+    def predict(self, inputs: Mapping[str, np.ndarray]) -> Dict[str, np.ndarray]:
+        """Returns the outputs by name."""
+        request = type(self._request)()
+        request.CopyFrom(self._request)
+        for name, values in inputs.items():
+            request.inputs[name].CopyFrom(tf.make_tensor_proto(values))
+        try:
+            answer = self._call(request, timeout=self._timeout_secs, metadata=self._metadata)
+            return {name: tf.make_ndarray(values) for name, values in answer.outputs.items()}
+        except self._error as error:
+            reason = f'gRPC {error.code().name}: {_one_line(error.details() or "")}'.rstrip(': .')
+            raise _Failure(reason, passing=error.code() in self._passing) from error
+        except (TypeError, ValueError) as error:
+            raise _Failure(f'its answer is not that of TensorFlow Serving ({type(error).__name__})') from error
+
+
+def _trusted_certificates() -> Optional[bytes]:
+    """Returns the file that the environment names, which OpenSSL reads by itself and gRPC does not."""
+    path = os.environ.get('SSL_CERT_FILE')
+    try:
+        return pathlib.Path(path).read_bytes() if path else None
+    except OSError as error:
+        raise ValueError(f'SSL_CERT_FILE={path} cannot be read: {error.strerror}.') from error
 
 
 def _is_address(url: str) -> bool:
     try:
-        return bool(_ADDRESS.fullmatch(url)) and urllib.parse.urlsplit(url).port != 0
+        return bool(_REST_ADDRESS.fullmatch(url) or
+                    _GRPC_ADDRESS.fullmatch(url)) and urllib.parse.urlsplit(url).port != 0
     except ValueError:  # The port is no number, or too large.
         return False
 
@@ -110,7 +221,11 @@ def _reason(error: urllib.error.HTTPError) -> str:
         text = json.loads(text)['error']
     except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
         pass  # What was read stands.
-    return f'HTTP {error.code} {error.reason}: {" ".join(str(text).split())[:300]}'.rstrip(': .')
+    return f'HTTP {error.code} {error.reason}: {_one_line(str(text))}'.rstrip(': .')
+
+
+def _one_line(text: str) -> str:
+    return ' '.join(text.split())[:300]
 
 
 class ModelCheck:

@@ -1,10 +1,13 @@
 """SavedModels for TF Serving: the averaged weights and the sampler, and nothing that training used."""
 
+import dataclasses
 import functools
 import hashlib
+import json
 import pathlib
 import shutil
-from typing import Callable, Sequence
+import sys
+from typing import Callable, Dict, Optional, Sequence, Tuple
 
 import tensorflow as tf
 
@@ -12,61 +15,181 @@ from tf_dpdiff import files
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.diffusion import samplers
 from tf_dpdiff.networks import unet
+from tf_dpdiff.serving import warmup
 
 EXTRA = 'assets.extra'  # Where TF Serving lets other files lie beside a model.
+_STATEMENTS = {'json': 'privacy_statement.json', 'text': 'privacy_statement.txt'}
+_STEP_COUNTS = 'num_steps.json'
+_INPUTS = (tf.TensorSpec([None], tf.int32,
+                         name='labels'), tf.TensorSpec([None], tf.int64,
+                                                       name='seeds'), tf.TensorSpec([None], tf.int32, name='num_steps'))
+
+_SampleImages = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 class ImageSampler(tf.Module):
     """Samples images from labels and seeds; what is exported.
 
+    Labels below 0 or above the number of classes, which stands for "no class", are refused with InvalidArgumentError.
+
     Args:
       model: The network, with the weights to be released.
       process: What it was trained for.
       config: The sampler; fixed in the exported model.
+      step_counts: If several, images are sampled from labels, seeds and num_steps, int32 [batch], each one of these
+        counts, instead of in the steps that the config says.
+
+    Raises:
+      ValueError: if a step count is named twice.
     """
 
-    def __init__(self, model: tf.keras.Model, process: process_lib.DiffusionProcess, config: samplers.SamplerConfig):
+    def __init__(self,
+                 model: tf.keras.Model,
+                 process: process_lib.DiffusionProcess,
+                 config: samplers.SamplerConfig,
+                 *,
+                 step_counts: Sequence[int] = ()):
         super().__init__()
+        if len(set(step_counts)) < len(step_counts):
+            raise ValueError(f'step_counts of the sampler must differ, got {tuple(step_counts)}.')
         self._variables = model.variables  # And not the model: its optimizer would be exported with it.
+        self._with_step_counts = functools.partial(ImageSampler, model, process, config)
+        self.step_counts = tuple(step_counts)
         image_shape = tuple(model.inputs[0].shape[1:])
-        sample_images = samplers.make_image_sampler(functools.partial(unet.denoise, model),
-                                                    process=process,
-                                                    config=config,
-                                                    image_shape=image_shape,
-                                                    num_classes=model.get_layer('class_embedding').num_classes)
+        num_classes = model.get_layer('class_embedding').num_classes
+        make = functools.partial(samplers.make_image_sampler,
+                                 functools.partial(unet.denoise, model),
+                                 process=process,
+                                 image_shape=image_shape,
+                                 num_classes=num_classes)
+        by_count = {count: make(config=dataclasses.replace(config, num_steps=count)) for count in step_counts}
+        sample_images = functools.partial(_sample_by_count, by_count, image_shape) if by_count else make(config=config)
 
-        @tf.function(input_signature=[
-            tf.TensorSpec([None], tf.int32, name='labels'),
-            tf.TensorSpec([None], tf.int64, name='seeds'),
-        ])
-        def sample(labels, seeds):
-            return {'images': sample_images(labels, seeds)}
+        @tf.function(input_signature=_INPUTS[:3 if by_count else 2])
+        def sample(labels, *others):
+            with tf.control_dependencies(_checks(labels, others, num_classes)):
+                labels = tf.identity(labels)
+            return {'images': sample_images(labels, *others)}
 
         self.sample = sample
 
+    def with_step_counts(self, step_counts: Sequence[int]) -> 'ImageSampler':
+        """Returns a sampler of the same network that takes the step count of each image; see `step_counts`."""
+        return self._with_step_counts(step_counts=step_counts)
 
-def export_saved_model(sampler: ImageSampler, directory: pathlib.Path,
-                       released_files: Sequence[pathlib.Path]) -> pathlib.Path:
+
+def _checks(labels: tf.Tensor, others: Sequence[tf.Tensor], num_classes: int) -> Sequence[tf.Operation]:
+    """Returns assertions, which stop a request before the network is evaluated."""
+    in_range = tf.reduce_all((labels >= 0) & (labels <= num_classes))
+    any_asked = tf.size(labels) > 0
+    as_many = tf.reduce_all([tf.size(other) == tf.size(labels) for other in others])
+    return [
+        tf.debugging.Assert(any_asked, ['there must be at least one label.']),
+        tf.debugging.Assert(
+            in_range, [f'labels must be from 0 to {num_classes - 1}, or {num_classes} for no class, got', labels]),
+        tf.debugging.Assert(as_many, ['there must be as many seeds as labels, and as many of any other input.'])
+    ]
+
+
+def _sample_by_count(by_count: Dict[int, _SampleImages], image_shape, labels: tf.Tensor, seeds: tf.Tensor,
+                     num_steps: tf.Tensor) -> tf.Tensor:
+    """Samples the images of each step count together, and puts them in the order of the request."""
+    is_count = [num_steps == count for count in by_count]
+    listed = ', '.join(map(str, by_count))
+    known = tf.debugging.Assert(tf.reduce_all(tf.reduce_any(is_count, axis=0)),
+                                [f'num_steps must be one of {listed}, got', num_steps])
+    with tf.control_dependencies([known]):
+        rows = [tf.cast(tf.where(chosen)[:, 0], tf.int32) for chosen in is_count]
+
+    def sample(sample_images: _SampleImages, rows: tf.Tensor) -> tf.Tensor:
+        # A loop over no images costs time, too.
+        return tf.cond(
+            tf.size(rows) > 0, lambda: sample_images(tf.gather(labels, rows), tf.gather(seeds, rows)),
+            lambda: tf.zeros([0, *image_shape], tf.uint8))
+
+    return tf.dynamic_stitch(rows, [sample(*pair) for pair in zip(by_count.values(), rows)])
+
+
+def export_saved_model(sampler: ImageSampler,
+                       directory: pathlib.Path,
+                       released_files: Sequence[pathlib.Path],
+                       *,
+                       warmup_batch_sizes: Sequence[int] = warmup.BATCH_SIZES) -> pathlib.Path:
     """Writes a new version of a servable.
+
+    Its signatures: `serving_default` maps labels, int32 [batch], seeds, int64 [batch], and, if the sampler has step
+    counts, num_steps, int32 [batch], to images, uint8 [batch, height, width, channels]; an image depends on its own
+    inputs alone. `sample_png` maps the same to png_bytes, string [batch]. `privacy_statement` maps format, string
+    [batch], each 'json' or 'text', to statement, string [batch]; it is missing where the released files hold no
+    statement.
 
     Args:
       sampler: What to export.
       directory: The servable's folder; versions are numbered sub-folders, as TF Serving expects them.
       released_files: The privacy statement and the description of the model; laid beside it, in `assets.extra/`.
+      warmup_batch_sizes: Of the requests that a server sends itself before it takes any, in
+        `assets.extra/tf_serving_warmup_requests`; none for no such file.
 
     Returns:
-      The folder of the new version. Its signature `serving_default` maps labels, int32 [batch], and seeds, int64
-      [batch], to images, uint8 [batch, height, width, channels]; an image depends on its own label and seed alone.
+      The folder of the new version.
     """
     versions = [int(path.name) for path in directory.glob('*') if path.name.isdigit()]
     version = directory / str(max(versions, default=0) + 1)
+    step_counts = getattr(sampler, 'step_counts', ())
+    signatures = {'serving_default': sampler.sample, 'sample_png': _png_signature(sampler)}
+    statements = {path.name: path for path in released_files if path.name in _STATEMENTS.values()}
+    if len(statements) == len(_STATEMENTS):
+        texts = {kind: statements[name].read_text(encoding='utf-8') for kind, name in _STATEMENTS.items()}
+        signatures['privacy_statement'] = _statement_signature(texts)
     with files.replacing(version) as temporary:
-        tf.saved_model.save(sampler, str(temporary), signatures={'serving_default': sampler.sample})
+        tf.saved_model.save(sampler, str(temporary), signatures=signatures)
         extra = temporary / EXTRA
         extra.mkdir()
         for path in released_files:
             shutil.copy(path, extra / path.name)
+        if step_counts:
+            (extra / _STEP_COUNTS).write_text(json.dumps(step_counts) + '\n')
+        if warmup_batch_sizes and not warmup.write(
+                extra, signatures, warmup_batch_sizes, num_steps=min(step_counts, default=None)):
+            print(
+                f'{version}: written without warm-up requests, since tensorflow-serving-api is not installed; a '
+                "server's first answers take longer.",
+                file=sys.stderr)
     return version
+
+
+def _png_signature(sampler: ImageSampler) -> tf.types.experimental.GenericFunction:
+    specs = [
+        tf.TensorSpec(spec.shape, spec.dtype, of.name) for spec, of in zip(sampler.sample.input_signature, _INPUTS)
+    ]
+
+    # The name's end tells TensorFlow Serving's REST interface to encode bytes, which would be no JSON.
+    @tf.function(input_signature=specs)
+    def sample_png(*inputs):
+        return {'png_bytes': tf.io.encode_png(sampler.sample(*inputs)['images'])}
+
+    return sample_png
+
+
+def _statement_signature(texts: Dict[str, str]) -> tf.types.experimental.GenericFunction:
+    kinds = ' or '.join(texts)
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name='format')])
+    def privacy_statement(format):  # pylint: disable=redefined-builtin
+        is_kind = tf.stack([format == kind for kind in texts], axis=1)
+        known = tf.debugging.Assert(tf.reduce_all(tf.reduce_any(is_kind, axis=1)),
+                                    [f'format must be {kinds}, got', format])
+        with tf.control_dependencies([known]):
+            chosen = tf.argmax(is_kind, axis=1)
+        return {'statement': tf.gather(tf.constant(list(texts.values())), chosen)}
+
+    return privacy_statement
+
+
+def step_counts_of(version: pathlib.Path) -> Tuple[int, ...]:
+    """Returns the step counts that an exported model lets a request choose from; none if its count is fixed."""
+    path = version / EXTRA / _STEP_COUNTS
+    return tuple(json.loads(path.read_text())) if path.exists() else ()
 
 
 def find_version(path: pathlib.Path) -> pathlib.Path:
@@ -98,14 +221,18 @@ def fingerprint(version: pathlib.Path) -> str:
     return digest.hexdigest()
 
 
-def load_sample_fn(path: pathlib.Path) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+def load_sample_fn(path: pathlib.Path, num_steps: Optional[int] = None) -> _SampleImages:
     """Loads an exported model as a function from labels, int32 [batch], and seeds, int64 [batch], to images, uint8.
 
     Args:
       path: See `find_version`.
+      num_steps: For a model that was exported with several step counts, one of them.
 
     Raises:
       FileNotFoundError: if there is no SavedModel.
     """
     signature = tf.saved_model.load(str(find_version(path))).signatures['serving_default']
-    return lambda labels, seeds: signature(labels=labels, seeds=seeds)['images']
+    if num_steps is None:
+        return lambda labels, seeds: signature(labels=labels, seeds=seeds)['images']
+    return lambda labels, seeds: signature(labels=labels, seeds=seeds, num_steps=tf.fill(tf.shape(labels), num_steps))[
+        'images']

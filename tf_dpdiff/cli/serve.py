@@ -1,0 +1,122 @@
+"""bin/serve: an exported model behind TensorFlow Serving's protocol, gRPC and REST, for a laptop or a test."""
+
+import logging
+import os
+import pathlib
+import re
+import signal
+import sys
+import threading
+from typing import List, Optional, Tuple
+
+from tf_dpdiff.cli import command
+from tf_dpdiff.serving import batching
+from tf_dpdiff.serving import predict
+from tf_dpdiff.serving import security as security_lib
+from tf_dpdiff.serving import servables
+from tf_dpdiff.serving import server as server_lib
+
+_NAME = re.compile(r'[^/:\s?#%]+')
+_MIB = 2**20
+
+
+def read_config(flags) -> server_lib.ServerConfig:
+    """Returns what the flags say.
+
+    Raises:
+      ValueError: if that cannot be.
+    """
+    if not 0 <= flags.grace_secs <= 86400:
+        raise command.UsageError(f'--grace_secs must be in [0, 86400], got {flags.grace_secs}.')
+    if not 0 < flags.max_message_mib < 2048:
+        raise command.UsageError(f'--max_message_mib must be in (0, 2048), got {flags.max_message_mib}.')
+    joined = batching.BatchingConfig(max_batch_size=flags.max_batch_size,
+                                     batch_timeout_secs=flags.batch_timeout_ms / 1000.0,
+                                     max_queue=flags.max_queue,
+                                     allowed_batch_sizes=flags.allowed_batch_sizes)
+    limits = predict.Limits(joined, flags.request_timeout_secs, int(flags.max_message_mib * _MIB))
+    token, certificate, key = (pathlib.Path(path).expanduser() if path else None
+                               for path in (flags.token_file, flags.tls_certificate, flags.tls_key))
+    security = security_lib.Security(security_lib.read_token(token) if token else None, certificate, key)
+    return server_lib.ServerConfig(flags.host, flags.rest_port, flags.grpc_port, flags.poll_secs, limits, security)
+
+
+def main(flags) -> int:
+    """Runs the verb."""
+    config = read_config(flags)
+    folder = pathlib.Path(flags.model).expanduser().resolve()
+    name = flags.model_name or folder.name
+    if not _NAME.fullmatch(name):
+        raise command.UsageError(
+            f'--model_name={name!r} cannot stand in an address; name one without /, :, ?, #, % and '
+            'spaces.')
+    command.quieten_libraries()
+    logging.basicConfig(format='%(asctime)s %(levelname)s %(message)s', level=logging.WARNING)
+    logging.getLogger('tf_dpdiff.serving').setLevel(logging.INFO)
+    for library in ('uvicorn.error', 'asyncio'):
+        logging.getLogger(library).setLevel(logging.CRITICAL)  # What clients send wrong is told to them.
+    try:
+        server = server_lib.ModelServer(folder, name, config)
+    except servables.LoadError as error:
+        raise command.UsageError(str(error)) from error
+    stop = threading.Event()
+
+    def ask_to_stop(number, unused_frame):
+        stop.set()
+        signal.signal(number, signal.SIG_DFL)  # A second one ends the process at once.
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, ask_to_stop)
+    server.start()
+    host, secure = f'[{flags.host}]' if ':' in flags.host else flags.host, 's' if config.security.certificate else ''
+    print(f'REST: http{secure}://{host}:{server.rest_port}/v1/models/{name}')
+    print(f'gRPC: grpc{secure}://{host}:{server.grpc_port}/{name}')
+    print(f'serving version {server.newest_version()} of {name}; Ctrl-C stops', flush=True)
+    stop.wait()
+    print('stopping: requests that have begun are answered', flush=True)
+    if server.stop(flags.grace_secs):
+        print('stopped')
+        return command.DONE
+    print(f'serve: error: not all requests were answered in --grace_secs={flags.grace_secs:g}',
+          file=sys.stderr,
+          flush=True)
+    sys.stdout.flush()
+    os._exit(command.FAILED)  # Threads that run the model would keep the process alive.
+
+
+def _sizes(text: str) -> Tuple[int, ...]:
+    return tuple(int(size) for size in text.split(','))
+
+
+def _make_parser() -> command.Parser:
+    parser = command.Parser('serve', __doc__)
+    shown = ' (default: %(default)s)'
+    parser.add_argument('model', help='folder of an exported model, which holds its versions 1/, 2/, ...')
+    parser.add_argument('--model_name', help="the model's name in requests (default: the folder's name)")
+    parser.add_argument('--host', default='127.0.0.1', help='any but this machine alone needs TLS and a token' + shown)
+    parser.add_argument('--rest_port', type=int, default=8501, help='0 for any that is free' + shown)
+    parser.add_argument('--grpc_port', type=int, default=8500, help='0 for any that is free' + shown)
+    parser.add_argument('--token_file', metavar='FILE', help='holds the token that clients send as a bearer token')
+    parser.add_argument('--tls_certificate', metavar='FILE', help='PEM')
+    parser.add_argument('--tls_key', metavar='FILE', help='PEM')
+    parser.add_argument('--max_batch_size', type=int, default=256, help='rows that are run at once' + shown)
+    parser.add_argument(
+        '--allowed_batch_sizes',
+        type=_sizes,
+        default=(),
+        metavar='N,N,...',
+        help='rows that batches are filled up to; a single number makes each image the same bit for bit '
+        'whatever it is joined with (default: as they come)')
+    parser.add_argument('--batch_timeout_ms', type=float, default=5.0, help='how long a batch waits to be full' + shown)
+    parser.add_argument('--max_queue', type=int, default=256, help='requests that wait; more are refused' + shown)
+    parser.add_argument('--request_timeout_secs', type=float, default=60.0, help='for one answer' + shown)
+    parser.add_argument('--max_message_mib', type=float, default=16.0, help='size of a request' + shown)
+    parser.add_argument('--poll_secs', type=float, default=2.0, help='how often to look for new versions' + shown)
+    parser.add_argument('--grace_secs', type=float, default=30.0, help='for answers after Ctrl-C or SIGTERM' + shown)
+    return parser
+
+
+def run(argv: Optional[List[str]] = None) -> None:
+    """Entry point of bin/serve."""
+    parser = _make_parser()
+    sys.exit(command.run(parser, main, sys.argv[1:] if argv is None else argv))

@@ -1,0 +1,281 @@
+"""TensorFlow Serving's REST interface.
+
+Its paths, JSON and status codes are those of https://www.tensorflow.org/tfx/serving/api_rest, read together with
+`http_rest_api_util.cc` (paths), `http_server.cc` (codes) and `json_tensor.cc` (tensors) of
+https://github.com/tensorflow/serving. Added are 401 (token), 408 (a body that comes too slowly) and 413 (a body that is
+too large).
+"""
+
+import asyncio
+from concurrent import futures
+import json
+import logging
+import re
+import socket
+import threading
+import time
+from typing import Optional
+
+from google.protobuf import json_format
+from starlette import applications
+from starlette import requests
+from starlette import responses
+from starlette import routing
+from tensorflow_serving.apis import get_model_metadata_pb2
+from tensorflow_serving.apis import get_model_status_pb2
+from tensorflow_serving.apis import model_pb2
+import uvicorn
+
+from tf_dpdiff.serving import http_protocol
+from tf_dpdiff.serving import json_tensors
+from tf_dpdiff.serving import monitoring
+from tf_dpdiff.serving import predict
+from tf_dpdiff.serving import security as security_lib
+from tf_dpdiff.serving import status
+
+_MODEL = r'/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?'
+_POST = re.compile(_MODEL + ':(?P<method>classify|regress|predict)', re.IGNORECASE)
+_GET = re.compile(_MODEL + '(?P<metadata>/metadata)?', re.IGNORECASE)
+_METHODS = ['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS', 'TRACE', 'CONNECT']
+_BODY_TIMEOUT_SECS = 30.0
+_IDLE_SECS = 30
+_JSON_THREADS = 4
+_log = logging.getLogger(__name__)
+
+
+class _App:
+    """Maps requests to answers.
+
+    Args:
+      core: Who answers.
+      security: What is asked of clients.
+    """
+
+    def __init__(self, core: predict.Core, security: security_lib.Security):
+        self._core, self._security = core, security
+        self._json_pool = futures.ThreadPoolExecutor(_JSON_THREADS, thread_name_prefix='json')
+        self._num_open = 0
+
+    async def answer(self, request: requests.Request) -> responses.Response:
+        """Answers any request; whatever goes wrong is {"error": ...}."""
+        started, method = time.monotonic(), 'other'
+        self._num_open += 1
+        try:
+            if not self._security.is_authorized(request.headers.get('authorization')):
+                raise status.ServingError(status.Code.UNAUTHENTICATED, 'no token, or another one.')
+            if self._num_open > self._core.limits.max_open_requests:
+                raise status.ServingError(status.Code.UNAVAILABLE, 'too many requests are open.')
+            method, handle = self._route(request)
+            response, code = await handle(), 'OK'
+        except requests.ClientDisconnect:
+            response, code = responses.Response(status_code=499), 'CANCELLED'
+        except status.ServingError as error:
+            response, code = _error(error), error.code.name
+        except Exception as error:  # pylint: disable=broad-except
+            _log.exception('%s %s failed', request.method, request.url.path)
+            response, code = _error(status.from_exception(error)), 'INTERNAL'
+        finally:
+            self._num_open -= 1
+        self._core.metrics.count_request('REST', method, code, started)
+        return response
+
+    def _route(self, request: requests.Request):
+        """Returns the method's name for metrics, and a coroutine function."""
+        path = request.scope['path']
+        if path == monitoring.PATH and request.method == 'GET':
+            return 'metrics', self._metrics
+        match = {'GET': _GET, 'POST': _POST}.get(request.method, _GET).fullmatch(path)
+        if match and request.method == 'POST':
+            if match['method'].lower() != 'predict':
+                raise status.ServingError(status.Code.UNIMPLEMENTED,
+                                          'this server answers predict, not classify or regress.')
+            return 'Predict', lambda: self._predict(request, _spec(match))
+        if match and request.method == 'GET':
+            if match['metadata']:
+                return 'GetModelMetadata', lambda: self._metadata(_spec(match))
+            return 'GetModelStatus', lambda: self._status(_spec(match))
+        if path.lower().startswith('/v1/'):
+            raise status.invalid(f'Malformed request: {request.method} {path[:200]}')
+        raise status.ServingError(status.Code.NOT_FOUND, f'Not found: {path[:200]}')
+
+    async def _metrics(self) -> responses.Response:
+        return responses.Response(self._core.metrics.page(), media_type=monitoring.CONTENT_TYPE)
+
+    async def _status(self, spec: model_pb2.ModelSpec) -> responses.Response:
+        request = get_model_status_pb2.GetModelStatusRequest(model_spec=spec)
+        return _json(_as_json(self._core.model_status(request)))
+
+    async def _metadata(self, spec: model_pb2.ModelSpec) -> responses.Response:
+        request = get_model_metadata_pb2.GetModelMetadataRequest(model_spec=spec, metadata_field=['signature_def'])
+        response = self._core.model_metadata(request)
+        signature_defs = get_model_metadata_pb2.SignatureDefMap()
+        response.metadata['signature_def'].Unpack(signature_defs)
+        return _json({
+            'model_spec': _as_json(response.model_spec),
+            'metadata': {
+                'signature_def': _as_json(signature_defs)
+            },
+        })
+
+    async def _predict(self, request: requests.Request, spec: model_pb2.ModelSpec) -> responses.Response:
+        loop, limits = asyncio.get_running_loop(), self._core.limits
+        body = await self._read_body(request)
+        deadline = time.monotonic() + limits.request_timeout_secs
+        with self._core.use(spec) as servable:
+
+            def prepare():
+                document = json_tensors.parse(body)
+                signature = servable.signature(document.get('signature_name', ''))
+                return signature, *json_tensors.read_inputs(document, signature, limits.batching.max_batch_size,
+                                                            limits.max_message_bytes)
+
+            signature, inputs, in_rows = await loop.run_in_executor(self._json_pool, prepare)
+            outputs = await _wait(servable.submit(signature, inputs, deadline=deadline), request, deadline)
+        content = await loop.run_in_executor(self._json_pool, json_tensors.write_outputs, outputs, in_rows)
+        return responses.Response(content, media_type='application/json')
+
+    async def _read_body(self, request: requests.Request) -> bytes:
+        """Never holds more than a message may have, whatever the client sends."""
+        limit, chunks, size = self._core.limits.max_message_bytes, [], 0
+        too_large = status.ServingError(status.Code.RESOURCE_EXHAUSTED,
+                                        f'the body is larger than the {limit} bytes that a message may have.',
+                                        http_status=413)
+        if int(request.headers.get('content-length', 0)) > limit:  # The parser of HTTP lets digits through only.
+            raise too_large
+
+        async def read():
+            nonlocal size
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > limit:
+                    raise too_large
+                chunks.append(chunk)
+
+        try:
+            await asyncio.wait_for(read(), min(_BODY_TIMEOUT_SECS, self._core.limits.request_timeout_secs))
+        except asyncio.TimeoutError as error:
+            raise status.ServingError(status.Code.DEADLINE_EXCEEDED,
+                                      f'the body did not come in time; {size} bytes of it did.',
+                                      http_status=408) from error
+        return b''.join(chunks)
+
+
+async def _wait(future, request: requests.Request, deadline: float):
+    """Waits for a model's answer; a client that is gone gives its place in the queue back."""
+    answer = asyncio.wrap_future(future)
+    gone = asyncio.ensure_future(_until_gone(request))
+    try:
+        await asyncio.wait({answer, gone},
+                           timeout=max(0.0, deadline - time.monotonic()),
+                           return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            return answer.result()
+        if gone.done():
+            raise requests.ClientDisconnect
+        raise status.ServingError(status.Code.DEADLINE_EXCEEDED, 'the model did not answer in time.')
+    finally:
+        gone.cancel()
+        answer.cancel()
+
+
+async def _until_gone(request: requests.Request) -> None:
+    while (await request.receive())['type'] != 'http.disconnect':
+        pass
+
+
+def _spec(match) -> model_pb2.ModelSpec:
+    spec = model_pb2.ModelSpec(name=match['name'])
+    if match['version']:
+        if len(match['version']) > 18:
+            raise status.invalid(f'Failed to convert version: {match["version"][:40]} to numeric.')
+        spec.version.value = int(match['version'])
+    elif match['label']:
+        spec.version_label = match['label']
+    return spec
+
+
+def _as_json(message) -> dict:
+    return json_format.MessageToDict(message, preserving_proto_field_name=True, including_default_value_fields=True)
+
+
+def _json(value, code: int = 200) -> responses.Response:
+    return responses.Response(json.dumps(value, indent=1).encode() + b'\n',
+                              status_code=code,
+                              media_type='application/json')
+
+
+def _error(error: status.ServingError) -> responses.Response:
+    response = _json({'error': error.message}, error.http_status)
+    if error.http_status == 401:
+        response.headers['www-authenticate'] = 'Bearer'
+    return response
+
+
+class RestServer:
+    """A server that is bound but does not run yet.
+
+    Args:
+      core: Who answers.
+      host: Where it listens.
+      port: Its port, 0 for any that is free.
+      security: What it asks of clients.
+
+    Attributes:
+      port: The port that it has.
+
+    Raises:
+      OSError: if the port cannot be had.
+    """
+
+    def __init__(self, core: predict.Core, *, host: str, port: int, security: security_lib.Security):
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+            family, kind, protocol, _, address = found[0]
+            # Without the protocol asyncio leaves Nagle's algorithm on: each answer would come 40 ms late.
+            self._socket = socket.socket(family, kind, protocol)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._socket.bind(address)
+        except (OSError, OverflowError) as error:
+            raise OSError(f'cannot listen at {host}:{port} for REST: {getattr(error, "strerror", None) or error}; name '
+                          'another --rest_port.') from error
+        self.port = self._socket.getsockname()[1]
+        app = applications.Starlette(
+            routes=[routing.Route('/{path:path}', _App(core, security).answer, methods=_METHODS)],
+            exception_handlers={405: _unknown_method})
+        self._config = uvicorn.Config(app,
+                                      http=http_protocol.PatientOnlySoLong,
+                                      ws='none',
+                                      lifespan='off',
+                                      log_config=None,
+                                      access_log=False,
+                                      server_header=False,
+                                      timeout_keep_alive=_IDLE_SECS,
+                                      ssl_certfile=security.certificate,
+                                      ssl_keyfile=security.key)
+        self._server = uvicorn.Server(self._config)
+        self._thread: Optional[threading.Thread] = None
+
+    def start(self) -> None:
+        """Begins to answer, in a thread.
+
+        Raises:
+          OSError: if the server ends at once.
+        """
+        self._thread = threading.Thread(target=self._server.run, args=([self._socket],), name='REST', daemon=True)
+        self._thread.start()
+        while not self._server.started:
+            if not self._thread.is_alive():
+                raise OSError('the REST server could not be started.')
+            time.sleep(0.005)
+
+    def stop(self, grace_secs: float) -> None:
+        """Takes no new request, answers those that have begun, and returns soon after `grace_secs` at the latest."""
+        self._config.timeout_graceful_shutdown = grace_secs
+        self._server.should_exit = True
+        if self._thread:
+            self._thread.join(grace_secs + 5.0)
+        self._socket.close()
+
+
+async def _unknown_method(request: requests.Request, unused_error) -> responses.Response:
+    return _error(status.invalid(f'Malformed request: {request.method[:40]} {request.url.path[:200]}'))

@@ -1,0 +1,57 @@
+"""Requests that TF Serving sends itself before a model takes any: the first of each shape is slow."""
+
+import pathlib
+from typing import Iterable, Iterator, Optional, Sequence, Tuple
+
+import numpy as np
+import tensorflow as tf
+
+FILE = 'tf_serving_warmup_requests'
+# The batch sizes that a server should allow: it fills a batch up to the next of them, so that at most half of the work
+# is for nothing. The last is the one in which bin/sample asks for images.
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 250)
+
+
+def write(folder: pathlib.Path,
+          signatures: Iterable[str],
+          batch_sizes: Sequence[int],
+          *,
+          num_steps: Optional[int] = None) -> bool:
+    """Writes the warm-up requests of an exported model: one a signature and batch size.
+
+    Args:
+      folder: The model's `assets.extra`.
+      signatures: Names of its signatures.
+      batch_sizes: At least 1 each.
+      num_steps: The step count to ask for, if the model lets requests choose.
+
+    Returns:
+      Whether they were written; not where tensorflow-serving-api is missing.
+
+    References: https://www.tensorflow.org/tfx/serving/saved_model_warmup
+    """
+    try:
+        from tensorflow_serving.apis import prediction_log_pb2  # pylint: disable=g-import-not-at-top
+    except ImportError:
+        return False
+    with tf.io.TFRecordWriter(str(folder / FILE)) as records:
+        for signature in signatures:
+            for size in batch_sizes:
+                log = prediction_log_pb2.PredictionLog()
+                request = log.predict_log.request
+                request.model_spec.name = 'warmup'  # A server goes by the folder.
+                request.model_spec.signature_name = signature
+                for name, values in _inputs(signature, size, num_steps):
+                    request.inputs[name].CopyFrom(tf.make_tensor_proto(values))
+                records.write(log.SerializeToString())
+    return True
+
+
+def _inputs(signature: str, size: int, num_steps: Optional[int]) -> Iterator[Tuple[str, np.ndarray]]:
+    if signature == 'privacy_statement':
+        yield 'format', np.full([size], b'json')
+        return
+    yield 'labels', np.zeros([size], np.int32)
+    yield 'seeds', np.arange(size, dtype=np.int64)
+    if num_steps is not None:
+        yield 'num_steps', np.full([size], num_steps, np.int32)
