@@ -436,3 +436,24 @@ def test_help_names_both_forms_of_address(capsys):
     shown = ' '.join(capsys.readouterr().out.split())
     assert 'http://HOST:8501/v1/models/NAME' in shown and 'grpc://HOST:8500/NAME' in shown
     assert 'TF_DPDIFF_TOKEN' in shown
+
+
+@pytest.mark.parametrize('url, is_safe', [
+    ('http://192.0.2.1:8501/v1/models/toys', False),
+    ('grpc://192.0.2.1:8500/toys', False),
+    ('grpc://no-such-host.invalid:8500/toys', False),
+    ('https://192.0.2.1:8501/v1/models/toys', True),
+    ('grpcs://192.0.2.1:8500/toys', True),
+    ('http://127.0.0.1:8501/v1/models/toys', True),
+    ('http://[::1]:8501/v1/models/toys', True),
+    ('grpc://localhost:8500/toys', True),
+])  # yapf: disable
+def test_token_is_not_sent_in_clear_text_to_another_machine(url, is_safe, monkeypatch):
+    client.Endpoint(url)  # Without a token, any.
+    monkeypatch.setenv('TF_DPDIFF_TOKEN', _TOKEN)
+    if is_safe:
+        client.Endpoint(url)
+        return
+    with pytest.raises(ValueError, match='would carry the token of TF_DPDIFF_TOKEN in clear text') as error:
+        client.Endpoint(url)
+    assert _TOKEN not in str(error.value)

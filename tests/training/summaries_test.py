@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import os
+import time
 
 import numpy as np
 import pytest
@@ -113,11 +115,20 @@ def test_settings_are_shown_beside_their_metrics(tmp_path):
     assert session.hparams['rate'].number_value == 0.5 and session.hparams['name'].string_value == 'x'
 
 
-def test_times_of_steps_are_not_told(tmp_path):
-    write(tmp_path, range(1, 4))
+def test_neither_times_of_steps_and_restarts_nor_the_machine_are_told(tmp_path, monkeypatch):
+    monkeypatch.setattr('socket.gethostname', lambda: 'ward-3-workstation')
+    for first in (1, 3):
+        write(tmp_path, range(first, first + 3))
+        now = time.time()
+        monkeypatch.setattr('time.time', lambda later=now + 1000.0: later)
+    files = list(tmp_path.glob('**/events*'))
+    assert len(files) > 1 and not [path for path in files if 'ward' in path.name or b'ward' in path.read_bytes()]
+    assert not [path for path in files if str(os.getpid()) in path.name.split('.')]
     times = {event.wall_time for path in tmp_path.glob('**/events*')
              for event in event_file_loader.EventFileLoader(str(path)).Load()}  # yapf: disable
     assert len(times) == 1
+    seconds = sorted(int(path.name.split('.')[3]) for path in files)
+    assert seconds[-1] - seconds[0] <= 1
 
 
 def draw_grid(average):

@@ -14,6 +14,8 @@ import urllib.request
 import numpy as np
 import tensorflow as tf
 
+from tf_dpdiff.serving import security
+
 # Another processor rounds otherwise; that is seldom more than a grey level or two, and never the whole image.
 _MAX_DIFFERENCE, _MAX_MEAN_DIFFERENCE = 16, 1.0
 _PAUSE_SECS = 1.0
@@ -63,6 +65,10 @@ class Endpoint:
         self._token = os.environ.get(_TOKEN, '').strip()
         if not re.fullmatch('[!-~]*', self._token):
             raise ValueError(f'{_TOKEN} must be visible ASCII characters, without spaces.')
+        if self._token and not _is_safe_for_secrets(url):
+            raise ValueError(
+                f'--endpoint={url} would carry the token of {_TOKEN} in clear text to another machine: use '
+                'https or grpcs, or unset it.')
         transport = _Rest if url.startswith('http') else _Grpc
         self._transport = transport(url, {'authorization': f'Bearer {self._token}'} if self._token else {},
                                     timeout_secs)
@@ -203,6 +209,15 @@ def _trusted_certificates() -> Optional[bytes]:
         return pathlib.Path(path).read_bytes() if path else None
     except OSError as error:
         raise ValueError(f'SSL_CERT_FILE={path} cannot be read: {error.strerror}.') from error
+
+
+def _is_safe_for_secrets(url: str) -> bool:
+    """Returns whether what is sent is encrypted, or stays on this machine."""
+    parts = urllib.parse.urlsplit(url)
+    try:
+        return parts.scheme.endswith('s') or security.is_loopback(parts.hostname)
+    except ValueError:  # It cannot be told.
+        return False
 
 
 def _is_address(url: str) -> bool:

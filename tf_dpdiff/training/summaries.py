@@ -1,8 +1,6 @@
 """TensorBoard summaries: what may be released, and, apart from it, what may not."""
 
-import os
 import pathlib
-import socket
 import time
 from typing import Dict, NamedTuple, Optional, Sequence, Union
 
@@ -16,6 +14,7 @@ import tensorflow as tf
 
 Number = Union[bool, int, float, str]
 _HISTOGRAM_BUCKETS = 50
+_EVENTS = 'events.out.tfevents.'
 
 
 class Metric(NamedTuple):
@@ -41,8 +40,8 @@ class Summaries:
     Steps of a folder must not fall within a process. The first event that a process writes to a folder withdraws those
     that earlier processes wrote to it at that step or later: a resumed run repeats its lost steps, and shows them once.
 
-    All events bear the time at which the process began: how long a private step takes tells how many units it drew,
-    which no statement covers.
+    All events of all processes bear the time at which the run began: how long a private step takes tells how many units
+    it drew, which no statement covers. Names of files do not tell which machine it ran on.
 
     Args:
       workdir: The run's folder.
@@ -50,7 +49,8 @@ class Summaries:
 
     def __init__(self, workdir: pathlib.Path):
         self._workdir = workdir
-        self._wall_time = time.time()
+        seconds = [_second_of(path) for path in workdir.glob(f'**/tensorboard/**/{_EVENTS}*')]
+        self._wall_time = float(min(seconds, default=int(time.time())))
         self._files: Dict[pathlib.Path, _EventFile] = {}
 
     @property
@@ -126,12 +126,10 @@ class _EventFile:
 
     def __init__(self, folder: pathlib.Path, wall_time: float, first_step: int):
         folder.mkdir(parents=True, exist_ok=True)
-        # Files are read in the order of their names, which begin with a second.
-        others = [path.name.split('.')[3] for path in folder.glob('events.out.tfevents.*')]
-        second = max([int(wall_time), *(int(other) + 1 for other in others if other.isdigit())])
-        name = f'events.out.tfevents.{second:010d}.{socket.gethostname()}.{os.getpid()}'
+        # Files are read in the order of their names, which begin with a second: one later than the last one's.
+        second = max([int(wall_time), *(_second_of(path) + 1 for path in folder.glob(f'{_EVENTS}*'))])
         self._wall_time = wall_time
-        self._writer = tf.io.TFRecordWriter(str(folder / name))
+        self._writer = tf.io.TFRecordWriter(str(folder / f'{_EVENTS}{second:010d}.run'))
         self.write(0, file_version='brain.Event:2')
         self.write(first_step, session_log=tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START))
 
@@ -142,6 +140,10 @@ class _EventFile:
     def flush(self) -> None:
         """Brings everything to disk."""
         self._writer.flush()
+
+
+def _second_of(path: pathlib.Path) -> int:
+    return int(path.name[len(_EVENTS):].split('.')[0])
 
 
 def _image_summary(tag: str, image_uint8: np.ndarray) -> tf.compat.v1.Summary:
