@@ -3,6 +3,7 @@
 import itertools
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -301,6 +302,7 @@ class Marked(tf.Module):
     def __init__(self, mark):
         super().__init__()
         self.mark = tf.Variable(mark)
+        self.step_counts = ()
 
         @tf.function(input_signature=[tf.TensorSpec([None], tf.int32), tf.TensorSpec([None], tf.int64)])
         def sample(labels, seeds):
@@ -386,3 +388,26 @@ def test_statement_in_the_model_is_that_of_the_run(toy_run):
     text, as_json = signature(format=tf.constant(['text', 'json']))['statement'].numpy()
     assert text == (toy_run / 'privacy_statement.txt').read_bytes()
     assert as_json == (toy_run / 'privacy_statement.json').read_bytes()
+
+
+def test_exports_at_the_same_time_are_versions_of_their_own(sampler, tmp_path, monkeypatch):
+    taken, rename = [], os.rename
+
+    def rename_after_another(source, target):
+        if not taken:  # Another process is quicker by a moment.
+            taken.append(shutil.copytree(source, target))
+        rename(source, target)
+
+    monkeypatch.setattr(os, 'rename', rename_after_another)
+    version = export.export_saved_model(sampler[1], tmp_path / 'toys', [], warmup_batch_sizes=())
+    assert (version.name, [path.name for path in taken]) == ('2', ['1'])
+    assert sorted(path.name for path in (tmp_path / 'toys').iterdir()) == ['1', '2']
+
+
+def test_newest_whole_version_is_found(tmp_path):
+    for name in ('2', '10', '11', '012', '²', 'x'):
+        (tmp_path / name / 'variables').mkdir(parents=True)
+        (tmp_path / name / 'saved_model.pb').write_text('')
+        if name != '11':  # Its copy is still under way.
+            (tmp_path / name / 'variables' / 'variables.index').write_text('')
+    assert export.find_version(tmp_path) == tmp_path / '10'

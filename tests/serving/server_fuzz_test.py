@@ -161,6 +161,20 @@ def test_tensors_survive_json(name, in_rows):
     check()
 
 
+@pytest.mark.parametrize('name', ['float16', 'bfloat16', 'float32', 'float64'])
+def test_largest_number_survives_json_and_a_larger_one_is_refused(name):
+    dtype = tf.as_dtype(name)
+    spec = signatures.TensorSpec(dtype, (None,))
+    signature = signatures.Signature('s', {'x': spec}, {'x': spec}, None)
+    largest = np.array([dtype.max, dtype.min], dtype.as_numpy_dtype)
+    document = json.loads(json_tensors.write_outputs({'x': largest}, False))
+    inputs, _ = json_tensors.read_inputs({'inputs': document['outputs']}, signature, 9, 2**20)
+    np.testing.assert_array_equal(inputs['x'], largest)
+    if name != 'float64':
+        with pytest.raises(status.ServingError, match='without loss of precision'):
+            json_tensors.read_inputs({'inputs': [1.01 * float(dtype.max)]}, signature, 9, 2**20)
+
+
 def test_a_type_that_json_cannot_hold_is_told():
     spec = signatures.TensorSpec(tf.complex64, (None,))
     signature = signatures.Signature('s', {'x': spec}, {'x': spec}, None)

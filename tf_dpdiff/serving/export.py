@@ -1,17 +1,20 @@
 """SavedModels for TF Serving: the averaged weights and the sampler, and nothing that training used."""
 
 import dataclasses
+import errno
 import functools
 import hashlib
 import json
+import os
 import pathlib
+import re
 import shutil
 import sys
-from typing import Callable, Dict, Optional, Sequence, Tuple
+import tempfile
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 import tensorflow as tf
 
-from tf_dpdiff import files
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.diffusion import samplers
 from tf_dpdiff.networks import unet
@@ -133,15 +136,15 @@ def export_saved_model(sampler: ImageSampler,
     Returns:
       The folder of the new version.
     """
-    versions = [int(path.name) for path in directory.glob('*') if path.name.isdigit()]
-    version = directory / str(max(versions, default=0) + 1)
-    step_counts = getattr(sampler, 'step_counts', ())
+    step_counts = sampler.step_counts
     signatures = {'serving_default': sampler.sample, 'sample_png': _png_signature(sampler)}
     statements = {path.name: path for path in released_files if path.name in _STATEMENTS.values()}
     if len(statements) == len(_STATEMENTS):
         texts = {kind: statements[name].read_text(encoding='utf-8') for kind, name in _STATEMENTS.items()}
         signatures['privacy_statement'] = _statement_signature(texts)
-    with files.replacing(version) as temporary:
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix='.export.', dir=directory) as folder:
+        temporary = pathlib.Path(folder) / 'version'
         tf.saved_model.save(sampler, str(temporary), signatures=signatures)
         extra = temporary / EXTRA
         extra.mkdir()
@@ -152,10 +155,28 @@ def export_saved_model(sampler: ImageSampler,
         if warmup_batch_sizes and not warmup.write(
                 extra, signatures, warmup_batch_sizes, num_steps=min(step_counts, default=None)):
             print(
-                f'{version}: written without warm-up requests, since tensorflow-serving-api is not installed; a '
+                f'{directory}: written without warm-up requests, since tensorflow-serving-api is not installed; a '
                 "server's first answers take longer.",
                 file=sys.stderr)
+        version = _add_version(temporary, directory)
     return version
+
+
+def _add_version(folder: pathlib.Path, directory: pathlib.Path) -> pathlib.Path:
+    """Moves a folder to the next free number."""
+    while True:
+        version = directory / str(max(map(int, _numbers(directory)), default=0) + 1)
+        try:
+            os.rename(folder, version)
+            return version
+        except OSError as error:  # Another process has just taken the number.
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+
+
+def _numbers(directory: pathlib.Path) -> List[str]:
+    """Returns the names of versions: TF Serving knows them by their numbers."""
+    return [path.name for path in directory.glob('*') if re.fullmatch('[1-9][0-9]{0,17}', path.name)]
 
 
 def _png_signature(sampler: ImageSampler) -> tf.types.experimental.GenericFunction:
@@ -201,12 +222,15 @@ def find_version(path: pathlib.Path) -> pathlib.Path:
     Raises:
       FileNotFoundError: if there is no SavedModel.
     """
-    if (path / 'saved_model.pb').exists():
-        return path
-    numbered = [found.parent for found in path.glob('*/saved_model.pb') if found.parent.name.isdigit()]
-    if not numbered:
-        raise FileNotFoundError(f'no SavedModel in {path}; export one, or name another --saved_model.')
-    return max(numbered, key=lambda version: int(version.name))
+    candidates = [path, *(path / name for name in sorted(_numbers(path), key=int, reverse=True))]
+    # Both files: a copy that is still under way, or was broken off, is no version yet.
+    found = next((version for version in candidates
+                  if (version / 'saved_model.pb').exists() and (version / 'variables' / 'variables.index').exists()),
+                 None)  # yapf: disable
+    if found is None:
+        raise FileNotFoundError(
+            f'no SavedModel in {path}, or none that is whole; export one, or name another --saved_model.')
+    return found
 
 
 def fingerprint(version: pathlib.Path) -> str:

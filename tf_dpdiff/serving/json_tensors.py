@@ -180,8 +180,12 @@ def _to_scalar(value, dtype):
             return value
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         if kind == 'float':
-            exact = abs(value) <= (_EXACT_INTEGERS[dtype] if isinstance(value, int) else dtype.max)
-            if not exact and not (isinstance(value, float) and not np.isfinite(value)):
+            if isinstance(value, int):
+                exact = abs(value) <= _EXACT_INTEGERS[dtype]
+            else:
+                with np.errstate(over='ignore'):  # The largest number's shortest text is a little more than it.
+                    exact = not np.isfinite(value) or np.isfinite(np.float64(value).astype(dtype.as_numpy_dtype))
+            if not exact:
                 raise _Unfit(f'Cannot convert JSON value: {_shown(value)} to {dtype.name} without loss of precision')
             return value
         if isinstance(value, int) and dtype.min <= value <= dtype.max:
