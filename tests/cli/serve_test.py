@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,11 +15,14 @@ import time
 
 import numpy as np
 import pytest
+import tensorflow as tf
+from tensorflow_serving.apis import prediction_log_pb2
 
 from tests.cli import verbs
 from tests.serving import toy_models
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import serve
+from tf_dpdiff.serving import servables
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -111,6 +115,24 @@ def test_stop_under_load_answers_requests_that_have_begun(folder, number):
             socket.create_connection(('127.0.0.1', server.rest_port), 5)
 
 
+def test_stop_while_a_version_loads_is_no_error(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / toy_models.NAME)
+    new = shutil.copytree(folder / '1', tmp_path / '2')
+    log = prediction_log_pb2.PredictionLog()  # Its warm-up does not end.
+    log.predict_log.request.CopyFrom(toy_models.predict_request('spin', n=np.array([2**31 - 1], np.int32)))
+    (new / servables.WARMUP).parent.mkdir(exist_ok=True)
+    with tf.io.TFRecordWriter(str(new / servables.WARMUP)) as writer:
+        writer.write(log.SerializeToString())
+    with Process(tmp_path / toy_models.NAME, '--poll_secs=0.1') as server:
+        new.rename(tmp_path / toy_models.NAME / '2')
+        toy_models.wait_until(lambda: '"LOADING"' in json.dumps(toy_models.call(server.rest_port)[1]))
+        time.sleep(0.5)
+        started = time.monotonic()
+        code, out, err = server.end(signal.SIGTERM)
+        assert code == command.DONE and 'stopped' in out and 'error' not in err
+        assert time.monotonic() - started < 5
+
+
 def test_stop_does_not_wait_longer_than_it_is_told(folder):
     with Process(folder, '--grace_secs=0.5') as server:
         prediction, _ = toy_models.stubs(server)
@@ -141,7 +163,7 @@ def test_port_in_use_is_one_line(folder, capsys):
     (['--model_name=a/b'], "--model_name='a/b' cannot stand in an address"),
     (['--max_batch_size=0'], 'max_batch_size must be at least 1'),
     (['--allowed_batch_sizes=4'], 'allowed_batch_sizes must increase and end with max_batch_size=256'),
-    (['--allowed_batch_sizes=many'], 'allowed_batch_sizes'),
+    (['--allowed_batch_sizes=4,many'], "'4,many' is not whole numbers with commas between"),
     (['--batch_timeout_ms=-1'], 'batch_timeout_secs'),
     (['--max_queue=0'], 'max_queue must be at least 1'),
     (['--request_timeout_secs=0'], 'request_timeout_secs must be in'),
@@ -152,7 +174,8 @@ def test_port_in_use_is_one_line(folder, capsys):
     (['--grace_secs=-1'], '--grace_secs must be in'),
     (['--rest_port=70000'], 'rest_port must be in'),
     (['--tls_certificate=missing.pem'], 'TLS needs both'),
-    (['--token_file=missing'], 'missing'),
+    (['--tls_certificate=/nope', '--tls_key=/nope2'], '--tls_certificate=/nope cannot be read: No such file'),
+    (['--token_file=missing'], '--token_file=missing cannot be read: No such file'),
 ])
 def test_what_cannot_be_is_refused_in_one_line(folder, capsys, flags, words):
     assert verbs.call(serve, str(folder), *flags) == command.WRONG_USE

@@ -135,6 +135,35 @@ def test_an_error_is_told_to_the_one_who_caused_it():
     batcher.close()
 
 
+@pytest.mark.parametrize('bad', [0, 13, 31])
+def test_one_bad_request_among_many_is_found_in_few_runs(bad):
+    batcher, record = make()
+    hold(batcher, record)
+    answers = [submit(batcher, [-1 if i == bad else i]) for i in range(32)]
+    record.gate.set()
+    for i, answer in enumerate(answers):
+        if i == bad:
+            assert answer.exception(10).message == 'negative'
+        else:
+            assert answer.result(10)['y'].tolist() == [2 * i]
+    assert len(record.batches[1]) == 32 and len(record.batches) == 1 + 1 + 2 * 5
+    batcher.close()
+
+
+def test_whoever_left_during_a_run_that_failed_is_not_run_again():
+    batcher, record = make(max_batch_size=4, batch_timeout_secs=5.0)
+    record.gate.clear()
+    answers = [submit(batcher, [value], secs=0.3 if value == 1 else 30.0) for value in (1, 2, -3, 4)]
+    assert record.entered.acquire(timeout=10)
+    assert not answers[1].cancel()  # It is being run.
+    time.sleep(0.4)
+    record.gate.set()
+    assert answers[3].result(10)['y'] == [8] and answers[2].exception(10).message == 'negative'
+    assert [answers[i].exception(10).code for i in (0, 1)] == [status.Code.DEADLINE_EXCEEDED, status.Code.CANCELLED]
+    assert [batch.tolist() for batch in record.batches] == [[1, 2, -3, 4], [-3, 4], [-3], [4]]
+    batcher.close()
+
+
 def test_requests_of_other_shapes_are_not_joined():
     batcher, record = make(shape=(None, None))
     hold_answer = batcher.submit({'x': np.zeros((1, 1), np.int32)}, deadline=time.monotonic() + 9)

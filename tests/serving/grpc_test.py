@@ -1,5 +1,6 @@
 """Tests of the gRPC interface with the stubs of tensorflow-serving-api."""
 
+import functools
 import threading
 import time
 
@@ -15,16 +16,27 @@ from tensorflow_serving.apis import get_model_status_pb2
 from tensorflow_serving.apis import model_management_pb2
 
 from tests.serving import toy_models
+from tf_dpdiff.serving import grpc_server
+from tf_dpdiff.serving import monitoring
+from tf_dpdiff.serving import predict as predict_lib
+from tf_dpdiff.serving import servables
 from tf_dpdiff.serving import signatures
+from tf_dpdiff.serving import status
+from tf_dpdiff.serving import versions
 
 Code = grpc.StatusCode
 I32, I64 = np.int32, np.int64
 
 
-@pytest.fixture(name='server', scope='module')
-def fixture_server(tmp_path_factory):
+@pytest.fixture(name='folder', scope='module')
+def fixture_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp('models') / toy_models.NAME
     toy_models.export(folder, 3)
+    return folder
+
+
+@pytest.fixture(name='server', scope='module')
+def fixture_server(folder):
     with toy_models.serving(folder) as server:
         yield server
 
@@ -106,6 +118,26 @@ def tensor(dtype, dims, **values):
 def test_inputs_that_do_not_fit_are_invalid(predict, inputs, words):
     code, details = error_of(predict, toy_models.predict_request(**inputs))
     assert code is Code.INVALID_ARGUMENT and words in details
+
+
+@pytest.mark.parametrize('proto, words', [
+    (tensor(types_pb2.DT_STRING, [17], string_val=[b'a']), 'Task size 17 is larger than maximum input batch size 16'),
+    (tensor(types_pb2.DT_STRING, [2**24], string_val=[b'a']), 'would take'),
+    (tensor(types_pb2.DT_STRING, [16], string_val=[b'x' * 10**5]), 'would take'),
+    (tensor(types_pb2.DT_STRING, [16], string_val=[b'a', b'x' * 10**5]), 'would take'),
+],
+                         ids=['rows', 'strings', 'long string', 'long last string'])
+def test_few_bytes_that_stand_for_many_take_no_memory(predict, monkeypatch, proto, words):
+    read = []
+    monkeypatch.setattr(tf, 'make_ndarray', read.append)
+    code, details = error_of(predict, toy_models.predict_request('echo', text=proto))
+    assert code is Code.INVALID_ARGUMENT and words in details and not read
+
+
+def test_text_that_is_repeated_is_taken_if_small(predict):
+    text = tensor(types_pb2.DT_STRING, [16], string_val=[b'a', b'bc'])
+    outputs = predict(toy_models.predict_request('echo', text=text), 20).outputs
+    assert tf.make_ndarray(outputs['same']).tolist() == [b'a'] + [b'bc'] * 15
 
 
 @pytest.mark.parametrize('spec, code, words', [
@@ -229,3 +261,96 @@ def test_full_queue_is_unavailable(server, predict, gate):
     assert toy_models.post(server, {'instances': [{'labels': 1, 'seeds': 1}]})[0] == 503
     gate.set()
     assert first.result() and sum(call.exception() is None for call in more) == limits.max_queue
+
+
+def test_calls_that_send_no_message_do_not_hold_threads(folder, monkeypatch):
+    monkeypatch.setattr(grpc_server, 'MESSAGE_TIMEOUT_SECS', 0.3)
+    limits, stop = toy_models.quick_limits(max_queue=1, max_batch_size=1), threading.Event()
+    with toy_models.serving(folder, limits=limits) as server:
+        channel = grpc.insecure_channel(f'127.0.0.1:{server.grpc_port}')
+        call = channel.stream_unary('/tensorflow.serving.PredictionService/Predict')
+        stalled = [call.future(toy_models.no_message(stop)) for _ in range(limits.max_open_requests + 10)]
+        time.sleep(0.1)
+        assert sample(toy_models.stubs(server)[0].Predict, [1], [2]).outputs
+        assert {future.exception(10).code() for future in stalled} == {Code.CANCELLED}
+        stop.set()
+
+
+@pytest.mark.parametrize('messages, code', [([], Code.UNIMPLEMENTED), ([b'\xff'], Code.INVALID_ARGUMENT)])
+def test_message_that_is_none_is_told(server, messages, code):
+    channel = grpc.insecure_channel(f'127.0.0.1:{server.grpc_port}')
+    call = channel.stream_unary('/tensorflow.serving.PredictionService/Predict')
+    with pytest.raises(grpc.RpcError) as error:
+        call(iter(messages), 20)
+    assert error.value.code() is code
+
+
+@pytest.mark.parametrize('secs', [0.2, 30.0])
+def test_answer_that_nobody_reads_is_dropped_after_a_while(server, monkeypatch, secs):
+    monkeypatch.setattr(grpc_server, 'STALLED_SECS', secs)
+    channel = grpc.insecure_channel(f'127.0.0.1:{server.grpc_port}', [('grpc.max_receive_message_length', -1)])
+    call = channel.unary_stream('/tensorflow.serving.PredictionService/Predict')
+    answer = call(toy_models.predict_request('wide', n=np.ones(16, I32)).SerializeToString(), timeout=20)
+    time.sleep(1.0)
+    if secs > 1:
+        assert len(next(answer)) > 16 * 4 * toy_models.WIDE
+    else:
+        with pytest.raises(grpc.RpcError) as error:
+            next(answer)
+        assert error.value.code() is Code.CANCELLED
+
+
+def test_large_requests_are_refused_where_there_are_too_many(folder, gate, monkeypatch):
+    monkeypatch.setattr(predict_lib, '_OPEN_BYTES', 2**20)
+    with toy_models.serving(folder) as server:  # It takes four of the largest messages.
+        call = toy_models.stubs(server)[0].Predict
+        large = toy_models.predict_request('echo', text=np.array([b'x' * 900_000], object))
+        held = [call.future(large, 20) for _ in range(4)]
+        time.sleep(0.5)
+        code, details = error_of(call, large)
+        assert code is Code.UNAVAILABLE and 'too many large requests' in details
+        document = {'signature_name': 'echo', 'instances': ['x' * 900_000]}
+        assert toy_models.post(server, document)[0] == 503
+        gate.set()
+        assert all(future.result().outputs for future in held)
+        assert toy_models.post(server, document)[0] == 200 and call(large, 20).outputs
+
+
+def test_budget_is_given_back_and_not_overdrawn():
+    budget = predict_lib.Budget(10)
+    with budget.share() as share:
+        share.take(6)
+        with pytest.raises(status.ServingError), budget.share() as other:
+            other.take(3)
+            other.take(2)
+        with budget.share() as other:
+            other.take(4)
+    with budget.share() as share:
+        share.take(10)
+
+
+class Context:
+    """Of a call that is over."""
+
+    def __init__(self, remaining, is_watched):
+        self.time_remaining, self.add_callback = lambda: remaining, lambda unused_callback: is_watched
+        self.is_active, self.code = lambda: True, None
+
+    def abort(self, code, unused_details):
+        """Keeps the code."""
+        self.code = code
+
+
+@pytest.mark.parametrize('remaining, is_watched, code', [(0.0, True, Code.DEADLINE_EXCEEDED),
+                                                         (9.0, False, Code.CANCELLED), (None, True, None)])
+def test_call_that_is_over_is_not_run(folder, gate, remaining, is_watched, code):
+    gate.set()
+    limits = toy_models.quick_limits()
+    manager = versions.VersionManager(folder, toy_models.NAME,
+                                      functools.partial(servables.Servable, config=limits.batching))
+    manager.load_first()
+    core = predict_lib.Core(manager, limits, monitoring.Metrics(toy_models.NAME))
+    context = Context(remaining, is_watched)
+    grpc_server._PredictionService(core).Predict(toy_models.predict_request(**GOOD), context)
+    manager.close()
+    assert context.code is code and bool(gate.runs) == (code is None)

@@ -5,6 +5,7 @@ import os
 import shutil
 import ssl
 import subprocess
+import threading
 
 import grpc
 import numpy as np
@@ -70,6 +71,19 @@ def test_whoever_has_no_token_learns_nothing_by_grpc(guarded, sent):
         with pytest.raises(grpc.RpcError) as error:
             call(request, 20, metadata=metadata)
         assert error.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_calls_without_a_token_that_send_no_message_hold_no_thread(folder):
+    limits, stop = toy_models.quick_limits(max_queue=1, max_batch_size=1), threading.Event()
+    with toy_models.serving(folder, security=security_lib.Security(_TOKEN), limits=limits) as server:
+        channel = grpc.insecure_channel(f'127.0.0.1:{server.grpc_port}')
+        call = channel.stream_unary('/tensorflow.serving.PredictionService/Predict')
+        stalled = [call.future(toy_models.no_message(stop)) for _ in range(limits.max_open_requests + 5)]
+        assert {future.exception(10).code() for future in stalled} == {grpc.StatusCode.UNAUTHENTICATED}
+        prediction, _ = toy_models.stubs(server)
+        request = toy_models.predict_request('scalar', x=np.float32(1))
+        assert prediction.Predict(request, 10, metadata=[('authorization', f'Bearer {_TOKEN}')]).outputs
+        stop.set()
 
 
 @pytest.mark.parametrize('scheme', ['Bearer', 'bearer'])
@@ -148,8 +162,10 @@ def test_certificate_and_key_must_fit(pair, tmp_path):
     other.write_text('no key')
     with pytest.raises(ValueError, match='other.pem'):
         security_lib.Security(None, pair[0], other)
-    with pytest.raises(FileNotFoundError):
-        security_lib.Security(None, pair[0], tmp_path / 'missing')
+    missing = tmp_path / 'missing'
+    for files, flag in (((pair[0], missing), 'tls_key'), ((missing, pair[1]), 'tls_certificate')):
+        with pytest.raises(ValueError, match=f'--{flag}={missing} cannot be read: No such file'):
+            security_lib.Security(None, *files)
 
 
 def test_token_is_read_without_the_space_around_it(tmp_path):

@@ -1,7 +1,10 @@
 """Tests of versions: a new one takes over without a lost request, a bad one takes over nothing."""
 
+import json
+import pathlib
 import shutil
 import threading
+import time
 
 import grpc
 import numpy as np
@@ -18,6 +21,8 @@ from tf_dpdiff.networks import unet
 from tf_dpdiff.serving import export
 from tf_dpdiff.serving import servables
 from tf_dpdiff.serving import signatures
+from tf_dpdiff.serving import status
+from tf_dpdiff.serving import versions as versions_lib
 
 _State = get_model_status_pb2.ModelVersionStatus
 _ROW = {'inputs': {'labels': [1], 'seeds': [2]}}
@@ -170,9 +175,59 @@ def test_damaged_new_version_is_told_and_the_old_one_stays(versions, folder, cap
         assert served(server) == 10 and states(server)[1] == 'AVAILABLE'
         _, answer = toy_models.call(server.rest_port, path='/versions/2')
         told = answer['model_version_status'][0]['status']
-        assert told['error_code'] == 'UNKNOWN' and str(folder / '2') in told['error_message']
+        assert told['error_code'] == 'UNKNOWN' and f'{toy_models.NAME}/2' in told['error_message']
+        assert str(folder.parent) not in json.dumps(answer)
         errors = [record for record in caplog.records if record.levelname == 'ERROR']
-        assert len(errors) == 1 and 'version 2 cannot be loaded, 1 stays' in errors[0].getMessage()
+        assert len(errors) == 1 and f'version 2 cannot be loaded, 1 stays: {folder}/2: ' in errors[0].getMessage()
+
+
+def test_stop_does_not_wait_for_a_version_that_is_being_loaded(versions, folder, monkeypatch):
+    gate, loading, load = threading.Event(), threading.Event(), tf.saved_model.load
+    closed = []
+
+    def wait_and_load(path):
+        loading.set()
+        gate.wait(20)
+        return load(path)
+
+    def close(self, function=servables.Servable.close):
+        function(self)
+        closed.append(self.version)
+
+    with toy_models.serving(folder) as server:
+        monkeypatch.setattr(tf.saved_model, 'load', wait_and_load)
+        monkeypatch.setattr(servables.Servable, 'close', close)
+        add(versions, folder, 2)
+        assert loading.wait(10)
+        started = time.monotonic()
+        assert server.stop(5.0) and time.monotonic() - started < 4 and closed == [1]
+        gate.set()
+        toy_models.wait_until(lambda: closed == [1, 2])  # Loaded too late, it is given up.
+        assert server.newest_version() == 0
+
+
+def test_only_numbers_of_the_protocol_are_versions(tmp_path):
+    tried = []
+
+    def load(folder):
+        tried.append(folder.name)
+        raise servables.LoadError('no model')
+
+    for name in ('3', '0', '007', '\u00b2', '\u0663', '-1', '1.0', str(2**63 - 1), str(2**63), '9' * 200):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'saved_model.pb').touch()
+    with pytest.raises(servables.LoadError):
+        versions_lib.VersionManager(tmp_path, toy_models.NAME, load).load_first()
+    assert tried == [str(2**63 - 1), '3', '0']
+
+
+@pytest.mark.parametrize('message, told', [
+    ('/srv/my models/toys/2: no /srv/my models/toys/2/variables', 'toys/2: no toys/2/variables'),
+    ("cannot open '/etc/a/b.pem', \"/opt/x\"; see https://a.b/c/d", "cannot open 'b.pem', \"x\"; see https://a.b/c/d"),
+    ('shape [2]/[3] and 1/2', 'shape [2]/[3] and 1/2'),
+])
+def test_messages_to_clients_do_not_say_where_files_lie(message, told):
+    assert status.without_paths(message, pathlib.Path('/srv/my models')) == told
 
 
 def test_version_that_is_still_being_copied_is_tried_again(versions, folder):
@@ -208,10 +263,10 @@ def test_folder_without_a_version_is_refused(tmp_path, make):
 
 
 def test_warmup_requests_are_replayed_before_a_version_is_served(folder, monkeypatch):
-    logs = []
-    for label in (3, 4):
+    logs, max_rows = [], toy_models.quick_limits().batching.max_batch_size
+    for labels in ([3], [5] * (max_rows + 1), [4] * max_rows):  # The second is more than any client may ask for.
         log = prediction_log_pb2.PredictionLog()
-        request = toy_models.predict_request(labels=np.array([label], np.int32), seeds=np.array([2], np.int64))
+        request = toy_models.predict_request(labels=np.array(labels, np.int32), seeds=np.arange(len(labels)))
         log.predict_log.request.CopyFrom(request)
         logs.append(log.SerializeToString())
     logs.append(prediction_log_pb2.PredictionLog(classify_log={}).SerializeToString())  # Not served, so passed over.
@@ -224,7 +279,7 @@ def test_warmup_requests_are_replayed_before_a_version_is_served(folder, monkeyp
 
     monkeypatch.setattr(signatures.Signature, 'run', record)
     with toy_models.serving(folder) as server:
-        assert seen == [[3], [4]]
+        assert seen == [[3], [4] * max_rows]
         assert served(server) == 10
 
 

@@ -156,6 +156,12 @@ def predict_request(signature='', name=NAME, version=None, **inputs):
     return request
 
 
+def no_message(stop):
+    """The messages of a client that sends none."""
+    stop.wait(30)
+    yield from ()
+
+
 def wait_until(condition, secs=10.0):
     """Waits for a condition, or fails."""
     until = time.monotonic() + secs

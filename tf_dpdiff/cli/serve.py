@@ -1,5 +1,6 @@
 """bin/serve: an exported model behind TensorFlow Serving's protocol, gRPC and REST, for a laptop or a test."""
 
+import argparse
 import logging
 import os
 import pathlib
@@ -74,18 +75,22 @@ def main(flags) -> int:
     print(f'serving version {server.newest_version()} of {name}; Ctrl-C stops', flush=True)
     stop.wait()
     print('stopping: requests that have begun are answered', flush=True)
-    if server.stop(flags.grace_secs):
+    code = command.DONE if server.stop(flags.grace_secs) else command.FAILED
+    if code == command.DONE:
         print('stopped')
-        return command.DONE
-    print(f'serve: error: not all requests were answered in --grace_secs={flags.grace_secs:g}',
-          file=sys.stderr,
-          flush=True)
+    else:
+        print(f'serve: error: not all requests were answered in --grace_secs={flags.grace_secs:g}', file=sys.stderr)
     sys.stdout.flush()
-    os._exit(command.FAILED)  # Threads that run the model would keep the process alive.
+    sys.stderr.flush()
+    os._exit(code)  # Threads that still run or load a model would keep the process alive, or break its end.
 
 
 def _sizes(text: str) -> Tuple[int, ...]:
-    return tuple(int(size) for size in text.split(','))
+    try:
+        return tuple(int(size) for size in text.split(','))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is not whole numbers with commas between, as in 8,64,256') from error
 
 
 def _make_parser() -> command.Parser:

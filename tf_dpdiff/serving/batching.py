@@ -53,12 +53,22 @@ class BatchingConfig:
         return next((size for size in self.allowed_batch_sizes if size >= rows), rows)
 
 
+class _Answer(futures.Future):
+    """A future that notes that nobody waits for it any more, even if it is being run and cannot be cancelled."""
+    is_abandoned = False
+
+    def cancel(self):
+        """See the base class."""
+        self.is_abandoned = True
+        return super().cancel()
+
+
 class _Request:
     """What waits: inputs, and the future that is answered."""
 
     def __init__(self, inputs: Mapping[str, np.ndarray], rows: int, deadline: float):
         self.inputs, self.rows, self.deadline = inputs, rows, deadline
-        self.future = futures.Future()
+        self.future = _Answer()
         self.arrival = time.monotonic()
         # Of one shape but for their rows, or they cannot be joined.
         self.kind = {name: value.shape[1:] for name, value in inputs.items()}
@@ -71,8 +81,8 @@ class _Request:
 class Batcher:
     """Runs a signature for many requests at once.
 
-    An answer does not depend on what a request was joined with: a batch that fails is run again request by request,
-    so an error is told to the one who caused it.
+    An answer does not depend on what a request was joined with: a batch that fails is run again in halves, and so on,
+    until an error is told to the one who caused it. Among n requests that is found in about 2 log2(n) runs.
 
     Args:
       signature: What is run.
@@ -110,8 +120,7 @@ class Batcher:
         """
         rows = self._signature.num_rows(inputs)
         if self._signature.is_batched and rows > self._config.max_batch_size:
-            raise status.invalid(f'Task size {rows} is larger than maximum input batch size '
-                                 f'{self._config.max_batch_size}')
+            raise signatures.too_many_rows(rows, self._config.max_batch_size)
         request = _Request(inputs, rows, deadline)
         with self._changed:
             if self._is_closed:
@@ -198,11 +207,21 @@ class Batcher:
             if len(batch) == 1:
                 batch[0].fail(error)
                 return
-            for request in batch:
-                self._answer([request])
+            for half in (batch[:len(batch) // 2], batch[len(batch) // 2:]):
+                half = [request for request in half if self._is_still_wanted(request)]
+                if half:
+                    self._answer(half)
             return
         for request, result in zip(batch, results):
             request.future.set_result(result)
+
+    def _is_still_wanted(self, request: _Request) -> bool:
+        """Of a request that was run with others in vain; if not, it is answered."""
+        if request.future.is_abandoned:
+            request.fail(status.ServingError(status.Code.CANCELLED, 'the client is gone.'))
+        elif request.deadline <= time.monotonic():
+            request.fail(status.ServingError(status.Code.DEADLINE_EXCEEDED, 'the deadline passed in the queue.'))
+        return not request.future.done()
 
     def _run(self, batch: List[_Request]) -> List[Outputs]:
         if not self._signature.is_batched:

@@ -6,6 +6,7 @@ model_service.proto.
 
 from concurrent import futures
 import logging
+import threading
 import time
 from typing import Callable
 
@@ -17,9 +18,11 @@ from tensorflow_serving.apis import prediction_service_pb2_grpc
 
 from tf_dpdiff.serving import predict
 from tf_dpdiff.serving import security as security_lib
-from tf_dpdiff.serving import signatures
 from tf_dpdiff.serving import status
 
+MESSAGE_TIMEOUT_SECS = 30.0
+STALLED_SECS = 30.0
+_LOOK_SECS = 0.2
 _log = logging.getLogger(__name__)
 
 
@@ -43,8 +46,10 @@ class GrpcServer:
         # Each waiting request holds a thread, or the queue could never be full.
         threads = core.limits.max_open_requests
         self._pool = futures.ThreadPoolExecutor(threads, thread_name_prefix='grpc')
+        self._watch = _Watch(2 * threads)
+        checks = [_TokenCheck(security)] if security.token else []
         self._server = grpc.server(self._pool,
-                                   interceptors=[_TokenCheck(security)] if security.token else [],
+                                   interceptors=[*checks, _PatientOnlySoLong(core, self._watch)],
                                    options=[('grpc.max_receive_message_length', core.limits.max_message_bytes),
                                             ('grpc.max_send_message_length', -1), ('grpc.so_reuseport', 0),
                                             ('grpc.max_metadata_size', 16384), ('grpc.http2.max_ping_strikes', 2)],
@@ -65,11 +70,13 @@ class GrpcServer:
 
     def start(self) -> None:
         """Begins to answer, in threads."""
+        self._watch.start()
         self._server.start()
 
     def stop(self, grace_secs: float) -> None:
         """Takes no new request, answers those that have begun, and returns at the latest after `grace_secs`."""
         self._server.stop(grace_secs).wait()
+        self._watch.stop()
         self._pool.shutdown(wait=False)
 
 
@@ -84,8 +91,106 @@ class _TokenCheck(grpc.ServerInterceptor):
         sent = dict(handler_call_details.invocation_metadata).get('authorization')
         if self._security.is_authorized(sent if isinstance(sent, str) else None):
             return continuation(handler_call_details)
-        return grpc.unary_unary_rpc_method_handler(
-            lambda request, context: context.abort(status.Code.UNAUTHENTICATED, 'no token, or another one.'))
+        # Of a stream, which is the same to the client, since that is answered without waiting for a message.
+        return grpc.stream_unary_rpc_method_handler(
+            lambda requests, context: context.abort(status.Code.UNAUTHENTICATED, 'no token, or another one.'))
+
+
+class _Watch:
+    """Ends calls whose clients take too long.
+
+    Args:
+      max_calls: How many are watched at once.
+    """
+
+    def __init__(self, max_calls: int):
+        self._max_calls, self._until = max_calls, {}
+        self._lock, self._stopping = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._work, name='gRPC watch', daemon=True)
+
+    def start(self) -> None:
+        """Begins to look."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Looks no more."""
+        self._stopping.set()
+
+    def begin(self, context) -> bool:
+        """Watches a call until it is over, or returns False if there are too many."""
+        with self._lock:
+            if len(self._until) >= self._max_calls:
+                return False
+            self._until[context] = float('inf')
+        if not context.add_callback(lambda: self._end(context)):
+            self._end(context)
+        return True
+
+    def limit(self, context, secs: float) -> None:
+        """Says how much time the client has from now on."""
+        with self._lock:
+            if context in self._until:
+                self._until[context] = time.monotonic() + secs
+
+    def _end(self, context) -> None:
+        with self._lock:
+            self._until.pop(context, None)
+
+    def _work(self) -> None:
+        while not self._stopping.wait(_LOOK_SECS):
+            now = time.monotonic()
+            with self._lock:
+                late = [context for context, until in self._until.items() if until < now]
+            for context in late:
+                context.cancel()
+
+
+class _PatientOnlySoLong(grpc.ServerInterceptor):
+    """Lets no client hold a thread without sending its message, or memory without reading its answer.
+
+    gRPC itself waits for a message for ever. So methods become ones of a stream, which is the same to clients, and the
+    one message is read here: `MESSAGE_TIMEOUT_SECS` for that, `STALLED_SECS` for the answer to be read.
+    """
+
+    def __init__(self, core: predict.Core, watch: _Watch):
+        self._core, self._watch = core, watch
+
+    def intercept_service(self, continuation, handler_call_details):
+        """See the base class."""
+        handler = continuation(handler_call_details)
+        if handler is None:
+            return None
+        return grpc.stream_unary_rpc_method_handler(lambda messages, context: self._handle(handler, messages, context),
+                                                    response_serializer=handler.response_serializer)
+
+    def _handle(self, handler, messages, context):
+        if not self._watch.begin(context):
+            context.abort(status.Code.UNAVAILABLE, 'too many requests are open.')
+        message = self._read(messages, context)
+        try:
+            request = handler.request_deserializer(message)
+        except Exception:  # pylint: disable=broad-except
+            context.abort(status.Code.INVALID_ARGUMENT, 'the message is not of the type that the method takes.')
+        try:
+            with self._core.budget.share() as share:
+                share.take(len(message))
+                return handler.unary_unary(request, context)
+        except status.ServingError as error:
+            return context.abort(error.code, error.message)
+        finally:
+            self._watch.limit(context, STALLED_SECS)
+
+    def _read(self, messages, context) -> bytes:
+        timeout = min(MESSAGE_TIMEOUT_SECS, self._core.limits.request_timeout_secs)
+        self._watch.limit(context, timeout)
+        try:
+            message = next(messages, None)
+        except grpc.RpcError:
+            context.abort(status.Code.CANCELLED, f'the message did not come within {timeout:g} seconds.')
+        if message is None:
+            context.abort(status.Code.UNIMPLEMENTED, 'the method takes one message.')
+        self._watch.limit(context, float('inf'))
+        return message
 
 
 def _answer(core: predict.Core, method: str, context, function: Callable):
@@ -126,20 +231,23 @@ class _PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
 
     def _predict(self, request, context):
         limits = self._core.limits
-        # None where the client sets no deadline.
-        timeout = min(context.time_remaining() or limits.request_timeout_secs, limits.request_timeout_secs)
-        deadline = time.monotonic() + timeout
+        remaining = context.time_remaining()  # None where the client sets no deadline.
+        timeout = limits.request_timeout_secs
+        deadline = time.monotonic() + (timeout if remaining is None else min(remaining, timeout))
         with self._core.use(request.model_spec) as servable:
             signature = servable.signature(request.model_spec.signature_name)
             names = signature.output_names(request.output_filter)
-            signature.check_names(request.inputs)
-            inputs = {
-                name: signatures.from_tensor_proto(name, request.inputs[name], spec, limits.max_message_bytes)
-                for name, spec in signature.inputs.items()
-            }
-            future = servable.submit(signature, inputs, deadline=deadline)
-            context.add_callback(future.cancel)  # A client that is gone gives its place in the queue back.
-            outputs = _wait(future, deadline)
+            inputs = signature.read_protos(request.inputs,
+                                           max_bytes=limits.max_message_bytes,
+                                           max_rows=limits.batching.max_batch_size)
+            waiting = []
+            # A client that is gone gives its place in the queue back, or does not get one.
+            if not context.add_callback(lambda: [future.cancel() for future in waiting]):
+                raise _gone()
+            waiting.append(servable.submit(signature, inputs, deadline=deadline))
+            if not context.is_active():  # It may have gone before there was something to cancel.
+                waiting[0].cancel()
+            outputs = _wait(waiting[0], deadline)
             response = predict_pb2.PredictResponse(
                 model_spec=self._core.answered_spec(request.model_spec, servable, signature.name))
         for name in names:
@@ -154,7 +262,11 @@ def _wait(future, deadline: float):
         future.cancel()
         raise status.ServingError(status.Code.DEADLINE_EXCEEDED, 'the model did not answer in time.') from error
     except futures.CancelledError as error:
-        raise status.ServingError(status.Code.CANCELLED, 'the client is gone.') from error
+        raise _gone() from error
+
+
+def _gone() -> status.ServingError:
+    return status.ServingError(status.Code.CANCELLED, 'the client is gone.')
 
 
 class _ModelService(model_service_pb2_grpc.ModelServiceServicer):

@@ -61,14 +61,9 @@ def read_inputs(document: Mapping[str, Any], signature: signatures.Signature, ma
     columns = _columns_of_rows(document['instances'], signature) if in_rows else _columns(document['inputs'], signature)
     if signature.is_batched:
         rows = max((len(value) for value in columns.values() if isinstance(value, list)), default=0)
-        check_rows(rows, max_rows)
+        if rows > max_rows:
+            raise signatures.too_many_rows(rows, max_rows)
     return {name: _to_array(name, columns[name], spec, max_bytes) for name, spec in signature.inputs.items()}, in_rows
-
-
-def check_rows(rows: int, max_rows: int) -> None:
-    """Raises `ServingError` if a request has more rows than are run at once."""
-    if rows > max_rows:
-        raise status.invalid(f'Task size {rows} is larger than maximum input batch size {max_rows}')
 
 
 def write_outputs(outputs: Mapping[str, np.ndarray], in_rows: bool) -> bytes:

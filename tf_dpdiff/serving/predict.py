@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import threading
 from typing import Iterator
 
 from tensorflow_serving.apis import get_model_metadata_pb2
@@ -15,6 +16,7 @@ from tf_dpdiff.serving import status
 from tf_dpdiff.serving import versions
 
 _SIGNATURE_DEF = 'signature_def'
+_OPEN_BYTES = 256 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +43,54 @@ class Limits:
         """How many requests are in the server at once, with those that are being read, run or answered."""
         return self.batching.max_queue + self.batching.max_batch_size + 32
 
+    @property
+    def max_open_bytes(self) -> int:
+        """How large all requests in the server may be together."""
+        return max(_OPEN_BYTES, 4 * self.max_message_bytes)
+
+
+class Share:
+    """What one request takes of a `Budget`."""
+
+    def __init__(self, budget: 'Budget'):
+        self._budget, self.num_bytes = budget, 0
+
+    def take(self, num_bytes: int) -> None:
+        """Takes more.
+
+        Raises:
+          ServingError: if there is not so much left.
+        """
+        self._budget.move(num_bytes)
+        self.num_bytes += num_bytes
+
+
+class Budget:
+    """Bytes that all requests have together, so that many large ones do not fill the memory.
+
+    Args:
+      num_bytes: How many.
+    """
+
+    def __init__(self, num_bytes: int):
+        self._left, self._lock = num_bytes, threading.Lock()
+
+    @contextlib.contextmanager
+    def share(self) -> Iterator[Share]:
+        """Yields a share of nothing yet; what it takes is given back when the block ends."""
+        share = Share(self)
+        try:
+            yield share
+        finally:
+            self.move(-share.num_bytes)
+
+    def move(self, num_bytes: int) -> None:
+        """Takes bytes out, or puts them back if negative; see `Share.take`."""
+        with self._lock:
+            if num_bytes > max(self._left, 0):
+                raise status.ServingError(status.Code.UNAVAILABLE, 'too many large requests are open.')
+            self._left -= num_bytes
+
 
 class Core:
     """Answers for one model.
@@ -49,10 +99,16 @@ class Core:
       manager: Its versions.
       limits: What is taken.
       metrics: Where requests are counted.
+
+    Attributes:
+      limits: See above.
+      metrics: See above.
+      budget: Requests take their size from it.
     """
 
     def __init__(self, manager: versions.VersionManager, limits: Limits, metrics: monitoring.Metrics):
         self.limits, self.metrics = limits, metrics
+        self.budget = Budget(limits.max_open_bytes)
         self._manager = manager
 
     @contextlib.contextmanager

@@ -118,8 +118,15 @@ class _App:
         })
 
     async def _predict(self, request: requests.Request, spec: model_pb2.ModelSpec) -> responses.Response:
+        with self._core.budget.share() as share:
+            body = await self._read_body(request, share)
+            outputs, in_rows = await self._run(request, spec, body)
+        content = await asyncio.get_running_loop().run_in_executor(self._json_pool, json_tensors.write_outputs, outputs,
+                                                                   in_rows)
+        return responses.Response(content, media_type='application/json')
+
+    async def _run(self, request: requests.Request, spec: model_pb2.ModelSpec, body: bytes):
         loop, limits = asyncio.get_running_loop(), self._core.limits
-        body = await self._read_body(request)
         deadline = time.monotonic() + limits.request_timeout_secs
         with self._core.use(spec) as servable:
 
@@ -130,11 +137,9 @@ class _App:
                                                             limits.max_message_bytes)
 
             signature, inputs, in_rows = await loop.run_in_executor(self._json_pool, prepare)
-            outputs = await _wait(servable.submit(signature, inputs, deadline=deadline), request, deadline)
-        content = await loop.run_in_executor(self._json_pool, json_tensors.write_outputs, outputs, in_rows)
-        return responses.Response(content, media_type='application/json')
+            return await _wait(servable.submit(signature, inputs, deadline=deadline), request, deadline), in_rows
 
-    async def _read_body(self, request: requests.Request) -> bytes:
+    async def _read_body(self, request: requests.Request, share: predict.Share) -> bytes:
         """Never holds more than a message may have, whatever the client sends."""
         limit, chunks, size = self._core.limits.max_message_bytes, [], 0
         too_large = status.ServingError(status.Code.RESOURCE_EXHAUSTED,
@@ -149,6 +154,7 @@ class _App:
                 size += len(chunk)
                 if size > limit:
                     raise too_large
+                share.take(len(chunk))
                 chunks.append(chunk)
 
         try:
@@ -186,9 +192,10 @@ async def _until_gone(request: requests.Request) -> None:
 def _spec(match) -> model_pb2.ModelSpec:
     spec = model_pb2.ModelSpec(name=match['name'])
     if match['version']:
-        if len(match['version']) > 18:
+        digits = match['version'].lstrip('0') or '0'
+        if len(digits) > 19 or int(digits) >= 2**63:
             raise status.invalid(f'Failed to convert version: {match["version"][:40]} to numeric.')
-        spec.version.value = int(match['version'])
+        spec.version.value = int(digits)
     elif match['label']:
         spec.version_label = match['label']
     return spec

@@ -35,6 +35,11 @@ class Security:
         if (self.certificate is None) != (self.key is None):
             raise ValueError('TLS needs both --tls_certificate and --tls_key.')
         if self.certificate:
+            for flag, path in (('tls_certificate', self.certificate), ('tls_key', self.key)):
+                try:
+                    path.read_bytes()
+                except OSError as error:
+                    raise ValueError(f'--{flag}={path} cannot be read: {error.strerror}.') from error
             try:
                 ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(self.certificate, self.key)
             except ssl.SSLError as error:
@@ -66,12 +71,14 @@ def read_token(path: pathlib.Path) -> str:
     """Returns the token that a file holds; space around it does not count.
 
     Raises:
-      ValueError: if it is no text.
+      ValueError: if it cannot be read, or is no text.
     """
     try:
         return path.read_text(encoding='ascii').strip()
     except UnicodeDecodeError as error:
         raise ValueError(f'--token_file={path} is no ASCII text.') from error
+    except OSError as error:
+        raise ValueError(f'--token_file={path} cannot be read: {error.strerror}.') from error
 
 
 def is_loopback(host: str) -> bool:

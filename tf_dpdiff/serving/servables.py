@@ -52,7 +52,7 @@ class Servable:
             self.signature_defs = _read_signature_defs(folder)
             self._model = tf.saved_model.load(str(folder))
             self._signatures = _read_signatures(self._model.signatures, self.signature_defs)
-            _warm_up(folder, self.signature)
+            _warm_up(folder, self.signature, config.max_batch_size)
         except LoadError:
             raise
         except Exception as error:  # pylint: disable=broad-except
@@ -115,7 +115,7 @@ def _read_signatures(functions, signature_defs) -> Dict[str, signatures.Signatur
     return result
 
 
-def _warm_up(folder: pathlib.Path, find_signature) -> None:
+def _warm_up(folder: pathlib.Path, find_signature, max_rows: int) -> None:
     """Replays the requests that lie beside the model, as TensorFlow Serving does: no client waits for tracing."""
     path = folder / WARMUP
     if not path.exists():
@@ -132,10 +132,6 @@ def _warm_up(folder: pathlib.Path, find_signature) -> None:
             continue  # Of methods that are not served here.
         request = log.predict_log.request
         signature = find_signature(request.model_spec.signature_name)
-        signature.check_names(request.inputs)
-        inputs = {
-            name: signatures.from_tensor_proto(name, request.inputs[name], spec, _MAX_WARMUP_BYTES)
-            for name, spec in signature.inputs.items()
-        }
-        signature.num_rows(inputs)
-        signature.run(inputs)
+        inputs = signature.read_protos(request.inputs, max_bytes=_MAX_WARMUP_BYTES)
+        if signature.num_rows(inputs) <= max_rows:  # No client may ask for more at once, and memory may not do.
+            signature.run(inputs)

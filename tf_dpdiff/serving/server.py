@@ -95,7 +95,8 @@ class ModelServer:
           grace_secs: How long clients wait for their answers at most.
 
         Returns:
-          Whether all is done; a model that is still running cannot be stopped but by ending the process.
+          Whether all requests were answered; a model that is still running, or a version that is still being loaded,
+          cannot be stopped but by ending the process.
         """
         stops = [threading.Thread(target=part.stop, args=(grace_secs,)) for part in (self._rest, self._grpc)]
         for thread in stops:

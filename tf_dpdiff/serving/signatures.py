@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
-from typing import Any, Callable, Dict, Mapping, Tuple
+from typing import Any, Callable, Dict, Mapping, Optional, Tuple
 
 import numpy as np
 import tensorflow as tf
 
 from tf_dpdiff.serving import status
+
+_STRING_BYTES = 64  # What a string takes besides its text, in Python and in TensorFlow together.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +43,10 @@ class TensorSpec:
             wanted = ', '.join('?' if axis is None else str(axis) for axis in self.shape)
             raise status.invalid(f'input {name!r} must have shape [{wanted}], got {list(shape)}.')
 
-    def check_size(self, name: str, shape: Tuple[int, ...], max_bytes: int) -> None:
-        """Raises `ServingError` if a tensor of this shape would take more memory than a request may."""
-        num_bytes = math.prod(shape) * max(self.dtype.size, 1)
+    def check_size(self, name: str, shape: Tuple[int, ...], max_bytes: int, text_bytes: int = 0) -> None:
+        """Raises `ServingError` if a tensor of this shape, and its text, would take more memory than a request may."""
+        item_bytes = _STRING_BYTES if self.dtype == tf.string else max(self.dtype.size, 1)
+        num_bytes = math.prod(shape) * item_bytes + text_bytes
         if num_bytes > max_bytes:
             raise status.invalid(f'input {name!r} of shape {list(shape)} would take {num_bytes} bytes, which is more '
                                  f'than the {max_bytes} of a message.')
@@ -76,6 +79,27 @@ class Signature:
         if extra or missing:
             raise status.invalid(f'signature {self.name!r} has the inputs {sorted(self.inputs)}. Sent extra: {extra}. '
                                  f'Missing but required: {missing}.')
+
+    def read_protos(self, protos, *, max_bytes: int, max_rows: Optional[int] = None) -> Dict[str, np.ndarray]:
+        """Returns the arrays of a request.
+
+        A few bytes may stand for a tensor of any size, as one value that is repeated; so types, shapes, sizes and rows
+        are checked before memory is taken.
+
+        Args:
+          protos: `TensorProto`s by name, as they came in.
+          max_bytes: How large each array may be.
+          max_rows: How many rows a request may have where the signature is batched; None for any number.
+
+        Raises:
+          ServingError: if names or tensors do not fit, or a tensor holds another number of values than its shape says.
+        """
+        self.check_names(protos)
+        for name, spec in self.inputs.items():
+            shape = _check_proto(name, protos[name], spec, max_bytes)
+            if self.is_batched and max_rows is not None and shape[0] > max_rows:
+                raise too_many_rows(shape[0], max_rows)
+        return {name: _to_array(name, protos[name], spec) for name, spec in self.inputs.items()}
 
     def num_rows(self, inputs: Mapping[str, np.ndarray]) -> int:
         """Checks tensors and counts their rows.
@@ -133,21 +157,13 @@ class Signature:
         return wanted or tuple(self.outputs)
 
 
-def from_tensor_proto(name: str, proto, spec: TensorSpec, max_bytes: int) -> np.ndarray:
-    """Returns the array of a `TensorProto`.
+def too_many_rows(rows: int, max_rows: int) -> status.ServingError:
+    """Returns the error of a request with more rows than are run at once."""
+    return status.invalid(f'Task size {rows} is larger than maximum input batch size {max_rows}')
 
-    A few bytes may stand for a tensor of any size, as one value that is repeated; so type, shape and size are
-    checked before memory is taken.
 
-    Args:
-      name: Of the input, for messages.
-      proto: As it came in.
-      spec: What it has to be.
-      max_bytes: How large the array may be.
-
-    Raises:
-      ServingError: if it does not fit, or holds another number of values than its shape says.
-    """
+def _check_proto(name: str, proto, spec: TensorSpec, max_bytes: int) -> Tuple[int, ...]:
+    """Returns the shape of a `TensorProto` that would fit."""
     if proto.dtype != spec.dtype.as_datatype_enum:
         try:
             found = tf.as_dtype(proto.dtype).name
@@ -158,11 +174,19 @@ def from_tensor_proto(name: str, proto, spec: TensorSpec, max_bytes: int) -> np.
     if proto.tensor_shape.unknown_rank or any(axis < 0 for axis in shape):
         raise status.invalid(f'input {name!r} must say its whole shape.')
     spec.check_shape(name, shape)
-    spec.check_size(name, shape, max_bytes)
+    # The last value stands for those that are missing; TensorFlow copies its text as often.
+    repeated = math.prod(shape) - len(proto.string_val)
+    text_bytes = len(proto.string_val[-1]) * repeated if proto.string_val and repeated > 0 else 0
+    spec.check_size(name, shape, max_bytes, text_bytes)
+    return shape
+
+
+def _to_array(name: str, proto, spec: TensorSpec) -> np.ndarray:
     try:
         array = tf.make_ndarray(proto)
     except (TypeError, ValueError, IndexError, OverflowError) as error:
-        raise status.invalid(f'input {name!r} does not hold the values that its shape {list(shape)} says: '
+        shape = [dim.size for dim in proto.tensor_shape.dim]
+        raise status.invalid(f'input {name!r} does not hold the values that its shape {shape} says: '
                              f'{error}') from error
     if spec.dtype == tf.string:
         array = array.astype(object)  # Of no values, NumPy makes another type.

@@ -1,5 +1,6 @@
 """Canonical status codes of gRPC and what they are called in HTTP, as TensorFlow Serving maps them."""
 
+import pathlib
 import re
 
 import grpc
@@ -28,6 +29,7 @@ _MAX_MESSAGE = 500
 # What TensorFlow says around the words of an operation that failed.
 _AROUND = re.compile(r'Graph execution error:|Detected at node .*|<stack traces unavailable>|Error in [^\n]*'
                      r'|\[\[\{\{node [^\n]*|\[Op:[^\n]*|\d+ root error\(s\) found\.')
+_PATH = re.compile(r'(?<![\w/.:])/(?:[^\s/\'":,;()]+/)+')  # The folders of an absolute path.
 
 
 class ServingError(Exception):
@@ -66,3 +68,17 @@ def from_exception(error: BaseException) -> ServingError:
     if isinstance(error, MemoryError):
         return ServingError(Code.RESOURCE_EXHAUSTED, 'out of memory; send fewer rows.')
     return ServingError(Code.INTERNAL, f'{type(error).__name__}: {error}')
+
+
+def without_paths(message: str, folder: pathlib.Path) -> str:
+    """Returns a message in which files are named, but not where they lie.
+
+    Args:
+      message: As it is logged.
+      folder: Names below it are kept; of other paths only the last part is.
+
+    Example:
+        >>> without_paths('/home/me/models/digits/2: no /etc/some/file', pathlib.Path('/home/me/models'))
+        'digits/2: no file'
+    """
+    return _PATH.sub('', message.replace(f'{folder}/', ''))

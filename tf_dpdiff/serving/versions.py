@@ -4,6 +4,7 @@ import contextlib
 import gc
 import logging
 import pathlib
+import re
 import threading
 from typing import Callable, Dict, Iterator, List, NamedTuple, Optional
 
@@ -13,6 +14,8 @@ from tf_dpdiff.serving import servables
 from tf_dpdiff.serving import status
 
 _State = get_model_status_pb2.ModelVersionStatus
+_VERSION = re.compile('0|[1-9][0-9]{0,18}')
+_MAX_VERSION = 2**63 - 1  # The protocol's.
 _MAX_ENDED = 16  # Of how many unloaded versions the state is told.
 _log = logging.getLogger(__name__)
 
@@ -49,6 +52,7 @@ class VersionManager:
         self._free = threading.Condition()
         self._loaded: Dict[int, _Loaded] = {}
         self._newest: Optional[int] = None
+        self._num_unloading = 0
         self._states: Dict[int, VersionState] = {}
         self._broken = {}
         self._stopping = threading.Event()
@@ -145,20 +149,21 @@ class VersionManager:
             return sum(loaded.servable.queue_length() for loaded in self._loaded.values())
 
     def close(self) -> None:
-        """Stops watching, and unloads every version when its requests are answered."""
+        """Stops watching, and unloads every version when its requests are answered; waits for none that loads."""
         self._stopping.set()
-        if self._watcher:
-            self._watcher.join()
-        self._newest = None
-        for version in list(self._loaded):
+        with self._free:
+            self._newest = None
+            versions = list(self._loaded)
+        for version in versions:
             self._unload(version)
+        with self._free:
+            self._free.wait_for(lambda: not self._num_unloading)  # The watcher may be at it, too.
 
     def _find_versions(self) -> List[int]:
         """Versions on disk, the newest first."""
-        return sorted((int(path.parent.name)
-                       for path in self._folder.glob('*/saved_model.pb')
-                       if path.parent.name.isdecimal() and str(int(path.parent.name)) == path.parent.name),
-                      reverse=True)
+        names = (path.parent.name for path in self._folder.glob('*/saved_model.pb'))
+        numbers = (int(name) for name in names if _VERSION.fullmatch(name))
+        return sorted((number for number in numbers if number <= _MAX_VERSION), reverse=True)
 
     def _set_state(self, version: int, state: int, error: Optional[status.ServingError] = None) -> None:
         with self._free:
@@ -175,13 +180,19 @@ class VersionManager:
             servable = self._load(folder)
         except servables.LoadError as error:
             self._broken[version] = stamp
-            self._set_state(version, _State.END, status.ServingError(status.Code.UNKNOWN, str(error)))
+            told = status.without_paths(str(error), self._folder.parent)  # Clients learn nothing of this machine.
+            self._set_state(version, _State.END, status.ServingError(status.Code.UNKNOWN, told))
             _log.error('version %d cannot be loaded%s: %s', version, f', {old} stays' if old else '', error)
             return error
         self._broken.pop(version, None)
         with self._free:
-            self._loaded[version] = _Loaded(servable)
-            self._newest = version
+            is_late = self._stopping.is_set()
+            if not is_late:
+                self._loaded[version] = _Loaded(servable)
+                self._newest = version
+        if is_late:
+            servable.close()
+            return None
         self._set_state(version, _State.AVAILABLE)
         _log.info('version %d is served', version)
         if old is not None:
@@ -189,13 +200,22 @@ class VersionManager:
         return None
 
     def _unload(self, version: int) -> None:
-        self._set_state(version, _State.UNLOADING)
         with self._free:
-            loaded = self._loaded.pop(version)
-            self._free.wait_for(lambda: not loaded.num_users)
-        loaded.servable.close()
-        gc.collect()  # Functions and their graphs refer to each other in circles.
-        self._set_state(version, _State.END)
+            loaded = self._loaded.pop(version, None)
+            if loaded is None:
+                return  # Another thread unloads it.
+            self._num_unloading += 1
+        self._set_state(version, _State.UNLOADING)
+        try:
+            with self._free:
+                self._free.wait_for(lambda: not loaded.num_users)
+            loaded.servable.close()
+            gc.collect()  # Functions and their graphs refer to each other in circles.
+            self._set_state(version, _State.END)
+        finally:
+            with self._free:
+                self._num_unloading -= 1
+                self._free.notify_all()
         _log.info('version %d is unloaded', version)
 
 
