@@ -4,7 +4,6 @@ import json
 import pathlib
 import shutil
 import threading
-import time
 
 import grpc
 import numpy as np
@@ -187,7 +186,7 @@ def test_stop_does_not_wait_for_a_version_that_is_being_loaded(versions, folder,
 
     def wait_and_load(path):
         loading.set()
-        gate.wait(20)
+        gate.wait(60)
         return load(path)
 
     def close(self, function=servables.Servable.close):
@@ -199,8 +198,7 @@ def test_stop_does_not_wait_for_a_version_that_is_being_loaded(versions, folder,
         monkeypatch.setattr(servables.Servable, 'close', close)
         add(versions, folder, 2)
         assert loading.wait(10)
-        started = time.monotonic()
-        assert server.stop(5.0) and time.monotonic() - started < 4 and closed == [1]
+        assert server.stop(30.0) and closed == [1]  # The second would be among them, had it been waited for.
         gate.set()
         toy_models.wait_until(lambda: closed == [1, 2])  # Loaded too late, it is given up.
         assert server.newest_version() == 0
