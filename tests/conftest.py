@@ -8,8 +8,13 @@ import tensorflow as tf
 from tf_dpdiff.networks import layers
 from tf_dpdiff.networks import unet
 
-# Graphs of all tests stay in memory, and a full collection goes through them: a tenth of the time, with the defaults.
-gc.set_threshold(100_000, 50, 1000)
+
+@pytest.fixture(autouse=True, scope='module')
+def fixture_old_graphs_are_not_searched():
+    """Keeps garbage collection quick: graphs of earlier modules stay in memory, and would be gone through again."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 def build_small_network(config, image_shape, num_classes):
