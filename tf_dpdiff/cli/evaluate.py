@@ -179,8 +179,7 @@ def main(flags) -> int:
     """Runs the verb."""
     command.quieten_libraries()
     gin_config.parse(flags.gin_file, flags.gin_param)
-    workdir = pathlib.Path(flags.workdir).expanduser()
-    samples_path = pathlib.Path(flags.samples).expanduser() if flags.samples else workdir / 'samples.npz'
+    workdir, samples_path = run_files.find_samples(flags)
     given = {'budget_file': pathlib.Path(flags.budget_file)} if flags.budget_file else {}
     return gin_config.call(evaluate, workdir=workdir, samples_path=samples_path, **given)
 
@@ -189,8 +188,7 @@ def run(argv: Optional[List[str]] = None) -> None:
     """Entry point of bin/evaluate."""
     parser = command.Parser('evaluate', __doc__)
     parser.add_gin_flags()
-    parser.add_argument('--workdir', default='runs/latest', help='folder of the run (default: %(default)s)')
-    parser.add_argument('--samples', help="what bin/sample wrote, a file or folder (default: the run's samples.npz)")
+    run_files.add_samples_flags(parser)
     parser.add_argument('--budget_file',
                         metavar='FILE',
                         help='budget that evaluate.accuracy_release is charged to (bin/account makes one)')

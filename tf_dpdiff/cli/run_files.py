@@ -7,6 +7,7 @@ import pathlib
 from typing import List, NamedTuple, Tuple, Union
 
 from tf_dpdiff import files
+from tf_dpdiff.cli import command
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.diffusion import samplers
 from tf_dpdiff.networks import unet
@@ -84,6 +85,18 @@ def statement_paths(workdir: pathlib.Path) -> List[pathlib.Path]:
 def paths_beside_model(workdir: pathlib.Path) -> List[pathlib.Path]:
     """Returns what is laid beside an exported model: the privacy statement, and what the model is."""
     return statement_paths(workdir) + [workdir / MODEL]
+
+
+def add_samples_flags(parser: command.Parser) -> None:
+    """Adds the flags that `find_samples` reads."""
+    parser.add_argument('--workdir', default='runs/latest', help='folder of the run (default: %(default)s)')
+    parser.add_argument('--samples', help="what bin/sample wrote, a file or folder (default: the run's samples.npz)")
+
+
+def find_samples(flags) -> Tuple[pathlib.Path, pathlib.Path]:
+    """Returns the folder of a run, which need not be there, and where the samples are."""
+    workdir = pathlib.Path(flags.workdir).expanduser()
+    return workdir, pathlib.Path(flags.samples).expanduser() if flags.samples else workdir / 'samples.npz'
 
 
 def name_of_samples(workdir: pathlib.Path, samples_path: pathlib.Path) -> str:

@@ -141,8 +141,7 @@ def main(flags) -> int:
     # What a file binds to it is not even built: a source of images is opened when it is.
     no_data = ['select.data = None'] if flags.synthetic_only else []
     gin_config.parse(flags.gin_file, [*flags.gin_param, *no_data])
-    workdir = pathlib.Path(flags.workdir).expanduser()
-    samples_path = pathlib.Path(flags.samples).expanduser() if flags.samples else workdir / 'samples.npz'
+    workdir, samples_path = run_files.find_samples(flags)
     return gin_config.call(select, workdir=workdir, samples_path=samples_path)
 
 
@@ -150,8 +149,7 @@ def run(argv: Optional[List[str]] = None) -> None:
     """Entry point of bin/select."""
     parser = command.Parser('select', __doc__)
     parser.add_gin_flags()
-    parser.add_argument('--workdir', default='runs/latest', help='folder of the run (default: %(default)s)')
-    parser.add_argument('--samples', help="what bin/sample wrote, a file or folder (default: the run's samples.npz)")
+    run_files.add_samples_flags(parser)
     parser.add_argument('--synthetic_only',
                         action='store_true',
                         help='read no private image; what is written may then be released like the samples')
