@@ -63,7 +63,7 @@ def measure(num_units: int, num_views: int, memory_budget_gib: float) -> dict:
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, [num_units, 1, 32, 32, 3]).astype(np.uint8)
     labels = generator.integers(0, 10, [num_units, 1]).astype(np.int32)
-    arguments = images, labels, np.arange(num_units), tf.constant(0, tf.int64)
+    arguments = [(images, labels, np.arange(num_units))], tf.constant(0, tf.int64)
     started = time.monotonic()
     private_step.get_concrete_function()
     traced = time.monotonic()

@@ -21,7 +21,8 @@ def test_averages_are_those_of_numpy():
     variables = [tf.Variable(generator.normal(size=shape), dtype=tf.float32) for shape in shapes]
     averages = [tf.Variable(variable) for variable in variables]
     expected = [variable.numpy().astype(np.float64) for variable in variables]
-    update = tf.function(lambda n: ema.update_ema(averages, variables, ema.ema_decay(0.9, n)))
+    update = tf.function(
+        lambda n: [ema.update_average(a, v, ema.ema_decay(0.9, n)) for a, v in zip(averages, variables)])
     for n in range(50):
         for variable in variables:
             variable.assign(generator.normal(size=variable.shape))
@@ -37,11 +38,11 @@ def test_average_of_a_constant_stays_where_it_is():
     variable = tf.Variable([1 / 3, 1e-8, -1e8])
     average = tf.Variable(variable)
     for n in range(20):
-        ema.update_ema([average], [variable], ema.ema_decay(0.999, n))
+        ema.update_average(average, variable, ema.ema_decay(0.999, n))
     np.testing.assert_array_equal(average, variable)
 
 
 def test_low_precision_variable_is_averaged_in_the_type_of_its_average():
     average = tf.Variable([1.0], dtype=tf.float32)
-    ema.update_ema([average], [tf.Variable([0.0], dtype=tf.bfloat16)], tf.constant(0.999))
+    ema.update_average(average, tf.Variable([0.0], dtype=tf.bfloat16), tf.constant(0.999))
     np.testing.assert_allclose(average, [0.999], rtol=1e-6)

@@ -68,7 +68,7 @@ def take_step(units, units_per_chunk=4, step=0, seed=SEED, views_per_chunk=3, **
     average.set_weights(start)
     before = flat(model.trainable_variables)
     units = np.array(units, np.int64)
-    private_step(IMAGES[units][:, None], LABELS[units][:, None], units, tf.constant(step, tf.int64))
+    private_step([(IMAGES[units][:, None], LABELS[units][:, None], units)], tf.constant(step, tf.int64))
     return flat(model.trainable_variables) - before, model, average
 
 
@@ -167,7 +167,7 @@ def owner_update(images_of_owner, rest=(1, 2)):
     private_step, model, _, start = make_step(4, SEED.reveal(), (('noise_multiplier', 0.0),), images_per_unit=3)
     model.set_weights(start)
     before = flat(model.trainable_variables)
-    private_step(*gathered, tf.constant(0, tf.int64))
+    private_step([gathered], tf.constant(0, tf.int64))
     return flat(model.trainable_variables) - before
 
 

@@ -116,12 +116,32 @@ def test_padding_draws_views_too_so_that_shapes_are_fixed():
 
 def test_public_views_are_repeated_by_seed_and_step():
     sampler = make_sampler()
-    arguments = tf.zeros([6, 4, 4, 1], tf.uint8), tf.zeros([6], tf.int32)
+    arguments = tf.zeros([6, 4, 4, 1], tf.uint8), tf.zeros([6], tf.int32), tf.range(6)
     first, again, other = (sampler.draw_for_public(*arguments,
+                                                   batch_size=6,
                                                    seed=tf.constant(1, tf.int64),
                                                    step=tf.constant(s, tf.int64)) for s in (0, 0, 1))
     np.testing.assert_array_equal(first.x_t, again.x_t)
     assert not np.allclose(first.x_t, other.x_t)
+
+
+def test_views_of_a_part_of_a_public_batch_are_those_of_the_whole():
+    sampler = make_sampler()
+    images = np.random.default_rng(0).integers(0, 256, [6, 4, 4, 1]).astype(np.uint8)
+    labels = np.arange(6, dtype=np.int32) % 3
+
+    def draw(places):
+        places = np.array(places, np.int32)
+        return sampler.draw_for_public(tf.constant(images[places]),
+                                       tf.constant(labels[places]),
+                                       tf.constant(places),
+                                       batch_size=6,
+                                       seed=tf.constant(1, tf.int64),
+                                       step=tf.constant(2, tf.int64))
+
+    whole, part = draw(range(6)), draw([4, 2])
+    for of_whole, of_part in zip(whole, part):
+        np.testing.assert_array_equal(of_whole.numpy()[[4, 2]], of_part)
 
 
 def test_impossible_settings_are_refused():

@@ -29,6 +29,7 @@ from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import interruption
 from tf_dpdiff.training import loop as loop_lib
 from tf_dpdiff.training import stages
+from tf_dpdiff.training import strategies
 from tf_dpdiff.training import trainer as trainer_lib
 
 _NOTE = ('Measured on private images without noise: not to be released. The audited model was trained with a privacy '
@@ -39,6 +40,7 @@ _NOTE = ('Measured on private images without noise: not to be released. The audi
 def audit(
     *,
     workdir: pathlib.Path,
+    replicas: strategies.Replicas = strategies.ONE,
     membership_only: bool = False,
     dry_run: bool = False,
     data: datasets.PrivateData = gin.REQUIRED,
@@ -55,6 +57,7 @@ def audit(
 
     Args:
       workdir: The audit's folder; with membership_only the folder of a finished run.
+      replicas: What computes the steps; of one worker.
       membership_only: Attack the model of an existing run, and train nothing.
       dry_run: Print what would be done, and return.
       data: The private images, and real images held out from them.
@@ -96,7 +99,8 @@ def audit(
                      pretraining=pretraining,
                      warm_start=warm_start,
                      finetuning=finetuning,
-                     config=loop)
+                     config=loop,
+                     replicas=replicas)
     result = _look_for_canaries(workdir, data, canaries, made, included, plan, process, trainer, started)
     return command.FAILED if result.is_violation else command.DONE
 
@@ -114,7 +118,7 @@ def _train(workdir, private, **arguments) -> trainer_lib.Trainer:
 
 def _look_for_canaries(workdir, data, config, made, included, plan, process, trainer, started) -> auditing.AuditResult:
     """Scores the canaries, attacks the real images, and says and writes what was found."""
-    image_loss = _image_loss(trainer.average, process, config)
+    image_loss = _image_loss(trainer.released_model(), process, config)
     scores = canaries_lib.scores(image_loss, made)
     result = auditing.audit(scores,
                             included,
@@ -276,14 +280,19 @@ def main(flags) -> int:
         return gin_config.call(audit, workdir=pathlib.Path(flags.workdir), dry_run=True)
     if flags.membership:
         return gin_config.call(audit, workdir=pathlib.Path(flags.workdir).expanduser(), membership_only=True)
+    replicas = gin_config.start_replicas(flags.strategy)
+    if replicas.workers.count > 1:
+        raise command.UsageError(f"an audit is for one process, got {replicas.workers.count} workers: use the strategy "
+                                 "'default' or 'mirrored'.")
     workdir = command.prepare_workdir(flags.workdir)
-    return gin_config.call_resumable('audit', audit, workdir=workdir)
+    return gin_config.call_resumable('audit', audit, workdir=workdir, replicas=replicas)
 
 
 def run(argv: Optional[List[str]] = None) -> None:
     """Entry point of bin/audit."""
     parser = command.Parser('audit', __doc__)
     parser.add_gin_flags()
+    parser.add_strategy_flag()
     parser.add_argument('--workdir', default='runs/audit', help='folder of the audit (default: %(default)s)')
     parser.add_argument('--membership',
                         action='store_true',

@@ -38,6 +38,14 @@ class Parser(argparse_flags.ArgumentParser):
                           metavar="'A.B=VALUE'",
                           help='a binding that wins over the files; may be given several times')
 
+    def add_strategy_flag(self) -> None:
+        """Adds --strategy."""
+        self.add_argument(
+            '--strategy',
+            metavar='NAME',
+            help='on what to compute: default (one device), mirrored (all GPUs here), '
+            'multi_worker_mirrored (several machines) or tpu; more by StrategyConfig in the configuration')
+
     def error(self, message: str):
         """Ends the process with exit code 2."""
         print(f'{self.prog}: error: {message} (--help lists the flags)', file=sys.stderr)

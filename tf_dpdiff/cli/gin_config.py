@@ -1,5 +1,6 @@
 """The seam to gin: what a configuration file may name, and strict parsing."""
 
+import dataclasses
 import difflib
 import importlib
 import inspect
@@ -8,7 +9,7 @@ import pathlib
 import re
 import sys
 import tokenize
-from typing import Callable, Dict, List, Sequence
+from typing import Callable, Dict, List, Optional, Sequence
 
 import gin
 from tf_dpdiff.cli import command
@@ -40,6 +41,7 @@ from tf_dpdiff.privacy import plan
 from tf_dpdiff.training import interruption
 from tf_dpdiff.training import loop
 from tf_dpdiff.training import stages
+from tf_dpdiff.training import strategies
 from tf_dpdiff.training import views
 
 # Only frozen configurations and sources of images: no function of the privacy core can be rebound from a file, and no
@@ -70,6 +72,7 @@ _REGISTERED = (
     stages.WarmStartConfig,
     stages.FinetuningConfig,
     loop.TrainerConfig,
+    strategies.StrategyConfig,
     generate.GenerateConfig,
     features.FeaturesConfig,
     metrics.QualityConfig,
@@ -124,6 +127,19 @@ def parse(files: Sequence[str], bindings: Sequence[str]) -> None:
         raise command.UsageError(_explain(error)) from error
     finally:
         logging.disable(logging.NOTSET)
+
+
+def start_replicas(name: Optional[str]) -> strategies.Replicas:
+    """Makes what the verb computes on; call it after `parse` and before anything else of TensorFlow's.
+
+    Args:
+      name: Of the strategy, which wins over the configuration; None: as the configuration says.
+
+    Raises:
+      ValueError: if the strategy is not supported, or the machine or cluster has not what it asks for.
+    """
+    config = call(gin.get_configurable(strategies.StrategyConfig))
+    return strategies.start(dataclasses.replace(config, name=name) if name else config)
 
 
 def call(function: Callable, **arguments):

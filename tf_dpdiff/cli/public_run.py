@@ -22,14 +22,16 @@ from tf_dpdiff.training import interruption
 from tf_dpdiff.training import pretrained
 from tf_dpdiff.training import pretrainer
 from tf_dpdiff.training import stages
+from tf_dpdiff.training import strategies
 
 
-def train_on_public_images(workdir: pathlib.Path, dry_run: bool, parts: dict, network, process, pretraining, sampler,
-                           samples, loop) -> int:
+def train_on_public_images(workdir: pathlib.Path, replicas: strategies.Replicas, dry_run: bool, parts: dict, network,
+                           process, pretraining, sampler, samples, loop) -> int:
     """Pre-trains, writes the public checkpoint, samples and exports; resumes where the folder holds such a run.
 
     Args:
       workdir: The run's folder.
+      replicas: What computes the steps.
       dry_run: Print what would be done, and return.
       parts: What only a private run has, by name; all must be None.
       network: The network's shape.
@@ -61,7 +63,9 @@ def train_on_public_images(workdir: pathlib.Path, dry_run: bool, parts: dict, ne
     if dry_run:
         dry_run_lib.print_public(network, pretraining, statement)
         return command.DONE
-    run_identity.check_free(workdir)
+    is_first = replicas.workers.is_first
+    if is_first:
+        run_identity.check_free(workdir)
     started = time.monotonic()
     model = model._replace(labelled=not _is_unlabelled(pretraining.images))
     with interruption.StopRequest() as stop:
@@ -70,21 +74,26 @@ def train_on_public_images(workdir: pathlib.Path, dry_run: bool, parts: dict, ne
                                            process=process,
                                            pretraining=pretraining,
                                            config=loop,
-                                           draw_grid=run_summaries.make_grid_drawer(model))
-        run_output.begin(workdir, model, trainer, {stages.PRETRAINING: pretraining})
+                                           draw_grid=run_summaries.make_grid_drawer(model),
+                                           replicas=replicas)
+        if is_first:
+            run_output.begin(workdir, model, trainer, {stages.PRETRAINING: pretraining})
         trainer.run(stop)
-        checkpoint = trainer.to_pretrained()
-        checkpoint.write(workdir / pretrained.FOLDER)
-        image_sampler = run_output.make_image_sampler(trainer.average, network, process, sampler)
+        checkpoint, released = trainer.to_pretrained(), trainer.released_model()
+        if is_first:
+            checkpoint.write(workdir / pretrained.FOLDER)
+        image_sampler = run_output.make_image_sampler(released, network, process, sampler)
         images, labels = run_output.draw(_sample_fn(image_sampler, pretraining.images), samples, spec.num_classes, stop)
+    if not is_first:
+        return command.DONE
     statement = dataclasses.replace(statement, run_id=trainer.state.run_id)
     facts = {
         'epsilon': 'no private images',
         'public images': f'{spec.num_images:,}',
         'steps': str(pretraining.num_steps)
     }
-    version = run_output.write(workdir, f'tf_dpdiff: a public model of {spec.name}', facts, statement, model,
-                               trainer.average, trainer.summaries, images,
+    version = run_output.write(workdir, f'tf_dpdiff: a public model of {spec.name}', facts, statement, model, released,
+                               trainer.summaries, images,
                                np.full_like(labels, spec.num_classes) if _is_unlabelled(pretraining.images) else labels)
     trainer.summaries.flush()
     table = command.facts_table('what came out')

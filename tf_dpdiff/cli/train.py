@@ -34,6 +34,7 @@ from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import interruption
 from tf_dpdiff.training import loop as loop_lib
 from tf_dpdiff.training import stages
+from tf_dpdiff.training import strategies
 from tf_dpdiff.training import trainer as trainer_lib
 
 
@@ -41,6 +42,7 @@ from tf_dpdiff.training import trainer as trainer_lib
 def train(
     *,
     workdir: pathlib.Path,
+    replicas: strategies.Replicas = strategies.ONE,
     dry_run: bool = False,
     budget_file: Optional[Union[str, pathlib.Path]] = None,
     network: unet.UNetConfig = gin.REQUIRED,
@@ -58,6 +60,7 @@ def train(
 
     Args:
       workdir: The run's folder.
+      replicas: What computes the steps.
       dry_run: Print what would be done and what it would cost, and return.
       budget_file: The budget of all runs on these data, which the run is charged to, or None.
       network: The network's shape.
@@ -80,52 +83,71 @@ def train(
     if data is None:
         private_parts = {'privacy': privacy, 'finetuning': finetuning, 'warm_start': warm_start, 'utility': utility,
                          'budget_file': budget_file}  # yapf: disable
-        return public_run.train_on_public_images(workdir, dry_run, private_parts, network, process, pretraining,
-                                                 sampler, samples, loop)
-    if not (privacy and finetuning):
-        raise command.UsageError('the configuration is incomplete: train.data is private, so train.privacy and '
-                                 'train.finetuning must be bound too.')
+        return public_run.train_on_public_images(workdir, replicas, dry_run, private_parts, network, process,
+                                                 pretraining, sampler, samples, loop)
+    _check_complete(privacy, finetuning)
     model = run_files.ModelDescription(data.spec.image_shape, data.spec.class_names, network, process, sampler,
                                        finetuning.views.label_drop_probability).with_sampler(sampler)
     plan = plan_lib.make_plan(privacy, data.spec.num_units, warm_start.release if warm_start else None)
-    budget = _planned_budget(budget_file, plan, data, workdir)
+    is_first = replicas.workers.is_first
+    budget = _planned_budget(budget_file, plan, data, workdir) if is_first else None
     if dry_run:
         dry_run_lib.print_private(data.spec, network, process, plan, pretraining, warm_start, finetuning,
                                   _spent(budget) if budget else None)
         return command.DONE
 
-    run_identity.check_free(workdir)
+    if is_first:
+        run_identity.check_free(workdir)
     started = time.monotonic()
+    of_stages = {stages.PRETRAINING: pretraining, stages.WARM_START: warm_start, stages.FINETUNING: finetuning}
     with interruption.StopRequest() as stop:
         trainer = trainer_lib.Trainer(workdir,
                                       data.train,
+                                      **of_stages,
                                       network=network,
                                       process=process,
                                       plan=plan,
-                                      pretraining=pretraining,
-                                      warm_start=warm_start,
-                                      finetuning=finetuning,
                                       config=loop,
                                       on_release=lambda means: _draw_class_means(workdir, means),
-                                      draw_grid=run_summaries.make_grid_drawer(model))
-        _charge(budget_file, 'reserved', _reserve(plan, data.train, trainer.state.run_id))
-        of_stages = {stages.PRETRAINING: pretraining, stages.WARM_START: warm_start, stages.FINETUNING: finetuning}
-        run_output.begin(workdir, model, trainer, of_stages, plan)
+                                      draw_grid=run_summaries.make_grid_drawer(model),
+                                      replicas=replicas)
+        if is_first:
+            _begin(workdir, budget_file, data, model, plan, trainer, of_stages)
         trainer.run(stop)
-        _charge(budget_file, 'settled', lambda budget: budget.settle(trainer.state.run_id, trainer.state.ledger))
+        if is_first:
+            _charge(budget_file, 'settled', lambda budget: budget.settle(trainer.state.run_id, trainer.state.ledger))
         # From here on everything is made from the released weights.
-        image_sampler = run_output.make_image_sampler(trainer.average, network, process, sampler)
-        drawn = run_output.draw(lambda labels, seeds: image_sampler.sample(labels, seeds)['images'], samples,
-                                data.spec.num_classes, stop)
-    _finish(workdir, data, trainer, model, drawn, utility, started)
+        released = trainer.released_model()
+        drawn = _draw(released, model, samples, stop)
+    if is_first:
+        _finish(workdir, data, trainer, released, model, drawn, utility, started)
     return command.DONE
 
 
-def _finish(workdir, data, trainer, model, drawn, utility, started) -> None:
+def _check_complete(*of_private_runs) -> None:
+    if not all(of_private_runs):
+        raise command.UsageError('the configuration is incomplete: train.data is private, so train.privacy and '
+                                 'train.finetuning must be bound too.')
+
+
+def _begin(workdir, budget_file, data, model, plan, trainer, of_stages) -> None:
+    """Charges the run, and writes what is known before its first step."""
+    _charge(budget_file, 'reserved', _reserve(plan, data.train, trainer.state.run_id))
+    run_output.begin(workdir, model, trainer, of_stages, plan)
+
+
+def _draw(released, model: run_files.ModelDescription, samples, stop) -> Tuple[np.ndarray, np.ndarray]:
+    """Draws the samples that the run ends with."""
+    image_sampler = run_output.make_image_sampler(released, model.network, model.process, model.sampler)
+    return run_output.draw(lambda labels, seeds: image_sampler.sample(labels, seeds)['images'], samples,
+                           len(model.class_names), stop)
+
+
+def _finish(workdir, data, trainer, released, model, drawn, utility, started) -> None:
     """Writes what may be released and, apart from it, what was measured on private images; prints where it lies."""
     statement = trainer.statement()
     version = run_output.write(workdir, f'tf_dpdiff: a private generator of {data.spec.name}', _facts(statement),
-                               statement, model, trainer.average, trainer.summaries, *drawn)
+                               statement, model, released, trainer.summaries, *drawn)
     results = utility_lib.measure(utility, *drawn, data.train, data.held_out).fields if utility else {}
     if results:
         files.write_text(workdir / 'non_private' / 'utility.json', json.dumps(results, indent=2) + '\n')
@@ -213,14 +235,18 @@ def main(flags) -> int:
     given = {'budget_file': pathlib.Path(flags.budget_file)} if flags.budget_file else {}
     if flags.dry_run:
         return gin_config.call(train, workdir=pathlib.Path(flags.workdir).expanduser(), dry_run=True, **given)
-    workdir = command.prepare_workdir(flags.workdir)
-    return gin_config.call_resumable('train', train, workdir=workdir, **given)
+    replicas = gin_config.start_replicas(flags.strategy)
+    workdir = pathlib.Path(flags.workdir).expanduser()
+    if replicas.workers.is_first:
+        workdir = command.prepare_workdir(flags.workdir)
+    return gin_config.call_resumable('train', train, workdir=workdir, replicas=replicas, **given)
 
 
 def run(argv: Optional[List[str]] = None) -> None:
     """Entry point of bin/train."""
     parser = command.Parser('train', __doc__)
     parser.add_gin_flags()
+    parser.add_strategy_flag()
     parser.add_argument('--workdir', default='runs/latest', help='folder of the run (default: %(default)s)')
     parser.add_argument('--dry_run', action='store_true', help='print configuration, cost and statement, and exit')
     parser.add_argument('--budget_file',

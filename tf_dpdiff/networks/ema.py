@@ -1,7 +1,5 @@
 """Exponential moving average of weights, with a warm-up."""
 
-from typing import Sequence
-
 import tensorflow as tf
 
 
@@ -22,7 +20,6 @@ def ema_decay(max_decay: float, num_updates: tf.Tensor) -> tf.Tensor:
     return tf.minimum(tf.constant(max_decay, tf.float32), (1.0 + n) / (10.0 + n))
 
 
-def update_ema(averages: Sequence[tf.Variable], variables: Sequence[tf.Variable], decay: tf.Tensor) -> None:
-    """Moves each average towards its variable: average <- decay * average + (1 - decay) * variable."""
-    for average, variable in zip(averages, variables):
-        average.assign_sub((1.0 - decay) * (average - tf.cast(variable, average.dtype)))
+def update_average(average: tf.Variable, variable: tf.Variable, decay: tf.Tensor) -> None:
+    """Moves an average towards its variable: average <- decay * average + (1 - decay) * variable."""
+    average.assign_sub((1.0 - decay) * (average - tf.cast(variable, average.dtype)))

@@ -1,7 +1,7 @@
 """Which units take part in a step: Poisson index batches, and a baseline without a guarantee."""
 
 import dataclasses
-from typing import Tuple
+from typing import List, Sequence, Tuple
 
 import numpy as np
 
@@ -116,3 +116,22 @@ def pad_indices(indices: np.ndarray, multiple: int) -> Tuple[np.ndarray, np.ndar
     padded = np.full([padded_size], PADDING_INDEX, np.int64)
     padded[:len(indices)] = indices
     return padded, padded == PADDING_INDEX
+
+
+def pad_batches(batches: Sequence[np.ndarray], multiple: int, *, equally: bool) -> List[np.ndarray]:
+    """Pads the index batches of several replicas; see `pad_indices`.
+
+    Args:
+      batches: int64 [sampled units], one a replica.
+      multiple: Indices to whose multiples each is padded, at least 1.
+      equally: Whether all of them become as long as the longest one.
+
+    Returns:
+      int64 [padded], one a replica.
+
+    Example:
+        >>> pad_batches([np.array([3, 7, 9]), np.array([4])], 2, equally=True)
+        [array([ 3,  7,  9, -1]), array([ 4, -1, -1, -1])]
+    """
+    longest = max(map(len, batches)) if equally else 0
+    return [pad_indices(batch, max(multiple, -(-longest // multiple) * multiple))[0] for batch in batches]

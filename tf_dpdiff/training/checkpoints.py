@@ -4,7 +4,7 @@ import json
 import os
 import pathlib
 import secrets
-from typing import NamedTuple, Optional
+from typing import List, NamedTuple, Optional
 
 import numpy as np
 import tensorflow as tf
@@ -42,6 +42,27 @@ class RunState:
         self.stage = ''
         self.step = 0
 
+    def to_json(self) -> str:
+        """Returns everything as JSON: PRIVATE, it holds the secret."""
+        return json.dumps({
+            'private_seed': self.private_seed.reveal().hex() if self.private_seed else None,
+            'run_id': self.run_id,
+            'ledger': self.ledger.to_json(),
+            'stage': self.stage,
+            'step': self.step,
+        })
+
+    @classmethod
+    def from_json(cls, text: str) -> 'RunState':
+        """Inverse of `to_json`."""
+        record = json.loads(text)
+        secret = record['private_seed']
+        state = cls(seeds.PrivateSeed(bytes.fromhex(secret)) if secret else None)
+        state.run_id = record['run_id']
+        state.ledger = ledger_lib.Ledger.from_json(record['ledger'])
+        state.stage, state.step = record['stage'], record['step']
+        return state
+
 
 class RunCheckpoint:
     """Saves and restores a RunState together with networks and optimizers.
@@ -55,12 +76,18 @@ class RunCheckpoint:
       trackables: Networks and optimizers by name.
     """
 
-    def __init__(self, directory: pathlib.Path, configuration: dict, **trackables):
+    def __init__(self, directory: pathlib.Path, configuration: dict, *, max_to_keep: int = 2, **trackables):
         self._configuration = json.dumps(configuration, sort_keys=True)
         self._record = tf.Variable('', dtype=tf.string, trainable=False)
         self._checkpoint = tf.train.Checkpoint(record=self._record, **trackables)
-        self._manager = tf.train.CheckpointManager(self._checkpoint, str(directory), max_to_keep=2)
+        self._manager = tf.train.CheckpointManager(self._checkpoint, str(directory), max_to_keep=max_to_keep)
+        self._trackables = trackables
         self._directory = directory
+
+    @property
+    def variables(self) -> List[tf.Variable]:
+        """The variables of all networks and optimizers, in a fixed order."""
+        return [variable for trackable in self._trackables.values() for variable in trackable.variables]
 
     def save(self, state: RunState) -> None:
         """Saves everything."""

@@ -1,6 +1,9 @@
 """The loop over stages and steps: progress, checkpoints, clean stops."""
 
+import contextlib
 import dataclasses
+import functools
+import json
 import math
 import pathlib
 import time
@@ -11,12 +14,14 @@ import tensorflow as tf
 import tqdm
 
 from tf_dpdiff import progress
+from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import seeds
 from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import interruption
 from tf_dpdiff.training import profiling
 from tf_dpdiff.training import stages as stages_lib
+from tf_dpdiff.training import strategies
 from tf_dpdiff.training import summaries as summaries_lib
 
 _DONE = 'done'
@@ -36,6 +41,8 @@ class TrainerConfig:
         without noise, to non_private/. Never release that folder.
       grids_per_stage: How often samples are drawn for TensorBoard in the course of a stage, evenly spaced, the last
         time at its end; 0: never.
+      checkpoints_to_keep: How many of the newest checkpoints are kept, >= 1; where the newest is damaged, the last good
+        one of them is used.
       profile_steps: (start, stop): the steps of the last stage that are traced for TensorBoard's profiler (which is a
         plugin of its own, tensorboard-plugin-profile); a few are enough. The trace of a private run tells how long its
         steps take, and so how many units are in them: it goes to non_private/. None: no trace.
@@ -44,6 +51,7 @@ class TrainerConfig:
     log_every_steps: int = 20
     log_non_private: bool = False
     grids_per_stage: int = 5
+    checkpoints_to_keep: int = 2
     profile_steps: Optional[Tuple[int, int]] = None
 
     def __post_init__(self):
@@ -51,6 +59,8 @@ class TrainerConfig:
             raise ValueError(f'log_every_steps must be at least 1, got {self.log_every_steps}.')
         if self.grids_per_stage < 0:
             raise ValueError(f'grids_per_stage must be at least 0, got {self.grids_per_stage}.')
+        if self.checkpoints_to_keep < 1:
+            raise ValueError(f'checkpoints_to_keep must be at least 1, got {self.checkpoints_to_keep}.')
         if self.profile_steps is not None:
             if len(self.profile_steps) != 2 or not 0 <= self.profile_steps[0] < self.profile_steps[1]:
                 raise ValueError('profile_steps must be (start, stop) with 0 <= start < stop, got '
@@ -60,8 +70,12 @@ class TrainerConfig:
 class StageLoop:
     """Runs the stages of one model, from wherever its folder says that it stands.
 
-    A trainer derives from it: it makes the stages out of `self.model`, `self.average` and `self.state`, and hands them
-    to `_open`.
+    A trainer derives from it: it makes the stages out of `self.model`, `self.average` and `self.state`, in the scope of
+    `self.replicas`, and hands them to `_open`.
+
+    Of several workers all run the same loop. The first one alone reads and writes the folder: the others get from it
+    where the run stands. So they hold the same weights, the same secret and the same ledger at every step, and what the
+    first one saves is what any of them would.
 
     Args:
       workdir: The run's folder.
@@ -69,43 +83,73 @@ class StageLoop:
       config: Settings of the loop.
       is_private: Whether the run reads private images, and so has a secret seed.
       draw_grid: Draws the samples of `average` that TensorBoard shows, the same numbers each time; None: it shows none.
+      replicas: What computes the steps.
 
     Attributes:
       model: The network being trained.
-      average: The network with the moving average of the weights: what is released.
+      average: The network with the moving average of the weights.
+      replicas: What computes the steps.
       state: Where the run stands.
       resumed: Whether the folder held a run.
       summaries: Its TensorBoard events.
     """
 
-    def __init__(self, workdir: pathlib.Path, configuration: dict, config: TrainerConfig, *, network: unet.UNetConfig,
-                 image_shape, num_classes: int, is_private: bool, draw_grid: Optional[DrawGrid]):
-        self._config = config
-        self._draw_grid = draw_grid
+    def __init__(self,
+                 workdir: pathlib.Path,
+                 configuration: dict,
+                 config: TrainerConfig,
+                 *,
+                 network: unet.UNetConfig,
+                 image_shape,
+                 num_classes: int,
+                 is_private: bool,
+                 draw_grid: Optional[DrawGrid],
+                 replicas: strategies.Replicas = strategies.ONE):
+        self._config, self._draw_grid, self.replicas = config, draw_grid, replicas
         self._directory = workdir / 'checkpoints'
         self._configuration = configuration
-        state = checkpoints.read_state(self._directory, configuration)
-        self.resumed = state is not None
-        self.state = state or checkpoints.RunState(seeds.PrivateSeed.from_os_entropy() if is_private else None)
-        self.summaries = summaries_lib.Summaries(workdir)
+        self._build = functools.partial(unet.build_unet, network, image_shape, num_classes)
+        self.resumed, self.state = self._find_state(is_private)
+        self.summaries = summaries_lib.Summaries(workdir)  # Written to at the first worker only.
         self._profile_folder = self.summaries.private_folder if is_private else self.summaries.released_folder
         tf.keras.utils.set_random_seed(0)  # Initial weights are public.
-        self.model, self.average = (unet.build_unet(network, image_shape, num_classes) for _ in range(2))
+        with replicas.scope():
+            self.model, self.average = (self._build() for _ in range(2))
         self.average.set_weights(self.model.get_weights())
+
+    def _find_state(self, is_private: bool) -> Tuple[bool, checkpoints.RunState]:
+        """Returns whether the folder held a run, and where it stands: at all workers what the first one found."""
+        workers, found = self.replicas.workers, None
+        if workers.is_first:
+            saved = checkpoints.read_state(self._directory, self._configuration)
+            state = saved or checkpoints.RunState(seeds.PrivateSeed.from_os_entropy() if is_private else None)
+            found = json.dumps([saved is not None, state.to_json()]).encode()
+        # The secret goes the same way as the sums without noise do: both need a network that can be trusted.
+        resumed, state = json.loads(workers.broadcast(found))
+        workers.check_same(json.dumps(self._configuration, sort_keys=True), 'the configuration or the data')
+        return resumed, checkpoints.RunState.from_json(state)
 
     def _open(self, stages: List[stages_lib.Stage]) -> None:
         """Takes the stages, and restores what was saved or saves for the first time."""
         self._stages = stages
         self._checkpoint = checkpoints.RunCheckpoint(self._directory,
                                                      self._configuration,
+                                                     max_to_keep=self._config.checkpoints_to_keep,
                                                      model=self.model,
                                                      average=self.average,
                                                      **{f'{stage.name}_optimizer': stage.optimizer for stage in stages})
-        if self.resumed:
-            self._checkpoint.restore()
-        else:
+        if not self.resumed:
             self.state.stage = stages[0].name
-            self._checkpoint.save(self.state)  # The seed is on disk before anything is drawn from it.
+            self._save()  # The seed is on disk before anything is drawn from it.
+        elif self.replicas.workers.is_first:
+            self._checkpoint.restore()
+        self.replicas.copy_from_first_worker(self._checkpoint.variables)
+
+    def released_model(self) -> tf.keras.Model:
+        """Returns a copy of the averaged network that belongs to no strategy: what is released."""
+        model = self._build()
+        model.set_weights(self.average.get_weights())
+        return model
 
     @property
     def is_done(self) -> bool:
@@ -130,30 +174,31 @@ class StageLoop:
             self._save()
 
     def _save(self) -> None:
-        # Events first: a resumed run repeats what is after the checkpoint, and nothing before it.
-        self.summaries.flush()
-        self._checkpoint.save(self.state)
+        if self.replicas.workers.is_first:
+            # Events first: a resumed run repeats what is after the checkpoint, and nothing before it.
+            self.summaries.flush()
+            self._checkpoint.save(self.state)
 
     def _run_stage(self, stage: stages_lib.Stage, stop: interruption.StopRequest) -> None:
+        workers = self.replicas.workers
         stage.begin()
         last_saved = time.monotonic()
         grid_steps = _evenly_spaced(stage.num_steps, self._config.grids_per_stage) if self._draw_grid else set()
-        profile_steps = self._config.profile_steps if stage is self._stages[-1] else None
-        with progress.bar(stage.num_steps, stage.name, 'step',
-                          initial=self.state.step) as bar, profiling.StepProfiler(self._profile_folder,
-                                                                                  profile_steps) as profiler:
+        profile_steps = self._config.profile_steps if stage is self._stages[-1] and workers.is_first else None
+        with progress.bar(stage.num_steps, stage.name, 'step', initial=self.state.step,
+                          disable=not workers.is_first) as bar, profiling.StepProfiler(
+                              self._profile_folder, profile_steps) as profiler:
             while self.state.step < stage.num_steps:
                 profiler.before(self.state.step)
-                scalars = stage.run_step(self.state.step)
+                # Where a worker is gone nothing is saved: the run goes on from the checkpoint, with the same draws.
+                with workers_lib.together() if workers.count > 1 else contextlib.nullcontext():
+                    scalars = stage.run_step(self.state.step)
                 profiler.after(self.state.step)
                 self.state.step += 1
                 bar.update()
-                if self.state.step % self._config.log_every_steps == 0 or self.state.step in (1, stage.num_steps):
-                    self._log(stage, scalars, bar)
-                if self.state.step in grid_steps and self._is_released(stage):
-                    self.summaries.stage_image(stage.name, 'samples', self._draw_grid(self.average), self.state.step)
-                    self.summaries.flush()
-                if stop.requested:
+                if workers.is_first:
+                    self._show(stage, scalars, bar, self.state.step in grid_steps)
+                if workers.any(stop.requested):
                     self._save()
                     raise interruption.Interrupted(f'stopped in {stage.name} after step {self.state.step} of '
                                                    f'{stage.num_steps}; everything is saved')
@@ -161,6 +206,14 @@ class StageLoop:
                     self._save()
                     last_saved = time.monotonic()
         stage.end()
+
+    def _show(self, stage: stages_lib.Stage, scalars: dict, bar: tqdm.tqdm, with_grid: bool) -> None:
+        """Writes what TensorBoard shows of the step that was just made."""
+        if self.state.step % self._config.log_every_steps == 0 or self.state.step in (1, stage.num_steps):
+            self._log(stage, scalars, bar)
+        if with_grid and self._is_released(stage):
+            self.summaries.stage_image(stage.name, 'samples', self._draw_grid(self.average), self.state.step)
+            self.summaries.flush()
 
     def _log(self, stage: stages_lib.Stage, scalars: dict, bar: tqdm.tqdm) -> None:
         scalars = {**scalars, **self._spent()}

@@ -10,6 +10,7 @@ from tf_dpdiff.networks import unet
 from tf_dpdiff.training import loop
 from tf_dpdiff.training import pretrained
 from tf_dpdiff.training import stages
+from tf_dpdiff.training import strategies
 from tf_dpdiff.training import views as views_lib
 
 
@@ -23,6 +24,7 @@ class PublicTrainer(loop.StageLoop):
       pretraining: The public stage, with its images.
       config: Settings of the loop.
       draw_grid: Draws the samples of the averaged network that TensorBoard shows; None: no grids.
+      replicas: What computes the steps.
 
     Attributes:
       average: The network with the moving average of the weights: what private runs start from.
@@ -35,7 +37,8 @@ class PublicTrainer(loop.StageLoop):
                  process: process_lib.DiffusionProcess,
                  pretraining: stages.PretrainingConfig,
                  config: loop.TrainerConfig,
-                 draw_grid: Optional[loop.DrawGrid] = None):
+                 draw_grid: Optional[loop.DrawGrid] = None,
+                 replicas: strategies.Replicas = strategies.ONE):
         self._network, self._process, self._pretraining = network, process, pretraining
         public = pretraining.images
         configuration = {
@@ -50,9 +53,12 @@ class PublicTrainer(loop.StageLoop):
                          image_shape=public.image_shape,
                          num_classes=public.num_classes,
                          is_private=False,
-                         draw_grid=draw_grid)
+                         draw_grid=draw_grid,
+                         replicas=replicas)
         view_sampler = views_lib.make_view_sampler(process, pretraining.views, network, public.num_classes)
-        self._open([stages.make_pretraining(pretraining, self.model, self.average, view_sampler)])
+        with replicas.scope():
+            stage = stages.make_pretraining(pretraining, self.model, self.average, view_sampler, replicas)
+        self._open([stage])
 
     def to_pretrained(self) -> pretrained.PretrainedModel:
         """Returns what private runs start from; of a finished run."""

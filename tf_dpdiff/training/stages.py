@@ -17,6 +17,7 @@ from tf_dpdiff.privacy import sampling
 from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import learning_rate
 from tf_dpdiff.training import memory
+from tf_dpdiff.training import strategies
 from tf_dpdiff.training import train_step
 from tf_dpdiff.training import views as views_lib
 from tf_dpdiff.training import warm_start as warm_start_lib
@@ -196,16 +197,17 @@ class Stage:
 
 
 def make_pretraining(config: PretrainingConfig, model: tf.keras.Model, average: tf.keras.Model,
-                     view_sampler: views_lib.ViewSampler) -> Stage:
+                     view_sampler: views_lib.ViewSampler, replicas: strategies.Replicas) -> Stage:
     """Returns the public pre-training stage; at its end, model and average both hold what was pre-trained."""
     stage = _public_stage(PRETRAINING,
                           config,
                           model,
                           average,
                           view_sampler,
+                          replicas,
                           lambda: config.images,
                           max_ema_decay=config.max_ema_decay,
-                          num_chunks=config.batch_size // (config.images_per_chunk or config.batch_size))
+                          images_per_chunk=config.images_per_chunk)
 
     def end():
         if config.max_ema_decay:
@@ -217,8 +219,9 @@ def make_pretraining(config: PretrainingConfig, model: tf.keras.Model, average: 
 
 
 def make_warm_start(config: WarmStartConfig, model: tf.keras.Model, average: tf.keras.Model,
-                    view_sampler: views_lib.ViewSampler, plan: plan_lib.DpSgdPlan, private: datasets.ImageDataset,
-                    state: checkpoints.RunState, on_release: Callable[[np.ndarray], None]) -> Stage:
+                    view_sampler: views_lib.ViewSampler, replicas: strategies.Replicas, plan: plan_lib.DpSgdPlan,
+                    private: datasets.ImageDataset, state: checkpoints.RunState, on_release: Callable[[np.ndarray],
+                                                                                                      None]) -> Stage:
     """Returns the warm-start stage; `on_release` is called with the noisy means, float32 [classes, h, w, channels]."""
 
     def release_and_vary() -> datasets.ImageDataset:
@@ -239,16 +242,20 @@ def make_warm_start(config: WarmStartConfig, model: tf.keras.Model, average: tf.
                                                       threshold=config.threshold,
                                                       seed=config.seed)
 
-    return _public_stage(WARM_START, config, model, average, view_sampler, release_and_vary)
+    return _public_stage(WARM_START, config, model, average, view_sampler, replicas, release_and_vary)
 
 
 def make_finetuning(config: FinetuningConfig, model: tf.keras.Model, average: tf.keras.Model,
-                    view_sampler: views_lib.ViewSampler, plan: plan_lib.DpSgdPlan, private: datasets.ImageDataset,
-                    state: checkpoints.RunState, on_diagnostics: Optional[Callable[[int, dict], None]]) -> Stage:
+                    view_sampler: views_lib.ViewSampler, replicas: strategies.Replicas, plan: plan_lib.DpSgdPlan,
+                    private: datasets.ImageDataset, state: checkpoints.RunState,
+                    on_diagnostics: Optional[Callable[[int, dict], None]]) -> Stage:
     """Returns the DP-SGD stage; `on_diagnostics`, where given, receives PRIVATE numbers of each step."""
+    replicas.check_noise_generator(plan.config.noise_generator)
     optimizer = config.optimization.make_optimizer(plan.config.num_steps)
     num_views = config.views.augmentation_multiplicity
-    chunk_sizes = config.choose_chunk_sizes(model, plan.config.expected_batch_size)
+    units_per_replica = -(-plan.config.expected_batch_size // replicas.count)
+    chunk_sizes = config.choose_chunk_sizes(model, units_per_replica)
+    padded_to = replicas.padded_size(units_per_replica, chunk_sizes.units)
     private_step = train_step.make_private_step(model,
                                                 average,
                                                 unet.select_variables(model, config.trainable),
@@ -258,27 +265,35 @@ def make_finetuning(config: FinetuningConfig, model: tf.keras.Model, average: tf
                                                 state.private_seed,
                                                 images_per_unit=1 if private.owners is None else num_views,
                                                 max_ema_decay=config.max_ema_decay,
-                                                chunk_sizes=chunk_sizes)
+                                                chunk_sizes=chunk_sizes,
+                                                replicas=replicas)
     sampling_seed, owner_seed = (state.private_seed.derive(purpose) for purpose in ('sampling', 'images_of_owners'))
 
     def begin():
         if state.step == 0:
             average.set_weights(model.get_weights())
 
+    def batches(step: int):
+        """Returns the batch of each local replica: of the units of its own shard."""
+        drawn = [
+            plan.sampler.sample(plan.num_units,
+                                seed=sampling_seed,
+                                step=step,
+                                replica=replica,
+                                num_replicas=replicas.count) for replica in replicas.local
+        ]
+        drawn = sampling.pad_batches(drawn, padded_to, equally=replicas.is_compiled)
+        return [
+            pipelines.gather_units(private, units, num_views=num_views, seed=owner_seed, step=step) for units in drawn
+        ]
+
     def run_step(step: int) -> Dict[str, float]:
         ledger = plan.record_step(state.ledger)  # Refuses to pass the plan before anything is computed.
-        units = plan.sampler.sample(plan.num_units, seed=sampling_seed, step=step)
-        units, _ = sampling.pad_indices(units, chunk_sizes.units)
-        images_uint8, labels, units = pipelines.gather_units(private,
-                                                             units,
-                                                             num_views=num_views,
-                                                             seed=owner_seed,
-                                                             step=step)
-        diagnostics = private_step(images_uint8, labels, units, tf.constant(step, tf.int64))
+        diagnostics = private_step(batches(step), tf.constant(step, tf.int64))
         state.ledger = ledger
         if on_diagnostics:
             on_diagnostics(step, {name: float(value) for name, value in diagnostics.items()})
-        return {'learning_rate': float(optimizer.learning_rate), 'ema_decay': _decay(config.max_ema_decay, step)}
+        return {'learning_rate': float(optimizer.learning_rate.numpy()), 'ema_decay': _decay(config.max_ema_decay, step)}
 
     return Stage(FINETUNING, plan.config.num_steps, optimizer, begin, run_step)
 
@@ -288,31 +303,43 @@ def _public_stage(name: str,
                   model,
                   average,
                   view_sampler,
+                  replicas: strategies.Replicas,
                   make_dataset: Callable[[], datasets.ImageDataset],
                   *,
                   max_ema_decay: float = 0.0,
-                  num_chunks: int = 1) -> Stage:
+                  images_per_chunk: Optional[int] = None) -> Stage:
     """Returns a stage of plain training on the images that make_dataset gives when the stage begins."""
     optimizer = config.optimization.make_optimizer(config.num_steps)
+    images_per_replica = -(-config.batch_size // replicas.count)
+    images_per_chunk = min(images_per_chunk or images_per_replica, images_per_replica)
     public_step = train_step.make_public_step(model,
                                               average,
                                               optimizer,
                                               view_sampler,
                                               max_ema_decay=max_ema_decay,
-                                              num_chunks=num_chunks,
-                                              seed=config.seed)
+                                              batch_size=config.batch_size,
+                                              images_per_chunk=images_per_chunk,
+                                              seed=config.seed,
+                                              replicas=replicas)
     images = {}
 
     def begin():
         images['dataset'] = make_dataset()
 
-    def run_step(step: int) -> Dict[str, float]:
+    def batches(step: int):
+        """Returns the batch of each local replica: its part of one batch, which is the same for any number of them."""
         dataset = images['dataset']
         indices = pipelines.random_indices(len(dataset), config.batch_size, seed=config.seed, step=step)
-        loss = public_step(*pipelines.gather(dataset, indices), tf.constant(step, tf.int64))
+        bounds = [sampling.shard_bounds(config.batch_size, replica, replicas.count) for replica in replicas.local]
+        places = sampling.pad_batches([np.arange(*bound) for bound in bounds], images_per_chunk, equally=True)
+        indices = [np.where(place < 0, sampling.PADDING_INDEX, indices[place]) for place in places]
+        return [(*pipelines.gather(dataset, own), place.astype(np.int32)) for own, place in zip(indices, places)]
+
+    def run_step(step: int) -> Dict[str, float]:
+        loss = public_step(batches(step), tf.constant(step, tf.int64))
         return {
             'loss': float(loss),
-            'learning_rate': float(optimizer.learning_rate),
+            'learning_rate': float(optimizer.learning_rate.numpy()),
             'ema_decay': _decay(max_ema_decay, step)
         }
 

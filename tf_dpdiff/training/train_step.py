@@ -8,13 +8,22 @@ from tf_dpdiff.networks import ema
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import seeds
 from tf_dpdiff.training import memory
+from tf_dpdiff.training import strategies
 from tf_dpdiff.training import views as views_lib
 
 
-def make_private_step(model: tf.keras.Model, average: tf.keras.Model, variables: Sequence[tf.Variable],
-                      optimizer: tf.keras.optimizers.Optimizer, plan: plan_lib.DpSgdPlan,
-                      view_sampler: views_lib.ViewSampler, private_seed: seeds.PrivateSeed, *, images_per_unit: int,
-                      max_ema_decay: float, chunk_sizes: memory.ChunkSizes) -> Callable:
+def make_private_step(model: tf.keras.Model,
+                      average: tf.keras.Model,
+                      variables: Sequence[tf.Variable],
+                      optimizer: tf.keras.optimizers.Optimizer,
+                      plan: plan_lib.DpSgdPlan,
+                      view_sampler: views_lib.ViewSampler,
+                      private_seed: seeds.PrivateSeed,
+                      *,
+                      images_per_unit: int,
+                      max_ema_decay: float,
+                      chunk_sizes: memory.ChunkSizes,
+                      replicas: strategies.Replicas = strategies.ONE) -> Callable:
     """Returns the compiled private step.
 
     Args:
@@ -28,50 +37,63 @@ def make_private_step(model: tf.keras.Model, average: tf.keras.Model, variables:
       images_per_unit: V, how many images of a unit its views look at: K where units own several, else 1.
       max_ema_decay: Upper end of the moving average's decay.
       chunk_sizes: How many units and views are held in memory at a time.
+      replicas: What computes the step; the networks and the optimizer were made in their scope.
 
     Returns:
-      A function of images_uint8 [padded, V, height, width, channels], labels int32 [padded, V] (see
-      `pipelines.gather_units`), units int64 [padded] (-1: padding) and step int64, which updates model, average and
-      optimizer, and returns diagnostics: private, not to be released.
+      A function of a list of batches, one a local replica, each of images_uint8 [padded, V, height, width, channels],
+      labels int32 [padded, V] (see `pipelines.gather_units`) and units int64 [padded] (-1: padding), and of step int64,
+      which updates model, average and optimizer, and returns diagnostics: private, not to be released.
     """
     image_shape = model.inputs[0].shape[1:].as_list()
     unit_loss = views_lib.unit_loss_fn(model)
     view_seed = tf.constant(private_seed.derive('views'), tf.int64)
     optimizer.build(variables)
 
-    @tf.function(autograph=False,
-                 input_signature=[
-                     tf.TensorSpec([None, images_per_unit, *image_shape], tf.uint8),
-                     tf.TensorSpec([None, images_per_unit], tf.int32),
-                     tf.TensorSpec([None], tf.int64),
-                     tf.TensorSpec([], tf.int64)
-                 ])
-    def private_step(images_uint8, labels, units, step):
+    def replica_step(batch, step):
+        images_uint8, labels, units = batch
 
         def draw_views(chunk):
             return view_sampler.draw_for_units(*chunk, seed=view_seed, step=step)
 
-        # Compute and clip the gradient of each unit, and add up.
+        # Compute and clip the gradient of each unit, and add up: here, then over all replicas.
         clipped = plan.clipper.clipped_sum(unit_loss,
                                            variables, (images_uint8, labels, units),
                                            units < 0,
                                            units_per_chunk=chunk_sizes.units,
                                            views_per_chunk=chunk_sizes.views,
                                            prepare_fn=draw_views)
-        # Add noise, once.
-        noisy_sums = plan.noise.add(clipped.sums, seed=private_seed, step=step)
+        sums, diagnostics = strategies.sum_over_replicas(tuple(clipped))
+        # Add noise, once: every replica adds the same to the same sum.
+        noisy_sums = plan.noise.add(sums, seed=private_seed, step=step)
         # Descend. The divisor is the expected batch size, which is public.
         gradients = [s / plan.config.expected_batch_size for s in noisy_sums]
-        optimizer.apply_gradients(zip(gradients, variables))
-        ema.update_ema(average.variables, model.variables, ema.ema_decay(max_ema_decay, step))
-        return clipped.diagnostics
+        optimizer.apply_gradients(zip(gradients, variables), skip_gradients_aggregation=True)
+        return diagnostics
+
+    batch_spec = (tf.TensorSpec([None, images_per_unit, *image_shape],
+                                tf.uint8), tf.TensorSpec([None, images_per_unit],
+                                                         tf.int32), tf.TensorSpec([None], tf.int64))
+
+    @tf.function(autograph=False, input_signature=[[batch_spec] * len(replicas.local), tf.TensorSpec([], tf.int64)])
+    def private_step(batches, step):
+        diagnostics = replicas.run(replica_step, batches, step)
+        decay = ema.ema_decay(max_ema_decay, step)
+        replicas.update(ema.update_average, average.variables, model.variables, decay)
+        return diagnostics
 
     return private_step
 
 
-def make_public_step(model: tf.keras.Model, average: tf.keras.Model, optimizer: tf.keras.optimizers.Optimizer,
-                     view_sampler: views_lib.ViewSampler, *, max_ema_decay: float, num_chunks: int,
-                     seed: int) -> Callable:
+def make_public_step(model: tf.keras.Model,
+                     average: tf.keras.Model,
+                     optimizer: tf.keras.optimizers.Optimizer,
+                     view_sampler: views_lib.ViewSampler,
+                     *,
+                     max_ema_decay: float,
+                     batch_size: int,
+                     images_per_chunk: int,
+                     seed: int,
+                     replicas: strategies.Replicas = strategies.ONE) -> Callable:
     """Returns the compiled step of plain training, for public images and for what is computed from noisy releases.
 
     Args:
@@ -80,50 +102,67 @@ def make_public_step(model: tf.keras.Model, average: tf.keras.Model, optimizer: 
       optimizer: Any tf.keras optimizer; built on all trainable variables.
       view_sampler: Draws the views.
       max_ema_decay: Upper end of the moving average's decay; 0: the average is the weights themselves.
-      num_chunks: In how many equal parts a batch is worked through, to save memory; divides the batch size.
+      batch_size: Images a step, of all replicas together.
+      images_per_chunk: Images whose views are held in memory at a time.
       seed: Public.
+      replicas: What computes the step; the networks and the optimizer were made in their scope.
 
     Returns:
-      A function of images_uint8 [batch, height, width, channels], labels int32 [batch] and step int64 that updates
-      model, average and optimizer, and returns the loss, float32.
+      A function of a list of batches, one a local replica, each of images_uint8 [padded, height, width, channels],
+      labels int32 [padded] and places int32 [padded] in the batch of all replicas (-1: padding), and of step int64,
+      that updates model, average and optimizer, and returns the loss, float32. Padded to whole chunks.
     """
     image_shape = model.inputs[0].shape[1:].as_list()
-    unit_loss = views_lib.unit_loss_fn(model)
+    view_losses = views_lib.view_losses_fn(model)
     variables = model.trainable_variables
     optimizer.build(variables)
 
-    def loss_and_gradients(views):
+    def loss_and_gradients(views, weights):
         with tf.GradientTape() as tape:
-            loss = unit_loss(views)
+            loss = tf.reduce_sum(weights * view_losses(views))
         return loss, tape.gradient(loss, variables)
 
-    @tf.function(autograph=False,
-                 input_signature=[
-                     tf.TensorSpec([None, *image_shape], tf.uint8),
-                     tf.TensorSpec([None], tf.int32),
-                     tf.TensorSpec([], tf.int64)
-                 ])
-    def public_step(images_uint8, labels, step):
-        views = view_sampler.draw_for_public(images_uint8, labels, seed=tf.constant(seed, tf.int64), step=step)
-        views = tf.nest.map_structure(lambda x: tf.reshape(x, tf.concat([[-1], tf.shape(x)[2:]], axis=0)), views)
-        loss, gradients = _mean_over_chunks(loss_and_gradients, views, num_chunks)
-        optimizer.apply_gradients(zip(gradients, variables))
-        ema.update_ema(average.variables, model.variables, ema.ema_decay(max_ema_decay, step))
+    def replica_step(batch, step):
+        images_uint8, labels, places = batch
+        views = view_sampler.draw_for_public(images_uint8,
+                                             labels,
+                                             places,
+                                             batch_size=batch_size,
+                                             seed=tf.constant(seed, tf.int64),
+                                             step=step)
+        num_views = views.t.shape[1]
+        weights = tf.where(places < 0, 0.0, 1.0 / (batch_size * num_views))
+        weights = tf.repeat(weights[:, None], num_views, axis=1)
+        loss, gradients = _sum_over_chunks(loss_and_gradients, (views, weights), images_per_chunk, num_views)
+        loss, gradients = strategies.sum_over_replicas((loss, gradients))
+        optimizer.apply_gradients(zip(gradients, variables), skip_gradients_aggregation=True)
+        return loss
+
+    batch_spec = (tf.TensorSpec([None, *image_shape],
+                                tf.uint8), tf.TensorSpec([None], tf.int32), tf.TensorSpec([None], tf.int32))
+
+    @tf.function(autograph=False, input_signature=[[batch_spec] * len(replicas.local), tf.TensorSpec([], tf.int64)])
+    def public_step(batches, step):
+        loss = replicas.run(replica_step, batches, step)
+        decay = ema.ema_decay(max_ema_decay, step)
+        replicas.update(ema.update_average, average.variables, model.variables, decay)
         return loss
 
     return public_step
 
 
-def _mean_over_chunks(function: Callable, views: views_lib.Views, num_chunks: int):
-    """Returns the mean of function(views) over equal chunks of the views, one chunk in memory at a time."""
-    if num_chunks == 1:
-        return function(views)
-    chunks = tf.nest.map_structure(
-        lambda x: tf.reshape(x, tf.concat([[num_chunks, -1], tf.shape(x)[1:]], axis=0)), views)
+def _sum_over_chunks(function: Callable, values, images_per_chunk: int, num_views: int):
+    """Returns the sum of function over whole chunks of [images, K, ...] as [views, ...], one in memory at a time."""
+
+    def views_of_chunk(index):
+        first = index * images_per_chunk
+        return tf.nest.map_structure(
+            lambda x: tf.reshape(x[first:first + images_per_chunk], [images_per_chunk * num_views, *x.shape[2:]]),
+            values)
 
     def add_chunk(index, total):
-        part = function(tf.nest.map_structure(lambda x: x[index], chunks))
-        return index + 1, tf.nest.map_structure(lambda t, p: t + p / num_chunks, total, part)
+        return index + 1, tf.nest.map_structure(tf.add, total, function(*views_of_chunk(index)))
 
-    first = tf.nest.map_structure(lambda p: p / num_chunks, function(tf.nest.map_structure(lambda x: x[0], chunks)))
+    num_chunks = tf.shape(tf.nest.flatten(values)[0])[0] // images_per_chunk
+    first = function(*views_of_chunk(0))
     return tf.while_loop(lambda index, _: index < num_chunks, add_chunk, (1, first), parallel_iterations=1)[1]

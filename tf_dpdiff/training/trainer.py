@@ -20,6 +20,7 @@ from tf_dpdiff.privacy import statement as statement_lib
 from tf_dpdiff.training import loop
 from tf_dpdiff.training import pretrained as pretrained_lib
 from tf_dpdiff.training import stages as stages_lib
+from tf_dpdiff.training import strategies
 from tf_dpdiff.training import views as views_lib
 
 OnRelease = Callable[[np.ndarray], None]
@@ -40,9 +41,10 @@ class Trainer(loop.StageLoop):
       config: Settings of the loop.
       on_release: Called with the noisy class means, float32 [classes, height, width, channels] in [0, 1].
       draw_grid: Draws the samples of the averaged network that TensorBoard shows, with public seeds; None: no grids.
+      replicas: What computes the steps.
 
     Attributes:
-      average: The network with the moving average of the weights: what is released.
+      average: The network with the moving average of the weights.
       state: Where the run stands.
       resumed: Whether the folder held a run.
       summaries: Its TensorBoard events.
@@ -64,7 +66,8 @@ class Trainer(loop.StageLoop):
                  finetuning: stages_lib.FinetuningConfig,
                  config: loop.TrainerConfig,
                  on_release: OnRelease,
-                 draw_grid: Optional[loop.DrawGrid] = None):
+                 draw_grid: Optional[loop.DrawGrid] = None,
+                 replicas: strategies.Replicas = strategies.ONE):
         self._plan, self._spec, self._num_views = plan, private.spec, finetuning.views.augmentation_multiplicity
         if plan.num_units != private.num_units:
             raise ValueError(
@@ -91,7 +94,8 @@ class Trainer(loop.StageLoop):
                          image_shape=private.image_shape,
                          num_classes=private.num_classes,
                          is_private=True,
-                         draw_grid=draw_grid)
+                         draw_grid=draw_grid,
+                         replicas=replicas)
         if origin and not self.resumed:
             origin.carry_over_to(self.model)
             self.average.set_weights(self.model.get_weights())
@@ -100,18 +104,28 @@ class Trainer(loop.StageLoop):
             return views_lib.make_view_sampler(process, views, network, private.num_classes)
 
         check_model(self.model, private.image_shape, view_sampler(finetuning.views))
-        stages = []
-        if pretraining:
-            stages.append(
-                stages_lib.make_pretraining(pretraining, self.model, self.average, view_sampler(pretraining.views)))
-        if warm_start:
-            stages.append(
-                stages_lib.make_warm_start(warm_start, self.model, self.average, view_sampler(warm_start.views), plan,
-                                           private, self.state, on_release))
-        stages.append(
-            stages_lib.make_finetuning(finetuning, self.model, self.average, view_sampler(finetuning.views), plan,
-                                       private, self.state, self._log_diagnostics if config.log_non_private else None))
+        with replicas.scope():
+            stages = self._make_stages(pretraining, warm_start, finetuning, private, view_sampler, on_release)
         self._open(stages)
+
+    def _make_stages(self, pretraining, warm_start, finetuning, private, view_sampler, on_release):
+        """Returns the stages of the run, in order."""
+        is_first, stages = self.replicas.workers.is_first, []
+        networks = self.model, self.average
+        if pretraining:
+            views = view_sampler(pretraining.views)
+            stages.append(stages_lib.make_pretraining(pretraining, *networks, views, self.replicas))
+        if warm_start:
+            views = view_sampler(warm_start.views)
+            stages.append(
+                stages_lib.make_warm_start(warm_start, *networks, views, self.replicas, self._plan, private, self.state,
+                                           on_release if is_first else lambda unused_means: None))
+        log = self._log_diagnostics if self._config.log_non_private and is_first else None
+        views = view_sampler(finetuning.views)
+        stages.append(
+            stages_lib.make_finetuning(finetuning, *networks, views, self.replicas, self._plan, private, self.state,
+                                       log))
+        return stages
 
     def statement(self) -> statement_lib.PrivacyStatement:
         """Returns what is promised about the weights, made from what the run has released."""

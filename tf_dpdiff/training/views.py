@@ -118,20 +118,24 @@ class ViewSampler:
                                                               *image_shape]), tf.TensorSpec([num_views], tf.int32)))
         return self._corrupt(corruption.to_pm1(images_uint8), labels, *drawn)
 
-    def draw_for_public(self, images_uint8: tf.Tensor, labels: tf.Tensor, *, seed: tf.Tensor, step: tf.Tensor) -> Views:
-        """Draws the K views of each public image, in one go: the numbers depend on the place in the batch.
+    def draw_for_public(self, images_uint8: tf.Tensor, labels: tf.Tensor, places: tf.Tensor, *, batch_size: int,
+                        seed: tf.Tensor, step: tf.Tensor) -> Views:
+        """Draws the K views of public images: the numbers of each depend on its place in the batch.
 
         Args:
           images_uint8: uint8 [images, height, width, channels].
           labels: int32 [images].
+          places: int32 [images], where each stands in the batch of all replicas; -1: padding.
+          batch_size: Of all replicas together.
           seed: int64 scalar.
           step: int64 scalar.
 
         Returns:
           Views with axes [images, K, ...].
         """
-        shape = [tf.shape(labels)[0], self._config.augmentation_multiplicity]
+        shape = [batch_size, self._config.augmentation_multiplicity]
         drawn = self._draw(shape, images_uint8.shape[1:].as_list(), seed, step)
+        drawn = [tf.gather(numbers, tf.maximum(places, 0)) for numbers in drawn]
         return self._corrupt(corruption.to_pm1(images_uint8[:, None]), labels[:, None], *drawn)
 
     def _draw(self, shape, image_shape, seed, key):
@@ -178,16 +182,22 @@ def make_view_sampler(process: process_lib.DiffusionProcess, config: ViewsConfig
     return ViewSampler(process, config, num_classes=num_classes, has_dropout=network.dropout > 0.0)
 
 
-def unit_loss_fn(model: tf.keras.Model) -> Callable[[Views], tf.Tensor]:
-    """Returns the function from the K views of ONE unit to its loss: the mean over its views and pixels."""
+def view_losses_fn(model: tf.keras.Model) -> Callable[[Views], tf.Tensor]:
+    """Returns the function from views [views, ...] to the loss of each, float32 [views]: the mean over its pixels."""
 
-    def unit_loss(views: Views) -> tf.Tensor:
+    def view_losses(views: Views) -> tf.Tensor:
         prediction = unet.denoise(model,
                                   views.x_t,
                                   views.t,
                                   views.labels,
                                   dropout_seeds=views.dropout_seeds,
                                   training=True)
-        return tf.reduce_mean(losses.view_losses(prediction, views.target))
+        return losses.view_losses(prediction, views.target)
 
-    return unit_loss
+    return view_losses
+
+
+def unit_loss_fn(model: tf.keras.Model) -> Callable[[Views], tf.Tensor]:
+    """Returns the function from the K views of ONE unit to its loss: the mean over its views and pixels."""
+    view_losses = view_losses_fn(model)
+    return lambda views: tf.reduce_mean(view_losses(views))

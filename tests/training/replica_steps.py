@@ -1,0 +1,148 @@
+"""A program that takes private and public steps on one, two or several replicas, and writes down what they did.
+
+python -m tests.training.replica_steps STRATEGY OUTPUT.npz, with TF_CONFIG where there are several workers.
+"""
+
+import sys
+
+import numpy as np
+import tensorflow as tf
+
+from tests.conftest import build_small_network
+from tf_dpdiff.data import datasets
+from tf_dpdiff.diffusion import process as process_lib
+from tf_dpdiff.networks import unet
+from tf_dpdiff.privacy import plan as plan_lib
+from tf_dpdiff.privacy import seeds
+from tf_dpdiff.training import checkpoints
+from tf_dpdiff.training import stages
+from tf_dpdiff.training import strategies
+from tf_dpdiff.training import views as views_lib
+
+NETWORK = unet.UNetConfig(base_channels=4, channel_multipliers=(1,), middle_attention=False, groups=2)
+NUM_UNITS, NUM_CLASSES, NUM_STEPS = 40, 3, 3
+CLIP_NORM, NOISE_MULTIPLIER, EXPECTED_BATCH_SIZE = 0.05, 2.0, 10
+SECRET = seeds.PrivateSeed(bytes(range(32)))
+
+
+class _Sgd(stages.OptimizationConfig):
+    """Plain SGD with learning rate 1: an update is the noisy sum over the expected batch size."""
+
+    def make_optimizer(self, num_steps):
+        del num_steps
+        return tf.keras.optimizers.SGD(1.0)
+
+
+SGD, ADAM = _Sgd(1.0), stages.OptimizationConfig(learning_rate=0.01)
+VIEWS = views_lib.ViewsConfig(augmentation_multiplicity=2)
+
+
+def make_private_images():
+    generator = np.random.default_rng(0)
+    return datasets.ImageDataset('toy',
+                                 generator.integers(0, 256, [NUM_UNITS, 4, 4, 1]).astype(np.uint8),
+                                 (np.arange(NUM_UNITS) % NUM_CLASSES).astype(np.int32), ('a', 'b', 'c'))
+
+
+def make_networks(replicas):
+    """Returns a network and its average, with the same weights whatever the replicas."""
+    with replicas.scope():
+        model, average = (build_small_network(NETWORK, (4, 4, 1), NUM_CLASSES) for _ in range(2))
+    weights = [
+        0.3 * np.random.default_rng(i).standard_normal(weight.shape) for i, weight in enumerate(model.get_weights())
+    ]
+    for network in (model, average):
+        network.set_weights(weights)
+    return model, average
+
+
+def run_private(replicas, optimization, noise_multiplier, *, each_from_the_start):
+    """Runs NUM_STEPS private steps.
+
+    Returns:
+      The changes of the weights and of their average by all steps together or, where each step was taken from the same
+      weights, by each [steps, parameters]; and the numbers of units.
+    """
+    model, average = make_networks(replicas)
+    plan = plan_lib.make_plan(
+        plan_lib.DpSgdConfig(target_delta=1e-4,
+                             expected_batch_size=EXPECTED_BATCH_SIZE,
+                             num_steps=NUM_STEPS,
+                             l2_norm_clip=CLIP_NORM,
+                             noise_multiplier=noise_multiplier), NUM_UNITS)
+    state = checkpoints.RunState(SECRET)
+    sampler = views_lib.make_view_sampler(process_lib.DiffusionProcess(), VIEWS, NETWORK, NUM_CLASSES)
+    num_units, changes = [], []
+    with replicas.scope():
+        stage = stages.make_finetuning(stages.FinetuningConfig(optimization, VIEWS, units_per_chunk=4), model, average,
+                                       sampler, replicas, plan, make_private_images(), state,
+                                       lambda step, numbers: num_units.append(numbers['num_units']))
+    start = model.get_weights()
+    for step in range(NUM_STEPS):
+        stage.run_step(step)
+        changes.append(np.stack([flat(network.get_weights()) - flat(start) for network in (model, average)]))
+        if each_from_the_start:
+            model.set_weights(start)
+    assert state.ledger == plan.planned_ledger()
+    model_changes, average_changes = np.stack(changes if each_from_the_start else changes[-1:], axis=1)
+    return model_changes, average_changes, np.array(num_units)
+
+
+def run_public(replicas):
+    """Returns the changes of the weights, and the losses, of NUM_STEPS public steps of batches that do not divide."""
+    model, average = make_networks(replicas)
+    config = stages.PretrainingConfig(make_private_images(), NUM_STEPS, 7, SGD, images_per_chunk=7)
+    sampler = views_lib.make_view_sampler(process_lib.DiffusionProcess(), VIEWS, NETWORK, NUM_CLASSES)
+    with replicas.scope():
+        stage = stages.make_pretraining(config, model, average, sampler, replicas)
+    start = model.get_weights()
+    stage.begin()
+    losses = [stage.run_step(step)['loss'] for step in range(NUM_STEPS)]
+    return flat(model.get_weights()) - flat(start), np.array(losses)
+
+
+def count_collectives(replicas):
+    """Returns how many collective operations reduce a nest of sums, all local replicas together."""
+
+    @tf.function
+    def reduce(value):
+        return replicas.run(lambda x: strategies.sum_over_replicas(([x * 1.0, tf.ones([2, 3])], {
+            'loss': x + 1.0
+        })), [value] * len(replicas.local))
+
+    graph = reduce.get_concrete_function(tf.constant(1.0)).graph
+    return sum(operation.type.startswith('Collective') for operation in graph.get_operations())
+
+
+def flat(weights):
+    return np.concatenate([weight.ravel() for weight in weights]).astype(np.float64)
+
+
+def measure(replicas):
+    """Returns what the steps did, by name."""
+    sums, _, num_units = run_private(replicas, SGD, 0.0, each_from_the_start=True)
+    noisy, _, _ = run_private(replicas, SGD, NOISE_MULTIPLIER, each_from_the_start=True)
+    weights, average, _ = run_private(replicas, ADAM, 0.0, each_from_the_start=False)
+    public, losses = run_public(replicas)
+    scale = -EXPECTED_BATCH_SIZE / CLIP_NORM
+    return {
+        'clipped_sums': scale * sums,
+        'noise': scale * (noisy - sums),
+        'num_units': num_units,
+        'weights': weights,
+        'average': average,
+        'num_collectives': count_collectives(replicas) / len(replicas.local),
+        'public': public,
+        'losses': losses
+    }
+
+
+def main(strategy, output):
+    logical_cpus = 2 if strategy == strategies.MIRRORED else None
+    replicas = strategies.start(strategies.StrategyConfig(strategy, logical_cpus=logical_cpus))
+    measured = measure(replicas)
+    np.savez(f'{output}.{replicas.workers.index}.npz', num_replicas=replicas.count, **measured)
+
+
+if __name__ == '__main__':
+    main(sys.argv[1], sys.argv[2])

@@ -1,0 +1,142 @@
+"""Who the workers of a run are: read from TF_CONFIG, from Slurm, or from an indexed Job of Kubernetes."""
+
+import json
+import os
+import re
+from typing import List, Optional, Tuple
+
+import tensorflow as tf
+
+TF_CONFIG, SLURM, KUBERNETES = CLUSTERS = ('tf_config', 'slurm', 'kubernetes')
+
+Resolver = tf.distribute.cluster_resolver.ClusterResolver
+
+
+def check(cluster: str, port: int, num_workers: Optional[int], service: Optional[str]) -> None:
+    """Checks the settings of a cluster; arguments as `resolve` has them.
+
+    Raises:
+      ValueError: names the setting.
+    """
+    if not 1 <= port <= 65535:
+        raise ValueError(f'port of the strategy must be in [1, 65535], got {port}.')
+    if cluster == KUBERNETES:
+        if not service or num_workers is None or num_workers < 1:
+            raise ValueError(
+                f"cluster='{KUBERNETES}' needs StrategyConfig.service, the name of the headless service, and "
+                f'StrategyConfig.num_workers, the pods of the Job; got {service!r} and {num_workers}.')
+    elif service is not None or num_workers is not None:
+        raise ValueError(
+            f"service and num_workers of the strategy are for cluster='{KUBERNETES}', not for {cluster!r}.")
+
+
+def check_environment(is_multi_worker: bool) -> None:
+    """Refuses to run alone where the environment says that there are several workers: they would all do the same.
+
+    Raises:
+      ValueError: says what to do.
+    """
+    if is_multi_worker:
+        return
+    named = len(_addresses_of_tf_config() or [])
+    if named > 1:
+        raise ValueError(f"TF_CONFIG names {named} workers: say --strategy=multi_worker_mirrored, or unset TF_CONFIG.")
+    tasks = os.environ.get('SLURM_STEP_NUM_TASKS', '1')
+    if 'SLURM_PROCID' in os.environ and tasks not in ('', '1'):
+        raise ValueError(f'srun started {tasks} tasks: say --strategy=multi_worker_mirrored and '
+                         "--gin_param=\"StrategyConfig.cluster = 'slurm'\", or start one task.")
+
+
+def resolve(cluster: str, port: int, num_workers: Optional[int], service: Optional[str]) -> Resolver:
+    """Returns who the workers are and which of them this is.
+
+    Args:
+      cluster: One of CLUSTERS.
+      port: First port of the workers, where the environment does not say; those on one machine count up from it.
+      num_workers: With 'kubernetes', how many pods the Job has.
+      service: With 'kubernetes', the name of the headless service.
+
+    Raises:
+      ValueError: if the environment is not that of such a cluster; says what is missing.
+    """
+    if cluster == TF_CONFIG:
+        return _from_tf_config()
+    found, own = _from_slurm(port) if cluster == SLURM else _from_kubernetes(port, num_workers, service)
+    return tf.distribute.cluster_resolver.SimpleClusterResolver(tf.train.ClusterSpec({'worker': found}),
+                                                                task_type='worker',
+                                                                task_id=own,
+                                                                rpc_layer='grpc')
+
+
+def addresses(resolver: Resolver) -> List[str]:
+    """Returns the addresses of all workers, the first one first."""
+    spec = resolver.cluster_spec().as_dict()
+    return [*spec.get('chief', []), *spec.get('worker', [])]
+
+
+def index(resolver: Resolver) -> int:
+    """Returns which of the addresses is this process."""
+    has_chief = 'chief' in resolver.cluster_spec().as_dict()
+    return resolver.task_id + (has_chief and resolver.task_type == 'worker')
+
+
+def _addresses_of_tf_config() -> Optional[List[str]]:
+    """Returns the training processes that TF_CONFIG names; None where it is not set."""
+    text = os.environ.get('TF_CONFIG')
+    if not text:
+        return None
+    try:
+        cluster = json.loads(text).get('cluster', {})
+        return [address for kind in ('chief', 'worker') for address in cluster.get(kind, [])]
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f'TF_CONFIG is not the JSON of a cluster: {error}.') from error
+
+
+def _from_tf_config() -> Resolver:
+    form = """TF_CONFIG='{"cluster": {"worker": ["HOST:PORT", ...]}, "task": {"type": "worker", "index": 0}}'"""
+    found = _addresses_of_tf_config()
+    if not found:
+        raise ValueError(f'multi_worker_mirrored needs {form}, or StrategyConfig.cluster.')
+    parsed = json.loads(os.environ['TF_CONFIG'])
+    kind, task = (parsed.get('task', {}).get(name) for name in ('type', 'index'))
+    if kind not in ('chief', 'worker') or not str(task).isdigit() or int(task) >= len(parsed['cluster'].get(kind, [])):
+        raise ValueError(
+            f'TF_CONFIG gives this process the task {kind!r}, {task}: only the types chief and worker take '
+            f'part, each with an index within its list; the form is {form}.')
+    return tf.distribute.cluster_resolver.TFConfigClusterResolver()
+
+
+def _from_slurm(port: int) -> Tuple[List[str], int]:
+    names = ('SLURM_PROCID', 'SLURM_STEP_NUM_TASKS', 'SLURM_STEP_NODELIST', 'SLURM_STEP_TASKS_PER_NODE')
+    missing = [name for name in names if name not in os.environ]
+    if missing:
+        raise ValueError(f"cluster='{SLURM}' is for tasks started by srun: {', '.join(missing)} is not set.")
+    own, count = int(os.environ['SLURM_PROCID']), int(os.environ['SLURM_STEP_NUM_TASKS'])
+    try:
+        # Which GPUs a task sees is left to Slurm: the numbers of GPUs are there to be accepted.
+        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(gpus_per_node=count,
+                                                                       gpus_per_task=1,
+                                                                       auto_set_gpu=False)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"cluster='{SLURM}': {error}.") from error
+    # In the order of Slurm's own list, which that of the tasks follows; the resolver's cluster_spec sorts nodes by name
+    # and so puts node10 before node9.
+    tasks_of_nodes = resolver._task_configuration  # pylint: disable=protected-access
+    nodes = [node for node, (_, tasks) in enumerate(tasks_of_nodes.items()) for _ in range(tasks)]
+    if 'SLURM_NODEID' in os.environ and nodes[own] != int(os.environ['SLURM_NODEID']):
+        raise ValueError(f"cluster='{SLURM}' needs tasks that fill one node after the other, and task {own} is on node "
+                         f'{os.environ["SLURM_NODEID"]}: give srun --distribution=block.')
+    return [f'{node}:{port + i}' for node, tasks in tasks_of_nodes.items() for i in range(tasks)], own
+
+
+def _from_kubernetes(port: int, num_workers: int, service: str) -> Tuple[List[str], int]:
+    own, hostname = os.environ.get('JOB_COMPLETION_INDEX', ''), os.environ.get('HOSTNAME', '')
+    job = re.fullmatch(rf'(.+)-{own}', hostname)
+    if not own.isdigit() or not job:
+        raise ValueError(f"cluster='{KUBERNETES}' is for the pods of a Job with completionMode: Indexed, whose "
+                         f'JOB_COMPLETION_INDEX ends their HOSTNAME; got {own!r} and {hostname!r}.')
+    if int(own) >= num_workers:
+        raise ValueError(
+            f'this is pod {own} of the Job, and StrategyConfig.num_workers is {num_workers}: set it to the '
+            'completions of the Job.')
+    return [f'{job.group(1)}-{i}.{service}:{port}' for i in range(num_workers)], int(own)
