@@ -52,6 +52,10 @@ class Workers:
                  sum_vectors: Optional[Callable[[np.ndarray], np.ndarray]] = None):
         self.index, self.count, self._sum_vectors = index, count, sum_vectors
 
+    def together(self):
+        """Returns a context for what all workers compute together; see `together`."""
+        return together() if self.count > 1 else contextlib.nullcontext()
+
     @property
     def is_first(self) -> bool:
         """Whether this is the worker that reads and writes the run's folder."""
@@ -60,6 +64,10 @@ class Workers:
     def any(self, flag: bool) -> bool:
         """Returns whether the flag is set at any worker."""
         return flag if self.count == 1 else bool(self._sum_vectors(np.array([flag], np.float32))[0])
+
+    def wait_for_all(self) -> None:
+        """Returns when all workers are here."""
+        self.any(False)
 
     def gather(self, payload: bytes) -> List[bytes]:
         """Returns the bytes that each worker gave, in the order of the workers."""

@@ -2,15 +2,19 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
 
+from tests import fake_workers
 from tests.cli import verbs
+from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.cli import account
 from tf_dpdiff.cli import budget_file
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import evaluate
+from tf_dpdiff.cli import gin_config
 from tf_dpdiff.cli import run_files
 from tf_dpdiff.cli import run_report
 from tf_dpdiff.data import datasets
@@ -85,7 +89,9 @@ def fixture_run(tmp_path_factory):
 @pytest.fixture(name='evaluated', scope='module')
 def fixture_evaluated(run):
     assert call(run) == command.DONE
-    return run / 'non_private' / 'evaluation_samples'
+    folder = run / 'non_private' / 'evaluation_samples'
+    shutil.copy(folder / 'evaluation.json', run.parent / 'first.json')  # Tests evaluate the run again.
+    return folder
 
 
 def test_everything_is_measured_with_its_protocol(evaluated):
@@ -202,6 +208,51 @@ def test_accuracy_is_released_with_noise_and_charged(tmp_path, capsys):
     assert again['epsilon_of_all_releases'] > released['epsilon_of_all_releases']
 
 
+def evaluate_as_two(workdir, *bindings, of_second=None, **arguments):
+    """Evaluates by two workers that are threads, and returns what each returned or raised."""
+    gin_config.parse(['gin/digits.gin'], [*QUICK, *bindings])
+
+    def evaluate_as(workers):
+        samples_path = (workers.index and of_second) or workdir / 'samples.npz'
+        return gin_config.call(evaluate.evaluate,
+                               workdir=workdir,
+                               samples_path=samples_path,
+                               workers=workers,
+                               **arguments)
+
+    return fake_workers.play(evaluate_as)
+
+
+def test_two_workers_measure_what_one_does_and_release_it_once(run, evaluated, tmp_path, capsys):
+    del evaluated
+    workdir = make_run(tmp_path / 'run')
+    budget_path = make_budget(tmp_path / 'digits.budget', workdir)
+    assert evaluate_as_two(workdir, *RELEASE, budget_file=budget_path) == [command.DONE] * 2
+    of_one, of_two = (json.loads(path.read_text())
+                      for path in (run.parent / 'first.json',
+                                   workdir / 'non_private' / 'evaluation_samples' / 'evaluation.json'))
+    for name in ('quality', 'utility', 'neighbors', 'num_samples'):
+        assert of_two[name] == of_one[name]
+    assert len(budget_file.read(budget_path).entries) == 2
+    assert capsys.readouterr().out.count('RELEASED in') == 1
+    # What the first worker refuses ends the other, and nothing is charged.
+    found = evaluate_as_two(workdir, *RELEASE, budget_file=budget_path)
+    assert isinstance(found[0], command.UsageError) and 'were released before' in str(found[0])
+    assert isinstance(found[1], workers_lib.WorkerLostError)
+    assert len(budget_file.read(budget_path).entries) == 2
+
+
+def test_workers_with_other_samples_are_refused(tmp_path):
+    workdir = make_run(tmp_path / 'run')
+    samples = generate.read_npz(workdir / 'samples.npz')
+    samples[0][0, 0, 0] ^= 1
+    generate.write_npz(tmp_path / 'other.npz', *samples, datasets.digits().train.class_names)
+    for error in evaluate_as_two(workdir, of_second=tmp_path / 'other.npz'):
+        assert isinstance(error, workers_lib.WorkersDisagreeError)
+        assert 'the configuration, the samples or the data of worker 1 is not that of worker 0' in str(error)
+    assert not (workdir / 'non_private').exists()
+
+
 def test_accuracy_of_another_model_is_not_shown(tmp_path):
     workdir = make_run(tmp_path / 'run')
     budget_path = make_budget(tmp_path / 'digits.budget', workdir)
@@ -218,9 +269,9 @@ def test_second_process_does_not_release_in_between(tmp_path, capsys, monkeypatc
     budget_path = make_budget(tmp_path / 'digits.budget', workdir)
     measure = utility.measure
 
-    def measure_while_another_process_releases(*arguments):
+    def measure_while_another_process_releases(*arguments, **options):
         (workdir / 'released_accuracy.json').write_text(json.dumps({'model_run_id': 'run', 'accuracy': {}, 'text': ''}))
-        return measure(*arguments)
+        return measure(*arguments, **options)
 
     monkeypatch.setattr(utility, 'measure', measure_while_another_process_releases)
     flags = f'--budget_file={budget_path}'

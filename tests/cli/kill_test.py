@@ -34,10 +34,14 @@ def start(workdir):
                             })
 
 
+def newest(workdir):
+    """Returns the newest checkpoint; None where there is none yet."""
+    return max((workdir / 'checkpoints').glob('[0-9]*'), default=None)
+
+
 def released(workdir):
     """Returns the averaged weights and the statement."""
-    latest = tf.train.latest_checkpoint(str(workdir / 'checkpoints'))
-    reader = tf.train.load_checkpoint(latest)
+    reader = tf.train.load_checkpoint(str(newest(workdir) / 'variables'))
     names = sorted(name for name in reader.get_variable_to_shape_map() if name.startswith('average/'))
     weights = np.concatenate([reader.get_tensor(name).ravel() for name in names if 'VARIABLE_VALUE' in name])
     return weights, (workdir / 'privacy_statement.json').read_text()
@@ -45,12 +49,11 @@ def released(workdir):
 
 def end_at_a_random_moment(process, workdir, number, generator):
     """Ends a run by a signal: while it starts, or some time after it began to train. Returns whether it still ran."""
-    saved = workdir / 'checkpoints' / 'checkpoint'
-    before = saved.stat().st_mtime_ns
+    before = newest(workdir)
     if generator.random() < 0.2:
         time.sleep(generator.uniform(0.0, 8.0))
     else:
-        while saved.stat().st_mtime_ns == before and process.poll() is None:
+        while newest(workdir) == before and process.poll() is None:
             time.sleep(0.05)
         time.sleep(generator.uniform(0.0, 3.0))
     if process.poll() is not None:
@@ -66,7 +69,7 @@ def end_at_a_random_moment(process, workdir, number, generator):
 def test_run_that_was_ended_at_random_moments_equals_one_that_was_not(tmp_path, number, times):
     first, broken = tmp_path / 'unbroken', tmp_path / 'broken'
     process = start(first)
-    while not (first / 'checkpoints' / 'checkpoint').exists():
+    while newest(first) is None:
         time.sleep(0.05)
         assert process.poll() is None
     process.kill()

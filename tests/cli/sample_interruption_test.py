@@ -34,13 +34,13 @@ import os
 import signal
 import sys
 from tf_dpdiff.cli import sample
-from tf_dpdiff.evaluation import generate
+from tf_dpdiff.evaluation import shared_work
 import tensorflow as tf
 
 kill_after, devices = int(sys.argv[1]), int(sys.argv[2])
 cpu, = tf.config.list_physical_devices('CPU')
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * devices)
-replace, load_on, moved = os.replace, generate._load_on, []
+replace, load_on, moved = os.replace, shared_work._load_on, []
 
 def move(source, target):
     replace(source, target)
@@ -57,7 +57,7 @@ def load(device, load_fn):
         return images
     return sample_and_say
 
-os.replace, generate._load_on = move, load
+os.replace, shared_work._load_on = move, load
 try:
     sample.run(sys.argv[3:])
 finally:
@@ -122,8 +122,8 @@ def fixture_begun(toy_run, tmp_path_factory):
 def stopping_after(pieces, draw_pieces):
     """Returns a generate.draw that asks the process to stop, as Ctrl-C does, after some pieces."""
 
-    def draw_and_stop(*arguments):
-        for number, piece in enumerate(draw_pieces(*arguments)):
+    def draw_and_stop(*arguments, **options):
+        for number, piece in enumerate(draw_pieces(*arguments, **options)):
             if number == pieces:
                 signal.raise_signal(signal.SIGINT)
             yield piece

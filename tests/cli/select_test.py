@@ -2,13 +2,16 @@
 
 import json
 import re
+import types
 
 import numpy as np
 import pytest
 
+from tests import fake_workers
 from tests.cli import verbs
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import evaluate
+from tf_dpdiff.cli import gin_config
 from tf_dpdiff.cli import select
 from tf_dpdiff.data import datasets
 from tf_dpdiff.evaluation import classifiers
@@ -114,6 +117,26 @@ def test_choice_is_the_same_with_and_without_private_images(workdir):
         assert (one['title'], one['synthetic_accuracy']) == (two['title'], two['synthetic_accuracy'])
 
 
+def test_two_workers_choose_what_one_does_and_write_once(workdir, capsys):
+    assert call(workdir) == command.DONE
+    path = workdir / 'non_private' / 'selection_samples' / 'selection.json'
+    of_one = path.read_text()
+    path.unlink()
+    capsys.readouterr()
+    # The configuration of the call stands.
+    arguments = {'workdir': workdir, 'samples_path': workdir / 'samples.npz'}
+    found = fake_workers.play(lambda workers: gin_config.call(select.select, workers=workers, **arguments))
+    assert found == [command.DONE] * 2 and path.read_text() == of_one
+    assert capsys.readouterr().out.count('Chosen by samples alone') == 1
+
+
+def test_tpu_of_a_configuration_is_refused(workdir, capsys, monkeypatch):
+    replicas = types.SimpleNamespace(is_compiled=True)
+    monkeypatch.setattr(gin_config, 'start_replicas', lambda name: replicas)
+    assert call(workdir) == command.WRONG_USE
+    assert "the strategy 'tpu' is for training: say --strategy=default" in error_of(capsys)
+
+
 @pytest.mark.usefixtures('no_private_images')
 def test_configuration_may_forbid_private_images(workdir):
     assert call(workdir, bindings=[*CANDIDATES, 'SelectionConfig.measure_on_real = False']) == command.DONE
@@ -169,7 +192,7 @@ def test_configuration_without_candidates_is_one_clear_line(workdir, capsys):
 def test_recipe_holds_candidates_of_every_family_that_a_cpu_can_train(workdir, monkeypatch):
     seen = {}
 
-    def stop(config, *unused):
+    def stop(config, *unused, **unused_options):
         seen['config'] = config
         raise ValueError('seen')
 

@@ -1,29 +1,36 @@
 """Tests of runs of two workers: they end like runs of one, also when one of the two is stopped or killed."""
 
 import json
+import random
+import shutil
 import signal
 import time
 
 import numpy as np
+import pytest
 
 from tests.cli import cluster
 from tests.cli.verbs import call
+from tf_dpdiff.cli import run_files
 from tf_dpdiff.cli import train
+from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.training import checkpoints
 
 TINY = cluster.ROOT / 'tests' / 'cli' / 'tiny_digits.gin'
 # Long enough to be stopped on the way, quick to start: one private stage.
-BINDINGS = ('train.pretraining = None', 'train.warm_start = None', 'train.utility = None', 'NUM_STEPS = 60',
+BINDINGS = ('train.pretraining = None', 'train.warm_start = None', 'train.utility = None',
             'TrainerConfig.grids_per_stage = 0', 'TrainerConfig.checkpoint_every_secs = 0.2')  # yapf: disable
 
 
-def flags(workdir):
-    return [f'--gin_file={TINY}', f'--workdir={workdir}', *(f'--gin_param={binding}' for binding in BINDINGS)]
+def flags(workdir, num_steps):
+    bindings = *BINDINGS, f'NUM_STEPS = {num_steps}'
+    return [f'--gin_file={TINY}', f'--workdir={workdir}', *(f'--gin_param={binding}' for binding in bindings)]
 
 
-def start_run(workdir):
-    return cluster.start_workers('tf_dpdiff.cli', 'train', *flags(workdir), '--strategy=multi_worker_mirrored')
+def start_run(workdir, num_steps):
+    return cluster.start_workers('tf_dpdiff.cli', 'train', *flags(workdir, num_steps),
+                                 '--strategy=multi_worker_mirrored')
 
 
 def saved_steps(workdir):
@@ -38,6 +45,13 @@ def wait_until_saved(workdir, workers, steps):
         time.sleep(0.1)
 
 
+def averaged_weights(workdir):
+    described = run_files.read_model(workdir)
+    model = unet.build_unet(described.network, described.image_shape, len(described.class_names))
+    checkpoints.load_average(workdir / 'checkpoints', model)
+    return np.concatenate([weight.ravel() for weight in model.get_weights()])
+
+
 def statement(workdir):
     """Returns the statement of a run, without its name."""
     found = json.loads((workdir / 'privacy_statement.json').read_text())
@@ -47,7 +61,7 @@ def statement(workdir):
 
 def test_two_workers_stop_together_and_end_with_the_statement_of_one(tmp_path):
     one, two = tmp_path / 'one', tmp_path / 'two'
-    workers = start_run(two)
+    workers = start_run(two, 60)
     wait_until_saved(two, workers, steps=1)
     workers[1].send_signal(signal.SIGTERM)  # To the one that saves nothing itself.
     codes, said = cluster.wait_for(workers)
@@ -55,8 +69,45 @@ def test_two_workers_stop_together_and_end_with_the_statement_of_one(tmp_path):
     stopped_at = saved_steps(two)
     assert 1 <= stopped_at < 60
     assert f'after step {stopped_at} of 60' in said[0] and f'after step {stopped_at} of 60' in said[1]
-    codes, said = cluster.wait_for(start_run(two))
+    codes, said = cluster.wait_for(start_run(two, 60))
     assert codes == [0, 0] and f'goes on in finetuning at step {stopped_at}' in said[0], said
-    assert call(train, *flags(one)) == 0
+    assert call(train, *flags(one, 60)) == 0
     assert statement(two) == statement(one)
     assert np.load(two / 'samples.npz')['images'].shape == np.load(one / 'samples.npz')['images'].shape
+
+
+LONG = 400
+
+
+def kill_one_at_a_random_moment(workdir, generator):
+    """Runs two workers, kills one of them some time after the first new checkpoint, and waits for the end of both."""
+    before, workers = saved_steps(workdir), start_run(workdir, LONG)
+    if generator.random() < 0.2:
+        time.sleep(generator.uniform(0.0, 8.0))  # While they start.
+    else:
+        wait_until_saved(workdir, workers, steps=before + 1)
+        time.sleep(generator.uniform(0.0, 2.0))
+    assert all(worker.poll() is None for worker in workers), 'it ended before it was killed'
+    killed = generator.randrange(2)
+    workers[killed].kill()
+    codes, said = cluster.wait_for(workers)
+    # The other one saves nothing and says why it ends.
+    assert codes[killed] == -signal.SIGKILL and codes[1 - killed] == 1, said
+    assert 'another worker is gone' in said[1 - killed], said
+
+
+@pytest.mark.long
+def test_run_of_which_one_of_two_workers_is_killed_again_and_again_equals_one_that_was_not_broken(tmp_path):
+    first, broken, generator = tmp_path / 'unbroken', tmp_path / 'broken', random.Random(0)
+    workers = start_run(first, LONG)
+    wait_until_saved(first, workers, steps=1)
+    workers[0].kill()
+    cluster.wait_for(workers)
+    shutil.copytree(first, broken)  # The same secret, the same place.
+    assert cluster.wait_for(start_run(first, LONG))[0] == [0, 0]
+    for _ in range(5):
+        kill_one_at_a_random_moment(broken, generator)
+    assert cluster.wait_for(start_run(broken, LONG))[0] == [0, 0]
+    np.testing.assert_array_equal(averaged_weights(broken), averaged_weights(first))
+    assert statement(broken) == statement(first)
+    assert saved_steps(broken) == LONG

@@ -153,7 +153,7 @@ def test_classifier_of_another_run_is_refused_where_it_does_not_fit_or_is_damage
 @pytest.mark.parametrize('shape', [(8, 8, 1), (9, 20, 3), (33, 33, 1)])
 def test_features_of_any_image_size_do_not_depend_on_the_rest_of_the_batch(shape):
     network = feature_network.build_feature_network(shape, 3, seed=0)
-    extractor = features.Extractor('network', '', 'none', tf.function(network), batch_size=16)
+    extractor = features.Extractor('network', '', 'none', [tf.function(network)], batch_size=16)
     images = make_images(shape, 37).images_uint8
     found = extractor(images, show_progress=False)
     assert found.pool.shape == (37, feature_network.FEATURE_DIMENSION) and found.logits.shape == (37, 3)

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from tf_dpdiff.evaluation import generate
+from tf_dpdiff.evaluation import sample_plan
 
 
 def traceable_samples(labels, seeds):
@@ -21,7 +22,8 @@ def traceable_samples(labels, seeds):
 
 def run(num_images, seed=0, chunk_size=7, num_classes=3, **arguments):
     config = generate.GenerateConfig(num_images=num_images, seed=seed, chunk_size=chunk_size)
-    return generate.generate(traceable_samples, config, num_classes, **arguments)
+    choice = sample_plan.ClassChoice(tuple(range(num_classes)))
+    return generate.generate([traceable_samples], config, choice=choice, **arguments)
 
 
 @pytest.mark.parametrize('num_images', [1, 6, 7, 8, 14, 100])

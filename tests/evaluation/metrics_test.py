@@ -317,7 +317,7 @@ def make_extractor(dimension=3):
         flat = tf.reshape(tf.cast(images_uint8, tf.float32), [len(images_uint8), -1])
         return flat[:, :dimension], flat[:, :1]
 
-    return features.Extractor('first pixels', 'abc', '5x5', run, batch_size=7)
+    return features.Extractor('first pixels', 'abc', '5x5', [run], batch_size=7)
 
 
 def make_data(num_train, num_held_out):

@@ -22,7 +22,7 @@ def run(images_uint8):
     return flat * tf.linspace(0.5, 2.0, flat.shape[1]), flat[:, :2]
 
 
-EXTRACTOR = features.Extractor('weighted pixels', 'abc', 'none', run, batch_size=50)
+EXTRACTOR = features.Extractor('weighted pixels', 'abc', 'none', [run], batch_size=50)
 
 
 def make_dataset(images, name='private'):

@@ -4,6 +4,8 @@
 class StopAfter:
     """A request to stop that comes after so many steps."""
 
+    reason = 'a test'
+
     def __init__(self, steps):
         self._left = steps
 

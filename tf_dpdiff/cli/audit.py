@@ -26,7 +26,6 @@ from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import auditing
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.training import checkpoints
-from tf_dpdiff.training import interruption
 from tf_dpdiff.training import loop as loop_lib
 from tf_dpdiff.training import stages
 from tf_dpdiff.training import strategies
@@ -107,7 +106,7 @@ def audit(
 
 def _train(workdir, private, **arguments) -> trainer_lib.Trainer:
     """Runs what is left of the training, as bin/train does."""
-    with interruption.StopRequest() as stop:
+    with arguments['replicas'].working() as stop:
         trainer = trainer_lib.Trainer(workdir, private, on_release=lambda unused_means: None, **arguments)
         files.write_text(workdir / 'operative_config.gin', gin.operative_config_str())
         if trainer.resumed:

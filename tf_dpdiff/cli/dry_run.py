@@ -7,15 +7,26 @@ from rich import console as rich_console
 
 import gin  # pylint: disable=wrong-import-order
 from tf_dpdiff.cli import command
+from tf_dpdiff.cli import planner_rows
 from tf_dpdiff.data import augmentation
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import statement as statement_lib
 from tf_dpdiff.training import memory
+from tf_dpdiff.training import planner
 from tf_dpdiff.training import trainer as trainer_lib
 from tf_dpdiff.training import views as views_lib
 
 
-def print_private(spec, network, process, plan, pretraining, warm_start, finetuning, spent: Optional[str]) -> None:
+def print_private(spec,
+                  network,
+                  process,
+                  plan,
+                  pretraining,
+                  warm_start,
+                  finetuning,
+                  spent: Optional[str],
+                  *,
+                  hardware: Optional[planner.Hardware] = None) -> None:
     """Prints configuration, cost and statement of a private run.
 
     Args:
@@ -27,7 +38,9 @@ def print_private(spec, network, process, plan, pretraining, warm_start, finetun
       warm_start: The stage on noisy class means, or None.
       finetuning: The DP-SGD stage.
       spent: What a budget file would hold with this run, in words, or None.
+      hardware: The devices that the run is planned for, or None.
     """
+    planner_rows.check(hardware, has_private_stage=True, has_public_stage=bool(pretraining or warm_start))
     model = unet.build_unet(network, spec.image_shape, spec.num_classes)
     trainer_lib.check_model(model, spec.image_shape,
                             views_lib.make_view_sampler(process, finetuning.views, network, spec.num_classes))
@@ -53,16 +66,22 @@ def print_private(spec, network, process, plan, pretraining, warm_start, finetun
         f'{num_views} views = {views:,} views')
     table.add_row('noise multiplier', f'{plan.config.noise_multiplier:.4f}')
     table.add_row('augmentation', augmentation.Augmenter(finetuning.views.augmentation).describe())
-    chunk = finetuning.choose_chunk_sizes(model, plan.config.expected_batch_size)
-    views_at_a_time = chunk.units * chunk.views
-    gradients, activations = 4 * chunk.units * num_trained, views_at_a_time * memory.activation_bytes_per_view(model)
-    table.add_row(
-        'memory', f'about {_mebibytes(16 * model.count_params())} for weights, average and optimizer, '
-        f'{_mebibytes(gradients)} for the gradients of {chunk.units} unit(s) and {_mebibytes(activations)} for the '
-        f'activations of {views_at_a_time} view(s) at a time')
+    if hardware:
+        _add_rows(table, planner_rows.of_private_run(hardware, model, plan, pretraining, warm_start, finetuning))
+    else:
+        table.add_row('memory', _describe_memory(model, num_trained, plan.config.expected_batch_size, finetuning))
     if spent:
         table.add_row('budget file', f'with this run, {spent}')
     _print(table, trainer_lib.make_statement(spec, plan, plan.planned_ledger(), num_views, public_data))
+
+
+def _describe_memory(model, num_trained: int, expected_batch_size: int, finetuning) -> str:
+    chunk = finetuning.choose_chunk_sizes(model, expected_batch_size)
+    views_at_a_time = chunk.units * chunk.views
+    gradients, activations = 4 * chunk.units * num_trained, views_at_a_time * memory.activation_bytes_per_view(model)
+    return (f'about {_mebibytes(16 * model.count_params())} for weights, average and optimizer, '
+            f'{_mebibytes(gradients)} for the gradients of {chunk.units} unit(s) and {_mebibytes(activations)} for the '
+            f'activations of {views_at_a_time} view(s) at a time')
 
 
 def _check_origin(finetuning, pretraining, network, process, model) -> Tuple[str, ...]:
@@ -76,14 +95,20 @@ def _check_origin(finetuning, pretraining, network, process, model) -> Tuple[str
     return trainer_lib.describe_public_data(pretraining, origin)
 
 
-def print_public(network, pretraining, statement: statement_lib.PublicStatement) -> None:
+def print_public(network,
+                 pretraining,
+                 statement: statement_lib.PublicStatement,
+                 *,
+                 hardware: Optional[planner.Hardware] = None) -> None:
     """Prints configuration and cost of a run on public images alone.
 
     Args:
       network: The network's shape.
       pretraining: The public stage.
       statement: What would be said of the model.
+      hardware: The devices that the run is planned for, or None.
     """
+    planner_rows.check(hardware, has_private_stage=False, has_public_stage=True)
     public = pretraining.spec
     model = unet.build_unet(network, public.image_shape, public.num_classes)
     table = command.facts_table('what would be done')
@@ -97,11 +122,19 @@ def print_public(network, pretraining, statement: statement_lib.PublicStatement)
     views_at_a_time = (pretraining.images_per_chunk or pretraining.batch_size) * num_views
     table.add_row('views', f'{pretraining.num_steps * pretraining.batch_size * num_views:,}')
     table.add_row('augmentation', augmentation.Augmenter(pretraining.views.augmentation).describe())
-    table.add_row(
-        'memory', f'about {_mebibytes(16 * model.count_params())} for weights, average and optimizer, and '
-        f'{_mebibytes(views_at_a_time * memory.activation_bytes_per_view(model))} for the activations of '
-        f'{views_at_a_time:,} views at a time')
+    if hardware:
+        _add_rows(table, planner_rows.of_public_run(hardware, model, pretraining))
+    else:
+        table.add_row(
+            'memory', f'about {_mebibytes(16 * model.count_params())} for weights, average and optimizer, and '
+            f'{_mebibytes(views_at_a_time * memory.activation_bytes_per_view(model))} for the activations of '
+            f'{views_at_a_time:,} views at a time')
     _print(table, statement)
+
+
+def _add_rows(table, rows: planner_rows.Rows) -> None:
+    for row in rows:
+        table.add_row(*row)
 
 
 def _describe_images(spec) -> str:

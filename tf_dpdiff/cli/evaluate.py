@@ -10,12 +10,14 @@ from rich import console as rich_console
 
 import gin  # pylint: disable=wrong-import-order
 from tf_dpdiff import files
+from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import gin_config
 from tf_dpdiff.cli import released_accuracy
 from tf_dpdiff.cli import run_files
 from tf_dpdiff.cli import run_identity
 from tf_dpdiff.cli import run_report
+from tf_dpdiff.cli import strategy_flags
 from tf_dpdiff.data import datasets
 from tf_dpdiff.evaluation import features as features_lib
 from tf_dpdiff.evaluation import generate
@@ -24,6 +26,7 @@ from tf_dpdiff.evaluation import neighbors as neighbors_lib
 from tf_dpdiff.evaluation import report
 from tf_dpdiff.evaluation import report_sections
 from tf_dpdiff.evaluation import sample_files
+from tf_dpdiff.evaluation import shared_work
 from tf_dpdiff.evaluation import utility as utility_lib
 from tf_dpdiff.evaluation import utility_pictures
 from tf_dpdiff.privacy import accuracy_release as accuracy_release_lib
@@ -37,6 +40,7 @@ _WARNING = (
 def evaluate(*,
              workdir: pathlib.Path,
              samples_path: pathlib.Path,
+             workers: workers_lib.Workers = workers_lib.ALONE,
              budget_file: Optional[pathlib.Path] = None,
              data: datasets.PrivateData = gin.REQUIRED,
              features: features_lib.FeaturesConfig = features_lib.FeaturesConfig(),
@@ -49,6 +53,7 @@ def evaluate(*,
     Args:
       workdir: The run's folder.
       samples_path: The samples, a file or folder that bin/train or bin/sample wrote.
+      workers: The processes that share the work; the first one alone writes, charges and releases.
       budget_file: The budget that a released accuracy is charged to, or None.
       data: The private images, and real images held out from them.
       features: What images are compared by.
@@ -60,57 +65,81 @@ def evaluate(*,
     Returns:
       The exit code.
     """
+    samples = shared_work.all_or_none(workers, lambda: _read_samples(workdir, samples_path, data, workers))
+    settings = (features, quality, neighbors, utility, accuracy_release)
+    strategy_flags.check_same_inputs(workers, samples, data, settings)
+    shared_work.at_first(
+        workers, lambda: _check_release(workdir, budget_file, accuracy_release, utility, data, samples.statement_text))
+    folder = workdir / 'non_private' / f'evaluation_{run_files.name_of_samples(workdir, samples_path)}'
+    shared_work.at_first(workers, lambda: _begin(folder, samples))
+    results = {'samples': str(samples_path), 'num_samples': len(samples.images), 'seconds': {}}
+    sections, predictions = [], {}
+    if quality or neighbors:
+        extractor = features_lib.load(features, data.train, workdir / 'non_private' / 'features', workers)
+    if quality:
+        sections.append(_measure_quality(results, quality, extractor, samples, data))
+    if utility:
+        section, predictions = _measure_utility(results, utility, samples, data, folder, workers)
+        sections.append(section)
+    if neighbors:
+        sections.append(_search_neighbors(results, neighbors, extractor, samples, data, folder))
+
+    def finish():
+        if accuracy_release:
+            released = released_accuracy.release(workdir, budget_file, accuracy_release, data, predictions)
+            results['released_accuracy'] = released
+        files.write_text(folder / 'evaluation.json', json.dumps(results, indent=2) + '\n')
+        _write_report(workdir, folder, samples_path, results, sections)
+        _print_results(results, folder, workdir)
+
+    shared_work.at_first(workers, finish)
+    return command.DONE
+
+
+def _read_samples(workdir, samples_path, data, workers) -> sample_files.SampleSet:
     samples = sample_files.read(samples_path)
     samples.check_like(data.spec, samples_path)
-    run_identity.check_same_data(workdir, data.train)
+    if workers.is_first:  # It looks into the run's folder.
+        run_identity.check_same_data(workdir, data.train)
+    return samples
+
+
+def _check_release(workdir, budget_file, accuracy_release, utility, data, statement_text) -> None:
     if accuracy_release:
         if not utility:
             raise command.UsageError(
                 'evaluate.accuracy_release needs evaluate.utility: it releases what that measures.')
-        released_accuracy.check(workdir, budget_file, accuracy_release, data, samples.statement_text)
+        released_accuracy.check(workdir, budget_file, accuracy_release, data, statement_text)
     elif budget_file:
         raise command.UsageError('--budget_file is for evaluate.accuracy_release, which is not bound: nothing would be '
                                  'released or charged.')
-    folder = workdir / 'non_private' / f'evaluation_{run_files.name_of_samples(workdir, samples_path)}'
+
+
+def _begin(folder: pathlib.Path, samples: sample_files.SampleSet) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob('*.png'):
         path.unlink()  # Of parts that are now switched off.
     generate.write_png(folder / 'samples.png', generate.class_grid(samples.images, samples.labels))
-    results = {'samples': str(samples_path), 'num_samples': len(samples.images), 'seconds': {}}
-    sections = []
-    if quality or neighbors:
-        extractor = features_lib.load(features, data.train, workdir / 'non_private' / 'features')
-    if quality:
-        sections.append(_measure_quality(results, quality, extractor, samples, data))
-    if utility:
-        section, predictions = _measure_utility(results, utility, samples, data, folder)
-        sections.append(section)
-    if neighbors:
-        sections.append(_search_neighbors(results, neighbors, extractor, samples, data, folder))
-    if accuracy_release:
-        released = released_accuracy.release(workdir, budget_file, accuracy_release, data, predictions)
-        results['released_accuracy'] = released
-    files.write_text(folder / 'evaluation.json', json.dumps(results, indent=2) + '\n')
-    _write_report(workdir, folder, samples_path, results, sections)
-    _print_results(results, folder, workdir)
-    return command.DONE
 
 
-def _measure_quality(results, config, extractor, samples, data) -> report.Section:
+def _measure_quality(results, config, extractor, samples, data) -> Optional[report.Section]:
+    """Returns a section; None at the other workers than the first."""
     started = time.monotonic()
-    results['quality'] = metrics.measure(config,
-                                         extractor,
-                                         synthetic=samples.images,
-                                         train=data.train,
-                                         held_out=data.held_out)
+    measured = metrics.measure(config, extractor, synthetic=samples.images, train=data.train, held_out=data.held_out)
+    if measured is None:
+        return None
+    results['quality'] = measured
     results['seconds']['quality'] = round(time.monotonic() - started, 1)
-    return report_sections.quality(results['quality'])
+    return report_sections.quality(measured)
 
 
-def _measure_utility(results, config, samples, data, folder):
-    """Returns a section, and what the classifiers trained on samples take the held-out images for."""
+def _measure_utility(results, config, samples, data, folder, workers):
+    """Returns a section, None at the other workers than the first, and what the classifiers trained on samples take
+    the held-out images for."""
     started = time.monotonic()
-    measured = utility_lib.measure(config, samples.images, samples.labels, data.train, data.held_out)
+    measured = utility_lib.measure(config, samples.images, samples.labels, data.train, data.held_out, workers=workers)
+    if not workers.is_first:
+        return None, measured.predictions
     fields = results['utility'] = measured.fields
     results['seconds']['utility'] = round(time.monotonic() - started, 1)
     utility_pictures.draw_confusion(folder / 'confusion.png', fields, report_sections.chosen_classifier(fields))
@@ -122,9 +151,12 @@ def _measure_utility(results, config, samples, data, folder):
     return section, measured.predictions
 
 
-def _search_neighbors(results, config, extractor, samples, data, folder) -> report.Section:
+def _search_neighbors(results, config, extractor, samples, data, folder) -> Optional[report.Section]:
+    """Returns a section; None at the other workers than the first."""
     started = time.monotonic()
     found = neighbors_lib.find(config, extractor, synthetic=samples.images, train=data.train, held_out=data.held_out)
+    if found is None:
+        return None
     results['neighbors'] = found.to_dict()
     results['seconds']['neighbors'] = round(time.monotonic() - started, 1)
     generate.write_png(folder / 'neighbors.png', found.picture)
@@ -179,15 +211,17 @@ def main(flags) -> int:
     """Runs the verb."""
     command.quieten_libraries()
     gin_config.parse(flags.gin_file, flags.gin_param)
+    workers = strategy_flags.check_evaluates(gin_config.start_replicas(flags.strategy)).workers
     workdir, samples_path = run_files.find_samples(flags)
     given = {'budget_file': pathlib.Path(flags.budget_file)} if flags.budget_file else {}
-    return gin_config.call(evaluate, workdir=workdir, samples_path=samples_path, **given)
+    return gin_config.call(evaluate, workdir=workdir, samples_path=samples_path, workers=workers, **given)
 
 
 def run(argv: Optional[List[str]] = None) -> None:
     """Entry point of bin/evaluate."""
     parser = command.Parser('evaluate', __doc__)
     parser.add_gin_flags()
+    parser.add_strategy_flag()
     run_files.add_samples_flags(parser)
     parser.add_argument('--budget_file',
                         metavar='FILE',

@@ -1,6 +1,5 @@
 """The seam to gin: what a configuration file may name, and strict parsing."""
 
-import dataclasses
 import difflib
 import importlib
 import inspect
@@ -138,8 +137,7 @@ def start_replicas(name: Optional[str]) -> strategies.Replicas:
     Raises:
       ValueError: if the strategy is not supported, or the machine or cluster has not what it asks for.
     """
-    config = call(gin.get_configurable(strategies.StrategyConfig))
-    return strategies.start(dataclasses.replace(config, name=name) if name else config)
+    return strategies.start(call(gin.get_configurable(strategies.StrategyConfig), **({'name': name} if name else {})))
 
 
 def call(function: Callable, **arguments):

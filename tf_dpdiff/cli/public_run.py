@@ -3,10 +3,9 @@
 import dataclasses
 import pathlib
 import time
+from typing import Optional
 
-import numpy as np
 from rich import console as rich_console
-import tensorflow as tf
 
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import dry_run as dry_run_lib
@@ -15,24 +14,24 @@ from tf_dpdiff.cli import run_identity
 from tf_dpdiff.cli import run_output
 from tf_dpdiff.cli import run_summaries
 from tf_dpdiff.data import datasets
-from tf_dpdiff.evaluation import generate
 from tf_dpdiff.privacy import statement as statement_lib
-from tf_dpdiff.serving import export
-from tf_dpdiff.training import interruption
+from tf_dpdiff.training import planner
 from tf_dpdiff.training import pretrained
 from tf_dpdiff.training import pretrainer
 from tf_dpdiff.training import stages
 from tf_dpdiff.training import strategies
 
 
-def train_on_public_images(workdir: pathlib.Path, replicas: strategies.Replicas, dry_run: bool, parts: dict, network,
-                           process, pretraining, sampler, samples, loop) -> int:
+def train_on_public_images(workdir: pathlib.Path, replicas: strategies.Replicas, dry_run: bool,
+                           hardware: Optional[planner.Hardware], parts: dict, network, process, pretraining, sampler,
+                           samples, loop) -> int:
     """Pre-trains, writes the public checkpoint, samples and exports; resumes where the folder holds such a run.
 
     Args:
       workdir: The run's folder.
       replicas: What computes the steps.
       dry_run: Print what would be done, and return.
+      hardware: What a dry run reckons hours and memory for, or None.
       parts: What only a private run has, by name; all must be None.
       network: The network's shape.
       process: The diffusion process.
@@ -61,14 +60,14 @@ def train_on_public_images(workdir: pathlib.Path, replicas: strategies.Replicas,
                                        pretraining.views.label_drop_probability).with_sampler(sampler)
     statement = statement_lib.PublicStatement((spec.to_phrase(),), pretraining.num_steps)
     if dry_run:
-        dry_run_lib.print_public(network, pretraining, statement)
+        dry_run_lib.print_public(network, pretraining, statement, hardware=hardware)
         return command.DONE
     is_first = replicas.workers.is_first
     if is_first:
         run_identity.check_free(workdir)
     started = time.monotonic()
     model = model._replace(labelled=not _is_unlabelled(pretraining.images))
-    with interruption.StopRequest() as stop:
+    with replicas.working() as stop:
         trainer = pretrainer.PublicTrainer(workdir,
                                            network=network,
                                            process=process,
@@ -82,39 +81,32 @@ def train_on_public_images(workdir: pathlib.Path, replicas: strategies.Replicas,
         checkpoint, released = trainer.to_pretrained(), trainer.released_model()
         if is_first:
             checkpoint.write(workdir / pretrained.FOLDER)
-        image_sampler = run_output.make_image_sampler(released, network, process, sampler)
-        images, labels = run_output.draw(_sample_fn(image_sampler, pretraining.images), samples, spec.num_classes, stop)
-    if not is_first:
-        return command.DONE
-    statement = dataclasses.replace(statement, run_id=trainer.state.run_id)
+        drawn = run_output.draw(released, model, samples, stop=stop, workers=replicas.workers)
+    if is_first:
+        statement = dataclasses.replace(statement, run_id=trainer.state.run_id)
+        _finish(workdir, pretraining, trainer, released, model, statement, checkpoint, drawn, started)
+    replicas.workers.wait_for_all()  # So that none ends as done while the first one may yet fail.
+    return command.DONE
+
+
+def _finish(workdir, pretraining, trainer, released, model, statement, checkpoint, drawn, started) -> None:
+    """Writes what may be sent on, and prints where it lies."""
+    spec = pretraining.spec
     facts = {
         'epsilon': 'no private images',
         'public images': f'{spec.num_images:,}',
         'steps': str(pretraining.num_steps)
     }
     version = run_output.write(workdir, f'tf_dpdiff: a public model of {spec.name}', facts, statement, model, released,
-                               trainer.summaries, images,
-                               np.full_like(labels, spec.num_classes) if _is_unlabelled(pretraining.images) else labels)
+                               trainer.summaries, *drawn)
     trainer.summaries.flush()
     table = command.facts_table('what came out')
     table.add_row(
         'checkpoint', f'{workdir / pretrained.FOLDER}, SHA-256 {checkpoint.sha256[:16]}: private '
         f"runs start from it by FinetuningConfig.init_from = '{workdir}'")
-    run_output.add_files(table, workdir, version, len(images), time.monotonic() - started)
+    run_output.add_files(table, workdir, version, len(drawn[0]), time.monotonic() - started)
     rich_console.Console().print(table)
-    return command.DONE
 
 
 def _is_unlabelled(public: datasets.ImageDataset) -> bool:
     return bool((public.labels == public.num_classes).all())
-
-
-def _sample_fn(image_sampler: export.ImageSampler, public: datasets.ImageDataset) -> generate.SampleFn:
-    """Returns what samples by class or, where the public images have no labels, without one."""
-
-    def sample(labels, seeds):
-        if _is_unlabelled(public):
-            labels = tf.fill(tf.shape(labels), public.num_classes)
-        return image_sampler.sample(labels, seeds)['images']
-
-    return sample

@@ -3,6 +3,7 @@
 import ast
 import functools
 import io
+import itertools
 import pathlib
 import re
 import sys
@@ -14,12 +15,15 @@ import tensorflow as tf
 
 import gin  # pylint: disable=wrong-import-order
 from tf_dpdiff import files
+from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.cli import run_files
 from tf_dpdiff.cli import run_report
 from tf_dpdiff.cli import run_summaries
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.diffusion import samplers
 from tf_dpdiff.evaluation import generate
+from tf_dpdiff.evaluation import sample_plan
+from tf_dpdiff.evaluation import shared_work
 from tf_dpdiff.networks import transfer
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import plan as plan_lib
@@ -99,14 +103,43 @@ def make_image_sampler(average, network: unet.UNetConfig, process: process_lib.D
     return export.ImageSampler(average, process, sampler)
 
 
-def draw(sample_fn: generate.SampleFn, samples: generate.GenerateConfig, num_classes: int,
-         stop: interruption.StopRequest) -> Tuple[np.ndarray, np.ndarray]:
-    """Draws the samples of a run; see `generate.generate`.
+def draw(released,
+         model: run_files.ModelDescription,
+         samples: generate.GenerateConfig,
+         *,
+         stop: interruption.StopRequest,
+         workers: workers_lib.Workers = workers_lib.ALONE) -> Tuple[np.ndarray, np.ndarray]:
+    """Draws the samples of a run on all GPUs of all workers; see `generate.generate`.
+
+    Args:
+      released: The averaged network, which belongs to no strategy.
+      model: The run. Of one that is not labelled, all samples are of "no class".
+      samples: How many.
+      stop: Looked at before each round of chunks, and in the end.
+      workers: All of them call this.
 
     Raises:
-      interruption.Interrupted: if asked to stop on the way.
+      interruption.Interrupted: if one of the workers was asked to stop on the way.
     """
-    drawn = generate.generate(sample_fn, samples, num_classes, lambda: stop.requested)
+    num_classes = len(model.class_names)
+
+    def make_copy():
+        network = unet.build_unet(model.network, model.image_shape, num_classes)
+        network.set_weights(released.get_weights())
+        return network
+
+    networks = itertools.chain([released], iter(make_copy, None))  # The network itself does for the first device.
+
+    def load() -> generate.SampleFn:
+        image_sampler = make_image_sampler(next(networks), model.network, model.process, model.sampler)
+        return lambda labels, seeds: image_sampler.sample(labels, seeds)['images']
+
+    drawn = generate.generate(
+        shared_work.on_each_device(load),
+        samples,
+        choice=sample_plan.ClassChoice(tuple(range(num_classes)) if model.labelled else (num_classes,)),
+        should_stop=lambda: stop.requested,
+        workers=workers)
     if drawn is None:
         raise interruption.Interrupted('stopped while sampling; training is complete and saved')
     return drawn

@@ -1,24 +1,30 @@
 """bin/sample: images without limit, from a run, an exported model or a server.
 
 The privacy statement goes with them. A set is written in shards; after a kill or Ctrl-C the same command completes
-it. The same seed gives the same image, however many are drawn, in shards of any size, on one device or several.
+it. The same seed gives the same image, however many are drawn, in shards of any size, on one device or several, by
+one process or several.
 """
 
+import collections
 import contextlib
 import fractions
+import json
 import pathlib
 import re
 import sys
-from typing import List, Optional, Sequence
+from typing import Iterator, List, Optional, Sequence, Tuple
 
 from tf_dpdiff import progress
+from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import run_files
 from tf_dpdiff.cli import sample_source
+from tf_dpdiff.cli import strategy_flags
 from tf_dpdiff.evaluation import generate
 from tf_dpdiff.evaluation import sample_files
 from tf_dpdiff.evaluation import sample_plan
 from tf_dpdiff.evaluation import sample_writing
+from tf_dpdiff.evaluation import shared_work
 from tf_dpdiff.training import interruption
 
 _SHOWN_CLASSES = 20
@@ -27,6 +33,25 @@ _SHOWN_CLASSES = 20
 def main(flags) -> int:
     """Runs the verb."""
     command.quieten_libraries()
+    workers = strategy_flags.start(flags).workers
+    output, plan, source = shared_work.all_or_none(workers, lambda: _prepare(flags))
+    workers.check_same(json.dumps(plan.to_json(), sort_keys=True), 'what is to be sampled (flags, or the model)')
+    with interruption.StopRequest() as stop, contextlib.ExitStack() as opened:
+        # The first worker alone touches the files; the others draw for it.
+        files = shared_work.at_first(
+            workers, lambda: opened.enter_context(sample_writing.open_for_writing(output, plan, source.statements)))
+        if not _complete(output, plan, files, source, stop, workers):
+            return command.FAILED
+    if workers.is_first:
+        kinds = len(plan.choice.classes)
+        print(f'{plan.num_images:,} images of {kinds} {"class" if kinds == 1 else "classes"} in {output} '
+              f'({plan.format}).')
+        print(sample_files.describe(source.statements[1]))
+    return command.DONE
+
+
+def _prepare(flags) -> Tuple[pathlib.Path, sample_plan.SamplePlan, sample_source.Source]:
+    """Returns where images go, which ones, and where they come from."""
     saved_model = _path(flags.saved_model)
     workdir = _path(flags.workdir or (None if saved_model else 'runs/latest'))
     source = sample_source.find(workdir, saved_model, flags.endpoint, sample_source.sampler_changes(flags))
@@ -43,35 +68,51 @@ def main(flags) -> int:
                                   name=(flags.name or _default_name(workdir, saved_model)) if kind == 'tfds' else None,
                                   origin=source.origin,
                                   shard_size=flags.shard_size)
-    with interruption.StopRequest() as stop, sample_writing.open_for_writing(output, plan, source.statements) as files:
-        if not _complete(output, plan, files, source, stop):
-            return command.FAILED
-    kinds = len(plan.choice.classes)
-    print(f'{plan.num_images:,} images of {kinds} {"class" if kinds == 1 else "classes"} in {output} ({plan.format}).')
-    print(sample_files.describe(source.statements[1]))
-    return command.DONE
+    return output, plan, source
 
 
-def _complete(output: pathlib.Path, plan: sample_plan.SamplePlan, files: sample_writing.SampleFiles,
-              source: sample_source.Source, stop: interruption.StopRequest) -> bool:
-    """Draws and writes what is not there yet; returns whether the set is complete."""
-    for problem in files.problems:
-        print(f'sample: {problem}.', file=sys.stderr)
-    if files.complete:
-        print(f'sample: {output} is complete; nothing is drawn.', file=sys.stderr)
+def _complete(output: pathlib.Path, plan: sample_plan.SamplePlan, files: Optional[sample_writing.SampleFiles],
+              source: sample_source.Source, stop: interruption.StopRequest, workers: workers_lib.Workers) -> bool:
+    """Draws and, at the first worker, writes what is not there yet; returns whether the set is complete."""
+    if files:
+        for problem in files.problems:
+            print(f'sample: {problem}.', file=sys.stderr)
+        if files.complete:
+            print(f'sample: {output} is complete; nothing is drawn.', file=sys.stderr)
+        elif len(files.pending) < plan.num_shards:
+            then = 'going on with the others' if files.pending else 'putting them together'
+            print(f'sample: {_progress(plan, files)}; {then}.', file=sys.stderr)
+    state = workers.broadcast(json.dumps([files.complete, files.ranges()]).encode() if files else None)
+    complete, ranges = json.loads(state)
+    if complete:
         return True
-    if len(files.pending) < plan.num_shards:
-        then = 'going on with the others' if files.pending else 'putting them together'
-        print(f'sample: {_progress(plan, files)}; {then}.', file=sys.stderr)
-    left = sum(end - first for first, end in files.ranges())
-    sample_fns = source.load() if left else []
-    pieces = generate.draw(sample_fns, plan.choice, files.ranges(), plan.chunk_size)
-    with contextlib.closing(pieces), progress.bar(plan.num_images, 'sampling', 'image',
-                                                  initial=plan.num_images - left) as bar:
-        whole = files.write(pieces, lambda: stop.requested, bar.update)
-    if not whole:
+    left = sum(end - first for first, end in ranges)
+    sample_fns = shared_work.all_or_none(workers, source.load) if left else []
+    pieces = generate.draw(sample_fns,
+                           plan.choice,
+                           ranges,
+                           plan.chunk_size,
+                           workers=workers,
+                           should_stop=lambda: stop.requested)
+    with contextlib.closing(pieces), progress.bar(plan.num_images,
+                                                  'sampling',
+                                                  'image',
+                                                  initial=plan.num_images - left,
+                                                  disable=not workers.is_first) as bar:
+        try:
+            whole = files.write(pieces, lambda: stop.requested, bar.update) if files else _take_all(pieces)
+            # Asked by all: the others have to know whether the first one wrote everything.
+            whole = not workers.any(not whole)
+        except shared_work.Stopped:
+            whole = False
+    if files and not whole:
         print(f'sample: stopped; {_progress(plan, files)} and kept. The same command goes on.', file=sys.stderr)
     return whole
+
+
+def _take_all(pieces: Iterator[generate.Piece]) -> bool:
+    collections.deque(pieces, maxlen=0)
+    return True
 
 
 def _progress(plan: sample_plan.SamplePlan, files: sample_writing.SampleFiles) -> str:
@@ -138,6 +179,7 @@ def run(argv: Optional[List[str]] = None) -> None:
                         help='draw on this server instead: http://HOST:8501/v1/models/NAME or grpc://HOST:8500/NAME '
                         '(https and grpcs with TLS, a token in TF_DPDIFF_TOKEN); the model here is what its images '
                         'are checked against')
+    strategy_flags.add(parser)
     sample_source.add_sampler_flags(parser)
     parser.add_argument('--num_images', type=int, default=5000, help='how many (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0, help='image i has seed SEED + i (default: %(default)s)')

@@ -14,6 +14,7 @@ from tf_dpdiff.cli import run_identity
 from tf_dpdiff.cli import run_output
 from tf_dpdiff.diffusion import samplers
 from tf_dpdiff.evaluation import generate
+from tf_dpdiff.evaluation import shared_work
 from tf_dpdiff.networks import unet
 from tf_dpdiff.serving import client
 from tf_dpdiff.serving import export
@@ -125,7 +126,7 @@ def _checkpoint(workdir: pathlib.Path, description: run_files.ModelDescription) 
 
     statements = run_files.statement_paths(workdir)
     origin = _origin('a checkpoint', digest.hexdigest(), statements, description)
-    return Source(description, statements, origin, functools.partial(generate.on_each_device, load))
+    return Source(description, statements, origin, functools.partial(shared_work.on_each_device, load))
 
 
 def _exported(workdir: Optional[pathlib.Path], version: pathlib.Path, num_steps: Optional[int] = None) -> Source:
@@ -149,7 +150,7 @@ def _exported(workdir: Optional[pathlib.Path], version: pathlib.Path, num_steps:
         description = description.with_sampler(dataclasses.replace(description.sampler, num_steps=num_steps))
         load_sample_fn = functools.partial(load_sample_fn, num_steps=num_steps)
     origin = _origin('an exported model', export.fingerprint(version), statements, description if described else None)
-    load = functools.partial(generate.on_each_device, load_sample_fn)
+    load = functools.partial(shared_work.on_each_device, load_sample_fn)
     return Source(description, statements, origin, load)
 
 

@@ -10,15 +10,18 @@ from rich import console as rich_console
 
 import gin  # pylint: disable=wrong-import-order
 from tf_dpdiff import files
+from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import gin_config
 from tf_dpdiff.cli import run_files
 from tf_dpdiff.cli import run_identity
+from tf_dpdiff.cli import strategy_flags
 from tf_dpdiff.data import datasets
 from tf_dpdiff.evaluation import report
 from tf_dpdiff.evaluation import sample_files
 from tf_dpdiff.evaluation import selection as selection_lib
 from tf_dpdiff.evaluation import selection_picture
+from tf_dpdiff.evaluation import shared_work
 
 _WARNING = (
     'PRIVATE: this page holds numbers and pictures made from private images without noise. It is for the owner of '
@@ -30,6 +33,7 @@ _HEADER = ('candidate', 'synthetic', 'samples to real', 'real to real')
 def select(*,
            workdir: pathlib.Path,
            samples_path: pathlib.Path,
+           workers: workers_lib.Workers = workers_lib.ALONE,
            data: Optional[datasets.PrivateData] = gin.REQUIRED,
            selection: selection_lib.SelectionConfig = gin.REQUIRED) -> int:
     """Chooses a classifier by samples; writes to non_private/ where private images tell what the choice is worth.
@@ -37,6 +41,7 @@ def select(*,
     Args:
       workdir: The run's folder.
       samples_path: The samples, a file or folder that bin/train or bin/sample wrote.
+      workers: The processes that share the work; the first one alone writes.
       data: The private images, and real images held out from them; None: no real image is looked at.
       selection: The candidates.
 
@@ -45,26 +50,43 @@ def select(*,
     """
     if selection is None:
         raise command.UsageError('select.selection must be bound: @SelectionConfig(), with its candidates.')
-    samples = sample_files.read(samples_path)
     if data is None:
         selection = dataclasses.replace(selection, measure_on_real=False)
     is_real = selection.measure_on_real
-    if is_real:
-        samples.check_like(data.spec, samples_path)
-        run_identity.check_same_data(workdir, data.train)
-    samples.check_classified(samples_path)
+    samples = shared_work.all_or_none(workers, lambda: _read_samples(workdir, samples_path, data
+                                                                     if is_real else None, workers))
+    strategy_flags.check_same_inputs(workers, samples, data if is_real else None, selection)
     name = f'selection_{run_files.name_of_samples(workdir, samples_path)}'
     json_path = workdir / 'non_private' / name / 'selection.json' if is_real else workdir / f'{name}.json'
-    json_path.parent.mkdir(parents=True, exist_ok=True)
-    found = selection_lib.select(selection, samples.images, samples.labels, data.train if is_real else None,
-                                 data.held_out if is_real else None)
+    shared_work.at_first(workers, lambda: json_path.parent.mkdir(parents=True, exist_ok=True))
+    found = selection_lib.select(selection,
+                                 samples.images,
+                                 samples.labels,
+                                 data.train if is_real else None,
+                                 data.held_out if is_real else None,
+                                 workers=workers)
     fields = {'samples': str(samples_path) if is_real else samples_path.name, **found.to_dict()}
-    selection_picture.draw_selection(json_path.with_suffix('.png'), fields)
-    files.write_text(json_path, json.dumps(fields, indent=2) + '\n')
-    if is_real:
-        _write_page(json_path.with_name('report.html'), workdir, fields)
-    _print_results(fields, json_path, 'used' if data else 'read')
+
+    def finish():
+        selection_picture.draw_selection(json_path.with_suffix('.png'), fields)
+        files.write_text(json_path, json.dumps(fields, indent=2) + '\n')
+        if is_real:
+            _write_page(json_path.with_name('report.html'), workdir, fields)
+        _print_results(fields, json_path, 'used' if data else 'read')
+
+    shared_work.at_first(workers, finish)
     return command.DONE
+
+
+def _read_samples(workdir, samples_path, data, workers) -> sample_files.SampleSet:
+    """Returns the samples; compares them with the private images where these may be looked at."""
+    samples = sample_files.read(samples_path)
+    if data:
+        samples.check_like(data.spec, samples_path)
+        if workers.is_first:  # It looks into the run's folder.
+            run_identity.check_same_data(workdir, data.train)
+    samples.check_classified(samples_path)
+    return samples
 
 
 def _rows(fields: dict) -> List[List[str]]:
@@ -141,14 +163,16 @@ def main(flags) -> int:
     # What a file binds to it is not even built: a source of images is opened when it is.
     no_data = ['select.data = None'] if flags.synthetic_only else []
     gin_config.parse(flags.gin_file, [*flags.gin_param, *no_data])
+    workers = strategy_flags.check_evaluates(gin_config.start_replicas(flags.strategy)).workers
     workdir, samples_path = run_files.find_samples(flags)
-    return gin_config.call(select, workdir=workdir, samples_path=samples_path)
+    return gin_config.call(select, workdir=workdir, samples_path=samples_path, workers=workers)
 
 
 def run(argv: Optional[List[str]] = None) -> None:
     """Entry point of bin/select."""
     parser = command.Parser('select', __doc__)
     parser.add_gin_flags()
+    parser.add_strategy_flag()
     run_files.add_samples_flags(parser)
     parser.add_argument('--synthetic_only',
                         action='store_true',

@@ -15,6 +15,7 @@ from tf_dpdiff.cli import budget_file as budget_file_lib
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import dry_run as dry_run_lib
 from tf_dpdiff.cli import gin_config
+from tf_dpdiff.cli import planner_flags
 from tf_dpdiff.cli import public_run
 from tf_dpdiff.cli import run_files
 from tf_dpdiff.cli import run_identity
@@ -31,8 +32,8 @@ from tf_dpdiff.privacy import budget as budget_lib
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import statement as statement_lib
 from tf_dpdiff.training import checkpoints
-from tf_dpdiff.training import interruption
 from tf_dpdiff.training import loop as loop_lib
+from tf_dpdiff.training import planner
 from tf_dpdiff.training import stages
 from tf_dpdiff.training import strategies
 from tf_dpdiff.training import trainer as trainer_lib
@@ -44,6 +45,7 @@ def train(
     workdir: pathlib.Path,
     replicas: strategies.Replicas = strategies.ONE,
     dry_run: bool = False,
+    hardware: Optional[planner.Hardware] = None,
     budget_file: Optional[Union[str, pathlib.Path]] = None,
     network: unet.UNetConfig = gin.REQUIRED,
     process: process_lib.DiffusionProcess = gin.REQUIRED,
@@ -62,6 +64,7 @@ def train(
       workdir: The run's folder.
       replicas: What computes the steps.
       dry_run: Print what would be done and what it would cost, and return.
+      hardware: What a dry run reckons hours and memory for, or None.
       budget_file: The budget of all runs on these data, which the run is charged to, or None.
       network: The network's shape.
       process: The diffusion process.
@@ -83,44 +86,43 @@ def train(
     if data is None:
         private_parts = {'privacy': privacy, 'finetuning': finetuning, 'warm_start': warm_start, 'utility': utility,
                          'budget_file': budget_file}  # yapf: disable
-        return public_run.train_on_public_images(workdir, replicas, dry_run, private_parts, network, process,
+        return public_run.train_on_public_images(workdir, replicas, dry_run, hardware, private_parts, network, process,
                                                  pretraining, sampler, samples, loop)
     _check_complete(privacy, finetuning)
     model = run_files.ModelDescription(data.spec.image_shape, data.spec.class_names, network, process, sampler,
                                        finetuning.views.label_drop_probability).with_sampler(sampler)
     plan = plan_lib.make_plan(privacy, data.spec.num_units, warm_start.release if warm_start else None)
     is_first = replicas.workers.is_first
-    budget = _planned_budget(budget_file, plan, data, workdir) if is_first else None
+    budget_file = budget_file if is_first else None
+    budget = _planned_budget(budget_file, plan, data, workdir)
     if dry_run:
-        dry_run_lib.print_private(data.spec, network, process, plan, pretraining, warm_start, finetuning,
-                                  _spent(budget) if budget else None)
+        dry_run_lib.print_private(data.spec,
+                                  network,
+                                  process,
+                                  plan,
+                                  pretraining,
+                                  warm_start,
+                                  finetuning,
+                                  _spent(budget) if budget else None,
+                                  hardware=hardware)
         return command.DONE
 
     if is_first:
         run_identity.check_free(workdir)
     started = time.monotonic()
     of_stages = {stages.PRETRAINING: pretraining, stages.WARM_START: warm_start, stages.FINETUNING: finetuning}
-    with interruption.StopRequest() as stop:
-        trainer = trainer_lib.Trainer(workdir,
-                                      data.train,
-                                      **of_stages,
-                                      network=network,
-                                      process=process,
-                                      plan=plan,
-                                      config=loop,
-                                      on_release=lambda means: _draw_class_means(workdir, means),
-                                      draw_grid=run_summaries.make_grid_drawer(model),
-                                      replicas=replicas)
+    with replicas.working() as stop:
+        trainer = _make_trainer(workdir, data, model, plan, of_stages, loop, replicas)
         if is_first:
             _begin(workdir, budget_file, data, model, plan, trainer, of_stages)
         trainer.run(stop)
-        if is_first:
-            _charge(budget_file, 'settled', lambda budget: budget.settle(trainer.state.run_id, trainer.state.ledger))
+        _charge(budget_file, 'settled', lambda budget: budget.settle(trainer.state.run_id, trainer.state.ledger))
         # From here on everything is made from the released weights.
         released = trainer.released_model()
-        drawn = _draw(released, model, samples, stop)
+        drawn = run_output.draw(released, model, samples, stop=stop, workers=replicas.workers)
     if is_first:
         _finish(workdir, data, trainer, released, model, drawn, utility, started)
+    replicas.workers.wait_for_all()  # None ends as done while the first one may yet fail.
     return command.DONE
 
 
@@ -130,17 +132,23 @@ def _check_complete(*of_private_runs) -> None:
                                  'train.finetuning must be bound too.')
 
 
+def _make_trainer(workdir, data, model, plan, of_stages, config, replicas) -> trainer_lib.Trainer:
+    return trainer_lib.Trainer(workdir,
+                               data.train,
+                               **of_stages,
+                               network=model.network,
+                               process=model.process,
+                               plan=plan,
+                               config=config,
+                               on_release=lambda means: _draw_class_means(workdir, means),
+                               draw_grid=run_summaries.make_grid_drawer(model),
+                               replicas=replicas)
+
+
 def _begin(workdir, budget_file, data, model, plan, trainer, of_stages) -> None:
     """Charges the run, and writes what is known before its first step."""
     _charge(budget_file, 'reserved', _reserve(plan, data.train, trainer.state.run_id))
     run_output.begin(workdir, model, trainer, of_stages, plan)
-
-
-def _draw(released, model: run_files.ModelDescription, samples, stop) -> Tuple[np.ndarray, np.ndarray]:
-    """Draws the samples that the run ends with."""
-    image_sampler = run_output.make_image_sampler(released, model.network, model.process, model.sampler)
-    return run_output.draw(lambda labels, seeds: image_sampler.sample(labels, seeds)['images'], samples,
-                           len(model.class_names), stop)
 
 
 def _finish(workdir, data, trainer, released, model, drawn, utility, started) -> None:
@@ -233,8 +241,10 @@ def main(flags) -> int:
     gin_config.parse(flags.gin_file, flags.gin_param)
     # Not passed on where it is not given, so that a file may bind it.
     given = {'budget_file': pathlib.Path(flags.budget_file)} if flags.budget_file else {}
+    hardware = planner_flags.read(flags)
     if flags.dry_run:
-        return gin_config.call(train, workdir=pathlib.Path(flags.workdir).expanduser(), dry_run=True, **given)
+        workdir = pathlib.Path(flags.workdir).expanduser()
+        return gin_config.call(train, workdir=workdir, dry_run=True, hardware=hardware, **given)
     replicas = gin_config.start_replicas(flags.strategy)
     workdir = pathlib.Path(flags.workdir).expanduser()
     if replicas.workers.is_first:
@@ -252,4 +262,5 @@ def run(argv: Optional[List[str]] = None) -> None:
     parser.add_argument('--budget_file',
                         metavar='FILE',
                         help='budget of all runs on these data, to charge the run to (bin/account makes one)')
+    planner_flags.add(parser)
     sys.exit(command.run(parser, main, sys.argv[1:] if argv is None else argv))

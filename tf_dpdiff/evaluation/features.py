@@ -4,13 +4,14 @@ The small classifier is trained on private images without noise: its weights are
 with it. They are for the owner of the data, and not to be released.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import pathlib
 import sys
-from typing import Callable, List, Optional, Tuple
+from typing import Callable, List, Optional, Sequence, Tuple
 import zipfile
 import zlib
 
@@ -19,7 +20,9 @@ import tensorflow as tf
 
 from tf_dpdiff import files
 from tf_dpdiff import progress
+from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.data import datasets
+from tf_dpdiff.evaluation import shared_work
 from tf_dpdiff.networks import feature_network
 
 INCEPTION = 'inception'
@@ -84,16 +87,19 @@ class Extractor:
       name: For protocols: which network.
       weights_sha256: Tells two networks of the same name apart.
       resize: In words, what is done to the images' size.
-      run: Maps images, uint8 [batch_size, height, width, channels], to features and logits.
+      runs: Each maps images, uint8 [batch_size, height, width, channels], to features and logits; one a device, each
+        used by one thread at a time.
       batch_size: Images taken at a time. Fixed, since a network's last bits depend on the size of its batch.
       note: For protocols: what is to be kept in mind of numbers that are measured with these features, or nothing.
+      workers: The processes that share the work: all of them call the extractor, with the same images.
     """
     name: str
     weights_sha256: str
     resize: str
-    run: RunFn
+    runs: Sequence[RunFn]
     batch_size: int
     note: str = ''
+    workers: workers_lib.Workers = workers_lib.ALONE
 
     def __call__(self, images_uint8: np.ndarray, show_progress: bool = True) -> Activations:
         """Returns the features and logits of images; no more than a batch of them is held as floats.
@@ -103,20 +109,32 @@ class Extractor:
           show_progress: Whether to show a bar where it takes more than a moment.
 
         Returns:
-          The activations, in the order of the images.
+          The activations, in the order of the images, at every worker.
         """
-        pool, logits = [], []
-        with progress.bar(len(images_uint8), 'features', 'image', delay_secs=1.0, disable=not show_progress) as bar:
-            for start in range(0, len(images_uint8), self.batch_size):
-                images = np.asarray(images_uint8[start:start + self.batch_size])
-                padding = [(0, self.batch_size - len(images)), (0, 0), (0, 0), (0, 0)]
-                for found, kept in zip(self.run(np.pad(images, padding)), (pool, logits)):
-                    kept.append(found.numpy()[:len(images)])
-                bar.update(len(images))
-        return Activations(np.concatenate(pool), np.concatenate(logits))
+
+        def run(run_fn: RunFn, start: int) -> Tuple[np.ndarray, ...]:
+            images = np.asarray(images_uint8[start:start + self.batch_size])
+            padding = [(0, self.batch_size - len(images)), (0, 0), (0, 0), (0, 0)]
+            return tuple(found.numpy()[:len(images)] for found in run_fn(np.pad(images, padding)))
+
+        starts, workers, found = range(0, len(images_uint8), self.batch_size), self.workers, []
+        own = shared_work.run_ahead(self.runs, starts[workers.index::workers.count], run)
+        is_shown = show_progress and workers.is_first
+        with contextlib.closing(own), progress.bar(len(images_uint8),
+                                                   'features',
+                                                   'image',
+                                                   delay_secs=1.0,
+                                                   disable=not is_shown) as bar:
+            for batch in shared_work.spread(workers, len(starts), own):
+                found.append(batch)
+                bar.update(len(batch[0]))
+        return Activations(*map(np.concatenate, zip(*found)))
 
 
-def load(config: FeaturesConfig, train: datasets.ImageDataset, cache: pathlib.Path) -> Extractor:
+def load(config: FeaturesConfig,
+         train: datasets.ImageDataset,
+         cache: pathlib.Path,
+         workers: workers_lib.Workers = workers_lib.ALONE) -> Extractor:
     """Loads the network that the configuration names; trains the small classifier where it is not cached.
 
     Training is the same for the same seed on the CPU of one machine, bit for bit.
@@ -124,16 +142,29 @@ def load(config: FeaturesConfig, train: datasets.ImageDataset, cache: pathlib.Pa
     Args:
       config: Which network.
       train: The private training images, which the small classifier is trained on.
-      cache: The folder that keeps the small classifier: PRIVATE, WORKDIR/non_private/features.
+      cache: The folder that keeps the small classifier: PRIVATE, WORKDIR/non_private/features. The first worker alone
+        looks into it, trains and writes.
+      workers: All of them call this, and share the work of the extractor.
 
     Returns:
       The extractor.
 
     Raises:
       ValueError: if the source cannot be loaded, or is made for images of another shape; one line that says what to do.
+      workers_lib.WorkersDisagreeError: if the workers have loaded different networks.
     """
     if config.source == CLASSIFIER:
-        return _own_classifier(config, train, cache)
+        found = shared_work.at_first(workers, lambda: _own_classifier(config, train, cache)) or ({}, [])
+        description = json.loads(workers.broadcast(json.dumps(found[0]).encode()))
+        weights = shared_work.from_bytes(workers.broadcast(shared_work.to_bytes(found[1])))
+        extractor = _small_extractor(description, weights)
+    else:
+        extractor = shared_work.all_or_none(workers, lambda: _load_source(config, train))
+    workers.check_same(extractor.weights_sha256, 'the network that gives the features (FeaturesConfig.source)')
+    return dataclasses.replace(extractor, workers=workers)
+
+
+def _load_source(config: FeaturesConfig, train: datasets.ImageDataset) -> Extractor:
     if config.source == INCEPTION:
         return _inception(None)
     folder = pathlib.Path(config.source).expanduser()
@@ -149,14 +180,21 @@ def load(config: FeaturesConfig, train: datasets.ImageDataset, cache: pathlib.Pa
 def _inception(folder: Optional[pathlib.Path]) -> Extractor:
     # Imported here: metrics, the one module that knows TF-GAN, imports this one.
     from tf_dpdiff.evaluation import metrics  # pylint: disable=g-import-not-at-top
-    found, run = metrics.load_inception(folder)
-    digest = hashlib.sha256()
+    folders = []
+
+    def load_run() -> RunFn:
+        found, run = metrics.load_inception(folder)
+        folders.append(found)
+        return run
+
+    runs, digest = shared_work.on_each_device(load_run), hashlib.sha256()
+    found = folders[0]
     for path in sorted(found.rglob('*')):
         if path.name == tf.saved_model.SAVED_MODEL_FILENAME_PB or path.parent.name == 'variables':
             digest.update(path.relative_to(found).as_posix().encode())
             digest.update(path.read_bytes())
     name = f'SavedModel {folder.resolve().name!r}' if folder else 'Inception graph of TF-GAN, from TF-Hub'
-    return Extractor(name, digest.hexdigest(), metrics.INCEPTION_RESIZE, run, batch_size=50)
+    return Extractor(name, digest.hexdigest(), metrics.INCEPTION_RESIZE, runs, batch_size=50)
 
 
 def _classifier_of_another_run(folder: pathlib.Path, train: datasets.ImageDataset) -> Extractor:
@@ -167,14 +205,16 @@ def _classifier_of_another_run(folder: pathlib.Path, train: datasets.ImageDatase
         if tuple(description['image_shape']) != train.image_shape:
             raise ValueError(f"it is made for images of shape {tuple(description['image_shape'])}, not "
                              f'{train.image_shape}')
-        network = _read_network(folder, description)
+        weights = _read_weights(folder, description)
     except _DAMAGE as error:
         raise ValueError(f'the classifier in {folder} cannot give features: {error}; name the folder of another run, '
                          f"or '{CLASSIFIER}' to train one here.") from error
-    return _small_extractor(network, description)
+    return _small_extractor(description, weights)
 
 
-def _own_classifier(config: FeaturesConfig, train: datasets.ImageDataset, cache: pathlib.Path) -> Extractor:
+def _own_classifier(config: FeaturesConfig, train: datasets.ImageDataset,
+                    cache: pathlib.Path) -> Tuple[dict, List[np.ndarray]]:
+    """Returns the description of the small classifier and its weights."""
     wanted = {
         'version': _VERSION,
         'name': train.name,
@@ -190,19 +230,19 @@ def _own_classifier(config: FeaturesConfig, train: datasets.ImageDataset, cache:
         try:
             description = _read_description(cache)
             if {name: description.get(name) for name in wanted} == wanted:
-                return _small_extractor(_read_network(cache, description), description)
+                return description, _read_weights(cache, description)
         except _DAMAGE as error:
             print(f'The cached classifier in {cache} is damaged ({error}): it is trained anew.', file=sys.stderr)
-    network = _train(config, train)
+    weights = _train(config, train).get_weights()
     description = {
         'note': 'PRIVATE: trained on private images without noise.',
-        **wanted, 'weights_sha256': _hash(network.get_weights())
+        **wanted, 'weights_sha256': _hash(weights)
     }
     with files.replacing(cache / _WEIGHTS) as temporary:
-        np.savez(temporary, *network.get_weights())
+        np.savez(temporary, *weights)
     # Last: a description whose weights are missing or older is found out by their hash.
     files.write_text(cache / _DESCRIPTION, json.dumps(description, indent=2) + '\n')
-    return _small_extractor(network, description)
+    return description, weights
 
 
 # What reading a file raises that was cut, overwritten or edited.
@@ -216,16 +256,12 @@ def _read_description(folder: pathlib.Path) -> dict:
     return description
 
 
-def _read_network(folder: pathlib.Path, description: dict) -> tf.keras.Model:
+def _read_weights(folder: pathlib.Path, description: dict) -> List[np.ndarray]:
     with np.load(folder / _WEIGHTS) as arrays:
         weights = [arrays[name] for name in arrays.files]
     if _hash(weights) != description['weights_sha256']:
         raise ValueError(f'{_WEIGHTS} does not hold the weights that {_DESCRIPTION} names')
-    network = feature_network.build_feature_network(tuple(description['image_shape']),
-                                                    description['num_classes'],
-                                                    seed=0)
-    network.set_weights(weights)
-    return network
+    return weights
 
 
 def _hash(weights: List[np.ndarray]) -> str:
@@ -236,10 +272,18 @@ def _hash(weights: List[np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def _small_extractor(network: tf.keras.Model, description: dict) -> Extractor:
+def _small_extractor(description: dict, weights: Sequence[np.ndarray]) -> Extractor:
+
+    def load_run() -> RunFn:
+        network = feature_network.build_feature_network(tuple(description['image_shape']),
+                                                        description['num_classes'],
+                                                        seed=0)
+        network.set_weights(weights)
+        return tf.function(network, autograph=False, reduce_retracing=True)
+
     name = f"tf_dpdiff small CNN, trained on {description['name']!r}"
-    run = tf.function(network, autograph=False, reduce_retracing=True)
-    return Extractor(name, description['weights_sha256'], 'none', run, batch_size=250, note=_OWN_SCALE)
+    runs = shared_work.on_each_device(load_run)
+    return Extractor(name, description['weights_sha256'], 'none', runs, batch_size=250, note=_OWN_SCALE)
 
 
 def _train(config: FeaturesConfig, train: datasets.ImageDataset) -> tf.keras.Model:

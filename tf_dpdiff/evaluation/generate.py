@@ -1,14 +1,11 @@
-"""Sets of samples, drawn a chunk at a time on all devices; pictures of them, and files that hold small ones."""
+"""Sets of samples, drawn in chunks by all devices and workers; pictures of them, and files that hold small ones."""
 
-import collections
-from concurrent import futures
 import contextlib
 import dataclasses
 import io
 import itertools
 import pathlib
-import queue
-from typing import Callable, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Iterable, Iterator, NamedTuple, Optional, Sequence, Tuple
 import zipfile
 import zlib
 
@@ -18,7 +15,9 @@ import tensorflow as tf
 
 from tf_dpdiff import files
 from tf_dpdiff import progress
+from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.evaluation import sample_plan
+from tf_dpdiff.evaluation import shared_work
 
 _GRID_LINE = 96
 
@@ -58,79 +57,74 @@ class Piece(NamedTuple):
     images: np.ndarray
 
 
-def generate(sample_fn: SampleFn,
+def generate(sample_fns: Sequence[SampleFn],
              config: GenerateConfig,
-             num_classes: int,
-             should_stop: Callable[[], bool] = lambda: False) -> Optional[Tuple[np.ndarray, np.ndarray]]:
-    """Draws class-conditional samples, with a progress bar.
+             *,
+             choice: sample_plan.ClassChoice,
+             should_stop: Callable[[], bool] = lambda: False,
+             workers: workers_lib.Workers = workers_lib.ALONE) -> Optional[Tuple[np.ndarray, np.ndarray]]:
+    """Draws class-conditional samples, with a progress bar at the first worker.
 
     Args:
-      sample_fn: Maps labels, int32 [batch], and seeds, int64 [batch], to images, uint8 [batch, height, width,
-        channels].
+      sample_fns: See `draw`.
       config: How many.
-      num_classes: The image of a seed has the label seed modulo num_classes.
-      should_stop: Asked after each chunk.
+      choice: The class of each seed.
+      should_stop: Asked before each round of chunks, and in the end.
+      workers: All of them call this.
 
     Returns:
-      Images, uint8 [num_images, height, width, channels], and labels, int32 [num_images]; None if asked to stop.
+      Images, uint8 [num_images, height, width, channels], and labels, int32 [num_images], at every worker; None if one
+      of them was asked to stop.
     """
-    choice = sample_plan.ClassChoice(tuple(range(num_classes)))
     whole, drawn = (config.seed, config.seed + config.num_images), []
-    with progress.bar(config.num_images, 'sampling',
-                      'image') as bar, contextlib.closing(draw([sample_fn], choice, [whole],
-                                                               config.chunk_size)) as pieces:
-        for piece in pieces:
-            drawn.append(piece)
-            bar.update(len(piece.seeds))
-            if should_stop():
-                return None
+    pieces = draw(sample_fns, choice, [whole], config.chunk_size, workers=workers, should_stop=should_stop)
+    with contextlib.closing(pieces), progress.bar(config.num_images, 'sampling', 'image',
+                                                  disable=not workers.is_first) as bar:
+        try:
+            for piece in pieces:
+                drawn.append(piece)
+                bar.update(len(piece.seeds))
+        except shared_work.Stopped:
+            return None
+    if workers.any(should_stop()):
+        return None
     return np.concatenate([piece.images for piece in drawn]), np.concatenate([piece.labels for piece in drawn])
 
 
-def on_each_device(load: Callable[[], SampleFn]) -> List[SampleFn]:
-    """Loads a sampler once on each GPU or, where there is none, on each logical CPU device.
-
-    Args:
-      load: Called once a device, within its scope.
-
-    Returns:
-      Samplers for `draw`.
-    """
-    devices = tf.config.list_logical_devices('GPU') or tf.config.list_logical_devices('CPU')
-    return [_load_on(device.name, load) for device in devices]
-
-
-def _load_on(device: str, load: Callable[[], SampleFn]) -> SampleFn:
-    with tf.device(device):
-        sample_fn = load()
-
-    def sample(labels, seeds):
-        with tf.device(device):
-            return sample_fn(tf.identity(labels), tf.identity(seeds))
-
-    return sample
-
-
-def draw(sample_fns: Sequence[SampleFn], choice: sample_plan.ClassChoice, ranges: Sequence[Tuple[int, int]],
-         chunk_size: int) -> Iterator[Piece]:
+def draw(sample_fns: Sequence[SampleFn],
+         choice: sample_plan.ClassChoice,
+         ranges: Sequence[Tuple[int, int]],
+         chunk_size: int,
+         *,
+         workers: workers_lib.Workers = workers_lib.ALONE,
+         should_stop: Callable[[], bool] = lambda: False) -> Iterator[Piece]:
     """Draws the images of ranges of seeds, some chunks ahead of who asks.
 
     Chunk k is the seeds from k * chunk_size, and is always drawn whole: an image stands in the same row of the same
     batch whatever the ranges are, so on one kind of device not even its last bits depend on them, nor on the number of
-    devices.
+    devices or workers.
 
     Args:
-      sample_fns: See `generate`; one a device, each used by one thread at a time.
+      sample_fns: Each maps labels, int32 [batch], and seeds, int64 [batch], to images, uint8 [batch, height, width,
+        channels]; one a device, each used by one thread at a time.
       choice: The class of each seed.
       ranges: (first seed, the one after the last), ascending.
       chunk_size: Images drawn together.
+      workers: All of them call this and take all pieces, and each draws its share of the chunks.
+      should_stop: Asked before each round of chunks, one of each worker.
 
     Yields:
-      The images in order; no piece reaches over the end of a range or of a chunk.
+      The images in order, at every worker; no piece reaches over the end of a range or of a chunk.
+
+    Raises:
+      shared_work.Stopped: if one of the workers was asked to stop.
+      workers_lib.WorkerLostError: if another worker is gone or failed.
     """
-    chunks = _draw_chunks(sample_fns, choice, _chunks_of(ranges, chunk_size), chunk_size)
-    with contextlib.closing(chunks):
-        chunk = None
+    numbers = itertools.islice(_chunks_of(ranges, chunk_size), workers.index, None, workers.count)
+    own = _draw_chunks(sample_fns, choice, numbers, chunk_size)
+    num_chunks = sum(1 for _ in _chunks_of(ranges, chunk_size))
+    with contextlib.closing(own):
+        chunks, chunk = (Piece(*found) for found in shared_work.spread(workers, num_chunks, own, should_stop)), None
         for first, end in ranges:
             while first < end:
                 if chunk is None or first > chunk.seeds[-1]:
@@ -150,32 +144,14 @@ def _chunks_of(ranges: Sequence[Tuple[int, int]], chunk_size: int) -> Iterator[i
 
 def _draw_chunks(sample_fns: Sequence[SampleFn], choice: sample_plan.ClassChoice, numbers: Iterable[int],
                  chunk_size: int) -> Iterator[Piece]:
-    """Yields whole chunks in order; each device has one in work and one to follow."""
-    idle: 'queue.SimpleQueue[SampleFn]' = queue.SimpleQueue()
-    for sample_fn in sample_fns:
-        idle.put(sample_fn)
+    """Yields whole chunks in order."""
 
-    def draw_chunk(number: int) -> Piece:
+    def draw_chunk(sample_fn: SampleFn, number: int) -> Piece:
         seeds = np.arange(number * chunk_size, (number + 1) * chunk_size, dtype=np.int64)
-        labels, sample_fn = choice.labels(seeds), idle.get()
-        try:
-            return Piece(seeds, labels, sample_fn(tf.constant(labels), tf.constant(seeds)).numpy())
-        finally:
-            idle.put(sample_fn)
+        labels = choice.labels(seeds)
+        return Piece(seeds, labels, sample_fn(tf.constant(labels), tf.constant(seeds)).numpy())
 
-    pending = collections.deque()
-    executor = futures.ThreadPoolExecutor(len(sample_fns))
-    try:
-        for number in numbers:
-            pending.append(executor.submit(draw_chunk, number))
-            if len(pending) == 2 * len(sample_fns):
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        for future in pending:
-            future.cancel()
-        executor.shutdown()
+    return shared_work.run_ahead(sample_fns, numbers, draw_chunk)
 
 
 def class_grid(images: np.ndarray,

@@ -147,7 +147,7 @@ def precision_recall(real: np.ndarray, synthetic: np.ndarray, *, neighbors: int 
 
 
 def measure(config: QualityConfig, extractor: features_lib.Extractor, *, synthetic: np.ndarray,
-            train: datasets.ImageDataset, held_out: datasets.ImageDataset) -> dict:
+            train: datasets.ImageDataset, held_out: datasets.ImageDataset) -> Optional[dict]:
     """Measures samples against held-out real images, beside a floor and a ceiling of each number.
 
     Of each set the same number of images is taken, by a fixed draw: numbers of one table are comparable, and real
@@ -155,14 +155,15 @@ def measure(config: QualityConfig, extractor: features_lib.Extractor, *, synthet
 
     Args:
       config: How.
-      extractor: From `features.load`.
+      extractor: From `features.load`; all of its workers call this.
       synthetic: Samples, uint8 [images, height, width, channels].
       train: The private training images.
       held_out: Real images never trained on: the reference.
 
     Returns:
       JSON-able: `protocol`, how it was measured, and `rows`, each with `images`, `fid`, `kid`, `kid_std` (the standard
-      error), `inception_score`, `precision` and `recall`; None where a number is not defined.
+      error), `inception_score`, `precision` and `recall`; None where a number is not defined. At the other workers than
+      the first, which only share the work of the features, None.
 
     Raises:
       ValueError: if a set holds too few images.
@@ -181,7 +182,10 @@ def measure(config: QualityConfig, extractor: features_lib.Extractor, *, synthet
     noise = np.random.default_rng(0).integers(0, 256, [count, *train.image_shape], np.uint8)
     reference = activations(held_out.images_uint8)
     compared = (('synthetic', synthetic), ('real training images', train.images_uint8), ('uniform noise', noise))
-    rows = [_row(config, name, reference, activations(images)) for name, images in compared]
+    found = [(name, activations(images)) for name, images in compared]
+    if not extractor.workers.is_first:
+        return None
+    rows = [_row(config, name, reference, of_images) for name, of_images in found]
     return {'protocol': _protocol(config, extractor, sizes, reference, held_out), 'rows': rows}
 
 

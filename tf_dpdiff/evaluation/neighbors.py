@@ -4,7 +4,7 @@ Pictures and numbers come from private images without noise: they are for the ow
 """
 
 import dataclasses
-from typing import Callable, Dict, Tuple
+from typing import Callable, Dict, Optional, Tuple
 
 import numpy as np
 
@@ -158,20 +158,21 @@ class NeighborsResult:
 
 
 def find(config: NeighborsConfig, extractor: features_lib.Extractor, *, synthetic: np.ndarray,
-         train: datasets.ImageDataset, held_out: datasets.ImageDataset) -> NeighborsResult:
+         train: datasets.ImageDataset, held_out: datasets.ImageDataset) -> Optional[NeighborsResult]:
     """Finds the nearest private training images of samples and, to compare with, of held-out real images.
 
     A model that has memorised gives samples nearer to training images than new real images are. Not to be released.
 
     Args:
       config: How many.
-      extractor: From `features.load`.
+      extractor: From `features.load`; all of its workers call this.
       synthetic: Samples, uint8 [images, height, width, channels].
       train: The private training images, all of which are searched.
       held_out: Real images never trained on.
 
     Returns:
-      Distances, copies and a picture.
+      Distances, copies and a picture; at the other workers than the first, which only share the work of the features,
+      None.
     """
     digests = overlap.image_digests(train.images_uint8)
     queries, num_drawn, copies = [], [], {}
@@ -189,6 +190,8 @@ def find(config: NeighborsConfig, extractor: features_lib.Extractor, *, syntheti
         'features': ([extractor(images).pool for images in queries], extractor(train.images_uint8).pool, np.asarray),
         'pixels': (queries, train.images_uint8, _pixels),
     }
+    if not extractor.workers.is_first:
+        return None
     found = {
         name: [nearest(group, references, count, to_points=to_points) for group in groups]
         for name, (groups, references, to_points) in points.items()

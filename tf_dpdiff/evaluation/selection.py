@@ -1,13 +1,15 @@
 """Hyperparameters chosen on samples alone, and whether real images would have chosen the same."""
 
 import dataclasses
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
 from tf_dpdiff import progress
+from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.data import datasets
 from tf_dpdiff.evaluation import classifiers as classifiers_lib
+from tf_dpdiff.evaluation import shared_work
 from tf_dpdiff.evaluation import utility
 
 Pair = classifiers_lib.Pair
@@ -164,8 +166,20 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> Dict[st
     }
 
 
-def select(config: SelectionConfig, images: np.ndarray, labels: np.ndarray, train: Optional[datasets.ImageDataset],
-           held_out: Optional[datasets.ImageDataset]) -> SelectionResult:
+class _Trial(NamedTuple):
+    """What candidates are trained on and tested with."""
+    pair: Pair
+    num_classes: int
+    tests: Sequence[Pair]
+
+
+def select(config: SelectionConfig,
+           images: np.ndarray,
+           labels: np.ndarray,
+           train: Optional[datasets.ImageDataset],
+           held_out: Optional[datasets.ImageDataset],
+           *,
+           workers: workers_lib.Workers = workers_lib.ALONE) -> SelectionResult:
     """Chooses a classifier by samples alone and, where allowed, tells what the choice is worth on real images.
 
     Guarantee: the order of the candidates depends on the samples and on nothing else, so it costs no privacy beyond
@@ -177,46 +191,65 @@ def select(config: SelectionConfig, images: np.ndarray, labels: np.ndarray, trai
       labels: Their labels, int32 [images], at least 0.
       train: The private training images; not touched unless config.measure_on_real.
       held_out: Real images never trained on; not touched unless config.measure_on_real.
+      workers: All of them call this with the same data, and each makes its share of the trainings.
 
     Returns:
-      The result.
+      The result, at every worker.
 
     Raises:
       ValueError: if there are too few samples.
+      workers_lib.WorkerLostError: if another worker is gone or failed.
 
     References: Ghalebikesabi et al. 2023, arXiv:2302.13861, figure 4.
     """
     kept, apart = utility.stratified_split(labels, config.validation_fraction, config.seed)
     synthetic, validation = (images[kept], labels[kept]), (images[apart], labels[apart])
-    real, test = None, None
+    trials = [_Trial(synthetic, int(labels.max()) + 1, [validation])]
     if config.measure_on_real:
-        real, test = (train.images_uint8, train.labels), (held_out.images_uint8, held_out.labels)
-    found = []
-    with progress.bar(len(config.candidates), 'selection', 'candidate', delay_secs=_BAR_DELAY_SECS, leave=False) as bar:
+        test = held_out.images_uint8, held_out.labels
+        trials = [
+            trials[0]._replace(tests=[validation, test]),
+            _Trial((train.images_uint8, train.labels), train.num_classes, [test])
+        ]
+    tasks = [
+        (candidate, of, seed) for candidate in config.candidates for of in trials for seed in _seeds(config, candidate)
+    ]
+    own = (_num_right(config, *task) for task in tasks[workers.index::workers.count])
+    results, found = shared_work.spread(workers, len(tasks), own), []
+    with progress.bar(len(config.candidates),
+                      'selection',
+                      'candidate',
+                      delay_secs=_BAR_DELAY_SECS,
+                      leave=False,
+                      disable=not workers.is_first) as bar:
         for title, candidate in zip(classifiers_lib.titles(config.candidates), config.candidates):
             bar.set_description(title, refresh=False)
-            tests = [validation] if test is None else [validation, test]
-            accuracies = _accuracies(config, candidate, int(labels.max()) + 1, synthetic, tests)
-            if real is not None:
-                accuracies += _accuracies(config, candidate, train.num_classes, real, [test])
+            accuracies, num_seeds = [], len(_seeds(config, candidate))
+            for of in trials:
+                num_right = sum(next(results)[0] for _ in range(num_seeds))
+                accuracies += [
+                    float(right / (num_seeds * len(truth))) for right, (_, truth) in zip(num_right, of.tests)
+                ]
             found.append(Candidate(title, candidate.name, candidate.settings, *accuracies))
             bar.update()
     found.sort(key=lambda candidate: -candidate.synthetic_accuracy)  # Stable: equals stay in the order given.
-    return SelectionResult(tuple(found), (len(kept), len(apart)), real and (len(train), len(held_out)),
-                           config.num_seeds)
+    num_real = (len(train), len(held_out)) if config.measure_on_real else None
+    return SelectionResult(tuple(found), (len(kept), len(apart)), num_real, config.num_seeds)
 
 
-def _accuracies(config: SelectionConfig, candidate: classifiers_lib.ClassifierConfig, num_classes: int, pair: Pair,
-                tests: Sequence[Pair]) -> List[float]:
-    """Trains a candidate once a seed; returns its mean accuracy on each set of images."""
-    images, labels = pair
-    stopping = None
+def _seeds(config: SelectionConfig, candidate: classifiers_lib.ClassifierConfig) -> Sequence[int]:
+    return range(config.seed, config.seed + (config.num_seeds if candidate.is_seeded else 1))
+
+
+def _num_right(config: SelectionConfig, candidate: classifiers_lib.ClassifierConfig, of: _Trial,
+               seed: int) -> Tuple[np.ndarray]:
+    """Trains a candidate once; returns how many of each set of test images it classifies right.
+
+    They are whole numbers, so that the mean accuracies of equal candidates are exactly equal.
+    """
+    (images, labels), stopping = of.pair, None
     if candidate.stops_early:  # By a part of its own images: neither by what candidates are compared by nor by a test.
         kept, apart = utility.stratified_split(labels, _STOPPING_FRACTION, config.seed)
         images, labels, stopping = images[kept], labels[kept], (images[apart], labels[apart])
-    num_seeds = config.num_seeds if candidate.is_seeded else 1
-    num_right = np.zeros([len(tests)], np.int64)  # Whole numbers, so that equal candidates are exactly equal.
-    for seed in range(config.seed, config.seed + num_seeds):
-        predict = classifiers_lib.fit(candidate, images, labels, num_classes, validation=stopping, seed=seed)
-        num_right += [np.sum(predict(test).argmax(axis=-1) == truth) for test, truth in tests]
-    return [float(right / (num_seeds * len(truth))) for right, (_, truth) in zip(num_right, tests)]
+    predict = classifiers_lib.fit(candidate, images, labels, of.num_classes, validation=stopping, seed=seed)
+    return (np.array([np.sum(predict(test).argmax(axis=-1) == truth) for test, truth in of.tests], np.int64),)

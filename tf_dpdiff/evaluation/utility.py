@@ -4,11 +4,12 @@ import dataclasses
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
-import tqdm
 
 from tf_dpdiff import progress
+from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.data import datasets
 from tf_dpdiff.evaluation import classifiers as classifiers_lib
+from tf_dpdiff.evaluation import shared_work
 
 Pair = classifiers_lib.Pair
 
@@ -91,8 +92,13 @@ def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> Tuple[np
     return np.setdiff1d(order, rows), np.sort(rows)
 
 
-def measure(config: UtilityConfig, images: np.ndarray, labels: np.ndarray, train: datasets.ImageDataset,
-            held_out: datasets.ImageDataset) -> UtilityResult:
+def measure(config: UtilityConfig,
+            images: np.ndarray,
+            labels: np.ndarray,
+            train: datasets.ImageDataset,
+            held_out: datasets.ImageDataset,
+            *,
+            workers: workers_lib.Workers = workers_lib.ALONE) -> UtilityResult:
     """Trains classifiers on samples, and the same on the private images, and tests all on held-out real images.
 
     The numbers come from private data without noise: they are for the owner of the data, and not to be released.
@@ -103,12 +109,14 @@ def measure(config: UtilityConfig, images: np.ndarray, labels: np.ndarray, train
       labels: Their labels, int32 [images].
       train: The private training images.
       held_out: Real images never trained on.
+      workers: All of them call this with the same data, and each makes its share of the trainings.
 
     Returns:
-      The result.
+      The result, at every worker.
 
     Raises:
       ValueError: if there are fewer samples than a curve asks for, or too few for a validation part.
+      workers_lib.WorkerLostError: if another worker is gone or failed.
     """
     if config.curve_sizes and config.curve_sizes[-1] > len(images):
         raise ValueError(f'curve_sizes asks for {config.curve_sizes[-1]:,} samples, there are {len(images):,}: make '
@@ -116,13 +124,8 @@ def measure(config: UtilityConfig, images: np.ndarray, labels: np.ndarray, train
     sets = {'synthetic_images': (images, labels)}
     if config.real_images:
         sets['real_images'] = train.images_uint8, train.labels
-    jobs = _jobs(config)
-    with progress.bar(sum(len(job.seeds) for job in jobs), 'utility', 'training', delay_secs=_BAR_DELAY_SECS) as bar:
-        trained = {
-            job[:3]:
-                _train(job, sets[job.source], held_out.images_uint8, train.num_classes, config.validation_fraction, bar)
-            for job in jobs
-        }
+    trained = _train_all(_jobs(config), sets, held_out.images_uint8, train.num_classes, config.validation_fraction,
+                         workers)
     entries, curve, predictions = [], [], {}
     for title, classifier in zip(classifiers_lib.titles(config.classifiers), config.classifiers):
         predictions[title] = trained[title, 'synthetic_images', None].predicted
@@ -204,25 +207,42 @@ class _Trained(NamedTuple):
         }
 
 
-def _train(job: _Job, pair: Pair, test_images: np.ndarray, num_classes: int, validation_fraction: float,
-           bar: tqdm.tqdm) -> _Trained:
-    bar.set_description(job.title, refresh=False)
-    tested, validated = [], []
-    for seed in job.seeds:
-        images, labels = pair
-        if job.size:
-            rows = np.sort(np.random.default_rng([seed, len(labels)]).permutation(len(labels))[:job.size])
-            images, labels = images[rows], labels[rows]
-        kept, apart = stratified_split(labels, validation_fraction, seed)
-        validation = images[apart], labels[apart]
-        predict = classifiers_lib.fit(job.classifier,
-                                      images[kept],
-                                      labels[kept],
-                                      num_classes,
-                                      validation=validation,
-                                      seed=seed)
-        validated.append(np.mean(predict(validation[0]).argmax(axis=-1) == validation[1]))
-        tested.append(predict(test_images))
-        bar.update()
-    return _Trained([probabilities.argmax(axis=-1) for probabilities in tested],
-                    np.mean(tested, axis=0).argmax(axis=-1).astype(np.int32), float(np.mean(validated)))
+def _train_all(jobs: Sequence[_Job], sets: Dict[str, Pair], test_images: np.ndarray, num_classes: int,
+               validation_fraction: float, workers: workers_lib.Workers) -> Dict[tuple, _Trained]:
+    """Returns what came of each job, by its first three fields."""
+    tasks = [(job, seed) for job in jobs for seed in job.seeds]
+    own = (_train(job, seed, sets[job.source], test_images, num_classes, validation_fraction)
+           for job, seed in tasks[workers.index::workers.count])
+    results, trained = shared_work.spread(workers, len(tasks), own), {}
+    with progress.bar(len(tasks), 'utility', 'training', delay_secs=_BAR_DELAY_SECS,
+                      disable=not workers.is_first) as bar:
+        for job in jobs:
+            bar.set_description(job.title, refresh=False)
+            tested, validated = [], []
+            for _ in job.seeds:
+                probabilities, validation_accuracy = next(results)
+                tested.append(probabilities)
+                validated.append(validation_accuracy)
+                bar.update()
+            trained[job[:3]] = _Trained([probabilities.argmax(axis=-1) for probabilities in tested],
+                                        np.mean(tested, axis=0).argmax(axis=-1).astype(np.int32),
+                                        float(np.mean(validated)))
+    return trained
+
+
+def _train(job: _Job, seed: int, pair: Pair, test_images: np.ndarray, num_classes: int,
+           validation_fraction: float) -> Tuple[np.ndarray, np.ndarray]:
+    """Trains a classifier once; returns its probabilities of the test images, and its validation accuracy."""
+    images, labels = pair
+    if job.size:
+        rows = np.sort(np.random.default_rng([seed, len(labels)]).permutation(len(labels))[:job.size])
+        images, labels = images[rows], labels[rows]
+    kept, apart = stratified_split(labels, validation_fraction, seed)
+    validation = images[apart], labels[apart]
+    predict = classifiers_lib.fit(job.classifier,
+                                  images[kept],
+                                  labels[kept],
+                                  num_classes,
+                                  validation=validation,
+                                  seed=seed)
+    return predict(test_images), np.mean(predict(validation[0]).argmax(axis=-1) == validation[1])

@@ -1,16 +1,18 @@
 """The checkpoint of a run, saved as one: weights, optimizers, position and, of private runs, ledger and secret seed."""
 
 import json
-import os
 import pathlib
+import re
 import secrets
-from typing import List, NamedTuple, Optional
+import sys
+from typing import Callable, List, NamedTuple, Optional, TypeVar
 
 import numpy as np
 import tensorflow as tf
 
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import seeds
+from tf_dpdiff.training import checkpoint_folders
 
 _README = """PRIVATE. These checkpoints hold the secret seed of the run: whoever has it can remove the noise.
 Release the exported model (saved_model/) and the samples, never this folder.
@@ -19,9 +21,20 @@ _PUBLIC_README = """Checkpoints of a run on public images alone: there is no sec
 from is the folder pretrained/, which is written when the run is finished.
 """
 
+# What TensorFlow's files are called in the folder of a checkpoint.
+_PREFIX = 'variables'
+_RECORD = 'record/.ATTRIBUTES/VARIABLE_VALUE'
+_CURE = 'Put the folder back from a copy, or name another --workdir; the privacy that the run has spent stays spent.'
+_T = TypeVar('_T')
+_warnings = set()  # Each is shown once in a process, which reads its checkpoint several times.
+
 
 class CheckpointMismatchError(ValueError):
     """A checkpoint was made by another configuration."""
+
+
+class CheckpointDamagedError(ValueError):
+    """A run has no checkpoint that is as it was written."""
 
 
 class RunState:
@@ -43,7 +56,7 @@ class RunState:
         self.step = 0
 
     def to_json(self) -> str:
-        """Returns everything as JSON: PRIVATE, it holds the secret."""
+        """Returns all of it as one line. PRIVATE: the secret seed is in it, to be saved or sent in private alone."""
         return json.dumps({
             'private_seed': self.private_seed.reveal().hex() if self.private_seed else None,
             'run_id': self.run_id,
@@ -54,7 +67,7 @@ class RunState:
 
     @classmethod
     def from_json(cls, text: str) -> 'RunState':
-        """Inverse of `to_json`."""
+        """Returns the state of which `to_json` made the text."""
         record = json.loads(text)
         secret = record['private_seed']
         state = cls(seeds.PrivateSeed(bytes.fromhex(secret)) if secret else None)
@@ -67,48 +80,69 @@ class RunState:
 class RunCheckpoint:
     """Saves and restores a RunState together with networks and optimizers.
 
-    A save goes to a temporary name and is then renamed, and the newest two are kept: a run killed at any moment resumes
-    from a whole checkpoint.
+    A checkpoint appears whole or not at all, and is compared with the checksums of its files before it is read: a run
+    that was killed at any moment resumes from the newest one that is as it was written. Weights, ledger and secret are
+    of one checkpoint always: who goes back to an older one goes back in the ledger too, and repeats the lost steps with
+    the same draws.
 
     Args:
       directory: The folder of checkpoints; made readable for its owner only where the run is private.
       configuration: JSON-able values that must be the same when the run is resumed.
-      trackables: Networks and optimizers by name.
+      max_to_keep: How many of the newest checkpoints are kept, >= 1.
+      trackables: Networks, optimizers or variables by name.
     """
 
     def __init__(self, directory: pathlib.Path, configuration: dict, *, max_to_keep: int = 2, **trackables):
+        if max_to_keep < 1:
+            raise ValueError(f'max_to_keep must be at least 1, got {max_to_keep}.')
         self._configuration = json.dumps(configuration, sort_keys=True)
         self._record = tf.Variable('', dtype=tf.string, trainable=False)
-        self._checkpoint = tf.train.Checkpoint(record=self._record, **trackables)
-        self._manager = tf.train.CheckpointManager(self._checkpoint, str(directory), max_to_keep=max_to_keep)
         self._trackables = trackables
-        self._directory = directory
+        self._checkpoint = tf.train.Checkpoint(record=self._record, **trackables)
+        self._directory, self._max_to_keep = directory, max_to_keep
 
     @property
     def variables(self) -> List[tf.Variable]:
-        """The variables of all networks and optimizers, in a fixed order."""
-        return [variable for trackable in self._trackables.values() for variable in trackable.variables]
+        """All variables of networks and optimizers, without the record, in the order of the names given to them.
+
+        A learning rate is not among them: it belongs to the configuration.
+        """
+        return [variable for name in sorted(self._trackables) for variable in _variables(self._trackables[name])]
 
     def save(self, state: RunState) -> None:
-        """Saves everything."""
-        self._directory.mkdir(parents=True, exist_ok=True)
-        if state.private_seed:
-            os.chmod(self._directory, 0o700)
-        (self._directory / 'README').write_text(_README if state.private_seed else _PUBLIC_README)
-        self._record.assign(
-            json.dumps({
-                'configuration': self._configuration,
-                'private_seed': state.private_seed.reveal().hex() if state.private_seed else None,
-                'run_id': state.run_id,
-                'ledger': state.ledger.to_json(),
-                'stage': state.stage,
-                'step': state.step,
-            }))
-        self._manager.save()
+        """Saves everything, and then deletes what is older than the checkpoints that are kept.
 
-    def restore(self) -> None:
-        """Restores the networks and optimizers from the newest checkpoint; call `read_state` for the rest."""
-        self._checkpoint.restore(self._manager.latest_checkpoint).assert_existing_objects_matched()
+        Raises:
+          OSError: if it cannot be written, as on a full disk; the checkpoints that were there stand.
+        """
+        self._record.assign(json.dumps({'configuration': self._configuration, 'state': state.to_json()}))
+        is_private = state.private_seed is not None
+        try:
+            checkpoint_folders.write(self._directory,
+                                     lambda folder: self._checkpoint.write(str(folder / _PREFIX)),
+                                     max_to_keep=self._max_to_keep,
+                                     mode=0o700 if is_private else 0o777,
+                                     readme=_README if is_private else _PUBLIC_README)
+        except (OSError, tf.errors.OpError) as error:
+            raise OSError(
+                f'cannot save to {self._directory} ({_reason(error)}): the last checkpoint stands; make room or mend '
+                'the disk, and start the same command again.') from error
+
+    def restore(self, state: Optional[RunState] = None) -> None:
+        """Restores the networks and optimizers from the newest checkpoint; call `read_state` for the rest.
+
+        Args:
+          state: What `read_state` returned. Where it is given, the weights are of the same checkpoint for sure.
+
+        Raises:
+          FileNotFoundError: if the folder holds no checkpoint.
+          CheckpointMismatchError: if the checkpoint is another one than that of the state.
+          CheckpointDamagedError: if no checkpoint is as it was written.
+        """
+        _read_newest(self._directory, lambda prefix: self._checkpoint.read(prefix).assert_existing_objects_matched())
+        if state is not None and json.loads(self._record.numpy())['state'] != state.to_json():
+            raise CheckpointMismatchError(f'{self._directory} was changed while it was read: another process writes '
+                                          'there, or its newest checkpoint was lost. Start the same command again.')
 
 
 class RunIdentity(NamedTuple):
@@ -131,14 +165,14 @@ def read_run(directory: pathlib.Path) -> Optional[RunIdentity]:
       directory: The folder of checkpoints.
 
     Raises:
-      CheckpointMismatchError: if the run was begun before runs had an identity.
+      CheckpointMismatchError: if the run was begun by an older version.
+      CheckpointDamagedError: if no checkpoint is as it was written.
     """
     record = _read_record(directory)
     if record is None:
         return None
-    return RunIdentity(record['run_id'],
-                       json.loads(record['configuration']).get('data_fingerprint'),
-                       ledger_lib.Ledger.from_json(record['ledger']))
+    state = RunState.from_json(record['state'])
+    return RunIdentity(state.run_id, json.loads(record['configuration']).get('data_fingerprint'), state.ledger)
 
 
 def read_identity(directory: pathlib.Path) -> Optional[RunIdentity]:
@@ -148,7 +182,8 @@ def read_identity(directory: pathlib.Path) -> Optional[RunIdentity]:
       directory: The folder of checkpoints.
 
     Raises:
-      CheckpointMismatchError: if the run was begun before runs had an identity, or reads no private images.
+      CheckpointMismatchError: if the run was begun by an older version, or reads no private images.
+      CheckpointDamagedError: if no checkpoint is as it was written.
     """
     found = read_run(directory)
     if found is not None and found.data_fingerprint is None:
@@ -165,7 +200,10 @@ def read_state(directory: pathlib.Path, configuration: dict) -> Optional[RunStat
       configuration: As given to RunCheckpoint.
 
     Raises:
-      CheckpointMismatchError: if the run was begun with another configuration; names what differs.
+      CheckpointMismatchError: if the run was begun with another configuration; names what differs. Or by an older
+        version.
+      CheckpointDamagedError: if no checkpoint is as it was written, or if all of a run that was begun are missing: a
+        fresh start would forget what was released.
     """
     record = _read_record(directory)
     if record is None:
@@ -176,37 +214,87 @@ def read_state(directory: pathlib.Path, configuration: dict) -> Optional[RunStat
         raise CheckpointMismatchError(
             f'the run in {directory.parent} was begun with another configuration ({"; ".join(differing)}): resuming it '
             'would break its accounting. Use the same configuration, or another --workdir.')
-    secret = record['private_seed']
-    state = RunState(seeds.PrivateSeed(bytes.fromhex(secret)) if secret else None)
-    state.run_id = record['run_id']
-    state.ledger = ledger_lib.Ledger.from_json(record['ledger'])
-    state.stage, state.step = record['stage'], record['step']
-    return state
+    return RunState.from_json(record['state'])
 
 
 def load_average(directory: pathlib.Path, model: tf.keras.Model) -> None:
     """Loads the moving-average weights of the newest checkpoint into a network of the same shape.
 
+    The network may belong to another strategy of tf.distribute than the one that was saved, or to none.
+
     Raises:
       FileNotFoundError: if the folder holds no checkpoint.
+      CheckpointMismatchError: if the run was begun by an older version.
+      CheckpointDamagedError: if no checkpoint is as it was written.
     """
-    latest = tf.train.latest_checkpoint(str(directory))
-    if latest is None:
-        raise FileNotFoundError(f'no checkpoint in {directory}; train first, or name another --workdir.')
-    tf.train.Checkpoint(average=model).restore(latest).expect_partial().assert_existing_objects_matched()
+    checkpoint = tf.train.Checkpoint(average=model)
+    _read_newest(directory, lambda prefix: checkpoint.read(prefix).expect_partial().assert_existing_objects_matched())
+
+
+def _reason(error: Exception) -> str:
+    """Returns why a file could not be written, without TensorFlow's words about itself."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return re.sub(r'\{\{.*?\}\}|\[Op:\w*\]', '', line).split('; ')[-1].strip()
+
+
+def _variables(trackable) -> List[tf.Variable]:
+    return [trackable] if isinstance(trackable, tf.Variable) else list(trackable.variables)
 
 
 def _read_record(directory: pathlib.Path) -> Optional[dict]:
-    """Returns what `RunCheckpoint.save` recorded beside the weights."""
-    latest = tf.train.latest_checkpoint(str(directory))
-    if latest is None:
+    """Returns what `RunCheckpoint.save` recorded beside the weights, or None where no run was begun."""
+    try:
+        text = _read_newest(directory, lambda prefix: tf.train.load_variable(prefix, _RECORD))
+    except FileNotFoundError:
         return None
-    record = json.loads(tf.train.load_variable(latest, 'record/.ATTRIBUTES/VARIABLE_VALUE'))
-    if 'run_id' not in record:
+    return json.loads(text)
+
+
+def _read_newest(directory: pathlib.Path, read: Callable[[str], _T]) -> _T:
+    """Returns what `read` makes of TensorFlow's prefix of the newest checkpoint that is as it was written.
+
+    Raises:
+      FileNotFoundError: if no run was begun in the folder.
+    """
+    while True:
+        folder = _newest(directory)
+        try:
+            return read(str(folder / _PREFIX))
+        except (tf.errors.OpError, ValueError):
+            if folder.exists():
+                raise
+            # The process that writes them has deleted it meanwhile: it has saved newer ones.
+
+
+def _newest(directory: pathlib.Path) -> pathlib.Path:
+    """Returns the newest checkpoint that is as it was written; warns once where that is not the newest of all."""
+    if (directory / 'checkpoint').exists() or any(directory.glob('ckpt-*.index')):
         raise CheckpointMismatchError(
-            f'the run in {directory.parent} was begun by an older version of tf_dpdiff, which '
-            'gave runs no identity; name another --workdir.')
-    return record
+            f'the run in {directory.parent} was begun by an older version of tf_dpdiff, whose '
+            'checkpoints have no checksums; name another --workdir.')
+    folder, damaged = checkpoint_folders.find_newest(directory)
+    if folder is None and damaged:
+        raise CheckpointDamagedError(
+            f'none of the {len(damaged)} checkpoints in {directory} is as it was written; of the newest, '
+            f'{damaged[0].folder.name}, {damaged[0].reason}. {_CURE}')
+    if folder is None and (directory / checkpoint_folders.README).exists():
+        raise CheckpointDamagedError(f'the checkpoints of the run in {directory} are missing. {_CURE}')
+    if folder is None:
+        raise FileNotFoundError(f'no checkpoint in {directory}; train first, or name another --workdir.')
+    if damaged:
+        _warn_once(
+            f'warning: {directory} is damaged: '
+            f'{"; ".join(f"in {name.name} {reason}" for name, reason in damaged)}. {folder.name} is used instead; '
+            'what was learnt since is lost, and is repeated with the same draws where the run goes on.')
+    return folder
+
+
+def _warn_once(line: str) -> None:
+    if line not in _warnings:
+        _warnings.add(line)
+        print(line, file=sys.stderr)
 
 
 def _differences(begun, given, path=''):

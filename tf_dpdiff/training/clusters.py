@@ -1,13 +1,18 @@
 """Who the workers of a run are: read from TF_CONFIG, from Slurm, or from an indexed Job of Kubernetes."""
 
+import contextlib
 import json
 import os
 import re
-from typing import List, Optional, Tuple
+import sys
+import threading
+from typing import Iterator, List, Optional, Tuple
 
 import tensorflow as tf
 
 TF_CONFIG, SLURM, KUBERNETES = CLUSTERS = ('tf_config', 'slurm', 'kubernetes')
+
+_QUIET_SECS = 15.0  # What takes less is not worth a word.
 
 Resolver = tf.distribute.cluster_resolver.ClusterResolver
 
@@ -43,8 +48,9 @@ def check_environment(is_multi_worker: bool) -> None:
         raise ValueError(f"TF_CONFIG names {named} workers: say --strategy=multi_worker_mirrored, or unset TF_CONFIG.")
     tasks = os.environ.get('SLURM_STEP_NUM_TASKS', '1')
     if 'SLURM_PROCID' in os.environ and tasks not in ('', '1'):
-        raise ValueError(f'srun started {tasks} tasks: say --strategy=multi_worker_mirrored and '
-                         "--gin_param=\"StrategyConfig.cluster = 'slurm'\", or start one task.")
+        raise ValueError(
+            f"srun started {tasks} tasks: say --strategy=multi_worker_mirrored with StrategyConfig.cluster = "
+            "'slurm' (bin/sample: --cluster=slurm), or start one task.")
 
 
 def resolve(cluster: str, port: int, num_workers: Optional[int], service: Optional[str]) -> Resolver:
@@ -68,6 +74,40 @@ def resolve(cluster: str, port: int, num_workers: Optional[int], service: Option
                                                                 rpc_layer='grpc')
 
 
+@contextlib.contextmanager
+def waiting_for_all(num_workers: int, timeout_secs: float) -> Iterator[None]:
+    """A context for the call that returns when all workers are there; it says what is waited for, and ends the process.
+
+    The call waits within TensorFlow for ever, where no exception reaches it: where the time is over, the process says
+    so and ends with exit code 1.
+
+    Args:
+      num_workers: All of them.
+      timeout_secs: How long to wait.
+    """
+    arrived = threading.Event()
+
+    def watch():
+        if arrived.wait(min(_QUIET_SECS, timeout_secs)):
+            return
+        print(f'waiting for the others of {num_workers} workers to be started', file=sys.stderr, flush=True)
+        if not arrived.wait(max(0.0, timeout_secs - _QUIET_SECS)):
+            print(
+                f'error: not all of {num_workers} workers were there within {timeout_secs:g} s '
+                '(StrategyConfig.start_timeout_secs); start all of them, and see that they reach one another.',
+                file=sys.stderr,
+                flush=True)
+            os._exit(1)
+
+    thread = threading.Thread(target=watch, name='start of the workers', daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        arrived.set()
+        thread.join()
+
+
 def addresses(resolver: Resolver) -> List[str]:
     """Returns the addresses of all workers, the first one first."""
     spec = resolver.cluster_spec().as_dict()
@@ -86,9 +126,10 @@ def _addresses_of_tf_config() -> Optional[List[str]]:
     if not text:
         return None
     try:
-        cluster = json.loads(text).get('cluster', {})
+        parsed = json.loads(text)
+        cluster, _ = parsed.get('cluster', {}), parsed.get('task', {}).get
         return [address for kind in ('chief', 'worker') for address in cluster.get(kind, [])]
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, TypeError) as error:
         raise ValueError(f'TF_CONFIG is not the JSON of a cluster: {error}.') from error
 
 

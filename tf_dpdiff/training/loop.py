@@ -1,6 +1,5 @@
 """The loop over stages and steps: progress, checkpoints, clean stops."""
 
-import contextlib
 import dataclasses
 import functools
 import json
@@ -14,7 +13,6 @@ import tensorflow as tf
 import tqdm
 
 from tf_dpdiff import progress
-from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import seeds
 from tf_dpdiff.training import checkpoints
@@ -142,7 +140,7 @@ class StageLoop:
             self.state.stage = stages[0].name
             self._save()  # The seed is on disk before anything is drawn from it.
         elif self.replicas.workers.is_first:
-            self._checkpoint.restore()
+            self._checkpoint.restore(self.state)
         self.replicas.copy_from_first_worker(self._checkpoint.variables)
 
     def released_model(self) -> tf.keras.Model:
@@ -190,9 +188,8 @@ class StageLoop:
                               self._profile_folder, profile_steps) as profiler:
             while self.state.step < stage.num_steps:
                 profiler.before(self.state.step)
-                # Where a worker is gone nothing is saved: the run goes on from the checkpoint, with the same draws.
-                with workers_lib.together() if workers.count > 1 else contextlib.nullcontext():
-                    scalars = stage.run_step(self.state.step)
+                # Where a worker is lost this raises and nothing is saved: the run goes on from its last checkpoint.
+                scalars = stage.run_step(self.state.step)
                 profiler.after(self.state.step)
                 self.state.step += 1
                 bar.update()
@@ -200,8 +197,10 @@ class StageLoop:
                     self._show(stage, scalars, bar, self.state.step in grid_steps)
                 if workers.any(stop.requested):
                     self._save()
-                    raise interruption.Interrupted(f'stopped in {stage.name} after step {self.state.step} of '
-                                                   f'{stage.num_steps}; everything is saved')
+                    workers.wait_for_all()  # Who ends before the first one has saved might have it killed.
+                    raise interruption.Interrupted(
+                        f'stopped in {stage.name} after step {self.state.step} of {stage.num_steps} '
+                        f'({stop.reason or "by another worker"}); everything is saved')
                 if time.monotonic() - last_saved > self._config.checkpoint_every_secs:
                     self._save()
                     last_saved = time.monotonic()

@@ -293,7 +293,10 @@ def make_finetuning(config: FinetuningConfig, model: tf.keras.Model, average: tf
         state.ledger = ledger
         if on_diagnostics:
             on_diagnostics(step, {name: float(value) for name, value in diagnostics.items()})
-        return {'learning_rate': float(optimizer.learning_rate.numpy()), 'ema_decay': _decay(config.max_ema_decay, step)}
+        return {
+            'learning_rate': float(optimizer.learning_rate.numpy()),
+            'ema_decay': _decay(config.max_ema_decay, step)
+        }
 
     return Stage(FINETUNING, plan.config.num_steps, optimizer, begin, run_step)
 

@@ -5,15 +5,18 @@ the units and adds up their clipped gradients; the sums are reduced over all rep
 noise from the same seed and makes the same update.
 """
 
+import contextlib
 import dataclasses
 import math
-from typing import Any, Callable, Optional, Sequence
+from typing import Any, Callable, Iterator, Optional, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.training import clusters
+from tf_dpdiff.training import interruption
+from tf_dpdiff.training import preemption
 
 DEFAULT, MIRRORED, MULTI_WORKER, TPU = 'default', 'mirrored', 'multi_worker_mirrored', 'tpu'
 STRATEGIES = (DEFAULT, MIRRORED, MULTI_WORKER, TPU)
@@ -33,13 +36,16 @@ class StrategyConfig:
     Attributes:
       name: 'default' (one device), 'mirrored' (all GPUs of this machine), 'multi_worker_mirrored' (all GPUs of several
         machines, or their CPUs; one process a machine) or 'tpu'.
-      cluster: With 'multi_worker_mirrored', who tells the workers of one another: 'tf_config' (the environment variable
+      cluster: With 'multi_worker_mirrored', who names the workers: 'tf_config' (the environment variable
         TF_CONFIG, as Kubeflow and Vertex AI set it), 'slurm' (srun) or 'kubernetes' (an indexed Job).
       port: First port of the workers, with 'slurm' and 'kubernetes', in [1, 65535].
       num_workers: Pods of the Job, with 'kubernetes'; None otherwise.
       service: Name of the headless service by which the pods find one another, with 'kubernetes'; None otherwise.
+      start_timeout_secs: Seconds for which a worker waits for the others to be started, > 0.
       communication: Of the workers: 'ring' (over gRPC), 'nccl' (GPUs) or 'auto' (the faster of those that work).
       tpu: With 'tpu': 'local', or the name of a TPU, or the address of its runtime.
+      preemption_notice: Who says that this machine will be taken away, besides SIGTERM and SIGUSR1: 'gce' (the metadata
+        server of Google Compute Engine) or None.
       logical_cpus: Split the CPU into so many devices, to try 'mirrored' without a GPU. None: one.
     """
     name: str = DEFAULT
@@ -47,8 +53,10 @@ class StrategyConfig:
     port: int = 2222
     num_workers: Optional[int] = None
     service: Optional[str] = None
+    start_timeout_secs: float = 1800.0
     communication: str = 'auto'
     tpu: str = 'local'
+    preemption_notice: Optional[str] = None
     logical_cpus: Optional[int] = None
 
     def __post_init__(self):
@@ -63,7 +71,10 @@ class StrategyConfig:
                              f'{self.logical_cpus} with {self.name!r}.')
         if self.name != MULTI_WORKER and self.cluster != 'tf_config':
             raise ValueError(f"cluster={self.cluster!r} is for the strategy '{MULTI_WORKER}', not for {self.name!r}.")
+        if not self.start_timeout_secs > 0.0:
+            raise ValueError(f'start_timeout_secs of the strategy must be > 0, got {self.start_timeout_secs}.')
         clusters.check(self.cluster, self.port, self.num_workers, self.service)
+        preemption.check(self.preemption_notice)
 
 
 def check_strategy(strategy: tf.distribute.Strategy) -> None:
@@ -85,6 +96,7 @@ class Replicas:
     Args:
       strategy: Of tf.distribute; a supported one.
       workers: The processes of the run.
+      preemption_notice: As in StrategyConfig.
 
     Attributes:
       strategy: Of tf.distribute.
@@ -97,8 +109,12 @@ class Replicas:
       ValueError: for a strategy that is not supported; names it.
     """
 
-    def __init__(self, strategy: tf.distribute.Strategy, workers: workers_lib.Workers = workers_lib.ALONE):
+    def __init__(self,
+                 strategy: tf.distribute.Strategy,
+                 workers: workers_lib.Workers = workers_lib.ALONE,
+                 preemption_notice: Optional[str] = None):
         check_strategy(strategy)
+        self._preemption_notice = preemption_notice
         self.strategy, self.workers, self.count = strategy, workers, strategy.num_replicas_in_sync
         num_local = self.count // workers.count
         self.local = range(workers.index * num_local, (workers.index + 1) * num_local)
@@ -107,6 +123,18 @@ class Replicas:
     def scope(self):
         """Returns the context in which networks and optimizers are made."""
         return self.strategy.scope()
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[interruption.StopRequest]:
+        """A context for what all replicas compute together, and what asks for a stop of it.
+
+        Raises:
+          workers_lib.WorkerLostError: where a worker is lost.
+          ValueError: if notices of preemption cannot be had here.
+        """
+        with self.workers.together(), interruption.StopRequest() as stop, preemption.watching(
+                self._preemption_notice, stop):
+            yield stop
 
     def padded_size(self, expected_units: int, units_per_chunk: int) -> int:
         """Returns to whose multiples the units of a step of one replica are padded.
@@ -176,18 +204,20 @@ def start(config: StrategyConfig) -> Replicas:
     """
     clusters.check_environment(is_multi_worker=config.name == MULTI_WORKER)
     if config.name == DEFAULT:
-        return Replicas(tf.distribute.get_strategy())
+        return Replicas(tf.distribute.get_strategy(), preemption_notice=config.preemption_notice)
     if config.name == MIRRORED:
-        return Replicas(_make_mirrored(config.logical_cpus))
+        return Replicas(_make_mirrored(config.logical_cpus), preemption_notice=config.preemption_notice)
     if config.name == TPU:
-        return Replicas(_make_tpu(config.tpu))
+        return Replicas(_make_tpu(config.tpu), preemption_notice=config.preemption_notice)
     resolver = clusters.resolve(config.cluster, config.port, config.num_workers, config.service)
     implementation = tf.distribute.experimental.CommunicationImplementation[config.communication.upper()]
-    strategy = tf.distribute.MultiWorkerMirroredStrategy(
-        resolver, tf.distribute.experimental.CommunicationOptions(implementation=implementation))
+    options = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
     count = len(clusters.addresses(resolver))
+    with workers_lib.together(), clusters.waiting_for_all(count, config.start_timeout_secs):
+        strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
     sum_vectors = workers_lib.make_sum_vectors(strategy, count)
-    return Replicas(strategy, workers_lib.Workers(clusters.index(resolver), count, sum_vectors))
+    workers = workers_lib.Workers(clusters.index(resolver), count, sum_vectors)
+    return Replicas(strategy, workers, config.preemption_notice)
 
 
 def _make_mirrored(logical_cpus: Optional[int]) -> tf.distribute.Strategy:
@@ -206,8 +236,9 @@ def _make_tpu(name: str) -> tf.distribute.Strategy:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
         tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
-    except (ValueError, tf.errors.OpError) as error:
-        raise ValueError(f"strategy '{TPU}': there is no TPU {name!r} here ({str(error).splitlines()[0]}).") from error
+    except (ValueError, OSError, ImportError, RuntimeError, tf.errors.OpError) as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"strategy '{TPU}': there is no TPU {name!r} here ({said}).") from error
     return tf.distribute.TPUStrategy(resolver)
 
 

@@ -1,0 +1,61 @@
+"""Tests of the samples that a run ends with: the same by any number of devices and workers."""
+
+import types
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests import fake_workers
+from tf_dpdiff.cli import run_files
+from tf_dpdiff.cli import run_output
+from tf_dpdiff.diffusion import process as process_lib
+from tf_dpdiff.diffusion import samplers
+from tf_dpdiff.diffusion import schedules
+from tf_dpdiff.evaluation import generate
+from tf_dpdiff.evaluation import shared_work
+from tf_dpdiff.networks import unet
+from tf_dpdiff.training import interruption
+
+SAMPLES = generate.GenerateConfig(num_images=23, seed=5, chunk_size=6)
+GO_ON, STOP = (types.SimpleNamespace(requested=requested) for requested in (False, True))
+
+
+@pytest.fixture(name='model', scope='module')
+def fixture_model(small_network):
+    """The description of a run, and its averaged network, with weights that were drawn and not trained."""
+    del small_network
+    process = process_lib.DiffusionProcess(schedules.Schedule('cosine', 50), 'v')
+    description = run_files.ModelDescription((4, 4, 1), ('a', 'b', 'c'), unet.UNetConfig(base_channels=4), process,
+                                             samplers.SamplerConfig('ddim', 2))
+    network, generator = unet.build_unet(description.network, (4, 4, 1), 3), np.random.default_rng(0)
+    network.set_weights([generator.normal(0.0, 0.3, weight.shape) for weight in network.get_weights()])
+    return description, network
+
+
+def draw(model, workers, stop=GO_ON, **changes):
+    description, network = model
+    return run_output.draw(network, description._replace(**changes), SAMPLES, stop=stop, workers=workers)
+
+
+@pytest.mark.parametrize('labelled', [True, False])
+@pytest.mark.parametrize('num_devices', [1, 2])
+def test_samples_are_those_of_the_network_on_any_devices_and_workers(model, monkeypatch, num_devices, labelled):
+    monkeypatch.setattr(shared_work, '_own_devices', lambda kind: ['CPU:0'] * num_devices)
+    description, network = model
+    sampler = run_output.make_image_sampler(network, description.network, description.process, description.sampler)
+    seeds = np.arange(30)
+    labels = (seeds % 3 if labelled else np.full(30, 3)).astype(np.int32)
+    expected = np.concatenate([
+        sampler.sample(tf.constant(labels[rows]), tf.constant(seeds[rows]))['images'] for rows in seeds.reshape(-1, 6)
+    ])
+    for count in (1, 2):
+        for images, found in fake_workers.play(lambda workers: draw(model, workers, labelled=labelled), count):
+            np.testing.assert_array_equal(found, labels[5:28])
+            np.testing.assert_array_equal(images, expected[5:28])
+    assert images.std() > 10
+
+
+def test_stop_of_one_worker_interrupts_all(model):
+    for error in fake_workers.play(lambda workers: draw(model, workers, STOP if workers.index else GO_ON)):
+        assert isinstance(error, interruption.Interrupted) and 'stopped while sampling' in str(error)

@@ -1,0 +1,84 @@
+"""On which machines a verb computes that does not train: its flags, and what these machines must have in common."""
+
+import hashlib
+from typing import Any, Optional
+
+from tf_dpdiff import workers as workers_lib
+from tf_dpdiff.cli import command
+from tf_dpdiff.data import datasets
+from tf_dpdiff.evaluation import sample_files
+from tf_dpdiff.training import clusters
+from tf_dpdiff.training import strategies
+
+# Images are drawn on GPUs and CPUs; a TPU is for training.
+_NAMES = (strategies.DEFAULT, strategies.MIRRORED, strategies.MULTI_WORKER)
+
+
+def add(parser: command.Parser) -> None:
+    """Adds to a verb without a configuration the flags that `start` reads."""
+    known = strategies.StrategyConfig
+    parser.add_argument('--strategy',
+                        choices=_NAMES,
+                        default=known.name,
+                        help='on what to compute: default (this process, on all its GPUs), mirrored (the same, and '
+                        'refused where there is no GPU) or multi_worker_mirrored (several processes, each started by '
+                        'this same command, which share the work) (default: %(default)s)')
+    parser.add_argument('--cluster',
+                        choices=clusters.CLUSTERS,
+                        default=known.cluster,
+                        help='who tells the processes of one another (default: %(default)s, the environment variable '
+                        'TF_CONFIG)')
+    parser.add_argument('--port',
+                        type=int,
+                        default=known.port,
+                        help='first port, with slurm and kubernetes (default: %(default)s)')
+    parser.add_argument('--num_workers', type=int, help='pods of the Job, with kubernetes')
+    parser.add_argument('--service', help='headless service of the pods, with kubernetes')
+
+
+def check_evaluates(replicas: strategies.Replicas) -> strategies.Replicas:
+    """Returns the replicas where they can evaluate.
+
+    Raises:
+      command.UsageError: for those of a TPU, which a configuration may have meant for its training.
+    """
+    if replicas.is_compiled:
+        raise command.UsageError(f"the strategy '{strategies.TPU}' is for training: say --strategy=default, or "
+                                 f'one of {", ".join(_NAMES[1:])}.')
+    return replicas
+
+
+def start(flags) -> strategies.Replicas:
+    """Makes what the verb computes on; call it before anything else of TensorFlow's.
+
+    Raises:
+      ValueError: if flags contradict each other, or the machine or cluster has not what they ask for.
+    """
+    return strategies.start(
+        strategies.StrategyConfig(name=flags.strategy,
+                                  cluster=flags.cluster,
+                                  port=flags.port,
+                                  num_workers=flags.num_workers,
+                                  service=flags.service))
+
+
+def check_same_inputs(workers: workers_lib.Workers, samples: sample_files.SampleSet,
+                      data: Optional[datasets.PrivateData], settings: Any) -> None:
+    """Checks that all workers would measure the same.
+
+    Args:
+      workers: All of them call this.
+      samples: What is measured.
+      data: The private images, or None.
+      settings: Frozen dataclasses.
+
+    Raises:
+      workers_lib.WorkersDisagreeError: if not.
+    """
+    if workers.count == 1:
+        return
+    digest = hashlib.sha256(samples.images.tobytes())
+    digest.update(samples.labels.tobytes())
+    of_data = [data.train.fingerprint(), data.held_out.fingerprint()] if data else []
+    workers.check_same(' '.join([digest.hexdigest(), *of_data, repr(settings)]),
+                       'the configuration, the samples or the data')
