@@ -244,7 +244,7 @@ def make_trainer(workdir, log_non_private=False):
                                on_release=lambda means: None)
 
 
-NEVER, AT_ONCE = types.SimpleNamespace(requested=False), types.SimpleNamespace(requested=True)
+NEVER, AT_ONCE = (types.SimpleNamespace(requested=requested, reason='a test') for requested in (False, True))
 
 
 def run_to_the_end(workdir, **options):
@@ -298,9 +298,9 @@ def test_line_7_no_noise_draw_is_used_for_two_sums(monkeypatch):
 
     def record(shape, seed, **options):
         counters[len(counters)] = tuple(np.array(seed))
-        return tf.zeros(shape)
+        return tf.zeros(shape, options['dtype'])
 
-    monkeypatch.setattr(tf.random, 'stateless_normal', record)
+    monkeypatch.setattr(tf.random, 'stateless_uniform', record)
     adder = noise_lib.GaussianNoise(1.0)
     for step in (0, 1, 2, 3, 2**31, 2**31 + 1):
         adder.add([tf.zeros([1])] * 7, seed=SECRET, step=tf.constant(step, tf.int64))

@@ -89,12 +89,17 @@ class Workers:
         parts = self.gather(np.ascontiguousarray(array).tobytes())
         return [np.frombuffer(part, array.dtype).reshape([-1, *array.shape[1:]]) for part in parts]
 
-    def check_same(self, value: str, what: str) -> None:
+    def check_same(self,
+                   value: str,
+                   what: str,
+                   *,
+                   cure: str = 'all workers must be started with the same command on the same data') -> None:
         """Checks that all workers have the same value.
 
         Args:
           value: Of this worker.
           what: The value in words, for the message: it may be private, and is not shown.
+          cure: What to do where it is not the same.
 
         Raises:
           WorkersDisagreeError: in all workers; names those that differ from the first.
@@ -102,8 +107,7 @@ class Workers:
         values = self.gather(value.encode())
         differing = [str(index) for index, other in enumerate(values) if other != values[0]]
         if differing:
-            raise WorkersDisagreeError(f'{what} of worker {", ".join(differing)} is not that of worker 0: all workers '
-                                       'must be started with the same command on the same data.')
+            raise WorkersDisagreeError(f'worker {", ".join(differing)} and worker 0 differ in {what}: {cure}.')
 
     def _gather_rows(self, row: bytes) -> List[bytes]:
         """Returns the bytes that each worker gave, equally many at all of them."""

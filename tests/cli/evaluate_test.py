@@ -249,7 +249,7 @@ def test_workers_with_other_samples_are_refused(tmp_path):
     generate.write_npz(tmp_path / 'other.npz', *samples, datasets.digits().train.class_names)
     for error in evaluate_as_two(workdir, of_second=tmp_path / 'other.npz'):
         assert isinstance(error, workers_lib.WorkersDisagreeError)
-        assert 'the configuration, the samples or the data of worker 1 is not that of worker 0' in str(error)
+        assert 'worker 1 and worker 0 differ in the configuration, the samples or the data' in str(error)
     assert not (workdir / 'non_private').exists()
 
 

@@ -9,8 +9,8 @@ import types
 import numpy as np
 import pytest
 
+from tests import cluster
 from tests import fake_workers
-from tests.cli import cluster
 from tests.cli import sampling
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import sample
@@ -110,7 +110,7 @@ def test_stop_asked_of_one_worker_ends_both_and_the_same_command_goes_on(toy_run
 
 @pytest.mark.parametrize('changes, codes, message', [
     ({'workdir': 'nowhere'}, [command.FAILED, command.WRONG_USE], 'another worker failed, and says itself why'),
-    ({'seed': 7}, [command.WRONG_USE] * 2, 'what is to be sampled (flags, or the model) of worker 1 is not that of'),
+    ({'seed': 7}, [command.WRONG_USE] * 2, 'worker 1 and worker 0 differ in what is to be sampled'),
 ])  # yapf: disable
 def test_workers_of_different_commands_end_at_once_and_write_nothing(toy_run, tmp_path, call_as_two, capsys, changes,
                                                                      codes, message):

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.cli import cluster
+from tests import cluster
 from tests.cli.verbs import call
 from tf_dpdiff.cli import run_files
 from tf_dpdiff.cli import train

@@ -31,12 +31,20 @@ def unit_loss(model):
     return lambda unit: tf.reduce_mean(tf.square(model(unit[0], training=True) - unit[1]))
 
 
-def clipped_sum(model, batch, is_padding=None, clip=0.1, units_per_chunk=3, per_layer=False, **options):
+def clipped_sum(model,
+                batch,
+                is_padding=None,
+                clip=0.1,
+                units_per_chunk=3,
+                per_layer=False,
+                jit_compile=False,
+                **options):
     if is_padding is None:
         is_padding = np.zeros([len(batch[0])], bool)
     clipper = clipping.PerUnitClipper(clip, per_layer)
     compute = tf.function(lambda batch, is_padding: clipper.clipped_sum(
-        unit_loss(model), model.trainable_variables, batch, is_padding, units_per_chunk=units_per_chunk, **options))
+        unit_loss(model), model.trainable_variables, batch, is_padding, units_per_chunk=units_per_chunk, **options),
+                          jit_compile=jit_compile)
     result = compute(batch, tf.constant(is_padding))
     return np.concatenate([s.numpy().ravel() for s in result.sums]), result.diagnostics
 
@@ -203,6 +211,49 @@ def test_empty_batch_gives_zero():
     total, diagnostics = clipped_sum(model, make_batch(model, 0))
     np.testing.assert_array_equal(total, 0.0)
     assert float(diagnostics['num_units']) == 0.0
+
+
+PADDING_OF_EIGHT = {
+    'none': ([], 4),
+    'behind': ([3, 4, 5, 6, 7], 2),
+    'in front': ([0, 1, 2, 3, 4], 4),
+    'in the middle': ([1, 2, 3, 4, 5, 7], 4),
+    'everywhere': (range(8), 0)
+}
+
+
+@pytest.mark.parametrize('where', PADDING_OF_EIGHT)
+def test_chunks_behind_the_last_unit_are_not_computed(where):
+    padded, expected = PADDING_OF_EIGHT[where]
+    model = make_model('dense')
+    batch, is_padding = make_batch(model, 8), np.isin(np.arange(8), padded)
+    computed = tf.Variable(0)
+
+    def count(chunk):
+        computed.assign_add(1)
+        return chunk
+
+    total, diagnostics = clipped_sum(model, batch, is_padding, units_per_chunk=2, prepare_fn=count)
+    assert computed.numpy() == expected
+    units = [tf.boolean_mask(x, ~is_padding) for x in batch]
+    np.testing.assert_allclose(total, np.zeros_like(total) + looped_sum(model, units, 0.1), rtol=2e-4, atol=1e-7)
+    assert float(diagnostics['num_units']) == 8 - len(padded)
+
+
+@pytest.mark.parametrize('kind, num_units, options', [('dense', 0, {}), ('dense', 7, {
+    'per_layer': True
+}), ('conv', 8, {
+    'views_per_chunk': 1
+})])
+def test_xla_gives_the_same_sum(kind, num_units, options):
+    model = make_model(kind)
+    batch, is_padding = make_batch(model, num_units), np.arange(num_units) >= 4
+    expected, expected_diagnostics = clipped_sum(model, batch, is_padding, **options)
+    total, diagnostics = clipped_sum(model, batch, is_padding, jit_compile=True, **options)
+    np.testing.assert_allclose(total, expected, rtol=1e-4, atol=1e-6)
+    for name, value in expected_diagnostics.items():
+        np.testing.assert_allclose(diagnostics[name], value, rtol=1e-4)
+    assert np.any(expected) == (num_units > 0)
 
 
 def test_views_of_a_unit_are_averaged_before_clipping_so_their_number_changes_no_bound():

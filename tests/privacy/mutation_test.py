@@ -38,6 +38,7 @@ class Mutant:
 
 CLIPPING, NOISE, PLAN = 'privacy/clipping_test.py', 'privacy/noise_test.py', 'privacy/plan_test.py'
 ACCOUNTING, CONTRACT = 'privacy/accounting_test.py', 'contract_test.py'
+REPLICAS = 'privacy/replicas_test.py'
 OPTIMIZER, STEP = 'privacy/optimizer_test.py', 'training/train_step_test.py'
 MUTANTS = (
     Mutant('no clipping', 'privacy/clipping.py', 'tf.where(layer_norms > bound, bound / layer_norms, 1.0)',
@@ -59,10 +60,21 @@ MUTANTS = (
            'tf.where(mask, gradient, tf.zeros_like(gradient))', 'gradient', CLIPPING),
     Mutant('chunks of views added instead of averaged', 'privacy/clipping.py', 'total + part / num_chunks',
            'total + part', CLIPPING),
-    Mutant('the last chunk is lost', 'privacy/clipping.py', 'num_chunks = -(-num_units // units_per_chunk)',
-           'num_chunks = num_units // units_per_chunk', CLIPPING),
-    Mutant('noise x 2/3', 'privacy/noise.py', 'stddev=self.stddev, dtype', 'stddev=2.0 / 3.0 * self.stddev, dtype',
+    Mutant('the last chunk is lost', 'privacy/clipping.py', 'tf.maximum(1, -(-num_units // units_per_chunk))',
+           'tf.maximum(1, num_units // units_per_chunk)', CLIPPING),
+    Mutant('chunks are counted instead of looked at', 'privacy/clipping.py',
+           'tf.where(holds_unit, tf.range(1, tf.shape(is_padding)[0] + 1), 0)',
+           'tf.reduce_sum(tf.cast(holds_unit, tf.int32))', CLIPPING),
+    Mutant('chunks of padding are computed', 'privacy/clipping.py', 'holds_unit = tf.logical_not(',
+           'holds_unit = tf.ones_like(', CLIPPING),
+    Mutant('noise x 2/3', 'privacy/noise.py', 'self.stddev * tf.reshape(', '2.0 / 3.0 * self.stddev * tf.reshape(',
            NOISE),
+    Mutant('noise that XLA changes', 'privacy/noise.py', 'normal_from_bits(bits)[',
+           "tf.random.stateless_normal([2 * pairs], draw_seed, alg='philox')[", NOISE),
+    Mutant('a radius of 32 bits cuts the tail', 'privacy/noise.py', 'for word in (low, high):', 'for word in (high,):',
+           NOISE),
+    Mutant('both numbers of a pair are the same', 'privacy/noise.py', 'radius * tf.sin(angle)',
+           'radius * tf.cos(angle)', NOISE),
     Mutant('cryptographic noise x 2/3', 'privacy/noise.py', '(self.stddev * cryptographic_normal',
            '(2.0 / 3.0 * self.stddev * cryptographic_normal', NOISE),
     Mutant('noise reused on two steps', 'privacy/noise.py', 'step * len(sums) + index)',
@@ -71,20 +83,29 @@ MUTANTS = (
     Mutant('noise from a public seed', 'privacy/noise.py', 'tf.constant(seed.derive(PURPOSE), tf.int64)',
            'tf.constant(5, tf.int64)', NOISE),
     Mutant('noise added per chunk', 'training/train_step.py',
-           'noisy_sums = plan.noise.add(clipped.sums, seed=private_seed, step=step)',
-           'noisy_sums = plan.noise.add(clipped.sums, seed=private_seed, step=step)\n'
+           'noisy_sums = plan.noise.add(sums, seed=private_seed, step=step)',
+           'noisy_sums = plan.noise.add(sums, seed=private_seed, step=step)\n'
            '        for i in range(2):\n'
            '            noisy_sums = plan.noise.add(noisy_sums, seed=private_seed, step=step + 1000 + i)', STEP),
     Mutant('noise per replica: two replicas add a whole draw each', 'privacy/noise.py', '[value + draw(',
            '[value + 2.0**0.5 * draw(', NOISE),
-    Mutant('K multiplies the sensitivity', 'training/train_step.py', 'plan.noise.add(clipped.sums, seed=private_seed',
-           'plan.noise.add([chunk_sizes.views * s for s in clipped.sums], seed=private_seed', STEP),
+    Mutant('K multiplies the sensitivity', 'training/train_step.py', 'plan.noise.add(sums, seed=private_seed',
+           'plan.noise.add([chunk_sizes.views * s for s in sums], seed=private_seed', STEP),
     Mutant('divide by the sampled batch', 'training/train_step.py', 's / plan.config.expected_batch_size for',
            "s / tf.maximum(clipped.diagnostics['num_units'], 1.0) for", STEP),
-    Mutant('optimizer divides by the sampled batch', 'privacy/optimizer.py', '(g / self._divisor, v)',
+    Mutant('optimizer divides by the sampled batch', 'privacy/optimizer.py', '(g / float(divisor), v)',
            '(g / float(self.num_microbatches or 3), v)', OPTIMIZER),
     Mutant('optimizer adds no noise', 'privacy/optimizer.py',
            'noisy = self._noise.add(sums, seed=self._private_seed, step=self.iterations)', 'noisy = sums', OPTIMIZER),
+    Mutant('each replica adds a draw of its own', 'privacy/optimizer.py', 'step=self.iterations)',
+           'step=self.iterations * 1000 + tf.cast('
+           'tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int64))', REPLICAS),
+    Mutant('replicas do not add up', 'privacy/optimizer.py', 'if num_replicas > 1:\n                sums',
+           'if num_replicas > 9:\n                sums', REPLICAS),
+    Mutant('divisor of one replica', 'privacy/optimizer.py', 'self.num_microbatches * num_replicas',
+           'self.num_microbatches', REPLICAS),
+    Mutant('any strategy is let through', 'privacy/optimizer.py',
+           'if not isinstance(strategy, tf.distribute.MirroredStrategy):', 'if False:', REPLICAS),
     Mutant('noise ignores the sensitivity', 'privacy/plan.py',
            'noise_multiplier * clipper.sensitivity(config.neighboring_relation)', 'noise_multiplier', PLAN),
     Mutant('sampling without replacement accounted as Poisson', 'privacy/plan.py',

@@ -75,6 +75,87 @@ def test_same_seed_and_step_repeat_the_draw_in_eager_and_graph(generator):
     np.testing.assert_array_equal(eager, graph_draw(tf.constant(9, tf.int64)))
 
 
+def compiled_and_eager(function, step):
+    """Returns function(step) within XLA and without; the step is given at run time, so that nothing is folded."""
+    step = tf.constant(step, tf.int64)
+    return tf.function(function, jit_compile=True)(step).numpy(), function(step).numpy()
+
+
+@pytest.mark.parametrize('shape', [[], [0], [1], [7], [3, 0], [5, 3, 7], [300_001]])
+def test_xla_draws_the_same_noise_but_for_rounding(shape):
+    adder = noise.GaussianNoise(2.0)
+    compiled, eager = compiled_and_eager(lambda step: adder.add([tf.zeros(shape)], seed=secret(5), step=step)[0], 2**40)
+    assert eager.shape == compiled.shape == tuple(shape)
+    np.testing.assert_allclose(compiled / 2.0, eager / 2.0, rtol=1e-6, atol=1e-6)
+    assert np.all(eager != 0.0)
+
+
+def test_control_xla_draws_other_floats_from_the_same_seed():
+    compiled, eager = compiled_and_eager(
+        lambda step: tf.random.stateless_normal([1000], tf.stack([tf.constant(5, tf.int64), step]), alg='philox'), 2)
+    assert not np.allclose(compiled, eager, rtol=1e-6, atol=1e-6)
+
+
+def test_shape_that_is_known_at_run_time_alone_gives_the_same_noise():
+    adder = noise.GaussianNoise(1.0)
+    add = tf.function(lambda value: adder.add([value], seed=secret(5), step=3)[0],
+                      input_signature=[tf.TensorSpec([None, 3])])
+    np.testing.assert_array_equal(add(tf.zeros([7, 3])), draw(step=3, shapes=((7, 3),))[0])
+
+
+def test_cryptographic_noise_within_xla_is_refused():
+    adder = noise.GaussianNoise(1.0, 'shake256')
+    with pytest.raises(tf.errors.InvalidArgumentError, match='PyFunc'):
+        compiled_and_eager(lambda step: adder.add([tf.zeros([3])], seed=secret(5), step=step)[0], 0)
+
+
+def uniform_words(num_pairs, seed=0):
+    words = np.random.default_rng(seed).integers(0, 2**32, [3, num_pairs]).astype(np.uint32)
+    # Extremes and powers of two, where rounding and shifts go wrong.
+    special = np.array([0, 1, 0xFF, 0xFFFF, 0x10000, 2**31 - 1, 2**31, 2**32 - 256, 2**32 - 1], np.uint32)
+    return np.concatenate([words, np.array(list(itertools.product(special, repeat=3)), np.uint32).T], axis=1)
+
+
+def test_normal_numbers_are_the_box_muller_transform_of_the_bits():
+    high, low, of_angle = words = uniform_words(20000)
+    uniforms = (high * 2.0**-32 + (low + 0.5) * 2.0**-64).astype(np.float32).astype(np.float64)
+    radius = np.sqrt(-2.0 * np.log(np.minimum(uniforms, 1.0 - 2.0**-24)))
+    angle = ((of_angle >> 8) - 2.0**23 + 0.5) * np.pi * 2.0**-23
+    expected = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
+    np.testing.assert_allclose(noise.normal_from_bits(tf.constant(words)), expected, rtol=1e-6, atol=2e-6)
+
+
+def test_tail_goes_to_nine_and_a_half_and_no_bits_give_zero_or_infinity():
+    numbers = noise.normal_from_bits(tf.constant(uniform_words(10))).numpy()
+    assert np.all(np.isfinite(numbers)) and np.all(numbers != 0.0)
+    largest = np.sqrt(2.0 * 65.0 * np.log(2.0))
+    np.testing.assert_allclose(np.abs(numbers).max(), largest, rtol=1e-6)
+    assert 5e11 * 2.0**-65 < 2e-8 and 2.0 * stats.norm.sf(largest) < 1e-20
+
+
+def looks_standard_normal(values):
+    """Whether moments, tails and the two numbers of each pair are as they should be, to five standard deviations."""
+    size = len(values)
+    first, second = values[:size // 2], values[size // 2:2 * (size // 2)]
+    moments = [(values.mean(), 1.0), ((values**2).mean() - 1.0, 2.0), ((values**3).mean(), 15.0),
+               ((values**4).mean() - 3.0, 96.0), ((first * second).mean(), 2.0),
+               (((first**2 - 1.0) * (second**2 - 1.0)).mean(), 8.0)]
+    tails = [(np.mean(np.abs(values) > bound) - 2.0 * stats.norm.sf(bound), 2.0 * stats.norm.sf(bound))
+             for bound in (2.0, 3.0, 4.0)]
+    return all(abs(error) < 5.0 * np.sqrt(variance / size) for error, variance in moments + tails)
+
+
+def test_moments_and_tails_are_those_of_normal_numbers():
+    values = draw(shapes=((400_000,),))[0].astype(np.float64)
+    assert looks_standard_normal(values) and stats.kstest(values, 'norm').pvalue > 1e-3
+    # Controls: a heavier tail, a wrong scale, and pairs that share their radius.
+    assert not looks_standard_normal(np.where(np.abs(values) > 3.0, 1.1 * values, values))
+    assert not looks_standard_normal(1.02 * values)
+    paired = values.copy()
+    paired[200_000:] = np.sign(paired[200_000:]) * np.abs(paired[:200_000])
+    assert not looks_standard_normal(paired)
+
+
 @each_generator
 def test_zero_stddev_adds_nothing(generator):
     assert not any(v.any() for v in draw(0.0, generator=generator))

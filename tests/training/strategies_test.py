@@ -1,61 +1,31 @@
 """Tests that a step is the same step on one replica, on two devices, and on two processes that talk over loopback."""
 
-import json
-import os
-import socket
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from scipy import stats
+import tensorflow as tf
 
+from tests import cluster
 from tests.training import replica_steps
+from tf_dpdiff.data import augmentation
+from tf_dpdiff.privacy import plan as plan_lib
+from tf_dpdiff.training import stages
 from tf_dpdiff.training import strategies
+from tf_dpdiff.training import views as views_lib
 
 PLACES = ('two devices', 'two processes')
-
-
-def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for found in sockets:
-        found.bind(('127.0.0.1', 0))
-    ports = [found.getsockname()[1] for found in sockets]
-    for found in sockets:
-        found.close()
-    return ports
-
-
-def start_program(strategy, output, tf_config=None):
-    environment = {**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '3'}
-    if tf_config:
-        environment['TF_CONFIG'] = json.dumps(tf_config)
-    return subprocess.Popen([sys.executable, '-I', '-m', 'tests.training.replica_steps', strategy,
-                             str(output)],
-                            env=environment,
-                            stderr=subprocess.PIPE,
-                            text=True)
 
 
 @pytest.fixture(name='measured', scope='module')
 def fixture_measured(tmp_path_factory):
     """What steps did, by where they were taken: all replicas of several processes say the same, or it is an error."""
     folder = tmp_path_factory.mktemp('steps')
-    cluster = {'worker': [f'127.0.0.1:{port}' for port in free_ports(2)]}
-    programs = [start_program(strategies.MIRRORED, folder / 'devices')]
-    programs += [
-        start_program(strategies.MULTI_WORKER, folder / 'processes', {
-            'cluster': cluster,
-            'task': {
-                'type': 'worker',
-                'index': index
-            }
-        }) for index in range(2)
-    ]
+    program = 'tests.training.replica_steps'
+    programs = cluster.start_workers(program, strategies.MIRRORED, folder / 'devices', count=1)
+    programs += cluster.start_workers(program, strategies.MULTI_WORKER, folder / 'processes')
     found = {'one replica': replica_steps.measure(strategies.ONE)}
-    for program in programs:
-        _, errors = program.communicate(timeout=300)
-        assert program.returncode == 0, errors[-3000:]
+    codes, said = cluster.wait_for(programs)
+    assert codes == [0, 0, 0], said
     files = {'two devices': ['devices.0'], 'two processes': ['processes.0', 'processes.1']}
     for place, names in files.items():
         first, *others = [dict(np.load(folder / f'{name}.npz')) for name in names]
@@ -96,3 +66,33 @@ def test_all_sums_of_a_step_are_reduced_by_one_operation(measured, place):
     # Where a worker is lost, either all sums arrive or none does: there is no half of an update.
     assert measured[place]['num_collectives'] == 1
     assert measured['one replica']['num_collectives'] == 0
+
+
+@pytest.fixture(name='compiled')
+def fixture_compiled():
+    """Replicas that say of themselves that XLA compiles their steps, as those of a TPU do."""
+    replicas = strategies.Replicas(tf.distribute.get_strategy())
+    replicas.is_compiled = True
+    return replicas
+
+
+@pytest.mark.parametrize('change', [{'rotation': 0.1}, {'zoom': 0.1}, {'translation': 0.1}])
+def test_augmentation_that_xla_does_not_know_is_refused_before_the_first_step(compiled, change):
+    views = views_lib.ViewsConfig(augmentation=augmentation.AugmentationConfig(**change))
+    config = stages.PretrainingConfig(replica_steps.make_private_images(), 1, 4, replica_steps.ADAM, views)
+    with pytest.raises(ValueError, match=f'{next(iter(change))} of the augmentation in pretraining cannot be compiled'):
+        stages.make_pretraining(config, None, None, None, compiled)
+
+
+def test_noise_that_runs_on_cpus_is_refused_on_a_tpu(compiled):
+    config = plan_lib.DpSgdConfig(1e-4, 4, 1, 1.0, noise_multiplier=1.0, noise_generator='shake256')
+    with pytest.raises(ValueError, match="noise_generator='shake256' runs on CPUs"):
+        stages.make_finetuning(stages.FinetuningConfig(replica_steps.ADAM, views_lib.ViewsConfig()), None, None, None,
+                               compiled, plan_lib.make_plan(config, 40), None, None, None)
+
+
+def test_batches_of_compiled_steps_have_one_size_nearly_always(compiled):
+    sizes = np.random.default_rng(0).binomial(10_000, 0.1, 100_000)
+    padded = compiled.padded_size(1000, 16)
+    assert padded % 16 == 0 and sizes.max() <= padded < 1300
+    assert strategies.ONE.padded_size(1000, 16) == 16  # Where nothing is compiled anew, less padding is better.

@@ -138,6 +138,21 @@ def test_control_noise_of_another_scale_is_noticed(factor):
     assert stats.kstest(noise_of_steps(noise_multiplier=2.0 * factor) / 2.0, 'norm').pvalue < 1e-6
 
 
+def test_step_compiled_by_xla_adds_the_same_noise():
+    private_step, model, _, start = make_step(4, SEED.reveal(), ())
+    compiled = tf.function(private_step, jit_compile=True, autograph=False)
+
+    def update(units):
+        model.set_weights(start)
+        before, units = flat(model.trainable_variables), np.array(units, np.int64)
+        compiled([(IMAGES[units][:, None], LABELS[units][:, None], units)], tf.constant(0, tf.int64))
+        return flat(model.trainable_variables) - before
+
+    expected = take_step([-1] * 4)[0]
+    np.testing.assert_allclose(update([-1] * 4), expected, atol=1e-6 * np.abs(expected).max())
+    assert np.linalg.norm(update([0, 3, 4, -1]) - expected) > 0.1 * CONFIG.l2_norm_clip / CONFIG.expected_batch_size
+
+
 def test_noise_is_independent_between_steps_and_runs():
     draws = [noise_only(), noise_only(step=1), noise_only(seed=seeds.PrivateSeed(bytes(32)))]
     correlations = np.corrcoef(draws)

@@ -45,7 +45,7 @@ class PerUnitClipper:
 
     Guarantee: adding or removing one unit changes `sums` by at most `l2_norm_clip` in L2 norm, whatever its pixels are.
       A unit whose gradient is not finite contributes zero and changes no other unit's contribution. Padding contributes
-      zero. An empty batch gives zero.
+      zero, whether it is computed or passed over. An empty batch gives zero.
 
     Attributes:
       l2_norm_clip: The bound C, > 0. Infinity switches clipping off (and the sensitivity is then infinite).
@@ -122,13 +122,15 @@ class PerUnitClipper:
 
         A GradientTape is mapped over the units of a chunk with `tf.vectorized_map`, so memory is chunk x parameters and
         the work is that of a plain backward pass over the same views. Chunk sizes change speed and memory only.
+        It ends with the last chunk that holds a unit: chunks of padding alone behind it cost nothing, so batches can be
+        padded to one size for XLA, by which it can be compiled (`jit_compile=True`) where shapes are static.
 
         Args:
           loss_fn: Maps one unit (an element of `batch`, or of what `prepare_fn` makes of it, without the leading axis)
             to the scalar loss of that unit, e.g. the mean over its K views. Must not draw randomness.
           variables: The trained variables.
           batch: Nested tensors [units, ...].
-          is_padding: bool [units].
+          is_padding: bool [units]; padding may stand anywhere.
           units_per_chunk: Units mapped at a time, at least 1.
           views_per_chunk: Views of a unit whose activations are held at a time, a divisor of K, where `loss_fn` is the
             mean over the K views of tensors [K, ...]; None: all of them.
@@ -147,7 +149,8 @@ class PerUnitClipper:
             return [tf.cast(tf.convert_to_tensor(g), tf.float32) for g in gradients], tf.cast(loss, tf.float32)
 
         num_units = tf.reduce_sum(1.0 - tf.cast(is_padding, tf.float32))
-        batch, is_padding, num_chunks = _split_into_chunks((batch, is_padding), units_per_chunk)
+        batch, is_padding = _split_into_chunks((batch, is_padding), units_per_chunk)
+        num_chunks = _count_to_last_unit(is_padding)
         layers = layer_names(variables)
 
         def add_chunk(i, sums, totals):
@@ -200,10 +203,11 @@ def _diagnose(clipped: ClippedChunk, losses: tf.Tensor, is_padding: tf.Tensor) -
 
 
 def _split_into_chunks(batch_and_padding, units_per_chunk: int):
-    """Pads [units, ...] with zeros to whole chunks and reshapes to [chunks, units_per_chunk, ...]."""
+    """Pads [units, ...] with zeros to whole chunks, at least one, and reshapes to [chunks, units_per_chunk, ...]."""
     batch, is_padding = tf.nest.map_structure(tf.convert_to_tensor, batch_and_padding)
     num_units = tf.shape(is_padding)[0]
-    num_chunks = -(-num_units // units_per_chunk)
+    # XLA compiles the work on a chunk even where there is none.
+    num_chunks = tf.maximum(1, -(-num_units // units_per_chunk))
     missing = num_chunks * units_per_chunk - num_units
 
     def split(x, fill=0):
@@ -216,4 +220,10 @@ def _split_into_chunks(batch_and_padding, units_per_chunk: int):
         return chunks
 
     chunks = tf.nest.map_structure(lambda x: with_static_shape(x, split(x)), batch)
-    return chunks, split(is_padding, fill=True), num_chunks
+    return chunks, split(is_padding, fill=True)
+
+
+def _count_to_last_unit(is_padding: tf.Tensor) -> tf.Tensor:
+    """Returns how many of the chunks [chunks, units] there are up to the last one with a unit; 0 if there is none."""
+    holds_unit = tf.logical_not(tf.reduce_all(is_padding, axis=1))
+    return tf.reduce_max(tf.where(holds_unit, tf.range(1, tf.shape(is_padding)[0] + 1), 0))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import json
 import math
 import pathlib
@@ -118,13 +119,13 @@ class StageLoop:
     def _find_state(self, is_private: bool) -> Tuple[bool, checkpoints.RunState]:
         """Returns whether the folder held a run, and where it stands: at all workers what the first one found."""
         workers, found = self.replicas.workers, None
+        workers.check_same(json.dumps(self._configuration, sort_keys=True), 'the configuration or the data')
         if workers.is_first:
             saved = checkpoints.read_state(self._directory, self._configuration)
             state = saved or checkpoints.RunState(seeds.PrivateSeed.from_os_entropy() if is_private else None)
             found = json.dumps([saved is not None, state.to_json()]).encode()
         # The secret goes the same way as the sums without noise do: both need a network that can be trusted.
         resumed, state = json.loads(workers.broadcast(found))
-        workers.check_same(json.dumps(self._configuration, sort_keys=True), 'the configuration or the data')
         return resumed, checkpoints.RunState.from_json(state)
 
     def _open(self, stages: List[stages_lib.Stage]) -> None:
@@ -168,8 +169,20 @@ class StageLoop:
         while not self.is_done:
             index = names.index(self.state.stage)
             self._run_stage(self._stages[index], stop)
+            self._check_in_step()
             self.state.stage, self.state.step = names[index + 1], 0
             self._save()
+
+    def _check_in_step(self) -> None:
+        """Checks that all workers made the same updates: what one draw of noise a step rests on."""
+        digest = hashlib.sha256()
+        for variable in self._checkpoint.variables if self.replicas.workers.count > 1 else ():
+            digest.update(variable.numpy().tobytes())
+        self.replicas.workers.check_same(
+            digest.hexdigest(),
+            'the weights',
+            cure='their devices do not compute alike, and nothing must be released; start anew in another '
+            '--workdir, on machines of one kind')
 
     def _save(self) -> None:
         if self.replicas.workers.is_first:
@@ -196,6 +209,7 @@ class StageLoop:
                 if workers.is_first:
                     self._show(stage, scalars, bar, self.state.step in grid_steps)
                 if workers.any(stop.requested):
+                    self._check_in_step()
                     self._save()
                     workers.wait_for_all()  # Who ends before the first one has saved might have it killed.
                     raise interruption.Interrupted(

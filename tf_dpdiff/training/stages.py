@@ -250,7 +250,11 @@ def make_finetuning(config: FinetuningConfig, model: tf.keras.Model, average: tf
                     private: datasets.ImageDataset, state: checkpoints.RunState,
                     on_diagnostics: Optional[Callable[[int, dict], None]]) -> Stage:
     """Returns the DP-SGD stage; `on_diagnostics`, where given, receives PRIVATE numbers of each step."""
-    replicas.check_noise_generator(plan.config.noise_generator)
+    if replicas.is_compiled and plan.config.noise_generator == 'shake256':
+        raise ValueError(
+            "noise_generator='shake256' runs on CPUs, and a TPU computes whole steps itself: use 'philox', or "
+            'another strategy.')
+    _check_compiles(FINETUNING, config, replicas)
     optimizer = config.optimization.make_optimizer(plan.config.num_steps)
     num_views = config.views.augmentation_multiplicity
     units_per_replica = -(-plan.config.expected_batch_size // replicas.count)
@@ -312,6 +316,7 @@ def _public_stage(name: str,
                   max_ema_decay: float = 0.0,
                   images_per_chunk: Optional[int] = None) -> Stage:
     """Returns a stage of plain training on the images that make_dataset gives when the stage begins."""
+    _check_compiles(name, config, replicas)
     optimizer = config.optimization.make_optimizer(config.num_steps)
     images_per_replica = -(-config.batch_size // replicas.count)
     images_per_chunk = min(images_per_chunk or images_per_replica, images_per_replica)
@@ -347,6 +352,16 @@ def _public_stage(name: str,
         }
 
     return Stage(name, config.num_steps, optimizer, begin, run_step)
+
+
+def _check_compiles(stage: str, config, replicas: strategies.Replicas) -> None:
+    """Refuses augmentation that XLA does not know, before the first step is compiled."""
+    augmentation = config.views.augmentation
+    wanted = [name for name in ('rotation', 'zoom', 'translation') if getattr(augmentation, name)]
+    if replicas.is_compiled and wanted:
+        raise ValueError(
+            f'{" and ".join(wanted)} of the augmentation in {stage} cannot be compiled for a TPU: leave it '
+            'out (pad_and_crop moves images too), or use another strategy.')
 
 
 def _decay(max_ema_decay: float, step: int) -> float:

@@ -149,17 +149,6 @@ class Replicas:
         size = expected_units + 6.0 * math.sqrt(expected_units) if self.is_compiled else 1.0
         return math.ceil(size / units_per_chunk) * units_per_chunk
 
-    def check_noise_generator(self, generator: str) -> None:
-        """Refuses a generator of noise that these devices cannot run.
-
-        Raises:
-          ValueError: names it.
-        """
-        if self.is_compiled and generator == 'shake256':
-            raise ValueError(
-                f"noise_generator={generator!r} runs on CPUs, and the strategy '{TPU}' computes whole steps "
-                "on the TPU: use 'philox', or another strategy.")
-
     def run(self, function: Callable, of_replicas: Sequence[Any], *args) -> Any:
         """Calls a function in each replica, within a tf.function; returns what the first local one returns.
 

@@ -1,0 +1,67 @@
+"""Tests of the words that the processes of a run exchange."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests import fake_workers
+from tf_dpdiff import workers as workers_lib
+from tf_dpdiff.training import strategies
+
+
+@pytest.mark.parametrize('count', [1, 2, 3])
+def test_bytes_of_any_length_arrive_as_they_were(count):
+    payloads = [bytes(range(256)) * i + b'end' * (i % 2) for i in range(count)]
+    gathered = fake_workers.play(lambda workers: workers.gather(payloads[workers.index]), count)
+    assert gathered == [payloads] * count
+    received = fake_workers.play(lambda workers: workers.broadcast(b'\0word\xff' if workers.is_first else None), count)
+    assert received == [b'\0word\xff'] * count
+
+
+def test_arrays_of_different_lengths_keep_their_type_and_values():
+    arrays = [np.arange(6, dtype=np.int64).reshape(2, 3), np.full([1, 3], -2**40)]
+    for received in fake_workers.play(lambda workers: workers.gather_arrays(arrays[workers.index])):
+        for array, expected in zip(received, arrays):
+            np.testing.assert_array_equal(array, expected)
+            assert array.dtype == expected.dtype
+
+
+@pytest.mark.parametrize('flags', [(False, False, False), (False, True, False), (True, True, True)])
+def test_flag_of_any_worker_is_that_of_all(flags):
+    assert fake_workers.play(lambda workers: workers.any(flags[workers.index]), 3) == [any(flags)] * 3
+
+
+def test_all_workers_learn_which_of_them_has_another_value():
+    ended = fake_workers.play(lambda workers: workers.check_same(f'{workers.index // 2}', 'the colour', cure='paint'),
+                              4)
+    for error in ended:
+        assert isinstance(error, workers_lib.WorkersDisagreeError)
+        assert str(error) == 'worker 2, 3 and worker 0 differ in the colour: paint.'
+    # Control: the same values pass.
+    assert fake_workers.play(lambda workers: workers.check_same('1', 'the colour')) == [None, None]
+
+
+def test_variables_of_the_first_worker_are_copied_bit_for_bit():
+    values = [np.array([[-0.0, 1e-45, np.pi], [np.inf, -1e38, 0.1]], np.float32), np.int64(2**40 + 1)]
+
+    def copy(workers):
+        replicas = strategies.Replicas(tf.distribute.get_strategy(), workers)
+        variables = [tf.Variable(value if workers.is_first else value * 0) for value in values[1:]]
+        variables.append(tf.Variable(values[0] if workers.is_first else np.zeros_like(values[0])))
+        replicas.copy_from_first_worker(variables)
+        return [variable.numpy().tobytes() for variable in variables]
+
+    expected = [values[1].tobytes(), values[0].tobytes()]
+    assert fake_workers.play(copy) == [expected, expected]
+
+
+@pytest.mark.parametrize('error', [tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError])
+def test_lost_worker_is_one_clear_line(error):
+    with pytest.raises(workers_lib.WorkerLostError, match='another worker is gone') as lost:
+        with workers_lib.together():
+            raise error(None, None, 'Collective ops is aborted by:\nmuch more')
+    assert '\n' not in str(lost.value)
+    # What is no loss of a worker stays what it is.
+    with pytest.raises(tf.errors.ResourceExhaustedError):
+        with workers_lib.together():
+            raise tf.errors.ResourceExhaustedError(None, None, 'out of memory')
