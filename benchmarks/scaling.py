@@ -4,8 +4,8 @@
 
 Overhead: the step of one replica under each strategy, taken in turns in one process. Scaling: replicas of one core each
 (one thread for each operation, processes pinned to cores), on the same batch (strong scaling) and on as many units for
-each replica (weak scaling). Each case is a process of its own; rounds of all cases follow one another, and a ratio compares
-cases of one round. The batches are full: what Poisson samples of unequal size cost is not in it.
+each replica (weak scaling). Each case is a process of its own; rounds of all cases follow one another, and a ratio
+compares cases of one round. The batches are full: what Poisson samples of unequal size cost is not in it.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def make_step(replicas):
     from tf_dpdiff.training import stages
     from tf_dpdiff.training import train_step
     from tf_dpdiff.training import views
-    network = unet.UNetConfig(base_channels=16, groups=8)
+    network = unet.UNetConfig(base_channels=16, head_channels=32, groups=8)
     with replicas.scope():
         model, average = (unet.build_unet(network, (28, 28, 1), 10) for _ in range(2))
         optimizer = stages.OptimizationConfig(1e-3).make_optimizer(1000)
