@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import shutil
 import stat
 
 from dp_accounting import pld
@@ -172,13 +173,11 @@ def _ledger(noise_multiplier=3.0):
 
 
 @pytest.fixture(name='charged', scope='module')
-def fixture_charged(tmp_path_factory):
+def fixture_charged(tiny_run, tmp_path_factory):
     """A budget and a finished tiny run that was charged to it."""
     folder = tmp_path_factory.mktemp('charged')
-    path, workdir = folder / 'budget.json', folder / 'run'
-    budget_file.create(path, budget_lib.Budget(3.5, 1e-5))
-    assert call('train', *tiny(), f'--workdir={workdir}', f'--budget_file={path}') == command.DONE
-    return path, workdir
+    workdir = shutil.copytree(tiny_run[0], folder / 'run')
+    return pathlib.Path(shutil.copy2(tiny_run[1], folder)), workdir
 
 
 def test_run_is_charged_and_settled_under_its_public_name(charged, capsys):

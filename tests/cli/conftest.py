@@ -1,11 +1,31 @@
 """What tests of several verbs share."""
 
 import functools
+import pathlib
 
 import pytest
 
 from tests.cli import sampling
+from tests.cli import verbs
+from tf_dpdiff.cli import budget_file
+from tf_dpdiff.cli import command
+from tf_dpdiff.cli import train
+from tf_dpdiff.privacy import budget as budget_lib
 from tf_dpdiff.serving import export
+
+TINY = pathlib.Path(__file__).with_name('tiny_digits.gin')
+
+
+@pytest.fixture(name='tiny_run', scope='session')
+def fixture_tiny_run(tmp_path_factory):
+    """A finished run of tiny_digits.gin, and the budget that it was charged to; to be copied, not changed."""
+    folder = tmp_path_factory.mktemp('runs')
+    workdir, budget_path = folder / 'digits', folder / 'budget.json'
+    budget_file.create(budget_path, budget_lib.Budget(3.5, 1e-5))
+    logs = ('TrainerConfig.log_non_private = True', 'TrainerConfig.log_every_steps = 1')
+    flags = [f'--gin_file={TINY}', f'--workdir={workdir}', f'--budget_file={budget_path}']
+    assert verbs.call(train, *flags, *(f'--gin_param={binding}' for binding in logs)) == command.DONE
+    return workdir, budget_path
 
 
 @pytest.fixture(name='loaded_once', scope='module')

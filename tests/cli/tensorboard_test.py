@@ -19,7 +19,6 @@ import tensorflow as tf
 from tests.cli import verbs
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import tensorboard
-from tf_dpdiff.cli import train
 from tf_dpdiff.training import summaries as summaries_lib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -38,14 +37,9 @@ def make_run(folder, value=1.0, private=False):
 
 
 @pytest.fixture(name='run', scope='module')
-def fixture_run(tmp_path_factory):
+def fixture_run(tiny_run):
     """A finished tiny run."""
-    workdir = tmp_path_factory.mktemp('runs') / 'digits'
-    bindings = ['train.utility = None', 'train.pretraining = None', 'TrainerConfig.log_non_private = True',
-                'TrainerConfig.log_every_steps = 1']  # yapf: disable
-    flags = [f'--gin_file={TINY}', f'--workdir={workdir}', *(f'--gin_param={b}' for b in bindings)]
-    assert verbs.call(train, *flags) == command.DONE
-    return workdir
+    return tiny_run[0]
 
 
 class _Board:

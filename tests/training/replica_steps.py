@@ -56,12 +56,11 @@ def make_networks(replicas):
     return model, average
 
 
-def run_private(replicas, optimization, noise_multiplier, *, each_from_the_start):
-    """Runs NUM_STEPS private steps.
+def run_private(replicas, noise_multiplier):
+    """Takes NUM_STEPS private steps, each from the same weights.
 
     Returns:
-      The changes of the weights and of their average by all steps together or, where each step was taken from the same
-      weights, by each [steps, parameters]; and the numbers of units.
+      The changes of the weights, [steps, parameters], that of their average, [parameters], and the numbers of units.
     """
     model, average = make_networks(replicas)
     plan = plan_lib.make_plan(
@@ -74,24 +73,22 @@ def run_private(replicas, optimization, noise_multiplier, *, each_from_the_start
     sampler = views_lib.make_view_sampler(process_lib.DiffusionProcess(), VIEWS, NETWORK, NUM_CLASSES)
     num_units, changes = [], []
     with replicas.scope():
-        stage = stages.make_finetuning(stages.FinetuningConfig(optimization, VIEWS, units_per_chunk=4), model, average,
-                                       sampler, replicas, plan, make_private_images(), state,
+        stage = stages.make_finetuning(stages.FinetuningConfig(SGD, VIEWS, units_per_chunk=4), model, average, sampler,
+                                       replicas, plan, make_private_images(), state,
                                        lambda step, numbers: num_units.append(numbers['num_units']))
     start = model.get_weights()
     for step in range(NUM_STEPS):
         stage.run_step(step)
-        changes.append(np.stack([flat(network.get_weights()) - flat(start) for network in (model, average)]))
-        if each_from_the_start:
-            model.set_weights(start)
+        changes.append(flat(model.get_weights()) - flat(start))
+        model.set_weights(start)
     assert state.ledger == plan.planned_ledger()
-    model_changes, average_changes = np.stack(changes if each_from_the_start else changes[-1:], axis=1)
-    return model_changes, average_changes, np.array(num_units)
+    return np.stack(changes), flat(average.get_weights()) - flat(start), np.array(num_units)
 
 
 def run_public(replicas):
     """Returns the changes of the weights, and the losses, of NUM_STEPS public steps of batches that do not divide."""
     model, average = make_networks(replicas)
-    config = stages.PretrainingConfig(make_private_images(), NUM_STEPS, 7, SGD, images_per_chunk=7)
+    config = stages.PretrainingConfig(make_private_images(), NUM_STEPS, 7, ADAM, images_per_chunk=7)
     sampler = views_lib.make_view_sampler(process_lib.DiffusionProcess(), VIEWS, NETWORK, NUM_CLASSES)
     with replicas.scope():
         stage = stages.make_pretraining(config, model, average, sampler, replicas)
@@ -120,16 +117,14 @@ def flat(weights):
 
 def measure(replicas):
     """Returns what the steps did, by name."""
-    sums, _, num_units = run_private(replicas, SGD, 0.0, each_from_the_start=True)
-    noisy, _, _ = run_private(replicas, SGD, NOISE_MULTIPLIER, each_from_the_start=True)
-    weights, average, _ = run_private(replicas, ADAM, 0.0, each_from_the_start=False)
+    sums, average, num_units = run_private(replicas, 0.0)
+    noisy, _, _ = run_private(replicas, NOISE_MULTIPLIER)
     public, losses = run_public(replicas)
     scale = -EXPECTED_BATCH_SIZE / CLIP_NORM
     return {
         'clipped_sums': scale * sums,
         'noise': scale * (noisy - sums),
         'num_units': num_units,
-        'weights': weights,
         'average': average,
         'num_collectives': count_collectives(replicas) / len(replicas.local),
         'public': public,
