@@ -27,7 +27,7 @@ def start_workers(*command, count=2):
 
     def start(index):
         tf_config = json.dumps({'cluster': cluster, 'task': {'type': 'worker', 'index': index}})
-        return subprocess.Popen([sys.executable, '-I', '-m', *map(str, command)],
+        return subprocess.Popen([sys.executable, '-m', *map(str, command)],
                                 cwd=ROOT,
                                 env={
                                     **os.environ, 'TF_CONFIG': tf_config,

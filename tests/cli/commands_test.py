@@ -217,3 +217,10 @@ def test_every_run_file_parses_and_names_its_command(name):
     header = (ROOT / 'gin' / name).read_text().split('include')[0]
     verb = next((verb for verb in ('audit', 'select') if name.startswith(f'{verb}_')), 'train')
     assert f'bin/{verb} --gin_file=gin/{name}' in header
+
+
+def test_strategy_of_the_flag_wins_and_is_in_the_operative_configuration():
+    gin.clear_config()
+    gin_config.parse([str(TINY)], ["StrategyConfig.name = 'tpu'"])
+    assert gin_config.start_replicas('default').count == 1
+    assert "StrategyConfig.name = 'default'" in gin.operative_config_str()

@@ -20,7 +20,8 @@ from tf_dpdiff.training import checkpoints
 TINY = cluster.ROOT / 'tests' / 'cli' / 'tiny_digits.gin'
 # Long enough to be stopped on the way, quick to start: one private stage.
 BINDINGS = ('train.pretraining = None', 'train.warm_start = None', 'train.utility = None',
-            'TrainerConfig.grids_per_stage = 0', 'TrainerConfig.checkpoint_every_secs = 0.2')  # yapf: disable
+            'TrainerConfig.grids_per_stage = 0', 'TrainerConfig.checkpoint_every_secs = 0.2',
+            'StrategyConfig.start_timeout_secs = 40.0')  # yapf: disable
 
 
 def flags(workdir, num_steps):
@@ -98,9 +99,10 @@ def kill_one_at_a_random_moment(workdir, generator):
     killed = generator.randrange(2)
     workers[killed].kill()
     codes, said = cluster.wait_for(workers)
-    # The other one saves nothing and says why it ends.
+    # The other one saves nothing and says why it ends: it was left alone at work, or before they had met.
     assert codes[killed] == -signal.SIGKILL and codes[1 - killed] == 1, said
-    assert 'another worker is gone' in said[1 - killed], said
+    last = said[1 - killed].splitlines()[-1]
+    assert 'another worker is gone' in last or 'not all of 2 workers were there' in last, said
 
 
 @pytest.mark.long

@@ -40,6 +40,7 @@ CLIPPING, NOISE, PLAN = 'privacy/clipping_test.py', 'privacy/noise_test.py', 'pr
 ACCOUNTING, CONTRACT = 'privacy/accounting_test.py', 'contract_test.py'
 REPLICAS = 'privacy/replicas_test.py'
 OPTIMIZER, STEP = 'privacy/optimizer_test.py', 'training/train_step_test.py'
+STRATEGIES = 'training/strategies_test.py'
 MUTANTS = (
     Mutant('no clipping', 'privacy/clipping.py', 'tf.where(layer_norms > bound, bound / layer_norms, 1.0)',
            'tf.ones_like(layer_norms)', CLIPPING),
@@ -82,6 +83,17 @@ MUTANTS = (
     Mutant('noise reused for two variables', 'privacy/noise.py', 'step * len(sums) + index)', 'step + index)', NOISE),
     Mutant('noise from a public seed', 'privacy/noise.py', 'tf.constant(seed.derive(PURPOSE), tf.int64)',
            'tf.constant(5, tf.int64)', NOISE),
+    Mutant('each replica goes by its own sum', 'training/train_step.py',
+           'strategies.sum_over_replicas(tuple(clipped))', 'clipped', STRATEGIES),
+    Mutant('noise added before the reduction, by each replica', 'training/train_step.py',
+           'strategies.sum_over_replicas(tuple(clipped))',
+           'strategies.sum_over_replicas((plan.noise.add(clipped.sums, seed=private_seed, step=step), '
+           'clipped.diagnostics))', STRATEGIES),
+    Mutant('each replica samples all units', 'training/stages.py', 'num_replicas=replicas.count) for replica',
+           'num_replicas=1) for replica in [0] for _', STRATEGIES),
+    Mutant('keras adds up the updates of replicas again', 'training/train_step.py',
+           'zip(gradients, variables), skip_gradients_aggregation=True)\n        return diagnostics',
+           'zip(gradients, variables))\n        return diagnostics', STRATEGIES),
     Mutant('noise added per chunk', 'training/train_step.py',
            'noisy_sums = plan.noise.add(sums, seed=private_seed, step=step)',
            'noisy_sums = plan.noise.add(sums, seed=private_seed, step=step)\n'

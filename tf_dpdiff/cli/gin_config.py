@@ -137,7 +137,10 @@ def start_replicas(name: Optional[str]) -> strategies.Replicas:
     Raises:
       ValueError: if the strategy is not supported, or the machine or cluster has not what it asks for.
     """
-    return strategies.start(call(gin.get_configurable(strategies.StrategyConfig), **({'name': name} if name else {})))
+    if name:
+        with gin.unlock_config():
+            gin.bind_parameter('StrategyConfig.name', name)  # So that the operative configuration has it too.
+    return strategies.start(call(gin.get_configurable(strategies.StrategyConfig)))
 
 
 def call(function: Callable, **arguments):

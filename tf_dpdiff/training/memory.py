@@ -8,7 +8,7 @@ from tf_dpdiff.training import views as views_lib
 
 # Per-unit gradients are held as the tape made them, as what is left after clipping, and once on the way from one to the
 # other; so a unit takes about three times its gradient.
-_GRADIENT_COPIES = 3
+GRADIENT_COPIES = 3
 # Larger chunks were not faster: beyond some units, memory traffic and not the number of calls is what a step pays for.
 _MAX_UNITS = 32
 _HOLDS_NOTHING = {
@@ -58,7 +58,7 @@ def choose_chunk_sizes(model: tf.keras.Model, variables: Sequence[tf.Variable], 
       Whole units with all of their views where at least one fits; else one unit, a part of its views at a time (a
       divisor of K, at least one: less is not possible).
     """
-    gradient = _GRADIENT_COPIES * sum(v.shape.num_elements() * v.dtype.size for v in variables)
+    gradient = GRADIENT_COPIES * sum(v.shape.num_elements() * v.dtype.size for v in variables)
     activations = activation_bytes_per_view(model)
     whole_units = int(memory_budget_bytes // (gradient + num_views * activations))
     if whole_units >= 1:

@@ -12,8 +12,6 @@ from tf_dpdiff.training import memory
 DEFAULT_UTILIZATION = 0.3
 # Left to the allocator, to the libraries and to what the estimate of the activations does not see.
 SHARE_OF_MEMORY = 0.9
-# How often the gradient of a unit is held while a chunk is clipped; see `memory.choose_chunk_sizes`.
-_GRADIENT_COPIES = 3
 # While a chunk is added: the sums so far and those of the chunk. While the weights are updated: the sums, what is
 # reduced over the devices, the noise, and the sums with noise.
 _SUMS_OF_A_CHUNK, _SUMS_OF_AN_UPDATE = 2, 4
@@ -273,7 +271,7 @@ def private_memory(*, num_parameters: int, num_trained: int, num_optimizer_state
     return StepMemory(weights=8 * num_parameters,
                       optimizers=4 * num_optimizer_states,
                       sums=4 * _SUMS_OF_A_CHUNK * num_trained,
-                      gradients=4 * _GRADIENT_COPIES * num_trained * chunk.units,
+                      gradients=4 * memory.GRADIENT_COPIES * num_trained * chunk.units,
                       activations=chunk.units * chunk.views * activation_bytes,
                       update=4 * _SUMS_OF_AN_UPDATE * num_trained)
 

@@ -226,7 +226,7 @@ def _make_tpu(name: str) -> tf.distribute.Strategy:
         tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
     except (ValueError, OSError, ImportError, RuntimeError, tf.errors.OpError) as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0]
+        said = (str(error).splitlines() or [type(error).__name__])[0].split('. ')[0]
         raise ValueError(f"strategy '{TPU}': there is no TPU {name!r} here ({said}).") from error
     return tf.distribute.TPUStrategy(resolver)
 
