@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import pytest
 import tensorflow as tf
 
 from tests.cli import verbs
@@ -14,6 +15,7 @@ from tf_dpdiff.cli import train
 TINY = pathlib.Path(__file__).resolve().parent / 'tiny_digits.gin'
 
 
+@pytest.mark.long
 def test_dropout_bfloat16_adapters_label_drop_and_guidance_go_through_a_whole_run(tmp_path):
     bindings = ['UNetConfig.dropout = 0.1', 'UNetConfig.compute_dtype = "mixed_bfloat16"',
                 'UNetConfig.adapter_rank = 2', 'UNetConfig.adapter_targets = ("residual",)',

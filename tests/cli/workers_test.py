@@ -60,25 +60,32 @@ def statement(workdir):
     return found
 
 
-def test_two_workers_stop_together_and_one_goes_on_to_the_end_that_was_planned(tmp_path, capsys):
-    workers = start_run(tmp_path, 60)
-    wait_until_saved(tmp_path, workers, steps=1)
-    workers[1].send_signal(signal.SIGTERM)  # To the one that saves nothing itself.
+def stop_the_second(workdir):
+    """Runs two workers and asks the one that saves nothing itself to stop; returns at which step both did."""
+    workers = start_run(workdir, 60)
+    wait_until_saved(workdir, workers, steps=1)
+    workers[1].send_signal(signal.SIGTERM)
     codes, said = cluster.wait_for(workers)
-    stopped_at = saved_steps(tmp_path)
+    stopped_at = saved_steps(workdir)
     assert codes == [1, 1] and 1 <= stopped_at < 60
     for text, reason in zip(said, ('by another worker', 'SIGTERM')):
         assert f'stopped in finetuning after step {stopped_at} of 60 ({reason}); everything is saved' in text
-    assert call(train, *flags(tmp_path, 60)) == 0
-    assert f'goes on in finetuning at step {stopped_at}' in capsys.readouterr().err
-    release, = statement(tmp_path)['releases']
-    assert (release['mechanism'], release['count'], release['noise_multiplier']) == (plan_lib.DP_SGD_STEP, 60, 5.0)
+    return stopped_at
+
+
+def test_two_workers_stop_together_with_everything_saved(tmp_path):
+    stop_the_second(tmp_path)
 
 
 @pytest.mark.long
-def test_run_of_two_workers_ends_with_the_statement_of_one(tmp_path):
+@pytest.mark.parametrize('count', [1, 2])
+def test_run_of_two_workers_goes_on_and_ends_with_the_statement_of_one(tmp_path, count):
     one, two = tmp_path / 'one', tmp_path / 'two'
-    assert cluster.wait_for(start_run(two, 60))[0] == [0, 0]
+    stopped_at = stop_the_second(two)
+    workers = start_run(two, 60) if count == 2 else cluster.start_workers(
+        'tf_dpdiff.cli', 'train', *flags(two, 60), count=1)
+    codes, said = cluster.wait_for(workers)
+    assert codes == [0] * count and f'goes on in finetuning at step {stopped_at}' in said[0], said
     assert call(train, *flags(one, 60)) == 0
     assert statement(two) == statement(one)
     assert np.load(two / 'samples.npz')['images'].shape == np.load(one / 'samples.npz')['images'].shape

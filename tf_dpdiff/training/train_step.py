@@ -133,7 +133,8 @@ def make_public_step(model: tf.keras.Model,
         num_views = views.t.shape[1]
         weights = tf.where(places < 0, 0.0, 1.0 / (batch_size * num_views))
         weights = tf.repeat(weights[:, None], num_views, axis=1)
-        loss, gradients = _sum_over_chunks(loss_and_gradients, (views, weights), images_per_chunk, num_views)
+        zeros = tf.zeros([]), [tf.zeros(variable.shape) for variable in variables]
+        loss, gradients = _sum_over_chunks(loss_and_gradients, zeros, (views, weights), images_per_chunk, num_views)
         loss, gradients = strategies.sum_over_replicas((loss, gradients))
         optimizer.apply_gradients(zip(gradients, variables), skip_gradients_aggregation=True)
         return loss
@@ -151,18 +152,16 @@ def make_public_step(model: tf.keras.Model,
     return public_step
 
 
-def _sum_over_chunks(function: Callable, values, images_per_chunk: int, num_views: int):
-    """Returns the sum of function over whole chunks of [images, K, ...] as [views, ...], one in memory at a time."""
-
-    def views_of_chunk(index):
-        first = index * images_per_chunk
-        return tf.nest.map_structure(
-            lambda x: tf.reshape(x[first:first + images_per_chunk], [images_per_chunk * num_views, *x.shape[2:]]),
-            values)
+def _sum_over_chunks(function: Callable, zeros, values, images_per_chunk: int, num_views: int):
+    """Returns zeros and function over whole chunks of [images, K, ...] as [views, ...] added up, one in memory at a
+    time."""
 
     def add_chunk(index, total):
-        return index + 1, tf.nest.map_structure(tf.add, total, function(*views_of_chunk(index)))
+        first = index * images_per_chunk
+        chunk = tf.nest.map_structure(
+            lambda x: tf.reshape(x[first:first + images_per_chunk], [images_per_chunk * num_views, *x.shape[2:]]),
+            values)
+        return index + 1, tf.nest.map_structure(tf.add, total, function(*chunk))
 
     num_chunks = tf.shape(tf.nest.flatten(values)[0])[0] // images_per_chunk
-    first = function(*views_of_chunk(0))
-    return tf.while_loop(lambda index, _: index < num_chunks, add_chunk, (1, first), parallel_iterations=1)[1]
+    return tf.while_loop(lambda index, _: index < num_chunks, add_chunk, (0, zeros), parallel_iterations=1)[1]
