@@ -26,6 +26,7 @@ def start(run, output, **flags):
                                  '--strategy=multi_worker_mirrored')
 
 
+@pytest.mark.long
 def test_two_processes_write_the_files_of_one(toy_run, tmp_path):
     codes, said = cluster.wait_for(start(toy_run, tmp_path / 'two', **SET))
     assert codes == [command.DONE] * 2, said

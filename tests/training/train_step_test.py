@@ -138,6 +138,7 @@ def test_control_noise_of_another_scale_is_noticed(factor):
     assert stats.kstest(noise_of_steps(noise_multiplier=2.0 * factor) / 2.0, 'norm').pvalue < 1e-6
 
 
+@pytest.mark.long
 def test_step_compiled_by_xla_adds_the_same_noise():
     private_step, model, _, start = make_step(4, SEED.reveal(), ())
     compiled = tf.function(private_step, jit_compile=True, autograph=False)
