@@ -22,10 +22,14 @@ def check_free(workdir: pathlib.Path) -> None:
     path = run_files.statement_paths(workdir)[1]
     if not path.exists():
         return
-    found = checkpoints.read_run(workdir / 'checkpoints')
-    if found is None or _read(path).get('run_id', found.run_id) != found.run_id:
+    found, statement = checkpoints.read_run(workdir / 'checkpoints'), _read(path)
+    if found is None or statement.get('run_id', found.run_id) != found.run_id:
         raise command.UsageError(f'{workdir} holds the results of another run than its checkpoints ({path.name} is not '
                                  'theirs): name another --workdir, or move those files away.')
+    if sum(release['count'] for release in statement.get('releases', [])) > sum(r.count for r in found.ledger.releases):
+        raise command.UsageError(f'{path.name} in {workdir} tells of more steps than its newest whole checkpoint: the '
+                                 'model is released, and must not be trained and released anew. Put the checkpoints '
+                                 'back from a copy, or name another --workdir.')
 
 
 def check_statement(workdir: pathlib.Path) -> None:

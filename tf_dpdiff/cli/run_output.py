@@ -121,6 +121,7 @@ def draw(released,
     Raises:
       interruption.Interrupted: if one of the workers was asked to stop on the way.
     """
+    workers.check_same(repr((model, samples)), 'the settings of the samples')
     num_classes = len(model.class_names)
 
     def make_copy():
