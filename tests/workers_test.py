@@ -18,14 +18,6 @@ def test_bytes_of_any_length_arrive_as_they_were(count):
     assert received == [b'\0word\xff'] * count
 
 
-def test_arrays_of_different_lengths_keep_their_type_and_values():
-    arrays = [np.arange(6, dtype=np.int64).reshape(2, 3), np.full([1, 3], -2**40)]
-    for received in fake_workers.play(lambda workers: workers.gather_arrays(arrays[workers.index])):
-        for array, expected in zip(received, arrays):
-            np.testing.assert_array_equal(array, expected)
-            assert array.dtype == expected.dtype
-
-
 @pytest.mark.parametrize('flags', [(False, False, False), (False, True, False), (True, True, True)])
 def test_flag_of_any_worker_is_that_of_all(flags):
     assert fake_workers.play(lambda workers: workers.any(flags[workers.index]), 3) == [any(flags)] * 3

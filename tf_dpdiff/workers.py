@@ -84,11 +84,6 @@ class Workers:
         size = int.from_bytes(self._sum_bytes((len(payload) if self.is_first else 0).to_bytes(8, 'little')), 'little')
         return self._sum_bytes(payload if self.is_first else bytes(size))
 
-    def gather_arrays(self, array: np.ndarray) -> List[np.ndarray]:
-        """Returns the array that each worker gave, all of one type and of the same shape but for the first axis."""
-        parts = self.gather(np.ascontiguousarray(array).tobytes())
-        return [np.frombuffer(part, array.dtype).reshape([-1, *array.shape[1:]]) for part in parts]
-
     def check_same(self,
                    value: str,
                    what: str,

@@ -61,6 +61,15 @@ def test_run_does_not_begin_beside_the_results_of_another(run, capsys, change):
     assert sampling.contents(run) == before
 
 
+def test_released_run_whose_checkpoints_fell_back_is_not_trained_and_released_anew(run, capsys):
+    releases = json.loads((run / 'privacy_statement.json').read_text())['releases']
+    change_statement(run, releases=[{**release, 'count': release['count'] + 1} for release in releases])
+    before = sampling.contents(run)
+    assert verbs.call(train, f'--gin_file={TINY}', f'--workdir={run}') == command.WRONG_USE
+    assert 'tells of more steps than its newest whole checkpoint' in capsys.readouterr().err
+    assert sampling.contents(run) == before
+
+
 @pytest.mark.parametrize('written, shown', [
     ("image_folder.path = '/data/hospital/john_doe/'", "image_folder.path = '.../john_doe'"),
     ('a.path = "/home/o\'brien/ward3/x.npz"', "a.path = '.../x.npz'"),

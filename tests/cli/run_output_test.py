@@ -1,5 +1,6 @@
 """Tests of the samples that a run ends with: the same by any number of devices and workers."""
 
+import dataclasses
 import types
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from tests import fake_workers
+from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.cli import run_files
 from tf_dpdiff.cli import run_output
 from tf_dpdiff.diffusion import process as process_lib
@@ -33,9 +35,9 @@ def fixture_model(small_network):
     return description, network
 
 
-def draw(model, workers, stop=GO_ON, **changes):
+def draw(model, workers, stop=GO_ON, samples=SAMPLES, **changes):
     description, network = model
-    return run_output.draw(network, description._replace(**changes), SAMPLES, stop=stop, workers=workers)
+    return run_output.draw(network, description._replace(**changes), samples, stop=stop, workers=workers)
 
 
 @pytest.mark.parametrize('labelled', [True, False])
@@ -59,3 +61,13 @@ def test_samples_are_those_of_the_network_on_any_devices_and_workers(model, monk
 def test_stop_of_one_worker_interrupts_all(model):
     for error in fake_workers.play(lambda workers: draw(model, workers, STOP if workers.index else GO_ON)):
         assert isinstance(error, interruption.Interrupted) and 'stopped while sampling' in str(error)
+
+
+@pytest.mark.parametrize('at_second', [
+    {'samples': dataclasses.replace(SAMPLES, num_images=24)},
+    {'samples': dataclasses.replace(SAMPLES, seed=1000)},
+    {'sampler': samplers.SamplerConfig('ddim', 3)},
+])  # yapf: disable
+def test_workers_of_other_settings_draw_nothing_together(model, at_second):
+    for error in fake_workers.play(lambda workers: draw(model, workers, **(at_second if workers.index else {}))):
+        assert isinstance(error, workers_lib.WorkersDisagreeError) and 'the settings of the samples' in str(error)

@@ -37,7 +37,7 @@ def fixture_measured(tmp_path_factory):
 
 
 @pytest.mark.parametrize('place', PLACES)
-@pytest.mark.parametrize('name', ['clipped_sums', 'average', 'public', 'losses'])
+@pytest.mark.parametrize('name', ['clipped_sums', 'noise', 'average', 'public', 'losses'])
 def test_step_is_that_of_one_replica(measured, place, name):
     expected = measured['one replica'][name]
     np.testing.assert_allclose(measured[place][name], expected, atol=3e-6 * np.abs(expected).max())

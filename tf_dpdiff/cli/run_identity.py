@@ -26,7 +26,7 @@ def check_free(workdir: pathlib.Path) -> None:
     if found is None or statement.get('run_id', found.run_id) != found.run_id:
         raise command.UsageError(f'{workdir} holds the results of another run than its checkpoints ({path.name} is not '
                                  'theirs): name another --workdir, or move those files away.')
-    if sum(release['count'] for release in statement.get('releases', [])) > sum(r.count for r in found.ledger.releases):
+    if _count(_released(statement)) > _count(found.ledger):
         raise command.UsageError(f'{path.name} in {workdir} tells of more steps than its newest whole checkpoint: the '
                                  'model is released, and must not be trained and released anew. Put the checkpoints '
                                  'back from a copy, or name another --workdir.')
@@ -43,8 +43,7 @@ def check_statement(workdir: pathlib.Path) -> None:
     if found is None:
         raise command.UsageError(f'{workdir / "checkpoints"} is missing: without it the run cannot draw anew; draw '
                                  'from its --saved_model.')
-    released = ledger_lib.Ledger.from_json(json.dumps(statement.get('releases', [])))
-    if (statement.get('run_id', found.run_id), released) != (found.run_id, found.ledger):
+    if (statement.get('run_id', found.run_id), _released(statement)) != (found.run_id, found.ledger):
         raise command.UsageError(f'{path} and {workdir / "checkpoints"} are not of the same run, or the run goes on: '
                                  'finish it by its bin/train command, which writes its statement.')
 
@@ -64,6 +63,15 @@ def check_same_data(workdir: pathlib.Path, train: datasets.ImageDataset) -> None
             f'the run in {workdir} was trained on other images than those of {train.name!r} that are not held out '
             '(another file, split or owners): its training images may be among the held-out ones. Give the data as '
             'the run had them.')
+
+
+def _released(statement: dict) -> ledger_lib.Ledger:
+    """Returns the releases that a statement tells of."""
+    return ledger_lib.Ledger.from_json(json.dumps(statement.get('releases', [])))
+
+
+def _count(ledger: ledger_lib.Ledger) -> int:
+    return sum(release.count for release in ledger.releases)
 
 
 def _read(path: pathlib.Path) -> dict:

@@ -28,12 +28,6 @@ def flops_per_view(model: tf.keras.Model, variables: Sequence[tf.Variable]) -> F
       model: The network.
       variables: Those that are trained.
     """
-    image = model.inputs[0].shape[1:].as_list()
-    spec = views_lib.Views(x_t=tf.TensorSpec([1, *image]),
-                           t=tf.TensorSpec([1], tf.int32),
-                           labels=tf.TensorSpec([1], tf.int32),
-                           target=tf.TensorSpec([1, *image]),
-                           dropout_seeds=tf.TensorSpec([1], tf.int32))
     loss_fn = views_lib.unit_loss_fn(model)
 
     def loss_and_gradients(views):
@@ -42,7 +36,8 @@ def flops_per_view(model: tf.keras.Model, variables: Sequence[tf.Variable]) -> F
             loss = loss_fn(views)
         return loss, [g for g in tape.gradient(loss, variables) if g is not None]
 
-    graph = tf.function(loss_and_gradients, autograph=False).get_concrete_function(spec).graph
+    graph = tf.function(loss_and_gradients,
+                        autograph=False).get_concrete_function(views_lib.spec_of_one_view(model)).graph
     # The graph holds operations that no result needs: they are pruned before it runs.
     loss, *gradients = graph.outputs
     return Flops(forward=_flops_of([loss]), training=_flops_of([loss, *gradients]))

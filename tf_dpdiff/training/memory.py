@@ -32,13 +32,8 @@ def activation_bytes_per_view(model: tf.keras.Model) -> int:
 
     Traces the forward pass of the training loss; nothing is computed.
     """
-    image = model.inputs[0].shape[1:].as_list()
-    spec = views_lib.Views(x_t=tf.TensorSpec([1, *image]),
-                           t=tf.TensorSpec([1], tf.int32),
-                           labels=tf.TensorSpec([1], tf.int32),
-                           target=tf.TensorSpec([1, *image]),
-                           dropout_seeds=tf.TensorSpec([1], tf.int32))
-    graph = tf.function(views_lib.unit_loss_fn(model), autograph=False).get_concrete_function(spec).graph
+    graph = tf.function(views_lib.unit_loss_fn(model),
+                        autograph=False).get_concrete_function(views_lib.spec_of_one_view(model)).graph
     return sum((tensor.shape.num_elements() or 0) * tensor.dtype.size for operation in graph.get_operations()
                if operation.type not in _HOLDS_NOTHING for tensor in operation.outputs)
 

@@ -8,7 +8,7 @@ noise from the same seed and makes the same update.
 import contextlib
 import dataclasses
 import math
-from typing import Any, Callable, Iterator, Optional, Sequence
+from typing import Any, Callable, Iterator, Optional, Sequence, Tuple
 
 import numpy as np
 import tensorflow as tf
@@ -192,12 +192,19 @@ def start(config: StrategyConfig) -> Replicas:
       ValueError: if the machine or the cluster has not what the configuration asks for; says what is missing.
     """
     clusters.check_environment(is_multi_worker=config.name == MULTI_WORKER)
+    workers = workers_lib.ALONE
     if config.name == DEFAULT:
-        return Replicas(tf.distribute.get_strategy(), preemption_notice=config.preemption_notice)
-    if config.name == MIRRORED:
-        return Replicas(_make_mirrored(config.logical_cpus), preemption_notice=config.preemption_notice)
-    if config.name == TPU:
-        return Replicas(_make_tpu(config.tpu), preemption_notice=config.preemption_notice)
+        strategy = tf.distribute.get_strategy()
+    elif config.name == MIRRORED:
+        strategy = _make_mirrored(config.logical_cpus)
+    elif config.name == TPU:
+        strategy = _make_tpu(config.tpu)
+    else:
+        strategy, workers = _make_multi_worker(config)
+    return Replicas(strategy, workers, config.preemption_notice)
+
+
+def _make_multi_worker(config: StrategyConfig) -> Tuple[tf.distribute.Strategy, workers_lib.Workers]:
     resolver = clusters.resolve(config.cluster, config.port, config.num_workers, config.service)
     implementation = tf.distribute.experimental.CommunicationImplementation[config.communication.upper()]
     options = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
@@ -205,8 +212,7 @@ def start(config: StrategyConfig) -> Replicas:
     with workers_lib.together(), clusters.waiting_for_all(count, config.start_timeout_secs):
         strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
     sum_vectors = workers_lib.make_sum_vectors(strategy, count)
-    workers = workers_lib.Workers(clusters.index(resolver), count, sum_vectors)
-    return Replicas(strategy, workers, config.preemption_notice)
+    return strategy, workers_lib.Workers(clusters.index(resolver), count, sum_vectors)
 
 
 def _make_mirrored(logical_cpus: Optional[int]) -> tf.distribute.Strategy:

@@ -74,14 +74,7 @@ def make_private_step(model: tf.keras.Model,
                                 tf.uint8), tf.TensorSpec([None, images_per_unit],
                                                          tf.int32), tf.TensorSpec([None], tf.int64))
 
-    @tf.function(autograph=False, input_signature=[[batch_spec] * len(replicas.local), tf.TensorSpec([], tf.int64)])
-    def private_step(batches, step):
-        diagnostics = replicas.run(replica_step, batches, step)
-        decay = ema.ema_decay(max_ema_decay, step)
-        replicas.update(ema.update_average, average.variables, model.variables, decay)
-        return diagnostics
-
-    return private_step
+    return _compile_step(replica_step, batch_spec, replicas, average, model, max_ema_decay)
 
 
 def make_public_step(model: tf.keras.Model,
@@ -142,14 +135,21 @@ def make_public_step(model: tf.keras.Model,
     batch_spec = (tf.TensorSpec([None, *image_shape],
                                 tf.uint8), tf.TensorSpec([None], tf.int32), tf.TensorSpec([None], tf.int32))
 
+    return _compile_step(replica_step, batch_spec, replicas, average, model, max_ema_decay)
+
+
+def _compile_step(replica_step: Callable, batch_spec, replicas: strategies.Replicas, average, model,
+                  max_ema_decay: float) -> Callable:
+    """Returns the compiled function of batches, one a local replica, and step: the replicas' part, then the average."""
+
     @tf.function(autograph=False, input_signature=[[batch_spec] * len(replicas.local), tf.TensorSpec([], tf.int64)])
-    def public_step(batches, step):
-        loss = replicas.run(replica_step, batches, step)
+    def compiled_step(batches, step):
+        result = replicas.run(replica_step, batches, step)
         decay = ema.ema_decay(max_ema_decay, step)
         replicas.update(ema.update_average, average.variables, model.variables, decay)
-        return loss
+        return result
 
-    return public_step
+    return compiled_step
 
 
 def _sum_over_chunks(function: Callable, zeros, values, images_per_chunk: int, num_views: int):

@@ -182,6 +182,17 @@ def make_view_sampler(process: process_lib.DiffusionProcess, config: ViewsConfig
     return ViewSampler(process, config, num_classes=num_classes, has_dropout=network.dropout > 0.0)
 
 
+def spec_of_one_view(model: tf.keras.Model) -> Views:
+    """Returns the TensorSpecs [1, ...] of one view of a network's images: what its loss is traced with, to be looked
+    at and not computed."""
+    image = model.inputs[0].shape[1:].as_list()
+    return Views(x_t=tf.TensorSpec([1, *image]),
+                 t=tf.TensorSpec([1], tf.int32),
+                 labels=tf.TensorSpec([1], tf.int32),
+                 target=tf.TensorSpec([1, *image]),
+                 dropout_seeds=tf.TensorSpec([1], tf.int32))
+
+
 def view_losses_fn(model: tf.keras.Model) -> Callable[[Views], tf.Tensor]:
     """Returns the function from views [views, ...] to the loss of each, float32 [views]: the mean over its pixels."""
 
