@@ -1,6 +1,11 @@
-"""Tests that files appear whole or not at all."""
+"""Tests that files appear whole or not at all, and that one process at a time holds one."""
 
+import errno
+import fcntl
 import os
+import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -99,3 +104,50 @@ def test_written_file_may_be_read_by_those_who_may_read_others(tmp_path):
 def test_text_is_written_as_utf8(tmp_path, text):
     files.write_text(str(tmp_path / 'a.txt'), text)
     assert (tmp_path / 'a.txt').read_bytes() == text.encode('utf-8')
+
+
+HOLD = """
+import sys
+from tf_dpdiff import files
+with files.holding(sys.argv[1]):
+    print('held', flush=True)
+    sys.stdin.read()
+"""
+
+
+def is_held(path):
+    try:
+        with files.holding(path):
+            return False
+    except BlockingIOError:
+        return True
+
+
+def test_held_file_holds_others_off_until_its_process_is_killed(tmp_path):
+    path = tmp_path / 'lock'
+    with files.holding(path):
+        assert is_held(path) and not is_held(tmp_path / 'other')
+    assert not is_held(path) and path.exists()
+    root = pathlib.Path(__file__).resolve().parent.parent
+    with subprocess.Popen([sys.executable, '-c', HOLD, path], cwd=root, stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b'held\n' and is_held(path)
+        process.kill()
+        process.wait()
+        assert not is_held(path)
+
+
+def test_where_there_are_no_locks_nothing_is_held_off(tmp_path, monkeypatch):
+    for code in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+        with monkeypatch.context() as patched:
+            patched.setattr(fcntl, 'flock', lambda *unused, code=code: (_ for _ in ()).throw(OSError(code, 'none')))
+            assert not is_held(tmp_path / 'lock')
+    monkeypatch.setattr(files, 'fcntl', None)  # As on Windows.
+    with files.holding(tmp_path / 'lock'):
+        assert not is_held(tmp_path / 'lock')
+
+
+def test_error_of_the_block_is_not_taken_for_one_of_the_lock(tmp_path):
+    with pytest.raises(OSError, match='full'):
+        with files.holding(tmp_path / 'lock'):
+            raise OSError('full')

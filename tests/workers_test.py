@@ -23,6 +23,16 @@ def test_flag_of_any_worker_is_that_of_all(flags):
     assert fake_workers.play(lambda workers: workers.any(flags[workers.index]), 3) == [any(flags)] * 3
 
 
+def test_several_flags_are_told_in_one_exchange_and_each_is_that_of_any_worker():
+
+    def tell(workers):
+        flags = [[False, True, False], [False, False, False], [False, True, True]][workers.index]
+        return workers.any_of(flags), workers.any_of(flags[:1])
+
+    assert fake_workers.play(tell, 3) == [([False, True, True], [False])] * 3
+    assert workers_lib.ALONE.any_of([True, False]) == [True, False]
+
+
 def test_all_workers_learn_which_of_them_has_another_value():
     ended = fake_workers.play(lambda workers: workers.check_same(f'{workers.index // 2}', 'the colour', cure='paint'),
                               4)
@@ -47,13 +57,35 @@ def test_variables_of_the_first_worker_are_copied_bit_for_bit():
     assert fake_workers.play(copy) == [expected, expected]
 
 
-@pytest.mark.parametrize('error', [tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError])
-def test_lost_worker_is_one_clear_line(error):
+# What TensorFlow says where another worker was killed or has been started anew.
+OF_OTHERS = ('{{function_node f}} Collective ops is aborted by: Socket closed\nmuch more',
+             'Connection reset\nAdditional GRPC error information from remote target /job:worker/replica:0/task:1',
+             "Device /job:worker/task:1 current incarnation doesn't match with one in the group.",
+             'RecvAsync is cancelled.')  # yapf: disable
+
+
+@pytest.mark.parametrize('error', [
+    tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError,
+    tf.errors.FailedPreconditionError
+])
+@pytest.mark.parametrize('message', OF_OTHERS)
+def test_lost_worker_is_one_clear_line(error, message):
     with pytest.raises(workers_lib.WorkerLostError, match='another worker is gone') as lost:
         with workers_lib.together():
-            raise error(None, None, 'Collective ops is aborted by:\nmuch more')
+            raise error(None, None, message)
     assert '\n' not in str(lost.value)
     # What is no loss of a worker stays what it is.
     with pytest.raises(tf.errors.ResourceExhaustedError):
         with workers_lib.together():
             raise tf.errors.ResourceExhaustedError(None, None, 'out of memory')
+
+
+@pytest.mark.parametrize('error, message', [
+    (tf.errors.FailedPreconditionError, '{{function_node f}} Could not find variable nope. Container worker ...'),
+    (tf.errors.FailedPreconditionError, '/runs/a; Directory not empty'),
+    (tf.errors.CancelledError, 'Iterator was cancelled'),
+])
+def test_what_a_worker_itself_failed_in_is_not_put_down_to_another(error, message):
+    with pytest.raises(error):
+        with workers_lib.together():
+            raise error(None, None, message)

@@ -1,10 +1,15 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and files that one process holds at a time."""
 
 import contextlib
 import os
 import pathlib
 import tempfile
 from typing import Iterator, Union
+
+try:
+    import fcntl
+except ImportError:  # Not on Windows.
+    fcntl = None
 
 
 @contextlib.contextmanager
@@ -24,6 +29,30 @@ def replacing(path: Union[str, os.PathLike]) -> Iterator[pathlib.Path]:
         temporary = pathlib.Path(folder) / path.name
         yield temporary
         os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def holding(path: Union[str, os.PathLike]) -> Iterator[None]:
+    """A context in which no other process can hold the same file; made if it is missing, and left where it is.
+
+    The operating system lets go of it when the process ends, however it ends. Where the file system has no such locks
+    (or the platform no flock) nothing is held off. Between machines it holds where the file system says so.
+
+    Raises:
+      BlockingIOError: if another process holds it.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            if fcntl:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:
+            pass  # No locks here.
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Union[str, os.PathLike], text: str) -> None:

@@ -4,10 +4,17 @@ Results do not depend on how many there are. The first worker (0) alone reads an
 """
 
 import contextlib
-from typing import Callable, List, Optional
+import re
+from typing import Callable, List, Optional, Sequence
 
 import numpy as np
 import tensorflow as tf
+
+# What TensorFlow says of other workers. Errors of these kinds may also be this worker's own, of a variable that is not
+# initialized or of work that it called off itself.
+_AMBIGUOUS = (tf.errors.FailedPreconditionError, tf.errors.CancelledError)
+_OF_OTHERS = re.compile(r'Collective|remote target|incarnation|BufRendezvous|coordination service|'
+                        r'(Group|group|RecvAsync|RecvFromRemoteAsync) is cancelled')
 
 
 class WorkersDisagreeError(ValueError):
@@ -23,12 +30,14 @@ def together():
     """A context for what all workers compute together.
 
     Raises:
-      WorkerLostError: where TensorFlow says that a worker cannot be reached, or stopped on the way.
+      WorkerLostError: where TensorFlow says that another worker cannot be reached, or stopped on the way. What this
+        worker itself failed in is raised as it is.
     """
     try:
         yield
-    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError,
-            tf.errors.DeadlineExceededError, tf.errors.FailedPreconditionError) as error:
+    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError, *_AMBIGUOUS) as error:
+        if isinstance(error, _AMBIGUOUS) and not _OF_OTHERS.search(str(error)):
+            raise
         raise WorkerLostError(
             'another worker is gone or cannot be reached; what was saved stands. End all workers, and '
             'start them again with the same command.') from error
@@ -63,7 +72,11 @@ class Workers:
 
     def any(self, flag: bool) -> bool:
         """Returns whether the flag is set at any worker."""
-        return flag if self.count == 1 else bool(self._sum_vectors(np.array([flag], np.float32))[0])
+        return self.any_of([flag])[0]
+
+    def any_of(self, flags: Sequence[bool]) -> List[bool]:
+        """Returns of each flag whether it is set at any worker; equally many at all of them, told in one exchange."""
+        return [bool(total) for total in self._sum(np.array(flags, np.float32))]
 
     def wait_for_all(self) -> None:
         """Returns when all workers are here."""
@@ -114,7 +127,10 @@ class Workers:
         """Returns the sum of bytes of which all but one worker give zeros, equally many at all of them."""
         # As float32, which holds every byte exactly and is what every collective implementation can add up.
         values = np.frombuffer(payload, np.uint8).astype(np.float32)
-        return self._sum_vectors(values).astype(np.uint8).tobytes()
+        return self._sum(values).astype(np.uint8).tobytes()
+
+    def _sum(self, vector: np.ndarray) -> np.ndarray:
+        return vector if self.count == 1 else self._sum_vectors(vector)
 
 
 ALONE = Workers()

@@ -368,6 +368,15 @@ def test_commands_at_once_set_up_once(fresh):
     assert sum('making .venv' in error for error in errors) == 1
 
 
+@pytest.mark.parametrize('arguments, expected', [([], ['--numprocesses', '2']), (['-m', 'long'], ['-m', 'long']),
+                                                 (['tests/a b_test.py'], ['tests/a b_test.py'])])  # yapf: disable
+def test_whole_suite_is_shared_by_two_processes_and_a_part_of_it_is_not(ready, arguments, expected):
+    (ready.root / 'pytest.py').write_text(_COMMAND)
+    process = ready.run(ready.root / 'bin' / 'test', *arguments)
+    assert process.returncode == 0, process.err
+    assert process.out.splitlines()[3:] == expected
+
+
 def test_every_command_is_short_and_executable():
     commands = [path for path in _BIN.iterdir() if path.suffix != '.sh']
     assert {path.name for path in commands} >= {*_VERBS, 'test'}

@@ -98,7 +98,7 @@ def test_everything_is_in_the_private_folders(leak, data):
     assert {path.name for path in (leak / 'non_private').iterdir()
            } >= {'audit.json', 'audit.png', 'canary_inclusions.json'}
     assert {path.name for path in leak.iterdir()
-           } == {'checkpoints', 'non_private', 'operative_config.gin', 'tensorboard'}
+           } == {'.lock', 'checkpoints', 'non_private', 'operative_config.gin', 'tensorboard'}
     assert (leak / 'non_private' / 'audit.png').read_bytes().startswith(b'\x89PNG')
     assert 'not to be released' in read(leak)['note']
     assert read(leak)['membership_attack']['num_non_members'] == num_of(data, 'held_out')
@@ -112,6 +112,8 @@ def test_same_command_on_a_finished_audit_finds_the_same(leak, data, capsys):
 
 
 def test_stopped_audit_goes_on_with_the_same_canaries(data, tmp_path, capsys, monkeypatch):
+    # A claim of 0.2 is passed by luck in one of twenty audits at the usual confidence.
+    arguments = tiny(data, tmp_path, 'NUM_STEPS = 3', 'AuditConfig.confidence = 0.999999')
 
     class StopAtOnce(interruption.StopRequest):
 
@@ -121,11 +123,11 @@ def test_stopped_audit_goes_on_with_the_same_canaries(data, tmp_path, capsys, mo
 
     with monkeypatch.context() as patched:
         patched.setattr(interruption, 'StopRequest', StopAtOnce)
-        assert verbs.call(audit, *tiny(data, tmp_path, 'NUM_STEPS = 3')) == command.FAILED
+        assert verbs.call(audit, *arguments) == command.FAILED
     assert 'stopped in finetuning after step 1 of 3' in capsys.readouterr().err
     assert not (tmp_path / 'non_private' / 'audit.json').exists()
     inclusions = (tmp_path / 'non_private' / 'canary_inclusions.json').read_text()
-    assert verbs.call(audit, *tiny(data, tmp_path, 'NUM_STEPS = 3')) == command.DONE
+    assert verbs.call(audit, *arguments) == command.DONE
     assert 'goes on in finetuning at step 1' in capsys.readouterr().err
     assert (tmp_path / 'non_private' / 'canary_inclusions.json').read_text() == inclusions
 

@@ -1,5 +1,6 @@
 """What tests of several verbs share."""
 
+import fcntl
 import functools
 import pathlib
 
@@ -17,14 +18,21 @@ TINY = pathlib.Path(__file__).with_name('tiny_digits.gin')
 
 
 @pytest.fixture(name='tiny_run', scope='session')
-def fixture_tiny_run(tmp_path_factory):
+def fixture_tiny_run(tmp_path_factory, worker_id):
     """A finished run of tiny_digits.gin, and the budget that it was charged to; to be copied, not changed."""
-    folder = tmp_path_factory.mktemp('runs')
-    workdir, budget_path = folder / 'digits', folder / 'budget.json'
-    budget_file.create(budget_path, budget_lib.Budget(3.5, 1e-5))
-    logs = ('TrainerConfig.log_non_private = True', 'TrainerConfig.log_every_steps = 1')
-    flags = [f'--gin_file={TINY}', f'--workdir={workdir}', f'--budget_file={budget_path}']
-    assert verbs.call(train, *flags, *(f'--gin_param={binding}' for binding in logs)) == command.DONE
+    folder = tmp_path_factory.getbasetemp()
+    if worker_id != 'master':  # One of the processes that share the tests: the first makes the run for all.
+        folder = folder.parent
+    workdir, budget_path, done = (folder / 'tiny_run' / name for name in ('digits', 'budget.json', 'done'))
+    done.parent.mkdir(exist_ok=True)
+    with open(folder / 'tiny_run.lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            budget_file.create(budget_path, budget_lib.Budget(3.5, 1e-5))
+            logs = ('TrainerConfig.log_non_private = True', 'TrainerConfig.log_every_steps = 1')
+            flags = [f'--gin_file={TINY}', f'--workdir={workdir}', f'--budget_file={budget_path}']
+            assert verbs.call(train, *flags, *(f'--gin_param={binding}' for binding in logs)) == command.DONE
+            done.touch()
     return workdir, budget_path
 
 

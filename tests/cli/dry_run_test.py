@@ -4,6 +4,7 @@ import pathlib
 import re
 
 import pytest
+import tensorflow as tf
 
 from tests.cli import verbs
 from tf_dpdiff.cli import command
@@ -124,6 +125,10 @@ def test_plan_of_a_private_run_is_worked_out_for_its_devices(small_network, plan
                  'fits in 90% of 1 GiB'):
         assert fact in said, fact
     assert 'ESTIMATED' not in said
+
+
+def test_parameters_are_counted_whatever_their_shape():
+    assert planner_rows.count_parameters([tf.Variable(tf.zeros(shape)) for shape in ([2, 3], [5], [])]) == 12
 
 
 def test_plan_of_a_public_run_by_the_peak_is_an_estimate(small_network, planned):

@@ -1,6 +1,7 @@
 """Tests of the samples that a run ends with: the same by any number of devices and workers."""
 
 import dataclasses
+import threading
 import types
 
 import numpy as np
@@ -71,3 +72,21 @@ def test_stop_of_one_worker_interrupts_all(model):
 def test_workers_of_other_settings_draw_nothing_together(model, at_second):
     for error in fake_workers.play(lambda workers: draw(model, workers, **(at_second if workers.index else {}))):
         assert isinstance(error, workers_lib.WorkersDisagreeError) and 'the settings of the samples' in str(error)
+
+
+def test_worker_that_cannot_load_the_network_leaves_none_waiting(model, monkeypatch):
+    make, failing = run_output.make_image_sampler, threading.local()
+
+    def make_or_fail(*arguments):
+        if getattr(failing, 'here', False):
+            raise MemoryError('no room on the device')
+        return make(*arguments)
+
+    def draw_or_fail(workers):
+        failing.here = workers.index == 1
+        return draw(model, workers)
+
+    monkeypatch.setattr(run_output, 'make_image_sampler', make_or_fail)
+    first, second = fake_workers.play(draw_or_fail)
+    assert isinstance(second, MemoryError) and isinstance(first, workers_lib.WorkerLostError)
+    assert 'another worker failed, and says itself why' in str(first)

@@ -21,8 +21,8 @@ TINY = cluster.ROOT / 'tests' / 'cli' / 'tiny_digits.gin'
 # Long enough to be stopped on the way, quick to start: one private stage. All is trained: of norms and embeddings
 # alone, before an output layer that was never trained, all gradients would be zero, and nothing but noise compared.
 BINDINGS = ('FinetuningConfig.trainable = ()', 'train.pretraining = None', 'train.warm_start = None',
-            'train.utility = None', 'TrainerConfig.grids_per_stage = 0', 'TrainerConfig.checkpoint_every_secs = 0.2',
-            'StrategyConfig.start_timeout_secs = 40.0')  # yapf: disable
+            'train.utility = None', 'TrainerConfig.grids_per_stage = 0',
+            'TrainerConfig.checkpoint_every_secs = 0.2')  # yapf: disable
 
 
 def flags(workdir, num_steps):
@@ -31,8 +31,9 @@ def flags(workdir, num_steps):
 
 
 def start_run(workdir, num_steps):
-    return cluster.start_workers('tf_dpdiff.cli', 'train', *flags(workdir, num_steps),
-                                 '--strategy=multi_worker_mirrored')
+    return cluster.start_workers('tf_dpdiff.cli', 'train', *flags(workdir,
+                                                                  num_steps), '--strategy=multi_worker_mirrored',
+                                 '--gin_param=StrategyConfig.start_timeout_secs = 40.0')
 
 
 def saved_steps(workdir):

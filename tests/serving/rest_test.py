@@ -224,6 +224,7 @@ def test_body_that_comes_too_slowly_is_given_up(server, monkeypatch):
         connection.sendall(head(100, 'Connection: close') + b'{"inst')
         answer = read_all(connection)
     assert answer.startswith(b'HTTP/1.1 408') and b'6 bytes of it did' in answer
+    monkeypatch.undo()
     assert is_alive(server)
 
 
@@ -234,11 +235,12 @@ def test_header_that_does_not_end_ends_the_connection(server, monkeypatch, sent)
         connection.sendall(sent)
         started = time.monotonic()
         assert read_all(connection) == b'' and time.monotonic() - started < 5
+    monkeypatch.undo()
     assert is_alive(server)
 
 
 def test_header_of_a_second_request_must_end_too(server, monkeypatch):
-    monkeypatch.setattr(http_protocol, 'HEADER_TIMEOUT_SECS', 0.1)
+    monkeypatch.setattr(http_protocol, 'HEADER_TIMEOUT_SECS', 0.5)
     with dial(server) as connection:
         connection.sendall(head(len(_BODY)) + _BODY)
         received = b''
@@ -246,6 +248,7 @@ def test_header_of_a_second_request_must_end_too(server, monkeypatch):
             received += connection.recv(65536)
         connection.sendall(head(10)[:-2])
         assert read_all(connection) == b''
+    monkeypatch.undo()
     assert is_alive(server)
 
 
@@ -322,6 +325,7 @@ def test_what_is_no_http_is_refused(server, monkeypatch, sent):
         except (ConnectionResetError, BrokenPipeError):
             answer = b''
         assert not answer or answer.startswith(b'HTTP/1.1 4')
+    monkeypatch.undo()
     assert is_alive(server)
 
 

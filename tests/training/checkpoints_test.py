@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import pathlib
 import shutil
 import stat
 
@@ -94,7 +95,7 @@ DAMAGES = {
     'truncated manifest': (lambda f: os.truncate(f / 'manifest.json', 30), 'manifest.json is unreadable'),
     'empty list': (lambda f: (f / 'manifest.json').write_text('{"version": 1, "files": {}}'), 'manifest.json is not'),
     'no list': (lambda f: (f / 'manifest.json').write_text('[1]'), 'manifest.json is not one'),
-    'a folder as data': (lambda f: ((f / DATA).unlink(), (f / DATA).mkdir()), f'{DATA} cannot be read'),
+    'a folder as data': (lambda f: ((f / DATA).unlink(), (f / DATA).mkdir()), f'{DATA} is a folder'),
     'an empty folder': (lambda f: [path.unlink() for path in f.iterdir()], 'manifest.json is missing'),
     'a file': (lambda f: (shutil.rmtree(f), f.write_text('')), 'manifest.json is missing'),
 }  # yapf: disable
@@ -114,6 +115,45 @@ def test_damaged_checkpoint_is_passed_over_with_one_warning_and_deleted_by_the_n
     run.save(7)
     assert names(tmp_path) == ['000002', '000004', 'README'] and read_step(tmp_path) == 7
     assert not capfd.readouterr().err
+
+
+def failing_for(real, folder, error=errno.EIO):
+    """Returns a function of a path that the disk does not answer below a folder, and that does as before elsewhere."""
+
+    def call(path):
+        if folder in (pathlib.Path(path), *pathlib.Path(path).parents):
+            raise OSError(error, os.strerror(error), str(path))
+        return real(path)
+
+    return call
+
+
+@pytest.mark.parametrize('owner, name', [(os, 'scandir'), (pathlib.Path, 'read_bytes'), (checkpoint_folders, '_hash')])
+def test_checkpoint_that_cannot_be_read_is_an_error_and_no_reason_to_delete(tmp_path, monkeypatch, owner, name):
+    Run(tmp_path / 'run').save(4, 5)
+    directory = tmp_path / 'copy'  # Which this process has not looked at.
+    shutil.copytree(tmp_path / 'run', directory)
+    run, unreadable = Run(directory), directory / '000002'
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, failing_for(getattr(owner, name), unreadable))
+        for act in (lambda: checkpoints.read_state(directory, CONFIGURATION), lambda: run.save(6)):
+            with pytest.raises(OSError, match=f'checkpoint {unreadable} cannot be read .Input/output error.') as error:
+                act()
+            # Not among those that the commands take for wrong use, and one line.
+            assert type(error.value) is checkpoint_folders.UnreadableError and '\n' not in str(error.value)
+    assert names(directory) == ['000001', '000002', '000003', 'README'] and read_step(directory) == 6
+    run.save(7)  # The disk answers again.
+    assert names(directory) == ['000003', '000004', 'README']
+
+
+def test_nothing_is_deleted_where_a_later_one_cannot_be_read(tmp_path, monkeypatch):
+    Run(tmp_path / 'run').save(4, 5)
+    shutil.copytree(tmp_path / 'run', tmp_path / 'copy')
+    os.truncate(tmp_path / 'copy' / '000002' / DATA, 40)
+    monkeypatch.setattr(os, 'scandir', failing_for(os.scandir, tmp_path / 'copy' / '000001'))
+    with pytest.raises(checkpoint_folders.UnreadableError):
+        Run(tmp_path / 'copy').save(6)
+    assert names(tmp_path / 'copy') == ['000001', '000002', '000003', 'README']
 
 
 def test_undamaged_checkpoints_are_read_without_a_word_and_kept_to_the_limit(tmp_path, capfd):
@@ -319,6 +359,22 @@ def test_checkpoint_deleted_by_its_writer_while_it_is_read_is_not_called_damaged
     monkeypatch.setattr(checkpoint_folders, 'numbered', list_and_save)
     monkeypatch.setattr(tf.train, 'load_variable', save_and_load)
     assert checkpoints.read_state(tmp_path, CONFIGURATION).step == 6 and not capfd.readouterr().err
+
+
+def test_checkpoint_that_another_machine_deletes_while_it_is_read_is_not_called_unreadable(tmp_path, monkeypatch):
+    Run(tmp_path / 'run').save(4, 5)
+    shutil.copytree(tmp_path / 'run', tmp_path / 'copy')
+    deleted, scandir = tmp_path / 'copy' / '000002', os.scandir
+
+    def delete_and_fail(path):  # As a network file system does.
+        if path == deleted:
+            monkeypatch.setattr(os, 'scandir', scandir)
+            shutil.rmtree(deleted)
+            raise OSError(errno.ESTALE, 'Stale file handle')
+        return scandir(path)
+
+    monkeypatch.setattr(os, 'scandir', delete_and_fail)
+    assert checkpoints.read_state(tmp_path / 'copy', CONFIGURATION).step == 4
 
 
 @pytest.mark.parametrize('secret', [SECRET, None])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import urllib.error
 
 import pytest
@@ -77,6 +78,30 @@ def test_broken_tf_config_is_one_clear_line(monkeypatch, text, said):
     assert '\n' not in str(raised.value)
 
 
+@pytest.mark.parametrize('address', ['b', 'b:', ':1', 'b:grpc', 1])
+def test_address_without_a_port_is_named(monkeypatch, address):
+    set_tf_config(monkeypatch, {'worker': ['a:1', address]}, {'type': 'worker', 'index': 0})
+    with pytest.raises(ValueError, match=f'TF_CONFIG names the worker {address!r}, which is not HOST:PORT') as raised:
+        found('tf_config')
+    assert '\n' not in str(raised.value)
+    set_tf_config(monkeypatch, {'worker': ['a:1', '[::1]:65535']}, {'type': 'worker', 'index': 0})  # Control.
+    assert found('tf_config')[0] == ['a:1', '[::1]:65535']
+
+
+@pytest.mark.parametrize('host', ['127.0.0.1', ''])
+def test_port_that_is_taken_is_one_clear_line(monkeypatch, host):
+    with socket.socket() as other:
+        other.bind((host, 0))
+        other.listen()
+        port = other.getsockname()[1]
+        set_tf_config(monkeypatch, {'worker': [f'localhost:{port}']}, {'type': 'worker', 'index': 0})
+        config = strategies.StrategyConfig(name='multi_worker_mirrored')
+        with pytest.raises(OSError, match=f'cannot listen at port {port} .Address already in use.') as raised:
+            strategies.start(config)
+        assert '\n' not in str(raised.value) and strategies.check(config) == 1  # Which opens no port.
+    clusters.check_port(clusters.resolve('tf_config', 2222, None, None))  # Control.
+
+
 @pytest.mark.parametrize('nodes, tasks, expected', [
     ('node[9-10]', '1(x2)', ['node9:2222', 'node10:2222']),
     ('node[9-10]', '2,1', ['node9:2222', 'node9:2223', 'node10:2222']),
@@ -149,6 +174,16 @@ def test_running_alone_among_several_workers_is_refused(monkeypatch, name, which
         strategies.start(strategies.StrategyConfig(name=name))
 
 
+def test_check_finds_what_is_wrong_without_starting_or_waiting(monkeypatch):
+    config = strategies.StrategyConfig(name='multi_worker_mirrored')
+    with pytest.raises(ValueError, match='needs TF_CONFIG='):
+        strategies.check(config)
+    set_tf_config(monkeypatch, {'worker': ['a:1', 'b:1']}, {'type': 'worker', 'index': 0})
+    assert strategies.check(config) == 2
+    with pytest.raises(ValueError, match='--strategy=multi_worker_mirrored'):
+        strategies.check(strategies.StrategyConfig())
+
+
 def test_running_alone_where_nobody_else_is_named_is_fine(monkeypatch):
     assert strategies.start(strategies.StrategyConfig()).count == 1
     set_tf_config(monkeypatch, {'worker': ['a:1']}, {'type': 'worker', 'index': 0})
@@ -167,9 +202,15 @@ def test_running_alone_where_nobody_else_is_named_is_fine(monkeypatch):
     ({'name': 'horovod'}, "name .* got 'horovod'"),
     ({'name': 'multi_worker_mirrored', 'cluster': 'pbs'}, "cluster .* got 'pbs'"),
     ({'name': 'multi_worker_mirrored', 'communication': 'mpi'}, "communication .* got 'mpi'"),
-    ({'name': 'mirrored', 'cluster': 'slurm'}, "not for 'mirrored'"),
+    ({'name': 'mirrored', 'cluster': 'slurm'}, "cluster='slurm' is for .* 'multi_worker_mirrored', not for 'mirrored'"),
+    ({'name': 'mirrored', 'port': 2223}, "port=2223 is for .* 'multi_worker_mirrored', not for 'mirrored'"),
+    ({'name': 'tpu', 'communication': 'nccl'}, "communication='nccl' is for .* 'multi_worker_mirrored', not for 'tpu'"),
+    ({'start_timeout_secs': 60.0}, "start_timeout_secs=60.0 is for .* 'multi_worker_mirrored', not for 'default'"),
+    ({'service': 's'}, "service='s' is for .* 'multi_worker_mirrored', not for 'default'"),
+    ({'name': 'multi_worker_mirrored', 'tpu': 'mine'}, "tpu='mine' is for the strategy 'tpu', not for 'multi_worker"),
+    ({'name': 'multi_worker_mirrored', 'port': 2223}, "port=2223 .* is for cluster='slurm' and 'kubernetes'"),
     ({'name': 'mirrored', 'logical_cpus': 0}, 'logical_cpus .* got 0'),
-    ({'logical_cpus': 2}, "logical_cpus .* got 2 with 'default'"),
+    ({'logical_cpus': 2}, "logical_cpus=2 is for the strategy 'mirrored', not for 'default'"),
     ({'name': 'multi_worker_mirrored', 'cluster': 'slurm', 'port': 0}, 'port .* got 0'),
     ({'name': 'multi_worker_mirrored', 'cluster': 'slurm', 'num_workers': 2}, "not for 'slurm'"),
     ({'name': 'multi_worker_mirrored', 'cluster': 'kubernetes', 'num_workers': 2}, 'StrategyConfig.service'),

@@ -3,12 +3,15 @@
 python -m tests.training.replica_steps STRATEGY OUTPUT.npz, with TF_CONFIG where there are several workers.
 """
 
+import itertools
 import sys
+from unittest import mock
 
 import numpy as np
 import tensorflow as tf
 
 from tests.conftest import build_small_network
+from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.data import datasets
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.networks import unet
@@ -17,6 +20,7 @@ from tf_dpdiff.privacy import seeds
 from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import stages
 from tf_dpdiff.training import strategies
+from tf_dpdiff.training import train_step
 from tf_dpdiff.training import views as views_lib
 
 NETWORK = unet.UNetConfig(base_channels=4, channel_multipliers=(1,), middle_attention=False, groups=2)
@@ -60,7 +64,8 @@ def run_private(replicas, noise_multiplier):
     """Takes NUM_STEPS private steps, each from the same weights.
 
     Returns:
-      The changes of the weights, [steps, parameters], that of their average, [parameters], and the numbers of units.
+      The changes of the weights, [steps, parameters], that of their average, [parameters], the numbers of units, and
+      how many collective operations are in the step, all local replicas together.
     """
     model, average = make_networks(replicas)
     plan = plan_lib.make_plan(
@@ -72,7 +77,13 @@ def run_private(replicas, noise_multiplier):
     state = checkpoints.RunState(SECRET)
     sampler = views_lib.make_view_sampler(process_lib.DiffusionProcess(), VIEWS, NETWORK, NUM_CLASSES)
     num_units, changes = [], []
-    with replicas.scope():
+    make_private_step, made = train_step.make_private_step, []
+
+    def make_and_keep(*arguments, **options):
+        made.append(make_private_step(*arguments, **options))
+        return made[-1]
+
+    with replicas.scope(), mock.patch.object(train_step, 'make_private_step', make_and_keep):
         stage = stages.make_finetuning(stages.FinetuningConfig(SGD, VIEWS, units_per_chunk=4), model, average, sampler,
                                        replicas, plan, make_private_images(), state,
                                        lambda step, numbers: num_units.append(numbers['num_units']))
@@ -82,7 +93,9 @@ def run_private(replicas, noise_multiplier):
         changes.append(flat(model.get_weights()) - flat(start))
         model.set_weights(start)
     assert state.ledger == plan.planned_ledger()
-    return np.stack(changes), flat(average.get_weights()) - flat(start), np.array(num_units)
+    private_step, = made
+    return np.stack(changes), flat(
+        average.get_weights()) - flat(start), np.array(num_units), count_collectives(private_step)
 
 
 def run_public(replicas):
@@ -98,17 +111,26 @@ def run_public(replicas):
     return flat(model.get_weights()) - flat(start), np.array(losses)
 
 
-def count_collectives(replicas):
-    """Returns how many collective operations reduce a nest of sums, all local replicas together."""
+def count_collectives(step):
+    """Returns how many collective operations are in the graph of a compiled step and in the functions it calls."""
+    graph = step.get_concrete_function().graph.as_graph_def()
+    nodes = itertools.chain(graph.node, *(function.node_def for function in graph.library.function))
+    return sum(node.op.startswith('Collective') for node in nodes)
 
-    @tf.function
-    def reduce(value):
-        return replicas.run(lambda x: strategies.sum_over_replicas(([x * 1.0, tf.ones([2, 3])], {
-            'loss': x + 1.0
-        })), [value] * len(replicas.local))
 
-    graph = reduce.get_concrete_function(tf.constant(1.0)).graph
-    return sum(operation.type.startswith('Collective') for operation in graph.get_operations())
+def find_drift(replicas):
+    """Returns what is said of weights that are the same everywhere, and where those of the last replica drift."""
+    with replicas.scope():
+        variables = [tf.Variable(np.full([3], 0.1, np.float32)), tf.Variable(0.5)]
+    said = []
+    for drift in (0.0, 1e-7):
+        if replicas.count - 1 in replicas.local:
+            replicas.strategy.experimental_local_results(variables[1])[-1].assign_add(drift)
+        try:
+            said.append(replicas.check_in_step(variables) or '')
+        except workers_lib.WorkersDisagreeError as error:
+            said.append(str(error))
+    return np.array(said)
 
 
 def flat(weights):
@@ -117,8 +139,8 @@ def flat(weights):
 
 def measure(replicas):
     """Returns what the steps did, by name."""
-    sums, average, num_units = run_private(replicas, 0.0)
-    noisy, _, _ = run_private(replicas, NOISE_MULTIPLIER)
+    sums, average, num_units, _ = run_private(replicas, 0.0)
+    noisy, _, _, num_collectives = run_private(replicas, NOISE_MULTIPLIER)
     public, losses = run_public(replicas)
     scale = -EXPECTED_BATCH_SIZE / CLIP_NORM
     return {
@@ -126,7 +148,8 @@ def measure(replicas):
         'noise': scale * (noisy - sums),
         'num_units': num_units,
         'average': average,
-        'num_collectives': count_collectives(replicas) / len(replicas.local),
+        'num_collectives': num_collectives / len(replicas.local),
+        'drift': find_drift(replicas),
         'public': public,
         'losses': losses
     }

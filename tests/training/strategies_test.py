@@ -62,10 +62,18 @@ def test_noise_has_the_variance_of_one_draw(measured, place):
 
 
 @pytest.mark.parametrize('place', PLACES)
-def test_all_sums_of_a_step_are_reduced_by_one_operation(measured, place):
+def test_all_sums_of_a_private_step_are_reduced_by_one_operation(measured, place):
     # Where a worker is lost, either all sums arrive or none does: there is no half of an update.
     assert measured[place]['num_collectives'] == 1
     assert measured['one replica']['num_collectives'] == 0
+
+
+@pytest.mark.parametrize('place, drifted', [('two devices', 'replica 1 and replica 0 differ in the weights: '),
+                                            ('two processes', 'worker 1 and worker 0 differ in the weights: ')])
+def test_replica_whose_weights_drift_by_one_bit_is_found_by_all(measured, place, drifted):
+    alike, apart = measured[place]['drift']
+    assert alike == '' and apart.startswith(drifted) and 'nothing must be released' in apart
+    assert measured['one replica']['drift'].tolist() == ['', '']
 
 
 @pytest.fixture(name='compiled')

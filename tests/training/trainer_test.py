@@ -3,13 +3,11 @@
 import dataclasses
 import os
 import stat
-import types
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests import fake_workers
 from tests.training.stops import NEVER
 from tests.training.stops import StopAfter
 from tf_dpdiff.data import datasets
@@ -23,7 +21,6 @@ from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import interruption
 from tf_dpdiff.training import loop as loop_lib
 from tf_dpdiff.training import stages
-from tf_dpdiff.training import strategies
 from tf_dpdiff.training import trainer as trainer_lib
 from tf_dpdiff.training import views as views_lib
 
@@ -243,17 +240,3 @@ def test_owners_are_the_units_of_a_run(tmp_path):
     assert trainer.state.ledger == plan.planned_ledger() and plan.sampling_probability == 0.6
     with pytest.raises(ValueError, match="the plan is for 5 units, data set 'toy' has 20"):
         make_trainer(tmp_path / 'other', private=images, plan=plan)
-
-
-@pytest.mark.parametrize('drift, ends', [(0.0, True), (1e-7, False)])
-def test_workers_whose_weights_drift_apart_release_nothing(drift, ends):
-
-    def end_of_stage(workers):
-        stage_loop = object.__new__(loop_lib.StageLoop)
-        stage_loop.replicas = strategies.Replicas(tf.distribute.get_strategy(), workers)
-        weights_of_worker = tf.Variable([0.5, 1.0 + drift * workers.index])
-        stage_loop._checkpoint = types.SimpleNamespace(variables=[weights_of_worker])
-        return stage_loop._check_in_step()
-
-    for ended in fake_workers.play(end_of_stage):
-        assert ended is None if ends else 'worker 1 and worker 0 differ in the weights' in str(ended)

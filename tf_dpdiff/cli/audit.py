@@ -16,6 +16,7 @@ from tf_dpdiff import files
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import gin_config
 from tf_dpdiff.cli import run_files
+from tf_dpdiff.cli import strategy_flags
 from tf_dpdiff.data import datasets
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.evaluation import audit_picture
@@ -275,16 +276,18 @@ def main(flags) -> int:
     gin_config.parse(flags.gin_file, flags.gin_param)
     if flags.membership and flags.dry_run:
         raise command.UsageError('--membership trains nothing, so it has no --dry_run.')
+    strategy = strategy_flags.configured(flags.strategy)
+    num_workers = strategies.check(strategy)
+    if num_workers > 1:
+        raise command.UsageError(f"an audit is for one process, got {num_workers} workers: use the strategy 'default' "
+                                 "or 'mirrored'.")
     if flags.dry_run:
         return gin_config.call(audit, workdir=pathlib.Path(flags.workdir), dry_run=True)
     if flags.membership:
         return gin_config.call(audit, workdir=pathlib.Path(flags.workdir).expanduser(), membership_only=True)
-    replicas = gin_config.start_replicas(flags.strategy)
-    if replicas.workers.count > 1:
-        raise command.UsageError(f"an audit is for one process, got {replicas.workers.count} workers: use the strategy "
-                                 "'default' or 'mirrored'.")
-    workdir = command.prepare_workdir(flags.workdir)
-    return gin_config.call_resumable('audit', audit, workdir=workdir, replicas=replicas)
+    replicas = strategies.start(strategy)
+    with run_files.training_in(flags.workdir) as workdir:
+        return gin_config.call_resumable('audit', audit, workdir=workdir, replicas=replicas)
 
 
 def run(argv: Optional[List[str]] = None) -> None:

@@ -2,7 +2,6 @@
 
 from typing import Optional, Tuple
 
-import numpy as np
 from rich import console as rich_console
 
 import gin  # pylint: disable=wrong-import-order
@@ -47,7 +46,7 @@ def print_private(spec,
     if pretraining:
         trainer_lib.check_public_shape(pretraining.spec, spec)
     public_data = _check_origin(finetuning, pretraining, network, process, model)
-    num_trained = sum(int(np.prod(v.shape)) for v in unet.select_variables(model, finetuning.trainable))
+    num_trained = planner_rows.count_parameters(unet.select_variables(model, finetuning.trainable))
     num_views = finetuning.views.augmentation_multiplicity
     views = plan.config.num_steps * plan.config.expected_batch_size * num_views
     table = command.facts_table('what would be done')

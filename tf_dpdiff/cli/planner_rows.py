@@ -1,7 +1,7 @@
 """What a run takes on given devices, as rows of the table that `bin/train --dry_run` prints."""
 
 import dataclasses
-from typing import List, Optional, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 import tensorflow as tf
 
@@ -29,6 +29,11 @@ def check(hardware: Optional[planner.Hardware], *, has_private_stage: bool, has_
                                  f'both public and private stages, which this is not: {cure}.')
 
 
+def count_parameters(variables: Sequence[tf.Variable]) -> int:
+    """Returns how many numbers variables hold."""
+    return sum(variable.shape.num_elements() for variable in variables)
+
+
 def of_private_run(hardware: planner.Hardware, model: tf.keras.Model, plan: plan_lib.DpSgdPlan,
                    pretraining: Optional[stages.PretrainingConfig], warm_start: Optional[stages.WarmStartConfig],
                    finetuning: stages.FinetuningConfig) -> Rows:
@@ -44,7 +49,7 @@ def of_private_run(hardware: planner.Hardware, model: tf.keras.Model, plan: plan
     """
     batch_size, num_units = plan.config.expected_batch_size, plan.num_units
     trained = unet.select_variables(model, finetuning.trainable)
-    num_trained, num_parameters = _count(trained), _count(model.trainable_variables)
+    num_trained, num_parameters = count_parameters(trained), count_parameters(model.trainable_variables)
     chunk = finetuning.choose_chunk_sizes(model, -(-batch_size // hardware.devices))
     is_poisson = isinstance(plan.sampler, sampling.PoissonSampler)
     largest = planner.largest_sampled_share(num_units, batch_size, hardware.devices, chunk.units, is_poisson=is_poisson)
@@ -79,7 +84,7 @@ def of_public_run(hardware: planner.Hardware, model: tf.keras.Model, pretraining
       model: The network.
       pretraining: The public stage.
     """
-    num_parameters = _count(model.trainable_variables)
+    num_parameters = count_parameters(model.trainable_variables)
     work = _public_work('pre-training', pretraining, hardware, num_parameters)
     rows = _time_rows(hardware, model, model.trainable_variables, [work], []) + _reduction_row(hardware, work)
     activation_bytes = memory.activation_bytes_per_view(model)
@@ -194,10 +199,6 @@ def _advise_private(hardware, held, model, finetuning, batch_size: int) -> str:
     unbound = ' and units_per_chunk = None' if finetuning.units_per_chunk else ''
     return (f'FinetuningConfig.memory_budget_gib = {budget:g} at most{unbound}: {chunk.units} unit(s) x {chunk.views} '
             'view(s) at a time')
-
-
-def _count(variables) -> int:
-    return sum(variable.shape.num_elements() for variable in variables)
 
 
 def _duration(seconds: float) -> str:

@@ -1,10 +1,11 @@
 """Files of a run's folder that more than one verb reads or writes."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import pathlib
-from typing import List, NamedTuple, Tuple, Union
+from typing import Iterator, List, NamedTuple, Tuple, Union
 
 from tf_dpdiff import files
 from tf_dpdiff.cli import command
@@ -15,6 +16,7 @@ from tf_dpdiff.privacy import statement as statement_lib
 from tf_dpdiff.training import configs_json
 
 MODEL = 'model.json'
+_LOCK = '.lock'
 
 
 class ModelDescription(NamedTuple):
@@ -75,6 +77,26 @@ def read_model(workdir: pathlib.Path) -> ModelDescription:
                   process=configs_json.process_from_json(fields['process']),
                   sampler=samplers.SamplerConfig(**fields['sampler']))
     return ModelDescription(**fields)
+
+
+@contextlib.contextmanager
+def training_in(path: str) -> Iterator[pathlib.Path]:
+    """A context in which no other process trains in a run's folder; yields the folder, which is made if it is missing.
+
+    Two that train there would each remove what the other saves, and count their steps as one.
+
+    Raises:
+      command.UsageError: if it cannot be written to.
+      OSError: if another process trains there.
+    """
+    workdir = command.prepare_workdir(path)
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(files.holding(workdir / _LOCK))
+        except BlockingIOError as error:
+            raise OSError(f'another process trains in --workdir={workdir}: wait for its end, or name another '
+                          'folder.') from error
+        yield workdir
 
 
 def statement_paths(workdir: pathlib.Path) -> List[pathlib.Path]:

@@ -120,6 +120,7 @@ def draw(released,
 
     Raises:
       interruption.Interrupted: if one of the workers was asked to stop on the way.
+      workers_lib.WorkerLostError: if another worker is gone or failed.
     """
     workers.check_same(repr((model, samples)), 'the settings of the samples')
     num_classes = len(model.class_names)
@@ -135,8 +136,9 @@ def draw(released,
         image_sampler = make_image_sampler(next(networks), model.network, model.process, model.sampler)
         return lambda labels, seeds: image_sampler.sample(labels, seeds)['images']
 
+    # Where one of the workers has no memory for it, none waits for its samples.
     drawn = generate.generate(
-        shared_work.on_each_device(load),
+        shared_work.all_or_none(workers, lambda: shared_work.on_each_device(load)),
         samples,
         choice=sample_plan.ClassChoice(tuple(range(num_classes)) if model.labelled else (num_classes,)),
         should_stop=lambda: stop.requested,

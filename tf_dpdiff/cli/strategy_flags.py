@@ -1,10 +1,12 @@
-"""On which machines a verb computes that does not train: its flags, and what these machines must have in common."""
+"""On which machines a verb computes: its flags and settings, and what these machines must have in common."""
 
 import hashlib
 from typing import Any, Optional
 
+import gin  # pylint: disable=wrong-import-order
 from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.cli import command
+from tf_dpdiff.cli import gin_config
 from tf_dpdiff.data import datasets
 from tf_dpdiff.evaluation import sample_files
 from tf_dpdiff.training import clusters
@@ -36,15 +38,34 @@ def add(parser: command.Parser) -> None:
     parser.add_argument('--service', help='headless service of the pods, with kubernetes')
 
 
+def configured(name: Optional[str]) -> strategies.StrategyConfig:
+    """Returns what a configuration says of the strategy; call it after `gin_config.parse`.
+
+    Args:
+      name: Of the strategy, which wins over the configuration; None: as the configuration says.
+
+    Raises:
+      ValueError: if the strategy is not supported, or its settings do not fit it.
+    """
+    if name:
+        with gin.unlock_config():
+            gin.bind_parameter('StrategyConfig.name', name)  # So that the operative configuration has it too.
+    return gin_config.call(gin.get_configurable(strategies.StrategyConfig))
+
+
 def check_evaluates(replicas: strategies.Replicas) -> strategies.Replicas:
     """Returns the replicas where they can evaluate.
 
     Raises:
-      command.UsageError: for those of a TPU, which a configuration may have meant for its training.
+      command.UsageError: for those of a TPU, or that look out for notices, which a configuration may have meant for its
+        training.
     """
     if replicas.is_compiled:
         raise command.UsageError(f"the strategy '{strategies.TPU}' is for training: say --strategy=default, or "
                                  f'one of {", ".join(_NAMES[1:])}.')
+    if replicas.preemption_notice is not None:
+        raise command.UsageError(f'preemption_notice={replicas.preemption_notice!r} of the strategy is for training, '
+                                 'which saves on the way: set StrategyConfig.preemption_notice = None.')
     return replicas
 
 

@@ -1,5 +1,6 @@
 """bin/train: from private images to a private generator, its samples and what they are worth."""
 
+import contextlib
 import json
 import pathlib
 import sys
@@ -21,10 +22,12 @@ from tf_dpdiff.cli import run_files
 from tf_dpdiff.cli import run_identity
 from tf_dpdiff.cli import run_output
 from tf_dpdiff.cli import run_summaries
+from tf_dpdiff.cli import strategy_flags
 from tf_dpdiff.data import datasets
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.diffusion import samplers
 from tf_dpdiff.evaluation import generate
+from tf_dpdiff.evaluation import shared_work
 from tf_dpdiff.evaluation import utility as utility_lib
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import accounting
@@ -242,14 +245,15 @@ def main(flags) -> int:
     # Not passed on where it is not given, so that a file may bind it.
     given = {'budget_file': pathlib.Path(flags.budget_file)} if flags.budget_file else {}
     hardware = planner_flags.read(flags)
-    if flags.dry_run:
-        workdir = pathlib.Path(flags.workdir).expanduser()
-        return gin_config.call(train, workdir=workdir, dry_run=True, hardware=hardware, **given)
-    replicas = gin_config.start_replicas(flags.strategy)
     workdir = pathlib.Path(flags.workdir).expanduser()
-    if replicas.workers.is_first:
-        workdir = command.prepare_workdir(flags.workdir)
-    return gin_config.call_resumable('train', train, workdir=workdir, replicas=replicas, **given)
+    strategy = strategy_flags.configured(flags.strategy)
+    if flags.dry_run:
+        strategies.check(strategy)
+        return gin_config.call(train, workdir=workdir, dry_run=True, hardware=hardware, **given)
+    replicas = strategies.start(strategy)
+    with contextlib.ExitStack() as held:
+        shared_work.at_first(replicas.workers, lambda: held.enter_context(run_files.training_in(flags.workdir)))
+        return gin_config.call_resumable('train', train, workdir=workdir, replicas=replicas, **given)
 
 
 def run(argv: Optional[List[str]] = None) -> None:

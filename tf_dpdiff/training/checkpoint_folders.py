@@ -24,6 +24,10 @@ _BLOCK_BYTES = 1 << 22
 _checked: Dict[pathlib.Path, Tuple[Tuple, Optional[str]]] = {}
 
 
+class UnreadableError(OSError):
+    """A checkpoint could not be read, which says nothing of what is in it."""
+
+
 class Damage(NamedTuple):
     """A checkpoint that cannot be used.
 
@@ -46,14 +50,23 @@ def numbered(directory: pathlib.Path) -> List[pathlib.Path]:
 
 
 def find_newest(directory: pathlib.Path) -> Tuple[Optional[pathlib.Path], List[Damage]]:
-    """Returns the newest checkpoint that is not damaged, or None, and all newer ones, from the newest on."""
+    """Returns the newest checkpoint that is not damaged, or None, and all newer ones, from the newest on.
+
+    Raises:
+      UnreadableError: if a checkpoint cannot be read: an older one must not take the place of one that may be whole.
+    """
     while True:
         damaged = []
         for folder in numbered(directory):
-            reason = find_damage(folder)
+            try:
+                reason = find_damage(folder)
+            except UnreadableError:
+                if not _is_gone(folder):
+                    raise
+                break
             if reason is None:
                 return folder, damaged
-            if not os.path.lexists(folder):
+            if _is_gone(folder):
                 break  # The process that writes them has deleted it since: it has saved newer ones.
             damaged.append(Damage(folder, reason))
         else:
@@ -61,7 +74,11 @@ def find_newest(directory: pathlib.Path) -> Tuple[Optional[pathlib.Path], List[D
 
 
 def find_damage(folder: pathlib.Path) -> Optional[str]:
-    """Returns what is wrong with a checkpoint, in words; None: its files are those that were written."""
+    """Returns what is wrong with a checkpoint, in words; None: its files are those that were written.
+
+    Raises:
+      UnreadableError: if that is not known, since the disk or the network did not let it be read.
+    """
     state = _state(folder)
     if folder not in _checked or _checked[folder][0] != state:
         _checked[folder] = (state, _compare(folder))
@@ -88,6 +105,7 @@ def write(directory: pathlib.Path, write_files: Callable[[pathlib.Path], None], 
 
     Raises:
       OSError: if it cannot be written; the checkpoints that were there stand.
+      UnreadableError: if it is written, and an older one cannot be read; nothing is deleted.
     """
     is_new = not directory.exists()
     directory.mkdir(mode=mode, parents=True, exist_ok=True)
@@ -137,14 +155,17 @@ def _write_readme(path: pathlib.Path, text: str) -> None:
 
 def _prune(older: List[pathlib.Path], num_kept: int) -> None:
     """Deletes checkpoints, given from the newest to the oldest, but for the newest that are not damaged."""
+    unwanted = []
     for folder in older:
         if num_kept > 0 and find_damage(folder) is None:
             num_kept -= 1
         else:
-            hidden = folder.with_name(f'{_DELETING}{folder.name}-{os.getpid()}')
-            os.rename(folder, hidden)  # No half of it is ever seen.
-            _checked.pop(folder, None)
-            _remove(hidden)
+            unwanted.append(folder)
+    for folder in unwanted:  # All of them were looked at by now: where one cannot be read, none is deleted.
+        hidden = folder.with_name(f'{_DELETING}{folder.name}-{os.getpid()}')
+        os.rename(folder, hidden)  # No half of it is ever seen.
+        _checked.pop(folder, None)
+        _remove(hidden)
 
 
 def _remove_leftovers(directory: pathlib.Path) -> None:
@@ -168,8 +189,10 @@ def _state(folder: pathlib.Path) -> Tuple:
     try:
         with os.scandir(folder) as entries:
             files = [(entry.name, entry.stat()) for entry in entries]
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return ()
+    except OSError as error:
+        raise _unreadable(folder, error) from error
     return tuple(sorted((name, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in files))
 
 
@@ -179,8 +202,10 @@ def _compare(folder: pathlib.Path) -> Optional[str]:
         manifest = json.loads((folder / MANIFEST).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return f'{MANIFEST} is missing'
+    except IsADirectoryError:
+        return f'{MANIFEST} is a folder'
     except OSError as error:
-        return f'{MANIFEST} cannot be read: {error.strerror}'
+        raise _unreadable(folder, error) from error
     except ValueError:  # No JSON, or no UTF-8.
         return f'{MANIFEST} is unreadable'
     files = manifest.get('files') if isinstance(manifest, dict) and manifest.get('version') == _VERSION else None
@@ -192,9 +217,26 @@ def _compare(folder: pathlib.Path) -> Optional[str]:
                 return f'{name} is not what was written: its checksum differs'
         except FileNotFoundError:
             return f'{name} is missing'
+        except IsADirectoryError:
+            return f'{name} is a folder'
         except OSError as error:
-            return f'{name} cannot be read: {error.strerror}'
+            raise _unreadable(folder, error) from error
     return None
+
+
+def _unreadable(folder: pathlib.Path, error: OSError) -> UnreadableError:
+    return UnreadableError(
+        f'the checkpoint {folder} cannot be read ({error.strerror or error}): it may be whole, so nothing is deleted '
+        'and none older is used. See to the disk or the network, and start the same command again; where it stays '
+        'unreadable, move that folder away, and the one before it is used.')
+
+
+def _is_gone(path: pathlib.Path) -> bool:
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _hash(path: pathlib.Path) -> str:

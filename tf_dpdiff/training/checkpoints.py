@@ -113,7 +113,8 @@ class RunCheckpoint:
         """Saves everything, and then deletes what is older than the checkpoints that are kept.
 
         Raises:
-          OSError: if it cannot be written, as on a full disk; the checkpoints that were there stand.
+          OSError: if it cannot be written, as on a full disk; the checkpoints that were there stand. Or if an older one
+            cannot be read: then nothing is deleted.
         """
         self._record.assign(json.dumps({'configuration': self._configuration, 'state': state.to_json()}))
         is_private = state.private_seed is not None
@@ -123,6 +124,8 @@ class RunCheckpoint:
                                      max_to_keep=self._max_to_keep,
                                      mode=0o700 if is_private else 0o777,
                                      readme=_README if is_private else _PUBLIC_README)
+        except checkpoint_folders.UnreadableError:
+            raise  # Of an older one: this one is saved.
         except (OSError, tf.errors.OpError) as error:
             raise OSError(
                 f'cannot save to {self._directory} ({_reason(error)}): the last checkpoint stands; make room or mend '

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import socket
 import sys
 import threading
 from typing import Iterator, List, Optional, Tuple
@@ -12,6 +13,7 @@ import tensorflow as tf
 
 TF_CONFIG, SLURM, KUBERNETES = CLUSTERS = ('tf_config', 'slurm', 'kubernetes')
 
+DEFAULT_PORT = 2222
 _QUIET_SECS = 15.0  # What takes less is not worth a word.
 
 Resolver = tf.distribute.cluster_resolver.ClusterResolver
@@ -25,6 +27,9 @@ def check(cluster: str, port: int, num_workers: Optional[int], service: Optional
     """
     if not 1 <= port <= 65535:
         raise ValueError(f'port of the strategy must be in [1, 65535], got {port}.')
+    if cluster == TF_CONFIG and port != DEFAULT_PORT:
+        raise ValueError(f"port={port} of the strategy is for cluster='{SLURM}' and '{KUBERNETES}': TF_CONFIG names "
+                         'the ports itself.')
     if cluster == KUBERNETES:
         if not service or num_workers is None or num_workers < 1:
             raise ValueError(
@@ -108,6 +113,26 @@ def waiting_for_all(num_workers: int, timeout_secs: float) -> Iterator[None]:
         thread.join()
 
 
+def check_port(resolver: Resolver) -> None:
+    """Checks that this worker can listen at its port.
+
+    Raises:
+      OSError: if not; says why.
+    """
+    port = int(addresses(resolver)[index(resolver)].rsplit(':', 1)[1])
+    # As gRPC listens, which itself does not say in words that the port is taken: on all addresses of this machine.
+    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # Connections that have ended take no port.
+        try:
+            listener.bind(('', port))
+        except OSError as error:
+            raise OSError(f'this worker cannot listen at port {port} ({error.strerror}): end what does, or give the '
+                          'worker another one.') from error
+
+
 def addresses(resolver: Resolver) -> List[str]:
     """Returns the addresses of all workers, the first one first."""
     spec = resolver.cluster_spec().as_dict()
@@ -138,6 +163,9 @@ def _from_tf_config() -> Resolver:
     found = _addresses_of_tf_config()
     if not found:
         raise ValueError(f'multi_worker_mirrored needs {form}, or StrategyConfig.cluster.')
+    for address in found:
+        if not re.fullmatch(r'.+:\d{1,5}', str(address)):
+            raise ValueError(f'TF_CONFIG names the worker {address!r}, which is not HOST:PORT; the form is {form}.')
     parsed = json.loads(os.environ['TF_CONFIG'])
     kind, task = (parsed.get('task', {}).get(name) for name in ('type', 'index'))
     if kind not in ('chief', 'worker') or not str(task).isdigit() or int(task) >= len(parsed['cluster'].get(kind, [])):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import json
 import math
 import pathlib
@@ -34,7 +33,8 @@ class TrainerConfig:
     """Settings of the loop; none of them changes what is learnt or what it costs.
 
     Attributes:
-      checkpoint_every_secs: Seconds between checkpoints, besides those at the end of a stage and at a stop.
+      checkpoint_every_secs: Seconds between checkpoints, besides those at the end of a stage, at a stop and with each
+        grid.
       log_every_steps: Steps between TensorBoard entries.
       log_non_private: Whether to write training loss, gradient norms and clipped share, computed from private data
         without noise, to non_private/. Never release that folder.
@@ -139,7 +139,7 @@ class StageLoop:
                                                      **{f'{stage.name}_optimizer': stage.optimizer for stage in stages})
         if not self.resumed:
             self.state.stage = stages[0].name
-            self._save()  # The seed is on disk before anything is drawn from it.
+            self._write_checkpoint()  # The seed is on disk before anything is drawn from it.
         elif self.replicas.workers.is_first:
             self._checkpoint.restore(self.state)
         self.replicas.copy_from_first_worker(self._checkpoint.variables)
@@ -169,22 +169,15 @@ class StageLoop:
         while not self.is_done:
             index = names.index(self.state.stage)
             self._run_stage(self._stages[index], stop)
-            self._check_in_step()
             self.state.stage, self.state.step = names[index + 1], 0
             self._save()
 
-    def _check_in_step(self) -> None:
-        """Checks that all workers made the same updates: what one draw of noise a step rests on."""
-        digest = hashlib.sha256()
-        for variable in self._checkpoint.variables if self.replicas.workers.count > 1 else ():
-            digest.update(variable.numpy().tobytes())
-        self.replicas.workers.check_same(
-            digest.hexdigest(),
-            'the weights',
-            cure='their devices do not compute alike, and nothing must be released; start anew in another '
-            '--workdir, on machines of one kind')
-
     def _save(self) -> None:
+        """Saves what all replicas hold alike; called by all workers after the same step."""
+        self.replicas.check_in_step(self._checkpoint.variables)
+        self._write_checkpoint()
+
+    def _write_checkpoint(self) -> None:
         if self.replicas.workers.is_first:
             # Events first: a resumed run repeats what is after the checkpoint, and nothing before it.
             self.summaries.flush()
@@ -206,27 +199,40 @@ class StageLoop:
                 profiler.after(self.state.step)
                 self.state.step += 1
                 bar.update()
-                if workers.is_first:
-                    self._show(stage, scalars, bar, self.state.step in grid_steps)
-                if workers.any(stop.requested):
-                    self._check_in_step()
+                if workers.is_first and self._is_logged(stage):
+                    self._log(stage, scalars, bar)
+                shows = workers.is_first and self.state.step in grid_steps
+                is_due = time.monotonic() - last_saved > self._config.checkpoint_every_secs
+                # When to save, and so to compare the weights, the first worker decides by its clock for all of them.
+                stops, saves = workers.any_of([stop.requested, shows or workers.is_first and is_due])
+                if shows:
+                    self._save_and_show_grid(stage)
+                elif stops or saves:
                     self._save()
+                if stops:
                     workers.wait_for_all()  # Who ends before the first one has saved might have it killed.
                     raise interruption.Interrupted(
                         f'stopped in {stage.name} after step {self.state.step} of {stage.num_steps} '
                         f'({stop.reason or "by another worker"}); everything is saved')
-                if time.monotonic() - last_saved > self._config.checkpoint_every_secs:
-                    self._save()
+                if saves:
                     last_saved = time.monotonic()
         stage.end()
 
-    def _show(self, stage: stages_lib.Stage, scalars: dict, bar: tqdm.tqdm, with_grid: bool) -> None:
-        """Writes what TensorBoard shows of the step that was just made."""
-        if self.state.step % self._config.log_every_steps == 0 or self.state.step in (1, stage.num_steps):
-            self._log(stage, scalars, bar)
-        if with_grid and self._is_released(stage):
-            self.summaries.stage_image(stage.name, 'samples', self._draw_grid(self.average), self.state.step)
+    def _save_and_show_grid(self, stage: stages_lib.Stage) -> None:
+        """Saves, and shows samples of the weights that were just saved; at the first worker, while the others save.
+
+        A step that is repeated on other replicas has the same noise, but its sum is rounded otherwise: pictures of both
+        would tell more than one step does. So nothing is shown of weights that a crash could lose.
+        """
+        # Drawn before: little is left to do between saving and showing, where a crash would leave the step no picture.
+        grid = self._draw_grid(self.average) if self._is_released(stage) else None
+        self._save()
+        if grid is not None:
+            self.summaries.stage_image(stage.name, 'samples', grid, self.state.step)
             self.summaries.flush()
+
+    def _is_logged(self, stage: stages_lib.Stage) -> bool:
+        return self.state.step % self._config.log_every_steps == 0 or self.state.step in (1, stage.num_steps)
 
     def _log(self, stage: stages_lib.Stage, scalars: dict, bar: tqdm.tqdm) -> None:
         scalars = {**scalars, **self._spent()}

@@ -112,7 +112,7 @@ class _Watcher:
             except (OSError, http.client.HTTPException) as error:
                 if not self._ended.is_set() and self._may_warn.acquire(blocking=False):
                     print(
-                        f'train: warning: no answer about preemption from {self._host} '
+                        f'warning: no answer about preemption from {self._host} '
                         f'({error or type(error).__name__}); the run goes on, and it is asked again.',
                         file=sys.stderr)
                 self._ended.wait(_PAUSE_SECS)

@@ -7,6 +7,7 @@ noise from the same seed and makes the same update.
 
 import contextlib
 import dataclasses
+import hashlib
 import math
 from typing import Any, Callable, Iterator, Optional, Sequence, Tuple
 
@@ -21,6 +22,12 @@ from tf_dpdiff.training import preemption
 DEFAULT, MIRRORED, MULTI_WORKER, TPU = 'default', 'mirrored', 'multi_worker_mirrored', 'tpu'
 STRATEGIES = (DEFAULT, MIRRORED, MULTI_WORKER, TPU)
 COMMUNICATIONS = ('auto', 'ring', 'nccl')
+# Settings that mean something with one strategy alone.
+_ONLY_WITH = {'cluster': MULTI_WORKER, 'port': MULTI_WORKER, 'num_workers': MULTI_WORKER, 'service': MULTI_WORKER,
+              'start_timeout_secs': MULTI_WORKER, 'communication': MULTI_WORKER, 'tpu': TPU,
+              'logical_cpus': MIRRORED}  # yapf: disable
+_DRIFTED = ('their devices do not compute alike, and nothing must be released; start anew in another --workdir, on '
+            'machines of one kind')
 # Strategies of tf.distribute that are not among them, and why.
 _REFUSED = {
     'parameter_server': 'its workers update the weights out of step with one another, each with noise of its own',
@@ -50,7 +57,7 @@ class StrategyConfig:
     """
     name: str = DEFAULT
     cluster: str = 'tf_config'
-    port: int = 2222
+    port: int = clusters.DEFAULT_PORT
     num_workers: Optional[int] = None
     service: Optional[str] = None
     start_timeout_secs: float = 1800.0
@@ -66,11 +73,12 @@ class StrategyConfig:
         for name, known in (('name', STRATEGIES), ('cluster', clusters.CLUSTERS), ('communication', COMMUNICATIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f'{name} of the strategy must be one of {known}, got {getattr(self, name)!r}.')
-        if self.logical_cpus is not None and (self.logical_cpus < 1 or self.name != MIRRORED):
-            raise ValueError(f"logical_cpus must be at least 1 and is for the strategy '{MIRRORED}', got "
-                             f'{self.logical_cpus} with {self.name!r}.')
-        if self.name != MULTI_WORKER and self.cluster != 'tf_config':
-            raise ValueError(f"cluster={self.cluster!r} is for the strategy '{MULTI_WORKER}', not for {self.name!r}.")
+        for name, owner in _ONLY_WITH.items():
+            value = getattr(self, name)
+            if self.name != owner and value != getattr(StrategyConfig, name):
+                raise ValueError(f"{name}={value!r} is for the strategy '{owner}', not for {self.name!r}.")
+        if self.logical_cpus is not None and self.logical_cpus < 1:
+            raise ValueError(f'logical_cpus of the strategy must be at least 1, got {self.logical_cpus}.')
         if not self.start_timeout_secs > 0.0:
             raise ValueError(f'start_timeout_secs of the strategy must be > 0, got {self.start_timeout_secs}.')
         clusters.check(self.cluster, self.port, self.num_workers, self.service)
@@ -101,6 +109,7 @@ class Replicas:
     Attributes:
       strategy: Of tf.distribute.
       workers: The processes of the run.
+      preemption_notice: As in StrategyConfig.
       count: Replicas of all workers together.
       local: The numbers of those that belong to this worker.
       is_compiled: Whether a step is compiled by XLA, and so wants batches of few different sizes.
@@ -114,7 +123,7 @@ class Replicas:
                  workers: workers_lib.Workers = workers_lib.ALONE,
                  preemption_notice: Optional[str] = None):
         check_strategy(strategy)
-        self._preemption_notice = preemption_notice
+        self.preemption_notice = preemption_notice
         self.strategy, self.workers, self.count = strategy, workers, strategy.num_replicas_in_sync
         num_local = self.count // workers.count
         self.local = range(workers.index * num_local, (workers.index + 1) * num_local)
@@ -133,7 +142,7 @@ class Replicas:
           ValueError: if notices of preemption cannot be had here.
         """
         with self.workers.together(), interruption.StopRequest() as stop, preemption.watching(
-                self._preemption_notice, stop):
+                self.preemption_notice, stop):
             yield stop
 
     def padded_size(self, expected_units: int, units_per_chunk: int) -> int:
@@ -181,8 +190,42 @@ class Replicas:
             received = np.frombuffer(self.workers.broadcast(value.tobytes()), value.dtype)
             variable.assign(received.reshape(value.shape))
 
+    def check_in_step(self, variables: Sequence[tf.Variable]) -> None:
+        """Checks that all replicas hold the same values, bit for bit: what one draw of noise a step rests on.
+
+        Args:
+          variables: All workers name the same ones, and call this.
+
+        Raises:
+          workers_lib.WorkersDisagreeError: in all workers, if not.
+        """
+        digest, drifted = hashlib.sha256(), set()
+        for variable in variables if max(self.count, self.workers.count) > 1 else ():
+            first, *others = [copy.numpy().tobytes() for copy in self.strategy.experimental_local_results(variable)]
+            drifted.update(self.local[1 + i] for i, other in enumerate(others) if other != first)
+            if self.workers.count > 1:
+                digest.update(first)
+        if self.workers.any(bool(drifted)):
+            where = f'replica {", ".join(map(str, sorted(drifted)))} and replica {self.local[0]}' if drifted else (
+                'replicas of another worker')
+            raise workers_lib.WorkersDisagreeError(f'{where} differ in the weights: {_DRIFTED}.')
+        self.workers.check_same(digest.hexdigest(), 'the weights', cure=_DRIFTED)
+
 
 ONE = Replicas(tf.distribute.get_strategy())
+
+
+def check(config: StrategyConfig) -> int:
+    """Checks that the environment names workers where the configuration wants them; starts nothing and waits for none.
+
+    Returns:
+      How many workers there are.
+
+    Raises:
+      ValueError: says what does not fit.
+    """
+    clusters.check_environment(is_multi_worker=config.name == MULTI_WORKER)
+    return len(clusters.addresses(_resolve(config))) if config.name == MULTI_WORKER else 1
 
 
 def start(config: StrategyConfig) -> Replicas:
@@ -190,8 +233,9 @@ def start(config: StrategyConfig) -> Replicas:
 
     Raises:
       ValueError: if the machine or the cluster has not what the configuration asks for; says what is missing.
+      OSError: if the port of this worker is taken.
     """
-    clusters.check_environment(is_multi_worker=config.name == MULTI_WORKER)
+    check(config)
     workers = workers_lib.ALONE
     if config.name == DEFAULT:
         strategy = tf.distribute.get_strategy()
@@ -204,8 +248,13 @@ def start(config: StrategyConfig) -> Replicas:
     return Replicas(strategy, workers, config.preemption_notice)
 
 
+def _resolve(config: StrategyConfig) -> clusters.Resolver:
+    return clusters.resolve(config.cluster, config.port, config.num_workers, config.service)
+
+
 def _make_multi_worker(config: StrategyConfig) -> Tuple[tf.distribute.Strategy, workers_lib.Workers]:
-    resolver = clusters.resolve(config.cluster, config.port, config.num_workers, config.service)
+    resolver = _resolve(config)
+    clusters.check_port(resolver)
     implementation = tf.distribute.experimental.CommunicationImplementation[config.communication.upper()]
     options = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
     count = len(clusters.addresses(resolver))
