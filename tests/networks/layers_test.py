@@ -64,6 +64,31 @@ def test_gradients_of_group_norm_are_those_of_keras(shape, groups, used_groups):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize('compute_dtype', ['float32', 'mixed_bfloat16'])
+def test_gradient_of_group_norm_is_that_of_its_definition(compute_dtype):
+    layer = layers.GroupNorm(4, dtype=tf.keras.mixed_precision.Policy(compute_dtype))
+    layer(tf.zeros([1, 3, 5, 8]))
+    randomize(layer)
+    inputs, weights = tf.constant(random_array([2, 3, 5, 8], 3, mean=0.5)), tf.constant(random_array([2, 3, 5, 8], 4))
+
+    def defined(x):
+        x = tf.reshape(x, [2, 3, 5, 4, 2])
+        mean, variance = tf.nn.moments(x, [1, 2, 4], keepdims=True)
+        x = tf.reshape((x - mean) * tf.math.rsqrt(variance + layer.epsilon), [2, 3, 5, 8])
+        return x * tf.identity(layer.gamma) + tf.identity(layer.beta)
+
+    gradients = []
+    for function in (layer, defined):
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            loss = tf.reduce_sum(tf.cast(function(inputs), tf.float32) * weights)
+        gradients.append(tape.gradient(loss, [inputs, layer.gamma, layer.beta]))
+    tolerance = 1e-5 if compute_dtype == 'float32' else 2e-2
+    for ours, expected in zip(*gradients):
+        assert ours.dtype == tf.float32
+        np.testing.assert_allclose(ours, expected, atol=tolerance * np.abs(expected).max())
+
+
 def test_group_norm_stands_a_mean_far_from_zero():
     ours, theirs = matching_norms(8, 4, 4)
     inputs = random_array([2, 6, 6, 8], 3, mean=30.0)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tf_dpdiff.networks import convolution
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import clipping
 
@@ -267,13 +268,15 @@ _LEVELS = unet.UNetConfig(base_channels=4,
 _ADAPTED = dataclasses.replace(_LEVELS, channel_multipliers=(1,), adapter_rank=2)
 
 
-@pytest.mark.parametrize('config, patterns, expected', [
-    (_LEVELS, ['norm', 'attention', 'embedding', 'upsample'], {'Conv2DBackpropFilter'}),
-    (_ADAPTED, ['adapter', 'class_embedding'], set()),
+@pytest.mark.parametrize('config, patterns, max_pixels, expected', [
+    (_LEVELS, ['norm', 'attention', 'embedding', 'upsample'], 0, {'Conv2DBackpropFilter'}),
+    (_ADAPTED, ['adapter', 'class_embedding'], 256, set()),
 ])
-def test_per_unit_gradients_hide_no_loop_but_that_of_convolution_filters(config, patterns, expected, caplog):
+def test_per_unit_gradients_hide_no_loop_but_that_of_convolution_filters(config, patterns, max_pixels, expected, caplog,
+                                                                         monkeypatch):
     # Gradients pass through every layer on their way to the first one; not all filters are trained, since each makes a
     # loop that takes a second to trace.
+    monkeypatch.setattr(convolution, '_MAX_PIXELS', max_pixels)
     model = new_model(config, (4, 4, 1))
     views = [tf.stack([x, x]) for x in inputs_for((4, 4, 1))]
 

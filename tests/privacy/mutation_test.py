@@ -58,7 +58,7 @@ MUTANTS = (
            'is_kept = tf.logical_and(tf.math.is_finite(norms), tf.logical_not(is_padding))',
            'is_kept = tf.math.is_finite(norms)', CLIPPING),
     Mutant('a unit that is not finite poisons the sum', 'privacy/clipping.py',
-           'tf.where(mask, gradient, tf.zeros_like(gradient))', 'gradient', CLIPPING),
+           'lambda: [_select(is_kept, gradient) for gradient in gradients]', 'lambda: gradients', CLIPPING),
     Mutant('chunks of views added instead of averaged', 'privacy/clipping.py', 'total + part / num_chunks',
            'total + part', CLIPPING),
     Mutant('the last chunk is lost', 'privacy/clipping.py', 'tf.maximum(1, -(-num_units // units_per_chunk))',
@@ -68,7 +68,7 @@ MUTANTS = (
            'tf.reduce_sum(tf.cast(holds_unit, tf.int32))', CLIPPING),
     Mutant('chunks of padding are computed', 'privacy/clipping.py', 'holds_unit = tf.logical_not(',
            'holds_unit = tf.ones_like(', CLIPPING),
-    Mutant('noise x 2/3', 'privacy/noise.py', 'self.stddev * tf.reshape(', '2.0 / 3.0 * self.stddev * tf.reshape(',
+    Mutant('noise x 2/3', 'privacy/noise.py', 'self.stddev * normal_from', '2.0 / 3.0 * self.stddev * normal_from',
            NOISE),
     Mutant('noise that XLA changes', 'privacy/noise.py', 'normal_from_bits(bits)[',
            "tf.random.stateless_normal([2 * pairs], draw_seed, alg='philox')[", NOISE),
@@ -99,8 +99,8 @@ MUTANTS = (
            'noisy_sums = plan.noise.add(sums, seed=private_seed, step=step)\n'
            '        for i in range(2):\n'
            '            noisy_sums = plan.noise.add(noisy_sums, seed=private_seed, step=step + 1000 + i)', STEP),
-    Mutant('noise per replica: two replicas add a whole draw each', 'privacy/noise.py', '[value + draw(',
-           '[value + 2.0**0.5 * draw(', NOISE),
+    Mutant('noise per replica: two replicas add a whole draw each', 'privacy/noise.py', 'value + tf.reshape(draw(',
+           'value + 2.0**0.5 * tf.reshape(draw(', NOISE),
     Mutant('K multiplies the sensitivity', 'training/train_step.py', 'plan.noise.add(sums, seed=private_seed',
            'plan.noise.add([chunk_sizes.views * s for s in sums], seed=private_seed', STEP),
     Mutant('divide by the sampled batch', 'training/train_step.py', 's / plan.config.expected_batch_size for',

@@ -46,7 +46,17 @@ def test_unit_that_does_not_fit_is_cut_into_views(model):
 
 def test_chunk_is_not_larger_than_the_batch(model):
     assert choose(model, 1e12, num_units=5) == (5, 6)
-    assert choose(model, 1e12).units == 32
+
+
+@pytest.mark.parametrize('num_units, units', [(64, 64), (65, 33), (100, 50), (129, 43), (10000, 64)])
+def test_chunks_have_equal_sizes_so_that_little_is_padded(model, num_units, units):
+    assert choose(model, 1e12, num_units=num_units).units == units
+
+
+def test_chunk_on_a_cpu_is_no_larger_than_what_is_quick(model):
+    large = 10 * 2**31 // memory.activation_bytes_per_view(model)
+    assert choose(model, 1e12, num_views=large) == (1, large)
+    assert choose(model, 1e12, num_views=large // 100, num_units=20) == (10, large // 100)
 
 
 def test_trained_variables_alone_count(model):

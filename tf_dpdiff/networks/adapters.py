@@ -5,6 +5,8 @@ from typing import Any, Tuple
 
 import tensorflow as tf
 
+from tf_dpdiff.networks import convolution
+
 layers = tf.keras.layers
 
 ROLES = ('attention', 'residual', 'embedding')
@@ -55,7 +57,7 @@ class AdaptedDense(_Adapted, layers.Dense):
         return tf.tensordot(inputs, self.adapter_down, 1)
 
 
-class AdaptedConv2D(_Adapted, layers.Conv2D):
+class AdaptedConv2D(_Adapted, convolution.Conv2D):
     """A convolution with a low-rank adapter: one of the same size to adapter_rank channels, then one of 1x1.
 
     Args:
@@ -99,4 +101,4 @@ class Adapters:
         """Returns a convolution, adapted if its role is a target."""
         if self.rank and role in self.targets:
             return AdaptedConv2D(filters, kernel_size, adapter_rank=self.rank, adapter_alpha=self.alpha, **kwargs)
-        return layers.Conv2D(filters, kernel_size, **kwargs)
+        return convolution.Conv2D(filters, kernel_size, **kwargs)

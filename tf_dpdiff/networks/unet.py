@@ -8,6 +8,7 @@ from typing import List, Optional, Sequence, Tuple
 import tensorflow as tf
 
 from tf_dpdiff.networks import adapters
+from tf_dpdiff.networks import convolution
 from tf_dpdiff.networks import layers as blocks
 
 layers = tf.keras.layers
@@ -105,7 +106,7 @@ def build_unet(config: UNetConfig, image_shape: Sequence[int], num_classes: int)
 
     # Given to each layer, so that the policy of the process is neither used nor changed.
     policy = tf.keras.mixed_precision.Policy(config.compute_dtype)
-    conv = functools.partial(layers.Conv2D, kernel_size=3, padding='same', dtype=policy)
+    conv = functools.partial(convolution.Conv2D, kernel_size=3, padding='same', dtype=policy)
     adapted = adapters.Adapters(config.adapter_rank, config.adapter_alpha, config.adapter_targets)
     embedding = _embed(t, labels, config, num_classes, adapted, policy)
     salts = itertools.count()
@@ -150,8 +151,7 @@ def build_unet(config: UNetConfig, image_shape: Sequence[int], num_classes: int)
             h = blocks.Upsample(h.shape[-1], name=f'up_{level}_upsample', dtype=policy)(h)
     h = blocks.GroupNorm(config.groups, name='out_norm', dtype=policy)(h)
     h = layers.Activation('swish', name='out_swish', dtype=policy)(h)
-    out = layers.Conv2D(image_channels, 3, padding='same', kernel_initializer='zeros', dtype='float32',
-                        name='conv_out')(h)
+    out = conv(image_channels, kernel_initializer='zeros', dtype='float32', name='conv_out')(h)
     return tf.keras.Model([x_t, t, labels, *seeds], out, name='unet')
 
 

@@ -101,11 +101,15 @@ class PerUnitClipper:
         for name in dict.fromkeys(names):
             layer_norms = tf.sqrt(tf.add_n([s for s, n in zip(squares, names) if n == name]))
             scales[name] = tf.where(is_kept, tf.where(layer_norms > bound, bound / layer_norms, 1.0), 0.0)
-        sums = []
-        for gradient, name in zip(gradients, names):
-            # What does not count is selected away first: zero times NaN is NaN.
-            mask = tf.reshape(is_kept, [-1] + [1] * (gradient.shape.rank - 1))
-            sums.append(tf.tensordot(scales[name], tf.where(mask, gradient, tf.zeros_like(gradient)), axes=1))
+        # What is not finite is selected away first: zero times NaN is NaN. It is rare, and the selection a pass more.
+        gradients = tf.cond(tf.reduce_all(tf.math.is_finite(norms)), lambda: gradients,
+                            lambda: [_select(is_kept, gradient) for gradient in gradients])
+        # No product of matrices, which accelerators round to 10 or 7 bits (TF32, bfloat16): a unit's share of the sum
+        # would be longer than the bound.
+        sums = [
+            tf.reduce_sum(_along_units(scales[name], gradient) * gradient, axis=0)
+            for gradient, name in zip(gradients, names)
+        ]
         is_clipped = tf.logical_and(is_kept, tf.reduce_min(list(scales.values()), axis=0) < 1.0)
         return ClippedChunk(sums, norms, is_kept, is_clipped)
 
@@ -185,6 +189,16 @@ def _map_units(unit_gradient: Callable, units: Any, variables: Sequence[tf.Varia
 
     zeros = [tf.zeros([num_units, *v.shape]) for v in variables], tf.zeros([num_units])
     return tf.while_loop(lambda i, _: i < num_chunks, add_chunk, (tf.constant(0), zeros), parallel_iterations=1)[1]
+
+
+def _along_units(values: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
+    """Returns values [units] with as many axes as the gradient [units, ...]."""
+    return tf.reshape(values, [-1] + [1] * (gradient.shape.rank - 1))
+
+
+def _select(is_kept: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
+    """Returns the gradient [units, ...] with zeros for the units that do not count."""
+    return tf.where(_along_units(is_kept, gradient), gradient, tf.zeros_like(gradient))
 
 
 def layer_names(variables: Sequence[tf.Variable]) -> List[str]:

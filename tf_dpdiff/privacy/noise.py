@@ -1,6 +1,7 @@
 """The one Gaussian draw of a step."""
 
 import dataclasses
+import functools
 import hashlib
 from typing import List, Sequence
 
@@ -65,13 +66,21 @@ class GaussianNoise:
         """
         if self.stddev == 0.0:
             return list(sums)
+        draw = functools.partial(self._draw_philox if self.generator == 'philox' else self._draw_shake256, seed)
+        if tf.inside_function():
+            # One function in the graph, called for each variable: the draw's many operations are traced once.
+            draw = tf.function(draw,
+                               autograph=False,
+                               input_signature=[tf.TensorSpec([], tf.int64)] * 2,
+                               experimental_attributes={'_noinline': True})
         step = tf.cast(step, tf.int64)
-        draw = self._draw_philox if self.generator == 'philox' else self._draw_shake256
-        return [value + draw(tf.shape(value), seed, step * len(sums) + index) for index, value in enumerate(sums)]
+        return [
+            value + tf.reshape(draw(tf.size(value, tf.int64),
+                                    step * len(sums) + index), tf.shape(value)) for index, value in enumerate(sums)
+        ]
 
-    def _draw_philox(self, shape: tf.Tensor, seed: seeds.PrivateSeed, counter: tf.Tensor) -> tf.Tensor:
+    def _draw_philox(self, seed: seeds.PrivateSeed, size: tf.Tensor, counter: tf.Tensor) -> tf.Tensor:
         draw_seed = tf.stack([tf.constant(seed.derive(PURPOSE), tf.int64), counter])
-        size = tf.reduce_prod(tf.cast(shape, tf.int64))
         pairs = (size + 1) // 2
         # Integer bits: XLA changes what stateless_normal returns.
         bits = tf.random.stateless_uniform(tf.stack([3, pairs]),
@@ -80,15 +89,15 @@ class GaussianNoise:
                                            maxval=None,
                                            dtype=tf.uint32,
                                            alg='philox')
-        return self.stddev * tf.reshape(normal_from_bits(bits)[:size], shape)
+        return self.stddev * normal_from_bits(bits)[:size]
 
-    def _draw_shake256(self, shape: tf.Tensor, seed: seeds.PrivateSeed, counter: tf.Tensor) -> tf.Tensor:
+    def _draw_shake256(self, seed: seeds.PrivateSeed, size: tf.Tensor, counter: tf.Tensor) -> tf.Tensor:
         key = seed.derive_key(PURPOSE)
 
-        def draw(shape, counter):
-            return (self.stddev * cryptographic_normal(key, int(counter), shape)).astype(np.float32)
+        def draw(size, counter):
+            return (self.stddev * cryptographic_normal(key, int(counter), [size])).astype(np.float32)
 
-        return tf.numpy_function(draw, [shape, counter], tf.float32)
+        return tf.ensure_shape(tf.numpy_function(draw, [size, counter], tf.float32), [None])
 
 
 def normal_from_bits(bits: tf.Tensor) -> tf.Tensor:

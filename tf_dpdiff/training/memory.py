@@ -9,8 +9,10 @@ from tf_dpdiff.training import views as views_lib
 # Per-unit gradients are held as the tape made them, as what is left after clipping, and once on the way from one to the
 # other; so a unit takes about three times its gradient.
 GRADIENT_COPIES = 3
-# Larger chunks were not faster: beyond some units, memory traffic and not the number of calls is what a step pays for.
-_MAX_UNITS = 32
+# More at a time was not faster: what a step pays for then is memory traffic and not the number of calls. On a CPU that
+# is so with some tens of views of 28x28.
+_MAX_UNITS = 64
+_MAX_ACTIVATION_BYTES_ON_CPU = 2**31
 _HOLDS_NOTHING = {
     'Cast', 'Const', 'ExpandDims', 'Identity', 'NoOp', 'Placeholder', 'ReadVariableOp', 'Reshape', 'Shape', 'Squeeze'
 }
@@ -50,13 +52,18 @@ def choose_chunk_sizes(model: tf.keras.Model, variables: Sequence[tf.Variable], 
       memory_budget_bytes: For per-unit gradients and activations; weights, optimizer and the sum come on top.
 
     Returns:
-      Whole units with all of their views where at least one fits; else one unit, a part of its views at a time (a
-      divisor of K, at least one: less is not possible).
+      Whole units with all of their views where at least one fits, in chunks of equal size; else one unit, a part of its
+      views at a time (a divisor of K, at least one: less is not possible).
     """
     gradient = GRADIENT_COPIES * sum(v.shape.num_elements() * v.dtype.size for v in variables)
     activations = activation_bytes_per_view(model)
     whole_units = int(memory_budget_bytes // (gradient + num_views * activations))
     if whole_units >= 1:
-        return ChunkSizes(min(whole_units, num_units, _MAX_UNITS), num_views)
+        units = min(whole_units, num_units, _MAX_UNITS)
+        if not tf.config.list_logical_devices('GPU') + tf.config.list_logical_devices('TPU'):
+            units = min(units, max(1, _MAX_ACTIVATION_BYTES_ON_CPU // (num_views * activations)))
+        # The last chunk is padded: 13 units at a time would take 26 for 16.
+        num_chunks = -(-num_units // units)
+        return ChunkSizes(-(-num_units // num_chunks), num_views)
     fitting = (memory_budget_bytes - gradient) / activations
     return ChunkSizes(1, max([v for v in range(1, num_views + 1) if num_views % v == 0 and v <= fitting], default=1))
