@@ -11,6 +11,7 @@ import tensorflow as tf
 from tests.training.stops import NEVER
 from tests.training.stops import StopAfter
 from tf_dpdiff.data import datasets
+from tf_dpdiff.data import pipelines
 from tf_dpdiff.data import procedural
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.networks import unet
@@ -21,6 +22,7 @@ from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import interruption
 from tf_dpdiff.training import loop as loop_lib
 from tf_dpdiff.training import stages
+from tf_dpdiff.training import train_step
 from tf_dpdiff.training import trainer as trainer_lib
 from tf_dpdiff.training import views as views_lib
 
@@ -209,6 +211,27 @@ def test_single_stage_trains_the_chosen_variables_and_keeps_private_numbers_apar
     private_tags = tags(tmp_path / 'non_private')
     assert 'non_private/clipped_fraction' in private_tags and all(t.startswith('non_private/') for t in private_tags)
     assert not any('non_private' in tag for tag in tags(tmp_path / 'tensorboard'))
+
+
+def test_step_is_traced_once_in_a_run_whose_batches_differ_in_size(tmp_path, fixed_secret, monkeypatch):
+    made, sizes = [], set()
+    make_private_step, gather_units = train_step.make_private_step, pipelines.gather_units
+
+    def recorded_make(*args, **kwargs):
+        made.append(make_private_step(*args, **kwargs))
+        return made[-1]
+
+    def recorded_gather(dataset, units, **kwargs):
+        sizes.add(len(units))
+        return gather_units(dataset, units, **kwargs)
+
+    monkeypatch.setattr(train_step, 'make_private_step', recorded_make)
+    monkeypatch.setattr(pipelines, 'gather_units', recorded_gather)
+    plan = plan_lib.make_plan(dataclasses.replace(PRIVACY, num_steps=8), 20)
+    trainer = make_trainer(tmp_path, plan=plan, pretraining=None, warm_start=None)
+    trainer.run(NEVER)
+    assert len(sizes) > 1
+    assert [step.experimental_get_tracing_count() for step in made] == [1]
 
 
 def test_public_images_of_another_shape_are_refused(tmp_path):

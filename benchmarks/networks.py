@@ -1,0 +1,141 @@
+"""The networks that benchmarks measure, and our steps on them."""
+
+import dataclasses
+
+import numpy as np
+import tensorflow as tf
+
+from tf_dpdiff.diffusion import process
+from tf_dpdiff.networks import unet
+from tf_dpdiff.privacy import plan as plan_lib
+from tf_dpdiff.privacy import seeds
+from tf_dpdiff.training import stages
+from tf_dpdiff.training import train_step
+from tf_dpdiff.training import views
+
+NUM_CLASSES = 10
+# Name -> (network, image shape).
+NETWORKS = {
+    '0.26M': (unet.UNetConfig(base_channels=16, middle_attention=False, groups=8), (28, 28, 1)),
+    '1.1M': (unet.UNetConfig(base_channels=32, attention_resolutions=(7,)), (28, 28, 1)),
+    '4.24M': (unet.UNetConfig(base_channels=64), (28, 28, 1)),
+    '80.4M': (unet.UNetConfig(base_channels=192,
+                              channel_multipliers=(1, 2, 2, 2),
+                              num_res_blocks=2,
+                              attention_resolutions=(16,)), (32, 32, 3)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class OurStep:
+    """A compiled step of ours with a batch for it.
+
+    Attributes:
+      run: Makes the step number i and returns when it is done.
+      parameters: Of the network.
+      chunk: (units, views) held in memory at a time.
+    """
+    run: object
+    parameters: int
+    chunk: tuple
+
+
+def _make_networks(name, compute_dtype):
+    network, image_shape = NETWORKS[name]
+    network = dataclasses.replace(network, compute_dtype=compute_dtype)
+    model, average = (unet.build_unet(network, image_shape, NUM_CLASSES) for _ in range(2))
+    return network, image_shape, model, average
+
+
+def _make_optimizer():
+    return stages.OptimizationConfig(1e-3).make_optimizer(1000)
+
+
+def private_step(name,
+                 num_units,
+                 num_views,
+                 *,
+                 memory_budget_gib=4.0,
+                 units_per_chunk=None,
+                 compute_dtype='float32',
+                 padded_to=None):
+    """Returns the private step of train_step.py as a run of ours makes it.
+
+    Args:
+      name: Of the network.
+      num_units: Units in the batch.
+      num_views: K.
+      memory_budget_gib: As in FinetuningConfig.
+      units_per_chunk: As in FinetuningConfig.
+      compute_dtype: As in UNetConfig.
+      padded_to: Units that the batch is padded to; None: num_units.
+    """
+    network, image_shape, model, average = _make_networks(name, compute_dtype)
+    config = stages.FinetuningConfig(stages.OptimizationConfig(1e-3),
+                                     views.ViewsConfig(num_views),
+                                     memory_budget_gib=memory_budget_gib,
+                                     units_per_chunk=units_per_chunk)
+    plan = plan_lib.make_plan(
+        plan_lib.DpSgdConfig(target_delta=1e-5,
+                             expected_batch_size=num_units,
+                             num_steps=1000,
+                             l2_norm_clip=1e-3,
+                             noise_multiplier=2.0), 60000)
+    chunk_sizes = config.choose_chunk_sizes(model, num_units)
+    step = train_step.make_private_step(model,
+                                        average,
+                                        model.trainable_variables,
+                                        _make_optimizer(),
+                                        plan,
+                                        views.make_view_sampler(process.DiffusionProcess(), config.views, network,
+                                                                NUM_CLASSES),
+                                        seeds.PrivateSeed.from_os_entropy(),
+                                        images_per_unit=1,
+                                        max_ema_decay=0.99,
+                                        chunk_sizes=chunk_sizes)
+    images, labels = _draw_images(num_units, image_shape)
+    units = np.arange(num_units)
+    missing = (padded_to or num_units) - num_units
+    batch = (np.pad(images[:, None], [(0, missing)] + [(0, 0)] * 4), np.pad(labels[:, None], [(0, missing), (0, 0)]),
+             np.pad(units, (0, missing), constant_values=-1))
+
+    def run(number):
+        diagnostics = step([batch], tf.constant(number, tf.int64))
+        if float(diagnostics['num_units']) != num_units or float(diagnostics['num_nonfinite']):
+            raise RuntimeError('the step did not take all units')
+
+    return OurStep(run, model.count_params(), tuple(chunk_sizes))
+
+
+def plain_step(name, num_units, num_views, *, views_per_chunk, compute_dtype='float32'):
+    """Returns the step of plain training on as many views, views_per_chunk of them in memory at a time.
+
+    Both are whole numbers of units: views_per_chunk is a multiple of num_views.
+    """
+    network, image_shape, model, average = _make_networks(name, compute_dtype)
+    images_per_chunk = views_per_chunk // num_views
+    view_sampler = views.make_view_sampler(process.DiffusionProcess(), views.ViewsConfig(num_views), network,
+                                           NUM_CLASSES)
+    step = train_step.make_public_step(model,
+                                       average,
+                                       _make_optimizer(),
+                                       view_sampler,
+                                       max_ema_decay=0.99,
+                                       batch_size=num_units,
+                                       images_per_chunk=images_per_chunk,
+                                       seed=0)
+    images, labels = _draw_images(num_units, image_shape)
+    batch = images, labels, np.arange(num_units, dtype=np.int32)
+
+    def run(number):
+        if not np.isfinite(float(step([batch], tf.constant(number, tf.int64)))):
+            raise RuntimeError('the loss is not finite')
+
+    return OurStep(run, model.count_params(), (images_per_chunk, num_views))
+
+
+def _draw_images(count, image_shape):
+    generator = np.random.default_rng(0)
+    return (generator.integers(0, 256,
+                               [count, *image_shape]).astype(np.uint8), generator.integers(0, NUM_CLASSES,
+                                                                                           count).astype(np.int32))
