@@ -1,6 +1,7 @@
 """Tests that no model goes out under another run's statement, and that reports hold no paths."""
 
 import json
+import pathlib
 import shutil
 
 import pytest
@@ -19,8 +20,10 @@ TINY = 'tests/cli/tiny_digits.gin'
 
 @pytest.fixture(name='run')
 def fixture_run(toy_run, tmp_path):
-    """A copy of a finished run."""
-    return shutil.copytree(toy_run, tmp_path / 'run')
+    """A copy of a finished run, with the lock that bin/train leaves."""
+    run = pathlib.Path(shutil.copytree(toy_run, tmp_path / 'run'))
+    (run / '.lock').touch()
+    return run
 
 
 def change_statement(run, **fields):
