@@ -79,7 +79,6 @@ def draw(results, path):
             if any((key, count) in rates for count in views)
         }
         pictures.draw_bars(axes, [f'K = {count}' for count in views], series, 'views a second')
-        axes.set_yscale('log')
         axes.set_title(f'A step of {units} units x K views, network of {network} parameters', fontsize=11)
         axes.legend(fontsize=9, ncols=3, loc='upper center', bbox_to_anchor=(0.5, -0.1), frameon=False)
     pictures.save(figure, path)
