@@ -11,6 +11,7 @@ from tf_dpdiff.cli import command
 from tf_dpdiff.cli import planner_flags
 from tf_dpdiff.cli import planner_rows
 from tf_dpdiff.cli import train
+from tf_dpdiff.training import memory
 from tf_dpdiff.training import planner
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -125,6 +126,13 @@ def test_plan_of_a_private_run_is_worked_out_for_its_devices(small_network, plan
                  'fits in 90% of 1 GiB'):
         assert fact in said, fact
     assert 'ESTIMATED' not in said
+
+
+def test_plan_is_for_accelerators_whatever_this_machine_holds_at_a_time(small_network, planned, monkeypatch):
+    binding = '--gin_param=FinetuningConfig.units_per_chunk = None'
+    expected = planned('digits.gin', '--devices=8', binding)
+    monkeypatch.setattr(memory, '_MAX_ACTIVATION_BYTES_ON_CPU', 1)
+    assert planned('digits.gin', '--devices=8', binding) == expected
 
 
 def test_parameters_are_counted_whatever_their_shape():

@@ -57,6 +57,7 @@ def test_chunk_on_a_cpu_is_no_larger_than_what_is_quick(model):
     large = 10 * 2**31 // memory.activation_bytes_per_view(model)
     assert choose(model, 1e12, num_views=large) == (1, large)
     assert choose(model, 1e12, num_views=large // 100, num_units=20) == (10, large // 100)
+    assert choose(model, 1e12, num_views=large // 100, num_units=20, on_accelerator=True) == (20, large // 100)
 
 
 def test_trained_variables_alone_count(model):

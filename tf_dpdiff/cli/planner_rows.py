@@ -50,7 +50,7 @@ def of_private_run(hardware: planner.Hardware, model: tf.keras.Model, plan: plan
     batch_size, num_units = plan.config.expected_batch_size, plan.num_units
     trained = unet.select_variables(model, finetuning.trainable)
     num_trained, num_parameters = count_parameters(trained), count_parameters(model.trainable_variables)
-    chunk = finetuning.choose_chunk_sizes(model, -(-batch_size // hardware.devices))
+    chunk = _choose_chunk(hardware, model, finetuning, batch_size)
     is_poisson = isinstance(plan.sampler, sampling.PoissonSampler)
     largest = planner.largest_sampled_share(num_units, batch_size, hardware.devices, chunk.units, is_poisson=is_poisson)
     work = planner.StageWork('private steps', plan.config.num_steps, batch_size,
@@ -194,11 +194,16 @@ def _advise_private(hardware, held, model, finetuning, batch_size: int) -> str:
     budget = planner.memory_budget_gib(held, hardware.device_memory_gib)
     if budget <= 0.0:
         return f'nothing fits: without gradients and activations it is {_bytes(held.least)}'
-    chunk = dataclasses.replace(finetuning, memory_budget_gib=budget,
-                                units_per_chunk=None).choose_chunk_sizes(model, -(-batch_size // hardware.devices))
+    chunk = _choose_chunk(hardware, model,
+                          dataclasses.replace(finetuning, memory_budget_gib=budget, units_per_chunk=None), batch_size)
     unbound = ' and units_per_chunk = None' if finetuning.units_per_chunk else ''
     return (f'FinetuningConfig.memory_budget_gib = {budget:g} at most{unbound}: {chunk.units} unit(s) x {chunk.views} '
             'view(s) at a time')
+
+
+def _choose_chunk(hardware, model, finetuning, batch_size: int) -> memory.ChunkSizes:
+    """Returns what a device holds at a time: an accelerator, whatever this machine has."""
+    return finetuning.choose_chunk_sizes(model, -(-batch_size // hardware.devices), on_accelerator=True)
 
 
 def _duration(seconds: float) -> str:

@@ -1,6 +1,6 @@
 """How many units and views are held in memory at a time: chosen from a budget, without effect on what is learnt."""
 
-from typing import NamedTuple, Sequence
+from typing import NamedTuple, Optional, Sequence
 
 import tensorflow as tf
 
@@ -40,8 +40,13 @@ def activation_bytes_per_view(model: tf.keras.Model) -> int:
                if operation.type not in _HOLDS_NOTHING for tensor in operation.outputs)
 
 
-def choose_chunk_sizes(model: tf.keras.Model, variables: Sequence[tf.Variable], *, num_views: int, num_units: int,
-                       memory_budget_bytes: float) -> ChunkSizes:
+def choose_chunk_sizes(model: tf.keras.Model,
+                       variables: Sequence[tf.Variable],
+                       *,
+                       num_views: int,
+                       num_units: int,
+                       memory_budget_bytes: float,
+                       on_accelerator: Optional[bool] = None) -> ChunkSizes:
     """Returns the largest chunk whose gradients and activations stay within a budget.
 
     Args:
@@ -50,6 +55,7 @@ def choose_chunk_sizes(model: tf.keras.Model, variables: Sequence[tf.Variable], 
       num_views: K, views a unit.
       num_units: Units expected in a step; more at a time would be of no use.
       memory_budget_bytes: For per-unit gradients and activations; weights, optimizer and the sum come on top.
+      on_accelerator: Whether a GPU or TPU computes; None: as on this machine.
 
     Returns:
       Whole units with all of their views where at least one fits, in chunks of equal size; else one unit, a part of its
@@ -60,7 +66,9 @@ def choose_chunk_sizes(model: tf.keras.Model, variables: Sequence[tf.Variable], 
     whole_units = int(memory_budget_bytes // (gradient + num_views * activations))
     if whole_units >= 1:
         units = min(whole_units, num_units, _MAX_UNITS)
-        if not tf.config.list_logical_devices('GPU') + tf.config.list_logical_devices('TPU'):
+        if on_accelerator is None:
+            on_accelerator = bool(tf.config.list_logical_devices('GPU') + tf.config.list_logical_devices('TPU'))
+        if not on_accelerator:
             units = min(units, max(1, _MAX_ACTIVATION_BYTES_ON_CPU // (num_views * activations)))
         # The last chunk is padded: 13 units at a time would take 26 for 16.
         num_chunks = -(-num_units // units)

@@ -164,8 +164,12 @@ class FinetuningConfig:
             raise ValueError(f'memory_budget_gib must be > 0, got {self.memory_budget_gib}.')
         _check_decay(self)
 
-    def choose_chunk_sizes(self, model: tf.keras.Model, expected_batch_size: int) -> memory.ChunkSizes:
-        """Returns how many units and views of a step are held in memory at a time."""
+    def choose_chunk_sizes(self,
+                           model: tf.keras.Model,
+                           expected_batch_size: int,
+                           *,
+                           on_accelerator: Optional[bool] = None) -> memory.ChunkSizes:
+        """Returns how many units and views of a step are held in memory at a time; see `memory.choose_chunk_sizes`."""
         num_views = self.views.augmentation_multiplicity
         if self.units_per_chunk is not None:
             return memory.ChunkSizes(self.units_per_chunk, num_views)
@@ -173,7 +177,8 @@ class FinetuningConfig:
                                          unet.select_variables(model, self.trainable),
                                          num_views=num_views,
                                          num_units=expected_batch_size,
-                                         memory_budget_bytes=self.memory_budget_gib * 2**30)
+                                         memory_budget_bytes=self.memory_budget_gib * 2**30,
+                                         on_accelerator=on_accelerator)
 
 
 @dataclasses.dataclass
