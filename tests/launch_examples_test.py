@@ -13,6 +13,7 @@ import yaml
 import gin
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import gin_config
+from tf_dpdiff.cli import strategy_flags
 from tf_dpdiff.cli import train
 from tf_dpdiff.training import checkpoint_folders
 from tf_dpdiff.training import clusters
@@ -41,7 +42,7 @@ def strategy_of(arguments, monkeypatch):
     gin_config.parse(flags.gin_file, flags.gin_param)
     started = []
     monkeypatch.setattr(strategies, 'start', started.append)
-    gin_config.start_replicas(flags.strategy)
+    strategies.start(strategy_flags.configured(flags.strategy))
     gin.clear_config()
     return started[0], flags
 

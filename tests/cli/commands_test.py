@@ -14,8 +14,10 @@ from tf_dpdiff.cli import evaluate
 from tf_dpdiff.cli import export
 from tf_dpdiff.cli import gin_config
 from tf_dpdiff.cli import sample
+from tf_dpdiff.cli import strategy_flags
 from tf_dpdiff.cli import train
 from tf_dpdiff.data import datasets
+from tf_dpdiff.training import strategies
 
 VERBS = {'train': train, 'sample': sample, 'evaluate': evaluate, 'export': export}
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -222,5 +224,5 @@ def test_every_run_file_parses_and_names_its_command(name):
 def test_strategy_of_the_flag_wins_and_is_in_the_operative_configuration():
     gin.clear_config()
     gin_config.parse([str(TINY)], ["StrategyConfig.name = 'tpu'"])
-    assert gin_config.start_replicas('default').count == 1
+    assert strategies.start(strategy_flags.configured('default')).count == 1
     assert "StrategyConfig.name = 'default'" in gin.operative_config_str()

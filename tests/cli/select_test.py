@@ -17,6 +17,7 @@ from tf_dpdiff.data import datasets
 from tf_dpdiff.evaluation import classifiers
 from tf_dpdiff.evaluation import generate
 from tf_dpdiff.evaluation import selection
+from tf_dpdiff.training import strategies
 
 CANDIDATES = (
     "SelectionConfig.candidates = ('logistic_regression', ('rbf_svm', {'C': 0.001}), @good/ClassifierConfig(), "
@@ -132,7 +133,7 @@ def test_two_workers_choose_what_one_does_and_write_once(workdir, capsys):
 
 def test_tpu_of_a_configuration_is_refused(workdir, capsys, monkeypatch):
     replicas = types.SimpleNamespace(is_compiled=True)
-    monkeypatch.setattr(gin_config, 'start_replicas', lambda name: replicas)
+    monkeypatch.setattr(strategies, 'start', lambda config: replicas)
     assert call(workdir) == command.WRONG_USE
     assert "the strategy 'tpu' is for training: say --strategy=default" in error_of(capsys)
 

@@ -30,6 +30,7 @@ from tf_dpdiff.evaluation import shared_work
 from tf_dpdiff.evaluation import utility as utility_lib
 from tf_dpdiff.evaluation import utility_pictures
 from tf_dpdiff.privacy import accuracy_release as accuracy_release_lib
+from tf_dpdiff.training import strategies
 
 _WARNING = (
     'PRIVATE: this page holds numbers and pictures made from private images without noise. It is for the owner of '
@@ -211,7 +212,8 @@ def main(flags) -> int:
     """Runs the verb."""
     command.quieten_libraries()
     gin_config.parse(flags.gin_file, flags.gin_param)
-    workers = strategy_flags.check_evaluates(gin_config.start_replicas(flags.strategy)).workers
+    replicas = strategies.start(strategy_flags.configured(flags.strategy))
+    workers = strategy_flags.check_evaluates(replicas).workers
     workdir, samples_path = run_files.find_samples(flags)
     given = {'budget_file': pathlib.Path(flags.budget_file)} if flags.budget_file else {}
     return gin_config.call(evaluate, workdir=workdir, samples_path=samples_path, workers=workers, **given)

@@ -8,7 +8,7 @@ import pathlib
 import re
 import sys
 import tokenize
-from typing import Callable, Dict, List, Optional, Sequence
+from typing import Callable, Dict, List, Sequence
 
 import gin
 from tf_dpdiff.cli import command
@@ -126,21 +126,6 @@ def parse(files: Sequence[str], bindings: Sequence[str]) -> None:
         raise command.UsageError(_explain(error)) from error
     finally:
         logging.disable(logging.NOTSET)
-
-
-def start_replicas(name: Optional[str]) -> strategies.Replicas:
-    """Makes what the verb computes on; call it after `parse` and before anything else of TensorFlow's.
-
-    Args:
-      name: Of the strategy, which wins over the configuration; None: as the configuration says.
-
-    Raises:
-      ValueError: if the strategy is not supported, or the machine or cluster has not what it asks for.
-    """
-    if name:
-        with gin.unlock_config():
-            gin.bind_parameter('StrategyConfig.name', name)  # So that the operative configuration has it too.
-    return strategies.start(call(gin.get_configurable(strategies.StrategyConfig)))
 
 
 def call(function: Callable, **arguments):

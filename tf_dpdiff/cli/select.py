@@ -22,6 +22,7 @@ from tf_dpdiff.evaluation import sample_files
 from tf_dpdiff.evaluation import selection as selection_lib
 from tf_dpdiff.evaluation import selection_picture
 from tf_dpdiff.evaluation import shared_work
+from tf_dpdiff.training import strategies
 
 _WARNING = (
     'PRIVATE: this page holds numbers and pictures made from private images without noise. It is for the owner of '
@@ -163,7 +164,8 @@ def main(flags) -> int:
     # What a file binds to it is not even built: a source of images is opened when it is.
     no_data = ['select.data = None'] if flags.synthetic_only else []
     gin_config.parse(flags.gin_file, [*flags.gin_param, *no_data])
-    workers = strategy_flags.check_evaluates(gin_config.start_replicas(flags.strategy)).workers
+    replicas = strategies.start(strategy_flags.configured(flags.strategy))
+    workers = strategy_flags.check_evaluates(replicas).workers
     workdir, samples_path = run_files.find_samples(flags)
     return gin_config.call(select, workdir=workdir, samples_path=samples_path, workers=workers)
 
