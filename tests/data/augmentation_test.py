@@ -340,6 +340,9 @@ def test_images_that_can_be_varied_so_are_not_refused():
     augmentation.AugmentationConfig(**_ALL).check([4, 4, 3])
     augmentation.AugmentationConfig(pad_and_crop=4).check([5, 9, 1])
     augmentation.AugmentationConfig(horizontal_flip=True, zoom=0.1).check([None, None, 1])
+    for changes, shape in ((_ALL, (4, 4, 3)), ({'pad_and_crop': 4}, (5, 9, 1))):
+        vary = augmentation.Augmenter(augmentation.AugmentationConfig(**changes))
+        assert vary(some_images(2, shape), some_uniforms(2, vary.num_uniforms)).shape == (2, *shape)
 
 
 @pytest.mark.parametrize('name, bad, message', [

@@ -141,8 +141,8 @@ def test_few_images_raise_no_warning(digits):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         for name in ('logistic_regression', 'gradient_boosting', 'rbf_svm', 'mlp'):
-            classifiers.fit(classifiers.ClassifierConfig(name, {'num_epochs': 2} if name == 'mlp' else {}), images[:40],
-                            labels[:40], 10)
+            config = classifiers.ClassifierConfig(name, {'num_epochs': 2} if name == 'mlp' else {})
+            assert len(classifiers.fit(config, images[:40], labels[:40], 10)(images[:3])) == 3
 
 
 @pytest.mark.parametrize('images, labels, validation, message', [

@@ -133,7 +133,7 @@ def test_this_project_s_client_is_let_in(folder, guarded, monkeypatch, protocol)
 @pytest.mark.parametrize('host', ['127.0.0.1', '127.3.2.1', '::1', 'localhost'])
 def test_loopback_needs_nothing(host):
     try:
-        server_lib.ServerConfig(host=host)
+        assert server_lib.ServerConfig(host=host).host == host
     except ValueError as error:
         if 'no address' not in str(error):  # As of ::1, where there is no IPv6.
             raise
