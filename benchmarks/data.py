@@ -19,8 +19,7 @@ import pathlib
 import statistics
 import sys
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from benchmarks import measuring
 from benchmarks import our_data
@@ -66,7 +65,7 @@ def measure(flags):
             print(f'{kind} ...', file=sys.stderr, flush=True)
             with contextlib.ExitStack() as stack:
                 cases = reporting.start_all(stack, [functools.partial(start_data, flags, kind, name) for name in names])
-                seconds = measuring.take_turns([*steps, *cases], flags.rounds)
+                seconds = measuring.take_turns(measuring.steps_of([*steps, *cases]), flags.rounds)
                 found[kind] = {case.name: {'seconds': seconds[case.name], **case.facts} for case in cases}
             for row in found[kind].values():
                 row['seconds'] = [value / _BATCHES[kind] for value in row['seconds']]
@@ -153,7 +152,7 @@ def main():
              f'--units must be at most 1,437, and --num_images {our_data.IMAGES_OF_OWNER} times as many.'))
         return measure(flags)
 
-    reporting.run(parser, ROOT / 'benchmarks' / 'data.json', measure=measure_checked, tables=tables, draw=draw)
+    reporting.run(parser, measure=measure_checked, tables=tables, draw=draw)
 
 
 if __name__ == '__main__':

@@ -188,7 +188,7 @@ class NetworkBenchmark:
             rounds = min(rounds, _ROUNDS_OF_MANY)
         while True:
             try:
-                return measuring.take_turns(cases, rounds)
+                return measuring.take_turns(measuring.steps_of(cases), rounds)
             except measuring.CaseError as error:
                 failed = str(error).partition(':')[0]
                 rows.setdefault(failed, {'reason': _reason(error)})
@@ -316,11 +316,7 @@ def main():
                 engines_lib.NETWORKS), f'--networks must be of {", ".join(engines_lib.NETWORKS)}'))
         return measure(flags)
 
-    reporting.run(parser,
-                  measuring.ROOT / 'benchmarks' / 'dp_step.json',
-                  measure=checked_measure,
-                  tables=dp_step_report.tables,
-                  draw=dp_step_report.draw)
+    reporting.run(parser, measure=checked_measure, tables=dp_step_report.tables, draw=dp_step_report.draw)
 
 
 if __name__ == '__main__':

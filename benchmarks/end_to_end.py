@@ -20,8 +20,7 @@ import sys
 import tempfile
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from benchmarks import measuring
 from benchmarks import pictures
@@ -38,12 +37,12 @@ def run_program(name, program, *arguments, flags):
     """Runs a program of this folder; returns its exit code, the last line of its errors, its seconds and those of all
     cores."""
     environment = {**os.environ, **({'TFDS_DATA_DIR': str(flags.data_dir)} if flags.data_dir else {})}
-    command = [sys.executable, '-I', str(ROOT / 'benchmarks' / program), *map(str, arguments)]
+    command = [sys.executable, '-I', str(measuring.ROOT / 'benchmarks' / program), *map(str, arguments)]
     print(f'{name}: {program} ...', file=sys.stderr, flush=True)
     started, used_before = time.perf_counter(), cpu_seconds_of_children()
     try:
         done = subprocess.run(command,
-                              cwd=ROOT,
+                              cwd=measuring.ROOT,
                               env=environment,
                               stdout=subprocess.DEVNULL,
                               stderr=subprocess.PIPE,
@@ -242,7 +241,7 @@ def main():
                 table_of_rows(run).print()
         return results
 
-    reporting.run(parser, ROOT / 'benchmarks' / 'end_to_end.json', measure=measure_checked, tables=tables, draw=draw)
+    reporting.run(parser, measure=measure_checked, tables=tables, draw=draw)
 
 
 if __name__ == '__main__':

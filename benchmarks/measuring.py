@@ -1,4 +1,4 @@
-"""How benchmarks measure: each case in a process of its own, and the cases in turns. Standard library alone.
+"""How benchmarks measure: each case in a process of its own, and the cases in turns. No library but the standard one.
 
 A program that measures a case ends in `serve`, whatever environment it runs in; the benchmark starts it as a `Case`.
 """
@@ -32,16 +32,11 @@ def serve(step, **facts):
         libraries do at the first call (tracing, compiling) is not part of the steps.
       **facts: JSON-able values that the benchmark is to know.
     """
-    started = time.perf_counter()
-    step()
-    first = time.perf_counter() - started
-    _report({**facts, 'first_step_secs': first, 'peak_memory_gib': peak_memory_gib()})
+    step = timed(step)
+    _report({**facts, 'first_step_secs': step(), 'peak_memory_gib': peak_memory_gib()})
     for _ in sys.stdin:
         gc.collect()
-        started = time.perf_counter()
-        step()
-        secs = time.perf_counter() - started
-        _report({'secs': secs, 'peak_memory_gib': peak_memory_gib()})
+        _report({'secs': step(), 'peak_memory_gib': peak_memory_gib()})
 
 
 def _report(values):
@@ -130,17 +125,37 @@ class Case:
         self.close()
 
 
-def take_turns(cases, rounds):
-    """Runs rounds of one step of each case; returns {name: seconds of each round}.
+def take_turns(steps, rounds):
+    """Runs rounds of one step each; returns {name: seconds of each round}.
 
-    Cases of one round are as near in time as can be, so ratios are taken within a round (`median_ratio`).
+    Steps of one round are as near in time as can be, so ratios are taken within a round (`median_ratio`).
+
+    Args:
+      steps: {name: function that makes a step and returns its seconds}; `Case.step`, or `timed` of a function.
+      rounds: How many.
     """
-    seconds = {case.name: [] for case in cases}
+    seconds = {name: [] for name in steps}
     for index in range(rounds):
         # Every other round backwards: what drifts with time favours none.
-        for case in cases if index % 2 == 0 else reversed(cases):
-            seconds[case.name].append(case.step())
+        for name in steps if index % 2 == 0 else reversed(steps):
+            seconds[name].append(steps[name]())
     return seconds
+
+
+def steps_of(cases):
+    """Returns what `take_turns` takes of cases."""
+    return {case.name: case.step for case in cases}
+
+
+def timed(function):
+    """Returns the function that calls a function and returns its seconds."""
+
+    def timed_function():
+        started = time.perf_counter()
+        function()
+        return time.perf_counter() - started
+
+    return timed_function
 
 
 def median_ratio(numerators, denominators):
@@ -175,8 +190,6 @@ def versions(*packages):
 
 
 def write_results(path, **results):
-    """Writes results as JSON, after the machine; by a temporary name, so that nothing half written is left."""
-    path = pathlib.Path(path)
-    temporary = path.with_name(path.name + '.tmp')
-    temporary.write_text(json.dumps({'machine': describe_machine(), **results}, indent=2) + '\n')
-    temporary.replace(path)
+    """Writes results as JSON, after the machine; called by benchmarks, not in the environments of peers."""
+    from tf_dpdiff import files
+    files.write_text(path, json.dumps({'machine': describe_machine(), **results}, indent=2) + '\n')

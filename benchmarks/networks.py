@@ -10,6 +10,7 @@ from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import seeds
 from tf_dpdiff.training import stages
+from tf_dpdiff.training import strategies
 from tf_dpdiff.training import train_step
 from tf_dpdiff.training import views
 
@@ -17,6 +18,7 @@ NUM_CLASSES = 10
 # Name -> (network, image shape).
 NETWORKS = {
     '0.26M': (unet.UNetConfig(base_channels=16, middle_attention=False, groups=8), (28, 28, 1)),
+    '0.28M': (unet.UNetConfig(base_channels=16, head_channels=32, groups=8), (28, 28, 1)),
     '1.1M': (unet.UNetConfig(base_channels=32, attention_resolutions=(7,)), (28, 28, 1)),
     '4.24M': (unet.UNetConfig(base_channels=64), (28, 28, 1)),
     '80.4M': (unet.UNetConfig(base_channels=192,
@@ -51,15 +53,15 @@ def _make_optimizer():
     return stages.OptimizationConfig(1e-3).make_optimizer(1000)
 
 
-def private_step(name,
-                 num_units,
-                 num_views,
-                 *,
-                 memory_budget_gib=4.0,
-                 units_per_chunk=None,
-                 compute_dtype='float32',
-                 padded_to=None):
-    """Returns the private step of train_step.py as a run of ours makes it.
+def compile_private_step(name,
+                         num_units,
+                         num_views,
+                         *,
+                         memory_budget_gib=4.0,
+                         units_per_chunk=None,
+                         compute_dtype='float32',
+                         replicas=strategies.ONE):
+    """Returns the private step of train_step.py as a run of ours makes it, its network, and (units, views) of a chunk.
 
     Args:
       name: Of the network.
@@ -68,9 +70,8 @@ def private_step(name,
       memory_budget_gib: As in FinetuningConfig.
       units_per_chunk: As in FinetuningConfig.
       compute_dtype: As in UNetConfig.
-      padded_to: Units that the batch is padded to; None: num_units.
+      replicas: What computes it.
     """
-    network, image_shape, model, average = _make_networks(name, compute_dtype)
     config = stages.FinetuningConfig(stages.OptimizationConfig(1e-3),
                                      views.ViewsConfig(num_views),
                                      memory_budget_gib=memory_budget_gib,
@@ -81,23 +82,34 @@ def private_step(name,
                              num_steps=1000,
                              l2_norm_clip=1e-3,
                              noise_multiplier=2.0), 60000)
-    chunk_sizes = config.choose_chunk_sizes(model, num_units)
-    step = train_step.make_private_step(model,
-                                        average,
-                                        model.trainable_variables,
-                                        _make_optimizer(),
-                                        plan,
-                                        views.make_view_sampler(process.DiffusionProcess(), config.views, network,
-                                                                NUM_CLASSES),
-                                        seeds.PrivateSeed.from_os_entropy(),
-                                        images_per_unit=1,
-                                        max_ema_decay=0.99,
-                                        chunk_sizes=chunk_sizes)
-    images, labels = _draw_images(num_units, image_shape)
-    units = np.arange(num_units)
-    missing = (padded_to or num_units) - num_units
-    batch = (np.pad(images[:, None], [(0, missing)] + [(0, 0)] * 4), np.pad(labels[:, None], [(0, missing), (0, 0)]),
-             np.pad(units, (0, missing), constant_values=-1))
+    with replicas.scope():
+        network, _, model, average = _make_networks(name, compute_dtype)
+        chunk_sizes = config.choose_chunk_sizes(model, num_units)
+        step = train_step.make_private_step(model,
+                                            average,
+                                            model.trainable_variables,
+                                            _make_optimizer(),
+                                            plan,
+                                            views.make_view_sampler(process.DiffusionProcess(), config.views, network,
+                                                                    NUM_CLASSES),
+                                            seeds.PrivateSeed.from_os_entropy(),
+                                            images_per_unit=1,
+                                            max_ema_decay=0.99,
+                                            chunk_sizes=chunk_sizes,
+                                            replicas=replicas)
+    return step, model, chunk_sizes
+
+
+def private_batch(name, num_units, first_unit=0):
+    """Returns a batch of units for the private step of a network."""
+    images, labels = _draw_images(num_units, NETWORKS[name][1])
+    return images[:, None], labels[:, None], first_unit + np.arange(num_units)
+
+
+def private_step(name, num_units, num_views, **settings):
+    """Returns the private step with a batch of num_units; for the settings see `compile_private_step`."""
+    step, model, chunk_sizes = compile_private_step(name, num_units, num_views, **settings)
+    batch = private_batch(name, num_units)
 
     def run(number):
         diagnostics = step([batch], tf.constant(number, tf.int64))

@@ -15,7 +15,6 @@ def main():
     parser.add_argument('--network', default='1.1M')
     parser.add_argument('--units', type=int, required=True)
     parser.add_argument('--views', type=int, required=True)
-    parser.add_argument('--padded_to', type=int)
     parser.add_argument('--units_per_chunk', type=int)
     parser.add_argument('--views_per_chunk', type=int, default=256)
     parser.add_argument('--memory_budget_gib', type=float, default=4.0)
@@ -29,8 +28,7 @@ def main():
                                      flags.views,
                                      memory_budget_gib=flags.memory_budget_gib,
                                      units_per_chunk=flags.units_per_chunk,
-                                     compute_dtype=flags.compute_dtype,
-                                     padded_to=flags.padded_to)
+                                     compute_dtype=flags.compute_dtype)
     else:
         step = networks.plain_step(flags.network,
                                    flags.units,

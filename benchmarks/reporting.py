@@ -61,12 +61,11 @@ def start_all(stack, starts):
     return cases
 
 
-def run(parser, default_json, *, measure, tables, draw):
+def run(parser, *, measure, tables, draw):
     """Measures and writes, or presents what was measured before, as the flags say.
 
     Args:
       parser: Of the benchmark's own flags; those of presenting are added.
-      default_json: What is presented where --output names no other file.
       measure: From the flags to the results, JSON-able values by name.
       tables: From what is in the file to tables.
       draw: Draws what is in the file; takes the results and a path.
@@ -78,7 +77,7 @@ def run(parser, default_json, *, measure, tables, draw):
     parser.add_argument('--picture', type=pathlib.Path, help='draw --output to this PNG file, measure nothing')
     flags = parser.parse_args()
     if flags.markdown or flags.picture:
-        path = flags.output or default_json
+        path = flags.output or measuring.ROOT / 'benchmarks' / f'{pathlib.Path(sys.argv[0]).stem}.json'
         try:
             results = json.loads(path.read_text())
         except (OSError, ValueError) as error:

@@ -25,8 +25,7 @@ import statistics
 import sys
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from benchmarks import environments
 from benchmarks import measuring
@@ -100,7 +99,7 @@ def measure_group(flags, peer, described, sampler, num_steps):
         except measuring.CaseError as error:
             missing.append({'implementation': DIFFUSERS, **common, 'error': str(error)})
         rounds = max(1, min(flags.rounds, _EVALUATIONS_OF_A_CASE // max(case.facts['evaluations'] for case in cases)))
-        seconds = measuring.take_turns(cases, rounds)
+        seconds = measuring.take_turns(measuring.steps_of(cases), rounds)
     for case in cases:
         secs = statistics.median(seconds[case.name])
         rows.append({
@@ -195,7 +194,7 @@ def main():
                         (max(flags.num_steps) <= 1000, '--num_steps must be at most 1000.'))
         return measure(flags)
 
-    reporting.run(parser, ROOT / 'benchmarks' / 'sampling.json', measure=measure_checked, tables=tables, draw=draw)
+    reporting.run(parser, measure=measure_checked, tables=tables, draw=draw)
 
 
 if __name__ == '__main__':

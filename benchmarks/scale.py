@@ -22,8 +22,7 @@ import pathlib
 import statistics
 import sys
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from benchmarks import measuring
 from benchmarks import pictures
@@ -83,7 +82,7 @@ def measure(flags):
                 starts = [functools.partial(setting.start, kind) for kind in KINDS]
                 cases = reporting.start_all(stack, starts)
                 rounds = max(1, min(flags.rounds, _VIEWS_OF_A_CASE // setting.views_in_all))
-                seconds = measuring.take_turns([reference, *cases], rounds)
+                seconds = measuring.take_turns(measuring.steps_of([reference, *cases]), rounds)
                 of_reference += seconds[reference.name]
                 found[setting] = [(case, seconds[case.name], seconds[reference.name]) for case in cases]
     ms_of_reference = 1000.0 * statistics.median(of_reference) / first.views_in_all
@@ -210,7 +209,7 @@ def main():
              'a step must be whole chunks: its views a multiple of --views_at_a_time, or fewer.'))
         return measure(flags)
 
-    reporting.run(parser, ROOT / 'benchmarks' / 'scale.json', measure=measure_checked, tables=tables, draw=draw)
+    reporting.run(parser, measure=measure_checked, tables=tables, draw=draw)
 
 
 if __name__ == '__main__':

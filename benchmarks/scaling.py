@@ -20,51 +20,25 @@ import sys
 import tempfile
 import time
 
-NUM_VIEWS, UNITS = 4, 32
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from benchmarks import measuring
+
+NETWORK, NUM_VIEWS, UNITS = '0.28M', 4, 32
 ROUNDS, STEPS = 5, 3
 
 
 def make_step(replicas):
     """Returns the private step of a network of 0.28M parameters at 28x28, on the replicas."""
-    from tf_dpdiff.diffusion import process
-    from tf_dpdiff.networks import unet
-    from tf_dpdiff.privacy import plan as plan_lib
-    from tf_dpdiff.privacy import seeds
-    from tf_dpdiff.training import memory
-    from tf_dpdiff.training import stages
-    from tf_dpdiff.training import train_step
-    from tf_dpdiff.training import views
-    network = unet.UNetConfig(base_channels=16, head_channels=32, groups=8)
-    with replicas.scope():
-        model, average = (unet.build_unet(network, (28, 28, 1), 10) for _ in range(2))
-        optimizer = stages.OptimizationConfig(1e-3).make_optimizer(1000)
-        config = plan_lib.DpSgdConfig(target_delta=1e-5,
-                                      expected_batch_size=UNITS,
-                                      num_steps=1000,
-                                      l2_norm_clip=1e-3,
-                                      noise_multiplier=2.0)
-        return train_step.make_private_step(model,
-                                            average,
-                                            model.trainable_variables,
-                                            optimizer,
-                                            plan_lib.make_plan(config, 60000),
-                                            views.make_view_sampler(process.DiffusionProcess(),
-                                                                    views.ViewsConfig(NUM_VIEWS), network, 10),
-                                            seeds.PrivateSeed.from_os_entropy(),
-                                            images_per_unit=1,
-                                            max_ema_decay=0.99,
-                                            chunk_sizes=memory.ChunkSizes(8, NUM_VIEWS),
-                                            replicas=replicas)
+    from benchmarks import networks
+    return networks.compile_private_step(NETWORK, UNITS, NUM_VIEWS, units_per_chunk=8, replicas=replicas)[0]
 
 
 def make_batches(replicas, num_units):
     """Returns the batch of each local replica, of its part of num_units units."""
-    import numpy as np
+    from benchmarks import networks
     share = num_units // replicas.count
-    generator = np.random.default_rng(0)
-    return [(generator.integers(0, 256, [share, 1, 28, 28, 1]).astype(np.uint8),
-             generator.integers(0, 10, [share, 1]).astype(np.int32), replica * share + np.arange(share))
-            for replica in replicas.local]
+    return [networks.private_batch(NETWORK, share, first_unit=replica * share) for replica in replicas.local]
 
 
 def seconds_of_step(step, batches, number):
@@ -91,7 +65,7 @@ def measure_overhead(output):
             taken = seconds_of_step(step, batches, number)
             if number:  # The first one is traced.
                 seconds[name].append(taken)
-    ratios = {name: statistics.median(s / d for s, d in zip(seconds[name], seconds['default'])) for name in seconds}
+    ratios = {name: measuring.median_ratio(seconds[name], seconds['default']) for name in seconds}
     output.write_text(json.dumps({'seconds': seconds, 'ratios': ratios}))
 
 
@@ -191,11 +165,6 @@ def measure_scaling(folder):
     return seconds
 
 
-def median_ratio(numerators, denominators):
-    """Returns the median of the ratios of the rounds."""
-    return round(statistics.median(a / b for a, b in zip(numerators, denominators)), 3)
-
-
 def main():
     """Measures, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -225,10 +194,12 @@ def main():
             name: round(ratio, 3) for name, ratio in overhead['ratios'].items()
         },
         'strong_scaling': {
-            name: median_ratio(one[UNITS], seconds[name][UNITS]) for name in seconds
+            name: round(measuring.median_ratio(one[UNITS], seconds[name][UNITS]), 3) for name in seconds
         },
         'weak_scaling': {
-            name: median_ratio(one[UNITS], seconds[name][2 * UNITS]) for name in seconds if name != 'one replica'
+            name: round(measuring.median_ratio(one[UNITS], seconds[name][2 * UNITS]), 3)
+            for name in seconds
+            if name != 'one replica'
         },
         'median_seconds_of_a_step': {
             name: {

@@ -12,10 +12,11 @@ import pathlib
 import statistics
 import sys
 import tempfile
-import time
 from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from benchmarks import measuring
 
 UNITS_OF_DATA_SET = 60000  # As networks.py plans for.
 DATA, VIEWS, GRADIENTS, CLIPPING, NOISE, OPTIMIZER, AVERAGE, REST = ('data: Poisson draw, gather, pad',
@@ -237,13 +238,7 @@ def measure(parts, rounds):
     """Runs the parts in turns; returns {name: seconds of each round}."""
     for function in parts.values():
         function()
-    seconds = {name: [] for name in parts}
-    for index in range(rounds):
-        for name in parts if index % 2 == 0 else reversed(parts):
-            started = time.perf_counter()
-            parts[name]()
-            seconds[name].append(time.perf_counter() - started)
-    return seconds
+    return measuring.take_turns({name: measuring.timed(function) for name, function in parts.items()}, rounds)
 
 
 def attribute(seconds):
