@@ -91,6 +91,15 @@ def test_class_means_are_paid_from_the_same_target(capsys):
     assert [point['pld'] for point in curve] == sorted(point['pld'] for point in curve)
 
 
+def test_rounds_of_class_means_are_paid_each(capsys):
+    flags = ('--noise_multiplier=17.5', '--epsilon=1', '--sampling_probability=0.3', '--delta=1e-5')
+    rounds = call_for_json(capsys, *flags, '--class_means_noise_multiplier=20', '--class_means_num_rounds=4')
+    assert rounds['num_steps'] == call_for_json(capsys, *flags, '--class_means_noise_multiplier=10')['num_steps']
+    assert rounds['num_steps'] < call_for_json(capsys, *flags, '--class_means_noise_multiplier=20')['num_steps']
+    assert call('account', *flags, '--class_means_noise_multiplier=20', '--class_means_num_rounds=4') == command.DONE
+    assert 'noise multiplier 20, 4 rounds' in capsys.readouterr().out
+
+
 def test_all_settings_given_are_checked_against_the_target(capsys):
     assert call_for_json(capsys, *CIFAR10, '--epsilon=1', '--noise_multiplier=18')['solved'] is None
     assert call('account', *CIFAR10, '--epsilon=1', '--noise_multiplier=17') == command.WRONG_USE
@@ -126,6 +135,7 @@ def test_delta_that_is_too_large_for_the_data_is_noted(capsys):
     ((*CIFAR10, '--epsilon=1', '--num_steps=0'), '--num_steps must be at least 1, got 0'),
     ((*CIFAR10, '--epsilon=1', '--num_steps=1.5'), 'invalid int value'),
     ((*CIFAR10, '--epsilon=1', '--class_means_noise_multiplier=1'), 'cannot be met'),
+    ((*CIFAR10, '--epsilon=1', '--class_means_num_rounds=2'), 'needs --class_means_noise_multiplier'),
     ((*CIFAR10, '--epsilon=1', '--plot=a.pdf'), 'must end in .png'),
     (('--delta=1e-5', '--expected_batch_size=9', '--num_steps=9', '--epsilon=1'), 'needs --num_units'),
     (('--create',), '--create needs a --budget_file'),

@@ -371,3 +371,11 @@ def test_layer_runs_in_mixed_precision(make, inputs, mixed_precision):
     expected = apply(exact, of_unit(inputs, 0)).numpy()
     # bfloat16 has eight bits.
     np.testing.assert_allclose(tf.cast(outputs, tf.float32), expected, atol=0.05 * np.abs(expected).max())
+
+
+def test_patches_are_squares_of_the_image_and_are_put_back_in_place():
+    images = np.arange(2 * 4 * 6 * 3, dtype=np.float32).reshape([2, 4, 6, 3])
+    patches = layers.ToPatches(2)(images).numpy()
+    assert patches.shape == (2, 2, 3, 12)
+    np.testing.assert_array_equal(patches[1, 1, 2], images[1, 2:4, 4:6].ravel())
+    np.testing.assert_array_equal(layers.FromPatches(2)(patches), images)

@@ -15,6 +15,7 @@ from tf_dpdiff.privacy import clipping
 
 _DIGITS = unet.UNetConfig(base_channels=8, channel_multipliers=(1, 2), middle_attention=False, groups=8)
 _SMALL = unet.UNetConfig(base_channels=4, channel_multipliers=(1,), middle_attention=False, groups=2)
+_PATCHES = dataclasses.replace(_DIGITS, patch_size=2)
 _RICH = unet.UNetConfig(base_channels=4,
                         channel_multipliers=(1, 3),
                         num_res_blocks=2,
@@ -39,6 +40,7 @@ def new_model(config, image_shape):
     (_DIGITS, (8, 8, 1)),
     (_SMALL, (5, 7, 3)),
     (_RICH, (8, 4, 3)),
+    (_PATCHES, (8, 12, 3)),
 ])
 def test_output_has_the_shape_of_the_input_and_is_zero_at_first(config, image_shape):
     outputs = new_model(config, image_shape)(inputs_for(image_shape))
@@ -74,7 +76,8 @@ def count_by_hand(config, image_shape, num_classes):
     total = dense(config.base_channels, units) + dense(units, units) + (num_classes + 1) * units
     widths = [config.base_channels * multiplier for multiplier in config.channel_multipliers]
     channels = config.base_channels
-    total += conv(image_shape[-1], channels)
+    image_channels = image_shape[-1] * config.patch_size**2
+    total += conv(image_channels, channels)
     skips = [channels]
     for level, width in enumerate(widths):
         if level:
@@ -92,10 +95,11 @@ def count_by_hand(config, image_shape, num_classes):
         if level:
             total += conv(channels, channels)
     assert not skips
-    return total + norm(channels) + conv(channels, image_shape[-1])
+    return total + norm(channels) + conv(channels, image_channels)
 
 
-@pytest.mark.parametrize('config, image_shape', [(_DIGITS, (8, 8, 1)), (_SMALL, (5, 7, 3)), (_RICH, (8, 4, 3))])
+@pytest.mark.parametrize('config, image_shape', [(_DIGITS, (8, 8, 1)), (_SMALL, (5, 7, 3)), (_RICH, (8, 4, 3)),
+                                                 (_PATCHES, (8, 12, 3))])
 def test_number_of_parameters_is_that_counted_by_hand(config, image_shape):
     model = new_model(config, image_shape)
     assert model.count_params() == count_by_hand(config, image_shape, 10)
@@ -166,6 +170,15 @@ def test_image_that_cannot_be_halved_is_refused(image_shape):
     message = f'images of {image_shape[0]}x{image_shape[1]} cannot be halved 2 times: take fewer channel_multipliers'
     with pytest.raises(ValueError, match=message):
         unet.build_unet(config, image_shape, 10)
+
+
+@pytest.mark.parametrize('image_shape, message', [
+    ((6, 8, 1), 'arrays of patches of 3x4 cannot be halved 1 times'),
+    ((8, 7, 1), 'images of 8x7 cannot be cut into patches of 2x2: take a patch_size that divides both'),
+])
+def test_image_that_cannot_be_cut_into_patches_is_refused(image_shape, message):
+    with pytest.raises(ValueError, match=message):
+        unet.build_unet(_PATCHES, image_shape, 10)
 
 
 @pytest.mark.parametrize('arguments, message', [

@@ -56,6 +56,17 @@ def test_class_means_are_paid_from_the_same_budget():
     assert together.epsilon(ledger_lib.Ledger(together.planned_ledger().releases[1:])) < together.epsilon() * 0.99
 
 
+def test_each_round_of_the_class_means_is_paid():
+    one, four = (make_plan(CONFIG, class_means.ClassMeansConfig(6.0, 1.0, *several)) for several in ((), (10, 4)))
+    assert [(release.mechanism, release.count) for release in four.planned_ledger().releases] == [('noisy_class_means',
+                                                                                                   4),
+                                                                                                  ('dp_sgd_step', 50)]
+    # Four rounds of noise 6 are as one of noise 3.
+    as_four = make_plan(CONFIG, class_means.ClassMeansConfig(3.0, 1.0))
+    assert four.config.noise_multiplier > one.config.noise_multiplier
+    assert four.config.noise_multiplier == pytest.approx(as_four.config.noise_multiplier, rel=1e-3)
+
+
 def test_epsilon_is_that_of_the_steps_run_not_of_those_planned():
     plan = make_plan()
     ledger = ledger_lib.Ledger()
@@ -76,8 +87,9 @@ def test_no_step_beyond_the_plan_is_recorded():
     assert plan.record_step(last) == plan.planned_ledger()
 
 
-def test_ledger_of_all_steps_equals_the_planned_one():
-    plan = make_plan(CONFIG, class_means.ClassMeansConfig(3.0, 1.0))
+@pytest.mark.parametrize('several', [(), (10, 4)])
+def test_ledger_of_all_steps_equals_the_planned_one(several):
+    plan = make_plan(CONFIG, class_means.ClassMeansConfig(3.0, 1.0, *several))
     ledger = plan.record_class_means(ledger_lib.Ledger())
     for _ in range(50):
         ledger = plan.record_step(ledger)

@@ -31,6 +31,7 @@ def plan_fields(plan: account_plan.RunPlan) -> dict:
         'num_units': plan.num_units,
         'expected_batch_size': plan.expected_batch_size,
         'class_means_noise_multiplier': plan.class_means_noise_multiplier,
+        'class_means_num_rounds': plan.class_means_num_rounds,
         'epsilon_over_steps': [point._asdict() for point in plan.curve()],
     }
 
@@ -49,7 +50,8 @@ def plan_tables(plan: account_plan.RunPlan) -> List[rich_table.Table]:
         batch = f'{plan.expected_batch_size:,.10g} of {plan.num_units:,} units, {batch}'
     settings.add_row('expected batch', marked('batch', batch))
     if plan.class_means_noise_multiplier is not None:
-        settings.add_row('noisy class means', f'noise multiplier {plan.class_means_noise_multiplier:.10g}')
+        rounds = f', {plan.class_means_num_rounds} rounds' if plan.class_means_num_rounds > 1 else ''
+        settings.add_row('noisy class means', f'noise multiplier {plan.class_means_noise_multiplier:.10g}{rounds}')
     settings.add_row('delta', f'{plan.delta:g}')
     if plan.target_epsilon is not None:
         settings.add_row('epsilon allowed', f'{plan.target_epsilon:g}')
@@ -68,7 +70,8 @@ def draw_plan(plan: account_plan.RunPlan, path: pathlib.Path) -> None:
              if plan.num_units else f'sampling probability {plan.sampling_probability:.6g}')
     title = f'noise multiplier {plan.noise_multiplier:.6g}, {batch}'
     if plan.class_means_noise_multiplier is not None:
-        title += f',\nclass means with noise multiplier {plan.class_means_noise_multiplier:g} before'
+        rounds = f' in {plan.class_means_num_rounds} rounds' if plan.class_means_num_rounds > 1 else ''
+        title += f',\nclass means with noise multiplier {plan.class_means_noise_multiplier:g}{rounds} before'
     epsilon_picture.write_picture(path,
                                   plan.curve(_PLOT_POINTS),
                                   title=title,

@@ -32,6 +32,7 @@ from tf_dpdiff.evaluation import utility as utility_lib
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import budget as budget_lib
+from tf_dpdiff.privacy import class_means
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import statement as statement_lib
 from tf_dpdiff.training import checkpoints
@@ -196,10 +197,13 @@ def _spent(budget: budget_lib.Budget) -> str:
             f'{budget.total_epsilon:g} at delta = {budget.delta:g}')
 
 
-def _draw_class_means(workdir: pathlib.Path, means: np.ndarray) -> None:
-    """Writes a picture of the released class means, float32 [classes, height, width, channels] in [0, 1]."""
-    means_uint8 = np.round(means * 255.0).astype(np.uint8)
-    picture = generate.class_grid(means_uint8, np.zeros(len(means), int), columns=len(means))
+def _draw_class_means(workdir: pathlib.Path, means: class_means.NoisyMeans) -> None:
+    """Writes a picture of the released means, a row a class where a class has several."""
+    num_classes, num_means = means.counts.shape
+    rows, columns = (num_classes, num_means) if num_means > 1 else (1, num_classes)
+    means_uint8 = np.round(np.clip(means.images, 0.0, 1.0) * 255.0).astype(np.uint8)
+    flat = means_uint8.reshape([-1, *means_uint8.shape[2:]])
+    picture = generate.class_grid(flat, np.repeat(np.arange(rows), columns), columns=columns)
     generate.write_png(workdir / 'noisy_class_means.png', picture)
 
 

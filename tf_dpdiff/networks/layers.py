@@ -306,3 +306,34 @@ class Upsample(layers.Layer):
 
     def get_config(self):
         return {**super().get_config(), 'channels': self.channels}
+
+
+class ToPatches(layers.Layer):
+    """Makes the pixels of each patch the channels of one: [batch, h, w, c] to [batch, h / p, w / p, p * p * c].
+
+    Args:
+      patch_size: p, the side of a patch in pixels; a divisor of height and width.
+    """
+
+    def __init__(self, patch_size: int, **kwargs):
+        super().__init__(**kwargs)
+        self.patch_size = patch_size
+
+    def call(self, inputs):
+        height, width, channels = inputs.shape[1:]
+        p = self.patch_size
+        cut = tf.reshape(inputs, [-1, height // p, p, width // p, p, channels])
+        return tf.reshape(tf.transpose(cut, [0, 1, 3, 2, 4, 5]), [-1, height // p, width // p, p * p * channels])
+
+    def get_config(self):
+        return {**super().get_config(), 'patch_size': self.patch_size}
+
+
+class FromPatches(ToPatches):
+    """The inverse of `ToPatches`: [batch, h / p, w / p, p * p * c] to [batch, h, w, c]."""
+
+    def call(self, inputs):
+        height, width, channels = inputs.shape[1:]
+        p = self.patch_size
+        cut = tf.reshape(inputs, [-1, height, width, p, p, channels // p**2])
+        return tf.reshape(tf.transpose(cut, [0, 1, 3, 2, 4, 5]), [-1, height * p, width * p, channels // p**2])

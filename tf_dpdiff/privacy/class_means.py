@@ -1,68 +1,115 @@
-"""Noisy class means: one Gaussian release of per-class sums and counts, from which a model can be warmed up."""
+"""Noisy class means: Gaussian releases of sums and counts of images, from which a model can be warmed up."""
 
 import dataclasses
 import math
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import dp_accounting
 import numpy as np
+from scipy import ndimage
 
 from tf_dpdiff.privacy import noise
 from tf_dpdiff.privacy import seeds
 
 _IMAGES_AT_A_TIME = 4096
+# How far the first means of a class are sheared, turned and stretched; a quarter of it of the side, moved.
+_LARGEST_CHANGE = 0.25
+# Of the first means of a class from their middle, small beside that of images.
+_FIRST_DISTANCE = 0.1
+# A mean with a noisy count of so many standard deviations has images.
+_SURE = 3.0
+
+
+class NoisyMeans(NamedTuple):
+    """What is known of the classes after a release.
+
+    Attributes:
+      images: float64 [num_classes, means, height, width, channels], noisy means of images clipped to l2_norm_clip; not
+        clipped to [0, 1].
+      counts: float64 [num_classes, means], noisy numbers of images near each mean: 0 where they may be noise alone, but
+        all 1 where that is so of all means of a class.
+    """
+    images: np.ndarray
+    counts: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassMeansConfig:
-    """A Gaussian release of the sum of the images and the number of images of each class.
+    """Gaussian releases of the sum and the number of the images near each of a few means of each class.
 
-    Use it where few images or little compute are at hand: the release costs a small part of the budget and gives a
-    diffusion model the rough look of each class, which DP-SGD then refines.
+    Use it where few images or little compute are at hand: it costs a small part of the budget and gives a diffusion
+    model the look of each class, which DP-SGD then refines. One mean of a class blurs all ways to write a digit into
+    one; where a class has thousands of images, several means keep them apart, for the same noise.
 
-    Guarantee: an image x of class y adds the vector (x / max(R, |x|) at y, 1 at y) to the released sum, of norm at most
-      sqrt(2), and an owner of several images the average of their vectors, so a unit adds at most sqrt(2) either way.
-      The noise has standard deviation noise_multiplier * sqrt(2) in each coordinate, so this is a Gaussian mechanism
-      with the stated noise multiplier. An image that is not finite contributes zero. The set of classes is public.
+    The first round releases one mean of each class. Where there are to be several, they start as variations of it, and
+    in each further round every image joins the nearest mean of its class, as the round before left it (Lloyd's
+    algorithm), before the sums are released again. Noise on the sums near several means is reduced by what they have in
+    common; that is post-processing.
+
+    Guarantee: in each round, an image x of class y that joins mean m adds the vector (x / max(R, |x|) at (y, m), w at
+      (y, m)), where w is count_weight, to the released sum, of norm at most sqrt(1 + w^2), and an owner of several
+      images the average of their vectors, so a unit adds at most sqrt(1 + w^2) either way. Which mean it joins depends
+      on itself and on earlier releases alone. The noise has standard deviation noise_multiplier * sqrt(1 + w^2) in each
+      coordinate, so each round is a Gaussian mechanism with the stated noise multiplier, and the rounds compose
+      adaptively. An image that is not finite contributes zero. The set of classes is public.
 
     Attributes:
-      noise_multiplier: Ratio of the noise's standard deviation to the sensitivity, > 0.
+      noise_multiplier: Ratio of the noise's standard deviation to the sensitivity, of each round, > 0.
       l2_norm_clip: R > 0, the norm to which an image (pixels in [0, 1], flattened) is clipped. Public: choose it from
         public images or from the number of pixels, not from the private images.
+      means_per_class: How many means a class is given, >= 1.
+      num_rounds: Releases in all, >= 1; more than 1 if and only if there are several means a class.
+      count_weight: w, in (0, 1]: what a count has of the release beside the pixels of an image. Where classes have
+        hundreds of images, less of it makes means with less noise.
 
-    References: DP-FETA, Gong et al. 2025, arXiv:2504.01395 (the idea of noisy central images).
+    References: DP-FETA, Gong et al. 2025, arXiv:2504.01395 (the idea of noisy central images); Su et al. 2016,
+      arXiv:1504.05998 (private Lloyd iterations).
     """
     noise_multiplier: float
     l2_norm_clip: float
+    means_per_class: int = 1
+    num_rounds: int = 1
+    count_weight: float = 1.0
 
     def __post_init__(self):
         for name in ('noise_multiplier', 'l2_norm_clip'):
             value = getattr(self, name)
             if not 0.0 < value < float('inf'):
                 raise ValueError(f'{name} of the noisy class means must be finite and > 0, got {value}.')
+        for name in ('means_per_class', 'num_rounds'):
+            value = getattr(self, name)
+            if int(value) != value or value < 1:
+                raise ValueError(f'{name} of the noisy class means must be a whole number of at least 1, got {value}.')
+        if not 0.0 < self.count_weight <= 1.0:
+            raise ValueError(f'count_weight of the noisy class means must be in (0, 1], got {self.count_weight}.')
+        if (self.means_per_class > 1) != (self.num_rounds > 1):
+            raise ValueError('several means of a class need rounds after the first, and one mean needs none: got '
+                             f'means_per_class={self.means_per_class} and num_rounds={self.num_rounds}.')
 
     def sensitivity(self, neighboring_relation: str) -> float:
-        """Returns how much the vector of scaled sums and counts can change, in L2 norm.
+        """Returns how much the vector of scaled sums and counts of a round can change, in L2 norm.
 
         Args:
-          neighboring_relation: 'add_or_remove_one' or 'replace_with_zero' (sqrt(2)), or 'replace_one' (2: images of two
-            classes, or two opposite images of one class).
+          neighboring_relation: 'add_or_remove_one' or 'replace_with_zero' (sqrt(1 + w^2)), or 'replace_one' (2: two
+            opposite images of one mean; images of two means are no farther apart).
         """
-        sensitivities = {'add_or_remove_one': math.sqrt(2.0), 'replace_with_zero': math.sqrt(2.0), 'replace_one': 2.0}
+        of_one = math.sqrt(1.0 + self.count_weight**2)
+        sensitivities = {'add_or_remove_one': of_one, 'replace_with_zero': of_one, 'replace_one': 2.0}
         if neighboring_relation not in sensitivities:
             raise ValueError(
                 f'neighboring_relation must be one of {tuple(sensitivities)}, got {neighboring_relation!r}.')
         return sensitivities[neighboring_relation]
 
     def dp_event(self) -> dp_accounting.DpEvent:
-        """Returns the event to be accounted for."""
-        return dp_accounting.GaussianDpEvent(self.noise_multiplier)
+        """Returns the event to be accounted for, of all rounds."""
+        return dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(self.noise_multiplier), self.num_rounds)
 
     def exact_vector(self,
                      images: np.ndarray,
                      labels: np.ndarray,
                      num_classes: int,
-                     owners: Optional[np.ndarray] = None) -> np.ndarray:
+                     owners: Optional[np.ndarray] = None,
+                     means: Optional[np.ndarray] = None) -> np.ndarray:
         """Returns the vector that the noise is added to: PRIVATE, exposed for the tests of its sensitivity.
 
         Args:
@@ -70,21 +117,25 @@ class ClassMeansConfig:
           labels: int [images], each in [0, num_classes).
           num_classes: Number of classes.
           owners: int [images], whose image each is, or None: each image is a unit of its own.
+          means: float [num_classes, means, pixels], of which an image joins the nearest of its class; None: one each.
 
         Returns:
-          float64 [num_classes, pixels + 1]: the sums of the clipped images divided by R, then the counts.
+          float64 [num_classes, means, pixels + 1]: the sums of the clipped images divided by R, then w times the
+          counts.
         """
         shares = np.ones([len(images)]) if owners is None else 1.0 / np.bincount(owners)[owners]
-        vector = np.zeros([num_classes, int(np.prod(images.shape[1:])) + 1])
+        num_means = 1 if means is None else means.shape[1]
+        vector = np.zeros([num_classes, num_means, int(np.prod(images.shape[1:])) + 1])
         for start in range(0, len(images), _IMAGES_AT_A_TIME):
             part = slice(start, start + _IMAGES_AT_A_TIME)
-            flat = np.asarray(images[part], np.float64).reshape(-1, vector.shape[1] - 1)
+            flat = np.asarray(images[part], np.float64).reshape(-1, vector.shape[-1] - 1)
             flat = flat / (255.0 if images.dtype == np.uint8 else 1.0)
             finite = np.isfinite(flat).all(axis=1)
             flat = np.where(finite[:, None], flat, 0.0)
             flat = flat / np.maximum(self.l2_norm_clip, np.linalg.norm(flat, axis=1, keepdims=True))
-            contributions = np.concatenate([flat, np.ones([len(flat), 1])], axis=1)
-            np.add.at(vector, labels[part], contributions * (finite * shares[part])[:, None])
+            nearest = 0 if means is None else _nearest(flat * self.l2_norm_clip, labels[part], means)
+            contributions = np.concatenate([flat, np.full([len(flat), 1], self.count_weight)], axis=1)
+            np.add.at(vector, (labels[part], nearest), contributions * (finite * shares[part])[:, None])
         return vector
 
     def release(self,
@@ -95,8 +146,8 @@ class ClassMeansConfig:
                 seed: seeds.PrivateSeed,
                 neighboring_relation: str,
                 generator: str = 'philox',
-                owners: Optional[np.ndarray] = None) -> np.ndarray:
-        """Returns the noisy mean image of each class.
+                owners: Optional[np.ndarray] = None) -> NoisyMeans:
+        """Returns noisy means of each class.
 
         Args:
           images: uint8, or float with pixels in [0, 1], [images, height, width, channels].
@@ -106,14 +157,107 @@ class ClassMeansConfig:
           neighboring_relation: What neighbouring data sets are.
           generator: Of the noise; see `noise.GaussianNoise`.
           owners: int [images], whose image each is, or None: each image is a unit of its own.
-
-        Returns:
-          float32 [num_classes, height, width, channels], clipped to [0, 1].
         """
-        vector = self.exact_vector(images, labels, num_classes, owners)
         stddev = self.noise_multiplier * self.sensitivity(neighboring_relation)
-        vector = vector + stddev * noise.standard_normal(seed, 'class_means', vector.shape, generator)
-        # From here on it is post-processing of a private release.
-        sums, counts = vector[:, :-1] * self.l2_norm_clip, vector[:, -1:]
-        means = np.clip(sums / np.maximum(counts, 1.0), 0.0, 1.0)
-        return means.reshape([num_classes, *images.shape[1:]]).astype(np.float32)
+        means = None
+        for number in range(self.num_rounds):
+            vector = self.exact_vector(images, labels, num_classes, owners, means)
+            purpose = f'class_means_{number}' if number else 'class_means'
+            vector = vector + stddev * noise.standard_normal(seed, purpose, vector.shape, generator)
+            # From here on it is post-processing of a private release.
+            sums, counts = vector[..., :-1], vector[..., -1] / self.count_weight
+            if number:
+                sums = _shrink(sums.reshape([-1, sums.shape[-1]]), stddev).reshape(sums.shape)
+            means = sums * self.l2_norm_clip / np.maximum(counts, 1.0)[..., None]
+            if self.num_rounds > 1:
+                counts = np.where(counts > _SURE * stddev / self.count_weight, counts, 0.0)
+            if number == 0 and self.num_rounds > 1:
+                means = _spread(means[:, 0], images.shape[1:], self.means_per_class)
+            elif number + 1 < self.num_rounds:
+                means = _split_largest(means, counts, images.shape[1:])
+        counts = np.where(counts.any(axis=1, keepdims=True), np.maximum(counts, 0.0), 1.0)
+        return NoisyMeans(means.reshape([*means.shape[:2], *images.shape[1:]]), counts)
+
+
+def _nearest(flat: np.ndarray, labels: np.ndarray, means: np.ndarray) -> np.ndarray:
+    """Returns the number of the nearest mean of its class for each image, int [images].
+
+    Args:
+      flat: float [images, pixels].
+      labels: int [images].
+      means: float [num_classes, means, pixels].
+    """
+    nearest = np.zeros([len(flat)], np.int64)
+    for label in np.unique(labels):
+        of_class = means[label]
+        mine = labels == label
+        # |x - m|^2 without |x|^2, which is the same for all means.
+        nearest[mine] = np.argmin(np.sum(of_class**2, axis=1) - 2.0 * flat[mine] @ of_class.T, axis=1)
+    return nearest
+
+
+def _spread(means: np.ndarray, image_shape, means_per_class: int) -> np.ndarray:
+    """Returns several first means of each class: its one mean, a little towards moved ones.
+
+    All lie as far from the one mean, and about it: images join the one in whose direction they differ from it. Were
+    some farther from it than others, nobody would join them.
+
+    Args:
+      means: float [num_classes, pixels].
+      image_shape: (height, width, channels).
+      means_per_class: How many.
+
+    Returns:
+      float64 [num_classes, means_per_class, pixels].
+    """
+    generator = np.random.default_rng(0)  # Public.
+    changed = np.stack([[_move(mean, image_shape, generator) for _ in range(means_per_class)] for mean in means])
+    return means[:, None] + _FIRST_DISTANCE * _unit(changed - changed.mean(axis=1, keepdims=True))
+
+
+def _split_largest(means: np.ndarray, counts: np.ndarray, image_shape) -> np.ndarray:
+    """Returns means [num_classes, means, pixels] of which none has no images: it takes half of those of the largest."""
+    generator = np.random.default_rng(1)  # Public.
+    means, counts = means.copy(), counts.copy()
+    for label, number in np.argwhere(counts == 0.0):
+        largest = np.argmax(counts[label])
+        mean = means[label, largest].copy()
+        difference = _FIRST_DISTANCE * _unit(_move(mean, image_shape, generator) - mean)
+        means[label, number], means[label, largest] = mean + difference, mean - difference
+        counts[label, [number, largest]] = counts[label, largest] / 2.0
+    return means
+
+
+def _move(image: np.ndarray, image_shape, generator: np.random.Generator) -> np.ndarray:
+    """Returns an image [pixels] sheared, turned, stretched and moved at random."""
+    height, width, _ = image_shape
+    matrix, shift = np.eye(3), np.zeros([3])
+    matrix[:2, :2] += generator.uniform(-_LARGEST_CHANGE, _LARGEST_CHANGE, [2, 2])
+    shift[:2] = generator.uniform(-_LARGEST_CHANGE, _LARGEST_CHANGE, [2]) * (height, width) / 4.0
+    center = (np.array([height, width, 1.0]) - 1.0) / 2.0
+    moved = ndimage.affine_transform(image.reshape(image_shape), matrix, center - matrix @ center + shift, order=1)
+    return moved.ravel()
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    """Returns vectors [..., pixels] brought to norm 1."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-6)
+
+
+def _shrink(noisy: np.ndarray, stddev: float) -> np.ndarray:
+    """Returns an estimate of a matrix of low rank under noise: its singular values, shrunk.
+
+    The sums near many means have much in common, and noise has nothing: few directions hold the former, all the latter.
+
+    Args:
+      noisy: float [rows, columns], a matrix with independent Gaussian noise in each entry.
+      stddev: The standard deviation of the noise.
+
+    References: Gavish and Donoho 2017, arXiv:1405.7511, equation 7 (least expected squared error).
+    """
+    left, values, right = np.linalg.svd(noisy, full_matrices=False)
+    scale = stddev * math.sqrt(max(noisy.shape))
+    beta = min(noisy.shape) / max(noisy.shape)
+    y = np.maximum(values / scale, 1.0 + math.sqrt(beta))  # At which nothing is left: what is below is noise alone.
+    shrunk = scale * np.sqrt(np.maximum((y**2 - beta - 1.0)**2 - 4.0 * beta, 0.0)) / y
+    return (left * shrunk) @ right

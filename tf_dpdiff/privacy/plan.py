@@ -115,8 +115,10 @@ class DpSgdPlan:
         return planned
 
     def record_class_means(self, ledger: ledger_lib.Ledger) -> ledger_lib.Ledger:
-        """Returns the ledger with the release of the class means."""
-        return ledger.record(NOISY_CLASS_MEANS, self.class_means.noise_multiplier, 1.0)
+        """Returns the ledger with all rounds of the release of the class means."""
+        for _ in range(self.class_means.num_rounds):
+            ledger = ledger.record(NOISY_CLASS_MEANS, self.class_means.noise_multiplier, 1.0)
+        return ledger
 
     def record_step(self, ledger: ledger_lib.Ledger) -> ledger_lib.Ledger:
         """Returns the ledger with one more step.

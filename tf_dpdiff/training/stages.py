@@ -225,9 +225,9 @@ def make_pretraining(config: PretrainingConfig, model: tf.keras.Model, average: 
 
 def make_warm_start(config: WarmStartConfig, model: tf.keras.Model, average: tf.keras.Model,
                     view_sampler: views_lib.ViewSampler, replicas: strategies.Replicas, plan: plan_lib.DpSgdPlan,
-                    private: datasets.ImageDataset, state: checkpoints.RunState, on_release: Callable[[np.ndarray],
-                                                                                                      None]) -> Stage:
-    """Returns the warm-start stage; `on_release` is called with the noisy means, float32 [classes, h, w, channels]."""
+                    private: datasets.ImageDataset, state: checkpoints.RunState,
+                    on_release: Callable[[class_means.NoisyMeans], None]) -> Stage:
+    """Returns the warm-start stage; `on_release` is called with the noisy means."""
 
     def release_and_vary() -> datasets.ImageDataset:
         means = config.release.release(private.images_uint8,

@@ -155,8 +155,8 @@ class Trainer(loop.StageLoop):
             return True
         ledger = self.state.ledger
         steps = self.state.step if stage.name == stages_lib.FINETUNING else 0
-        recorded = (ledger.count(plan_lib.NOISY_CLASS_MEANS) == int(self._plan.class_means is not None) and
-                    ledger.count(plan_lib.DP_SGD_STEP) == steps)
+        rounds = self._plan.class_means.num_rounds if self._plan.class_means else 0
+        recorded = (ledger.count(plan_lib.NOISY_CLASS_MEANS) == rounds and ledger.count(plan_lib.DP_SGD_STEP) == steps)
         return recorded and math.isfinite(self._spent().get('epsilon_spent', 0.0))
 
     def _log_diagnostics(self, step: int, diagnostics: dict) -> None:
