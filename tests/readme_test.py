@@ -88,6 +88,6 @@ def test_sources_of_ones_own_images_are_named_as_they_are():
 
 def test_bindings_of_public_images_are_named_as_they_are():
     block = re.search(r'```\n(PretrainingConfig.dataset = .*?)```', README, re.S).group(1)
-    gin_config.parse(['gin/imagenet32_cpu.gin'], [line.split('#')[0] for line in block.strip().splitlines()])
+    gin_config.parse(['gin/colour32.gin'], [line.split('#')[0] for line in block.strip().splitlines()])
     assert gin.query_parameter('public/tfds_images.name') == 'cifar10'
     assert gin.query_parameter('public_images.image_shape') == (28, 28, 1)

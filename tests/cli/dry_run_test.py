@@ -40,9 +40,11 @@ FACTS = [
                  marks=pytest.mark.long),
     pytest.param('imagenet32.gin', ('81,151,491', '204,800,000', '1,281,167 of 32x32x3'), None,
                  marks=pytest.mark.long),
-    ('mnist_cpu.gin', ('263,729', '61,440 views'), None),
+    ('mnist_cpu.gin', ('654,180', '614,400 views'), None),
+    ('mnist_cpu_eps1.gin', ('654,180', '327,680 views'), None),
     ('cifar10_cpu.gin', ('264,307', '61,440 views'), None),
-    ('imagenet32_cpu.gin', ('327,', '64,000', '1000 classes'), None),
+    ('grey28.gin', ('678,', '768,000', '200 classes'), None),
+    ('colour32.gin', ('2,5', '768,000', '200 classes'), None),
 ]  # yapf: disable
 
 
@@ -140,7 +142,7 @@ def test_parameters_are_counted_whatever_their_shape():
 
 
 def test_plan_of_a_public_run_by_the_peak_is_an_estimate(small_network, planned):
-    said = planned('imagenet32_cpu.gin', '--device_tflops=1', '--utilization=0.2', '--device_memory_gib=0.001')
-    for fact in ('ESTIMATED, NOT MEASURED: 20% (assumed) of 1 TFLOPS', '64,000 views in', 'DOES NOT FIT',
+    said = planned('grey28.gin', '--device_tflops=1', '--utilization=0.2', '--device_memory_gib=0.001')
+    for fact in ('ESTIMATED, NOT MEASURED: 20% (assumed) of 1 TFLOPS', '768,000 views in', 'DOES NOT FIT',
                  'nothing fits'):
         assert fact in said, fact

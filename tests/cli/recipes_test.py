@@ -24,6 +24,7 @@ SMALL = ('UNetConfig.base_channels = 4', 'UNetConfig.channel_multipliers = (1,)'
 SMALL_PUBLIC = SMALL + ('BATCH_SIZE = 4', 'PretrainingConfig.images_per_chunk = 2')
 SMALL_PRIVATE = SMALL + ('EXPECTED_BATCH_SIZE = 4', 'AUGMENTATION_MULTIPLICITY = 2',
                          'DpSgdConfig.noise_multiplier = 9.0')  # yapf: disable
+SMALL_RECIPES = {'cifar10_cpu.gin', 'colour32.gin', 'grey28.gin', 'mnist_cpu.gin', 'mnist_cpu_eps1.gin'}
 DIGITS = {'audit_digits.gin', 'digits.gin', 'digits_from_mnist.gin', 'mnist8.gin',
           'select_digits.gin'}  # Not the paper's.
 
@@ -93,24 +94,28 @@ def test_finished_public_run_says_so(public, capsys):
 
 
 @pytest.mark.usefixtures('small_network')
-@pytest.mark.parametrize('name, shape', [('mnist.gin', (28, 28, 1)), ('mnist_cpu.gin', (28, 28, 1)),
-                                         ('fashion_mnist.gin', (28, 28, 1))])  # yapf: disable
-def test_recipe_from_scratch_runs(tmp_path, name, shape):
-    bindings = write_images(tmp_path / 'images.npz', shape)
-    if name == 'mnist_cpu.gin':
-        bindings += ['WarmStartConfig.num_steps = 2', 'WarmStartConfig.num_images = 20']
+@pytest.mark.parametrize('name', ['mnist.gin', 'fashion_mnist.gin'])
+def test_recipe_from_scratch_runs(tmp_path, name):
+    bindings = write_images(tmp_path / 'images.npz', (28, 28, 1))
     assert run(*flags_of(name, tmp_path / 'run', [*SMALL_PRIVATE, *bindings])) == command.DONE
     statement = check_run(tmp_path / 'run')
     assert statement['epsilon'] <= 10.0 and statement['steps_run'] == 2 and statement['public_data'] == []
 
 
-@pytest.mark.parametrize('public_name, name', [('imagenet32.gin', 'cifar10.gin'),
-                                               ('imagenet32_cpu.gin', 'cifar10_cpu.gin')])  # yapf: disable
-def test_recipe_from_a_public_checkpoint_runs(tmp_path, small_network, public, public_name, name):
+@pytest.mark.parametrize('public_name, name, shape', [
+    ('imagenet32.gin', 'cifar10.gin', (32, 32, 3)),
+    ('colour32.gin', 'cifar10_cpu.gin', (32, 32, 3)),
+    ('grey28.gin', 'mnist_cpu.gin', (28, 28, 1)),
+    ('grey28.gin', 'mnist_cpu_eps1.gin', (28, 28, 1)),
+])
+def test_recipe_from_a_public_checkpoint_runs(tmp_path, small_network, public, public_name, name, shape):
     del small_network
     start = public if public_name == 'imagenet32.gin' else run_public(tmp_path / 'public', public_name)
-    bindings = write_images(tmp_path / 'images.npz', (32, 32, 3))
+    bindings = write_images(tmp_path / 'images.npz', shape)
     bindings = [*SMALL_PRIVATE, *bindings, f'FinetuningConfig.init_from = "{start}"']
+    if 'mnist' in name:
+        bindings += ['WarmStartConfig.num_steps = 2', 'WarmStartConfig.num_images = 20',
+                     'ClassMeansConfig.noise_multiplier = 50.0']  # yapf: disable
     assert run(*flags_of(name, tmp_path / 'run', bindings)) == command.DONE
     statement = check_run(tmp_path / 'run')
     assert 0.0 < statement['epsilon'] <= 10.0 and 'public (public)' in statement['public_data'][0]
@@ -193,7 +198,7 @@ def test_recipes_say_what_is_unconfirmed_and_what_they_need():
     for name in set(RUN_FILES) - DIGITS:
         header = (ROOT / 'gin' / name).read_text().split('\ninclude')[0]
         assert 'Needs: ' in header, name
-        assert 'unconfirmed' in header.lower() or name.endswith('_cpu.gin'), name
+        assert 'unconfirmed' in header.lower() or name in SMALL_RECIPES, name
 
 
 @pytest.mark.parametrize('name, binding, message', [

@@ -157,6 +157,25 @@ def test_checkpoint_comes_back_as_it_was_written(public):
     assert pretrained.read(public[0] / 'pretrained').sha256 == written.sha256
 
 
+def test_loss_of_a_checkpoint_is_that_of_its_averaged_network_on_its_images(public):
+    trainer, expected = public[1], []
+    sampler = views_lib.make_view_sampler(PROCESS, views_lib.ViewsConfig(), NETWORK, PUBLIC.num_classes)
+    for step in range(50):
+        views = sampler.draw_for_public(PUBLIC.images_uint8,
+                                        PUBLIC.labels,
+                                        np.arange(30, dtype=np.int32),
+                                        batch_size=30,
+                                        seed=np.int64(99),
+                                        step=np.int64(step))
+        view_losses = views_lib.view_losses_fn(trainer.average)
+        expected.append(view_losses(views_lib.Views(*(part[:, 0] for part in views))).numpy().mean())
+    loss = trainer.to_pretrained().loss
+    assert abs(loss - np.mean(expected)) < 4.0 * np.std(expected)  # Each is a mean over 30 views too.
+    # Control: noise that is not predicted at all has a loss of 1.
+    assert abs(1.0 - np.mean(expected)) > 4.0 * np.std(expected)
+    assert trainer.to_pretrained().loss == loss
+
+
 def test_private_run_starts_from_the_average_with_class_embeddings_of_its_own(tmp_path, public):
     scratch = weights(make_private(tmp_path / 'scratch', None).model)
     started = make_private(tmp_path / 'started', public[0])

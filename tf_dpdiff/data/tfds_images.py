@@ -20,6 +20,7 @@ PUBLISHED_SIZES = {
     'fashion_mnist': ((28, 28, 1), 10, 60000),
     'cifar10': ((32, 32, 3), 10, 50000),
     'imagenet_resized/32x32': ((32, 32, 3), 1000, 1281167),
+    'tiny_imagenet32': ((32, 32, 3), 200, 100000),
 }
 
 _BATCH = 512  # Images decoded at a time.
@@ -51,8 +52,8 @@ def tfds_images(name: str,
         owners it is 'one image'.
 
     Returns:
-      The two parts, images in the order of the files. Where mnist, fashion_mnist, cifar10 or imagenet_resized/32x32
-      are not prepared, there is a `spec` of their published sizes, and asking for images raises the error.
+      The two parts, images in the order of the files. Where one of PUBLISHED_SIZES is not
+      prepared, there is a `spec` of its published sizes, and asking for images raises the error.
 
     Raises:
       FileNotFoundError: if the data set is not prepared; says where it was looked for and how to prepare it.

@@ -36,6 +36,7 @@ class PretrainedModel:
       num_steps: Steps of training.
       batch_size: Images a step.
       label_drop_probability: Share of the views that had no label.
+      loss: Of the averaged network on its own images, the mean over views as training draws them.
       weights: The moving average of the weights, by the variable's name.
       image_digests: Of the public images, by which private ones among them are found; see `overlap.image_digests`.
     """
@@ -48,6 +49,7 @@ class PretrainedModel:
     num_steps: int
     batch_size: int
     label_drop_probability: float
+    loss: float
     weights: Dict[str, np.ndarray]
     image_digests: np.ndarray
 

@@ -4,6 +4,9 @@ import dataclasses
 import pathlib
 from typing import Optional
 
+import numpy as np
+import tensorflow as tf
+
 from tf_dpdiff.data import overlap
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.networks import unet
@@ -12,6 +15,9 @@ from tf_dpdiff.training import pretrained
 from tf_dpdiff.training import stages
 from tf_dpdiff.training import strategies
 from tf_dpdiff.training import views as views_lib
+
+# The loss of a checkpoint is the mean over one view of each of so many images, some at a time.
+_IMAGES_OF_LOSS, _IMAGES_AT_A_TIME = 2048, 256
 
 
 class PublicTrainer(loop.StageLoop):
@@ -55,9 +61,9 @@ class PublicTrainer(loop.StageLoop):
                          is_private=False,
                          draw_grid=draw_grid,
                          replicas=replicas)
-        view_sampler = views_lib.make_view_sampler(process, pretraining.views, network, public.num_classes)
+        self._view_sampler = views_lib.make_view_sampler(process, pretraining.views, network, public.num_classes)
         with replicas.scope():
-            stage = stages.make_pretraining(pretraining, self.model, self.average, view_sampler, replicas)
+            stage = stages.make_pretraining(pretraining, self.model, self.average, self._view_sampler, replicas)
         self._open([stage])
 
     def to_pretrained(self) -> pretrained.PretrainedModel:
@@ -73,6 +79,25 @@ class PublicTrainer(loop.StageLoop):
             num_steps=self._pretraining.num_steps,
             batch_size=self._pretraining.batch_size,
             label_drop_probability=self._pretraining.views.label_drop_probability,
+            loss=self._loss(),
             weights=pretrained.weights_of(self.average),
             image_digests=overlap.image_digests(public.images_uint8),
         )
+
+    def _loss(self) -> float:
+        """Returns the loss of the averaged network on its images, as training draws their views."""
+        public = self._pretraining.images
+        view_losses = views_lib.view_losses_fn(self.released_model())
+        num_images = min(len(public), _IMAGES_OF_LOSS)
+        rows, losses = np.arange(num_images) * len(public) // num_images, []
+        for start in range(0, num_images, _IMAGES_AT_A_TIME):
+            part = rows[start:start + _IMAGES_AT_A_TIME]
+            views = self._view_sampler.draw_for_public(tf.constant(public.images_uint8[part]),
+                                                       tf.constant(public.labels[part], tf.int32),
+                                                       tf.range(len(part)),
+                                                       batch_size=len(part),
+                                                       seed=tf.constant(self._pretraining.seed, tf.int64),
+                                                       step=tf.constant(start, tf.int64))
+            flat = tf.nest.map_structure(lambda x: tf.reshape(x, tf.concat([[-1], tf.shape(x)[2:]], 0)), views)
+            losses.append(view_losses(flat).numpy())
+        return float(np.mean(np.concatenate(losses)))

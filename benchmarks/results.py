@@ -1,0 +1,172 @@
+"""Makes the README's results on real images: trains each row, evaluates its samples, collects what came out.
+
+    .venv/bin/python -I benchmarks/results.py --output=benchmarks/results.json --rows mnist mnist_eps1
+    .venv/bin/python -I benchmarks/results.py --markdown
+    .venv/bin/python -I benchmarks/results.py --picture=results.png
+
+Each row is a run of bin/train, from a checkpoint in saved_models/, and one of bin/evaluate, in runs/results/ROW. A row that
+was begun is gone on with, and one that is done is only collected; hours count all tries. The data are looked for where
+TensorFlow Datasets looks, TFDS_DATA_DIR. Rows of --output that are not asked for stay as they are.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import shlex
+import subprocess
+import sys
+import time
+from typing import Tuple
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from benchmarks import measuring
+from benchmarks import pictures
+from benchmarks import reporting
+from tf_dpdiff import files
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A run.
+
+    Attributes:
+      title: For the table.
+      gin_files: Its configuration.
+      bindings: What differs from it.
+    """
+    title: str
+    gin_files: Tuple[str, ...]
+    bindings: Tuple[str, ...] = ()
+
+    def flags(self, folder):
+        """Returns the flags of bin/train and of bin/evaluate."""
+        return [
+            *(f'--gin_file={name}' for name in self.gin_files), *(f'--gin_param={binding}' for binding in self.bindings),
+            f'--workdir={folder}'
+        ]
+
+
+_MNIST, _CIFAR10 = ('gin/mnist_cpu.gin',), ('gin/cifar10_cpu.gin',)
+_NO_WARM_START = ('train.warm_start = None',)
+ROWS = {
+    'mnist': Row('MNIST, epsilon 10', _MNIST),
+    'mnist_eps1': Row('MNIST, epsilon 1', ('gin/mnist_cpu_eps1.gin',)),
+    'mnist_plain': Row("MNIST, epsilon 10, the paper's method alone", _MNIST, _NO_WARM_START),
+    'cifar10': Row('CIFAR-10, epsilon 10', _CIFAR10),
+    'cifar10_plain': Row("CIFAR-10, epsilon 10, the paper's method alone", _CIFAR10, _NO_WARM_START),
+}
+
+
+def run(row, folder, flags):
+    """Trains and evaluates a row, where that is not done; returns what came out."""
+    environment = {**os.environ, **({'TFDS_DATA_DIR': str(flags.data_dir)} if flags.data_dir else {})}
+    evaluation, secs_file = folder / 'non_private' / 'evaluation_samples' / 'evaluation.json', folder / 'seconds.json'
+    for verb, result in (('train', folder / 'privacy_statement.json'), ('evaluate', evaluation)):
+        if result.exists():
+            continue
+        command = [str(measuring.ROOT / 'bin' / verb), *row.flags(folder)]
+        print(shlex.join(command), file=sys.stderr, flush=True)
+        started = time.monotonic()
+        done = subprocess.run(command, cwd=measuring.ROOT, env=environment, check=False)
+        if folder.is_dir():
+            secs = _read(secs_file)
+            secs[verb] = secs.get(verb, 0.0) + time.monotonic() - started
+            files.write_text(secs_file, json.dumps(secs))
+        if done.returncode:
+            raise measuring.CaseError(f'{row.title}: bin/{verb} ended with exit code {done.returncode}')
+    return collect(row, _read(folder / 'privacy_statement.json'), _read(evaluation), _read(secs_file))
+
+
+def _read(path):
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def collect(row, statement, evaluation, secs):
+    """Returns what a row shows of a statement, an evaluation and the seconds of both commands."""
+    synthetic = {entry['images']: entry for entry in evaluation['quality']['rows']}
+
+    def accuracies(source):
+        return {
+            entry['classifier']: entry[source]['accuracy_of_seeds']
+            for entry in evaluation['utility']['classifiers']
+            if entry.get(source)
+        }
+
+    return {
+        'title': row.title,
+        'command': shlex.join(['bin/train', *row.flags('WORKDIR')]),
+        'epsilon': statement['epsilon'],
+        'delta': statement['delta'],
+        'steps': statement['steps_run'],
+        'expected_batch_size': statement['expected_batch_size'],
+        'augmentation_multiplicity': statement['augmentation_multiplicity'],
+        'noise_multiplier': statement['noise_multiplier'],
+        'num_samples': evaluation['num_samples'],
+        'accuracies': accuracies('synthetic_images'),
+        'accuracies_of_real': accuracies('real_images'),
+        'fid': {name: entry['fid'] for name, entry in synthetic.items()},
+        'fid_protocol': evaluation['quality']['protocol'],
+        'hours': {verb: value / 3600.0 for verb, value in secs.items()},
+    }
+
+
+def measure(flags):
+    """Runs rows one after the other; what is done is written after each."""
+    rows = _read(flags.output).get('rows', {}) if flags.output else {}
+    for name in flags.rows:
+        rows[name] = run(ROWS[name], flags.folder / name, flags)
+        results = {'versions': measuring.versions('tensorflow', 'keras', 'dp-accounting', 'scikit-learn'), 'rows': rows}
+        if flags.output:
+            measuring.write_results(flags.output, **results)
+    return results
+
+
+def _spread(values):
+    """Returns the mean, and the range where there are several values."""
+    mean = f'{sum(values) / len(values):.1%}'
+    return f'{mean} ({min(values):.1%} to {max(values):.1%})' if len(values) > 1 else mean
+
+
+def tables(results):
+    """Returns a row a run, with its best classifier last."""
+    rows = [results['rows'][name] for name in ROWS if name in results['rows']]
+    classifiers = list(dict.fromkeys(name for row in rows for name in row['accuracies']))
+    columns = ['run', 'epsilon', 'hours', 'FID*', *classifiers]
+    lines = [[
+        row['title'], f'{row["epsilon"]:.4g}', f'{row["hours"].get("train", 0.0):.2f}', f'{row["fid"]["synthetic"]:.2f}',
+        *(_spread(row['accuracies'][name]) if name in row['accuracies'] else '' for name in classifiers)
+    ] for row in rows]
+    return [reporting.Table('accuracy on real test images after training on samples', columns, lines)]
+
+
+def draw(results, path):
+    """Draws the accuracies of all rows."""
+    rows = [results['rows'][name] for name in ROWS if name in results['rows']]
+    names = list(dict.fromkeys(name for row in rows for name in row['accuracies']))
+    figure, panels = pictures.new_panels(1, 1, 4.0)
+    colors = (pictures.OURS, pictures.OTHER, pictures.THIRD)
+    means = {
+        name: (colors[index % len(colors)], [
+            100.0 * sum(row['accuracies'][name]) / len(row['accuracies'][name]) if name in row['accuracies'] else None
+            for row in rows
+        ]) for index, name in enumerate(names)
+    }
+    pictures.draw_bars(panels[0][0], [row['title'] for row in rows], means, 'accuracy on real test images, %')
+    panels[0][0].legend(fontsize=9, frameon=False)
+    pictures.save(figure, path)
+
+
+def main():
+    """Runs, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--rows', nargs='+', choices=list(ROWS), default=list(ROWS), help='(default: all)')
+    parser.add_argument('--folder', type=pathlib.Path, default=measuring.ROOT / 'runs' / 'results', help='of the runs')
+    parser.add_argument('--data_dir', type=pathlib.Path, help='where TensorFlow Datasets has prepared data sets')
+    reporting.run(parser, measure=measure, tables=tables, draw=draw)
+
+
+if __name__ == '__main__':
+    main()
