@@ -268,7 +268,8 @@ def test_every_layer_is_a_case():
             **vars(adapters)
         }.items() if isinstance(value, type) and issubclass(value, tf.keras.layers.Layer)
     }
-    assert {key.split(',')[0] for key in _CASES} == classes
+    # These two have no variables, and a test of their own.
+    assert {key.split(',')[0] for key in _CASES} | {'ToPatches', 'FromPatches'} == classes
 
 
 @_EVERY_LAYER
@@ -379,3 +380,13 @@ def test_patches_are_squares_of_the_image_and_are_put_back_in_place():
     assert patches.shape == (2, 2, 3, 12)
     np.testing.assert_array_equal(patches[1, 1, 2], images[1, 2:4, 4:6].ravel())
     np.testing.assert_array_equal(layers.FromPatches(2)(patches), images)
+
+
+def test_patches_are_mapped_over_units_without_a_loop():
+
+    @tf.function
+    def mapped(images):
+        there_and_back = tf.keras.Sequential([layers.ToPatches(2), layers.FromPatches(2)])
+        return tf.vectorized_map(there_and_back, images, fallback_to_while_loop=False)
+
+    np.testing.assert_array_equal(mapped(tf.constant(image_of(3))), image_of(3))
