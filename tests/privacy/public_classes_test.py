@@ -79,8 +79,8 @@ def test_removing_any_owner_changes_the_vector_by_at_most_the_sensitivity():
 def test_replacing_an_owner_changes_the_vector_by_at_most_the_sensitivity(seed):
     votes, labels = make_votes(60, seed)
     owners = np.arange(60) % 3
-    others = tuple(np.where(owners == 0, changed, kept) for changed, kept in zip(make_votes(60, seed + 100),
-                                                                                (votes, labels)))  # yapf: disable
+    other_votes, other_labels = make_votes(60, seed + 100)
+    others = np.where(owners == 0, other_votes, votes), np.where(owners == 0, other_labels, labels)
     difference = np.linalg.norm(exact(votes, labels, owners) - exact(*others, owners))
     assert 0.1 < difference <= make_config().sensitivity('replace_one')
 

@@ -1,4 +1,4 @@
-"""Tests of the warm start on public images: the votes are drawn once, kept, counted once, and lead to what is trained on."""
+"""Tests of the warm start on public images: votes are drawn, kept and counted once, and lead to what is trained on."""
 
 import dataclasses
 import json

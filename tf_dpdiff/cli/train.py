@@ -203,9 +203,10 @@ def _show_release(workdir: pathlib.Path, released: Union[class_means.NoisyMeans,
     if isinstance(released, class_means.NoisyMeans):
         _draw_class_means(workdir, released)
         return
-    table = command.facts_table(f'public classes that stand for private ones ({warm_start_lib.VOTES_FILE})')
+    table = command.facts_table('public classes that noisy votes chose')
     for name, public_names in released.names:
         table.add_row(name, ', '.join(public_names))
+    table.add_row('the votes', str(workdir / warm_start_lib.VOTES_FILE))
     rich_console.Console().print(table)
 
 

@@ -152,9 +152,9 @@ class Trainer(loop.StageLoop):
         What the accountant composes is the whole sequence of noisy sums (and the warm start's release), each chosen
         knowing those before it: epsilon covers someone who sees all of them, not the last weights alone. The averaged
         weights after s steps are a function of public things and of the first s sums; a grid is a function of these
-        weights and of public seeds. So all grids and the final model together are post-processing of what the ledger holds, and a grid
-        at step s costs what the ledger says at step s. A step repeated after a crash makes the same sum with the same
-        noise, so it shows the same grid and releases nothing twice.
+        weights and of public seeds. So all grids and the final model together are post-processing of what the ledger
+        holds, and a grid at step s costs what the ledger says at step s. A step repeated after a crash makes the same
+        sum with the same noise, so it shows the same grid and releases nothing twice.
 
         This would not hold for accounting that hides the weights on the way (amplification by iteration), for weights
         that are ahead of the ledger, or for noiseless training: then nothing is shown.

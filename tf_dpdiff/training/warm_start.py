@@ -155,9 +155,9 @@ def release_public_classes(config: public_classes.PublicClassesConfig,
                            workdir: pathlib.Path, save: Callable[[], None]) -> ChosenClasses:
     """Chooses public classes by noisy votes of the private images, which are released once in the life of a run.
 
-    A classifier that is trained anew, perhaps on another machine, may change a few votes: that would be one more release,
-    and the ledger holds one. So the noisy votes are in a file before anything is made from them, and whoever resumes
-    reads them there. The file of another run is not read, since this one's statement would not cover it.
+    A classifier that is trained anew, perhaps on another machine, may change a few votes: that would be one more
+    release, and the ledger holds one. So the noisy votes are in a file before anything is made from them, and whoever
+    resumes reads them there. The file of another run is not read, since this one's statement would not cover it.
 
     Args:
       config: The release.
