@@ -260,6 +260,17 @@ def test_public_images_that_do_not_fit_are_refused_before_anything_is_trained(tm
     assert not (tmp_path / 'checkpoints').exists()
 
 
+@pytest.mark.parametrize('accounted', [
+    None,
+    dataclasses.replace(RELEASE, noise_multiplier=5.0),
+    class_means.ClassMeansConfig(0.5, 1.0),
+])
+def test_release_that_the_plan_does_not_account_for_is_refused(tmp_path, accounted):
+    plan = plan_lib.make_plan(toy.PRIVACY, PRIVATE.num_units, accounted)
+    with pytest.raises(ValueError, match='the warm start makes another release'):
+        make_trainer(tmp_path, plan=plan)
+
+
 def test_several_processes_are_refused(tmp_path):
 
     class TwoWorkers(strategies.Replicas):

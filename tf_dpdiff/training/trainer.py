@@ -72,6 +72,9 @@ class Trainer(loop.StageLoop):
         if plan.num_units != private.num_units:
             raise ValueError(
                 f'the plan is for {plan.num_units} units, data set {private.name!r} has {private.num_units}.')
+        if warm_start and warm_start.release != plan.warm_start_release:
+            raise ValueError(f'the warm start makes another release, {warm_start.release}, than the plan accounts for: '
+                             f'{plan.warm_start_release}.')
         origin = open_origin(finetuning, pretraining, network, process)
         check_warm_start(warm_start, private.spec, replicas.workers.count)
         _check_public_images(pretraining, warm_start, origin, private)
