@@ -84,7 +84,7 @@ def test_whole_numbers_are_the_largest_that_fit(capsys, flags, solved, name, mor
 def test_class_means_are_paid_from_the_same_target(capsys):
     flags = ('--noise_multiplier=17.5', '--epsilon=1', '--sampling_probability=0.3', '--delta=1e-5')
     alone = call_for_json(capsys, *flags)
-    beside = call_for_json(capsys, *flags, '--class_means_noise_multiplier=10')
+    beside = call_for_json(capsys, *flags, '--warm_start_noise_multiplier=10')
     assert 0 < beside['num_steps'] < 0.9 * alone['num_steps'] and beside['epsilon'] <= 1.0
     curve = beside['epsilon_over_steps']
     assert curve[0]['num_steps'] == 0 and curve[0]['pld'] > 0.2
@@ -93,10 +93,10 @@ def test_class_means_are_paid_from_the_same_target(capsys):
 
 def test_rounds_of_class_means_are_paid_each(capsys):
     flags = ('--noise_multiplier=17.5', '--epsilon=1', '--sampling_probability=0.3', '--delta=1e-5')
-    rounds = call_for_json(capsys, *flags, '--class_means_noise_multiplier=20', '--class_means_num_rounds=4')
-    assert rounds['num_steps'] == call_for_json(capsys, *flags, '--class_means_noise_multiplier=10')['num_steps']
-    assert rounds['num_steps'] < call_for_json(capsys, *flags, '--class_means_noise_multiplier=20')['num_steps']
-    assert call('account', *flags, '--class_means_noise_multiplier=20', '--class_means_num_rounds=4') == command.DONE
+    rounds = call_for_json(capsys, *flags, '--warm_start_noise_multiplier=20', '--warm_start_num_rounds=4')
+    assert rounds['num_steps'] == call_for_json(capsys, *flags, '--warm_start_noise_multiplier=10')['num_steps']
+    assert rounds['num_steps'] < call_for_json(capsys, *flags, '--warm_start_noise_multiplier=20')['num_steps']
+    assert call('account', *flags, '--warm_start_noise_multiplier=20', '--warm_start_num_rounds=4') == command.DONE
     assert 'noise multiplier 20, 4 rounds' in capsys.readouterr().out
 
 
@@ -134,8 +134,8 @@ def test_delta_that_is_too_large_for_the_data_is_noted(capsys):
     ((*CIFAR10, '--epsilon=1', '--delta=1'), '--delta must be in (0, 1), got 1.0'),
     ((*CIFAR10, '--epsilon=1', '--num_steps=0'), '--num_steps must be at least 1, got 0'),
     ((*CIFAR10, '--epsilon=1', '--num_steps=1.5'), 'invalid int value'),
-    ((*CIFAR10, '--epsilon=1', '--class_means_noise_multiplier=1'), 'cannot be met'),
-    ((*CIFAR10, '--epsilon=1', '--class_means_num_rounds=2'), 'needs --class_means_noise_multiplier'),
+    ((*CIFAR10, '--epsilon=1', '--warm_start_noise_multiplier=1'), 'cannot be met'),
+    ((*CIFAR10, '--epsilon=1', '--warm_start_num_rounds=2'), 'needs --warm_start_noise_multiplier'),
     ((*CIFAR10, '--epsilon=1', '--plot=a.pdf'), 'must end in .png'),
     (('--delta=1e-5', '--expected_batch_size=9', '--num_steps=9', '--epsilon=1'), 'needs --num_units'),
     (('--create',), '--create needs a --budget_file'),

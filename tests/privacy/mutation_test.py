@@ -39,6 +39,7 @@ class Mutant:
 CLIPPING, NOISE, PLAN = 'privacy/clipping_test.py', 'privacy/noise_test.py', 'privacy/plan_test.py'
 ACCOUNTING, CONTRACT = 'privacy/accounting_test.py', 'contract_test.py'
 REPLICAS = 'privacy/replicas_test.py'
+VOTES = 'privacy/public_classes_test.py'
 OPTIMIZER, STEP = 'privacy/optimizer_test.py', 'training/train_step_test.py'
 STRATEGIES = 'training/strategies_test.py'
 MUTANTS = (
@@ -156,9 +157,8 @@ MUTANTS = (
            'ledger.count(DP_SGD_STEP) > self.config.num_steps', PLAN),
     Mutant('budget not checked for a given noise multiplier', 'privacy/plan.py',
            'if config.target_epsilon is not None and plan.epsilon() > config.target_epsilon:', 'if False:', PLAN),
-    Mutant('class means forgotten by the accountant', 'privacy/plan.py',
-           'planned = self.record_class_means(ledger_lib.Ledger()) if self.class_means else ledger_lib.Ledger()',
-           'planned = ledger_lib.Ledger()', PLAN),
+    Mutant('release of the warm start forgotten by the accountant', 'privacy/plan.py',
+           'planned = self.record_warm_start_release(planned)', 'pass', PLAN),
     Mutant('class means without clipping', 'privacy/class_means.py',
            'np.maximum(self.l2_norm_clip, np.linalg.norm(flat, axis=1, keepdims=True))', 'self.l2_norm_clip',
            'privacy/class_means_test.py'),
@@ -167,7 +167,7 @@ MUTANTS = (
     Mutant('class means with noise x 2/3', 'privacy/class_means.py', 'vector = vector + stddev *',
            'vector = vector + 2.0 / 3.0 * stddev *', 'privacy/class_means_test.py'),
     Mutant('only the first round of the class means is recorded', 'privacy/plan.py',
-           'for _ in range(self.class_means.num_rounds):', 'for _ in range(1):', PLAN),
+           'for _ in range(release.num_rounds):', 'for _ in range(1):', PLAN),
     Mutant('rounds of the class means share their noise', 'privacy/class_means.py',
            "f'class_means_{number}' if number else 'class_means'", "'class_means_1' if number else 'class_means'",
            'privacy/class_means_test.py'),
@@ -177,6 +177,16 @@ MUTANTS = (
            'privacy/class_means_test.py'),
     Mutant('the weight of the count is not in the sensitivity', 'privacy/class_means.py',
            'of_one = math.sqrt(1.0 + self.count_weight**2)', 'of_one = 1.0', 'privacy/class_means_test.py'),
+    Mutant('votes with noise x 2/3', 'privacy/public_classes.py', 'return vector + stddev *',
+           'return vector + 2.0 / 3.0 * stddev *', VOTES),
+    Mutant('an owner votes once for each image', 'privacy/public_classes.py', '1.0 / np.bincount(owners)[owners]',
+           'np.ones([len(votes)])', VOTES),
+    Mutant('votes that differ share their noise', 'privacy/public_classes.py', 'hashlib.sha256(vector.tobytes())',
+           'hashlib.sha256()', VOTES),
+    Mutant('a resumed run votes again', 'training/warm_start.py', 'if not path.exists():', 'if True:',
+           'training/public_classes_test.py'),
+    Mutant('votes are drawn again where they are lost', 'training/warm_start.py',
+           'if noisy_votes is None and is_recorded:', 'if False:', 'training/public_classes_test.py'),
     Mutant('accuracy with the noise of one classifier', 'privacy/accuracy_release.py',
            'return math.sqrt(num_classifiers)', 'return 1.0', 'privacy/accuracy_release_test.py'),
     Mutant('an owner counts once for each image in the accuracy', 'privacy/accuracy_release.py',

@@ -10,6 +10,7 @@ from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import class_means
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import plan as plan_lib
+from tf_dpdiff.privacy import public_classes
 
 CONFIG = plan_lib.DpSgdConfig(target_delta=1e-4,
                               expected_batch_size=200,
@@ -67,6 +68,24 @@ def test_each_round_of_the_class_means_is_paid():
     assert four.config.noise_multiplier == pytest.approx(as_four.config.noise_multiplier, rel=1e-3)
 
 
+def test_votes_for_public_classes_are_paid_from_the_same_budget():
+    release = public_classes.PublicClassesConfig(3.0, 2)
+    plan = make_plan(CONFIG, release)
+    assert [(r.mechanism, r.noise_multiplier, r.sampling_probability, r.count) for r in plan.planned_ledger().releases
+           ][0] == ('noisy_public_class_votes', 3.0, 1.0, 1)
+    # As much as class means of the same noise.
+    as_means = make_plan(CONFIG, class_means.ClassMeansConfig(3.0, 1.0))
+    assert plan.config.noise_multiplier == pytest.approx(as_means.config.noise_multiplier, rel=1e-6)
+    assert plan.config.noise_multiplier > make_plan().config.noise_multiplier and plan.epsilon() <= 4.0
+
+
+def test_kind_of_the_warm_start_and_its_settings_are_in_the_fingerprint():
+    releases = [None, class_means.ClassMeansConfig(3.0, 1.0), public_classes.PublicClassesConfig(3.0, 1),
+                public_classes.PublicClassesConfig(3.0, 2)]  # yapf: disable
+    prints = [str(make_plan(CONFIG, release).fingerprint()['warm_start_release']) for release in releases]
+    assert len(set(prints)) == 4
+
+
 def test_epsilon_is_that_of_the_steps_run_not_of_those_planned():
     plan = make_plan()
     ledger = ledger_lib.Ledger()
@@ -90,7 +109,7 @@ def test_no_step_beyond_the_plan_is_recorded():
 @pytest.mark.parametrize('several', [(), (10, 4)])
 def test_ledger_of_all_steps_equals_the_planned_one(several):
     plan = make_plan(CONFIG, class_means.ClassMeansConfig(3.0, 1.0, *several))
-    ledger = plan.record_class_means(ledger_lib.Ledger())
+    ledger = plan.record_warm_start_release(ledger_lib.Ledger())
     for _ in range(50):
         ledger = plan.record_step(ledger)
     assert ledger == plan.planned_ledger()

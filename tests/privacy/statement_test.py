@@ -117,7 +117,7 @@ def test_epsilon_over_steps_begins_with_the_class_means_and_ends_with_the_claim(
                                           rel=1e-2)
     assert [point.pld for point in points] == sorted(point.pld for point in points)
     middle = points[len(points) // 2]
-    ledger = made.plan.record_class_means(ledger_lib.Ledger())
+    ledger = made.plan.record_warm_start_release(ledger_lib.Ledger())
     for _ in range(middle.num_steps):
         ledger = made.plan.record_step(ledger)
     exact = accounting.epsilon(ledger.dp_event(), 1e-4)

@@ -210,7 +210,7 @@ def test_grids_are_few_evenly_spaced_and_the_last_is_at_the_end(num_steps, count
 
 
 @pytest.mark.parametrize('forgotten, hidden', [('record_step', {'finetuning'}),
-                                               ('record_class_means', {'warm_start', 'finetuning'})])
+                                               ('record_warm_start_release', {'warm_start', 'finetuning'})])
 def test_no_grid_is_shown_of_weights_that_the_ledger_does_not_hold(tmp_path, monkeypatch, forgotten, hidden):
     trainer = make_trainer(tmp_path)
     monkeypatch.setattr(plan_lib.DpSgdPlan, forgotten, lambda unused_plan, ledger: ledger)

@@ -20,8 +20,8 @@ FLAGS = {
     'num_units': (int, "the private data set's size"),
     'expected_batch_size': (int, 'expected units a step; needs --num_units'),
     'sampling_probability': (float, 'of each unit in each step; in place of --expected_batch_size'),
-    'class_means_noise_multiplier': (float, 'a release of noisy class means, composed with the steps'),
-    'class_means_num_rounds': (int, 'rounds of that release, each with this noise (default: 1)'),
+    'warm_start_noise_multiplier': (float, 'a release for a warm start, composed with the steps'),
+    'warm_start_num_rounds': (int, 'rounds of that release, each with this noise (default: 1)'),
 }
 
 
@@ -35,8 +35,8 @@ class RunPlan:
       num_steps: Steps, at least 1.
       sampling_probability: Of each unit in each step, in (0, 1].
       num_units: Size of the data set, or None where only the probability is known.
-      class_means_noise_multiplier: Of each round of the other release, > 0, or None.
-      class_means_num_rounds: Its rounds.
+      warm_start_noise_multiplier: Of each round of the other release, > 0, or None.
+      warm_start_num_rounds: Its rounds.
       target_epsilon: What was asked for, or None.
       solved: Name of the setting that was computed; None where all were given.
     """
@@ -45,8 +45,8 @@ class RunPlan:
     num_steps: int
     sampling_probability: float
     num_units: Optional[int]
-    class_means_noise_multiplier: Optional[float]
-    class_means_num_rounds: int
+    warm_start_noise_multiplier: Optional[float]
+    warm_start_num_rounds: int
     target_epsilon: Optional[float]
     solved: Optional[str]
 
@@ -60,12 +60,12 @@ class RunPlan:
         return accounting.epsilon(self._event(self.num_steps), self.delta, accountant=accountant)
 
     def curve(self, num_points: int = curves.NUM_POINTS) -> List[curves.CurvePoint]:
-        """Returns the cost over steps, evenly spaced, the whole run last; begins at 0 where there are class means."""
+        """Returns the cost over steps, evenly spaced, the whole run last; begins at 0 where there is a warm start."""
         return curves.epsilon_over_steps(self._event, self.num_steps, self.delta, num_points=num_points)
 
     def _event(self, num_steps: int) -> dp_accounting.DpEvent:
-        return _dp_event(self.noise_multiplier, num_steps, self.sampling_probability, self.class_means_noise_multiplier,
-                         self.class_means_num_rounds)
+        return _dp_event(self.noise_multiplier, num_steps, self.sampling_probability, self.warm_start_noise_multiplier,
+                         self.warm_start_num_rounds)
 
 
 def make_plan(flags) -> RunPlan:
@@ -91,10 +91,10 @@ def make_plan(flags) -> RunPlan:
         raise command.UsageError(_explain_missing(flags, missing))
     solved = missing[0] if missing else None
 
-    rounds = flags.class_means_num_rounds or 1
+    rounds = flags.warm_start_num_rounds or 1
 
     def event(noise_multiplier=flags.noise_multiplier, num_steps=flags.num_steps, q=probability):
-        return _dp_event(noise_multiplier, num_steps, q, flags.class_means_noise_multiplier, rounds)
+        return _dp_event(noise_multiplier, num_steps, q, flags.warm_start_noise_multiplier, rounds)
 
     noise_multiplier, num_steps, target = flags.noise_multiplier, flags.num_steps, (flags.epsilon, flags.delta)
     if solved == 'noise_multiplier':
@@ -110,7 +110,7 @@ def make_plan(flags) -> RunPlan:
         exact = accounting.solve_sampling_probability(lambda q: event(q=q), *target)
         probability = _round_down(exact, 6)
     plan = RunPlan(flags.delta, noise_multiplier, num_steps, probability, flags.num_units,
-                   flags.class_means_noise_multiplier, rounds, flags.epsilon, solved)
+                   flags.warm_start_noise_multiplier, rounds, flags.epsilon, solved)
     if flags.epsilon is not None and plan.epsilon() > flags.epsilon:
         raise accounting.BudgetError(
             f'these settings cost epsilon={accounting.round_up(plan.epsilon())} at delta={flags.delta:g}, more than '
@@ -118,13 +118,13 @@ def make_plan(flags) -> RunPlan:
     return plan
 
 
-def _dp_event(noise_multiplier, num_steps, sampling_probability, class_means_noise_multiplier,
-              class_means_num_rounds) -> dp_accounting.DpEvent:
+def _dp_event(noise_multiplier, num_steps, sampling_probability, warm_start_noise_multiplier,
+              warm_start_num_rounds) -> dp_accounting.DpEvent:
     """Composes as the ledger of a run does."""
     releases = []
-    if class_means_noise_multiplier is not None:
+    if warm_start_noise_multiplier is not None:
         releases.append(
-            ledger_lib.Release('noisy_class_means', class_means_noise_multiplier, 1.0, class_means_num_rounds))
+            ledger_lib.Release('warm_start_release', warm_start_noise_multiplier, 1.0, warm_start_num_rounds))
     if num_steps:
         releases.append(ledger_lib.Release('dp_sgd_step', noise_multiplier, sampling_probability, num_steps))
     return ledger_lib.Ledger(tuple(releases)).dp_event()
@@ -141,8 +141,8 @@ def _check_ranges(flags) -> None:
         elif not (value >= 1 if kind is int else 0.0 < value < math.inf):
             raise command.UsageError(
                 f'--{name} must be {"at least 1" if kind is int else "finite and > 0"}, got {value}.')
-    if flags.class_means_num_rounds is not None and flags.class_means_noise_multiplier is None:
-        raise command.UsageError('--class_means_num_rounds needs --class_means_noise_multiplier, the noise of each.')
+    if flags.warm_start_num_rounds is not None and flags.warm_start_noise_multiplier is None:
+        raise command.UsageError('--warm_start_num_rounds needs --warm_start_noise_multiplier, the noise of each.')
     if flags.expected_batch_size is not None:
         if flags.sampling_probability is not None:
             raise command.UsageError('--expected_batch_size and --sampling_probability say the same: give one of them.')

@@ -30,8 +30,8 @@ def plan_fields(plan: account_plan.RunPlan) -> dict:
         'sampling_probability': plan.sampling_probability,
         'num_units': plan.num_units,
         'expected_batch_size': plan.expected_batch_size,
-        'class_means_noise_multiplier': plan.class_means_noise_multiplier,
-        'class_means_num_rounds': plan.class_means_num_rounds,
+        'warm_start_noise_multiplier': plan.warm_start_noise_multiplier,
+        'warm_start_num_rounds': plan.warm_start_num_rounds,
         'epsilon_over_steps': [point._asdict() for point in plan.curve()],
     }
 
@@ -49,9 +49,9 @@ def plan_tables(plan: account_plan.RunPlan) -> List[rich_table.Table]:
     if plan.num_units:
         batch = f'{plan.expected_batch_size:,.10g} of {plan.num_units:,} units, {batch}'
     settings.add_row('expected batch', marked('batch', batch))
-    if plan.class_means_noise_multiplier is not None:
-        rounds = f', {plan.class_means_num_rounds} rounds' if plan.class_means_num_rounds > 1 else ''
-        settings.add_row('noisy class means', f'noise multiplier {plan.class_means_noise_multiplier:.10g}{rounds}')
+    if plan.warm_start_noise_multiplier is not None:
+        rounds = f', {plan.warm_start_num_rounds} rounds' if plan.warm_start_num_rounds > 1 else ''
+        settings.add_row('warm start', f'noise multiplier {plan.warm_start_noise_multiplier:.10g}{rounds}')
     settings.add_row('delta', f'{plan.delta:g}')
     if plan.target_epsilon is not None:
         settings.add_row('epsilon allowed', f'{plan.target_epsilon:g}')
@@ -69,9 +69,9 @@ def draw_plan(plan: account_plan.RunPlan, path: pathlib.Path) -> None:
     batch = (f'expected batch {plan.expected_batch_size:,.10g} of {plan.num_units:,}'
              if plan.num_units else f'sampling probability {plan.sampling_probability:.6g}')
     title = f'noise multiplier {plan.noise_multiplier:.6g}, {batch}'
-    if plan.class_means_noise_multiplier is not None:
-        rounds = f' in {plan.class_means_num_rounds} rounds' if plan.class_means_num_rounds > 1 else ''
-        title += f',\nclass means with noise multiplier {plan.class_means_noise_multiplier:g}{rounds} before'
+    if plan.warm_start_noise_multiplier is not None:
+        rounds = f' in {plan.warm_start_num_rounds} rounds' if plan.warm_start_num_rounds > 1 else ''
+        title += f',\nwarm start with noise multiplier {plan.warm_start_noise_multiplier:g}{rounds} before'
     epsilon_picture.write_picture(path,
                                   plan.curve(_PLOT_POINTS),
                                   title=title,

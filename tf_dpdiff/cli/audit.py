@@ -66,7 +66,7 @@ def audit(
       privacy: The privacy budget and how it is spent.
       finetuning: The DP-SGD stage.
       pretraining: The public stage, or None.
-      warm_start: The stage on noisy class means, or None.
+      warm_start: The stage on what a noisy release tells of the classes, or None.
       canaries: Which canaries, and how they are looked for.
       loop: Settings of the loop.
 
@@ -77,7 +77,7 @@ def audit(
         return _attack_run(workdir, data, canaries)
     if warm_start and canaries.kind == 'own_class':
         raise ValueError(
-            "kind='own_class' gives each canary a class, of which the warm start would release a mean: set "
+            "kind='own_class' gives each canary a class, which the warm start would release something of: set "
             "audit.warm_start = None, or AuditConfig.kind = 'mislabelled'.")
     membership.check_timesteps(canaries.timesteps, process)
     made = canaries_lib.make_canaries(canaries, data)

@@ -34,7 +34,7 @@ def print_private(spec,
       process: The diffusion process.
       plan: The privacy plan.
       pretraining: The public stage, or None.
-      warm_start: The stage on noisy class means, or None.
+      warm_start: The stage on what a noisy release tells of the classes, or None.
       finetuning: The DP-SGD stage.
       spent: What a budget file would hold with this run, in words, or None.
       hardware: The devices that the run is planned for, or None.
@@ -45,7 +45,9 @@ def print_private(spec,
                             views_lib.make_view_sampler(process, finetuning.views, network, spec.num_classes))
     if pretraining:
         trainer_lib.check_public_shape(pretraining.spec, spec)
-    public_data = _check_origin(finetuning, pretraining, network, process, model)
+    trainer_lib.check_warm_start(warm_start, spec)
+    origin_data = _check_origin(finetuning, pretraining, network, process, model)
+    public_data = tuple(dict.fromkeys(origin_data + trainer_lib.describe_public_data(None, None, warm_start)))
     num_trained = planner_rows.count_parameters(unet.select_variables(model, finetuning.trainable))
     num_views = finetuning.views.augmentation_multiplicity
     views = plan.config.num_steps * plan.config.expected_batch_size * num_views
@@ -53,13 +55,14 @@ def print_private(spec,
     table.add_row('private images', _describe_images(spec))
     table.add_row('parameters', f'{model.count_params():,}, of which {num_trained:,} are trained privately')
     table.add_row('compute type', network.compute_dtype)
-    for phrase in public_data:
+    for phrase in origin_data:
         table.add_row('starts from', phrase)
     if pretraining:
         table.add_row('pre-training', f'{pretraining.num_steps:,} steps of {pretraining.batch_size:,} of them')
     if warm_start:
-        table.add_row('warm start',
-                      f'{warm_start.num_steps:,} steps of {warm_start.batch_size} images from noisy class means')
+        table.add_row(
+            'warm start',
+            f'{warm_start.num_steps:,} steps of {warm_start.batch_size} images {_describe_source(warm_start)}')
     table.add_row(
         'private steps', f'{plan.config.num_steps:,} of {plan.config.expected_batch_size:,} expected units x '
         f'{num_views} views = {views:,} views')
@@ -72,6 +75,12 @@ def print_private(spec,
     if spent:
         table.add_row('budget file', f'with this run, {spent}')
     _print(table, trainer_lib.make_statement(spec, plan, plan.planned_ledger(), num_views, public_data))
+
+
+def _describe_source(warm_start) -> str:
+    if not warm_start.has_public_classes:
+        return 'from noisy class means'
+    return f'of the public classes that noisy votes choose, among {warm_start.public.spec.to_phrase()}'
 
 
 def _describe_memory(model, num_trained: int, expected_batch_size: int, finetuning) -> str:

@@ -37,8 +37,10 @@ from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import accuracy_release
 from tf_dpdiff.privacy import class_means
 from tf_dpdiff.privacy import plan
+from tf_dpdiff.privacy import public_classes
 from tf_dpdiff.training import interruption
 from tf_dpdiff.training import loop
+from tf_dpdiff.training import public_classifier
 from tf_dpdiff.training import stages
 from tf_dpdiff.training import strategies
 from tf_dpdiff.training import views
@@ -63,11 +65,13 @@ _REGISTERED = (
     process.DiffusionProcess,
     samplers.SamplerConfig,
     class_means.ClassMeansConfig,
+    public_classes.PublicClassesConfig,
     accuracy_release.AccuracyReleaseConfig,
     plan.DpSgdConfig,
     views.ViewsConfig,
     stages.OptimizationConfig,
     stages.PretrainingConfig,
+    public_classifier.PublicClassifierConfig,
     stages.WarmStartConfig,
     stages.FinetuningConfig,
     loop.TrainerConfig,

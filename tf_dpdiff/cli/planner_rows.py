@@ -44,7 +44,7 @@ def of_private_run(hardware: planner.Hardware, model: tf.keras.Model, plan: plan
       model: The network.
       plan: The privacy plan.
       pretraining: The public stage, or None.
-      warm_start: The stage on noisy class means, or None.
+      warm_start: The stage on what a noisy release tells of the classes, or None.
       finetuning: The DP-SGD stage.
     """
     batch_size, num_units = plan.config.expected_batch_size, plan.num_units

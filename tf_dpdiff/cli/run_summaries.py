@@ -126,5 +126,5 @@ def key_numbers(model: run_files.ModelDescription, of_stages: Dict[str, Any],
                 f'{name}_learning_rate': config.optimization.learning_rate
             })
     if stages.WARM_START in of_stages:
-        numbers['class_means_noise_multiplier'] = of_stages[stages.WARM_START].release.noise_multiplier
+        numbers['warm_start_noise_multiplier'] = of_stages[stages.WARM_START].release.noise_multiplier
     return numbers

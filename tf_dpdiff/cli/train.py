@@ -1,6 +1,7 @@
 """bin/train: from private images to a private generator, its samples and what they are worth."""
 
 import contextlib
+import functools
 import json
 import pathlib
 import sys
@@ -41,6 +42,7 @@ from tf_dpdiff.training import planner
 from tf_dpdiff.training import stages
 from tf_dpdiff.training import strategies
 from tf_dpdiff.training import trainer as trainer_lib
+from tf_dpdiff.training import warm_start as warm_start_lib
 
 
 @gin_config.root
@@ -77,7 +79,7 @@ def train(
       privacy: The privacy budget and how it is spent.
       finetuning: The DP-SGD stage.
       pretraining: The public stage, or None.
-      warm_start: The stage on noisy class means, or None.
+      warm_start: The stage on what a noisy release tells of the classes, or None.
       sampler: How images are drawn.
       samples: How many images are drawn at the end.
       utility: The classifiers that tell what the samples are worth, or None. What they measure is written to
@@ -144,7 +146,7 @@ def _make_trainer(workdir, data, model, plan, of_stages, config, replicas) -> tr
                                process=model.process,
                                plan=plan,
                                config=config,
-                               on_release=lambda means: _draw_class_means(workdir, means),
+                               on_release=functools.partial(_show_release, workdir),
                                draw_grid=run_summaries.make_grid_drawer(model),
                                replicas=replicas)
 
@@ -195,6 +197,17 @@ def _charge(path, done: str, change: Callable[[budget_lib.Budget], budget_lib.Bu
 def _spent(budget: budget_lib.Budget) -> str:
     return (f'{len(budget.entries)} run(s) cost epsilon = {accounting.round_up(budget.epsilon())} of '
             f'{budget.total_epsilon:g} at delta = {budget.delta:g}')
+
+
+def _show_release(workdir: pathlib.Path, released: Union[class_means.NoisyMeans, warm_start_lib.ChosenClasses]) -> None:
+    if isinstance(released, class_means.NoisyMeans):
+        _draw_class_means(workdir, released)
+        return
+    table = command.facts_table('public classes that noisy votes chose')
+    for name, public_names in released.names:
+        table.add_row(name, ', '.join(public_names))
+    table.add_row('the votes', str(workdir / warm_start_lib.VOTES_FILE))
+    rich_console.Console().print(table)
 
 
 def _draw_class_means(workdir: pathlib.Path, means: class_means.NoisyMeans) -> None:

@@ -35,4 +35,4 @@ def check_is_not_private(public_digests: np.ndarray, private_digests: np.ndarray
     if num_shared > _TOLERATED_SHARE * len(private_digests):
         raise ValueError(
             f'{num_shared:,} of the {len(private_digests):,} different private images ({private_name!r}) are '
-            'among the public ones: pre-training on them would release them without noise.')
+            'among the public ones: training on them would release them without noise.')

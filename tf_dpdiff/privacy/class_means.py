@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import NamedTuple, Optional
+from typing import ClassVar, NamedTuple, Optional
 
 import dp_accounting
 import numpy as np
@@ -70,6 +70,7 @@ class ClassMeansConfig:
     means_per_class: int = 1
     num_rounds: int = 1
     count_weight: float = 1.0
+    mechanism: ClassVar[str] = 'noisy_class_means'  # What the ledger calls it.
 
     def __post_init__(self):
         for name in ('noise_multiplier', 'l2_norm_clip'):

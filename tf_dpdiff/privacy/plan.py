@@ -6,16 +6,19 @@ from typing import Optional, Union
 import dp_accounting
 
 from tf_dpdiff.privacy import accounting
-from tf_dpdiff.privacy import class_means as class_means_lib
+from tf_dpdiff.privacy import class_means
 from tf_dpdiff.privacy import clipping
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import noise
+from tf_dpdiff.privacy import public_classes
 from tf_dpdiff.privacy import sampling
 
 DP_SGD_STEP = 'dp_sgd_step'
-NOISY_CLASS_MEANS = 'noisy_class_means'
 SAMPLINGS = ('poisson', 'shuffled_batches')
 CLIPPINGS = ('flat', 'per_layer')
+
+# What may come before the first step, paid from the same budget.
+WarmStartRelease = Union[class_means.ClassMeansConfig, public_classes.PublicClassesConfig]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,9 +80,9 @@ class DpSgdConfig:
 class DpSgdPlan:
     """A calibrated run: the parts agree with one another since `make_plan` made them from one config.
 
-    Guarantee: running all of it (num_steps steps and the class means, where planned) on data sets that differ in one
-      unit is (achieved_epsilon, target_delta)-indistinguishable, and achieved_epsilon <= target_epsilon where a target
-      is set.
+    Guarantee: running all of it (num_steps steps and the warm start's release, where planned) on data sets that differ
+      in one unit is (achieved_epsilon, target_delta)-indistinguishable, and achieved_epsilon <= target_epsilon where a
+      target is set.
 
     Attributes:
       config: What it was made from, with the noise multiplier filled in.
@@ -87,14 +90,14 @@ class DpSgdPlan:
       sampler: Draws the units of a step.
       clipper: Clips and sums.
       noise: Added once to the sum over all chunks and replicas.
-      class_means: The other release, or None.
+      warm_start_release: The other release, or None.
     """
     config: DpSgdConfig
     num_units: int
     sampler: Union[sampling.PoissonSampler, sampling.ShuffledBatches]
     clipper: clipping.PerUnitClipper
     noise: noise.GaussianNoise
-    class_means: Optional[class_means_lib.ClassMeansConfig]
+    warm_start_release: Optional[WarmStartRelease]
 
     @property
     def sampling_probability(self) -> Optional[float]:
@@ -108,16 +111,19 @@ class DpSgdPlan:
     def planned_ledger(self, num_steps: Optional[int] = None) -> ledger_lib.Ledger:
         """Returns the ledger that a run of the plan will end with."""
         count = self.config.num_steps if num_steps is None else num_steps
-        planned = self.record_class_means(ledger_lib.Ledger()) if self.class_means else ledger_lib.Ledger()
+        planned = ledger_lib.Ledger()
+        if self.warm_start_release:
+            planned = self.record_warm_start_release(planned)
         if count:
             step = self.record_step(ledger_lib.Ledger()).releases[0]
             planned = ledger_lib.Ledger(planned.releases + (dataclasses.replace(step, count=count),))
         return planned
 
-    def record_class_means(self, ledger: ledger_lib.Ledger) -> ledger_lib.Ledger:
-        """Returns the ledger with all rounds of the release of the class means."""
-        for _ in range(self.class_means.num_rounds):
-            ledger = ledger.record(NOISY_CLASS_MEANS, self.class_means.noise_multiplier, 1.0)
+    def record_warm_start_release(self, ledger: ledger_lib.Ledger) -> ledger_lib.Ledger:
+        """Returns the ledger with all rounds of the warm start's release."""
+        release = self.warm_start_release
+        for _ in range(release.num_rounds):
+            ledger = ledger.record(release.mechanism, release.noise_multiplier, 1.0)
         return ledger
 
     def record_step(self, ledger: ledger_lib.Ledger) -> ledger_lib.Ledger:
@@ -146,19 +152,18 @@ class DpSgdPlan:
         fields = dataclasses.asdict(self.config)
         fields['num_units'] = self.num_units
         fields['sampling_probability'] = self.sampling_probability
-        fields['class_means'] = dataclasses.asdict(self.class_means) if self.class_means else None
+        release = self.warm_start_release
+        fields['warm_start_release'] = release and {'mechanism': release.mechanism, **dataclasses.asdict(release)}
         return fields
 
 
-def make_plan(config: DpSgdConfig,
-              num_units: int,
-              class_means: Optional[class_means_lib.ClassMeansConfig] = None) -> DpSgdPlan:
+def make_plan(config: DpSgdConfig, num_units: int, warm_start_release: Optional[WarmStartRelease] = None) -> DpSgdPlan:
     """Makes a plan, calibrating the noise where it is not given.
 
     Args:
       config: What was chosen.
       num_units: Units of the private data set, treated as public, >= 1.
-      class_means: Another release to be paid from the same budget, or None.
+      warm_start_release: Another release to be paid from the same budget, or None.
 
     Raises:
       ValueError: if the batch is larger than the data set.
@@ -183,7 +188,7 @@ def make_plan(config: DpSgdConfig,
                          sampler=sampler,
                          clipper=clipper,
                          noise=noise.GaussianNoise(stddev, config.noise_generator),
-                         class_means=class_means)
+                         warm_start_release=warm_start_release)
 
     if config.noise_multiplier is not None:
         plan = plan_with(config.noise_multiplier)

@@ -265,6 +265,7 @@ def describe(config) -> Optional[dict]:
     if config is None:
         return None
     fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in _CHUNKS}
-    if 'dataset' in fields:
-        fields['dataset'] = [config.images.name, config.images.fingerprint()]
+    for name in ('dataset', 'public'):
+        if fields.get(name) is not None:
+            fields[name] = [config.images.name, config.images.fingerprint()]
     return {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in fields.items()}

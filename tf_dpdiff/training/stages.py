@@ -1,4 +1,4 @@
-"""The three stages of a run: public pre-training, a warm start on noisy class means, DP-SGD fine-tuning."""
+"""The three stages of a run: public pre-training, a warm start on what a noisy release tells, DP-SGD fine-tuning."""
 
 import dataclasses
 from typing import Callable, Dict, Optional, Tuple, Union
@@ -8,21 +8,23 @@ import tensorflow as tf
 
 from tf_dpdiff.data import datasets
 from tf_dpdiff.data import pipelines
-from tf_dpdiff.data import public
+from tf_dpdiff.data import public as public_lib
 from tf_dpdiff.networks import ema
 from tf_dpdiff.networks import unet
-from tf_dpdiff.privacy import class_means
 from tf_dpdiff.privacy import plan as plan_lib
+from tf_dpdiff.privacy import public_classes
 from tf_dpdiff.privacy import sampling
 from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import learning_rate
 from tf_dpdiff.training import memory
+from tf_dpdiff.training import public_classifier
 from tf_dpdiff.training import strategies
 from tf_dpdiff.training import train_step
 from tf_dpdiff.training import views as views_lib
 from tf_dpdiff.training import warm_start as warm_start_lib
 
 PRETRAINING, WARM_START, FINETUNING = 'pretraining', 'warm_start', 'finetuning'
+PublicSource = Union[datasets.ImageDataset, public_lib.PublicImages]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +76,7 @@ class PretrainingConfig:
         the whole batch.
       seed: Public.
     """
-    dataset: Union[datasets.ImageDataset, public.PublicImages]
+    dataset: PublicSource
     num_steps: int
     batch_size: int
     optimization: OptimizationConfig
@@ -86,10 +88,7 @@ class PretrainingConfig:
     def __post_init__(self):
         _check_at_least_one(self, 'num_steps', 'batch_size')
         _check_decay(self)
-        if not isinstance(self.dataset, (datasets.ImageDataset, public.PublicImages)):
-            raise ValueError(
-                f'the dataset of the public stage is a {type(self.dataset).__name__}; turn a source of images '
-                'into public ones by @public_images().')
+        _check_source(self.dataset, 'dataset of the public stage')
         if self.images_per_chunk is not None and (self.images_per_chunk < 1 or self.batch_size % self.images_per_chunk):
             raise ValueError(f'images_per_chunk must divide batch_size={self.batch_size}, got {self.images_per_chunk}.')
 
@@ -101,26 +100,29 @@ class PretrainingConfig:
     @property
     def images(self) -> datasets.ImageDataset:
         """The images, read where they are not yet."""
-        return self.dataset.images if isinstance(self.dataset, public.PublicImages) else self.dataset
+        return _read(self.dataset)
 
 
 @dataclasses.dataclass(frozen=True)
 class WarmStartConfig:
-    """Plain training on images made from a noisy release of class means.
+    """Plain training on variations of noisy class means, or on public images of classes that noisy votes choose.
 
     Attributes:
-      release: The Gaussian release, charged to the same budget as DP-SGD.
-      num_images: Variations of the noisy means that are drawn.
+      release: The Gaussian release, charged to the same budget as DP-SGD, which decides between the two.
+      num_images: Variations of the noisy means that are drawn, >= 1; None with public classes.
       num_steps: Steps, >= 1.
       batch_size: Images a step, >= 1.
       optimization: How the weights follow the gradients.
       views: How a variation is looked at.
-      sharpening: (low, high) factor by which the contrast of a mean is stretched.
-      threshold: (low, high) grey level about which it is stretched.
+      sharpening: (low, high) factor by which the contrast of a mean is stretched; for class means.
+      threshold: (low, high) grey level about which it is stretched; for class means.
       seed: Public.
+      public: The labelled public images, or what reads them when they are first asked for; for public classes.
+      classifier: How the classifier is trained on them by which private images vote; for public classes, where None
+        stands for its defaults.
     """
-    release: class_means.ClassMeansConfig
-    num_images: int
+    release: plan_lib.WarmStartRelease
+    num_images: Optional[int]
     num_steps: int
     batch_size: int
     optimization: OptimizationConfig
@@ -128,9 +130,26 @@ class WarmStartConfig:
     sharpening: Tuple[float, float] = (1.2, 3.0)
     threshold: Tuple[float, float] = (0.4, 0.6)
     seed: int = 1
+    public: Optional[PublicSource] = None
+    classifier: Optional[public_classifier.PublicClassifierConfig] = None
 
     def __post_init__(self):
-        _check_at_least_one(self, 'num_images', 'num_steps', 'batch_size')
+        _check_at_least_one(self, 'num_steps', 'batch_size')
+        warm_start_lib.check_kind(self)
+        if self.has_public_classes:
+            _check_source(self.public, 'public of WarmStartConfig')
+        else:
+            _check_at_least_one(self, 'num_images')
+
+    @property
+    def has_public_classes(self) -> bool:
+        """Whether it trains on public images."""
+        return isinstance(self.release, public_classes.PublicClassesConfig)
+
+    @property
+    def images(self) -> Optional[datasets.ImageDataset]:
+        """The public images, read where they are not yet; None where there are none."""
+        return _read(self.public) if self.has_public_classes else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,30 +243,10 @@ def make_pretraining(config: PretrainingConfig, model: tf.keras.Model, average: 
 
 
 def make_warm_start(config: WarmStartConfig, model: tf.keras.Model, average: tf.keras.Model,
-                    view_sampler: views_lib.ViewSampler, replicas: strategies.Replicas, plan: plan_lib.DpSgdPlan,
-                    private: datasets.ImageDataset, state: checkpoints.RunState,
-                    on_release: Callable[[class_means.NoisyMeans], None]) -> Stage:
-    """Returns the warm-start stage; `on_release` is called with the noisy means."""
-
-    def release_and_vary() -> datasets.ImageDataset:
-        means = config.release.release(private.images_uint8,
-                                       private.labels,
-                                       private.num_classes,
-                                       seed=state.private_seed,
-                                       neighboring_relation=plan.config.neighboring_relation,
-                                       generator=plan.config.noise_generator,
-                                       owners=private.owners)
-        # A resumed run makes the same release from the same seed: it is one release, recorded once.
-        if not state.ledger.count(plan_lib.NOISY_CLASS_MEANS):
-            state.ledger = plan.record_class_means(state.ledger)
-        on_release(means)
-        return warm_start_lib.images_from_class_means(means,
-                                                      num_images=config.num_images,
-                                                      sharpening=config.sharpening,
-                                                      threshold=config.threshold,
-                                                      seed=config.seed)
-
-    return _public_stage(WARM_START, config, model, average, view_sampler, replicas, release_and_vary)
+                    view_sampler: views_lib.ViewSampler, replicas: strategies.Replicas,
+                    make_images: Callable[[], datasets.ImageDataset]) -> Stage:
+    """Returns the warm-start stage; `make_images` releases and makes the images, as `warm_start.make_images` does."""
+    return _public_stage(WARM_START, config, model, average, view_sampler, replicas, make_images)
 
 
 def make_finetuning(config: FinetuningConfig, model: tf.keras.Model, average: tf.keras.Model,
@@ -376,6 +375,16 @@ def _decay(max_ema_decay: float, step: int) -> float:
 def _check_decay(config) -> None:
     if not 0.0 <= config.max_ema_decay < 1.0:
         raise ValueError(f'max_ema_decay of {type(config).__name__} must be in [0, 1), got {config.max_ema_decay}.')
+
+
+def _check_source(source, what: str) -> None:
+    if not isinstance(source, (datasets.ImageDataset, public_lib.PublicImages)):
+        raise ValueError(f'the {what} is a {type(source).__name__}; turn a source of images into public ones by '
+                         '@public_images().')
+
+
+def _read(source: PublicSource) -> datasets.ImageDataset:
+    return source.images if isinstance(source, public_lib.PublicImages) else source
 
 
 def _check_at_least_one(config, *names: str) -> None:

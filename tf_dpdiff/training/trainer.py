@@ -1,11 +1,11 @@
 """Private training: public pre-training, a warm start and DP-SGD in one run, or DP-SGD from a public checkpoint."""
 
 import dataclasses
+import functools
 import math
 import pathlib
-from typing import Callable, Optional, Tuple
+from typing import Optional, Tuple
 
-import numpy as np
 import tensorflow as tf
 
 from tf_dpdiff.data import datasets
@@ -16,14 +16,14 @@ from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import model_check
 from tf_dpdiff.privacy import plan as plan_lib
+from tf_dpdiff.privacy import public_classes
 from tf_dpdiff.privacy import statement as statement_lib
 from tf_dpdiff.training import loop
 from tf_dpdiff.training import pretrained as pretrained_lib
 from tf_dpdiff.training import stages as stages_lib
 from tf_dpdiff.training import strategies
 from tf_dpdiff.training import views as views_lib
-
-OnRelease = Callable[[np.ndarray], None]
+from tf_dpdiff.training import warm_start as warm_start_lib
 
 
 class Trainer(loop.StageLoop):
@@ -36,10 +36,10 @@ class Trainer(loop.StageLoop):
       process: The diffusion process.
       plan: The privacy plan.
       pretraining: The public stage, or None.
-      warm_start: The stage on noisy class means, or None.
+      warm_start: The stage on what a noisy release tells of the classes, or None.
       finetuning: The DP-SGD stage.
       config: Settings of the loop.
-      on_release: Called with the noisy class means, float32 [classes, height, width, channels] in [0, 1].
+      on_release: Called with the noisy class means, or with the public classes that noisy votes have chosen.
       draw_grid: Draws the samples of the averaged network that TensorBoard shows, with public seeds; None: no grids.
       replicas: What computes the steps.
 
@@ -65,16 +65,21 @@ class Trainer(loop.StageLoop):
                  warm_start: Optional[stages_lib.WarmStartConfig],
                  finetuning: stages_lib.FinetuningConfig,
                  config: loop.TrainerConfig,
-                 on_release: OnRelease,
+                 on_release: warm_start_lib.OnRelease,
                  draw_grid: Optional[loop.DrawGrid] = None,
                  replicas: strategies.Replicas = strategies.ONE):
         self._plan, self._spec, self._num_views = plan, private.spec, finetuning.views.augmentation_multiplicity
         if plan.num_units != private.num_units:
             raise ValueError(
                 f'the plan is for {plan.num_units} units, data set {private.name!r} has {private.num_units}.')
+        if warm_start and warm_start.release != plan.warm_start_release:
+            raise ValueError(f'the warm start makes another release, {warm_start.release}, than the plan accounts for: '
+                             f'{plan.warm_start_release}.')
         origin = open_origin(finetuning, pretraining, network, process)
-        _check_public_images(pretraining, origin, private)
-        self._public_data = describe_public_data(pretraining, origin)
+        check_warm_start(warm_start, private.spec, replicas.workers.count)
+        _check_public_images(pretraining, warm_start, origin, private)
+        self._public_data = describe_public_data(pretraining, origin, warm_start)
+        self._workdir = workdir
         configuration = {
             'privacy': plan.fingerprint(),
             'data_fingerprint': private.fingerprint(),
@@ -117,9 +122,15 @@ class Trainer(loop.StageLoop):
             stages.append(stages_lib.make_pretraining(pretraining, *networks, views, self.replicas))
         if warm_start:
             views = view_sampler(warm_start.views)
-            stages.append(
-                stages_lib.make_warm_start(warm_start, *networks, views, self.replicas, self._plan, private, self.state,
-                                           on_release if is_first else lambda unused_means: None))
+            make_images = functools.partial(warm_start_lib.make_images,
+                                            warm_start,
+                                            self._plan,
+                                            private,
+                                            self.state,
+                                            workdir=self._workdir,
+                                            save=self._save,
+                                            on_release=on_release if is_first else lambda unused_release: None)
+            stages.append(stages_lib.make_warm_start(warm_start, *networks, views, self.replicas, make_images))
         log = self._log_diagnostics if self._config.log_non_private and is_first else None
         views = view_sampler(finetuning.views)
         stages.append(
@@ -141,12 +152,12 @@ class Trainer(loop.StageLoop):
     def _is_released(self, stage: stages_lib.Stage) -> bool:
         """Returns whether the ledger holds everything private that the averaged weights were computed from.
 
-        What the accountant composes is the whole sequence of noisy sums (and noisy means), each chosen knowing those
-        before it: epsilon covers someone who sees all of them, not the last weights alone. The averaged weights after s
-        steps are a function of public things and of the first s sums; a grid is a function of these weights and of
-        public seeds. So all grids and the final model together are post-processing of what the ledger holds, and a grid
-        at step s costs what the ledger says at step s. A step repeated after a crash makes the same sum with the same
-        noise, so it shows the same grid and releases nothing twice.
+        What the accountant composes is the whole sequence of noisy sums (and the warm start's release), each chosen
+        knowing those before it: epsilon covers someone who sees all of them, not the last weights alone. The averaged
+        weights after s steps are a function of public things and of the first s sums; a grid is a function of these
+        weights and of public seeds. So all grids and the final model together are post-processing of what the ledger
+        holds, and a grid at step s costs what the ledger says at step s. A step repeated after a crash makes the same
+        sum with the same noise, so it shows the same grid and releases nothing twice.
 
         This would not hold for accounting that hides the weights on the way (amplification by iteration), for weights
         that are ahead of the ledger, or for noiseless training: then nothing is shown.
@@ -155,8 +166,9 @@ class Trainer(loop.StageLoop):
             return True
         ledger = self.state.ledger
         steps = self.state.step if stage.name == stages_lib.FINETUNING else 0
-        rounds = self._plan.class_means.num_rounds if self._plan.class_means else 0
-        recorded = (ledger.count(plan_lib.NOISY_CLASS_MEANS) == rounds and ledger.count(plan_lib.DP_SGD_STEP) == steps)
+        release = self._plan.warm_start_release
+        recorded = (ledger.count(plan_lib.DP_SGD_STEP) == steps and
+                    (release is None or ledger.count(release.mechanism) == release.num_rounds))
         return recorded and math.isfinite(self._spent().get('epsilon_spent', 0.0))
 
     def _log_diagnostics(self, step: int, diagnostics: dict) -> None:
@@ -210,13 +222,13 @@ def open_origin(finetuning: stages_lib.FinetuningConfig, pretraining: Optional[s
 
 
 def describe_public_data(pretraining: Optional[stages_lib.PretrainingConfig],
-                         origin: Optional[pretrained_lib.PretrainedModel]) -> Tuple[str, ...]:
+                         origin: Optional[pretrained_lib.PretrainedModel],
+                         warm_start: Optional[stages_lib.WarmStartConfig] = None) -> Tuple[str, ...]:
     """Returns the public images that a run's weights see, one phrase a source."""
-    if origin:
-        return (origin.to_phrase(),)
-    if pretraining:
-        return (pretraining.spec.to_phrase(),)
-    return ()
+    phrases = [origin.to_phrase()] if origin else []
+    phrases += [pretraining.spec.to_phrase()] if pretraining else []
+    phrases += [warm_start.public.spec.to_phrase()] if warm_start and warm_start.has_public_classes else []
+    return tuple(dict.fromkeys(phrases))
 
 
 def check_model(model: tf.keras.Model, image_shape, view_sampler: views_lib.ViewSampler) -> None:
@@ -248,13 +260,39 @@ def check_public_shape(public: datasets.DatasetSpec, private: datasets.DatasetSp
             f'{private.image_shape}, {private.num_classes} classes).')
 
 
-def _check_public_images(pretraining, origin, private: datasets.ImageDataset) -> None:
+def check_warm_start(warm_start: Optional[stages_lib.WarmStartConfig],
+                     private: datasets.DatasetSpec,
+                     num_workers: int = 1) -> None:
+    """Refuses a warm start on public images that do not fit the private ones, or in several processes.
+
+    Raises:
+      ValueError: says what does not fit.
+    """
+    if not warm_start or not warm_start.has_public_classes:
+        return
+    if num_workers > 1:
+        # Each would train a classifier of its own: other votes, the same noise, and other images to train on.
+        raise ValueError(f'a warm start on public classes is for one process, got {num_workers} workers: use the '
+                         "strategy 'default' or 'mirrored'.")
+    public = warm_start.public.spec
+    if public.image_shape != private.image_shape:
+        raise ValueError(
+            f'public of WarmStartConfig ({public.name!r}: {public.image_shape}) must have the shape of the '
+            f'private images ({private.name!r}: {private.image_shape}): see image_shape of '
+            'public_images.')
+    public_classes.check_enough(public.num_classes, private.num_classes, warm_start.release.classes_per_class)
+
+
+def _check_public_images(pretraining, warm_start, origin, private: datasets.ImageDataset) -> None:
     """Refuses public images that do not fit the private ones, or are the private ones."""
+    digests = [origin.image_digests] if origin else []
     if pretraining:
         check_public_shape(pretraining.spec, private.spec)
-        public_digests = overlap.image_digests(pretraining.images.images_uint8)
-    elif origin:
-        public_digests = origin.image_digests
-    else:
-        return
-    overlap.check_is_not_private(public_digests, overlap.image_digests(private.images_uint8), private.name)
+        digests.append(overlap.image_digests(pretraining.images.images_uint8))
+    if warm_start and warm_start.has_public_classes:
+        labelled = warm_start_lib.with_classes_that_have_images(warm_start.images)
+        public_classes.check_enough(labelled.num_classes, private.num_classes, warm_start.release.classes_per_class)
+        digests.append(overlap.image_digests(labelled.images_uint8))
+    private_digests = overlap.image_digests(private.images_uint8) if digests else None
+    for public_digests in digests:
+        overlap.check_is_not_private(public_digests, private_digests, private.name)
