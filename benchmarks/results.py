@@ -4,8 +4,8 @@
     .venv/bin/python -I benchmarks/results.py --markdown
     .venv/bin/python -I benchmarks/results.py --picture=results.png
 
-Each row is a run of bin/train, from a checkpoint in saved_models/, and one of bin/evaluate, in runs/results/ROW. A row that
-was begun is gone on with, and one that is done is only collected; hours count all tries. The data are looked for where
+Each row is a run of bin/train, from a public checkpoint, and one of bin/evaluate, in runs/results/ROW. A row that was
+begun is gone on with, and one that is done is only collected; hours count all tries. The data are looked for where
 TensorFlow Datasets looks, TFDS_DATA_DIR. Rows of --output that are not asked for stay as they are.
 """
 
@@ -44,8 +44,8 @@ class Row:
     def flags(self, folder):
         """Returns the flags of bin/train and of bin/evaluate."""
         return [
-            *(f'--gin_file={name}' for name in self.gin_files), *(f'--gin_param={binding}' for binding in self.bindings),
-            f'--workdir={folder}'
+            *(f'--gin_file={name}' for name in self.gin_files),
+            *(f'--gin_param={binding}' for binding in self.bindings), f'--workdir={folder}'
         ]
 
 
@@ -107,9 +107,13 @@ def collect(row, statement, evaluation, secs):
         'num_samples': evaluation['num_samples'],
         'accuracies': accuracies('synthetic_images'),
         'accuracies_of_real': accuracies('real_images'),
-        'fid': {name: entry['fid'] for name, entry in synthetic.items()},
+        'fid': {
+            name: entry['fid'] for name, entry in synthetic.items()
+        },
         'fid_protocol': evaluation['quality']['protocol'],
-        'hours': {verb: value / 3600.0 for verb, value in secs.items()},
+        'hours': {
+            verb: value / 3600.0 for verb, value in secs.items()
+        },
     }
 
 
@@ -136,9 +140,11 @@ def tables(results):
     classifiers = list(dict.fromkeys(name for row in rows for name in row['accuracies']))
     columns = ['run', 'epsilon', 'hours', 'FID*', *classifiers]
     lines = [[
-        row['title'], f'{row["epsilon"]:.4g}', f'{row["hours"].get("train", 0.0):.2f}', f'{row["fid"]["synthetic"]:.2f}',
-        *(_spread(row['accuracies'][name]) if name in row['accuracies'] else '' for name in classifiers)
-    ] for row in rows]
+        row['title'], f'{row["epsilon"]:.4g}', f'{row["hours"].get("train", 0.0):.2f}',
+        f'{row["fid"]["synthetic"]:.2f}', *(_spread(row['accuracies'][name]) if name in row['accuracies'] else ''
+                                            for name in classifiers)
+    ]
+             for row in rows]
     return [reporting.Table('accuracy on real test images after training on samples', columns, lines)]
 
 

@@ -100,6 +100,13 @@ def test_release_is_repeated_by_its_seed_alone():
     assert first.images.shape == (3, 1, 4, 4, 1) and first.counts.shape == (3, 1) and first.counts.min() >= 0.0
 
 
+def test_class_of_few_images_under_much_noise_has_one_mean_all_the_same():
+    images, labels = make_data(3)
+    config = class_means.ClassMeansConfig(50.0, 2.0)
+    releases = [config.release(images, labels, 3, seed=secret(s), neighboring_relation=RELATION) for s in range(20)]
+    assert all((released.counts > 0.0).all() and np.isfinite(released.images).all() for released in releases)
+
+
 def test_with_little_noise_the_means_are_the_means():
     images, labels = make_data(300)
     released = class_means.ClassMeansConfig(1e-4, 10.0).release(images,

@@ -211,10 +211,11 @@ def _show_release(workdir: pathlib.Path, released: Union[class_means.NoisyMeans,
 
 
 def _draw_class_means(workdir: pathlib.Path, means: class_means.NoisyMeans) -> None:
-    """Writes a picture of the released means, a row a class where a class has several."""
+    """Writes a picture of the released means, a row a class where a class has several; black: those without images."""
     num_classes, num_means = means.counts.shape
     rows, columns = (num_classes, num_means) if num_means > 1 else (1, num_classes)
-    means_uint8 = np.round(np.clip(means.images, 0.0, 1.0) * 255.0).astype(np.uint8)
+    drawn = np.where(means.counts[..., None, None, None] > 0.0, np.clip(means.images, 0.0, 1.0), 0.0)
+    means_uint8 = np.round(drawn * 255.0).astype(np.uint8)
     flat = means_uint8.reshape([-1, *means_uint8.shape[2:]])
     picture = generate.class_grid(flat, np.repeat(np.arange(rows), columns), columns=columns)
     generate.write_png(workdir / 'noisy_class_means.png', picture)

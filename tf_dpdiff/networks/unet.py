@@ -154,12 +154,7 @@ def build_unet(config: UNetConfig, image_shape: Sequence[int], num_classes: int)
                 h = attention(h, f'up_{level}_{block}_attention')
         if level:
             h = blocks.Upsample(h.shape[-1], name=f'up_{level}_upsample', dtype=policy)(h)
-    h = blocks.GroupNorm(config.groups, name='out_norm', dtype=policy)(h)
-    h = layers.Activation('swish', name='out_swish', dtype=policy)(h)
-    out_channels = image_channels * config.patch_size**2
-    out = conv(out_channels, kernel_initializer='zeros', dtype='float32', name='conv_out')(h)
-    if config.patch_size > 1:
-        out = blocks.FromPatches(config.patch_size, name='from_patches', dtype='float32')(out)
+    out = _predict(h, config, image_channels, conv, policy)
     return tf.keras.Model([x_t, t, labels, *seeds], out, name='unet')
 
 
@@ -188,6 +183,17 @@ def _embed(t, labels, config: UNetConfig, num_classes: int, adapted: adapters.Ad
     of_label = blocks.ClassEmbedding(num_classes, units, name='class_embedding', dtype=policy)(labels)
     embedding = layers.Add(name='embedding_sum', dtype=policy)([of_t, of_label])
     return layers.Activation('swish', name='embedding_swish', dtype=policy)(embedding)
+
+
+def _predict(h: tf.Tensor, config: UNetConfig, image_channels: int, conv, policy) -> tf.Tensor:
+    """Returns the prediction of what the last level has left: zero at first."""
+    h = blocks.GroupNorm(config.groups, name='out_norm', dtype=policy)(h)
+    h = layers.Activation('swish', name='out_swish', dtype=policy)(h)
+    out_channels = image_channels * config.patch_size**2
+    out = conv(out_channels, kernel_initializer='zeros', dtype='float32', name='conv_out')(h)
+    if config.patch_size == 1:
+        return out
+    return blocks.FromPatches(config.patch_size, name='from_patches', dtype='float32')(out)
 
 
 def denoise(model: tf.keras.Model,

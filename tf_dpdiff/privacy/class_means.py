@@ -176,7 +176,8 @@ class ClassMeansConfig:
                 means = _spread(means[:, 0], images.shape[1:], self.means_per_class)
             elif number + 1 < self.num_rounds:
                 means = _split_largest(means, counts, images.shape[1:])
-        counts = np.where(counts.any(axis=1, keepdims=True), np.maximum(counts, 0.0), 1.0)
+        counts = np.maximum(counts, 0.0)  # A class of few images may have less than none.
+        counts = np.where(counts.any(axis=1, keepdims=True), counts, 1.0)
         return NoisyMeans(means.reshape([*means.shape[:2], *images.shape[1:]]), counts)
 
 
