@@ -107,6 +107,15 @@ def test_class_of_few_images_under_much_noise_has_one_mean_all_the_same():
     assert all((released.counts > 0.0).all() and np.isfinite(released.images).all() for released in releases)
 
 
+def test_release_of_other_sums_has_other_noise():
+    images, labels = make_data(30)
+    changed = images.copy()
+    changed[0, 0, 0, 0] += 1e-9  # As another machine may round.
+    config = class_means.ClassMeansConfig(1.0, 2.0)
+    releases = [config.release(x, labels, 3, seed=secret(0), neighboring_relation=RELATION) for x in (images, changed)]
+    assert not np.isclose(releases[0].images, releases[1].images).all()
+
+
 def test_with_little_noise_the_means_are_the_means():
     images, labels = make_data(300)
     released = class_means.ClassMeansConfig(1e-4, 10.0).release(images,

@@ -1,6 +1,7 @@
 """Noisy class means: Gaussian releases of sums and counts of images, from which a model can be warmed up."""
 
 import dataclasses
+import hashlib
 import math
 from typing import ClassVar, NamedTuple, Optional
 
@@ -150,11 +151,15 @@ class ClassMeansConfig:
                 owners: Optional[np.ndarray] = None) -> NoisyMeans:
         """Returns noisy means of each class.
 
+        Who has released once keeps the result and does not call this again: on another machine sums may be rounded
+        otherwise, and each release of other sums is one more to be paid. The noise depends on the numbers that it is
+        added to, by a keyed hash: were it the same for two of them, it would tell their difference as it is.
+
         Args:
           images: uint8, or float with pixels in [0, 1], [images, height, width, channels].
           labels: int [images], each in [0, num_classes).
           num_classes: Number of classes.
-          seed: The run's secret. The same seed repeats the same release: a run that was killed does not release twice.
+          seed: The run's secret. The same seed repeats the release of the same sums.
           neighboring_relation: What neighbouring data sets are.
           generator: Of the noise; see `noise.GaussianNoise`.
           owners: int [images], whose image each is, or None: each image is a unit of its own.
@@ -163,7 +168,7 @@ class ClassMeansConfig:
         means = None
         for number in range(self.num_rounds):
             vector = self.exact_vector(images, labels, num_classes, owners, means)
-            purpose = f'class_means_{number}' if number else 'class_means'
+            purpose = f'class_means_{number}_{hashlib.sha256(vector.tobytes()).hexdigest()}'
             vector = vector + stddev * noise.standard_normal(seed, purpose, vector.shape, generator)
             # From here on it is post-processing of a private release.
             sums, counts = vector[..., :-1], vector[..., -1] / self.count_weight

@@ -129,7 +129,8 @@ class Trainer(loop.StageLoop):
                                             self.state,
                                             workdir=self._workdir,
                                             save=self._save,
-                                            on_release=on_release if is_first else lambda unused_release: None)
+                                            on_release=on_release if is_first else lambda unused_release: None,
+                                            workers=self.replicas.workers)
             stages.append(stages_lib.make_warm_start(warm_start, *networks, views, self.replicas, make_images))
         log = self._log_diagnostics if self._config.log_non_private and is_first else None
         views = view_sampler(finetuning.views)

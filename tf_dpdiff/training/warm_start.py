@@ -1,12 +1,15 @@
 """Class-conditional training images of a warm start: what comes of a release is post-processing, at no further cost."""
 
+import io
 import json
 import pathlib
 from typing import Callable, NamedTuple, Optional, Tuple, Union
+import zipfile
 
 import numpy as np
 
 from tf_dpdiff import files
+from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.data import datasets
 from tf_dpdiff.privacy import class_means
 from tf_dpdiff.privacy import plan as plan_lib
@@ -16,7 +19,7 @@ from tf_dpdiff.training import public_classifier
 
 # Settings that mean something with one kind of release alone.
 _OF_CLASS_MEANS, _OF_PUBLIC_CLASSES = ('num_images', 'sharpening', 'threshold'), ('public', 'classifier')
-VOTES_FILE = 'noisy_public_classes.json'
+VOTES_FILE, MEANS_FILE = 'noisy_public_classes.json', 'noisy_class_means.npz'
 _NOTE = ('A private release, made once and paid for; it may be shown. A run that is resumed reads it, and is refused '
          'where it is missing.')
 _CURE = (
@@ -59,8 +62,9 @@ def check_kind(config) -> None:
 
 
 def make_images(config, plan: plan_lib.DpSgdPlan, private: datasets.ImageDataset, state: checkpoints.RunState, *,
-                workdir: pathlib.Path, save: Callable[[], None], on_release: OnRelease) -> datasets.ImageDataset:
-    """Makes a warm start's release, or repeats it where the run was resumed, and the images that are trained on.
+                workdir: pathlib.Path, save: Callable[[], None], on_release: OnRelease,
+                workers: workers_lib.Workers) -> datasets.ImageDataset:
+    """Makes a warm start's release, or reads it where the run was resumed, and the images that are trained on.
 
     Args:
       config: A `stages.WarmStartConfig`.
@@ -70,6 +74,7 @@ def make_images(config, plan: plan_lib.DpSgdPlan, private: datasets.ImageDataset
       workdir: The run's folder.
       save: Saves where the run stands.
       on_release: Called with what was released, or what was chosen by it.
+      workers: The processes of the run, all of which call this.
     """
     if config.has_public_classes:
         public = with_classes_that_have_images(config.images)
@@ -84,22 +89,88 @@ def make_images(config, plan: plan_lib.DpSgdPlan, private: datasets.ImageDataset
                                         save=save)
         on_release(chosen)
         return images_of_chosen_classes(public, chosen, private.class_names)
-    means = config.release.release(private.images_uint8,
-                                   private.labels,
-                                   private.num_classes,
-                                   seed=state.private_seed,
-                                   neighboring_relation=plan.config.neighboring_relation,
-                                   generator=plan.config.noise_generator,
-                                   owners=private.owners)
-    # A resumed run makes the same release from the same seed: it is one release, recorded once.
-    if not state.ledger.count(config.release.mechanism):
-        state.ledger = plan.record_warm_start_release(state.ledger)
+    means = release_class_means(config.release, plan, private, state, workdir=workdir, save=save, workers=workers)
     on_release(means)
     return images_from_class_means(means,
                                    num_images=config.num_images,
                                    sharpening=config.sharpening,
                                    threshold=config.threshold,
                                    seed=config.seed)
+
+
+def release_class_means(config: class_means.ClassMeansConfig, plan: plan_lib.DpSgdPlan, private: datasets.ImageDataset,
+                        state: checkpoints.RunState, *, workdir: pathlib.Path, save: Callable[[], None],
+                        workers: workers_lib.Workers) -> class_means.NoisyMeans:
+    """Releases noisy class means, once in the life of a run and at one worker, or returns those released before.
+
+    On another machine sums may be rounded otherwise, and an image as near to one mean as to another may join the other
+    one: that would be one more release, and the ledger holds one. So the first worker makes it, writes it to a file
+    before anything is made from it, and tells the others; whoever resumes reads the file.
+
+    Args:
+      config: The release.
+      plan: The privacy plan, which the release is part of.
+      private: The private images.
+      state: Where the run stands; its ledger holds the release in the end.
+      workdir: The run's folder.
+      save: Saves where the run stands.
+      workers: The processes of the run, all of which call this.
+
+    Raises:
+      FileNotFoundError: if the ledger holds the release and its file is missing.
+      ValueError: if the file is not as it was written.
+    """
+    path, is_recorded, written = workdir / MEANS_FILE, state.ledger.count(config.mechanism) > 0, None
+    if workers.is_first:
+        shape = (private.num_classes, config.means_per_class, *private.image_shape)
+        written = _read_means(path, state.run_id, shape)
+        if written is None and is_recorded:
+            raise FileNotFoundError(f'the noisy class means of this run are not in {path}: {_CURE}')
+        if written is None:
+            means = config.release(private.images_uint8,
+                                   private.labels,
+                                   private.num_classes,
+                                   seed=state.private_seed,
+                                   neighboring_relation=plan.config.neighboring_relation,
+                                   generator=plan.config.noise_generator,
+                                   owners=private.owners)
+            written = _means_to_bytes(means, state.run_id)
+            with files.replacing(path) as temporary:
+                temporary.write_bytes(written)
+    means, _ = _means_from_bytes(workers.broadcast(written))
+    if not is_recorded:
+        # Saved at once: from here on a run without the file is refused, and not before it has it.
+        state.ledger = plan.record_warm_start_release(state.ledger)
+        save()
+    return means
+
+
+def _means_to_bytes(means: class_means.NoisyMeans, run_id: str) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, images=means.images, counts=means.counts, run_id=run_id)
+    return buffer.getvalue()
+
+
+def _means_from_bytes(written: bytes) -> Tuple[class_means.NoisyMeans, str]:
+    """Returns what was written, and the run that it belongs to."""
+    with np.load(io.BytesIO(written), allow_pickle=False) as arrays:
+        return class_means.NoisyMeans(arrays['images'], arrays['counts']), str(arrays['run_id'])
+
+
+def _read_means(path: pathlib.Path, run_id: str, shape: Tuple[int, ...]) -> Optional[bytes]:
+    """Returns the file of a run's noisy means, of that shape; None where there is none of this run."""
+    if not path.exists():
+        return None
+    try:
+        written = path.read_bytes()
+        means, of_run = _means_from_bytes(written)
+        if of_run != run_id:
+            return None
+        if means.images.shape != shape or means.counts.shape != shape[:2]:
+            raise ValueError(f'the means have the shape {means.images.shape}, not {shape}')
+        return written
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f'{path} is not as it was written ({error}), and holds a release: {_CURE}') from error
 
 
 def images_from_class_means(means: class_means.NoisyMeans, *, num_images: int, sharpening, threshold,
