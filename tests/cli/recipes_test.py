@@ -116,6 +116,11 @@ def test_recipe_from_a_public_checkpoint_runs(tmp_path, small_network, public, p
     if 'mnist' in name:
         bindings += ['WarmStartConfig.num_steps = 2', 'WarmStartConfig.num_images = 20',
                      'ClassMeansConfig.noise_multiplier = 50.0']  # yapf: disable
+    if name == 'cifar10_cpu.gin':
+        write_images(tmp_path / 'other.npz', shape, seed=3)
+        bindings += ['PUBLIC_DATA = @other/npz_images()', f'other/npz_images.path = "{tmp_path / "other.npz"}"',
+                     'PublicClassesConfig.classes_per_class = 1', 'PublicClassifierConfig.num_epochs = 1',
+                     'WarmStartConfig.num_steps = 2']  # yapf: disable
     assert run(*flags_of(name, tmp_path / 'run', bindings)) == command.DONE
     statement = check_run(tmp_path / 'run')
     assert 0.0 < statement['epsilon'] <= 10.0 and 'public (public)' in statement['public_data'][0]
