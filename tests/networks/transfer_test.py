@@ -125,6 +125,7 @@ _OTHER = {
     'middle_attention': False,
     'head_channels': 32,
     'groups': 8,
+    'patch_size': 2,
     'scale_shift': True,
 }
 
