@@ -1,5 +1,6 @@
 """Test that the benchmarks run."""
 
+import argparse
 import importlib
 import json
 import pathlib
@@ -7,6 +8,8 @@ import subprocess
 import sys
 
 import pytest
+
+from benchmarks import results
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -74,6 +77,39 @@ def measure_and_present(name, folder, *arguments):
     measured = json.loads(output.read_text())
     assert measured['machine']['cores'] >= 1 and measured['versions']['tensorflow']
     return measured
+
+
+STORED = sorted(
+    path.stem for path in (ROOT / 'benchmarks').glob('*.json') if path.stem not in ('scaling', 'serving_load'))
+
+
+@pytest.mark.parametrize('name', STORED)
+def test_stored_results_are_shown_as_the_program_shows_them_now(name, tmp_path):
+    picture = tmp_path / 'picture.png'
+    shown = run_benchmark(name, '--markdown', f'--picture={picture}').stdout
+    assert '| --- |' in shown and picture.read_bytes().startswith(b'\x89PNG')
+
+
+def test_results_are_those_of_the_files_that_a_run_leaves(tmp_path):
+    folder, row = tmp_path / 'row', results.Row('toy', ('gin/toy.gin',), ('A = 1',))
+    evaluation = {
+        'num_samples': 7,
+        'quality': {'protocol': 'p', 'rows': [{'images': 'synthetic', 'fid': 1.5, 'kid': 9.0}]},
+        'utility': {'classifiers': [{'classifier': 'svm', 'synthetic_images': {'accuracy_of_seeds': [0.5, 0.7]}}]},
+    }  # yapf: disable
+    statement = {
+        'epsilon': 2.0, 'delta': 1e-5, 'steps_run': 3, 'expected_batch_size': 4, 'augmentation_multiplicity': 5,
+        'noise_multiplier': 6.0
+    }  # yapf: disable
+    for path, value in (('privacy_statement.json', statement), ('seconds.json', {
+            'train': 1800.0
+    }), ('non_private/evaluation_samples/evaluation.json', evaluation)):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(json.dumps(value))
+    found = results.run(row, folder, argparse.Namespace(data_dir=None))  # Nothing is left to run.
+    assert found['command'] == "bin/train --gin_file=gin/toy.gin '--gin_param=A = 1' --workdir=WORKDIR"
+    assert found['accuracies'] == {'svm': [0.5, 0.7]} and found['accuracies_of_real'] == {}
+    assert found['fid'] == {'synthetic': 1.5} and found['hours'] == {'train': 0.5} and found['steps'] == 3
 
 
 @pytest.mark.parametrize('name, arguments, said', [
