@@ -11,7 +11,6 @@ part too, as is that of a network all of which is trained, for several K.
 
 import argparse
 import json
-import os
 import pathlib
 import resource
 import shlex
@@ -36,7 +35,7 @@ _NOT_THERE = 'is not prepared in'  # What bin/train says of data that nobody has
 def run_program(name, program, *arguments, flags):
     """Runs a program of this folder; returns its exit code, the last line of its errors, its seconds and those of all
     cores."""
-    environment = {**os.environ, **({'TFDS_DATA_DIR': str(flags.data_dir)} if flags.data_dir else {})}
+    environment = measuring.environment_with_data(flags.data_dir)
     command = [sys.executable, '-I', str(measuring.ROOT / 'benchmarks' / program), *map(str, arguments)]
     print(f'{name}: {program} ...', file=sys.stderr, flush=True)
     started, used_before = time.perf_counter(), cpu_seconds_of_children()

@@ -184,6 +184,11 @@ def describe_machine():
     }
 
 
+def environment_with_data(data_dir):
+    """Returns the environment of a program that reads data sets in a folder; None: where it looks by itself."""
+    return {**os.environ, **({'TFDS_DATA_DIR': str(data_dir)} if data_dir else {})}
+
+
 def versions(*packages):
     """Returns the versions of installed packages."""
     return {package: importlib.metadata.version(package) for package in packages}

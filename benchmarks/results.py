@@ -12,7 +12,6 @@ TensorFlow Datasets looks, TFDS_DATA_DIR. Rows of --output that are not asked fo
 import argparse
 import dataclasses
 import json
-import os
 import pathlib
 import shlex
 import subprocess
@@ -62,7 +61,7 @@ ROWS = {
 
 def run(row, folder, flags):
     """Trains and evaluates a row, where that is not done; returns what came out."""
-    environment = {**os.environ, **({'TFDS_DATA_DIR': str(flags.data_dir)} if flags.data_dir else {})}
+    environment = measuring.environment_with_data(flags.data_dir)
     evaluation, secs_file = folder / 'non_private' / 'evaluation_samples' / 'evaluation.json', folder / 'seconds.json'
     for verb, result in (('train', folder / 'privacy_statement.json'), ('evaluate', evaluation)):
         if result.exists():
@@ -86,7 +85,6 @@ def _read(path):
 
 def collect(row, statement, evaluation, secs):
     """Returns what a row shows of a statement, an evaluation and the seconds of both commands."""
-    synthetic = {entry['images']: entry for entry in evaluation['quality']['rows']}
 
     def accuracies(source):
         return {
@@ -108,7 +106,7 @@ def collect(row, statement, evaluation, secs):
         'accuracies': accuracies('synthetic_images'),
         'accuracies_of_real': accuracies('real_images'),
         'fid': {
-            name: entry['fid'] for name, entry in synthetic.items()
+            entry['images']: entry['fid'] for entry in evaluation['quality']['rows']
         },
         'fid_protocol': evaluation['quality']['protocol'],
         'hours': {
@@ -135,7 +133,7 @@ def _spread(values):
 
 
 def tables(results):
-    """Returns a row a run, with its best classifier last."""
+    """Returns a row a run."""
     rows = [results['rows'][name] for name in ROWS if name in results['rows']]
     classifiers = list(dict.fromkeys(name for row in rows for name in row['accuracies']))
     columns = ['run', 'epsilon', 'hours', 'FID*', *classifiers]

@@ -52,8 +52,8 @@ def tfds_images(name: str,
         owners it is 'one image'.
 
     Returns:
-      The two parts, images in the order of the files. Where one of PUBLISHED_SIZES is not
-      prepared, there is a `spec` of its published sizes, and asking for images raises the error.
+      The two parts, images in the order of the files. Where one of PUBLISHED_SIZES is not prepared,
+      there is a `spec` of its published sizes, and asking for images raises the error.
 
     Raises:
       FileNotFoundError: if the data set is not prepared; says where it was looked for and how to prepare it.

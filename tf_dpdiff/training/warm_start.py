@@ -120,13 +120,12 @@ def release_class_means(config: class_means.ClassMeansConfig, plan: plan_lib.DpS
       FileNotFoundError: if the ledger holds the release and its file is missing.
       ValueError: if the file is not as it was written.
     """
-    path, is_recorded, written = workdir / MEANS_FILE, state.ledger.count(config.mechanism) > 0, None
+    path, written = workdir / MEANS_FILE, None
     if workers.is_first:
         shape = (private.num_classes, config.means_per_class, *private.image_shape)
         written = _read_means(path, state.run_id, shape)
-        if written is None and is_recorded:
-            raise FileNotFoundError(f'the noisy class means of this run are not in {path}: {_CURE}')
         if written is None:
+            _check_not_released(config.mechanism, state, f'the noisy class means of this run are not in {path}')
             means = config.release(private.images_uint8,
                                    private.labels,
                                    private.num_classes,
@@ -138,11 +137,22 @@ def release_class_means(config: class_means.ClassMeansConfig, plan: plan_lib.DpS
             with files.replacing(path) as temporary:
                 temporary.write_bytes(written)
     means, _ = _means_from_bytes(workers.broadcast(written))
-    if not is_recorded:
+    _record_once(plan, state, save)
+    return means
+
+
+def _check_not_released(mechanism: str, state: checkpoints.RunState, what_is_missing: str) -> None:
+    """Refuses to make a release that the ledger holds."""
+    if state.ledger.count(mechanism):
+        raise FileNotFoundError(f'{what_is_missing}: {_CURE}')
+
+
+def _record_once(plan: plan_lib.DpSgdPlan, state: checkpoints.RunState, save: Callable[[], None]) -> None:
+    """Puts a release whose file is written into the ledger, where it is not yet."""
+    if not state.ledger.count(plan.warm_start_release.mechanism):
         # Saved at once: from here on a run without the file is refused, and not before it has it.
         state.ledger = plan.record_warm_start_release(state.ledger)
         save()
-    return means
 
 
 def _means_to_bytes(means: class_means.NoisyMeans, run_id: str) -> bytes:
@@ -244,12 +254,12 @@ def release_public_classes(config: public_classes.PublicClassesConfig,
       FileNotFoundError: if the ledger holds the release and its file is missing.
       ValueError: if the file is not as it was written.
     """
-    path, is_recorded = workdir / VOTES_FILE, state.ledger.count(config.mechanism) > 0
+    path = workdir / VOTES_FILE
     noisy_votes = _read_votes(path, state.run_id, (private.num_classes, public.num_classes))
-    if noisy_votes is None and is_recorded:
-        raise FileNotFoundError(f'the noisy votes of this run for public classes are not in {path}: {_CURE}')
     is_new = noisy_votes is None
     if is_new:
+        _check_not_released(config.mechanism, state,
+                            f'the noisy votes of this run for public classes are not in {path}')
         votes = public_classifier.vote(public_classifier.train(classifier, public), private.images_uint8)
         noisy_votes = config.release(votes,
                                      private.labels,
@@ -264,10 +274,7 @@ def release_public_classes(config: public_classes.PublicClassesConfig,
     chosen = ChosenClasses(tuple(map(tuple, numbers)), tuple(zip(private.class_names, names)))
     if is_new:
         _write_votes(path, state.run_id, noisy_votes, chosen, public)
-    if not is_recorded:
-        # Saved at once: from here on a run without the file is refused, and not before it has it.
-        state.ledger = plan.record_warm_start_release(state.ledger)
-        save()
+    _record_once(plan, state, save)
     return chosen
 
 
