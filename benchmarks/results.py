@@ -1,6 +1,7 @@
 """Makes the README's results on real images: trains each row, evaluates its samples, collects what came out.
 
     .venv/bin/python -I benchmarks/results.py --output=benchmarks/results.json --rows mnist mnist_eps1
+    .venv/bin/python -I benchmarks/results.py --output=benchmarks/results.json --ablations
     .venv/bin/python -I benchmarks/results.py --markdown
     .venv/bin/python -I benchmarks/results.py --picture=results.png
 
@@ -56,6 +57,42 @@ ROWS = {
     'mnist_plain': Row("MNIST, epsilon 10, the paper's method alone", _MNIST, _NO_WARM_START),
     'cifar10': Row('CIFAR-10, epsilon 10', _CIFAR10),
     'cifar10_plain': Row("CIFAR-10, epsilon 10, the paper's method alone", _CIFAR10, _NO_WARM_START),
+}
+
+# Each ablation trains on as many views, 196,608, at the same epsilon: what differs is how they are spent.
+_ABLATION = (*_NO_WARM_START, 'finetuning/OptimizationConfig.warmup_steps = 2', 'GenerateConfig.num_images = 5000',
+             'evaluate.neighbors = None', 'UtilityConfig.real_images = False',
+             "UtilityConfig.classifiers = (('small_cnn', {'num_epochs': 12}), 'logistic_regression')")
+_ALL_WEIGHTS = ('FinetuningConfig.trainable = ()', 'finetuning/OptimizationConfig.learning_rate = 5e-4')
+_UNIFORM = ('TIMESTEP_MIXTURE = ((1.0, 0, 1000),)',)
+
+
+def _ablation(title, bindings=(), *, batch_size=1024, num_steps=48, multiplicity=4):
+    sizes = (f'EXPECTED_BATCH_SIZE = {batch_size}', f'NUM_STEPS = {num_steps}',
+             f'AUGMENTATION_MULTIPLICITY = {multiplicity}')
+    return Row(title, _MNIST, (*_ABLATION, *sizes, *bindings))
+
+
+ABLATIONS = {
+    'base':
+        _ablation('norms and embeddings, batch 1,024, K = 4, 48 steps'),
+    'multiplicity_1':
+        _ablation('K = 1, 192 steps', num_steps=192, multiplicity=1),
+    'multiplicity_16':
+        _ablation('K = 16, 12 steps', num_steps=12, multiplicity=16),
+    'batch_256':
+        _ablation('batch 256, 192 steps', batch_size=256, num_steps=192),
+    'batch_4096':
+        _ablation('batch 4,096, 12 steps', batch_size=4096, num_steps=12),
+    'uniform_timesteps':
+        _ablation('uniform timesteps', _UNIFORM),
+    'all_weights':
+        _ablation('all weights', _ALL_WEIGHTS),
+    'adapters':
+        _ablation('adapters of rank 8 and embeddings',
+                  ('UNetConfig.adapter_rank = 8', "FinetuningConfig.trainable = ('adapter', 'embedding')")),
+    'no_pretraining':
+        _ablation('all weights, no pre-training', (*_ALL_WEIGHTS, 'FinetuningConfig.init_from = None')),
 }
 
 
@@ -118,12 +155,18 @@ def collect(row, statement, evaluation, secs):
 def measure(flags):
     """Runs rows one after the other; what is done is written after each."""
     rows = _read(flags.output).get('rows', {}) if flags.output else {}
-    for name in flags.rows:
-        rows[name] = run(ROWS[name], flags.folder / name, flags)
+    folder, chosen = _chosen(flags)
+    for name in flags.rows or chosen:
+        rows[name] = run(chosen[name], folder / name, flags)
         results = {'versions': measuring.versions('tensorflow', 'keras', 'dp-accounting', 'scikit-learn'), 'rows': rows}
         if flags.output:
             measuring.write_results(flags.output, **results)
     return results
+
+
+def _chosen(flags):
+    """Returns where runs are kept, and the rows that there are to choose from."""
+    return (flags.folder / 'ablations', ABLATIONS) if flags.ablations else (flags.folder, ROWS)
 
 
 def _spread(values):
@@ -133,8 +176,13 @@ def _spread(values):
 
 
 def tables(results):
-    """Returns a row a run."""
-    rows = [results['rows'][name] for name in ROWS if name in results['rows']]
+    """Returns a row a run, the ablations in a table of their own."""
+    titles = 'accuracy on real test images after training on samples', 'the same of ablations, MNIST, equal views'
+    groups = [[results['rows'][name] for name in names if name in results['rows']] for names in (ROWS, ABLATIONS)]
+    return [_table(title, rows) for title, rows in zip(titles, groups) if rows]
+
+
+def _table(title, rows):
     classifiers = list(dict.fromkeys(name for row in rows for name in row['accuracies']))
     columns = ['run', 'epsilon', 'hours', 'FID*', *classifiers]
     lines = [[
@@ -143,12 +191,12 @@ def tables(results):
                                             for name in classifiers)
     ]
              for row in rows]
-    return [reporting.Table('accuracy on real test images after training on samples', columns, lines)]
+    return reporting.Table(title, columns, lines)
 
 
 def draw(results, path):
     """Draws the accuracies of all rows."""
-    rows = [results['rows'][name] for name in ROWS if name in results['rows']]
+    rows = [results['rows'][name] for name in (*ROWS, *ABLATIONS) if name in results['rows']]
     names = list(dict.fromkeys(name for row in rows for name in row['accuracies']))
     figure, panels = pictures.new_panels(1, 1, 4.0)
     colors = (pictures.OURS, pictures.OTHER, pictures.THIRD)
@@ -166,10 +214,17 @@ def draw(results, path):
 def main():
     """Runs, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--rows', nargs='+', choices=list(ROWS), default=list(ROWS), help='(default: all)')
+    parser.add_argument('--ablations', action='store_true', help='make the rows of the ablations, not the results')
+    parser.add_argument('--rows', nargs='+', help=f'(default: all) of {", ".join(ROWS)}; of {", ".join(ABLATIONS)}')
     parser.add_argument('--folder', type=pathlib.Path, default=measuring.ROOT / 'runs' / 'results', help='of the runs')
     parser.add_argument('--data_dir', type=pathlib.Path, help='where TensorFlow Datasets has prepared data sets')
-    reporting.run(parser, measure=measure, tables=tables, draw=draw)
+
+    def measure_checked(flags):
+        names = list(_chosen(flags)[1])
+        reporting.check(parser.error, (set(flags.rows or ()) <= set(names), f'--rows must be of {", ".join(names)}.'))
+        return measure(flags)
+
+    reporting.run(parser, measure=measure_checked, tables=tables, draw=draw)
 
 
 if __name__ == '__main__':

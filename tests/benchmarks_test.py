@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import json
+import math
 import pathlib
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import sys
 import pytest
 
 from benchmarks import results
+import gin
+from tf_dpdiff.cli import gin_config
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -112,12 +115,23 @@ def test_results_are_those_of_the_files_that_a_run_leaves(tmp_path):
     assert found['fid'] == {'synthetic': 1.5} and found['hours'] == {'train': 0.5} and found['steps'] == 3
 
 
+@pytest.mark.parametrize('name', results.ABLATIONS)
+def test_ablations_spend_as_many_views_on_settings_that_there_are(name):
+    row = results.ABLATIONS[name]
+    with gin.unlock_config():
+        gin_config.parse(row.gin_files, row.bindings)
+    macros = ('EXPECTED_BATCH_SIZE', 'NUM_STEPS', 'AUGMENTATION_MULTIPLICITY')
+    assert math.prod(gin.query_parameter(f'{macro}/gin.macro.value') for macro in macros) == 196608
+
+
 @pytest.mark.parametrize('name, arguments, said', [
     ('sampling', ['--markdown', '--output=missing.json'], 'no results in missing.json'),
     ('data', ['--picture=data.png', '--output=missing.json'], 'no results in missing.json'),
     ('scale', ['--markdown', '--output=missing.json'], 'no results in missing.json'),
     ('sampling', ['--num_steps=0'], 'numbers must be at least 1'),
     ('data', ['--units=128', '--num_images=1000'], '--units must be at most'),
+    ('results', ['--rows=base'], '--rows must be of mnist, '),
+    ('results', ['--ablations', '--rows=mnist'], '--rows must be of base, '),
     ('scale', ['--views=3'], '--views_in_all must be whole units'),
     ('scale', ['--output=missing/scale.json'], 'no such folder: missing'),
 ])
