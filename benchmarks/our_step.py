@@ -19,9 +19,14 @@ def main():
     parser.add_argument('--views_per_chunk', type=int, default=256)
     parser.add_argument('--memory_budget_gib', type=float, default=4.0)
     parser.add_argument('--compute_dtype', default='float32')
+    parser.add_argument('--graph_optimization', choices=('on', 'off'), default='on')
     flags = parser.parse_args()
+    import tensorflow as tf
+
     from benchmarks import measuring
     from benchmarks import networks
+    if flags.graph_optimization == 'off':
+        tf.config.optimizer.set_experimental_options({'disable_meta_optimizer': True})
     if flags.kind == 'private':
         step = networks.private_step(flags.network,
                                      flags.units,

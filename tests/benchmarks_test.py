@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from benchmarks import results
+from benchmarks import settings
 import gin
 from tf_dpdiff.cli import gin_config
 
@@ -132,6 +133,7 @@ def test_ablations_spend_as_many_views_on_settings_that_there_are(name):
     ('data', ['--units=128', '--num_images=1000'], '--units must be at most'),
     ('results', ['--rows=base'], '--rows must be of mnist, '),
     ('results', ['--ablations', '--rows=mnist'], '--rows must be of base, '),
+    ('settings', ['--units=8'], '--units must be a multiple of 16'),
     ('scale', ['--views=3'], '--views_in_all must be whole units'),
     ('scale', ['--output=missing/scale.json'], 'no such folder: missing'),
 ])
@@ -246,3 +248,12 @@ def test_private_step_is_measured_beside_the_plain_one(tmp_path):
         assert rows[4, engine]['reason'] == 'not measured'
     ratio = rows[2, 'ours_plain']['seconds'][0] / rows[2, 'ours']['seconds'][0]
     assert rows[2, 'ours']['share_of_plain'] == rows[2, 'ours_plain']['ours_times_as_fast'] == ratio
+
+
+@pytest.mark.long
+def test_settings_are_measured_beside_the_step_as_it_is(tmp_path):
+    measured = measure_and_present('settings', tmp_path, '--network=0.26M', '--units=16', '--views=1', '--rounds=1')
+    rows = {(row['kind'], row['name']): row for row in measured['rows']}
+    assert len(rows) == len(settings.SETTINGS)
+    assert all(row['times_as_fast'] > 0.0 and row['peak_memory_gib'] > 0.0 for row in rows.values())
+    assert rows['private step', '4 units at a time']['chunk'] == [4, 1]
