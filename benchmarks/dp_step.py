@@ -1,6 +1,7 @@
 """What a private step costs, beside plain training and beside other libraries, on the same network and the same work.
 
     .venv/bin/python -I benchmarks/dp_step.py --output=benchmarks/dp_step.json
+    .venv/bin/python -I benchmarks/dp_step.py --output=benchmarks/dp_step.json --add --max_views=4096
     .venv/bin/python -I benchmarks/dp_step.py --markdown
     .venv/bin/python -I benchmarks/dp_step.py --picture=dp_step.png
 
@@ -12,11 +13,13 @@ gradients that ours gives, on the same weights and views. Environments of peers 
 (environments.py).
 
 Run it on a quiet machine: PyTorch's threads wait for each other at every layer, and lose much where they share cores
-with other work. All of it takes hours; --units, --views and --engines choose.
+with other work. All of it takes hours; --units, --views and --engines choose, and --add measures what is not there yet.
 """
 
 import argparse
 import contextlib
+import itertools
+import json
 import os
 import pathlib
 import statistics
@@ -38,6 +41,7 @@ _MANY_VIEWS, _ROUNDS_OF_MANY = 2048, 2
 # The choice of a physical batch: rounds, and the views of a step that it is made at if there is a choice.
 _CHOICE_ROUNDS, _CHOICE_VIEWS = 3, 256
 _SHARE_OF_MEMORY = 0.9
+_NOT_MEASURED = 'not measured'
 
 
 class NetworkBenchmark:
@@ -58,6 +62,16 @@ class NetworkBenchmark:
         self._choices = {}
         self._failures = {}  # Why an engine is not measured at all, by key.
         self.differences = {}
+
+    def remember_rows(self, rows):
+        """Takes over memory and choices of rows of this network that were measured before."""
+        for row in sorted(rows, key=lambda row: row['units'] * row['views']):
+            key, cell = row['engine'], engines_lib.Cell(row['network'], row['units'], row['views'])
+            if key in self._memory:
+                choice = engines_lib.Choice(row['mode'], row['views_at_a_time'])
+                self._memory[key][engines_lib.size(key, choice, cell)] = row['peak_memory_gib']
+                if ENGINES[key].views_at_a_time is not None:
+                    self._choices[key, cell.views] = choice  # The step of most views has the last word.
 
     def check(self):
         """Compares the peers with ours."""
@@ -257,9 +271,8 @@ def write_reference(network, path):
         raise measuring.CaseError(f'reference.py: {(done.stderr.strip() or "failed").splitlines()[-1]}')
 
 
-def measure(flags):
-    """Measures all cells, and writes what there is after each."""
-    pythons = make_environments(flags)
+def _start_results(flags, pythons):
+    """Returns results without rows, or with those of --output that were measured, where --add is given."""
     results = {
         'versions': measuring.versions('tensorflow', 'tensorflow-privacy', 'numpy'),
         'versions_of_peers': {
@@ -272,25 +285,49 @@ def measure(flags):
         'differences_from_ours': {},
         'rows': [],
     }
+    if flags.add and flags.output.exists():
+        before = json.loads(flags.output.read_text())
+        for name in ('versions', 'versions_of_peers', 'rounds'):
+            if before[name] != results[name]:
+                raise measuring.CaseError(f'{name} of {flags.output} are {before[name]}, and {results[name]} here: '
+                                          'measure it whole, without --add.')
+        results['differences_from_ours'] = before['differences_from_ours']
+        results['rows'] = [row for row in before['rows'] if row.get('reason') != _NOT_MEASURED]
+    return results
+
+
+def measure(flags):
+    """Measures all cells, and writes what there is after each."""
+    pythons = make_environments(flags)
+    results = _start_results(flags, pythons)
     for network in flags.networks:
-        cells = [engines_lib.Cell(network, units, views) for units in flags.units for views in flags.views]
+        kept = {(row['units'], row['views']) for row in results['rows'] if row['network'] == network}
+        cells = [engines_lib.Cell(network, *size) for size in itertools.product(flags.units, flags.views)
+                 if size not in kept]  # yapf: disable
         # The largest memory comes last: it is predicted from what came before.
         cells.sort(key=lambda cell: (cell.units**2 * cell.views, cell.units))
         measured = [cell for cell in cells if cell.views_of_step <= flags.max_views]
-        with tempfile.TemporaryDirectory() as folder:
-            reference = pathlib.Path(folder) / 'reference.npz'
-            write_reference(network, reference)
-            benchmark = NetworkBenchmark(flags, measured, pythons, reference)
-            benchmark.check()
-            results['differences_from_ours'][network] = benchmark.differences
-            for cell in measured:
-                results['rows'] += benchmark.measure(cell)
-                if flags.output:
-                    measuring.write_results(flags.output, **results)
+        if measured:
+            _measure_network(flags, network, measured, pythons, results)
         results['rows'] += [{
-            'network': network, 'units': cell.units, 'views': cell.views, 'engine': key, 'reason': 'not measured'
+            'network': network, 'units': cell.units, 'views': cell.views, 'engine': key, 'reason': _NOT_MEASURED
         } for cell in cells if cell not in measured for key in flags.engines]  # yapf: disable
     return results
+
+
+def _measure_network(flags, network, cells, pythons, results):
+    """Adds the rows of cells of a network to results, and writes what there is after each."""
+    with tempfile.TemporaryDirectory() as folder:
+        reference = pathlib.Path(folder) / 'reference.npz'
+        write_reference(network, reference)
+        benchmark = NetworkBenchmark(flags, cells, pythons, reference)
+        benchmark.remember_rows([row for row in results['rows'] if row['network'] == network and 'seconds' in row])
+        benchmark.check()
+        results['differences_from_ours'][network] = benchmark.differences
+        for cell in cells:
+            results['rows'] += benchmark.measure(cell)
+            if flags.output:
+                measuring.write_results(flags.output, **results)
 
 
 def main():
@@ -303,17 +340,18 @@ def main():
     parser.add_argument('--rounds', type=int, default=5, help='of one step of each (default: %(default)s)')
     parser.add_argument('--engines', nargs='+', choices=ENGINES, default=list(ENGINES), metavar='ENGINE',
                         help=f'of {", ".join(ENGINES)} (default: all)')  # yapf: disable
+    parser.add_argument('--add', action='store_true', help='keep what --output holds, measure what it does not')
     parser.add_argument('--environments', type=pathlib.Path, default=environments.FOLDER,
                         help='folder below which those of peers are made (default: %(default)s)')  # yapf: disable
     parser.add_argument('--timeout_secs', type=float, default=900.0, help='of a step (default: %(default)s)')
 
     def checked_measure(flags):
-        reporting.check(
-            parser.error,
-            (min(flags.units + flags.views + [flags.rounds, flags.max_views]) >= 1, 'numbers must be at least 1'),
-            (min(flags.units) * min(flags.views) <= flags.max_views, '--max_views leaves nothing'),
-            (set(flags.networks) <= set(
-                engines_lib.NETWORKS), f'--networks must be of {", ".join(engines_lib.NETWORKS)}'))
+        reporting.check(parser.error, (min(flags.units + flags.views + [flags.rounds, flags.max_views])
+                                       >= 1, 'numbers must be at least 1'),
+                        (flags.output or not flags.add, '--add needs --output'),
+                        (min(flags.units) * min(flags.views) <= flags.max_views, '--max_views leaves nothing'),
+                        (set(flags.networks) <= set(
+                            engines_lib.NETWORKS), f'--networks must be of {", ".join(engines_lib.NETWORKS)}'))
         return measure(flags)
 
     reporting.run(parser, measure=checked_measure, tables=dp_step_report.tables, draw=dp_step_report.draw)

@@ -133,6 +133,7 @@ def test_ablations_spend_as_many_views_on_settings_that_there_are(name):
     ('data', ['--units=128', '--num_images=1000'], '--units must be at most'),
     ('results', ['--rows=base'], '--rows must be of mnist, '),
     ('results', ['--ablations', '--rows=mnist'], '--rows must be of base, '),
+    ('dp_step', ['--add'], '--add needs --output'),
     ('settings', ['--units=8'], '--units must be a multiple of 16'),
     ('scale', ['--views=3'], '--views_in_all must be whole units'),
     ('scale', ['--output=missing/scale.json'], 'no such folder: missing'),
@@ -238,16 +239,33 @@ def test_tables_of_the_step_hold_every_engine_and_reason():
     assert '| 64 x 4 | 1.5; 12 | out of memory (predicted 28 GiB) | 2.0; 6 |' in shown
 
 
+def test_rows_measured_before_say_how_an_engine_is_run_and_what_memory_it_takes():
+    dp_step, engines = from_benchmarks('dp_step'), from_benchmarks('engines')
+    common = {'network': '1.1M', 'mode': 'hooks', 'engine': 'opacus'}
+    rows = [
+        {**common, 'units': 256, 'views': 1, 'views_at_a_time': 64, 'peak_memory_gib': 2.0},
+        {**common, 'units': 16, 'views': 1, 'views_at_a_time': 16, 'peak_memory_gib': 1.0},
+    ]  # yapf: disable
+    cell = engines.Cell('1.1M', 1024, 1)
+    benchmark = dp_step.NetworkBenchmark(argparse.Namespace(engines=['opacus']), [cell], {}, None)
+    benchmark.remember_rows(rows)
+    choice = benchmark._choose('opacus', cell)  # Nothing is started: there is no Python to start it with.
+    assert choice == engines.Choice('hooks', 64) and benchmark._predict('opacus', choice, cell) == 2.0
+
+
 @pytest.mark.long
 def test_private_step_is_measured_beside_the_plain_one(tmp_path):
-    measured = measure_and_present('dp_step', tmp_path, '--networks=0.26M', '--units=4', '--views', '2', '4',
-                                   '--max_views=8', '--rounds=1', '--engines', 'ours', 'ours_plain')  # yapf: disable
+    flags = ['--networks=0.26M', '--units=4', '--views', '2', '4', '--rounds=1', '--engines', 'ours', 'ours_plain']
+    measured = measure_and_present('dp_step', tmp_path, *flags, '--max_views=8')
     rows = {(row['views'], row['engine']): row for row in measured['rows']}
     for engine in ('ours', 'ours_plain'):
         assert rows[2, engine]['views_per_sec'] > 0.0 and rows[2, engine]['peak_memory_gib'] > 0.1
         assert rows[4, engine]['reason'] == 'not measured'
     ratio = rows[2, 'ours_plain']['seconds'][0] / rows[2, 'ours']['seconds'][0]
     assert rows[2, 'ours']['share_of_plain'] == rows[2, 'ours_plain']['ours_times_as_fast'] == ratio
+    more = measure_and_present('dp_step', tmp_path, *flags, '--max_views=16', '--add')['rows']
+    assert more[:2] == [rows[2, 'ours'], rows[2, 'ours_plain']]
+    assert [row['views'] for row in more[2:]] == [4, 4] and all(row['views_per_sec'] > 0.0 for row in more)
 
 
 @pytest.mark.long
