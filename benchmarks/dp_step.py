@@ -340,7 +340,7 @@ def main():
     parser.add_argument('--rounds', type=int, default=5, help='of one step of each (default: %(default)s)')
     parser.add_argument('--engines', nargs='+', choices=ENGINES, default=list(ENGINES), metavar='ENGINE',
                         help=f'of {", ".join(ENGINES)} (default: all)')  # yapf: disable
-    parser.add_argument('--add', action='store_true', help='keep what --output holds, measure what it does not')
+    parser.add_argument('--add', action='store_true', help='keep the cells that --output holds, measure the others')
     parser.add_argument('--environments', type=pathlib.Path, default=environments.FOLDER,
                         help='folder below which those of peers are made (default: %(default)s)')  # yapf: disable
     parser.add_argument('--timeout_secs', type=float, default=900.0, help='of a step (default: %(default)s)')

@@ -10,8 +10,10 @@ four of norm, SiLU and 3x3 convolution, forward and backward. Above 1: faster th
 """
 
 import argparse
+import contextlib
 import dataclasses
 import pathlib
+import statistics
 import sys
 from typing import Mapping, Tuple
 
@@ -69,20 +71,17 @@ SETTINGS = (
 def measure(flags):
     """Measures each setting in turns with the first of its kind."""
     rows, bases = [], {}
-    try:
+    with contextlib.ExitStack() as stack:
         for setting in SETTINGS:
             print(f'{setting.kind}, {setting.name} ...', file=sys.stderr, flush=True)
             if setting.kind not in bases:
-                base = bases[setting.kind] = setting.start(flags)
+                base = bases[setting.kind] = stack.enter_context(setting.start(flags))
                 rows.append(_row(setting, base, [1.0]))
                 continue
             base = bases[setting.kind]
             with setting.start(flags) as case:
                 seconds = measuring.take_turns(measuring.steps_of([base, case]), flags.rounds)
                 rows.append(_row(setting, case, [a / b for a, b in zip(seconds[base.name], seconds[case.name])]))
-    finally:
-        for case in bases.values():
-            case.close()
     return {
         'versions': measuring.versions('tensorflow', 'keras'),
         'network': flags.network,
@@ -96,7 +95,7 @@ def _row(setting, case, ratios):
     return {
         'kind': setting.kind,
         'name': setting.name,
-        'times_as_fast': sorted(ratios)[len(ratios) // 2],
+        'times_as_fast': statistics.median(ratios),
         'ratios': ratios,
         'first_step_secs': case.facts['first_step_secs'],
         'peak_memory_gib': case.peak_memory_gib,
