@@ -39,7 +39,7 @@ class Mutant:
 CLIPPING, NOISE, PLAN = 'privacy/clipping_test.py', 'privacy/noise_test.py', 'privacy/plan_test.py'
 ACCOUNTING, CONTRACT = 'privacy/accounting_test.py', 'contract_test.py'
 REPLICAS = 'privacy/replicas_test.py'
-VOTES = 'privacy/public_classes_test.py'
+FEATURES = 'privacy/feature_means_test.py'
 OPTIMIZER, STEP = 'privacy/optimizer_test.py', 'training/train_step_test.py'
 STRATEGIES = 'training/strategies_test.py'
 MUTANTS = (
@@ -176,16 +176,20 @@ MUTANTS = (
            'privacy/class_means_test.py'),
     Mutant('the weight of the count is not in the sensitivity', 'privacy/class_means.py',
            'of_one = math.sqrt(1.0 + self.count_weight**2)', 'of_one = 1.0', 'privacy/class_means_test.py'),
-    Mutant('votes with noise x 2/3', 'privacy/public_classes.py', 'return vector + stddev *',
-           'return vector + 2.0 / 3.0 * stddev *', VOTES),
-    Mutant('an owner votes once for each image', 'privacy/public_classes.py', '1.0 / np.bincount(owners)[owners]',
-           'np.ones([len(votes)])', VOTES),
-    Mutant('votes that differ share their noise', 'privacy/public_classes.py', 'hashlib.sha256(vector.tobytes())',
-           'hashlib.sha256()', VOTES),
-    Mutant('a resumed run does not find its votes', 'training/warm_start.py', "if fields['run_id'] != run_id:",
-           'if True:', 'training/public_classes_test.py'),
-    Mutant('votes are drawn again where they are lost', 'training/warm_start.py',
-           'if state.ledger.count(mechanism):', 'if False:', 'training/public_classes_test.py'),
+    Mutant('feature means with noise x 2/3', 'privacy/feature_means.py', 'return vector + self.noise_stddev',
+           'return vector + 2.0 / 3.0 * self.noise_stddev', FEATURES),
+    Mutant('feature means of features of any length', 'privacy/feature_means.py', 'np.pad(directions(features), ',
+           'np.pad(np.nan_to_num(features), ', FEATURES),
+    Mutant('features without the 1 that all share', 'privacy/feature_means.py', 'constant_values=1.0',
+           'constant_values=0.0', FEATURES),
+    Mutant('an owner adds to the feature means once for each image', 'privacy/feature_means.py',
+           '1.0 / np.bincount(owners)[owners]', 'np.ones([len(features)])', FEATURES),
+    Mutant('feature means that differ share their noise', 'privacy/feature_means.py',
+           'hashlib.sha256(vector.tobytes())', 'hashlib.sha256()', FEATURES),
+    Mutant('a resumed run does not find its feature means', 'training/warm_start.py',
+           "if str(stored['run_id']) != run_id:", 'if True:', 'training/public_images_test.py'),
+    Mutant('feature means are released again where they are lost', 'training/warm_start.py',
+           'if state.ledger.count(mechanism):', 'if False:', 'training/public_images_test.py'),
     Mutant('a resumed run does not find its class means', 'training/warm_start.py', 'if of_run != run_id:', 'if True:',
            'training/class_means_release_test.py'),
     Mutant('class means are released again where they are lost', 'training/warm_start.py',

@@ -8,9 +8,9 @@ import pytest
 
 from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import class_means
+from tf_dpdiff.privacy import feature_means
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import plan as plan_lib
-from tf_dpdiff.privacy import public_classes
 
 CONFIG = plan_lib.DpSgdConfig(target_delta=1e-4,
                               expected_batch_size=200,
@@ -68,11 +68,11 @@ def test_each_round_of_the_class_means_is_paid():
     assert four.config.noise_multiplier == pytest.approx(as_four.config.noise_multiplier, rel=1e-3)
 
 
-def test_votes_for_public_classes_are_paid_from_the_same_budget():
-    release = public_classes.PublicClassesConfig(3.0, 2)
+def test_feature_means_are_paid_from_the_same_budget():
+    release = feature_means.FeatureMeansConfig(3.0)
     plan = make_plan(CONFIG, release)
     assert [(r.mechanism, r.noise_multiplier, r.sampling_probability, r.count) for r in plan.planned_ledger().releases
-           ][0] == ('noisy_public_class_votes', 3.0, 1.0, 1)
+           ][0] == ('noisy_feature_means', 3.0, 1.0, 1)
     # As much as class means of the same noise.
     as_means = make_plan(CONFIG, class_means.ClassMeansConfig(3.0, 1.0))
     assert plan.config.noise_multiplier == pytest.approx(as_means.config.noise_multiplier, rel=1e-6)
@@ -80,8 +80,8 @@ def test_votes_for_public_classes_are_paid_from_the_same_budget():
 
 
 def test_kind_of_the_warm_start_and_its_settings_are_in_the_fingerprint():
-    releases = [None, class_means.ClassMeansConfig(3.0, 1.0), public_classes.PublicClassesConfig(3.0, 1),
-                public_classes.PublicClassesConfig(3.0, 2)]  # yapf: disable
+    releases = [None, class_means.ClassMeansConfig(3.0, 1.0), feature_means.FeatureMeansConfig(3.0),
+                feature_means.FeatureMeansConfig(4.0)]  # yapf: disable
     prints = [str(make_plan(CONFIG, release).fingerprint()['warm_start_release']) for release in releases]
     assert len(set(prints)) == 4
 

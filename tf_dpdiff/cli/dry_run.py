@@ -45,7 +45,7 @@ def print_private(spec,
                             views_lib.make_view_sampler(process, finetuning.views, network, spec.num_classes))
     if pretraining:
         trainer_lib.check_public_shape(pretraining.spec, spec)
-    trainer_lib.check_warm_start(warm_start, spec)
+    trainer_lib.check_warm_start(warm_start, spec, plan.config.neighboring_relation)
     origin_data = _check_origin(finetuning, pretraining, network, process, model)
     public_data = tuple(dict.fromkeys(origin_data + trainer_lib.describe_public_data(None, None, warm_start)))
     num_trained = planner_rows.count_parameters(unet.select_variables(model, finetuning.trainable))
@@ -78,9 +78,10 @@ def print_private(spec,
 
 
 def _describe_source(warm_start) -> str:
-    if not warm_start.has_public_classes:
+    if not warm_start.has_public_images:
         return 'from noisy class means'
-    return f'of the public classes that noisy votes choose, among {warm_start.public.spec.to_phrase()}'
+    return (f'that noisy feature means choose, at most {warm_start.images_per_class:,} a class, among '
+            f'{warm_start.public.spec.to_phrase()}')
 
 
 def _describe_memory(model, num_trained: int, expected_batch_size: int, finetuning) -> str:

@@ -36,8 +36,8 @@ from tf_dpdiff.evaluation import utility
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import accuracy_release
 from tf_dpdiff.privacy import class_means
+from tf_dpdiff.privacy import feature_means
 from tf_dpdiff.privacy import plan
-from tf_dpdiff.privacy import public_classes
 from tf_dpdiff.training import interruption
 from tf_dpdiff.training import loop
 from tf_dpdiff.training import public_classifier
@@ -65,7 +65,7 @@ _REGISTERED = (
     process.DiffusionProcess,
     samplers.SamplerConfig,
     class_means.ClassMeansConfig,
-    public_classes.PublicClassesConfig,
+    feature_means.FeatureMeansConfig,
     accuracy_release.AccuracyReleaseConfig,
     plan.DpSgdConfig,
     views.ViewsConfig,

@@ -44,6 +44,8 @@ from tf_dpdiff.training import strategies
 from tf_dpdiff.training import trainer as trainer_lib
 from tf_dpdiff.training import warm_start as warm_start_lib
 
+_PUBLIC_CLASSES_NAMED = 5
+
 
 @gin_config.root
 def train(
@@ -199,14 +201,18 @@ def _spent(budget: budget_lib.Budget) -> str:
             f'{budget.total_epsilon:g} at delta = {budget.delta:g}')
 
 
-def _show_release(workdir: pathlib.Path, released: Union[class_means.NoisyMeans, warm_start_lib.ChosenClasses]) -> None:
+def _show_release(workdir: pathlib.Path, released: Union[class_means.NoisyMeans, warm_start_lib.ChosenImages]) -> None:
     if isinstance(released, class_means.NoisyMeans):
         _draw_class_means(workdir, released)
         return
-    table = command.facts_table('public classes that noisy votes chose')
-    for name, public_names in released.names:
-        table.add_row(name, ', '.join(public_names))
-    table.add_row('the votes', str(workdir / warm_start_lib.VOTES_FILE))
+    chosen = released.images
+    generate.write_png(workdir / 'chosen_public_images.png', generate.class_grid(chosen.images_uint8, chosen.labels))
+    table = command.facts_table('public images that noisy feature means chose')
+    for name, origins in zip(chosen.class_names, released.origins):
+        most_frequent = ', '.join(
+            f'{public_name} ({count:,})' for public_name, count in origins[:_PUBLIC_CLASSES_NAMED])
+        table.add_row(name, f'{sum(count for _, count in origins):,}: {most_frequent}' if origins else 'none')
+    table.add_row('the means', str(workdir / warm_start_lib.FEATURE_MEANS_FILE))
     rich_console.Console().print(table)
 
 

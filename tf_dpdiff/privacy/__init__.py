@@ -7,7 +7,7 @@ The modules in reading order, which is the order of the algorithm:
     clipping        per-unit gradients -> a sum of known sensitivity
     noise           one Gaussian draw on that sum
     class_means     the other release, of one kind: noisy per-class sums of images
-    public_classes  of the other kind: noisy votes for public images
+    feature_means   of the other kind: noisy per-class means of what a public network sees
     accounting      what the releases cost together
     ledger          which of them really happened
     budget          what all runs on one data set may cost together

@@ -8,9 +8,9 @@ import dp_accounting
 from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import class_means
 from tf_dpdiff.privacy import clipping
+from tf_dpdiff.privacy import feature_means
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import noise
-from tf_dpdiff.privacy import public_classes
 from tf_dpdiff.privacy import sampling
 
 DP_SGD_STEP = 'dp_sgd_step'
@@ -18,7 +18,7 @@ SAMPLINGS = ('poisson', 'shuffled_batches')
 CLIPPINGS = ('flat', 'per_layer')
 
 # What may come before the first step, paid from the same budget.
-WarmStartRelease = Union[class_means.ClassMeansConfig, public_classes.PublicClassesConfig]
+WarmStartRelease = Union[class_means.ClassMeansConfig, feature_means.FeatureMeansConfig]
 
 
 @dataclasses.dataclass(frozen=True)

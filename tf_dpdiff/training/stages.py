@@ -11,8 +11,8 @@ from tf_dpdiff.data import pipelines
 from tf_dpdiff.data import public as public_lib
 from tf_dpdiff.networks import ema
 from tf_dpdiff.networks import unet
+from tf_dpdiff.privacy import feature_means
 from tf_dpdiff.privacy import plan as plan_lib
-from tf_dpdiff.privacy import public_classes
 from tf_dpdiff.privacy import sampling
 from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import learning_rate
@@ -105,11 +105,11 @@ class PretrainingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class WarmStartConfig:
-    """Plain training on variations of noisy class means, or on public images of classes that noisy votes choose.
+    """Plain training on variations of noisy class means, or on public images that noisy feature means choose.
 
     Attributes:
       release: The Gaussian release, charged to the same budget as DP-SGD, which decides between the two.
-      num_images: Variations of the noisy means that are drawn, >= 1; None with public classes.
+      num_images: Variations of the noisy means that are drawn, >= 1; for class means.
       num_steps: Steps, >= 1.
       batch_size: Images a step, >= 1.
       optimization: How the weights follow the gradients.
@@ -117,8 +117,9 @@ class WarmStartConfig:
       sharpening: (low, high) factor by which the contrast of a mean is stretched; for class means.
       threshold: (low, high) grey level about which it is stretched; for class means.
       seed: Public.
-      public: The labelled public images, or what reads them when they are first asked for; for public classes.
-      classifier: How the classifier is trained on them by which private images vote; for public classes, where None
+      public: The labelled public images, or what reads them when they are first asked for; for feature means.
+      images_per_class: How many of them are chosen for a private class at most, >= 1; for feature means.
+      classifier: How the classifier is trained on them that gives an image its features; for feature means, where None
         stands for its defaults.
     """
     release: plan_lib.WarmStartRelease
@@ -131,25 +132,27 @@ class WarmStartConfig:
     threshold: Tuple[float, float] = (0.4, 0.6)
     seed: int = 1
     public: Optional[PublicSource] = None
+    images_per_class: Optional[int] = None
     classifier: Optional[public_classifier.PublicClassifierConfig] = None
 
     def __post_init__(self):
         _check_at_least_one(self, 'num_steps', 'batch_size')
         warm_start_lib.check_kind(self)
-        if self.has_public_classes:
+        if self.has_public_images:
             _check_source(self.public, 'public of WarmStartConfig')
+            _check_at_least_one(self, 'images_per_class')
         else:
             _check_at_least_one(self, 'num_images')
 
     @property
-    def has_public_classes(self) -> bool:
+    def has_public_images(self) -> bool:
         """Whether it trains on public images."""
-        return isinstance(self.release, public_classes.PublicClassesConfig)
+        return isinstance(self.release, feature_means.FeatureMeansConfig)
 
     @property
     def images(self) -> Optional[datasets.ImageDataset]:
         """The public images, read where they are not yet; None where there are none."""
-        return _read(self.public) if self.has_public_classes else None
+        return _read(self.public) if self.has_public_images else None
 
 
 @dataclasses.dataclass(frozen=True)

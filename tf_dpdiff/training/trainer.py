@@ -16,7 +16,6 @@ from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import model_check
 from tf_dpdiff.privacy import plan as plan_lib
-from tf_dpdiff.privacy import public_classes
 from tf_dpdiff.privacy import statement as statement_lib
 from tf_dpdiff.training import loop
 from tf_dpdiff.training import pretrained as pretrained_lib
@@ -39,7 +38,7 @@ class Trainer(loop.StageLoop):
       warm_start: The stage on what a noisy release tells of the classes, or None.
       finetuning: The DP-SGD stage.
       config: Settings of the loop.
-      on_release: Called with the noisy class means, or with the public classes that noisy votes have chosen.
+      on_release: Called with the noisy class means, or with the public images that noisy feature means have chosen.
       draw_grid: Draws the samples of the averaged network that TensorBoard shows, with public seeds; None: no grids.
       replicas: What computes the steps.
 
@@ -76,7 +75,7 @@ class Trainer(loop.StageLoop):
             raise ValueError(f'the warm start makes another release, {warm_start.release}, than the plan accounts for: '
                              f'{plan.warm_start_release}.')
         origin = open_origin(finetuning, pretraining, network, process)
-        check_warm_start(warm_start, private.spec, replicas.workers.count)
+        check_warm_start(warm_start, private.spec, plan.config.neighboring_relation, replicas.workers.count)
         _check_public_images(pretraining, warm_start, origin, private)
         self._public_data = describe_public_data(pretraining, origin, warm_start)
         self._workdir = workdir
@@ -228,7 +227,7 @@ def describe_public_data(pretraining: Optional[stages_lib.PretrainingConfig],
     """Returns the public images that a run's weights see, one phrase a source."""
     phrases = [origin.to_phrase()] if origin else []
     phrases += [pretraining.spec.to_phrase()] if pretraining else []
-    phrases += [warm_start.public.spec.to_phrase()] if warm_start and warm_start.has_public_classes else []
+    phrases += [warm_start.public.spec.to_phrase()] if warm_start and warm_start.has_public_images else []
     return tuple(dict.fromkeys(phrases))
 
 
@@ -263,17 +262,18 @@ def check_public_shape(public: datasets.DatasetSpec, private: datasets.DatasetSp
 
 def check_warm_start(warm_start: Optional[stages_lib.WarmStartConfig],
                      private: datasets.DatasetSpec,
+                     neighboring_relation: str,
                      num_workers: int = 1) -> None:
-    """Refuses a warm start on public images that do not fit the private ones, or in several processes.
+    """Refuses a warm start on public images that do not fit the private ones, in noise or in several processes.
 
     Raises:
       ValueError: says what does not fit.
     """
-    if not warm_start or not warm_start.has_public_classes:
+    if not warm_start or not warm_start.has_public_images:
         return
     if num_workers > 1:
-        # Each would train a classifier of its own: other votes, the same noise, and other images to train on.
-        raise ValueError(f'a warm start on public classes is for one process, got {num_workers} workers: use the '
+        # Each would train a classifier of its own: other features, the same noise, and other images to train on.
+        raise ValueError(f'a warm start on public images is for one process, got {num_workers} workers: use the '
                          "strategy 'default' or 'mirrored'.")
     public = warm_start.public.spec
     if public.image_shape != private.image_shape:
@@ -281,7 +281,7 @@ def check_warm_start(warm_start: Optional[stages_lib.WarmStartConfig],
             f'public of WarmStartConfig ({public.name!r}: {public.image_shape}) must have the shape of the '
             f'private images ({private.name!r}: {private.image_shape}): see image_shape of '
             'public_images.')
-    public_classes.check_enough(public.num_classes, private.num_classes, warm_start.release.classes_per_class)
+    warm_start.release.check_enough(private.num_units, private.num_classes, neighboring_relation)
 
 
 def _check_public_images(pretraining, warm_start, origin, private: datasets.ImageDataset) -> None:
@@ -290,9 +290,8 @@ def _check_public_images(pretraining, warm_start, origin, private: datasets.Imag
     if pretraining:
         check_public_shape(pretraining.spec, private.spec)
         digests.append(overlap.image_digests(pretraining.images.images_uint8))
-    if warm_start and warm_start.has_public_classes:
+    if warm_start and warm_start.has_public_images:
         labelled = warm_start_lib.with_classes_that_have_images(warm_start.images)
-        public_classes.check_enough(labelled.num_classes, private.num_classes, warm_start.release.classes_per_class)
         digests.append(overlap.image_digests(labelled.images_uint8))
     private_digests = overlap.image_digests(private.images_uint8) if digests else None
     for public_digests in digests:

@@ -1,9 +1,9 @@
 """Class-conditional training images of a warm start: what comes of a release is post-processing, at no further cost."""
 
+import collections
 import io
-import json
 import pathlib
-from typing import Callable, NamedTuple, Optional, Tuple, Union
+from typing import Callable, Dict, NamedTuple, Optional, Tuple, Union
 import zipfile
 
 import numpy as np
@@ -12,33 +12,32 @@ from tf_dpdiff import files
 from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.data import datasets
 from tf_dpdiff.privacy import class_means
+from tf_dpdiff.privacy import feature_means
 from tf_dpdiff.privacy import plan as plan_lib
-from tf_dpdiff.privacy import public_classes
 from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import public_classifier
 
 # Settings that mean something with one kind of release alone.
-_OF_CLASS_MEANS, _OF_PUBLIC_CLASSES = ('num_images', 'sharpening', 'threshold'), ('public', 'classifier')
-VOTES_FILE, MEANS_FILE = 'noisy_public_classes.json', 'noisy_class_means.npz'
-_NOTE = ('A private release, made once and paid for; it may be shown. A run that is resumed reads it, and is refused '
-         'where it is missing.')
+_OF_CLASS_MEANS = ('num_images', 'sharpening', 'threshold')
+_OF_PUBLIC_IMAGES = ('public', 'images_per_class', 'classifier')
+MEANS_FILE, FEATURE_MEANS_FILE = 'noisy_class_means.npz', 'noisy_feature_means.npz'
 _CURE = (
     'it must not be made again. Put the file back from a copy, or name another --workdir; the privacy that the run '
     'has spent stays spent.')
 
 
-class ChosenClasses(NamedTuple):
-    """Which public classes stand for each private one.
+class ChosenImages(NamedTuple):
+    """Public images that look like those of a private class.
 
     Attributes:
-      numbers: Of each private class the numbers of its public ones, the best first.
-      names: Of each private class its name, and those of its public ones.
+      images: They, labelled with the private classes that they stand for; class by class, the clearest first.
+      origins: Of each private class, how many of its images are of which public class, the most frequent first.
     """
-    numbers: Tuple[Tuple[int, ...], ...]
-    names: Tuple[Tuple[str, Tuple[str, ...]], ...]
+    images: datasets.ImageDataset
+    origins: Tuple[Tuple[Tuple[str, int], ...], ...]
 
 
-OnRelease = Callable[[Union[class_means.NoisyMeans, ChosenClasses]], None]
+OnRelease = Callable[[Union[class_means.NoisyMeans, ChosenImages]], None]
 
 
 def check_kind(config) -> None:
@@ -51,14 +50,14 @@ def check_kind(config) -> None:
       ValueError: names the field.
     """
     kind = type(config.release).__name__
-    for name in _OF_CLASS_MEANS if config.has_public_classes else _OF_PUBLIC_CLASSES:
+    for name in _OF_CLASS_MEANS if config.has_public_images else _OF_PUBLIC_IMAGES:
         # Of what has no default, None stands for nothing.
         if getattr(config, name) != getattr(type(config), name, None):
             raise ValueError(f'{name} of WarmStartConfig means nothing where release is a {kind}: leave it out'
                              f'{" (None)" if name == "num_images" else ""}.')
-    needed = 'public' if config.has_public_classes else 'num_images'
-    if getattr(config, needed) is None:
-        raise ValueError(f'{needed} of WarmStartConfig is needed where release is a {kind}.')
+    for needed in ('public', 'images_per_class') if config.has_public_images else ('num_images',):
+        if getattr(config, needed) is None:
+            raise ValueError(f'{needed} of WarmStartConfig is needed where release is a {kind}.')
 
 
 def make_images(config, plan: plan_lib.DpSgdPlan, private: datasets.ImageDataset, state: checkpoints.RunState, *,
@@ -76,19 +75,10 @@ def make_images(config, plan: plan_lib.DpSgdPlan, private: datasets.ImageDataset
       on_release: Called with what was released, or what was chosen by it.
       workers: The processes of the run, all of which call this.
     """
-    if config.has_public_classes:
-        public = with_classes_that_have_images(config.images)
-        classifier = config.classifier or public_classifier.PublicClassifierConfig()
-        chosen = release_public_classes(config.release,
-                                        classifier,
-                                        public,
-                                        plan,
-                                        private,
-                                        state,
-                                        workdir=workdir,
-                                        save=save)
+    if config.has_public_images:
+        chosen = choose_public_images(config, plan, private, state, workdir=workdir, save=save)
         on_release(chosen)
-        return images_of_chosen_classes(public, chosen, private.class_names)
+        return chosen.images
     means = release_class_means(config.release, plan, private, state, workdir=workdir, save=save, workers=workers)
     on_release(means)
     return images_from_class_means(means,
@@ -230,20 +220,16 @@ def with_classes_that_have_images(public: datasets.ImageDataset) -> datasets.Ima
     return datasets.ImageDataset(public.name, public.images_uint8, labels.astype(np.int32), names)
 
 
-def release_public_classes(config: public_classes.PublicClassesConfig,
-                           classifier: public_classifier.PublicClassifierConfig, public: datasets.ImageDataset,
-                           plan: plan_lib.DpSgdPlan, private: datasets.ImageDataset, state: checkpoints.RunState, *,
-                           workdir: pathlib.Path, save: Callable[[], None]) -> ChosenClasses:
-    """Chooses public classes by noisy votes of the private images, which are released once in the life of a run.
+def choose_public_images(config, plan: plan_lib.DpSgdPlan, private: datasets.ImageDataset, state: checkpoints.RunState,
+                         *, workdir: pathlib.Path, save: Callable[[], None]) -> ChosenImages:
+    """Chooses public images by noisy means of the private images' features, released once in the life of a run.
 
-    A classifier that is trained anew, perhaps on another machine, may change a few votes: that would be one more
-    release, and the ledger holds one. So the noisy votes are in a file before anything is made from them, and whoever
-    resumes reads them there. The file of another run is not read, since this one's statement would not cover it.
+    A classifier that is trained anew, perhaps on another machine, gives other features: that would be one more release,
+    and the ledger holds one. So the release is in a file before anything is made from it, with what it chose, and
+    whoever resumes reads it there. The file of another run is not read, since this one's statement would not cover it.
 
     Args:
-      config: The release.
-      classifier: How the classifier of public images is trained.
-      public: Labelled public images, some of each class.
+      config: A `stages.WarmStartConfig`.
       plan: The privacy plan, which the release is part of.
       private: The private images.
       state: Where the run stands; its ledger holds the release in the end.
@@ -252,75 +238,66 @@ def release_public_classes(config: public_classes.PublicClassesConfig,
 
     Raises:
       FileNotFoundError: if the ledger holds the release and its file is missing.
-      ValueError: if the file is not as it was written.
+      ValueError: if the file is not as it was written, or no public image is like a private class.
     """
-    path = workdir / VOTES_FILE
-    noisy_votes = _read_votes(path, state.run_id, (private.num_classes, public.num_classes))
-    is_new = noisy_votes is None
-    if is_new:
-        _check_not_released(config.mechanism, state,
-                            f'the noisy votes of this run for public classes are not in {path}')
-        votes = public_classifier.vote(public_classifier.train(classifier, public), private.images_uint8)
-        noisy_votes = config.release(votes,
-                                     private.labels,
-                                     private.num_classes,
-                                     public.num_classes,
-                                     seed=state.private_seed,
-                                     neighboring_relation=plan.config.neighboring_relation,
-                                     generator=plan.config.noise_generator,
-                                     owners=private.owners)
-    numbers = public_classes.choose_classes(noisy_votes, config.classes_per_class)
-    names = [tuple(public.class_names[number] for number in of_class) for of_class in numbers]
-    chosen = ChosenClasses(tuple(map(tuple, numbers)), tuple(zip(private.class_names, names)))
-    if is_new:
-        _write_votes(path, state.run_id, noisy_votes, chosen, public)
+    public = with_classes_that_have_images(config.images)
+    path = workdir / FEATURE_MEANS_FILE
+    arrays = _read_feature_means(path, state.run_id, private.num_classes, public)
+    if arrays is None:
+        _check_not_released(config.release.mechanism, state, f'the noisy feature means of this run are not in {path}')
+        model = public_classifier.train(config.classifier or public_classifier.PublicClassifierConfig(), public)
+        features = public_classifier.PublicFeatures(model, public)
+        relation = plan.config.neighboring_relation
+        noisy_sums = config.release.release(features(private.images_uint8),
+                                            private.labels,
+                                            private.num_classes,
+                                            seed=state.private_seed,
+                                            neighboring_relation=relation,
+                                            generator=plan.config.noise_generator,
+                                            owners=private.owners)
+        means = config.release.means(noisy_sums, relation)
+        rows, labels = feature_means.choose_images(means, features.of_public, config.images_per_class)
+        arrays = {'noisy_sums': noisy_sums, 'rows': rows, 'labels': labels}
+        buffer = io.BytesIO()
+        np.savez(buffer, run_id=state.run_id, **arrays)
+        with files.replacing(path) as temporary:
+            temporary.write_bytes(buffer.getvalue())
     _record_once(plan, state, save)
-    return chosen
+    return _gather_chosen(arrays['rows'], arrays['labels'], public, private.class_names)
 
 
-def images_of_chosen_classes(public: datasets.ImageDataset, chosen: ChosenClasses,
-                             class_names: Tuple[str, ...]) -> datasets.ImageDataset:
-    """Returns the public images of the chosen classes, labelled with the private classes that they stand for.
-
-    Args:
-      public: Labelled public images, some of each class.
-      chosen: No public class stands for two private ones.
-      class_names: Of the private classes.
-    """
-    label_of = np.full([public.num_classes], -1, np.int32)
-    for label, numbers in enumerate(chosen.numbers):
-        label_of[list(numbers)] = label
-    labels = label_of[public.labels]
-    rows = np.flatnonzero(labels >= 0)
-    return datasets.ImageDataset(f'{public.name}, chosen classes', public.images_uint8[rows], labels[rows], class_names)
+def _gather_chosen(rows: np.ndarray, labels: np.ndarray, public: datasets.ImageDataset,
+                   class_names: Tuple[str, ...]) -> ChosenImages:
+    if not len(rows):
+        raise ValueError('no public image is nearest to a private class: the noisy feature means are noise alone. Give '
+                         'them less noise, in another --workdir; what the run has spent stays spent.')
+    origins = []
+    for label in range(len(class_names)):
+        counts = collections.Counter(public.labels[rows[labels == label]].tolist())
+        origins.append(tuple((public.class_names[number], count) for number, count in counts.most_common()))
+    name = f'{public.name}, those like the private classes'
+    images = datasets.ImageDataset(name, public.images_uint8[rows], labels, class_names)
+    return ChosenImages(images, tuple(origins))
 
 
-def _read_votes(path: pathlib.Path, run_id: str, shape: Tuple[int, int]) -> Optional[np.ndarray]:
-    """Returns the noisy votes of a run, float64 of that shape; None where there are none of this run."""
+def _read_feature_means(path: pathlib.Path, run_id: str, num_classes: int,
+                        public: datasets.ImageDataset) -> Optional[Dict[str, np.ndarray]]:
+    """Returns the noisy sums of a run, rows and labels of what they chose; None where there are none of this run."""
     if not path.exists():
         return None
     try:
-        fields = json.loads(path.read_text(encoding='utf-8'))
-        if fields['run_id'] != run_id:
-            return None
-        noisy_votes = np.array(fields['noisy_votes'], np.float64)
-        if noisy_votes.shape != shape or not np.isfinite(noisy_votes).all():
-            raise ValueError(f'the votes have the shape {noisy_votes.shape}, not {shape}')
-        return noisy_votes
-    except (ValueError, KeyError, TypeError) as error:
+        with np.load(path, allow_pickle=False) as stored:
+            if str(stored['run_id']) != run_id:
+                return None
+            arrays = {name: stored[name] for name in ('noisy_sums', 'rows', 'labels')}
+        shape = (num_classes, public.num_classes + 1)
+        if arrays['noisy_sums'].shape != shape:
+            raise ValueError(f"the sums have the shape {arrays['noisy_sums'].shape}, not {shape}")
+        if arrays['rows'].shape != arrays['labels'].shape:
+            raise ValueError('there are not as many labels as images')
+        for name, bound in (('rows', len(public)), ('labels', num_classes)):
+            if np.any(arrays[name] < 0) or np.any(arrays[name] >= bound):
+                raise ValueError(f'{name} are not in [0, {bound})')
+        return arrays
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f'{path} is not as it was written ({error}), and holds a release: {_CURE}') from error
-
-
-def _write_votes(path: pathlib.Path, run_id: str, noisy_votes: np.ndarray, chosen: ChosenClasses,
-                 public: datasets.ImageDataset) -> None:
-    fields = {
-        'note': _NOTE,
-        'run_id': run_id,
-        'chosen': [{
-            'private_class': name,
-            'public_classes': list(names)
-        } for name, names in chosen.names],
-        'public_classes': list(public.class_names),
-        'noisy_votes': noisy_votes.tolist(),  # JSON keeps float64 as they are.
-    }
-    files.write_text(path, json.dumps(fields, indent=2) + '\n')

@@ -1,7 +1,6 @@
-"""Tests of the warm start on public images: votes are drawn, kept and counted once, and lead to what is trained on."""
+"""Tests of the warm start on public images: a release is made and counted once, and chooses what is trained on."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -13,8 +12,8 @@ from tests.training.stops import StopAfter
 from tf_dpdiff.data import datasets
 from tf_dpdiff.data import public as public_lib
 from tf_dpdiff.privacy import class_means
+from tf_dpdiff.privacy import feature_means
 from tf_dpdiff.privacy import plan as plan_lib
-from tf_dpdiff.privacy import public_classes
 from tf_dpdiff.training import interruption
 from tf_dpdiff.training import public_classifier
 from tf_dpdiff.training import stages
@@ -22,8 +21,8 @@ from tf_dpdiff.training import strategies
 from tf_dpdiff.training import warm_start as warm_start_lib
 
 pytestmark = pytest.mark.usefixtures('small_network')
-RELEASE = public_classes.PublicClassesConfig(noise_multiplier=0.5, classes_per_class=2)
-MECHANISM = 'noisy_public_class_votes'
+RELEASE = feature_means.FeatureMeansConfig(noise_multiplier=0.5)
+MECHANISM = 'noisy_feature_means'
 QUICK = public_classifier.PublicClassifierConfig(num_epochs=10, batch_size=16, learning_rate=1e-2)
 GREYS = (20, 60, 100, 140, 180, 220, 250)  # Of the public classes.
 
@@ -38,7 +37,14 @@ def make_images(greys, count, seed, name, class_names):
 
 PUBLIC = make_images(GREYS, 140, 0, 'greys', tuple(f'grey {grey}' for grey in GREYS))
 PRIVATE = make_images((220, 20, 140), 60, 1, 'toy', ('light', 'dark', 'middle'))
-WARM_START = stages.WarmStartConfig(RELEASE, None, 2, 4, toy.OPTIMIZATION, public=PUBLIC, classifier=QUICK)
+WARM_START = stages.WarmStartConfig(RELEASE,
+                                    None,
+                                    2,
+                                    4,
+                                    toy.OPTIMIZATION,
+                                    public=PUBLIC,
+                                    images_per_class=15,
+                                    classifier=QUICK)
 
 
 def make_trainer(workdir, private=PRIVATE, warm_start=WARM_START, **changes):
@@ -47,21 +53,22 @@ def make_trainer(workdir, private=PRIVATE, warm_start=WARM_START, **changes):
     return toy.make_trainer(workdir, private, warm_start=warm_start, **arguments)
 
 
-def read_votes(workdir):
-    return json.loads((workdir / warm_start_lib.VOTES_FILE).read_text())
+def read_means(workdir):
+    with np.load(workdir / warm_start_lib.FEATURE_MEANS_FILE) as arrays:
+        return dict(arrays)
 
 
-@pytest.fixture(name='votes_are_counted')
-def fixture_votes_are_counted(monkeypatch):
-    """A list with the votes of each time that they are asked for; from the second time on they are others."""
-    asked, vote = [], public_classifier.vote
+@pytest.fixture(name='releases')
+def fixture_releases(monkeypatch):
+    """A list of the features of each release; from the second one on they are others."""
+    made, exact_vector = [], feature_means.FeatureMeansConfig.exact_vector
 
-    def counted(model, images_uint8):
-        asked.append((vote(model, images_uint8) + len(asked)) % len(GREYS))
-        return asked[-1]
+    def counted(self, features, *arguments):
+        made.append(np.roll(features, len(made), axis=1))
+        return exact_vector(self, made[-1], *arguments)
 
-    monkeypatch.setattr(public_classifier, 'vote', counted)
-    return asked
+    monkeypatch.setattr(feature_means.FeatureMeansConfig, 'exact_vector', counted)
+    return made
 
 
 @pytest.fixture(name='unbroken', scope='module')
@@ -74,43 +81,33 @@ def fixture_unbroken(tmp_path_factory, small_network):
     return workdir, trainer, said
 
 
-def test_classes_that_look_alike_are_chosen_and_the_ledger_counts_the_release_once(unbroken):
+def test_images_that_look_alike_are_chosen_and_the_ledger_counts_the_release_once(unbroken):
     workdir, trainer, (chosen,) = unbroken
-    assert [(name, public_names[0]) for name, public_names in chosen.names] == [('light', 'grey 220'),
-                                                                                ('dark', 'grey 20'),
-                                                                                ('middle', 'grey 140')]
+    assert [origins[0][0] for origins in chosen.origins] == ['grey 220', 'grey 20', 'grey 140']
     assert trainer.state.ledger.count(MECHANISM) == 1
     assert trainer.state.ledger == trainer._plan.planned_ledger()
-    found = read_votes(workdir)
-    assert [entry['private_class'] for entry in found['chosen']] == ['light', 'dark', 'middle']
-    assert found['chosen'][0]['public_classes'] == list(chosen.names[0][1])
-    assert found['public_classes'] == list(PUBLIC.class_names)
+    images, found = chosen.images, read_means(workdir)
+    np.testing.assert_array_equal(images.images_uint8, PUBLIC.images_uint8[found['rows']])
+    np.testing.assert_array_equal(images.labels, found['labels'])
+    assert images.class_names == PRIVATE.class_names and max(np.bincount(images.labels)) == 15
+    for label, grey in enumerate((220, 20, 140)):
+        greys = images.images_uint8[images.labels == label].mean((1, 2, 3))
+        assert abs(greys[0] - grey) < 6 and np.mean(abs(greys - grey) < 45) > 0.9
+        assert sum(count for _, count in chosen.origins[label]) == len(greys)
     # 20 images of each class, and noise of 0.5.
-    expected = np.zeros([3, 7])
-    expected[[0, 1, 2], [5, 0, 3]] = 20.0
-    noise = np.array(found['noisy_votes']) - expected
-    assert 0.2 < noise.std() < 0.9 and (noise != 0.0).all()
+    noise = found['noisy_sums'][:, -1] - 20.0 / 2.0**0.5
+    assert (noise != 0.0).all() and np.max(np.abs(noise)) < 2.5
 
 
 def test_statement_names_the_release_and_the_public_images(unbroken):
     statement = unbroken[1].statement()
     assert statement.public_data == ("140 images of 'greys'",)
     text = statement.to_text()
-    assert 'noisy public class votes, once: all units, noise multiplier 0.5' in text
+    assert 'noisy feature means, once: all units, noise multiplier 0.5' in text
     assert "the public images it was trained on before: 140 images of 'greys'" in text
 
 
-def test_images_of_the_chosen_classes_are_trained_on_under_private_labels():
-    chosen = warm_start_lib.ChosenClasses(((5, 6), (0,), (3,)), ())
-    images = warm_start_lib.images_of_chosen_classes(PUBLIC, chosen, PRIVATE.class_names)
-    assert images.class_names == PRIVATE.class_names and len(images) == 80
-    np.testing.assert_array_equal(np.bincount(images.labels), [40, 20, 20])
-    for label, greys in ((0, (220, 250)), (1, (20,)), (2, (140,))):
-        means = images.images_uint8[images.labels == label].mean((1, 2, 3))
-        assert all(min(abs(mean - grey) for grey in greys) < 6 for mean in means)
-
-
-def test_resumed_run_reads_the_votes_and_never_votes_again(tmp_path, votes_are_counted):
+def test_resumed_run_reads_the_release_and_never_makes_it_again(tmp_path, releases):
     said, written = [], []
     while True:
         trainer = make_trainer(tmp_path, on_release=said.append)
@@ -118,13 +115,15 @@ def test_resumed_run_reads_the_votes_and_never_votes_again(tmp_path, votes_are_c
             trainer.run(StopAfter(1))
             break
         except interruption.Interrupted:
-            written.append((tmp_path / warm_start_lib.VOTES_FILE).read_bytes())
-    assert len(said) == 2 and said[0] == said[1]  # It went on within the warm start.
-    assert len(votes_are_counted) == 1 and len(set(written)) == 1
+            written.append((tmp_path / warm_start_lib.FEATURE_MEANS_FILE).read_bytes())
+    assert len(said) == 2  # It went on within the warm start.
+    np.testing.assert_array_equal(said[0].images.images_uint8, said[1].images.images_uint8)
+    assert said[0].origins == said[1].origins
+    assert len(releases) == 1 and len(set(written)) == 1
     assert trainer.state.ledger == trainer._plan.planned_ledger()
 
 
-def test_run_that_was_killed_before_the_ledger_was_saved_reads_the_votes(tmp_path, votes_are_counted, monkeypatch):
+def test_run_that_was_killed_before_the_ledger_was_saved_reads_the_release(tmp_path, releases, monkeypatch):
 
     def killed(*unused_arguments):
         raise KeyboardInterrupt
@@ -133,22 +132,23 @@ def test_run_that_was_killed_before_the_ledger_was_saved_reads_the_votes(tmp_pat
         patched.setattr(plan_lib.DpSgdPlan, 'record_warm_start_release', killed)
         with pytest.raises(KeyboardInterrupt):
             make_trainer(tmp_path).run(NEVER)
-    before = read_votes(tmp_path)
+    before = read_means(tmp_path)
     resumed = make_trainer(tmp_path)
     assert not resumed.state.ledger.count(MECHANISM)
     resumed.run(NEVER)
-    assert read_votes(tmp_path) == before and len(votes_are_counted) == 1
+    np.testing.assert_equal(read_means(tmp_path), before)
+    assert len(releases) == 1
     assert resumed.state.ledger.count(MECHANISM) == 1
 
 
-def test_nothing_is_made_from_the_votes_before_file_and_ledger_hold_them(tmp_path, monkeypatch):
+def test_nothing_is_made_from_the_release_before_file_and_ledger_hold_them(tmp_path, monkeypatch):
 
     def look(*unused_arguments):
-        assert read_votes(tmp_path)['run_id'] == trainer.state.run_id
+        assert read_means(tmp_path)['run_id'] == trainer.state.run_id
         assert make_trainer(tmp_path).state.ledger.count(MECHANISM) == 1  # As the checkpoint has it.
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(warm_start_lib, 'images_of_chosen_classes', look)
+    monkeypatch.setattr(warm_start_lib, '_gather_chosen', look)
     trainer = make_trainer(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         trainer.run(NEVER)
@@ -157,61 +157,92 @@ def test_nothing_is_made_from_the_votes_before_file_and_ledger_hold_them(tmp_pat
 def stop_in_the_warm_start(workdir):
     with pytest.raises(interruption.Interrupted):
         make_trainer(workdir).run(StopAfter(0))
-    return workdir / warm_start_lib.VOTES_FILE
+    return workdir / warm_start_lib.FEATURE_MEANS_FILE
 
 
-def test_run_whose_votes_are_missing_or_damaged_is_refused(tmp_path, votes_are_counted):
+def test_run_whose_release_is_missing_or_damaged_is_refused(tmp_path, releases):
     path = stop_in_the_warm_start(tmp_path)
-    whole = path.read_text()
+    whole = path.read_bytes()
     path.unlink()
     with pytest.raises(FileNotFoundError, match='must not be made again. Put the file back from a copy'):
         make_trainer(tmp_path).run(NEVER)
-    fields = json.loads(whole)
-    for broken in (whole[:-30], '{}', json.dumps({**fields, 'noisy_votes': [[1.0]]}),
-                   json.dumps({**fields, 'noisy_votes': [[None] * 7] * 3})):  # yapf: disable
-        path.write_text(broken)
+    path.write_bytes(whole)
+    arrays = read_means(tmp_path)
+    for name, value in (('noisy_sums', np.zeros([3, 7])), ('rows', arrays['rows'] + 140),
+                        ('labels', arrays['labels'] - 1), ('labels', arrays['labels'][1:]), ('rows', None)):
+        changed = {**arrays, name: value}
+        np.savez(path, **{key: array for key, array in changed.items() if array is not None})
         with pytest.raises(ValueError, match='is not as it was written'):
             make_trainer(tmp_path).run(NEVER)
-    path.write_text(json.dumps({**fields, 'run_id': 'another'}))
-    with pytest.raises(FileNotFoundError, match='the noisy votes of this run'):
+    path.write_bytes(whole[:-30])
+    with pytest.raises(ValueError, match='is not as it was written'):
         make_trainer(tmp_path).run(NEVER)
-    path.write_text(whole)  # Control.
+    np.savez(path, **{**arrays, 'run_id': 'another'})
+    with pytest.raises(FileNotFoundError, match='the noisy feature means of this run'):
+        make_trainer(tmp_path).run(NEVER)
+    path.write_bytes(whole)  # Control.
     make_trainer(tmp_path).run(NEVER)
-    assert len(votes_are_counted) == 1
+    assert len(releases) == 1
 
 
-def test_votes_of_another_run_are_not_taken_for_those_of_this_one(tmp_path, unbroken):
-    other = read_votes(unbroken[0])
-    (tmp_path / warm_start_lib.VOTES_FILE).write_text(json.dumps(other))
+def test_release_of_another_run_is_not_taken_for_that_of_this_one(tmp_path, unbroken):
+    other = read_means(unbroken[0])
+    np.savez(tmp_path / warm_start_lib.FEATURE_MEANS_FILE, **other)
     trainer = make_trainer(tmp_path)
     trainer.run(NEVER)
-    found = read_votes(tmp_path)
+    found = read_means(tmp_path)
     assert found['run_id'] == trainer.state.run_id != other['run_id']
-    assert not np.isclose(found['noisy_votes'], other['noisy_votes']).any()  # A secret of its own.
+    assert not np.isclose(found['noisy_sums'], other['noisy_sums']).any()  # A secret of its own.
 
 
-def test_owners_vote_together(tmp_path):
-    owned = dataclasses.replace(PRIVATE, owners=np.arange(60) % 15, unit='one patient')
+def test_owners_are_counted_once(tmp_path):
+    owned = dataclasses.replace(PRIVATE, owners=np.arange(60) % 30, unit='one patient')
     trainer = make_trainer(tmp_path, owned)
     trainer.run(NEVER)
-    assert np.sum(read_votes(tmp_path)['noisy_votes']) == pytest.approx(15, abs=5 * 0.5 * 21**0.5)
+    assert 2.0**0.5 * np.sum(read_means(tmp_path)['noisy_sums'][:, -1]) == pytest.approx(30, abs=5 * 0.5 * 6**0.5)
     assert trainer.state.ledger == trainer._plan.planned_ledger()
 
 
-def test_vote_of_an_image_does_not_depend_on_the_others():
-    model = public_classifier.train(QUICK, PUBLIC)
+def test_release_of_noise_alone_is_one_clear_error(tmp_path, monkeypatch):
+    nothing = np.zeros([0], np.int64), np.zeros([0], np.int32)
+    monkeypatch.setattr(feature_means, 'choose_images', lambda *unused_arguments: nothing)
+    with pytest.raises(ValueError, match='no public image is nearest to a private class'):
+        make_trainer(tmp_path).run(NEVER)
+
+
+@pytest.fixture(name='features', scope='module')
+def fixture_features(small_network):
+    del small_network
+    return public_classifier.PublicFeatures(public_classifier.train(QUICK, PUBLIC), PUBLIC)
+
+
+def test_features_of_an_image_do_not_depend_on_the_others(features):
     images = make_images(range(10, 250, 3), 600, 2, 'more greys', tuple(map(str, range(80)))).images_uint8
-    votes = public_classifier.vote(model, images)
-    assert len(np.unique(votes)) >= 5
+    whole = features(images)
+    assert whole.shape == (600, 7) and len(np.unique(whole, axis=0)) > 100
     for rows in (slice(17, None), slice(None, 300), slice(5, 6)):
-        np.testing.assert_array_equal(public_classifier.vote(model, images[rows]), votes[rows])
+        np.testing.assert_array_equal(features(images[rows]), whole[rows])
+
+
+def test_features_of_public_images_vary_alike_in_all_directions(features):
+    np.testing.assert_array_equal(features.of_public, features(PUBLIC.images_uint8))
+    np.testing.assert_allclose(np.mean(features.of_public, axis=0), 0.0, atol=1e-3)
+    variances = np.linalg.eigvalsh(np.cov(features.of_public.T, bias=True))
+    # But for those in which they hardly vary at all.
+    assert variances.max() < 1.01 and np.sum(variances > 0.9) >= 3
+
+
+def test_images_of_a_class_have_features_of_one_direction(features):
+    means = np.stack([features.of_public[PUBLIC.labels == label].mean(axis=0) for label in range(7)])
+    nearest = np.argmax(feature_means.directions(features.of_public) @ feature_means.directions(means).T, axis=1)
+    assert np.mean(nearest == PUBLIC.labels) > 0.9
 
 
 def test_classifier_learns_and_is_repeated_by_its_public_seed():
     first, again = (public_classifier.train(QUICK, PUBLIC) for _ in range(2))
     for ours, theirs in zip(first.get_weights(), again.get_weights()):
         np.testing.assert_array_equal(ours, theirs)
-    assert np.mean(public_classifier.vote(first, PUBLIC.images_uint8) == PUBLIC.labels) > 0.9
+    assert np.mean(np.argmax(first(PUBLIC.images_uint8), axis=1) == PUBLIC.labels) > 0.9
 
 
 def test_public_classes_without_images_cannot_be_chosen():
@@ -222,14 +253,18 @@ def test_public_classes_without_images_cannot_be_chosen():
 
 
 @pytest.mark.parametrize('changes, message', [
-    ({'public': None}, 'public of WarmStartConfig is needed where release is a PublicClassesConfig'),
+    ({'public': None}, 'public of WarmStartConfig is needed where release is a FeatureMeansConfig'),
+    ({'images_per_class': None}, 'images_per_class of WarmStartConfig is needed'),
+    ({'images_per_class': 0}, 'images_per_class of WarmStartConfig must be at least 1, got 0'),
     ({'public': 'greys'}, 'public of WarmStartConfig is a str; turn a source'),
-    ({'num_images': 10}, 'num_images of WarmStartConfig means nothing where release is a PublicClassesConfig'),
+    ({'num_images': 10}, 'num_images of WarmStartConfig means nothing where release is a FeatureMeansConfig'),
     ({'sharpening': (1.0, 1.0)}, 'sharpening of WarmStartConfig means nothing'),
     ({'release': class_means.ClassMeansConfig(1.0, 1.0), 'num_images': 9}, 'public of WarmStartConfig means nothing'),
     ({'release': class_means.ClassMeansConfig(1.0, 1.0), 'num_images': 9, 'public': None},
+     'images_per_class of WarmStartConfig means nothing where release is a ClassMeansConfig'),
+    ({'release': class_means.ClassMeansConfig(1.0, 1.0), 'num_images': 9, 'public': None, 'images_per_class': None},
      'classifier of WarmStartConfig means nothing where release is a ClassMeansConfig'),
-    ({'release': class_means.ClassMeansConfig(1.0, 1.0), 'public': None, 'classifier': None},
+    ({'release': class_means.ClassMeansConfig(1.0, 1.0), 'public': None, 'images_per_class': None, 'classifier': None},
      'num_images of WarmStartConfig is needed where release is a ClassMeansConfig'),
 ])  # yapf: disable
 def test_settings_that_do_not_go_together_are_refused_by_name(changes, message):
@@ -250,7 +285,7 @@ def drop_labels():
 @pytest.mark.parametrize('change, message', [
     (lambda: {'public': toy.make_dataset()}, r"public of WarmStartConfig \('toy': \(4, 4, 1\)\) must have the shape"),
     (lambda: {'public': drop_labels()}, "has images without a label.* labels = 'keep'"),
-    (lambda: {'release': dataclasses.replace(RELEASE, classes_per_class=3)}, 'needs 9 public classes .* there are 7'),
+    (lambda: {'release': dataclasses.replace(RELEASE, noise_multiplier=5.0)}, 'would hide a class of 20 units'),
     (lambda: {'public': dataclasses.replace(PUBLIC, images_uint8=np.concatenate([PRIVATE.images_uint8] * 3)[:140])},
      'are among the public ones: training on them would release them'),
 ])  # yapf: disable

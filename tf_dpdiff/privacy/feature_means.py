@@ -1,0 +1,212 @@
+"""Noisy class means of public features: one Gaussian release, and the public images that are nearest to each class."""
+
+import dataclasses
+import hashlib
+import math
+from typing import ClassVar, NamedTuple, Optional, Tuple
+
+import dp_accounting
+import numpy as np
+
+from tf_dpdiff.privacy import noise
+from tf_dpdiff.privacy import seeds
+
+_PURPOSE = 'feature_means'
+# A class with a noisy count of so many standard deviations has images.
+_SURE = 3.0
+
+
+class NoisyFeatureMeans(NamedTuple):
+    """What is known of the private classes after a release.
+
+    Attributes:
+      means: float64 [num_classes, features], noisy means of the directions of the features.
+      noise_variance: float64 [num_classes], of the noise in each coordinate of a mean; infinite for a class of which
+        not even the count stands out of the noise.
+    """
+    means: np.ndarray
+    noise_variance: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureMeansConfig:
+    """A Gaussian release of the mean of the features that a public network sees in the images of each private class.
+
+    Use it where labelled public images are at hand: a model that is trained on those nearest to the mean of a private
+    class, under its name, begins near what DP-SGD is to find.
+
+    Guarantee: an image of private class y with features f adds the vector (f / |f|, 1) / sqrt(2) at y to the released
+      sums, of norm 1, and an owner of several images the average of what they would add, so a unit adds at most 1 in L2
+      norm; the products of what two units add are never negative, thanks to the 1, so that replacing one changes the
+      sums by at most sqrt(2). Features must depend on their own image and on public things alone: on a network that has
+      seen public images and nothing else. Features that are not finite count as 0; an owner without images adds
+      nothing. The noise has standard deviation noise_multiplier times the sensitivity in each number, so this is a
+      Gaussian mechanism with the stated noise multiplier. The set of private classes and the public images are public.
+
+    Attributes:
+      noise_multiplier: Ratio of the noise's standard deviation to the sensitivity, > 0.
+      mechanism: What the ledger calls it.
+
+    References: PrivImage, Li et al. 2023, arXiv:2311.12850 (the semantic query, by classes where this is by images);
+      Private Evolution, Lin et al. 2023, arXiv:2305.15560 (choosing images by a noisy query of public features).
+    """
+    noise_multiplier: float
+    mechanism: ClassVar[str] = 'noisy_feature_means'
+
+    def __post_init__(self):
+        if not 0.0 < self.noise_multiplier < math.inf:
+            raise ValueError(
+                f'noise_multiplier of the noisy feature means must be finite and > 0, got {self.noise_multiplier}.')
+
+    @property
+    def num_rounds(self) -> int:
+        """How often the mechanism is applied: once."""
+        return 1
+
+    def sensitivity(self, neighboring_relation: str) -> float:
+        """Returns how much the sums can change, in L2 norm.
+
+        Args:
+          neighboring_relation: 'add_or_remove_one' or 'replace_with_zero' (1), or 'replace_one' (sqrt(2)).
+        """
+        sensitivities = {'add_or_remove_one': 1.0, 'replace_with_zero': 1.0, 'replace_one': math.sqrt(2.0)}
+        if neighboring_relation not in sensitivities:
+            raise ValueError(
+                f'neighboring_relation must be one of {tuple(sensitivities)}, got {neighboring_relation!r}.')
+        return sensitivities[neighboring_relation]
+
+    def noise_stddev(self, neighboring_relation: str) -> float:
+        """Returns the standard deviation of the noise in each number."""
+        return self.noise_multiplier * self.sensitivity(neighboring_relation)
+
+    def dp_event(self) -> dp_accounting.DpEvent:
+        """Returns the event to be accounted for."""
+        return dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(self.noise_multiplier), self.num_rounds)
+
+    def exact_vector(self,
+                     features: np.ndarray,
+                     labels: np.ndarray,
+                     num_classes: int,
+                     owners: Optional[np.ndarray] = None) -> np.ndarray:
+        """Returns the sums that the noise is added to: PRIVATE, exposed for the tests of their sensitivity.
+
+        Args:
+          features: float [images, features], of any length.
+          labels: int [images], each in [0, num_classes).
+          num_classes: Number of private classes.
+          owners: int [images], whose image each is, or None: each image is a unit of its own.
+
+        Returns:
+          float64 [num_classes, features + 1].
+        """
+        # A negative one would count from the end.
+        if len(labels) and not 0 <= np.min(labels) <= np.max(labels) < num_classes:
+            raise ValueError(f'labels must be in [0, {num_classes}).')
+        shares = np.ones([len(features)]) if owners is None else 1.0 / np.bincount(owners)[owners]
+        contributions = np.pad(directions(features), [(0, 0), (0, 1)], constant_values=1.0) / math.sqrt(2.0)
+        vector = np.zeros([num_classes, contributions.shape[1]])
+        np.add.at(vector, labels, contributions * shares[:, None])
+        return vector
+
+    def release(self,
+                features: np.ndarray,
+                labels: np.ndarray,
+                num_classes: int,
+                *,
+                seed: seeds.PrivateSeed,
+                neighboring_relation: str,
+                generator: str = 'philox',
+                owners: Optional[np.ndarray] = None) -> np.ndarray:
+        """Returns the noisy sums.
+
+        Who has released once keeps the result and does not call this again: a network that was trained anew may give
+        other features, and each release of other features is one more to be paid. The noise depends on the sums that it
+        is added to, by a keyed hash: were it the same for two of them, it would tell their difference as it is.
+
+        Args:
+          features: float [images, features], of any length.
+          labels: int [images], each in [0, num_classes).
+          num_classes: Number of private classes.
+          seed: The run's secret. The same seed repeats the release of the same features.
+          neighboring_relation: What neighbouring data sets are.
+          generator: Of the noise; see `noise.GaussianNoise`.
+          owners: int [images], whose image each is, or None: each image is a unit of its own.
+
+        Returns:
+          float64 [num_classes, features + 1].
+        """
+        vector = self.exact_vector(features, labels, num_classes, owners)
+        purpose = f'{_PURPOSE}_{hashlib.sha256(vector.tobytes()).hexdigest()}'
+        standard_normal = noise.standard_normal(seed, purpose, vector.shape, generator)
+        return vector + self.noise_stddev(neighboring_relation) * standard_normal
+
+    def means(self, noisy_sums: np.ndarray, neighboring_relation: str) -> NoisyFeatureMeans:
+        """Returns the means that released sums stand for: post-processing, no further privacy cost."""
+        stddev = self.noise_stddev(neighboring_relation)
+        sums, counts = noisy_sums[:, :-1], noisy_sums[:, -1]
+        is_sure = counts > _SURE * stddev
+        counts = np.where(is_sure, counts, np.inf)
+        return NoisyFeatureMeans(sums / counts[:, None], np.where(is_sure, (stddev / counts)**2, np.inf))
+
+    def check_enough(self, num_units: int, num_classes: int, neighboring_relation: str) -> None:
+        """Refuses noise in which a class of the average number of units would be lost.
+
+        Raises:
+          ValueError: names the noise, and the most that fits.
+        """
+        largest = num_units / num_classes / (math.sqrt(2.0) * _SURE * self.sensitivity(neighboring_relation))
+        if self.noise_multiplier > largest:
+            raise ValueError(
+                f'noise_multiplier={self.noise_multiplier:g} of the noisy feature means would hide a class of '
+                f'{num_units / num_classes:.0f} units, the average: choose at most {largest:.3g}.')
+
+
+def directions(features: np.ndarray) -> np.ndarray:
+    """Returns features of length 1; 0 where they are 0 or not finite.
+
+    Args:
+      features: float [images, features].
+
+    Returns:
+      float64 [images, features].
+    """
+    features = np.asarray(features, np.float64)
+    features = np.where(np.isfinite(features).all(axis=1, keepdims=True), features, 0.0)
+    # By the largest first: squares of very large or very small numbers do not fit.
+    for norm in (lambda f: np.max(np.abs(f), axis=1, keepdims=True, initial=0.0),
+                 lambda f: np.linalg.norm(f, axis=1, keepdims=True)):
+        scale = norm(features)
+        features = features / np.where(scale > 0.0, scale, 1.0)
+    return features
+
+
+def choose_images(means: NoisyFeatureMeans, features: np.ndarray,
+                  images_per_class: int) -> Tuple[np.ndarray, np.ndarray]:
+    """Chooses public images for each private class: post-processing, no further privacy cost.
+
+    An image belongs to the class with the nearest mean, and a class takes those of its own that are most clearly nearer
+    to its mean than to any other. Noise makes a mean longer, and that of a class of few images most: what is expected
+    of it is subtracted from the squared distance.
+
+    Args:
+      means: As released.
+      features: float [public images, features], of any length.
+      images_per_class: The most for a class, >= 1.
+
+    Returns:
+      Of each chosen image its number and its private class, int64 and int32 [chosen]; class by class, the clearest
+      first. A class that no image is nearest to has none.
+    """
+    has_mean = np.isfinite(means.noise_variance)
+    lengths = np.sum(means.means**2, axis=1) - features.shape[1] * np.where(has_mean, means.noise_variance, 0.0)
+    distances = np.where(has_mean, lengths - 2.0 * directions(features) @ means.means.T, np.inf)
+    nearest = np.argmin(distances, axis=1)
+    # Of one class alone, the nearest; where others are, those with the widest gap to the second.
+    others = np.sort(distances, axis=1)[:, 1] if np.sum(has_mean) > 1 else 0.0
+    gaps = others - np.min(distances, axis=1)
+    rows = []
+    for label in np.flatnonzero(has_mean):
+        own = np.flatnonzero(nearest == label)
+        rows.append(own[np.argsort(-gaps[own], kind='stable')][:images_per_class])
+    rows = np.concatenate(rows) if rows else np.zeros([0], np.int64)
+    return rows, nearest[rows].astype(np.int32)
