@@ -10,6 +10,8 @@ import pytest
 
 from tests.cli import verbs
 from tf_dpdiff.cli import command
+from tf_dpdiff.cli import export
+from tf_dpdiff.cli import sample
 from tf_dpdiff.cli import train
 
 pytestmark = pytest.mark.usefixtures('small_network')
@@ -47,6 +49,28 @@ def test_run_says_which_public_images_stand_for_which_private_ones(flags, tmp_pa
                                                                                                 1), ('dp_sgd_step', 3)]
     assert any('letters (public)' in phrase for phrase in statement['public_data'])
     assert not (tmp_path / 'noisy_class_means.png').exists()
+
+
+def test_best_of_several_candidates_is_sampled_by_every_verb(flags, tmp_path, capsys):
+    run, exported = tmp_path / 'run', tmp_path / 'exported'
+    given = [*flags, '--gin_param=SamplerConfig.num_candidates = 3', f'--workdir={run}']
+    assert verbs.call(train, *given) == command.DONE
+    with np.load(run / 'samples.npz') as samples:
+        expected = dict(samples)
+    count = len(expected['labels'])
+    assert verbs.call(export, f'--workdir={run}', f'--output={exported}', '--warmup_batch_sizes=none') == command.DONE
+    for number, source in enumerate(([f'--workdir={run}'], [f'--saved_model={exported}'],
+                                     [f'--workdir={run}', '--num_candidates=1'])):  # yapf: disable
+        path = tmp_path / f'{number}.npz'
+        assert verbs.call(sample, *source, f'--num_images={count}', f'--output={path}') == command.DONE
+        with np.load(path) as samples:
+            np.testing.assert_array_equal(samples['labels'], expected['labels'])
+            assert np.array_equal(samples['images'], expected['images']) == (number < 2)
+    (run / 'noisy_feature_means.npz').unlink()
+    capsys.readouterr()
+    missing = verbs.call(sample, f'--workdir={run}', '--num_candidates=3', f'--output={tmp_path / "none.npz"}')
+    assert missing == command.FAILED
+    assert 'noisy_feature_means.npz is missing' in capsys.readouterr().err
 
 
 def test_dry_run_says_it_too_and_writes_nothing(flags, tmp_path, capsys):

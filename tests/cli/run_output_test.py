@@ -1,6 +1,7 @@
 """Tests of the samples that a run ends with: the same by any number of devices and workers."""
 
 import dataclasses
+import pathlib
 import threading
 import types
 
@@ -21,6 +22,7 @@ from tf_dpdiff.networks import unet
 from tf_dpdiff.training import interruption
 
 SAMPLES = generate.GenerateConfig(num_images=23, seed=5, chunk_size=6)
+NOWHERE = pathlib.Path('nowhere')
 GO_ON, STOP = (types.SimpleNamespace(requested=requested) for requested in (False, True))
 
 
@@ -38,7 +40,12 @@ def fixture_model(small_network):
 
 def draw(model, workers, stop=GO_ON, samples=SAMPLES, **changes):
     description, network = model
-    return run_output.draw(network, description._replace(**changes), samples, stop=stop, workers=workers)
+    return run_output.draw(network,
+                           description._replace(**changes),
+                           samples,
+                           workdir=NOWHERE,
+                           stop=stop,
+                           workers=workers)
 
 
 @pytest.mark.parametrize('labelled', [True, False])
@@ -46,7 +53,7 @@ def draw(model, workers, stop=GO_ON, samples=SAMPLES, **changes):
 def test_samples_are_those_of_the_network_on_any_devices_and_workers(model, monkeypatch, num_devices, labelled):
     monkeypatch.setattr(shared_work, '_own_devices', lambda kind: ['CPU:0'] * num_devices)
     description, network = model
-    sampler = run_output.make_image_sampler(network, description.network, description.process, description.sampler)
+    sampler = run_output.make_image_sampler(network, description, NOWHERE)
     seeds = np.arange(30)
     labels = (seeds % 3 if labelled else np.full(30, 3)).astype(np.int32)
     expected = np.concatenate([

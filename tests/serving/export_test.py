@@ -122,6 +122,43 @@ def test_exported_model_gives_the_same_images_where_this_package_is_missing(expo
         ]
 
 
+class Brightness(tf.Module):
+    """Scores the first class by how bright an image is, and the others not at all; has a variable."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = tf.Variable(1.0)
+
+    def __call__(self, images):
+        brightness = tf.reduce_mean(tf.cast(images, tf.float32), axis=(1, 2, 3)) * self.weight
+        return tf.stack([brightness, 0.0 * brightness, 0.0 * brightness], axis=1)
+
+
+def test_choice_among_candidates_is_exported_too(sampler, images, tmp_path):
+    process, config = process_lib.DiffusionProcess(schedules.Schedule('cosine', 50),
+                                                   'v'), samplers.SamplerConfig('ancestral', 3, num_candidates=3)
+    chosen = export.ImageSampler(sampler[0], process, config, score_classes=Brightness())
+    drawn = sampler[1].sample(tf.constant([0] * 9), tf.constant([15, 16, 17, 18, 19, 20, 15, 16, 17], tf.int64))
+    expected = np.stack([max(drawn['images'].numpy()[rows], key=np.mean) for rows in (slice(3), slice(3, 6))])
+    inputs = {'labels': tf.constant([0, 0, 3]), 'seeds': tf.constant([5, 6, 5], tf.int64)}
+    of_no_class = sampler[1].sample(tf.constant([3]), tf.constant([15], tf.int64))['images']
+    for step_counts in ((), (3, 2)):
+        version = export.export_saved_model(chosen.with_step_counts(step_counts),
+                                            tmp_path / str(len(step_counts)), [],
+                                            warmup_batch_sizes=())
+        more = {'num_steps': tf.constant([3, 3, 3])} if step_counts else {}
+        found = tf.saved_model.load(str(version)).signatures['serving_default'](**inputs, **more)['images'].numpy()
+        np.testing.assert_array_equal(found[:2], expected)
+        np.testing.assert_array_equal(found[2:], of_no_class)
+    assert np.any(expected[0] != images[0])  # Control: the first candidate is not always the brightest.
+
+
+def test_candidates_without_a_score_are_refused(sampler):
+    process = process_lib.DiffusionProcess(schedules.Schedule('cosine', 50), 'v')
+    with pytest.raises(ValueError, match='num_candidates=2 of the sampler needs a score'):
+        export.ImageSampler(sampler[0], process, samplers.SamplerConfig('ancestral', 3, num_candidates=2))
+
+
 def test_label_and_seed_both_matter(images):
     assert images.dtype == np.uint8 and images.shape == (6, 4, 4, 1)
     np.testing.assert_array_equal(images[1], images[4])  # The same label and seed.

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests import fake_workers
 from tests.training import trainer_test as toy
@@ -16,6 +17,7 @@ from tf_dpdiff.privacy import feature_means
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.training import interruption
 from tf_dpdiff.training import public_classifier
+from tf_dpdiff.training import public_features
 from tf_dpdiff.training import stages
 from tf_dpdiff.training import strategies
 from tf_dpdiff.training import warm_start as warm_start_lib
@@ -213,7 +215,7 @@ def test_release_of_noise_alone_is_one_clear_error(tmp_path, monkeypatch):
 @pytest.fixture(name='features', scope='module')
 def fixture_features(small_network):
     del small_network
-    return public_classifier.PublicFeatures(public_classifier.train(QUICK, PUBLIC), PUBLIC)
+    return public_features.fit(public_classifier.train(QUICK, PUBLIC), PUBLIC)
 
 
 def test_features_of_an_image_do_not_depend_on_the_others(features):
@@ -225,16 +227,49 @@ def test_features_of_an_image_do_not_depend_on_the_others(features):
 
 
 def test_features_of_public_images_vary_alike_in_all_directions(features):
-    np.testing.assert_array_equal(features.of_public, features(PUBLIC.images_uint8))
-    np.testing.assert_allclose(np.mean(features.of_public, axis=0), 0.0, atol=1e-3)
-    variances = np.linalg.eigvalsh(np.cov(features.of_public.T, bias=True))
+    of_public = features(PUBLIC.images_uint8)
+    np.testing.assert_allclose(np.mean(of_public, axis=0), 0.0, atol=1e-3)
+    variances = np.linalg.eigvalsh(np.cov(of_public.T, bias=True))
     # But for those in which they hardly vary at all.
     assert variances.max() < 1.01 and np.sum(variances > 0.9) >= 3
 
 
+def test_scorer_finds_the_mean_that_is_nearest_and_is_read_from_the_run(unbroken, features):
+    workdir, _, (chosen,) = unbroken
+    scorer = warm_start_lib.read_scorer(workdir, (8, 8, 1))
+    scores = scorer(tf.constant(chosen.images.images_uint8)).numpy()
+    assert scores.shape == (len(chosen.images), 3)
+    np.testing.assert_array_equal(np.argmax(scores, axis=1), chosen.images.labels)
+    found = read_means(workdir)
+    means = RELEASE.means(found['noisy_sums'], toy.PRIVACY.neighboring_relation)
+    again = public_features.scorer_from_arrays(public_features.to_arrays(features, means), (8, 8, 1))
+    np.testing.assert_allclose(again(chosen.images.images_uint8), scores, atol=1e-5)  # The classifier is repeated, too.
+    # Squared distances but for a number that all classes share.
+    directions = feature_means.directions(features(chosen.images.images_uint8))
+    distances = np.sum((directions[:, None] - means.means)**2, axis=2) - 7 * means.noise_variance
+    np.testing.assert_allclose(scores - scores[:, :1], distances[:, :1] - distances, atol=1e-4)
+
+
+def test_class_that_has_no_mean_has_the_lowest_score(features):
+    means = feature_means.NoisyFeatureMeans(np.eye(3, 7) * [[1.0], [0.0], [1.0]], np.array([0.0, np.inf, 0.0]))
+    scores = public_features.ClassScorer(features, means)(tf.constant(PUBLIC.images_uint8[:30])).numpy()
+    assert (scores[:, 1] == np.finfo(np.float32).min).all() and np.isfinite(scores).all()
+
+
+def test_scorer_that_is_missing_or_damaged_is_one_clear_error(tmp_path, unbroken):
+    with pytest.raises(FileNotFoundError, match='is missing, by which a run chooses among candidates'):
+        warm_start_lib.read_scorer(tmp_path, (8, 8, 1))
+    arrays = read_means(unbroken[0])
+    for broken in ({}, {**arrays, 'classifier_0': np.zeros([2])}):
+        np.savez(tmp_path / warm_start_lib.FEATURE_MEANS_FILE, **broken)
+        with pytest.raises(ValueError, match='is not as it was written'):
+            warm_start_lib.read_scorer(tmp_path, (8, 8, 1))
+
+
 def test_images_of_a_class_have_features_of_one_direction(features):
-    means = np.stack([features.of_public[PUBLIC.labels == label].mean(axis=0) for label in range(7)])
-    nearest = np.argmax(feature_means.directions(features.of_public) @ feature_means.directions(means).T, axis=1)
+    of_public = features(PUBLIC.images_uint8)
+    means = np.stack([of_public[PUBLIC.labels == label].mean(axis=0) for label in range(7)])
+    nearest = np.argmax(feature_means.directions(of_public) @ feature_means.directions(means).T, axis=1)
     assert np.mean(nearest == PUBLIC.labels) > 0.9
 
 

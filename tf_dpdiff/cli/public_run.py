@@ -81,7 +81,7 @@ def train_on_public_images(workdir: pathlib.Path, replicas: strategies.Replicas,
         checkpoint, released = trainer.to_pretrained(), trainer.released_model()
         if is_first:
             checkpoint.write(workdir / pretrained.FOLDER)
-        drawn = run_output.draw(released, model, samples, stop=stop, workers=replicas.workers)
+        drawn = run_output.draw(released, model, samples, workdir=workdir, stop=stop, workers=replicas.workers)
     if is_first:
         statement = dataclasses.replace(statement, run_id=trainer.state.run_id)
         _finish(workdir, pretraining, trainer, released, model, statement, checkpoint, drawn, started)

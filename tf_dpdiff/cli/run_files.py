@@ -30,6 +30,7 @@ class ModelDescription(NamedTuple):
       sampler: How images are drawn.
       label_drop_probability: Share of the training views that had no label; above 0, samples may be guided.
       labelled: Whether the images that the last stage trained on had labels; if not, samples are of "no class".
+      has_feature_means: Whether the run releases feature means, by which a sampler can choose among candidates.
     """
     image_shape: Tuple[int, int, int]
     class_names: Tuple[str, ...]
@@ -38,6 +39,7 @@ class ModelDescription(NamedTuple):
     sampler: samplers.SamplerConfig
     label_drop_probability: float = 0.0
     labelled: bool = True
+    has_feature_means: bool = False
 
     def with_sampler(self, sampler: samplers.SamplerConfig) -> 'ModelDescription':
         """Returns the same with another sampler.
@@ -52,6 +54,10 @@ class ModelDescription(NamedTuple):
         if sampler.guidance_scale != 1.0 and not self.label_drop_probability:
             raise ValueError(f'guidance_scale={sampler.guidance_scale:g} of the sampler needs a model that was trained '
                              'with label_drop_probability > 0 in its last ViewsConfig, and this one is not.')
+        if sampler.num_candidates > 1 and not self.has_feature_means:
+            raise ValueError(
+                f'num_candidates={sampler.num_candidates} of the sampler needs a run whose warm start released '
+                'feature means to choose by (WarmStartConfig.release = @FeatureMeansConfig()).')
         return self._replace(sampler=sampler)
 
     def write(self, workdir: pathlib.Path) -> None:

@@ -19,7 +19,6 @@ from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.cli import run_files
 from tf_dpdiff.cli import run_report
 from tf_dpdiff.cli import run_summaries
-from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.diffusion import samplers
 from tf_dpdiff.evaluation import generate
 from tf_dpdiff.evaluation import sample_plan
@@ -30,6 +29,7 @@ from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.serving import export
 from tf_dpdiff.training import interruption
 from tf_dpdiff.training import loop
+from tf_dpdiff.training import warm_start
 
 # Rows and columns of the denoising picture: few, since each evaluation of the network is called on its own.
 _DENOISING_ROWS, _DENOISING_FRAMES = 6, 10
@@ -95,18 +95,25 @@ def begin(workdir: pathlib.Path,
         print(f'train: the run in {workdir} {trainer.position()}.', file=sys.stderr)
 
 
-def make_image_sampler(average, network: unet.UNetConfig, process: process_lib.DiffusionProcess,
-                       sampler: samplers.SamplerConfig) -> export.ImageSampler:
-    """Returns what is released: the averaged network, its low-rank adapters merged into their layers, and a sampler."""
-    if network.adapter_rank:
-        average, _ = transfer.merge_adapters(average, network)
-    return export.ImageSampler(average, process, sampler)
+def make_image_sampler(average, model: run_files.ModelDescription, workdir: pathlib.Path) -> export.ImageSampler:
+    """Returns what is released: the averaged network, its low-rank adapters merged into their layers, and a sampler.
+
+    Args:
+      average: The averaged network.
+      model: The run.
+      workdir: The run's folder, where the feature means are by which a sampler chooses among candidates.
+    """
+    if model.network.adapter_rank:
+        average, _ = transfer.merge_adapters(average, model.network)
+    score = warm_start.read_scorer(workdir, model.image_shape) if model.sampler.num_candidates > 1 else None
+    return export.ImageSampler(average, model.process, model.sampler, score_classes=score)
 
 
 def draw(released,
          model: run_files.ModelDescription,
          samples: generate.GenerateConfig,
          *,
+         workdir: pathlib.Path,
          stop: interruption.StopRequest,
          workers: workers_lib.Workers = workers_lib.ALONE) -> Tuple[np.ndarray, np.ndarray]:
     """Draws the samples of a run on all GPUs of all workers; see `generate.generate`.
@@ -115,6 +122,7 @@ def draw(released,
       released: The averaged network, which belongs to no strategy.
       model: The run. Of one that is not labelled, all samples are of "no class".
       samples: How many.
+      workdir: The run's folder.
       stop: Looked at before each round of chunks, and in the end.
       workers: All of them call this.
 
@@ -133,7 +141,7 @@ def draw(released,
     networks = itertools.chain([released], iter(make_copy, None))  # The network itself does for the first device.
 
     def load() -> generate.SampleFn:
-        image_sampler = make_image_sampler(next(networks), model.network, model.process, model.sampler)
+        image_sampler = make_image_sampler(next(networks), model, workdir)
         return lambda labels, seeds: image_sampler.sample(labels, seeds)['images']
 
     # Where one of the workers has no memory for it, none waits for its samples.
@@ -212,7 +220,7 @@ def write(workdir: pathlib.Path, title: str, facts: Dict[str, str], statement, m
                      points=points,
                      delta=statement.to_dict().get('delta'),
                      configuration=released_configuration())
-    image_sampler = make_image_sampler(average, model.network, model.process, model.sampler)
+    image_sampler = make_image_sampler(average, model, workdir)
     return export.export_saved_model(image_sampler, workdir / 'saved_model', run_files.paths_beside_model(workdir))
 
 

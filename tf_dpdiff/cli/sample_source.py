@@ -99,7 +99,7 @@ def load_run(workdir: pathlib.Path, description: run_files.ModelDescription,
     """
     model = unet.build_unet(description.network, description.image_shape, len(description.class_names))
     checkpoints.load_average(workdir / 'checkpoints', model)
-    sampler = run_output.make_image_sampler(model, description.network, description.process, description.sampler)
+    sampler = run_output.make_image_sampler(model, description, workdir)
     return sampler.with_step_counts(step_counts) if len(step_counts) > 1 else sampler
 
 
@@ -198,6 +198,11 @@ def add_sampler_flags(parser: command.Parser, *, several_step_counts: bool = Fal
     parser.add_argument('--guidance_scale',
                         type=float,
                         help="of classifier-free guidance, 1 for none (default: the run's)")
+    parser.add_argument(
+        '--num_candidates',
+        type=int,
+        help="drawn for each image, of which the one is taken that is most clearly of its class; for runs "
+        "whose warm start released feature means (default: the run's)")
 
 
 def _step_counts(text: str) -> Tuple[int, ...]:
@@ -213,5 +218,10 @@ def _step_counts(text: str) -> Tuple[int, ...]:
 
 def sampler_changes(flags) -> Dict[str, Any]:
     """Returns what the flags say of a SamplerConfig."""
-    given = {'name': flags.sampler, 'num_steps': flags.num_steps, 'guidance_scale': flags.guidance_scale}
+    given = {
+        'name': flags.sampler,
+        'num_steps': flags.num_steps,
+        'guidance_scale': flags.guidance_scale,
+        'num_candidates': flags.num_candidates
+    }
     return {key: value for key, value in given.items() if value is not None}

@@ -97,8 +97,7 @@ def train(
         return public_run.train_on_public_images(workdir, replicas, dry_run, hardware, private_parts, network, process,
                                                  pretraining, sampler, samples, loop)
     _check_complete(privacy, finetuning)
-    model = run_files.ModelDescription(data.spec.image_shape, data.spec.class_names, network, process, sampler,
-                                       finetuning.views.label_drop_probability).with_sampler(sampler)
+    model = _describe_model(data.spec, network, process, sampler, warm_start, finetuning)
     plan = plan_lib.make_plan(privacy, data.spec.num_units, warm_start.release if warm_start else None)
     is_first = replicas.workers.is_first
     budget_file = budget_file if is_first else None
@@ -127,7 +126,7 @@ def train(
         _charge(budget_file, 'settled', lambda budget: budget.settle(trainer.state.run_id, trainer.state.ledger))
         # From here on everything is made from the released weights.
         released = trainer.released_model()
-        drawn = run_output.draw(released, model, samples, stop=stop, workers=replicas.workers)
+        drawn = run_output.draw(released, model, samples, workdir=workdir, stop=stop, workers=replicas.workers)
     if is_first:
         _finish(workdir, data, trainer, released, model, drawn, utility, started)
     replicas.workers.wait_for_all()  # None ends as done while the first one may yet fail.
@@ -157,6 +156,18 @@ def _begin(workdir, budget_file, data, model, plan, trainer, of_stages) -> None:
     """Charges the run, and writes what is known before its first step."""
     _charge(budget_file, 'reserved', _reserve(plan, data.train, trainer.state.run_id))
     run_output.begin(workdir, model, trainer, of_stages, plan)
+
+
+def _describe_model(spec, network, process, sampler, warm_start, finetuning) -> run_files.ModelDescription:
+    has_feature_means = bool(warm_start and warm_start.has_public_images)
+    model = run_files.ModelDescription(spec.image_shape,
+                                       spec.class_names,
+                                       network,
+                                       process,
+                                       sampler,
+                                       finetuning.views.label_drop_probability,
+                                       has_feature_means=has_feature_means)
+    return model.with_sampler(sampler)
 
 
 def _finish(workdir, data, trainer, released, model, drawn, utility, started) -> None:

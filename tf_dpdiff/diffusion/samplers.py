@@ -40,6 +40,8 @@ class SamplerConfig:
       guidance_scale: Of classifier-free guidance; 1 is none, anything else doubles the cost.
       thresholding: How a predicted image is kept within range: 'static', 'dynamic' (for strong guidance) or 'none'.
       dynamic_percentile: Share of an image's pixels that 'dynamic' does not cut off, in (0, 1].
+      num_candidates: Drawn for each image of what is released, >= 1: of several, the one is taken that looks most like
+        its class to the noisy feature means of the run's warm start, see `candidates`. Costs so many times as much.
 
     References: `ddim`, `dpm_solver`, `edm_heun`, `guidance` and `thresholding` name those of the methods.
     """
@@ -48,12 +50,14 @@ class SamplerConfig:
     guidance_scale: float = 1.0
     thresholding: str = 'static'
     dynamic_percentile: float = 0.995
+    num_candidates: int = 1
 
     def __post_init__(self):
         if self.name not in SAMPLERS:
             raise ValueError(f'the name of a sampler must be one of {SAMPLERS}, got {self.name!r}.')
-        if self.num_steps < 1:
-            raise ValueError(f'num_steps of the sampler must be at least 1, got {self.num_steps}.')
+        for name in ('num_steps', 'num_candidates'):
+            if getattr(self, name) < 1:
+                raise ValueError(f'{name} of the sampler must be at least 1, got {getattr(self, name)}.')
         guidance.check(self.guidance_scale)
         thresholding.check(self.thresholding, self.dynamic_percentile)
 

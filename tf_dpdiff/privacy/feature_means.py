@@ -180,13 +180,27 @@ def directions(features: np.ndarray) -> np.ndarray:
     return features
 
 
+def squared_lengths(means: NoisyFeatureMeans) -> np.ndarray:
+    """Returns the squared lengths of the means without noise, as far as they can be told: post-processing.
+
+    Noise makes a mean longer, and that of a class of few images most; what is expected of it is subtracted.
+
+    Args:
+      means: As released.
+
+    Returns:
+      float64 [num_classes]; 0 for a class that has no mean.
+    """
+    has_mean = np.isfinite(means.noise_variance)
+    return np.sum(means.means**2, axis=1) - means.means.shape[1] * np.where(has_mean, means.noise_variance, 0.0)
+
+
 def choose_images(means: NoisyFeatureMeans, features: np.ndarray,
                   images_per_class: int) -> Tuple[np.ndarray, np.ndarray]:
     """Chooses public images for each private class: post-processing, no further privacy cost.
 
     An image belongs to the class with the nearest mean, and a class takes those of its own that are most clearly nearer
-    to its mean than to any other. Noise makes a mean longer, and that of a class of few images most: what is expected
-    of it is subtracted from the squared distance.
+    to its mean than to any other.
 
     Args:
       means: As released.
@@ -198,8 +212,7 @@ def choose_images(means: NoisyFeatureMeans, features: np.ndarray,
       first. A class that no image is nearest to has none.
     """
     has_mean = np.isfinite(means.noise_variance)
-    lengths = np.sum(means.means**2, axis=1) - features.shape[1] * np.where(has_mean, means.noise_variance, 0.0)
-    distances = np.where(has_mean, lengths - 2.0 * directions(features) @ means.means.T, np.inf)
+    distances = np.where(has_mean, squared_lengths(means) - 2.0 * directions(features) @ means.means.T, np.inf)
     nearest = np.argmin(distances, axis=1)
     # Of one class alone, the nearest; where others are, those with the widest gap to the second.
     others = np.sort(distances, axis=1)[:, 1] if np.sum(has_mean) > 1 else 0.0

@@ -15,6 +15,7 @@ from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 import tensorflow as tf
 
+from tf_dpdiff.diffusion import candidates
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.diffusion import samplers
 from tf_dpdiff.networks import unet
@@ -39,11 +40,13 @@ class ImageSampler(tf.Module):
       model: The network, with the weights to be released.
       process: What it was trained for.
       config: The sampler; fixed in the exported model.
+      score_classes: Of images, where the config says that there are several candidates, see `candidates`; a tf.Module,
+        which is exported too.
       step_counts: If several, images are sampled from labels, seeds and num_steps, int32 [batch], each one of these
         counts, instead of in the steps that the config says.
 
     Raises:
-      ValueError: if a step count is named twice.
+      ValueError: if a step count is named twice, or there is no score where there are several candidates.
     """
 
     def __init__(self,
@@ -51,22 +54,32 @@ class ImageSampler(tf.Module):
                  process: process_lib.DiffusionProcess,
                  config: samplers.SamplerConfig,
                  *,
+                 score_classes: Optional[Callable[[tf.Tensor], tf.Tensor]] = None,
                  step_counts: Sequence[int] = ()):
         super().__init__()
+        if config.num_candidates > 1 and not score_classes:
+            raise ValueError(f'num_candidates={config.num_candidates} of the sampler needs a score to choose by.')
         if len(set(step_counts)) < len(step_counts):
             raise ValueError(f'step_counts of the sampler must differ, got {tuple(step_counts)}.')
         self._variables = model.variables  # And not the model: its optimizer would be exported with it.
-        self._with_step_counts = functools.partial(ImageSampler, model, process, config)
+        self._score_classes = score_classes if config.num_candidates > 1 else None
+        self._with_step_counts = functools.partial(ImageSampler, model, process, config, score_classes=score_classes)
         self.step_counts = tuple(step_counts)
         image_shape = tuple(model.inputs[0].shape[1:])
         num_classes = model.get_layer('class_embedding').num_classes
-        make = functools.partial(samplers.make_image_sampler,
-                                 functools.partial(unet.denoise, model),
-                                 process=process,
-                                 image_shape=image_shape,
-                                 num_classes=num_classes)
-        by_count = {count: make(config=dataclasses.replace(config, num_steps=count)) for count in step_counts}
-        sample_images = functools.partial(_sample_by_count, by_count, image_shape) if by_count else make(config=config)
+
+        def make(config: samplers.SamplerConfig) -> _SampleImages:
+            sample_images = samplers.make_image_sampler(functools.partial(unet.denoise, model),
+                                                        process=process,
+                                                        config=config,
+                                                        image_shape=image_shape,
+                                                        num_classes=num_classes)
+            if self._score_classes is None:
+                return sample_images
+            return candidates.choose_among_candidates(sample_images, self._score_classes, config.num_candidates)
+
+        by_count = {count: make(dataclasses.replace(config, num_steps=count)) for count in step_counts}
+        sample_images = functools.partial(_sample_by_count, by_count, image_shape) if by_count else make(config)
 
         @tf.function(input_signature=_INPUTS[:3 if by_count else 2])
         def sample(labels, *others):

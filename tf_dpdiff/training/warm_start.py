@@ -16,6 +16,7 @@ from tf_dpdiff.privacy import feature_means
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import public_classifier
+from tf_dpdiff.training import public_features
 
 # Settings that mean something with one kind of release alone.
 _OF_CLASS_MEANS = ('num_images', 'sharpening', 'threshold')
@@ -246,7 +247,7 @@ def choose_public_images(config, plan: plan_lib.DpSgdPlan, private: datasets.Ima
     if arrays is None:
         _check_not_released(config.release.mechanism, state, f'the noisy feature means of this run are not in {path}')
         model = public_classifier.train(config.classifier or public_classifier.PublicClassifierConfig(), public)
-        features = public_classifier.PublicFeatures(model, public)
+        features = public_features.fit(model, public)
         relation = plan.config.neighboring_relation
         noisy_sums = config.release.release(features(private.images_uint8),
                                             private.labels,
@@ -256,14 +257,36 @@ def choose_public_images(config, plan: plan_lib.DpSgdPlan, private: datasets.Ima
                                             generator=plan.config.noise_generator,
                                             owners=private.owners)
         means = config.release.means(noisy_sums, relation)
-        rows, labels = feature_means.choose_images(means, features.of_public, config.images_per_class)
+        rows, labels = feature_means.choose_images(means, features(public.images_uint8), config.images_per_class)
         arrays = {'noisy_sums': noisy_sums, 'rows': rows, 'labels': labels}
         buffer = io.BytesIO()
-        np.savez(buffer, run_id=state.run_id, **arrays)
+        np.savez(buffer, run_id=state.run_id, **arrays, **public_features.to_arrays(features, means))
         with files.replacing(path) as temporary:
             temporary.write_bytes(buffer.getvalue())
     _record_once(plan, state, save)
     return _gather_chosen(arrays['rows'], arrays['labels'], public, private.class_names)
+
+
+def read_scorer(workdir: pathlib.Path, image_shape: Tuple[int, int, int]) -> public_features.ClassScorer:
+    """Returns what tells how much an image looks like each private class, from what a run has released.
+
+    Args:
+      workdir: The run's folder.
+      image_shape: (height, width, channels).
+
+    Raises:
+      FileNotFoundError: if the run has released no feature means.
+      ValueError: if the file is not as it was written.
+    """
+    path = workdir / FEATURE_MEANS_FILE
+    if not path.exists():
+        raise FileNotFoundError(f'{path} is missing, by which a run chooses among candidates: put it back from a copy, '
+                                'or sample with num_candidates = 1.')
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return public_features.scorer_from_arrays(stored, image_shape)
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f'{path} is not as it was written ({error}): put it back from a copy.') from error
 
 
 def _gather_chosen(rows: np.ndarray, labels: np.ndarray, public: datasets.ImageDataset,
