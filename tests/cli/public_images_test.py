@@ -66,11 +66,16 @@ def test_best_of_several_candidates_is_sampled_by_every_verb(flags, tmp_path, ca
         with np.load(path) as samples:
             np.testing.assert_array_equal(samples['labels'], expected['labels'])
             assert np.array_equal(samples['images'], expected['images']) == (number < 2)
-    (run / 'noisy_feature_means.npz').unlink()
-    capsys.readouterr()
-    missing = verbs.call(sample, f'--workdir={run}', '--num_candidates=3', f'--output={tmp_path / "none.npz"}')
-    assert missing == command.FAILED
-    assert 'noisy_feature_means.npz is missing' in capsys.readouterr().err
+    means = run / 'noisy_feature_means.npz'
+    with np.load(means) as stored:
+        arrays = dict(stored)
+    for damage, message in ((lambda: np.savez(means, **{**arrays, 'run_id': 'another'}), 'it is of another run'),
+                            (means.unlink, 'noisy_feature_means.npz is missing')):  # yapf: disable
+        damage()
+        capsys.readouterr()
+        given = [f'--workdir={run}', '--num_candidates=3', f'--output={tmp_path / "none.npz"}']
+        assert verbs.call(sample, *given) != command.DONE
+        assert message in capsys.readouterr().err and not (tmp_path / 'none.npz').exists()
 
 
 def test_dry_run_says_it_too_and_writes_nothing(flags, tmp_path, capsys):

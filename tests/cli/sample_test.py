@@ -194,6 +194,12 @@ def test_wrong_use_is_one_clear_line_and_writes_nothing(toy_run, tmp_path, capsy
     assert not list(tmp_path.iterdir())
 
 
+def test_candidates_of_a_run_without_feature_means_are_refused(toy_run, tmp_path, capsys):
+    assert sampling.call(toy_run, tmp_path / 'set', num_candidates=2) == command.WRONG_USE
+    assert 'num_candidates=2 of the sampler needs a run whose warm start released' in sampling.error_of(capsys)
+    assert not (tmp_path / 'set').exists()
+
+
 def test_guidance_of_a_model_that_always_saw_labels_is_refused(other_toy_run, tmp_path, capsys):
     assert sampling.call(other_toy_run, tmp_path / 'set', guidance_scale=2.0) == command.WRONG_USE
     assert 'guidance_scale=2 of the sampler needs a model that was trained with label_drop' in sampling.error_of(capsys)

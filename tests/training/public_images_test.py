@@ -235,8 +235,8 @@ def test_features_of_public_images_vary_alike_in_all_directions(features):
 
 
 def test_scorer_finds_the_mean_that_is_nearest_and_is_read_from_the_run(unbroken, features):
-    workdir, _, (chosen,) = unbroken
-    scorer = warm_start_lib.read_scorer(workdir, (8, 8, 1))
+    workdir, trainer, (chosen,) = unbroken
+    scorer = warm_start_lib.read_scorer(workdir, trainer.state.run_id, (8, 8, 1))
     scores = scorer(tf.constant(chosen.images.images_uint8)).numpy()
     assert scores.shape == (len(chosen.images), 3)
     np.testing.assert_array_equal(np.argmax(scores, axis=1), chosen.images.labels)
@@ -258,12 +258,13 @@ def test_class_that_has_no_mean_has_the_lowest_score(features):
 
 def test_scorer_that_is_missing_or_damaged_is_one_clear_error(tmp_path, unbroken):
     with pytest.raises(FileNotFoundError, match='is missing, by which a run chooses among candidates'):
-        warm_start_lib.read_scorer(tmp_path, (8, 8, 1))
+        warm_start_lib.read_scorer(tmp_path, 'this', (8, 8, 1))
     arrays = read_means(unbroken[0])
-    for broken in ({}, {**arrays, 'classifier_0': np.zeros([2])}):
+    for broken, message in (({}, 'run_id'), (arrays, 'it is of another run'),
+                            ({**arrays, 'run_id': 'this', 'classifier_0': np.zeros([2])}, 'shape')):  # yapf: disable
         np.savez(tmp_path / warm_start_lib.FEATURE_MEANS_FILE, **broken)
-        with pytest.raises(ValueError, match='is not as it was written'):
-            warm_start_lib.read_scorer(tmp_path, (8, 8, 1))
+        with pytest.raises(ValueError, match=f'is not as it was written .*{message}'):
+            warm_start_lib.read_scorer(tmp_path, 'this', (8, 8, 1))
 
 
 def test_images_of_a_class_have_features_of_one_direction(features):

@@ -27,6 +27,7 @@ from tf_dpdiff.networks import transfer
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.serving import export
+from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import interruption
 from tf_dpdiff.training import loop
 from tf_dpdiff.training import warm_start
@@ -105,7 +106,10 @@ def make_image_sampler(average, model: run_files.ModelDescription, workdir: path
     """
     if model.network.adapter_rank:
         average, _ = transfer.merge_adapters(average, model.network)
-    score = warm_start.read_scorer(workdir, model.image_shape) if model.sampler.num_candidates > 1 else None
+    score = None
+    if model.sampler.num_candidates > 1:
+        run_id = checkpoints.read_run(workdir / 'checkpoints').run_id
+        score = warm_start.read_scorer(workdir, run_id, model.image_shape)
     return export.ImageSampler(average, model.process, model.sampler, score_classes=score)
 
 

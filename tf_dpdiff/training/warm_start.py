@@ -267,16 +267,17 @@ def choose_public_images(config, plan: plan_lib.DpSgdPlan, private: datasets.Ima
     return _gather_chosen(arrays['rows'], arrays['labels'], public, private.class_names)
 
 
-def read_scorer(workdir: pathlib.Path, image_shape: Tuple[int, int, int]) -> public_features.ClassScorer:
+def read_scorer(workdir: pathlib.Path, run_id: str, image_shape: Tuple[int, int, int]) -> public_features.ClassScorer:
     """Returns what tells how much an image looks like each private class, from what a run has released.
 
     Args:
       workdir: The run's folder.
+      run_id: Of the run: what another one released is not covered by this one's statement.
       image_shape: (height, width, channels).
 
     Raises:
       FileNotFoundError: if the run has released no feature means.
-      ValueError: if the file is not as it was written.
+      ValueError: if the file is another run's, or not as it was written.
     """
     path = workdir / FEATURE_MEANS_FILE
     if not path.exists():
@@ -284,6 +285,8 @@ def read_scorer(workdir: pathlib.Path, image_shape: Tuple[int, int, int]) -> pub
                                 'or sample with num_candidates = 1.')
     try:
         with np.load(path, allow_pickle=False) as stored:
+            if str(stored['run_id']) != run_id:
+                raise ValueError('it is of another run')
             return public_features.scorer_from_arrays(stored, image_shape)
     except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f'{path} is not as it was written ({error}): put it back from a copy.') from error
