@@ -68,7 +68,7 @@ class PublicFeatures:
         return features
 
     def to_arrays(self) -> Dict[str, np.ndarray]:
-        """Returns what `read_scorer` makes them of again."""
+        """Returns what they consist of, by name."""
         weights = {f'{_WEIGHT}{number}': weight for number, weight in enumerate(self._model.get_weights())}
         return {'feature_mean': self._mean, 'whitening': self._whitening, **weights}
 

@@ -1,9 +1,10 @@
 """Class-conditional training images of a warm start: what comes of a release is post-processing, at no further cost."""
 
 import collections
+import contextlib
 import io
 import pathlib
-from typing import Callable, Dict, NamedTuple, Optional, Tuple, Union
+from typing import Callable, Dict, Iterator, NamedTuple, Optional, Tuple, Union
 import zipfile
 
 import numpy as np
@@ -162,7 +163,7 @@ def _read_means(path: pathlib.Path, run_id: str, shape: Tuple[int, ...]) -> Opti
     """Returns the file of a run's noisy means, of that shape; None where there is none of this run."""
     if not path.exists():
         return None
-    try:
+    with _telling_of_damage(path, f', and holds a release: {_CURE}'):
         written = path.read_bytes()
         means, of_run = _means_from_bytes(written)
         if of_run != run_id:
@@ -170,8 +171,15 @@ def _read_means(path: pathlib.Path, run_id: str, shape: Tuple[int, ...]) -> Opti
         if means.images.shape != shape or means.counts.shape != shape[:2]:
             raise ValueError(f'the means have the shape {means.images.shape}, not {shape}')
         return written
+
+
+@contextlib.contextmanager
+def _telling_of_damage(path: pathlib.Path, then: str) -> Iterator[None]:
+    """A context in which what goes wrong with a file of arrays is one line that names it, and ends as `then` says."""
+    try:
+        yield
     except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f'{path} is not as it was written ({error}), and holds a release: {_CURE}') from error
+        raise ValueError(f'{path} is not as it was written ({error}){then}') from error
 
 
 def images_from_class_means(means: class_means.NoisyMeans, *, num_images: int, sharpening, threshold,
@@ -208,14 +216,14 @@ def images_from_class_means(means: class_means.NoisyMeans, *, num_images: int, s
 
 
 def with_classes_that_have_images(public: datasets.ImageDataset) -> datasets.ImageDataset:
-    """Returns public images without the classes that have none, for which nobody can vote.
+    """Returns public images without the classes that have none, which no classifier can learn.
 
     Raises:
       ValueError: if there are images of no class.
     """
     if public.labels.max() == public.num_classes:
-        raise ValueError(f'public of WarmStartConfig ({public.name!r}) has images without a label, and it is by their '
-                         "classes that they are chosen: give labelled ones, with labels = 'keep'.")
+        raise ValueError(f'public of WarmStartConfig ({public.name!r}) has images without a label, and a classifier is '
+                         "trained to name their classes: give labelled ones, with labels = 'keep'.")
     present, labels = np.unique(public.labels, return_inverse=True)
     names = tuple(public.class_names[number] for number in present)
     return datasets.ImageDataset(public.name, public.images_uint8, labels.astype(np.int32), names)
@@ -259,10 +267,8 @@ def choose_public_images(config, plan: plan_lib.DpSgdPlan, private: datasets.Ima
         means = config.release.means(noisy_sums, relation)
         rows, labels = feature_means.choose_images(means, features(public.images_uint8), config.images_per_class)
         arrays = {'noisy_sums': noisy_sums, 'rows': rows, 'labels': labels}
-        buffer = io.BytesIO()
-        np.savez(buffer, run_id=state.run_id, **arrays, **public_features.to_arrays(features, means))
         with files.replacing(path) as temporary:
-            temporary.write_bytes(buffer.getvalue())
+            np.savez(temporary, run_id=state.run_id, **arrays, **public_features.to_arrays(features, means))
     _record_once(plan, state, save)
     return _gather_chosen(arrays['rows'], arrays['labels'], public, private.class_names)
 
@@ -283,13 +289,11 @@ def read_scorer(workdir: pathlib.Path, run_id: str, image_shape: Tuple[int, int,
     if not path.exists():
         raise FileNotFoundError(f'{path} is missing, by which a run chooses among candidates: put it back from a copy, '
                                 'or sample with num_candidates = 1.')
-    try:
+    with _telling_of_damage(path, ': put it back from a copy.'):
         with np.load(path, allow_pickle=False) as stored:
             if str(stored['run_id']) != run_id:
                 raise ValueError('it is of another run')
             return public_features.scorer_from_arrays(stored, image_shape)
-    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f'{path} is not as it was written ({error}): put it back from a copy.') from error
 
 
 def _gather_chosen(rows: np.ndarray, labels: np.ndarray, public: datasets.ImageDataset,
@@ -311,7 +315,7 @@ def _read_feature_means(path: pathlib.Path, run_id: str, num_classes: int,
     """Returns the noisy sums of a run, rows and labels of what they chose; None where there are none of this run."""
     if not path.exists():
         return None
-    try:
+    with _telling_of_damage(path, f', and holds a release: {_CURE}'):
         with np.load(path, allow_pickle=False) as stored:
             if str(stored['run_id']) != run_id:
                 return None
@@ -325,5 +329,3 @@ def _read_feature_means(path: pathlib.Path, run_id: str, num_classes: int,
             if np.any(arrays[name] < 0) or np.any(arrays[name] >= bound):
                 raise ValueError(f'{name} are not in [0, {bound})')
         return arrays
-    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f'{path} is not as it was written ({error}), and holds a release: {_CURE}') from error
