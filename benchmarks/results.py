@@ -50,8 +50,8 @@ class Row:
 
 
 _MNIST, _CIFAR10 = ('gin/mnist_cpu.gin',), ('gin/cifar10_cpu.gin',)
-# The paper's method: DP-SGD on all weights of a public model, and nothing before or after it. A step on all weights of the
-# colour network takes as long as two on norms and embeddings: half as many take as long as the recipe.
+# The paper's method: DP-SGD on all weights of a public model, and nothing before or after it. A step on all weights of
+# the colour network takes as long as two on norms and embeddings: half as many take as long as the recipe.
 _PLAIN = ('train.warm_start = None', 'FinetuningConfig.trainable = ()',
           'finetuning/OptimizationConfig.learning_rate = 1e-3', 'UtilityConfig.real_images = False')
 _CIFAR10_PLAIN = (*_PLAIN, 'NUM_STEPS = 60', 'SamplerConfig.num_candidates = 1', 'SamplerConfig.num_steps = 20')
