@@ -114,14 +114,18 @@ def test_network_is_evaluated_as_often_as_said(name, num_steps, scale, batch):
         assert t.shape == labels.shape == [batch] and t.dtype == labels.dtype == tf.int32
         return network(x_t, t, labels)
 
+    config = samplers.SamplerConfig(name, num_steps, guidance_scale=scale)
     samplers.sample(denoiser,
                     tf.constant(_LABELS, tf.int32),
                     tf.constant(_SEEDS, tf.int64),
                     process=process_of(),
-                    config=samplers.SamplerConfig(name, num_steps, guidance_scale=scale),
+                    config=config,
                     image_shape=_IMAGE_SHAPE,
                     num_classes=_NUM_CLASSES)
     assert batches == [batch] * (2 * num_steps - 1 if name == 'edm_heun' else num_steps)
+    assert sum(batches) == len(_LABELS) * config.evaluations_per_image
+    of_two = dataclasses.replace(config, num_candidates=2)
+    assert of_two.evaluations_per_image == 2 * config.evaluations_per_image
 
 
 def guided_by_hand(x_t, t, labels):

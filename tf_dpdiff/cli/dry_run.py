@@ -7,6 +7,7 @@ from rich import console as rich_console
 import gin  # pylint: disable=wrong-import-order
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import planner_rows
+from tf_dpdiff.cli import run_files
 from tf_dpdiff.data import augmentation
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import statement as statement_lib
@@ -17,12 +18,12 @@ from tf_dpdiff.training import views as views_lib
 
 
 def print_private(spec,
-                  network,
-                  process,
+                  description: run_files.ModelDescription,
                   plan,
                   pretraining,
                   warm_start,
                   finetuning,
+                  samples,
                   spent: Optional[str],
                   *,
                   hardware: Optional[planner.Hardware] = None) -> None:
@@ -30,16 +31,17 @@ def print_private(spec,
 
     Args:
       spec: What is known of the private data set without reading it.
-      network: The network's shape.
-      process: The diffusion process.
+      description: Of the model.
       plan: The privacy plan.
       pretraining: The public stage, or None.
       warm_start: The stage on what a noisy release tells of the classes, or None.
       finetuning: The DP-SGD stage.
+      samples: How many images are drawn at the end.
       spent: What a budget file would hold with this run, in words, or None.
       hardware: The devices that the run is planned for, or None.
     """
     planner_rows.check(hardware, has_private_stage=True, has_public_stage=bool(pretraining or warm_start))
+    network, process = description.network, description.process
     model = unet.build_unet(network, spec.image_shape, spec.num_classes)
     trainer_lib.check_model(model, spec.image_shape,
                             views_lib.make_view_sampler(process, finetuning.views, network, spec.num_classes))
@@ -60,6 +62,9 @@ def print_private(spec,
     if pretraining:
         table.add_row('pre-training', f'{pretraining.num_steps:,} steps of {pretraining.batch_size:,} of them')
     if warm_start:
+        if warm_start.has_public_images:
+            num_epochs = warm_start.classifier_or_default.num_epochs
+            table.add_row('public classifier', f'{num_epochs} epochs of {warm_start.public.spec.num_images:,} images')
         table.add_row(
             'warm start',
             f'{warm_start.num_steps:,} steps of {warm_start.batch_size} images {_describe_source(warm_start)}')
@@ -68,6 +73,7 @@ def print_private(spec,
         f'{num_views} views = {views:,} views')
     table.add_row('noise multiplier', f'{plan.config.noise_multiplier:.4f}')
     table.add_row('augmentation', augmentation.Augmenter(finetuning.views.augmentation).describe())
+    table.add_row('samples', _describe_samples(description.sampler, samples))
     if hardware:
         _add_rows(table, planner_rows.of_private_run(hardware, model, plan, pretraining, warm_start, finetuning))
     else:
@@ -82,6 +88,12 @@ def _describe_source(warm_start) -> str:
         return 'from noisy class means'
     return (f'that noisy feature means choose, at most {warm_start.images_per_class:,} a class, among '
             f'{warm_start.public.spec.to_phrase()}')
+
+
+def _describe_samples(sampler, samples) -> str:
+    candidates = f', the best of {sampler.num_candidates} candidates' if sampler.num_candidates > 1 else ''
+    return (f'{samples.num_images:,}, {sampler.num_steps} steps of {sampler.name}{candidates}: '
+            f'{samples.num_images * sampler.evaluations_per_image:,} forward passes of one image')
 
 
 def _describe_memory(model, num_trained: int, expected_batch_size: int, finetuning) -> str:
@@ -104,33 +116,36 @@ def _check_origin(finetuning, pretraining, network, process, model) -> Tuple[str
     return trainer_lib.describe_public_data(pretraining, origin)
 
 
-def print_public(network,
+def print_public(description: run_files.ModelDescription,
                  pretraining,
+                 samples,
                  statement: statement_lib.PublicStatement,
                  *,
                  hardware: Optional[planner.Hardware] = None) -> None:
     """Prints configuration and cost of a run on public images alone.
 
     Args:
-      network: The network's shape.
+      description: Of the model.
       pretraining: The public stage.
+      samples: How many images are drawn at the end.
       statement: What would be said of the model.
       hardware: The devices that the run is planned for, or None.
     """
     planner_rows.check(hardware, has_private_stage=False, has_public_stage=True)
     public = pretraining.spec
-    model = unet.build_unet(network, public.image_shape, public.num_classes)
+    model = unet.build_unet(description.network, public.image_shape, public.num_classes)
     table = command.facts_table('what would be done')
     table.add_row('private images', 'none: a run on public images alone')
     of_classes = model.get_layer('class_embedding').count_params()
     table.add_row('parameters', f'{model.count_params():,}, of which {of_classes:,} embed the classes')
-    table.add_row('compute type', network.compute_dtype)
+    table.add_row('compute type', description.network.compute_dtype)
     table.add_row('public images', _describe_images(public))
     table.add_row('pre-training', f'{pretraining.num_steps:,} steps of {pretraining.batch_size:,} images')
     num_views = pretraining.views.augmentation_multiplicity
     views_at_a_time = (pretraining.images_per_chunk or pretraining.batch_size) * num_views
     table.add_row('views', f'{pretraining.num_steps * pretraining.batch_size * num_views:,}')
     table.add_row('augmentation', augmentation.Augmenter(pretraining.views.augmentation).describe())
+    table.add_row('samples', _describe_samples(description.sampler, samples))
     if hardware:
         _add_rows(table, planner_rows.of_public_run(hardware, model, pretraining))
     else:

@@ -60,7 +60,7 @@ def train_on_public_images(workdir: pathlib.Path, replicas: strategies.Replicas,
                                        pretraining.views.label_drop_probability).with_sampler(sampler)
     statement = statement_lib.PublicStatement((spec.to_phrase(),), pretraining.num_steps)
     if dry_run:
-        dry_run_lib.print_public(network, pretraining, statement, hardware=hardware)
+        dry_run_lib.print_public(model, pretraining, samples, statement, hardware=hardware)
         return command.DONE
     is_first = replicas.workers.is_first
     if is_first:

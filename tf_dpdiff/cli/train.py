@@ -104,12 +104,12 @@ def train(
     budget = _planned_budget(budget_file, plan, data, workdir)
     if dry_run:
         dry_run_lib.print_private(data.spec,
-                                  network,
-                                  process,
+                                  model,
                                   plan,
                                   pretraining,
                                   warm_start,
                                   finetuning,
+                                  samples,
                                   _spent(budget) if budget else None,
                                   hardware=hardware)
         return command.DONE

@@ -61,6 +61,12 @@ class SamplerConfig:
         guidance.check(self.guidance_scale)
         thresholding.check(self.thresholding, self.dynamic_percentile)
 
+    @property
+    def evaluations_per_image(self) -> int:
+        """How many noisy images the network is shown for one that is released."""
+        of_solver = 2 * self.num_steps - 1 if self.name == 'edm_heun' else self.num_steps
+        return of_solver * (1 if self.guidance_scale == 1.0 else 2) * self.num_candidates
+
 
 def seeded_noise(seeds: tf.Tensor, draw: tf.Tensor, image_shape) -> tf.Tensor:
     """Returns standard normal noise that depends on each image's own seed alone.

@@ -138,16 +138,19 @@ class WarmStartConfig:
     def __post_init__(self):
         _check_at_least_one(self, 'num_steps', 'batch_size')
         warm_start_lib.check_kind(self)
+        _check_at_least_one(self, 'images_per_class' if self.has_public_images else 'num_images')
         if self.has_public_images:
             _check_source(self.public, 'public of WarmStartConfig')
-            _check_at_least_one(self, 'images_per_class')
-        else:
-            _check_at_least_one(self, 'num_images')
 
     @property
     def has_public_images(self) -> bool:
         """Whether it trains on public images."""
         return isinstance(self.release, feature_means.FeatureMeansConfig)
+
+    @property
+    def classifier_or_default(self) -> public_classifier.PublicClassifierConfig:
+        """How the classifier is trained, for feature means."""
+        return self.classifier or public_classifier.PublicClassifierConfig()
 
     @property
     def images(self) -> Optional[datasets.ImageDataset]:

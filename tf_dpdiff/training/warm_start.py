@@ -254,7 +254,7 @@ def choose_public_images(config, plan: plan_lib.DpSgdPlan, private: datasets.Ima
     arrays = _read_feature_means(path, state.run_id, private.num_classes, public)
     if arrays is None:
         _check_not_released(config.release.mechanism, state, f'the noisy feature means of this run are not in {path}')
-        model = public_classifier.train(config.classifier or public_classifier.PublicClassifierConfig(), public)
+        model = public_classifier.train(config.classifier_or_default, public)
         features = public_features.fit(model, public)
         relation = plan.config.neighboring_relation
         noisy_sums = config.release.release(features(private.images_uint8),
