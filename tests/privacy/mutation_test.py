@@ -59,7 +59,8 @@ MUTANTS = (
            'is_kept = tf.logical_and(tf.math.is_finite(norms), tf.logical_not(is_padding))',
            'is_kept = tf.math.is_finite(norms)', CLIPPING),
     Mutant('a unit that is not finite poisons the sum', 'privacy/clipping.py',
-           'lambda: [_select(is_kept, gradient) for gradient in gradients]', 'lambda: gradients', CLIPPING),
+           'tf.math.multiply_no_nan(gradient, _along_units(scales[name], gradient))',
+           '_along_units(scales[name], gradient) * gradient', CLIPPING),
     Mutant('chunks of views added instead of averaged', 'privacy/clipping.py', 'total + part / num_chunks',
            'total + part', CLIPPING),
     Mutant('the last chunk is lost', 'privacy/clipping.py', 'tf.maximum(1, -(-num_units // units_per_chunk))',
@@ -100,8 +101,8 @@ MUTANTS = (
            'noisy_sums = plan.noise.add(sums, seed=private_seed, step=step)\n'
            '        for i in range(2):\n'
            '            noisy_sums = plan.noise.add(noisy_sums, seed=private_seed, step=step + 1000 + i)', STEP),
-    Mutant('noise per replica: two replicas add a whole draw each', 'privacy/noise.py', 'value + tf.reshape(draw(',
-           'value + 2.0**0.5 * tf.reshape(draw(', NOISE),
+    Mutant('noise per replica: two replicas add a whole draw each', 'privacy/noise.py', 'flat + draw(',
+           'flat + 2.0**0.5 * draw(', NOISE),
     Mutant('K multiplies the sensitivity', 'training/train_step.py', 'plan.noise.add(sums, seed=private_seed',
            'plan.noise.add([chunk_sizes.views * s for s in sums], seed=private_seed', STEP),
     Mutant('divide by the sampled batch', 'training/train_step.py', 's / plan.config.expected_batch_size for',

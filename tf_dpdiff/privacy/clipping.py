@@ -95,19 +95,16 @@ class PerUnitClipper:
         # The norm is taken in float32 even where the gradients are of another type.
         gradients = [tf.cast(g, tf.float32) for g in gradients]
         squares = [tf.reduce_sum(tf.square(g), axis=list(range(1, g.shape.rank))) for g in gradients]
-        norms = tf.sqrt(tf.add_n(squares))
+        norms = _total_norms(squares)
         is_kept = tf.logical_and(tf.math.is_finite(norms), tf.logical_not(is_padding))
         scales = {}
         for name in dict.fromkeys(names):
-            layer_norms = tf.sqrt(tf.add_n([s for s, n in zip(squares, names) if n == name]))
+            layer_norms = _total_norms([s for s, n in zip(squares, names) if n == name])
             scales[name] = tf.where(is_kept, tf.where(layer_norms > bound, bound / layer_norms, 1.0), 0.0)
-        # What is not finite is selected away first: zero times NaN is NaN. It is rare, and the selection a pass more.
-        gradients = tf.cond(tf.reduce_all(tf.math.is_finite(norms)), lambda: gradients,
-                            lambda: [_select(is_kept, gradient) for gradient in gradients])
-        # No product of matrices, which accelerators round to 10 or 7 bits (TF32, bfloat16): a unit's share of the sum
-        # would be longer than the bound.
+        # A unit that does not count adds zero, even if its gradient is NaN. No product of matrices, which accelerators
+        # round to 10 or 7 bits (TF32, bfloat16): a unit's share of the sum would be longer than the bound.
         sums = [
-            tf.reduce_sum(_along_units(scales[name], gradient) * gradient, axis=0)
+            tf.reduce_sum(tf.math.multiply_no_nan(gradient, _along_units(scales[name], gradient)), axis=0)
             for gradient, name in zip(gradients, names)
         ]
         is_clipped = tf.logical_and(is_kept, tf.reduce_min(list(scales.values()), axis=0) < 1.0)
@@ -196,9 +193,9 @@ def _along_units(values: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
     return tf.reshape(values, [-1] + [1] * (gradient.shape.rank - 1))
 
 
-def _select(is_kept: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
-    """Returns the gradient [units, ...] with zeros for the units that do not count."""
-    return tf.where(_along_units(is_kept, gradient), gradient, tf.zeros_like(gradient))
+def _total_norms(squares: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Returns the norms [units] of what is made of parts of squared norms [units]."""
+    return tf.sqrt(tf.reduce_sum(tf.stack(squares), axis=0))
 
 
 def layer_names(variables: Sequence[tf.Variable]) -> List[str]:

@@ -67,16 +67,22 @@ class GaussianNoise:
         if self.stddev == 0.0:
             return list(sums)
         draw = functools.partial(self._draw_philox if self.generator == 'philox' else self._draw_shake256, seed)
+
+        def add_draw(flat, counter):
+            return flat + draw(tf.size(flat, tf.int64), counter)
+
         if tf.inside_function():
-            # One function in the graph, called for each variable: the draw's many operations are traced once.
-            draw = tf.function(draw,
-                               autograph=False,
-                               input_signature=[tf.TensorSpec([], tf.int64)] * 2,
-                               experimental_attributes={'_noinline': True})
+            # One function in the graph, called for each variable: the draw's many operations are traced once, and
+            # optimized once, which TensorFlow does for each constant that a function is called with: no size is given.
+            add_draw = tf.function(add_draw,
+                                   autograph=False,
+                                   input_signature=[tf.TensorSpec([None], tf.float32),
+                                                    tf.TensorSpec([], tf.int64)],
+                                   experimental_attributes={'_noinline': True})
         step = tf.cast(step, tf.int64)
         return [
-            value + tf.reshape(draw(tf.size(value, tf.int64),
-                                    step * len(sums) + index), tf.shape(value)) for index, value in enumerate(sums)
+            tf.reshape(add_draw(tf.reshape(value, [-1]),
+                                step * len(sums) + index), tf.shape(value)) for index, value in enumerate(sums)
         ]
 
     def _draw_philox(self, seed: seeds.PrivateSeed, size: tf.Tensor, counter: tf.Tensor) -> tf.Tensor:
