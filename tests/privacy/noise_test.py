@@ -103,6 +103,18 @@ def test_shape_that_is_known_at_run_time_alone_gives_the_same_noise():
     np.testing.assert_array_equal(add(tf.zeros([7, 3])), draw(step=3, shapes=((7, 3),))[0])
 
 
+@each_generator
+def test_graph_holds_the_draw_once_and_calls_it_without_constants(generator):
+    # Called with one constant, it would be optimized anew for each variable, which takes longer than a step.
+    adder = noise.GaussianNoise(1.0, generator)
+    add = tf.function(lambda step: adder.add([tf.zeros([size]) for size in (3, 4, 5)], seed=secret(5), step=step),
+                      input_signature=[tf.TensorSpec([], tf.int64)])
+    operations = add.get_concrete_function().graph.get_operations()
+    calls = [operation for operation in operations if operation.type.endswith('PartitionedCall')]
+    assert len(calls) == 3 and len({call.get_attr('f').name for call in calls}) == 1
+    assert not [call for call in calls if any(tensor.op.type == 'Const' for tensor in call.inputs)]
+
+
 def test_cryptographic_noise_within_xla_is_refused():
     adder = noise.GaussianNoise(1.0, 'shake256')
     with pytest.raises(tf.errors.InvalidArgumentError, match='PyFunc'):
