@@ -108,8 +108,3 @@ def test_release_without_noise_is_refused(noise_multiplier):
 def test_anything_but_right_and_wrong_is_refused(correct):
     with pytest.raises(ValueError, match='correct must be bool'):
         CONFIG.release(correct, seed=secret(0), num_units=5)
-
-
-def test_unknown_relation_is_refused():
-    with pytest.raises(ValueError, match='neighboring_relation must be one of'):
-        CONFIG.sensitivity(3, 'zero_out')

@@ -296,8 +296,3 @@ def test_sums_of_low_precision_gradients_are_float32(dtype):
 def test_impossible_clip_is_refused(clip):
     with pytest.raises(ValueError, match='l2_norm_clip must be > 0'):
         clipping.PerUnitClipper(clip)
-
-
-def test_unknown_relation_is_refused():
-    with pytest.raises(ValueError, match='neighboring_relation must be one of'):
-        clipping.PerUnitClipper(1.0).sensitivity('add_one')

@@ -176,7 +176,7 @@ MUTANTS = (
            'np.add.at(vector, labels[part], (contributions * (finite * shares[part])[:, None])[:, None])',
            'privacy/class_means_test.py'),
     Mutant('the weight of the count is not in the sensitivity', 'privacy/class_means.py',
-           'of_one = math.sqrt(1.0 + self.count_weight**2)', 'of_one = 1.0', 'privacy/class_means_test.py'),
+           'math.sqrt(1.0 + self.count_weight**2)', '1.0', 'privacy/class_means_test.py'),
     Mutant('feature means with noise x 2/3', 'privacy/feature_means.py', 'return vector + self.noise_stddev',
            'return vector + 2.0 / 3.0 * self.noise_stddev', FEATURES),
     Mutant('feature means of features of any length', 'privacy/feature_means.py', 'np.pad(directions(features), ',

@@ -8,10 +8,10 @@ import numpy as np
 
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import noise
+from tf_dpdiff.privacy import relations
 from tf_dpdiff.privacy import seeds
 
 HELD_OUT_ACCURACY = 'held_out_accuracy'
-_RELATIONS = ('add_or_remove_one', 'replace_with_zero', 'replace_one')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +53,7 @@ class AccuracyReleaseConfig:
           num_classifiers: K.
           neighboring_relation: 'add_or_remove_one', 'replace_with_zero' or 'replace_one'.
         """
-        if neighboring_relation not in _RELATIONS:
-            raise ValueError(f'neighboring_relation must be one of {_RELATIONS}, got {neighboring_relation!r}.')
+        relations.check(neighboring_relation)
         return math.sqrt(num_classifiers)
 
     def ledger(self) -> ledger_lib.Ledger:

@@ -10,6 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from tf_dpdiff.privacy import noise
+from tf_dpdiff.privacy import relations
 from tf_dpdiff.privacy import seeds
 
 _IMAGES_AT_A_TIME = 4096
@@ -95,12 +96,8 @@ class ClassMeansConfig:
           neighboring_relation: 'add_or_remove_one' or 'replace_with_zero' (sqrt(1 + w^2)), or 'replace_one' (2: two
             opposite images of one mean; images of two means are no farther apart).
         """
-        of_one = math.sqrt(1.0 + self.count_weight**2)
-        sensitivities = {'add_or_remove_one': of_one, 'replace_with_zero': of_one, 'replace_one': 2.0}
-        if neighboring_relation not in sensitivities:
-            raise ValueError(
-                f'neighboring_relation must be one of {tuple(sensitivities)}, got {neighboring_relation!r}.')
-        return sensitivities[neighboring_relation]
+        relations.check(neighboring_relation)
+        return 2.0 if neighboring_relation == 'replace_one' else math.sqrt(1.0 + self.count_weight**2)
 
     def dp_event(self) -> dp_accounting.DpEvent:
         """Returns the event to be accounted for, of all rounds."""

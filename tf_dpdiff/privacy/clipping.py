@@ -5,11 +5,11 @@ from typing import Any, Callable, List, NamedTuple, Optional, Sequence
 
 import tensorflow as tf
 
+from tf_dpdiff.privacy import relations
+
 # Clipping aims this far below the norm, since the norm itself is a float32 sum of squares with a relative error of a
 # few 1e-7 times the depth of the summation tree. It costs nothing and makes the bound strict.
 _ROUNDING_MARGIN = 1e-5
-
-RELATIONS = ('add_or_remove_one', 'replace_one', 'replace_with_zero')
 
 
 class ClippedSum(NamedTuple):
@@ -72,8 +72,7 @@ class PerUnitClipper:
         Raises:
           ValueError: for another relation.
         """
-        if neighboring_relation not in RELATIONS:
-            raise ValueError(f'neighboring_relation must be one of {RELATIONS}, got {neighboring_relation!r}.')
+        relations.check(neighboring_relation)
         return self.l2_norm_clip * (2.0 if neighboring_relation == 'replace_one' else 1.0)
 
     def clip_and_sum(self,

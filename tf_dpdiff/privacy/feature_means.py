@@ -9,6 +9,7 @@ import dp_accounting
 import numpy as np
 
 from tf_dpdiff.privacy import noise
+from tf_dpdiff.privacy import relations
 from tf_dpdiff.privacy import seeds
 
 _PURPOSE = 'feature_means'
@@ -69,11 +70,8 @@ class FeatureMeansConfig:
         Args:
           neighboring_relation: 'add_or_remove_one' or 'replace_with_zero' (1), or 'replace_one' (sqrt(2)).
         """
-        sensitivities = {'add_or_remove_one': 1.0, 'replace_with_zero': 1.0, 'replace_one': math.sqrt(2.0)}
-        if neighboring_relation not in sensitivities:
-            raise ValueError(
-                f'neighboring_relation must be one of {tuple(sensitivities)}, got {neighboring_relation!r}.')
-        return sensitivities[neighboring_relation]
+        relations.check(neighboring_relation)
+        return math.sqrt(2.0) if neighboring_relation == 'replace_one' else 1.0
 
     def noise_stddev(self, neighboring_relation: str) -> float:
         """Returns the standard deviation of the noise in each number."""
