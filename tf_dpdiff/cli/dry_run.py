@@ -62,12 +62,7 @@ def print_private(spec,
     if pretraining:
         table.add_row('pre-training', f'{pretraining.num_steps:,} steps of {pretraining.batch_size:,} of them')
     if warm_start:
-        if warm_start.has_public_images:
-            num_epochs = warm_start.classifier_or_default.num_epochs
-            table.add_row('public classifier', f'{num_epochs} epochs of {warm_start.public.spec.num_images:,} images')
-        table.add_row(
-            'warm start',
-            f'{warm_start.num_steps:,} steps of {warm_start.batch_size} images {_describe_source(warm_start)}')
+        _add_rows(table, _warm_start_rows(warm_start))
     table.add_row(
         'private steps', f'{plan.config.num_steps:,} of {plan.config.expected_batch_size:,} expected units x '
         f'{num_views} views = {views:,} views')
@@ -83,11 +78,14 @@ def print_private(spec,
     _print(table, trainer_lib.make_statement(spec, plan, plan.planned_ledger(), num_views, public_data))
 
 
-def _describe_source(warm_start) -> str:
+def _warm_start_rows(warm_start) -> planner_rows.Rows:
+    steps = f'{warm_start.num_steps:,} steps of {warm_start.batch_size} images'
     if not warm_start.has_public_images:
-        return 'from noisy class means'
-    return (f'that noisy feature means choose, at most {warm_start.images_per_class:,} a class, among '
-            f'{warm_start.public.spec.to_phrase()}')
+        return [('warm start', f'{steps} from noisy class means')]
+    public, num_epochs = warm_start.public.spec, warm_start.classifier_or_default.num_epochs
+    return [('public classifier', f'{num_epochs} epochs of {public.num_images:,} images'),
+            ('warm start', f'{steps} that noisy feature means choose, at most {warm_start.images_per_class:,} a class, '
+             f'among {public.to_phrase()}')]
 
 
 def _describe_samples(sampler, samples) -> str:
