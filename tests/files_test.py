@@ -106,6 +106,24 @@ def test_text_is_written_as_utf8(tmp_path, text):
     assert (tmp_path / 'a.txt').read_bytes() == text.encode('utf-8')
 
 
+@pytest.mark.parametrize('content, reason', [
+    (b'{"a": 1', 'Expecting'),
+    (b'', 'Expecting value'),
+    (b'[1, 2]', 'holds no JSON object'),
+    (b'{"a": "\xff"}', 'utf-8'),
+])  # yapf: disable
+def test_damaged_json_is_one_line_that_names_the_file(tmp_path, content, reason):
+    path = tmp_path / 'a.json'
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f'a.json is damaged .*{reason}.*restore it') as error:
+        files.read_json(path)
+    assert '\n' not in str(error.value)
+    path.write_text('{"a": "\u00e9"}', encoding='utf-8')
+    assert files.read_json(path) == {'a': '\u00e9'}
+    with pytest.raises(FileNotFoundError):
+        files.read_json(tmp_path / 'none.json')
+
+
 HOLD = """
 import sys
 from tf_dpdiff import files

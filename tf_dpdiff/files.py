@@ -1,10 +1,11 @@
 """Files that appear whole or not at all, and files that one process holds at a time."""
 
 import contextlib
+import json
 import os
 import pathlib
 import tempfile
-from typing import Iterator, Union
+from typing import Any, Dict, Iterator, Union
 
 try:
     import fcntl
@@ -59,3 +60,19 @@ def write_text(path: Union[str, os.PathLike], text: str) -> None:
     """Writes a text file that is never seen half written."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding='utf-8')
+
+
+def read_json(path: Union[str, os.PathLike]) -> Dict[str, Any]:
+    """Reads a file that holds one JSON object.
+
+    Raises:
+      FileNotFoundError: if there is none.
+      ValueError: if it holds something else; names the file.
+    """
+    try:
+        fields = json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
+    except ValueError as error:  # No UTF-8, or no JSON.
+        raise ValueError(f'{path} is damaged ({error}); restore it from a copy.') from error
+    if not isinstance(fields, dict):
+        raise ValueError(f'{path} is damaged (it holds no JSON object); restore it from a copy.')
+    return fields

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 
 import numpy as np
@@ -181,6 +182,26 @@ def test_verbs_that_need_a_run_say_where_they_looked(tmp_path, capsys, verb, mes
     assert call(verb, *flags, f'--workdir={tmp_path}') == command.WRONG_USE
     error = capsys.readouterr().err.strip()
     assert message in error and str(tmp_path) in error and '\n' not in error
+
+
+@pytest.mark.parametrize('name, content, message', [
+    ('model.json', '{"image_shape": [8,', 'is damaged .*restore it from a copy'),
+    ('model.json', '{"image_shape": [8, 8, 1]}', "is damaged or of another version: KeyError.'class_names'"),
+    ('report.json', '[]', 'is damaged .it holds no JSON object.*restore it from a copy'),
+    ('privacy_statement.json', '', 'is damaged .*restore it from a copy'),
+])  # yapf: disable
+def test_damaged_file_of_a_run_is_one_line_that_names_it(run, tmp_path, capsys, name, content, message):
+    shutil.copytree(run, tmp_path / 'run')
+    (tmp_path / 'run' / name).write_text(content)
+    verbs = {
+        'model.json': ('export', ()),
+        'report.json': ('evaluate', tiny()),
+        'privacy_statement.json': ('train', tiny())
+    }
+    verb, flags = verbs[name]
+    assert call(verb, f'--workdir={tmp_path / "run"}', *flags) == command.WRONG_USE
+    error = capsys.readouterr().err.strip()
+    assert re.search(f'{name} {message}', error) and '\n' not in error
 
 
 def test_resuming_with_another_budget_is_refused(run, capsys):

@@ -154,7 +154,7 @@ def _read_or_draw_inclusions(workdir: pathlib.Path, num_canaries: int) -> np.nda
     """Returns which canaries are in, as flipped when the audit was begun."""
     path = workdir / 'non_private' / 'canary_inclusions.json'
     if path.exists():
-        included = np.array(json.loads(path.read_text())['included'], bool)
+        included = np.array(files.read_json(path).get('included', ()), bool)
         if len(included) != num_canaries:
             raise ValueError(
                 f'the audit in {workdir} was begun with {len(included)} canaries, not {num_canaries}: name '

@@ -42,7 +42,7 @@ def check(workdir: pathlib.Path, budget_path: Optional[pathlib.Path], config: ac
     run_report.read(workdir)  # The page that the accuracy becomes part of.
     _check_not_released(workdir)
     text, _ = run_files.statement_paths(workdir)
-    statement = _read_statement(workdir)
+    statement = run_files.read_statement(workdir)
     if not statement['guarantee_claimed'] and _is_private(statement):
         raise command.UsageError(
             f'the run in {workdir} claims no guarantee: classifiers trained on its samples are not '
@@ -93,10 +93,6 @@ def _check_not_released(workdir: pathlib.Path) -> None:
                                  'away to release again, or leave evaluate.accuracy_release unbound.')
 
 
-def _read_statement(workdir: pathlib.Path) -> dict:
-    return json.loads(run_files.statement_paths(workdir)[1].read_text(encoding='utf-8'))
-
-
 def _is_private(statement: dict) -> bool:
     return statement.get('private_data', 'some') is not None
 
@@ -108,7 +104,7 @@ def _charge(run_id: str, workdir: pathlib.Path, budget_path: pathlib.Path,
     The run itself must be in the budget: then the budget has seen that data and unit are those of the run, and its
     total covers both.
     """
-    statement = _read_statement(workdir)
+    statement = run_files.read_statement(workdir)
 
     def charge(budget: budget_lib.Budget) -> budget_lib.Budget:
         if _is_private(statement):
@@ -149,6 +145,6 @@ def _describe(workdir, config, held_out, accuracy, run_id, budget) -> dict:
         'delta': delta,
         'releases': json.loads(ledger.to_json()),
         'run_id': run_id,
-        'model_run_id': _read_statement(workdir).get('run_id'),
+        'model_run_id': run_files.read_statement(workdir).get('run_id'),
         'text': text,
     }

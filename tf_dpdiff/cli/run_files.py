@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from typing import Iterator, List, NamedTuple, Tuple, Union
+from typing import Any, Dict, Iterator, List, NamedTuple, Tuple, Union
 
 from tf_dpdiff import files
 from tf_dpdiff.cli import command
@@ -71,18 +71,22 @@ def read_model(workdir: pathlib.Path) -> ModelDescription:
 
     Raises:
       FileNotFoundError: if the folder holds no run.
+      ValueError: if it is damaged.
     """
     path = workdir / MODEL
     if not path.exists():
         raise FileNotFoundError(
             f'{workdir} holds no run ({path.name} is missing); train first, or name another --workdir.')
-    fields = json.loads(path.read_text())
-    fields.update(image_shape=tuple(fields['image_shape']),
-                  class_names=tuple(fields['class_names']),
-                  network=configs_json.network_from_json(fields['network']),
-                  process=configs_json.process_from_json(fields['process']),
-                  sampler=samplers.SamplerConfig(**fields['sampler']))
-    return ModelDescription(**fields)
+    fields = files.read_json(path)
+    try:
+        fields.update(image_shape=tuple(fields['image_shape']),
+                      class_names=tuple(fields['class_names']),
+                      network=configs_json.network_from_json(fields['network']),
+                      process=configs_json.process_from_json(fields['process']),
+                      sampler=samplers.SamplerConfig(**fields['sampler']))
+        return ModelDescription(**fields)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f'{path} is damaged or of another version: {error!r}.') from error
 
 
 @contextlib.contextmanager
@@ -108,6 +112,16 @@ def training_in(path: str) -> Iterator[pathlib.Path]:
 def statement_paths(workdir: pathlib.Path) -> List[pathlib.Path]:
     """Returns the two files of the privacy statement."""
     return [workdir / 'privacy_statement.txt', workdir / 'privacy_statement.json']
+
+
+def read_statement(workdir: pathlib.Path) -> Dict[str, Any]:
+    """Reads the privacy statement.
+
+    Raises:
+      FileNotFoundError: if there is none.
+      ValueError: if it is damaged.
+    """
+    return files.read_json(statement_paths(workdir)[1])
 
 
 def paths_beside_model(workdir: pathlib.Path) -> List[pathlib.Path]:

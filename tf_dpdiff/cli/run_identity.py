@@ -4,6 +4,7 @@ import json
 import pathlib
 import sys
 
+from tf_dpdiff import files
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import run_files
 from tf_dpdiff.data import datasets
@@ -22,7 +23,7 @@ def check_free(workdir: pathlib.Path) -> None:
     path = run_files.statement_paths(workdir)[1]
     if not path.exists():
         return
-    found, statement = checkpoints.read_run(workdir / 'checkpoints'), _read(path)
+    found, statement = checkpoints.read_run(workdir / 'checkpoints'), files.read_json(path)
     if found is None or statement.get('run_id', found.run_id) != found.run_id:
         raise command.UsageError(f'{workdir} holds the results of another run than its checkpoints ({path.name} is not '
                                  'theirs): name another --workdir, or move those files away.')
@@ -39,7 +40,7 @@ def check_statement(workdir: pathlib.Path) -> None:
       command.UsageError: if it is about another run, or about fewer steps.
     """
     path = run_files.statement_paths(workdir)[1]
-    statement, found = _read(path), checkpoints.read_run(workdir / 'checkpoints')
+    statement, found = files.read_json(path), checkpoints.read_run(workdir / 'checkpoints')
     if found is None:
         raise command.UsageError(f'{workdir / "checkpoints"} is missing: without it the run cannot draw anew; draw '
                                  'from its --saved_model.')
@@ -72,13 +73,3 @@ def _released(statement: dict) -> ledger_lib.Ledger:
 
 def _count(ledger: ledger_lib.Ledger) -> int:
     return sum(release.count for release in ledger.releases)
-
-
-def _read(path: pathlib.Path) -> dict:
-    try:
-        statement = json.loads(path.read_text(encoding='utf-8'))
-        if not isinstance(statement, dict):
-            raise ValueError('it holds no statement')
-        return statement
-    except ValueError as error:
-        raise command.UsageError(f'{path} is damaged: {error}.') from error

@@ -61,12 +61,13 @@ def read(workdir: pathlib.Path) -> dict:
 
     Raises:
       FileNotFoundError: if the run is not complete.
+      ValueError: if it is damaged.
     """
     path = workdir / 'report.json'
     if not path.exists():
         raise FileNotFoundError(f'{workdir} holds no complete run ({path.name} is missing); the same bin/train command '
                                 'makes it, or name another --workdir.')
-    return json.loads(path.read_text(encoding='utf-8'))
+    return files.read_json(path)
 
 
 def denoising_sections(workdir: pathlib.Path) -> List[report.Section]:
@@ -82,8 +83,7 @@ def released_accuracy_sections(workdir: pathlib.Path) -> List[report.Section]:
     path = workdir / RELEASED_ACCURACY
     if not path.exists():
         return []
-    fields = json.loads(path.read_text(encoding='utf-8'))
-    statement = json.loads(run_files.statement_paths(workdir)[1].read_text(encoding='utf-8'))
+    fields, statement = files.read_json(path), run_files.read_statement(workdir)
     if fields['model_run_id'] != statement.get('run_id'):
         return []  # Of another model.
     rows = [(name, f'{value:.1%}') for name, value in fields['accuracy'].items()]

@@ -7,6 +7,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
+from tf_dpdiff import files
 from tf_dpdiff.data import datasets
 from tf_dpdiff.evaluation import generate
 from tf_dpdiff.evaluation import sample_formats
@@ -133,7 +134,7 @@ def damage(paths: Sequence[pathlib.Path], record: Dict[str, Any]) -> Optional[st
 
 def describe(statement: pathlib.Path) -> str:
     """Returns in one sentence what a privacy statement, as JSON, says of samples."""
-    fields = json.loads(statement.read_text(encoding='utf-8'))
+    fields = files.read_json(statement)
     if fields['guarantee_claimed']:
         epsilon = accounting.round_up(fields['epsilon'])
         return (f"Synthetic images, (epsilon, delta)-differentially private with epsilon = {epsilon} at delta = "
