@@ -292,8 +292,15 @@ def _start_results(flags, pythons):
                 raise measuring.CaseError(f'{name} of {flags.output} are {before[name]}, and {results[name]} here: '
                                           'measure it whole, without --add.')
         results['differences_from_ours'] = before['differences_from_ours']
-        results['rows'] = [row for row in before['rows'] if row.get('reason') != _NOT_MEASURED]
+        results['rows'] = [row for row in before['rows'] if not _is_wanted(row, flags)]
+        results['load_before'] = max(before['load_before'], results['load_before'])
     return results
+
+
+def _is_wanted(row, flags):
+    """Returns whether a row stands for a cell that nobody has measured and that the flags ask for."""
+    return (row.get('reason') == _NOT_MEASURED and row['network'] in flags.networks and row['units'] in flags.units and
+            row['views'] in flags.views)
 
 
 def measure(flags):

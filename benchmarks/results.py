@@ -1,20 +1,24 @@
 """Makes the README's results on real images: trains each row, evaluates its samples, collects what came out.
 
     .venv/bin/python -I benchmarks/results.py --output=benchmarks/results.json --rows mnist mnist_eps1
+    .venv/bin/python -I benchmarks/results.py --output=benchmarks/results.json --rows mnist --runs=3
     .venv/bin/python -I benchmarks/results.py --output=benchmarks/results.json --ablations
     .venv/bin/python -I benchmarks/results.py --markdown
     .venv/bin/python -I benchmarks/results.py --picture=results.png
 
-Each row is a run of bin/train, from a public checkpoint, and one of bin/evaluate, in runs/results/ROW. A row that was
-begun is gone on with, and one that is done is only collected; hours count all tries. The data are looked for where
-TensorFlow Datasets looks, TFDS_DATA_DIR. Rows of --output that are not asked for stay as they are.
+Each row is a run of bin/train, from a public checkpoint, and one of bin/evaluate, in runs/results/ROW; further runs of
+the same row, with secrets of their own, are in ROW.2, ROW.3. A run that was begun is gone on with, and one that is done
+is only collected; hours count all tries. The data are looked for where TensorFlow Datasets looks, TFDS_DATA_DIR. What
+--output holds and is not asked for stays as it is.
 """
 
 import argparse
 import dataclasses
+import itertools
 import json
 import pathlib
 import shlex
+import statistics
 import subprocess
 import sys
 import time
@@ -163,8 +167,11 @@ def measure(flags):
     """Runs rows one after the other; what is done is written after each."""
     rows = _read(flags.output).get('rows', {}) if flags.output else {}
     folder, chosen = _chosen(flags)
-    for name in flags.rows or chosen:
-        rows[name] = run(chosen[name], folder / name, flags)
+    for name, number in itertools.product(flags.rows or chosen, range(1, flags.runs + 1)):
+        key = name if number == 1 else f'{name}.{number}'
+        if key in rows and number < flags.runs and not (folder / key).exists():
+            continue  # Measured before, and its files are gone: the runs after it are what is asked for.
+        rows[key] = run(chosen[name], folder / key, flags)
         results = {'versions': measuring.versions('tensorflow', 'keras', 'dp-accounting', 'scikit-learn'), 'rows': rows}
         if flags.output:
             measuring.write_results(flags.output, **results)
@@ -176,44 +183,59 @@ def _chosen(flags):
     return (flags.folder / 'ablations', ABLATIONS) if flags.ablations else (flags.folder, ROWS)
 
 
-def _spread(values):
-    """Returns the mean, and the range where there are several values."""
-    mean = f'{sum(values) / len(values):.1%}'
-    return f'{mean} ({min(values):.1%} to {max(values):.1%})' if len(values) > 1 else mean
+def _spread(values, form):
+    """Returns the mean, and the range where there are several values; nothing where there are none."""
+    if not values:
+        return ''
+    mean = f'{statistics.mean(values):{form}}'
+    return f'{mean} ({min(values):{form}} to {max(values):{form}})' if len(values) > 1 else mean
 
 
 def tables(results):
     """Returns a row a run, the ablations in a table of their own."""
     titles = 'accuracy on real test images after training on samples', 'the same of ablations, MNIST, equal views'
-    groups = [[results['rows'][name] for name in names if name in results['rows']] for names in (ROWS, ABLATIONS)]
+    groups = _runs(results, ROWS), _runs(results, ABLATIONS)
     return [_table(title, rows) for title, rows in zip(titles, groups) if rows]
 
 
+def _runs(results, names):
+    """Returns the runs of each row that was measured."""
+    found = [[row for key, row in results['rows'].items() if key.partition('.')[0] == name] for name in names]
+    return [runs for runs in found if runs]
+
+
+def _accuracies(runs, classifier):
+    """Returns the accuracy of each run, means over seeds of the classifier; of each seed, where there is one run."""
+    of_seeds = [run['accuracies'][classifier] for run in runs if classifier in run['accuracies']]
+    return of_seeds[0] if len(of_seeds) == 1 else [statistics.mean(values) for values in of_seeds]
+
+
 def _table(title, rows):
-    classifiers = list(dict.fromkeys(name for row in rows for name in row['accuracies']))
-    columns = ['run', 'epsilon', 'hours', 'FID*', *classifiers]
-    lines = [[
-        row['title'], f'{row["epsilon"]:.4g}', f'{row["hours"].get("train", 0.0):.2f}',
-        f'{row["fid"]["synthetic"]:.2f}', *(_spread(row['accuracies'][name]) if name in row['accuracies'] else ''
-                                            for name in classifiers)
-    ]
-             for row in rows]
-    return reporting.Table(title, columns, lines)
+    classifiers = list(dict.fromkeys(name for runs in rows for run in runs for name in run['accuracies']))
+    lines = [_line(runs, classifiers) for runs in rows]
+    return reporting.Table(title, ['', 'runs', 'epsilon', 'hours', 'FID*', *classifiers], lines)
+
+
+def _line(runs, classifiers):
+    hours = [run['hours'].get('train', 0.0) for run in runs]
+    fids = [run['fid']['synthetic'] for run in runs]
+    accuracies = [_spread(_accuracies(runs, name), '.1%') for name in classifiers]
+    epsilon = f'{runs[0]["epsilon"]:.4g}'
+    return [runs[0]['title'], str(len(runs)), epsilon, _spread(hours, '.2f'), _spread(fids, '.2f'), *accuracies]
 
 
 def draw(results, path):
     """Draws the accuracies of all rows."""
-    rows = [results['rows'][name] for name in (*ROWS, *ABLATIONS) if name in results['rows']]
-    names = list(dict.fromkeys(name for row in rows for name in row['accuracies']))
+    rows = _runs(results, (*ROWS, *ABLATIONS))
+    names = list(dict.fromkeys(name for runs in rows for run in runs for name in run['accuracies']))
     figure, panels = pictures.new_panels(1, 1, 4.0)
     colors = (pictures.OURS, pictures.OTHER, pictures.THIRD)
     means = {
         name: (colors[index % len(colors)], [
-            100.0 * sum(row['accuracies'][name]) / len(row['accuracies'][name]) if name in row['accuracies'] else None
-            for row in rows
+            100.0 * statistics.mean(values) if values else None for values in (_accuracies(runs, name) for runs in rows)
         ]) for index, name in enumerate(names)
     }
-    pictures.draw_bars(panels[0][0], [row['title'] for row in rows], means, 'accuracy on real test images, %')
+    pictures.draw_bars(panels[0][0], [runs[0]['title'] for runs in rows], means, 'accuracy on real test images, %')
     panels[0][0].legend(fontsize=9, frameon=False)
     pictures.save(figure, path)
 
@@ -223,12 +245,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--ablations', action='store_true', help='make the rows of the ablations, not the results')
     parser.add_argument('--rows', nargs='+', help=f'(default: all) of {", ".join(ROWS)}; of {", ".join(ABLATIONS)}')
+    parser.add_argument('--runs', type=int, default=1, help='of each row, with secrets of their own (default: 1)')
     parser.add_argument('--folder', type=pathlib.Path, default=measuring.ROOT / 'runs' / 'results', help='of the runs')
     parser.add_argument('--data_dir', type=pathlib.Path, help='where TensorFlow Datasets has prepared data sets')
 
     def measure_checked(flags):
         names = list(_chosen(flags)[1])
-        reporting.check(parser.error, (set(flags.rows or ()) <= set(names), f'--rows must be of {", ".join(names)}.'))
+        reporting.check(parser.error, (set(flags.rows or ()) <= set(names), f'--rows must be of {", ".join(names)}.'),
+                        (flags.runs >= 1, '--runs must be at least 1.'))
         return measure(flags)
 
     reporting.run(parser, measure=measure_checked, tables=tables, draw=draw)

@@ -116,6 +116,25 @@ def test_results_are_those_of_the_files_that_a_run_leaves(tmp_path):
     assert found['fid'] == {'synthetic': 1.5} and found['hours'] == {'train': 0.5} and found['steps'] == 3
 
 
+def test_runs_of_a_row_are_shown_together_and_those_whose_files_are_gone_are_kept(tmp_path, monkeypatch):
+
+    def came_out(accuracies, fid):
+        return {'title': 'toy', 'epsilon': 2.0, 'hours': {'train': 0.5}, 'fid': {'synthetic': fid},
+                'accuracies': {'svm': accuracies}}  # yapf: disable
+
+    output, made = tmp_path / 'results.json', []
+    output.write_text(json.dumps({'rows': {'mnist': came_out([0.5, 0.7], 1.0)}}))
+    table, = results.tables(json.loads(output.read_text()))
+    assert table.rows == [['toy', '1', '2', '0.50', '1.00', '60.0% (50.0% to 70.0%)']]
+    monkeypatch.setattr(results, 'run',
+                        lambda row, folder, flags: made.append(folder.name) or came_out([0.8, 0.9], 2.0))
+    flags = argparse.Namespace(output=output, rows=['mnist'], runs=2, folder=tmp_path / 'runs', ablations=False)
+    table, = results.tables(results.measure(flags))
+    assert made == ['mnist.2']
+    assert table.rows == [['toy', '2', '2', '0.50 (0.50 to 0.50)', '1.50 (1.00 to 2.00)', '72.5% (60.0% to 85.0%)']]
+    assert list(json.loads(output.read_text())['rows']) == ['mnist', 'mnist.2']
+
+
 @pytest.mark.parametrize('name', results.ABLATIONS)
 def test_ablations_spend_as_many_views_on_settings_that_there_are(name):
     row = results.ABLATIONS[name]
@@ -253,6 +272,25 @@ def test_rows_measured_before_say_how_an_engine_is_run_and_what_memory_it_takes(
     benchmark.remember_rows(rows)
     choice = benchmark._choose('opacus', cell)  # Nothing is started: there is no Python to start it with.
     assert choice == engines.Choice('hooks', 64) and benchmark._predict('opacus', choice, cell) == 2.0
+
+
+def test_results_that_are_added_to_keep_the_other_cells_and_the_highest_load(tmp_path, monkeypatch):
+    dp_step = from_benchmarks('dp_step')
+    flags = argparse.Namespace(networks=['1.1M'], units=[16], views=[1, 4], engines=['ours'], rounds=5, max_views=1,
+                               output=tmp_path / 'measured.json', add=True)  # yapf: disable
+    before = dp_step._start_results(argparse.Namespace(**{**vars(flags), 'add': False}), {})
+    measured, wanted, other = ({
+        'network': '1.1M',
+        'units': 16,
+        'views': views,
+        'engine': 'ours'
+    } for views in (1, 4, 64))
+    wanted['reason'] = other['reason'] = 'not measured'
+    flags.output.write_text(json.dumps({**before, 'rows': [measured, wanted, other], 'load_before': 1e6}))
+    monkeypatch.setattr(dp_step, '_measure_network', lambda *unused: pytest.fail('one cell is wanted, and too large'))
+    found = dp_step.measure(flags)
+    assert sorted(found['rows'], key=lambda row: row['views']) == [measured, wanted, other]
+    assert found['load_before'] == 1e6
 
 
 @pytest.mark.long
