@@ -163,6 +163,7 @@ class NetworkBenchmark:
                 waiting.append((key, choice))
         while waiting:
             waiting = self._measure_group(cell, waiting, rows)
+        _complete_shares(rows)
         common = {'network': cell.network, 'units': cell.units, 'views': cell.views}
         return [{**common, 'engine': key, **rows[key]} for key in self._flags.engines]
 
@@ -191,7 +192,7 @@ class NetworkBenchmark:
                     self._remember(case, choice, cell)
         for case, choice in live:
             if case.name in seconds and 'seconds' not in rows.get(case.name, {}):
-                rows[case.name] = self._describe(case, choice, cell, seconds, rows)
+                rows[case.name] = self._describe(case, choice, cell, seconds)
         return left
 
     def _take_turns(self, live, cell, rows):
@@ -208,7 +209,7 @@ class NetworkBenchmark:
                 rows.setdefault(failed, {'reason': _reason(error)})
                 cases = [case for case in cases if case.name != failed]
 
-    def _describe(self, case, choice, cell, seconds, rows):
+    def _describe(self, case, choice, cell, seconds):
         """Returns the row of an engine that was measured."""
         engine, own = ENGINES[case.name], seconds[case.name]
         row = {
@@ -230,9 +231,17 @@ class NetworkBenchmark:
         plain = engines_lib.PLAIN_OF[engine.framework]
         if plain in seconds:
             row['share_of_plain'] = measuring.median_ratio(seconds[plain], own)
-        elif 'seconds' in rows.get(plain, {}):  # It ran in another group.
-            row['share_of_plain'] = statistics.median(rows[plain]['seconds']) / statistics.median(own)
         return row
+
+
+def _complete_shares(rows):
+    """Gives the rows of a cell their shares of a plain step that ran in another group."""
+    for key, row in rows.items():
+        plain = rows.get(engines_lib.PLAIN_OF[ENGINES[key].framework], {})
+        if 'seconds' in row and 'seconds' in plain and 'share_of_plain' not in row:
+            # Ours took part in the group of the plain step too: there they were neighbours in time.
+            row['share_of_plain'] = (plain['ours_times_as_fast'] if key == 'ours' else
+                                     statistics.median(plain['seconds']) / statistics.median(row['seconds']))
 
 
 def _reason(error):
@@ -287,6 +296,8 @@ def _start_results(flags, pythons):
     }
     if flags.add and flags.output.exists():
         before = json.loads(flags.output.read_text())
+        # Environments of engines that are not asked for are taken as they were.
+        results['versions_of_peers'] = {**before['versions_of_peers'], **results['versions_of_peers']}
         for name in ('versions', 'versions_of_peers', 'rounds'):
             if before[name] != results[name]:
                 raise measuring.CaseError(f'{name} of {flags.output} are {before[name]}, and {results[name]} here: '

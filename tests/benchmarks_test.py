@@ -286,11 +286,32 @@ def test_results_that_are_added_to_keep_the_other_cells_and_the_highest_load(tmp
         'engine': 'ours'
     } for views in (1, 4, 64))
     wanted['reason'] = other['reason'] = 'not measured'
-    flags.output.write_text(json.dumps({**before, 'rows': [measured, wanted, other], 'load_before': 1e6}))
+    peers = {'torch': {'torch': '2.0'}}
+    flags.output.write_text(
+        json.dumps({
+            **before, 'rows': [measured, wanted, other],
+            'load_before': 1e6,
+            'versions_of_peers': peers
+        }))
     monkeypatch.setattr(dp_step, '_measure_network', lambda *unused: pytest.fail('one cell is wanted, and too large'))
     found = dp_step.measure(flags)
     assert sorted(found['rows'], key=lambda row: row['views']) == [measured, wanted, other]
-    assert found['load_before'] == 1e6
+    assert found['load_before'] == 1e6 and found['versions_of_peers'] == peers
+
+
+def test_share_of_a_plain_step_that_ran_in_another_group_is_completed():
+    rows = {
+        'ours': {'seconds': [1.0]},
+        'tf_privacy': {'seconds': [8.0, 16.0, 10.0]},
+        'ours_plain': {'seconds': [2.0, 1.0, 9.0], 'ours_times_as_fast': 0.9, 'share_of_plain': 1.0},
+        'opacus': {'seconds': [1.0], 'share_of_plain': 0.5},
+        'jax_privacy': {'seconds': [1.0]},
+        'jax_plain': {'reason': 'out of memory'},
+    }  # yapf: disable
+    from_benchmarks('dp_step')._complete_shares(rows)
+    assert {key: row.get('share_of_plain') for key, row in rows.items()} == {
+        'ours': 0.9, 'tf_privacy': 0.2, 'ours_plain': 1.0, 'opacus': 0.5, 'jax_privacy': None, 'jax_plain': None
+    }  # yapf: disable
 
 
 @pytest.mark.long
