@@ -1,5 +1,7 @@
 """How dp_step.py shows what it measured: tables for the terminal and the README, and a picture."""
 
+import collections
+
 from benchmarks import engines as engines_lib
 from benchmarks import pictures
 from benchmarks import reporting
@@ -10,7 +12,6 @@ _COLORS = {
     'opacus': pictures.OTHER,
     'torch_by_hand': '#cc79a7',
     'jax_privacy': pictures.THIRD,
-    'ours_plain': '#999999',
 }
 
 
@@ -61,24 +62,35 @@ def _throughput(row):
 
 
 def draw(results, path):
-    """Draws views a second by K, a panel a network: at the number of units that was measured at most K."""
-    measured = [row for row in results['rows'] if 'views_per_sec' in row and row['engine'] in _COLORS]
-    networks = list(dict.fromkeys(row['network'] for row in measured))
+    """Draws speeds by K, those of our plain step being 1, a panel a network: at the units of which most was measured.
+
+    Machines and days differ in speed: a bar is of neighbours in time, and may stand beside one of another day.
+    """
+    speeds = _speeds(results['rows'])
+    networks = list(dict.fromkeys(network for network, *_ in speeds))
     figure, panels = pictures.new_panels(max(1, len(networks)), 1, 0.4 + 3.2 * max(1, len(networks)))
     for network, axes in zip(networks, panels[:, 0]):
-        rows = [row for row in measured if row['network'] == network]
-        views_of = {}
-        for row in rows:
-            views_of.setdefault(row['units'], set()).add(row['views'])
-        units = max(views_of, key=lambda count: (len(views_of[count]), count))
-        views = sorted(views_of[units])
-        rates = {(row['engine'], row['views']): row['views_per_sec'] for row in rows if row['units'] == units}
+        counts = collections.Counter(units for of, units, *_ in speeds if of == network)
+        units = max(counts, key=lambda count: (counts[count], count))
+        views = sorted({count for of, found, count, _ in speeds if (of, found) == (network, units)})
         series = {
-            engines_lib.ENGINES[key].label: (color, [rates.get((key, count)) for count in views])
+            engines_lib.ENGINES[key].label: (color, [speeds.get((network, units, count, key)) for count in views])
             for key, color in _COLORS.items()
-            if any((key, count) in rates for count in views)
+            if any((network, units, count, key) in speeds for count in views)
         }
-        pictures.draw_bars(axes, [f'K = {count}' for count in views], series, 'views a second')
-        axes.set_title(f'A step of {units} units x K views, network of {network} parameters', fontsize=11)
+        pictures.draw_bars(axes, [f'K = {count}' for count in views], series, 'speed, our plain step: 1', '%.2f')
+        axes.axhline(1.0, color='black', linestyle=':', zorder=0)
+        axes.set_title(f'A private step of {units} units x K views, network of {network} parameters', fontsize=11)
         axes.legend(fontsize=9, ncols=3, loc='upper center', bbox_to_anchor=(0.5, -0.1), frameon=False)
     pictures.save(figure, path)
+
+
+def _speeds(rows):
+    """Returns {(network, units, views, engine): times as fast as our plain step}, where both were measured."""
+    ratios = {(row['network'], row['units'], row['views'], row['engine']): row['ours_times_as_fast']
+              for row in rows if row.get('ours_times_as_fast')}  # yapf: disable
+    return {
+        key: ratios[(*key[:3], 'ours_plain')] / ratio
+        for key, ratio in ratios.items()
+        if key[3] in _COLORS and (*key[:3], 'ours_plain') in ratios
+    }

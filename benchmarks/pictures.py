@@ -19,7 +19,7 @@ def new_panels(rows, columns, height):
     return figure, panels
 
 
-def draw_bars(axes, groups, series, ylabel):
+def draw_bars(axes, groups, series, ylabel, number_format='%.3g'):
     """Draws a group of bars each, with their numbers; series: {name: (colour, one value or None a group)}."""
     width = 0.8 / len(series)
     for index, (name, (color, values)) in enumerate(series.items()):
@@ -28,7 +28,7 @@ def draw_bars(axes, groups, series, ylabel):
         if not drawn:
             continue
         bars = axes.bar(*zip(*drawn), width=width, color=color, label=name)
-        axes.bar_label(bars, fmt='%.3g', fontsize=8, padding=1)
+        axes.bar_label(bars, fmt=number_format, fontsize=8, padding=1)
     axes.set_xticks(range(len(groups)), groups, fontsize=9)
     axes.set_ylabel(ylabel, fontsize=10)
     axes.margins(y=0.12)

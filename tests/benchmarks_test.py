@@ -260,6 +260,18 @@ def test_tables_of_the_step_hold_every_engine_and_reason():
     assert '| 64 x 4 | 1.5; 12 | out of memory (predicted 28 GiB) | 2.0; 6 |' in shown
 
 
+def test_speeds_are_drawn_beside_our_plain_step_of_the_same_cell():
+    report, common = from_benchmarks('dp_step_report'), {'network': '1.1M', 'units': 16}
+    rows = [
+        {**common, 'views': 1, 'engine': 'ours', 'ours_times_as_fast': 1.0},
+        {**common, 'views': 1, 'engine': 'opacus', 'ours_times_as_fast': 2.0},
+        {**common, 'views': 1, 'engine': 'ours_plain', 'ours_times_as_fast': 0.8},
+        {**common, 'views': 1, 'engine': 'tf_privacy', 'reason': 'out of memory'},
+        {**common, 'views': 4, 'engine': 'ours', 'ours_times_as_fast': 1.0},
+    ]  # yapf: disable
+    assert report._speeds(rows) == {('1.1M', 16, 1, 'ours'): 0.8, ('1.1M', 16, 1, 'opacus'): 0.4}
+
+
 def test_rows_measured_before_say_how_an_engine_is_run_and_what_memory_it_takes():
     dp_step, engines = from_benchmarks('dp_step'), from_benchmarks('engines')
     common = {'network': '1.1M', 'mode': 'hooks', 'engine': 'opacus'}
