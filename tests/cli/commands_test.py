@@ -1,9 +1,12 @@
 """Tests of the commands as a user calls them: what they make, and what they say when they cannot."""
 
 import json
+import os
 import pathlib
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -202,6 +205,15 @@ def test_damaged_file_of_a_run_is_one_line_that_names_it(run, tmp_path, capsys, 
     assert call(verb, f'--workdir={tmp_path / "run"}', *flags) == command.WRONG_USE
     error = capsys.readouterr().err.strip()
     assert re.search(f'{name} {message}', error) and '\n' not in error
+
+
+@pytest.mark.parametrize('verb', ['sample', 'evaluate', 'select'])
+def test_error_is_all_that_a_process_says(tmp_path, verb):
+    environment = {name: value for name, value in os.environ.items() if name != 'TF_CPP_MIN_LOG_LEVEL'}
+    ended = subprocess.run([sys.executable, '-m', 'tf_dpdiff.cli', verb, f'--workdir={tmp_path / "none"}'],
+                           cwd=ROOT, env=environment, capture_output=True, text=True, check=False)  # yapf: disable
+    assert ended.returncode == command.WRONG_USE and ended.stdout == ''
+    assert re.fullmatch(f'{verb}: error: [^\\n]*\\n', ended.stderr)
 
 
 def test_resuming_with_another_budget_is_refused(run, capsys):

@@ -6,10 +6,7 @@ import sys
 import traceback
 from typing import Callable, Iterable, List, Sequence
 
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL',
-                      '3')  # Before TensorFlow is imported: it speaks of missing GPUs at length.
-
-from absl.flags import argparse_flags  # pylint: disable=wrong-import-position
+from absl.flags import argparse_flags
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
 
