@@ -8,6 +8,7 @@ from typing import List, Optional
 
 from rich import console as rich_console
 
+from tf_dpdiff import files
 from tf_dpdiff.cli import account_plan
 from tf_dpdiff.cli import account_tables
 from tf_dpdiff.cli import budget_file
@@ -83,15 +84,13 @@ def _finished_run(workdir: pathlib.Path):
     if not path.exists():
         raise FileNotFoundError(f'{workdir} holds no finished run ({path.name} is missing); finish it, or name another '
                                 '--workdir.')
+    statement = files.read_json(path)
+    if statement.get('private_data', 'some') is None:
+        raise command.UsageError(f'the run in {workdir} read public images alone: it costs no privacy budget.')
     try:
-        statement = json.loads(path.read_text(encoding='utf-8'))
-        if statement.get('private_data', 'some') is None:
-            raise command.UsageError(f'the run in {workdir} read public images alone: it costs no privacy budget.')
         released = ledger_lib.Ledger.from_json(json.dumps(statement['releases']))
         run_id, claimed = statement['run_id'], statement['guarantee_claimed']
         about = {'dataset': statement['dataset'], 'unit': statement['unit']}
-    except command.UsageError:
-        raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise command.UsageError(f'{path} is damaged or of another version: {error!r}.') from error
     if not claimed:

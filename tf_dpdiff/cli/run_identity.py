@@ -19,6 +19,7 @@ def check_free(workdir: pathlib.Path) -> None:
 
     Raises:
       command.UsageError: if it does.
+      ValueError: if the statement is damaged.
     """
     path = run_files.statement_paths(workdir)[1]
     if not path.exists():
@@ -38,6 +39,7 @@ def check_statement(workdir: pathlib.Path) -> None:
 
     Raises:
       command.UsageError: if it is about another run, or about fewer steps.
+      ValueError: if it is damaged.
     """
     path = run_files.statement_paths(workdir)[1]
     statement, found = files.read_json(path), checkpoints.read_run(workdir / 'checkpoints')
