@@ -2,14 +2,16 @@
 
     .venv/bin/python -I benchmarks/results.py --output=benchmarks/results.json --rows mnist mnist_eps1
     .venv/bin/python -I benchmarks/results.py --output=benchmarks/results.json --rows mnist --runs=3
+    .venv/bin/python -I benchmarks/results.py --output=benchmarks/results.json --rows mnist --wide_resnet
     .venv/bin/python -I benchmarks/results.py --output=benchmarks/results.json --ablations
     .venv/bin/python -I benchmarks/results.py --markdown
     .venv/bin/python -I benchmarks/results.py --picture=results.png
 
 Each row is a run of bin/train, from a public checkpoint, and one of bin/evaluate, in runs/results/ROW; further runs of
 the same row, with secrets of their own, are in ROW.2, ROW.3. A run that was begun is gone on with, and one that is done
-is only collected; hours count all tries. The data are looked for where TensorFlow Datasets looks, TFDS_DATA_DIR. What
---output holds and is not asked for stays as it is.
+is only collected; hours count all tries. With --wide_resnet the paper's classifier is trained on the samples too, for a
+few epochs. The data are looked for where TensorFlow Datasets looks, TFDS_DATA_DIR. What --output holds and is not asked
+for stays as it is.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import itertools
 import json
 import pathlib
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -30,6 +33,8 @@ from benchmarks import measuring
 from benchmarks import pictures
 from benchmarks import reporting
 from tf_dpdiff import files
+
+SECONDS = 'seconds.json'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,40 +111,59 @@ ABLATIONS = {
         _ablation('one step: the warm start alone', num_steps=1),
 }
 
+# The paper's classifier: on two cores it takes longer than all else together, so one seed, and few epochs.
+WIDE_RESNET = (
+    "UtilityConfig.classifiers = (('wrn_40_4', {'num_epochs': 2, 'min_steps': 1, 'compute_dtype': 'mixed_bfloat16'}),)",
+    'UtilityConfig.num_seeds = 1', 'UtilityConfig.real_images = False', 'evaluate.quality = None',
+    'evaluate.neighbors = None')
+
 
 def run(row, folder, flags):
     """Trains and evaluates a row, where that is not done; returns what came out."""
+    statement = folder / 'privacy_statement.json'
+    evaluation, of_wide_resnet = (
+        folder / 'non_private' / f'evaluation_{samples}' / 'evaluation.json' for samples in ('samples', 'wide_resnet'))
+    of_row = row.flags(folder)
+    _run_unless_done('train', statement, folder, of_row, flags)
+    _run_unless_done('evaluate', evaluation, folder, of_row, flags)
+    if flags.wide_resnet and not of_wide_resnet.exists():
+        # An evaluation is kept by the name of its samples: that of the other classifiers stays.
+        samples = folder / 'wide_resnet.npz'
+        shutil.copyfile(folder / 'samples.npz', samples)
+        more = [f'--samples={samples}', *(f'--gin_param={binding}' for binding in WIDE_RESNET)]
+        _run_unless_done('evaluate', of_wide_resnet, folder, [*of_row, *more], flags, timed_as='wide_resnet')
+        samples.unlink()
+    return collect(row, _read(statement), _read(evaluation), _read(folder / SECONDS), _read(of_wide_resnet))
+
+
+def _run_unless_done(verb, result, folder, of_command, flags, timed_as=None):
+    """Runs a command that leaves a file, unless it is there; adds up its seconds."""
+    if result.exists():
+        return
+    command = [str(measuring.ROOT / 'bin' / verb), *of_command]
+    print(shlex.join(command), file=sys.stderr, flush=True)
+    started = time.monotonic()
     environment = measuring.environment_with_data(flags.data_dir)
-    evaluation, secs_file = folder / 'non_private' / 'evaluation_samples' / 'evaluation.json', folder / 'seconds.json'
-    for verb, result in (('train', folder / 'privacy_statement.json'), ('evaluate', evaluation)):
-        if result.exists():
-            continue
-        command = [str(measuring.ROOT / 'bin' / verb), *row.flags(folder)]
-        print(shlex.join(command), file=sys.stderr, flush=True)
-        started = time.monotonic()
-        done = subprocess.run(command, cwd=measuring.ROOT, env=environment, check=False)
-        if folder.is_dir():
-            secs = _read(secs_file)
-            secs[verb] = secs.get(verb, 0.0) + time.monotonic() - started
-            files.write_text(secs_file, json.dumps(secs))
-        if done.returncode:
-            raise measuring.CaseError(f'{row.title}: bin/{verb} ended with exit code {done.returncode}')
-    return collect(row, _read(folder / 'privacy_statement.json'), _read(evaluation), _read(secs_file))
+    done = subprocess.run(command, cwd=measuring.ROOT, env=environment, check=False)
+    if folder.is_dir():
+        secs, name = _read(folder / SECONDS), timed_as or verb
+        files.write_text(folder / SECONDS, json.dumps({**secs, name: secs.get(name, 0.0) + time.monotonic() - started}))
+    if done.returncode:
+        raise measuring.CaseError(f'{folder.name}: bin/{verb} ended with exit code {done.returncode}')
 
 
 def _read(path):
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def collect(row, statement, evaluation, secs):
-    """Returns what a row shows of a statement, an evaluation and the seconds of both commands."""
+def collect(row, statement, evaluation, secs, of_wide_resnet):
+    """Returns what a row shows of a statement, of evaluations, and of the seconds of the commands."""
+    classifiers = [
+        entry for found in (evaluation, of_wide_resnet) if found for entry in found['utility']['classifiers']
+    ]
 
     def accuracies(source):
-        return {
-            entry['classifier']: entry[source]['accuracy_of_seeds']
-            for entry in evaluation['utility']['classifiers']
-            if entry.get(source)
-        }
+        return {entry['classifier']: entry[source]['accuracy_of_seeds'] for entry in classifiers if entry.get(source)}
 
     return {
         'title': row.title,
@@ -246,6 +270,9 @@ def main():
     parser.add_argument('--ablations', action='store_true', help='make the rows of the ablations, not the results')
     parser.add_argument('--rows', nargs='+', help=f'(default: all) of {", ".join(ROWS)}; of {", ".join(ABLATIONS)}')
     parser.add_argument('--runs', type=int, default=1, help='of each row, with secrets of their own (default: 1)')
+    parser.add_argument('--wide_resnet',
+                        action='store_true',
+                        help='train WRN-40-4 on the samples too, which takes long')
     parser.add_argument('--folder', type=pathlib.Path, default=measuring.ROOT / 'runs' / 'results', help='of the runs')
     parser.add_argument('--data_dir', type=pathlib.Path, help='where TensorFlow Datasets has prepared data sets')
 

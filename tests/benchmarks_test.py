@@ -94,26 +94,64 @@ def test_stored_results_are_shown_as_the_program_shows_them_now(name, tmp_path):
     assert '| --- |' in shown and picture.read_bytes().startswith(b'\x89PNG')
 
 
-def test_results_are_those_of_the_files_that_a_run_leaves(tmp_path):
-    folder, row = tmp_path / 'row', results.Row('toy', ('gin/toy.gin',), ('A = 1',))
-    evaluation = {
-        'num_samples': 7,
-        'quality': {'protocol': 'p', 'rows': [{'images': 'synthetic', 'fid': 1.5, 'kid': 9.0}]},
-        'utility': {'classifiers': [{'classifier': 'svm', 'synthetic_images': {'accuracy_of_seeds': [0.5, 0.7]}}]},
+def write_run(folder):
+    """Writes the files of a run that results.py reads."""
+
+    def evaluation(classifier, accuracies):
+        return {'utility': {'classifiers': [{'classifier': classifier, 'synthetic_images': {
+            'accuracy_of_seeds': accuracies}}]}}  # yapf: disable
+
+    contents = {
+        'privacy_statement.json': {
+            'epsilon': 2.0, 'delta': 1e-5, 'steps_run': 3, 'expected_batch_size': 4, 'augmentation_multiplicity': 5,
+            'noise_multiplier': 6.0
+        },
+        'seconds.json': {'train': 1800.0},
+        'non_private/evaluation_samples/evaluation.json': {
+            **evaluation('svm', [0.5, 0.7]), 'num_samples': 7,
+            'quality': {'protocol': 'p', 'rows': [{'images': 'synthetic', 'fid': 1.5, 'kid': 9.0}]},
+        },
     }  # yapf: disable
-    statement = {
-        'epsilon': 2.0, 'delta': 1e-5, 'steps_run': 3, 'expected_batch_size': 4, 'augmentation_multiplicity': 5,
-        'noise_multiplier': 6.0
-    }  # yapf: disable
-    for path, value in (('privacy_statement.json', statement), ('seconds.json', {
-            'train': 1800.0
-    }), ('non_private/evaluation_samples/evaluation.json', evaluation)):
+    for path, value in contents.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(json.dumps(value))
-    found = results.run(row, folder, argparse.Namespace(data_dir=None))  # Nothing is left to run.
+    return evaluation
+
+
+def test_results_are_those_of_the_files_that_a_run_leaves(tmp_path):
+    folder, row = tmp_path / 'row', results.Row('toy', ('gin/toy.gin',), ('A = 1',))
+    write_run(folder)
+    found = results.run(row, folder, argparse.Namespace(data_dir=None, wide_resnet=False))  # Nothing is left to run.
     assert found['command'] == "bin/train --gin_file=gin/toy.gin '--gin_param=A = 1' --workdir=WORKDIR"
     assert found['accuracies'] == {'svm': [0.5, 0.7]} and found['accuracies_of_real'] == {}
     assert found['fid'] == {'synthetic': 1.5} and found['hours'] == {'train': 0.5} and found['steps'] == 3
+
+
+def test_the_papers_classifier_is_trained_on_the_same_samples_and_shown_beside_the_others(tmp_path, monkeypatch):
+    folder, row, ran = tmp_path / 'row', results.Row('toy', ('gin/toy.gin',), ('A = 1',)), []
+    evaluation = write_run(folder)
+    (folder / 'samples.npz').write_text('samples')
+
+    def run(command, **_):
+        ran.append(command)
+        assert (folder / 'wide_resnet.npz').read_text() == 'samples'
+        made = folder / 'non_private' / 'evaluation_wide_resnet' / 'evaluation.json'
+        made.parent.mkdir()
+        made.write_text(json.dumps(evaluation('wrn_40_4', [0.9])))
+        return argparse.Namespace(returncode=0)
+
+    monkeypatch.setattr(subprocess, 'run', run)
+    flags = argparse.Namespace(data_dir=None, wide_resnet=True)
+    for _ in range(2):  # The second time all is done.
+        found = results.run(row, folder, flags)
+        assert found['accuracies'] == {'svm': [0.5, 0.7], 'wrn_40_4': [0.9]} and found['fid'] == {'synthetic': 1.5}
+        assert set(found['hours']) == {'train', 'wide_resnet'} and found['hours']['train'] == 0.5
+    (program, *of_command), = ran
+    assert program.endswith('bin/evaluate') and f'--samples={folder / "wide_resnet.npz"}' in of_command
+    assert not (folder / 'wide_resnet.npz').exists()
+    with gin.unlock_config():
+        gin_config.parse(['gin/mnist_cpu.gin'], results.WIDE_RESNET)
+    assert not gin.query_parameter('UtilityConfig.real_images')
 
 
 def test_runs_of_a_row_are_shown_together_and_those_whose_files_are_gone_are_kept(tmp_path, monkeypatch):

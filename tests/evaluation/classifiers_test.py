@@ -51,6 +51,18 @@ def accuracy(predict, images, labels):
     return np.mean(predict(images).argmax(axis=-1) == labels)
 
 
+def test_small_network_learns_in_bfloat16_as_in_float32(digits):
+    train, test = digits
+
+    def fit(dtype):
+        config = classifiers.ClassifierConfig('small_cnn', {**QUICK_CNN, 'compute_dtype': dtype})
+        return classifiers.fit(config, *train, 10)
+
+    exact, rounded = fit('float32'), fit('mixed_bfloat16')
+    assert rounded(test[0]).dtype == np.float32 and not np.array_equal(exact(test[0]), rounded(test[0]))
+    assert accuracy(rounded, *test) > accuracy(exact, *test) - 0.1 > 0.6
+
+
 @pytest.mark.filterwarnings('ignore::sklearn.exceptions.ConvergenceWarning')
 @pytest.mark.parametrize('name, options, direct', DIRECT)
 @pytest.mark.parametrize('seed', [0, 3])
@@ -187,6 +199,7 @@ def test_images_that_cannot_be_learned_from_are_refused(images, labels, validati
     ('small_cnn', {'shift': 1.0}, r'a number in \[0, 1\), got 1.0'),
     ('small_cnn', {'flip': 1}, 'True or False, got 1'),
     ('wrn_40_4', {'weight_decay': -1.0}, 'a number, at least 0, got -1.0'),
+    ('small_cnn', {'compute_dtype': 'float16'}, "one of .'float32', 'mixed_bfloat16'., got 'float16'"),
 ])  # yapf: disable
 def test_unknown_name_or_wrong_option_is_one_clear_line(name, options, message):
     with pytest.raises(ValueError, match=message) as caught:

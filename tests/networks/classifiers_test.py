@@ -87,6 +87,19 @@ def test_weights_depend_on_the_seed_and_on_nothing_else(name):
             assert not np.any(one == two)
 
 
+@pytest.mark.parametrize('name', BUILDERS)
+def test_bfloat16_is_computed_in_from_the_first_convolution_to_the_logits_and_weights_are_float32(name):
+    images = np.random.default_rng(0).integers(0, 256, [20, 16, 16, 1]).astype(np.uint8)
+    exact, rounded = BUILDERS[name]((16, 16, 1), 7), BUILDERS[name]((16, 16, 1), 7, compute_dtype='mixed_bfloat16')
+    assert {layer.compute_dtype for layer in layers_of(exact, tf.keras.layers.Layer)} <= {'float32', 'uint8'}
+    *inner, logits = [layer for layer in rounded.layers if layer.weights or isinstance(layer, tf.keras.layers.Add)]
+    assert {layer.compute_dtype for layer in inner} == {'bfloat16'} and logits.compute_dtype == 'float32'
+    assert all(weight.dtype == tf.float32 for weight in rounded.weights)
+    one, two = exact(images).numpy(), rounded(images).numpy()
+    assert two.dtype == np.float32 and not np.array_equal(one, two)
+    np.testing.assert_allclose(one, two, rtol=0.0, atol=0.05 * np.ptp(one))
+
+
 def test_no_two_layers_start_alike():
     kernels = [w.flatten() for w in classifiers.wide_resnet((8, 8, 1), 3, depth=16).get_weights() if w.ndim == 4]
     sizes = collections.Counter(kernel.size for kernel in kernels)
@@ -103,6 +116,7 @@ def test_no_two_layers_start_alike():
     (lambda: classifiers.wide_resnet((7, 32, 3), 10), r'at least 8x8, got \(7, 32, 3\)'),
     (lambda: classifiers.small_cnn((32, 7, 3), 10), r'at least 8x8, got \(32, 7, 3\)'),
     (lambda: classifiers.small_cnn((8, 8, 1), 10, width=0), 'width of a classifier must be at least 1, got 0'),
+    (lambda: classifiers.wide_resnet((8, 8, 1), 10, compute_dtype='float16'), "'mixed_bfloat16'.*, got 'float16'"),
 ])  # yapf: disable
 def test_impossible_network_is_refused(build, message):
     with pytest.raises(ValueError, match=message):

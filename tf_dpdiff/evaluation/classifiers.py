@@ -45,6 +45,7 @@ _SHIFT = _Option(0.125, lambda value: _is_number(value) and 0.0 <= value < 1.0, 
 _FLIP = _Option(False, lambda value: isinstance(value, bool), 'True or False')
 _GAMMA = _Option('scale', lambda value: value == 'scale' or _positive(1.0).is_right(value),
                  "'scale' or a number above 0")
+_DTYPE = _Option('float32', lambda value: value in networks.COMPUTE_DTYPES, f'one of {networks.COMPUTE_DTYPES}')
 _DEPTH = _Option(None, lambda value: value is None or _whole(1).is_right(value), 'None or a whole number, at least 1')
 
 # Of each classifier: its options.
@@ -52,12 +53,12 @@ CLASSIFIERS: Dict[str, Dict[str, _Option]] = {
     'wrn_40_4': {
         'learning_rate': _positive(0.1), 'num_epochs': _whole(100), 'min_steps': _whole(2000),
         'batch_size': _whole(128), 'weight_decay': _not_negative(5e-4), 'shift': _SHIFT, 'flip': _FLIP,
-        'patience': _whole(30)
+        'patience': _whole(30), 'compute_dtype': _DTYPE
     },
     'small_cnn': {
         'width': _whole(16), 'learning_rate': _positive(3e-3), 'num_epochs': _whole(12), 'min_steps': _whole(200),
         'batch_size': _whole(128), 'weight_decay': _not_negative(1e-4), 'shift': _SHIFT, 'flip': _FLIP,
-        'patience': _whole(6)
+        'patience': _whole(6), 'compute_dtype': _DTYPE
     },
     'logistic_regression': {'C': _positive(1.0), 'max_iter': _whole(1000)},
     'gradient_boosting': {
@@ -186,8 +187,9 @@ def fit(config: ClassifierConfig,
             _check(what, *pair, num_classes)
     settings = config.settings
     if config.name in _NETWORKS:
-        model = (networks.wide_resnet(images.shape[1:], num_classes, seed=seed) if config.name == 'wrn_40_4' else
-                 networks.small_cnn(images.shape[1:], num_classes, width=settings.pop('width'), seed=seed))
+        build = networks.wide_resnet if config.name == 'wrn_40_4' else networks.small_cnn
+        of_network = {name: settings.pop(name) for name in ('width', 'compute_dtype') if name in settings}
+        model = build(images.shape[1:], num_classes, **of_network, seed=seed)
         training = network_training.TrainingConfig('sgd' if config.name == 'wrn_40_4' else 'adam', **settings)
         return network_training.train(model,
                                       training,

@@ -4,11 +4,13 @@ They normalize over the batch, which mixes its images: no step of theirs may cla
 samples none is needed, since all that is computed from samples is covered by theirs.
 """
 
-from typing import Iterator, Tuple
+from typing import Tuple
 
 import tensorflow as tf
 
 layers = tf.keras.layers
+
+COMPUTE_DTYPES = ('float32', 'mixed_bfloat16')
 
 # The moving statistics follow within tens of steps: trainings may be short.
 _BATCH_NORM_MOMENTUM = 0.9
@@ -20,6 +22,7 @@ def wide_resnet(image_shape: Tuple[int, int, int],
                 *,
                 depth: int = 40,
                 width: int = 4,
+                compute_dtype: str = 'float32',
                 seed: int = 0) -> tf.keras.Model:
     """Builds a wide residual network with activations before convolutions; WRN-40-4 by default.
 
@@ -31,6 +34,8 @@ def wide_resnet(image_shape: Tuple[int, int, int],
       num_classes: At least 1.
       depth: 6 n + 4.
       width: At least 1.
+      compute_dtype: 'float32', or 'mixed_bfloat16': activations and products in bfloat16; variables, gradients and
+        logits in float32.
       seed: Of the initial weights, which depend on nothing else.
 
     Returns:
@@ -45,39 +50,37 @@ def wide_resnet(image_shape: Tuple[int, int, int],
     if depth < 10 or (depth - 4) % 6:
         raise ValueError(f'depth of a wide residual network must be 10, 16, 22, ..., got {depth}.')
     _check(image_shape, width)
-    initializers = _initializers(seed)
-
-    def convolution(x, filters, kernel_size=3, strides=1):
-        return layers.Conv2D(filters,
-                             kernel_size,
-                             strides,
-                             padding='same',
-                             use_bias=False,
-                             kernel_initializer=next(initializers))(x)
+    make = _Layers(compute_dtype, seed)
 
     def block(x, filters, strides):
-        activated = _normalized(x)
+        activated = make.normalized(x)
         if strides > 1 or x.shape[-1] != filters:
-            x = convolution(activated, filters, 1, strides)
-        h = _normalized(convolution(activated, filters, 3, strides))
-        return layers.Add()([x, convolution(h, filters)])
+            x = make.convolution(activated, filters, 1, strides)
+        h = make.normalized(make.convolution(activated, filters, 3, strides))
+        return layers.Add(dtype=make.policy)([x, make.convolution(h, filters)])
 
     images_uint8 = layers.Input(image_shape, dtype=tf.uint8)
-    x = convolution(_scaled(images_uint8), 16)
+    x = make.convolution(_scaled(images_uint8), 16)
     for group in range(3):
         for index in range((depth - 4) // 6):
             x = block(x, 16 * width * 2**group, 2 if group and not index else 1)
-    x = layers.GlobalAveragePooling2D()(_normalized(x))
-    return tf.keras.Model(images_uint8, layers.Dense(num_classes, kernel_initializer=next(initializers))(x))
+    x = layers.GlobalAveragePooling2D(dtype=make.policy)(make.normalized(x))
+    return tf.keras.Model(images_uint8, make.logits(x, num_classes))
 
 
-def small_cnn(image_shape: Tuple[int, int, int], num_classes: int, *, width: int = 16, seed: int = 0) -> tf.keras.Model:
+def small_cnn(image_shape: Tuple[int, int, int],
+              num_classes: int,
+              *,
+              width: int = 16,
+              compute_dtype: str = 'float32',
+              seed: int = 0) -> tf.keras.Model:
     """Builds a few convolutions that halve the image until it is small, and a layer of logits; for CPUs.
 
     Args:
       image_shape: (height, width, channels), at least 8x8.
       num_classes: At least 1.
       width: Channels of the first convolution; later ones have twice and four times as many.
+      compute_dtype: 'float32' or 'mixed_bfloat16', see `wide_resnet`.
       seed: Of the initial weights, which depend on nothing else.
 
     Returns:
@@ -87,19 +90,48 @@ def small_cnn(image_shape: Tuple[int, int, int], num_classes: int, *, width: int
       ValueError: if there is no such network.
     """
     _check(image_shape, width)
-    initializers = _initializers(seed)
+    make = _Layers(compute_dtype, seed)
 
     def convolution(x, filters):
-        x = layers.Conv2D(filters, 3, padding='same', use_bias=False, kernel_initializer=next(initializers))(x)
-        return _normalized(x)
+        return make.normalized(make.convolution(x, filters))
 
     images_uint8 = layers.Input(image_shape, dtype=tf.uint8)
     x, filters = convolution(_scaled(images_uint8), width), 2 * width
     while min(x.shape[1:3]) > _SMALLEST_SIDE:
-        x = layers.MaxPooling2D(padding='same')(convolution(x, filters))
+        x = layers.MaxPooling2D(padding='same', dtype=make.policy)(convolution(x, filters))
         filters = 4 * width
-    x = layers.Flatten()(convolution(x, 4 * width))
-    return tf.keras.Model(images_uint8, layers.Dense(num_classes, kernel_initializer=next(initializers))(x))
+    x = layers.Flatten(dtype=make.policy)(convolution(x, 4 * width))
+    return tf.keras.Model(images_uint8, make.logits(x, num_classes))
+
+
+class _Layers:
+    """Adds layers that compute in one type, each with initial weights of its own.
+
+    Attributes:
+      policy: Given to each layer, so that the policy of the process is neither used nor changed.
+    """
+
+    def __init__(self, compute_dtype: str, seed: int):
+        if compute_dtype not in COMPUTE_DTYPES:
+            raise ValueError(f'compute_dtype of a classifier must be one of {COMPUTE_DTYPES}, got {compute_dtype!r}.')
+        self.policy = tf.keras.mixed_precision.Policy(compute_dtype)
+        self._initializers = (tf.keras.initializers.HeNormal(seed=1000 * seed + index) for index in range(1000))
+
+    def convolution(self, x, filters, kernel_size=3, strides=1):
+        return layers.Conv2D(filters,
+                             kernel_size,
+                             strides,
+                             padding='same',
+                             use_bias=False,
+                             kernel_initializer=next(self._initializers),
+                             dtype=self.policy)(x)
+
+    def normalized(self, x):
+        x = layers.BatchNormalization(momentum=_BATCH_NORM_MOMENTUM, epsilon=1e-5, dtype=self.policy)(x)
+        return layers.ReLU(dtype=self.policy)(x)
+
+    def logits(self, x, num_classes):
+        return layers.Dense(num_classes, kernel_initializer=next(self._initializers), dtype=tf.float32)(x)
 
 
 def _check(image_shape, width) -> None:
@@ -109,14 +141,5 @@ def _check(image_shape, width) -> None:
         raise ValueError(f'width of a classifier must be at least 1, got {width}.')
 
 
-def _initializers(seed: int) -> Iterator[tf.keras.initializers.Initializer]:
-    """Yields an initializer a layer, each with a seed of its own."""
-    return (tf.keras.initializers.HeNormal(seed=1000 * seed + index) for index in range(1000))
-
-
 def _scaled(images_uint8):
     return tf.cast(images_uint8, tf.float32) / 127.5 - 1.0
-
-
-def _normalized(x):
-    return layers.ReLU()(layers.BatchNormalization(momentum=_BATCH_NORM_MOMENTUM, epsilon=1e-5)(x))
