@@ -34,7 +34,7 @@ from benchmarks import pictures
 from benchmarks import reporting
 from tf_dpdiff import files
 
-SECONDS = 'seconds.json'
+_SECONDS = 'seconds.json'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,30 +124,32 @@ def run(row, folder, flags):
     evaluation, of_wide_resnet = (
         folder / 'non_private' / f'evaluation_{samples}' / 'evaluation.json' for samples in ('samples', 'wide_resnet'))
     of_row = row.flags(folder)
-    _run_unless_done('train', statement, folder, of_row, flags)
-    _run_unless_done('evaluate', evaluation, folder, of_row, flags)
+    if not statement.exists():
+        _run_command('train', folder, of_row, flags)
+    if not evaluation.exists():
+        _run_command('evaluate', folder, of_row, flags)
     if flags.wide_resnet and not of_wide_resnet.exists():
         # An evaluation is kept by the name of its samples: that of the other classifiers stays.
         samples = folder / 'wide_resnet.npz'
         shutil.copyfile(folder / 'samples.npz', samples)
         more = [f'--samples={samples}', *(f'--gin_param={binding}' for binding in WIDE_RESNET)]
-        _run_unless_done('evaluate', of_wide_resnet, folder, [*of_row, *more], flags, timed_as='wide_resnet')
+        _run_command('evaluate', folder, [*of_row, *more], flags, timed_as='wide_resnet')
         samples.unlink()
-    return collect(row, _read(statement), _read(evaluation), _read(folder / SECONDS), _read(of_wide_resnet))
+    return collect(row, _read(statement), _read(evaluation), _read(folder / _SECONDS), _read(of_wide_resnet))
 
 
-def _run_unless_done(verb, result, folder, of_command, flags, timed_as=None):
-    """Runs a command that leaves a file, unless it is there; adds up its seconds."""
-    if result.exists():
-        return
+def _run_command(verb, folder, of_command, flags, timed_as=None):
+    """Runs a command; adds up its seconds."""
     command = [str(measuring.ROOT / 'bin' / verb), *of_command]
     print(shlex.join(command), file=sys.stderr, flush=True)
     started = time.monotonic()
     environment = measuring.environment_with_data(flags.data_dir)
     done = subprocess.run(command, cwd=measuring.ROOT, env=environment, check=False)
     if folder.is_dir():
-        secs, name = _read(folder / SECONDS), timed_as or verb
-        files.write_text(folder / SECONDS, json.dumps({**secs, name: secs.get(name, 0.0) + time.monotonic() - started}))
+        secs, name = _read(folder / _SECONDS), timed_as or verb
+        files.write_text(folder / _SECONDS, json.dumps({
+            **secs, name: secs.get(name, 0.0) + time.monotonic() - started
+        }))
     if done.returncode:
         raise measuring.CaseError(f'{folder.name}: bin/{verb} ended with exit code {done.returncode}')
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from tf_dpdiff.evaluation import network_training
 from tf_dpdiff.networks import classifiers as networks
+from tf_dpdiff.networks import unet
 
 Predict = network_training.Predict
 Pair = network_training.Pair
@@ -45,7 +46,7 @@ _SHIFT = _Option(0.125, lambda value: _is_number(value) and 0.0 <= value < 1.0, 
 _FLIP = _Option(False, lambda value: isinstance(value, bool), 'True or False')
 _GAMMA = _Option('scale', lambda value: value == 'scale' or _positive(1.0).is_right(value),
                  "'scale' or a number above 0")
-_DTYPE = _Option('float32', lambda value: value in networks.COMPUTE_DTYPES, f'one of {networks.COMPUTE_DTYPES}')
+_DTYPE = _Option('float32', lambda value: value in unet.COMPUTE_DTYPES, f'one of {unet.COMPUTE_DTYPES}')
 _DEPTH = _Option(None, lambda value: value is None or _whole(1).is_right(value), 'None or a whole number, at least 1')
 
 # Of each classifier: its options.
@@ -71,7 +72,8 @@ CLASSIFIERS: Dict[str, Dict[str, _Option]] = {
         'weight_decay': _not_negative(1e-4)
     },
 }  # yapf: disable
-_NETWORKS = ('wrn_40_4', 'small_cnn')
+# Of each that is a network: what builds it, and the optimizer.
+_NETWORKS = {'wrn_40_4': (networks.wide_resnet, 'sgd'), 'small_cnn': (networks.small_cnn, 'adam')}
 _SEEDED = (*_NETWORKS, 'mlp')
 
 
@@ -187,10 +189,10 @@ def fit(config: ClassifierConfig,
             _check(what, *pair, num_classes)
     settings = config.settings
     if config.name in _NETWORKS:
-        build = networks.wide_resnet if config.name == 'wrn_40_4' else networks.small_cnn
+        build, optimizer = _NETWORKS[config.name]
         of_network = {name: settings.pop(name) for name in ('width', 'compute_dtype') if name in settings}
         model = build(images.shape[1:], num_classes, **of_network, seed=seed)
-        training = network_training.TrainingConfig('sgd' if config.name == 'wrn_40_4' else 'adam', **settings)
+        training = network_training.TrainingConfig(optimizer, **settings)
         return network_training.train(model,
                                       training,
                                       images,

@@ -8,9 +8,9 @@ from typing import Tuple
 
 import tensorflow as tf
 
-layers = tf.keras.layers
+from tf_dpdiff.networks import unet
 
-COMPUTE_DTYPES = ('float32', 'mixed_bfloat16')
+layers = tf.keras.layers
 
 # The moving statistics follow within tens of steps: trainings may be short.
 _BATCH_NORM_MOMENTUM = 0.9
@@ -112,8 +112,9 @@ class _Layers:
     """
 
     def __init__(self, compute_dtype: str, seed: int):
-        if compute_dtype not in COMPUTE_DTYPES:
-            raise ValueError(f'compute_dtype of a classifier must be one of {COMPUTE_DTYPES}, got {compute_dtype!r}.')
+        if compute_dtype not in unet.COMPUTE_DTYPES:
+            raise ValueError(
+                f'compute_dtype of a classifier must be one of {unet.COMPUTE_DTYPES}, got {compute_dtype!r}.')
         self.policy = tf.keras.mixed_precision.Policy(compute_dtype)
         self._initializers = (tf.keras.initializers.HeNormal(seed=1000 * seed + index) for index in range(1000))
 

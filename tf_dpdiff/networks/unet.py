@@ -13,7 +13,7 @@ from tf_dpdiff.networks import layers as blocks
 
 layers = tf.keras.layers
 
-_COMPUTE_DTYPES = ('float32', 'mixed_bfloat16')
+COMPUTE_DTYPES = ('float32', 'mixed_bfloat16')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +72,8 @@ class UNetConfig:
             raise ValueError(
                 "compute_dtype='mixed_float16' needs loss scaling, which would scale gradients before they "
                 "are clipped; use 'mixed_bfloat16', which does not.")
-        if self.compute_dtype not in _COMPUTE_DTYPES:
-            raise ValueError(f'compute_dtype must be one of {_COMPUTE_DTYPES}, got {self.compute_dtype!r}.')
+        if self.compute_dtype not in COMPUTE_DTYPES:
+            raise ValueError(f'compute_dtype must be one of {COMPUTE_DTYPES}, got {self.compute_dtype!r}.')
         if self.adapter_rank < 0:
             raise ValueError(f'adapter_rank must be at least 0, got {self.adapter_rank}.')
         if not self.adapter_alpha > 0.0:
