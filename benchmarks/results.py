@@ -52,10 +52,11 @@ class Row:
 
     def flags(self, folder):
         """Returns the flags of bin/train and of bin/evaluate."""
-        return [
-            *(f'--gin_file={name}' for name in self.gin_files),
-            *(f'--gin_param={binding}' for binding in self.bindings), f'--workdir={folder}'
-        ]
+        return [*(f'--gin_file={name}' for name in self.gin_files), *_bind(self.bindings), f'--workdir={folder}']
+
+
+def _bind(bindings):
+    return [f'--gin_param={binding}' for binding in bindings]
 
 
 _MNIST, _CIFAR10 = ('gin/mnist_cpu.gin',), ('gin/cifar10_cpu.gin',)
@@ -117,9 +118,19 @@ WIDE_RESNET = (
     'UtilityConfig.num_seeds = 1', 'UtilityConfig.real_images = False', 'evaluate.quality = None',
     'evaluate.neighbors = None')
 
+# What classifiers of real images reach depends on no run: it is measured beside the first alone.
+FURTHER_RUNS = ('UtilityConfig.real_images = False',)
 
-def run(row, folder, flags):
-    """Trains and evaluates a row, where that is not done; returns what came out."""
+
+def run(row, folder, flags, of_evaluation=()):
+    """Trains and evaluates a row, where that is not done; returns what came out.
+
+    Args:
+      row: The run.
+      folder: Its work directory.
+      flags: Of the program.
+      of_evaluation: Bindings of the evaluation beside the row's.
+    """
     statement = folder / 'privacy_statement.json'
     evaluation, of_wide_resnet = (
         folder / 'non_private' / f'evaluation_{samples}' / 'evaluation.json' for samples in ('samples', 'wide_resnet'))
@@ -127,12 +138,12 @@ def run(row, folder, flags):
     if not statement.exists():
         _run_command('train', folder, of_row, flags)
     if not evaluation.exists():
-        _run_command('evaluate', folder, of_row, flags)
+        _run_command('evaluate', folder, [*of_row, *_bind(of_evaluation)], flags)
     if flags.wide_resnet and not of_wide_resnet.exists():
         # An evaluation is kept by the name of its samples: that of the other classifiers stays.
         samples = folder / 'wide_resnet.npz'
         shutil.copyfile(folder / 'samples.npz', samples)
-        more = [f'--samples={samples}', *(f'--gin_param={binding}' for binding in WIDE_RESNET)]
+        more = [f'--samples={samples}', *_bind(WIDE_RESNET)]
         _run_command('evaluate', folder, [*of_row, *more], flags, timed_as='wide_resnet')
         samples.unlink()
     return collect(row, _read(statement), _read(evaluation), _read(folder / _SECONDS), _read(of_wide_resnet))
@@ -197,7 +208,7 @@ def measure(flags):
         key = name if number == 1 else f'{name}.{number}'
         if key in rows and number < flags.runs and not (folder / key).exists():
             continue  # Measured before, and its files are gone: the runs after it are what is asked for.
-        rows[key] = run(chosen[name], folder / key, flags)
+        rows[key] = run(chosen[name], folder / key, flags, FURTHER_RUNS if number > 1 else ())
         results = {'versions': measuring.versions('tensorflow', 'keras', 'dp-accounting', 'scikit-learn'), 'rows': rows}
         if flags.output:
             measuring.write_results(flags.output, **results)

@@ -127,6 +127,25 @@ def test_results_are_those_of_the_files_that_a_run_leaves(tmp_path):
     assert found['fid'] == {'synthetic': 1.5} and found['hours'] == {'train': 0.5} and found['steps'] == 3
 
 
+def test_classifiers_of_real_images_are_trained_beside_the_first_run_alone(tmp_path, monkeypatch):
+    row, ran = results.Row('toy', ('gin/toy.gin',)), []
+
+    def run(command, **_):
+        ran.append(command)
+        if command[0].endswith('evaluate'):
+            write_run(tmp_path / command[2].rpartition('/')[2])
+        return argparse.Namespace(returncode=0)
+
+    (tmp_path / 'toy').mkdir()
+    monkeypatch.setattr(subprocess, 'run', run)
+    results.run(row, tmp_path / 'toy', argparse.Namespace(data_dir=None, wide_resnet=False), results.FURTHER_RUNS)
+    train, evaluate = ([flag for flag in command if flag.startswith('--gin_param')] for command in ran)
+    assert not train and evaluate == ['--gin_param=UtilityConfig.real_images = False']
+    with gin.unlock_config():
+        gin_config.parse(['gin/cifar10_cpu.gin'], results.FURTHER_RUNS)
+    assert not gin.query_parameter('UtilityConfig.real_images')
+
+
 def test_the_papers_classifier_is_trained_on_the_same_samples_and_shown_beside_the_others(tmp_path, monkeypatch):
     folder, row, ran = tmp_path / 'row', results.Row('toy', ('gin/toy.gin',), ('A = 1',)), []
     evaluation = write_run(folder)
@@ -164,11 +183,15 @@ def test_runs_of_a_row_are_shown_together_and_those_whose_files_are_gone_are_kep
     output.write_text(json.dumps({'rows': {'mnist': came_out([0.5, 0.7], 1.0)}}))
     table, = results.tables(json.loads(output.read_text()))
     assert table.rows == [['toy', '1', '2', '0.50', '1.00', '60.0% (50.0% to 70.0%)']]
-    monkeypatch.setattr(results, 'run',
-                        lambda row, folder, flags: made.append(folder.name) or came_out([0.8, 0.9], 2.0))
+
+    def run(row, folder, flags, of_evaluation):
+        made.append((folder.name, of_evaluation))
+        return came_out([0.8, 0.9], 2.0)
+
+    monkeypatch.setattr(results, 'run', run)
     flags = argparse.Namespace(output=output, rows=['mnist'], runs=2, folder=tmp_path / 'runs', ablations=False)
     table, = results.tables(results.measure(flags))
-    assert made == ['mnist.2']
+    assert made == [('mnist.2', results.FURTHER_RUNS)]
     assert table.rows == [['toy', '2', '2', '0.50 (0.50 to 0.50)', '1.50 (1.00 to 2.00)', '72.5% (60.0% to 85.0%)']]
     assert list(json.loads(output.read_text())['rows']) == ['mnist', 'mnist.2']
 
@@ -347,6 +370,20 @@ def test_results_that_are_added_to_keep_the_other_cells_and_the_highest_load(tmp
     found = dp_step.measure(flags)
     assert sorted(found['rows'], key=lambda row: row['views']) == [measured, wanted, other]
     assert found['load_before'] == 1e6 and found['versions_of_peers'] == peers
+
+
+def test_comparisons_with_engines_that_are_not_asked_for_again_are_kept(monkeypatch):
+    dp_step = from_benchmarks('dp_step')
+    flags = argparse.Namespace(engines=['jax_plain'], output=None)
+    monkeypatch.setattr(dp_step, 'write_reference', lambda *unused: None)
+    monkeypatch.setattr(dp_step.engines_lib, 'check', lambda *unused, **unused_too: {'gradient': 2e-6})
+    found = {'rows': [], 'differences_from_ours': {'1.1M': {'opacus hooks': {'gradient': 1e-6}}}}
+    for network in ('1.1M', '4.24M'):
+        dp_step._measure_network(flags, network, [], {'jax': 'python'}, found)
+    assert found['differences_from_ours'] == {
+        '1.1M': {'opacus hooks': {'gradient': 1e-6}, 'jax_plain plain': {'gradient': 2e-6}},
+        '4.24M': {'jax_plain plain': {'gradient': 2e-6}},
+    }  # yapf: disable
 
 
 def test_share_of_a_plain_step_that_ran_in_another_group_is_completed():
