@@ -8,6 +8,7 @@ import numpy as np
 
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import noise
+from tf_dpdiff.privacy import owners as owners_lib
 from tf_dpdiff.privacy import relations
 from tf_dpdiff.privacy import seeds
 
@@ -73,7 +74,7 @@ class AccuracyReleaseConfig:
         correct = np.asarray(correct)
         if correct.ndim != 2 or correct.dtype != bool or not correct.size:
             raise ValueError(f'correct must be bool [images, classifiers], got {correct.dtype} {list(correct.shape)}.')
-        shares = np.ones([len(correct)]) if owners is None else 1.0 / np.bincount(owners)[owners]
+        shares = owners_lib.shares(len(correct), owners)
         return shares @ correct
 
     def release(self,

@@ -10,6 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from tf_dpdiff.privacy import noise
+from tf_dpdiff.privacy import owners as owners_lib
 from tf_dpdiff.privacy import relations
 from tf_dpdiff.privacy import seeds
 
@@ -122,7 +123,7 @@ class ClassMeansConfig:
           float64 [num_classes, means, pixels + 1]: the sums of the clipped images divided by R, then w times the
           counts.
         """
-        shares = np.ones([len(images)]) if owners is None else 1.0 / np.bincount(owners)[owners]
+        shares = owners_lib.shares(len(images), owners)
         num_means = 1 if means is None else means.shape[1]
         vector = np.zeros([num_classes, num_means, int(np.prod(images.shape[1:])) + 1])
         for start in range(0, len(images), _IMAGES_AT_A_TIME):

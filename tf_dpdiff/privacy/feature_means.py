@@ -9,6 +9,7 @@ import dp_accounting
 import numpy as np
 
 from tf_dpdiff.privacy import noise
+from tf_dpdiff.privacy import owners as owners_lib
 from tf_dpdiff.privacy import relations
 from tf_dpdiff.privacy import seeds
 
@@ -100,7 +101,7 @@ class FeatureMeansConfig:
         # A negative one would count from the end.
         if len(labels) and not 0 <= np.min(labels) <= np.max(labels) < num_classes:
             raise ValueError(f'labels must be in [0, {num_classes}).')
-        shares = np.ones([len(features)]) if owners is None else 1.0 / np.bincount(owners)[owners]
+        shares = owners_lib.shares(len(features), owners)
         contributions = np.pad(directions(features), [(0, 0), (0, 1)], constant_values=1.0) / math.sqrt(2.0)
         vector = np.zeros([num_classes, contributions.shape[1]])
         np.add.at(vector, labels, contributions * shares[:, None])
