@@ -59,11 +59,14 @@ def _bind(bindings):
     return [f'--gin_param={binding}' for binding in bindings]
 
 
+# What classifiers of real images reach depends on no run: it is measured beside the first run of a recipe alone.
+_NO_REAL_IMAGES = 'UtilityConfig.real_images = False'
+
 _MNIST, _CIFAR10 = ('gin/mnist_cpu.gin',), ('gin/cifar10_cpu.gin',)
 # The paper's method: DP-SGD on all weights of a public model, and nothing before or after it. A step on all weights of
 # the colour network takes as long as two on norms and embeddings: half as many take as long as the recipe.
 _PLAIN = ('train.warm_start = None', 'FinetuningConfig.trainable = ()',
-          'finetuning/OptimizationConfig.learning_rate = 1e-3', 'UtilityConfig.real_images = False')
+          'finetuning/OptimizationConfig.learning_rate = 1e-3', _NO_REAL_IMAGES)
 _CIFAR10_PLAIN = (*_PLAIN, 'NUM_STEPS = 60', 'SamplerConfig.num_candidates = 1', 'SamplerConfig.num_steps = 20')
 ROWS = {
     'mnist': Row('MNIST, epsilon 10', _MNIST),
@@ -76,7 +79,7 @@ ROWS = {
 # Each ablation begins with the same short warm start, and then sees as many views at the same epsilon: what differs is
 # how they are spent. Without a warm start so few views teach no classes.
 _ABLATION = ('WarmStartConfig.num_steps = 400', 'finetuning/OptimizationConfig.warmup_steps = 2',
-             'GenerateConfig.num_images = 5000', 'evaluate.neighbors = None', 'UtilityConfig.real_images = False',
+             'GenerateConfig.num_images = 5000', 'evaluate.neighbors = None', _NO_REAL_IMAGES,
              "UtilityConfig.classifiers = (('small_cnn', {'num_epochs': 12}), 'logistic_regression')")
 _ALL_WEIGHTS = ('FinetuningConfig.trainable = ()', 'finetuning/OptimizationConfig.learning_rate = 5e-4')
 _UNIFORM = ('finetuning/TimestepMixture.components = ((1.0, 0, 1000),)',)
@@ -115,11 +118,9 @@ ABLATIONS = {
 # The paper's classifier: on two cores it takes longer than all else together, so one seed, and few epochs.
 WIDE_RESNET = (
     "UtilityConfig.classifiers = (('wrn_40_4', {'num_epochs': 2, 'min_steps': 1, 'compute_dtype': 'mixed_bfloat16'}),)",
-    'UtilityConfig.num_seeds = 1', 'UtilityConfig.real_images = False', 'evaluate.quality = None',
-    'evaluate.neighbors = None')
+    'UtilityConfig.num_seeds = 1', _NO_REAL_IMAGES, 'evaluate.quality = None', 'evaluate.neighbors = None')
 
-# What classifiers of real images reach depends on no run: it is measured beside the first alone.
-FURTHER_RUNS = ('UtilityConfig.real_images = False',)
+FURTHER_RUNS = (_NO_REAL_IMAGES,)
 
 
 def run(row, folder, flags, of_evaluation=()):
