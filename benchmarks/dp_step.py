@@ -18,6 +18,7 @@ with other work. All of it takes hours; --units, --views and --engines choose, a
 
 import argparse
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -37,8 +38,9 @@ from benchmarks import reporting
 
 ENGINES = engines_lib.ENGINES
 _TOLERANCE = 1e-4
-_MANY_VIEWS, _ROUNDS_OF_MANY = 2048, 2
-# The choice of a physical batch: rounds, and the views of a step that it is made at if there is a choice.
+# At most so many rounds above so many views of a step, which take minutes each.
+_ROUNDS_ABOVE_VIEWS = {2048: 2, 8192: 1}
+# The choice of a physical batch: rounds, and the views of a step that it is made at, where there are so many units.
 _CHOICE_ROUNDS, _CHOICE_VIEWS = 3, 256
 _SHARE_OF_MEMORY = 0.9
 _NOT_MEASURED = 'not measured'
@@ -122,8 +124,8 @@ class NetworkBenchmark:
           measuring.CaseError: if none runs.
         """
         if (key, cell.views) not in self._choices:
-            alike = [other for other in self._cells if other.views == cell.views]
-            place = min(alike, key=lambda other: abs(other.views_of_step - _CHOICE_VIEWS))
+            most_units = max(other.units for other in self._cells if other.views == cell.views)
+            place = dataclasses.replace(cell, units=min(most_units, max(1, _CHOICE_VIEWS // cell.views)))
             seconds, reasons = {}, []
             possible = engines_lib.choices(ENGINES[key], place)
             for choice in possible if len(possible) > 1 else []:
@@ -198,9 +200,8 @@ class NetworkBenchmark:
     def _take_turns(self, live, cell, rows):
         """Returns {engine: seconds of each round}; one that fails says so in its row, and the others begin again."""
         cases = [case for case, _ in live]
-        rounds = self._flags.rounds
-        if cell.views_of_step > _MANY_VIEWS:
-            rounds = min(rounds, _ROUNDS_OF_MANY)
+        limits = [most for views, most in _ROUNDS_ABOVE_VIEWS.items() if cell.views_of_step > views]
+        rounds = min([self._flags.rounds, *limits])
         while True:
             try:
                 return measuring.take_turns(measuring.steps_of(cases), rounds)

@@ -7,6 +7,7 @@ import math
 import pathlib
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -345,6 +346,26 @@ def test_rows_measured_before_say_how_an_engine_is_run_and_what_memory_it_takes(
     benchmark.remember_rows(rows)
     choice = benchmark._choose('opacus', cell)  # Nothing is started: there is no Python to start it with.
     assert choice == engines.Choice('hooks', 64) and benchmark._predict('opacus', choice, cell) == 2.0
+
+
+@pytest.mark.parametrize(('asked', 'views', 'tried', 'chosen'), [
+    ((16, 64), 64, [(4, 1), (4, 4)], 256),
+    ((16, 256), 1, [(256, 16), (256, 64), (256, 256)], 256),
+    ((16,), 1, [], 16),
+])  # yapf: disable
+def test_physical_batch_is_chosen_by_steps_of_few_views(asked, views, tried, chosen, monkeypatch):
+    dp_step, engines = from_benchmarks('dp_step'), from_benchmarks('engines')
+    cells = [engines.Cell('1.1M', units, views) for units in asked]
+    benchmark = dp_step.NetworkBenchmark(argparse.Namespace(engines=['opacus']), cells, {}, None)
+    started = []
+
+    def start(unused_stack, key, choice, cell):
+        started.append((cell.units, choice.units_per_chunk(cell)))
+        return types.SimpleNamespace(name=key, peak_memory_gib=1.0, step=lambda: 1.0 / choice.views_at_a_time)
+
+    monkeypatch.setattr(benchmark, '_start', start)
+    assert benchmark._choose('opacus', cells[0]) == engines.Choice('hooks', chosen)
+    assert started == tried
 
 
 def test_results_that_are_added_to_keep_the_other_cells_and_the_highest_load(tmp_path, monkeypatch):
