@@ -28,7 +28,9 @@ def draw_bars(axes, groups, series, ylabel, number_format='%.3g'):
         if not drawn:
             continue
         bars = axes.bar(*zip(*drawn), width=width, color=color, label=name)
-        axes.bar_label(bars, fmt=number_format, fontsize=8, padding=1)
+        # On white: lines of the grid, and those that a picture adds, do not strike a number through.
+        background = {'facecolor': 'white', 'edgecolor': 'none', 'pad': 0.3}
+        axes.bar_label(bars, fmt=number_format, fontsize=8, padding=1.5, bbox=background)
     axes.set_xticks(range(len(groups)), groups, fontsize=9)
     axes.set_ylabel(ylabel, fontsize=10)
     axes.margins(y=0.12)
