@@ -1,7 +1,8 @@
 """What a private step costs, beside plain training and beside other libraries, on the same network and the same work.
 
     .venv/bin/python -I benchmarks/dp_step.py --output=benchmarks/dp_step.json
-    .venv/bin/python -I benchmarks/dp_step.py --output=benchmarks/dp_step.json --add --max_views=4096
+    .venv/bin/python -I benchmarks/dp_step.py --output=benchmarks/dp_step.json --add \\
+        --networks 1.1M 4.24M --max_views=16384
     .venv/bin/python -I benchmarks/dp_step.py --markdown
     .venv/bin/python -I benchmarks/dp_step.py --picture=dp_step.png
 
@@ -363,7 +364,7 @@ def main():
     parser.add_argument('--add', action='store_true', help='keep the cells that --output holds, measure the others')
     parser.add_argument('--environments', type=pathlib.Path, default=environments.FOLDER,
                         help='folder below which those of peers are made (default: %(default)s)')  # yapf: disable
-    parser.add_argument('--timeout_secs', type=float, default=900.0, help='of a step (default: %(default)s)')
+    parser.add_argument('--timeout_secs', type=float, default=1800.0, help='of a step (default: %(default)s)')
 
     def checked_measure(flags):
         reporting.check(parser.error, (min(flags.units + flags.views + [flags.rounds, flags.max_views])
