@@ -112,8 +112,8 @@ def test_null_record_takes_part_in_no_release_and_moves_none_by_more_than_the_se
 
 def test_null_record_keeps_its_place_among_the_units_and_is_padding_in_every_step():
     rows = np.flatnonzero(OWNERS != 2)
-    whole, null = (datasets.ImageDataset('toy', IMAGES[r], LABELS[r], ('a', 'b'), 'one patient', OWNERS[r], num_owners=5)
-                   for r in (np.arange(20), rows))  # yapf: disable
+    whole, null = (datasets.ImageDataset('toy', IMAGES[r], LABELS[r], ('a', 'b'), 'one patient', OWNERS[r], 5)
+                   for r in (np.arange(20), rows))
     assert whole.num_units == null.num_units == 5
     units = np.arange(5)
     drawn = [pipelines.gather_units(data, units, num_views=3, seed=1, step=0) for data in (whole, null)]

@@ -121,6 +121,7 @@ def train(
     with replicas.working() as stop:
         trainer = _make_trainer(workdir, data, model, plan, of_stages, loop, replicas)
         if is_first:
+            _tell_of_private_images_that_are_public(trainer)
             _begin(workdir, budget_file, data, model, plan, trainer, of_stages)
         trainer.run(stop)
         _charge(budget_file, 'settled', lambda budget: budget.settle(trainer.state.run_id, trainer.state.ledger))
@@ -156,6 +157,15 @@ def _begin(workdir, budget_file, data, model, plan, trainer, of_stages) -> None:
     """Charges the run, and writes what is known before its first step."""
     _charge(budget_file, 'reserved', _reserve(plan, data.train, trainer.state.run_id))
     run_output.begin(workdir, model, trainer, of_stages, plan)
+
+
+def _tell_of_private_images_that_are_public(trainer) -> None:
+    count = trainer.num_private_images_that_are_public
+    if count:
+        print(
+            f'train: {count:,} of the private images are among the public ones too: the guarantee covers what the '
+            'private stages do with them, and not what the public stages show. This number is private: do not release it.',
+            file=sys.stderr)
 
 
 def _describe_model(spec, network, process, sampler, warm_start, finetuning) -> run_files.ModelDescription:

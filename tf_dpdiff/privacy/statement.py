@@ -29,6 +29,10 @@ _NOT_COVERED = (
     'an attacker who reads the checkpoints of the run: they hold the secret seed and must stay private',
 )
 
+_ALSO_PUBLIC = (
+    'private images that are among those public ones too, of which a run refuses more than 1 in 100: they count '
+    'as private where the private stages use them, and what the public stages show of them is not protected')
+
 _GENERATORS = {
     'philox': 'Philox, a statistical generator with a secret seed',
     'shake256': 'SHAKE-256, a cryptographic generator with a secret key',
@@ -107,8 +111,8 @@ class PrivacyStatement:
                                 generator=config.noise_generator)
 
     def _not_covered(self) -> List[str]:
-        return [f'the public images it was trained on before: {phrase}' for phrase in self.public_data
-               ] + list(_NOT_COVERED)
+        public = [f'the public images it was trained on before: {phrase}' for phrase in self.public_data]
+        return public + [_ALSO_PUBLIC] * bool(public) + list(_NOT_COVERED)
 
     def epsilon_over_steps(self) -> List[curves.CurvePoint]:
         """Returns what had been spent on the way, the last point being the claim; empty where nothing is claimed."""
@@ -136,7 +140,7 @@ class PrivacyStatement:
                 '',
                 f"Protected unit: {self.unit} ({fields['unit_is']}).",
                 *textwrap.wrap(f"Neighbouring data sets: {relations.ACCOUNTED[fields['neighboring_relation']]}.",
-                               width=100),
+                               width=80),
                 f"Accountants: privacy loss distribution (PLD) {by_accountant['pld']}; Renyi (RDP), an",
                 f"independent upper bound, {by_accountant['rdp']}.",
             ]
