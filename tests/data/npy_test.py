@@ -64,14 +64,14 @@ def test_unit_in_words_needs_owners(tmp_path):
     ({'train_images': np.zeros([0, 4, 3, 1], np.uint8)}, r'train_images.npy must be uint8 .* got uint8 \[0, 4, 3, 1\]'),
     ({'train_labels': np.arange(13) % 2}, r'train_labels.npy must hold one value .* the 14 images, got \[13\]'),
     ({'train_labels': np.zeros(14)}, 'train_labels.npy must hold whole numbers, got float64'),
-    ({'train_labels': np.arange(14) - 1}, r'train_labels.npy: image 0 has label -1, which is not in \[0, 13\)'),
-    ({'train_labels': np.full(14, 1)}, "train_labels.npy: class '0' has no training image"),
-    ({'train_owners': np.zeros(14)}, 'train_owners.npy must hold whole numbers or names, got float64'),
+    ({'train_labels': np.arange(14) - 1}, 'train_labels.npy: image 0 has label -1, which is no class'),
+    ({'train_labels': np.arange(14) // 7 * 2}, 'train_labels.npy: the labels have gaps: .* no image has the label 1'),
+    ({'train_owners': np.zeros(14)}, 'train_owners.npy: image 0: owners must be one whole number or name an image, got float64'),
     ({'train_owners': np.zeros(13, int)}, r'train_owners.npy must hold one value .* the 14 images, got \[13\]'),
     ({'train_owners': np.arange(14) - 1}, 'train_owners.npy: image 0 names no owner: -1'),
     ({'train_owners': np.array([b'a', b''] * 7)}, "train_owners.npy: image 1 names no owner: b''"),
     ({'held_out_labels': np.zeros(5, int)}, 'held_out_labels.npy must hold one value for each of the 6 images'),
-    ({'held_out_labels': np.full(6, 2)}, "'scans held out': every private image needs a label"),
+    ({'held_out_labels': np.full(6, 2)}, r'held_out_labels.npy: image 0 has label 2, which is not in \[0, 2\)'),
     ({'held_out_images': np.zeros([6, 3, 3, 1], np.uint8)}, "'scans' and 'scans held out' differ in image size"),
 ])  # yapf: disable
 def test_what_is_wrong_is_named_in_one_line(tmp_path, changes, message):

@@ -156,5 +156,5 @@ def test_damaged_pixels_are_named_when_they_are_read(tmp_path, save, owners):
 
 def test_label_without_a_name_is_refused(tmp_path):
     path = write(tmp_path / 'own.npz', class_names=np.array(['a', 'b', 'c']))
-    with pytest.raises(ValueError, match=r'own.npz: labels must be in \[0, 3\), .* got up to 3'):
+    with pytest.raises(ValueError, match=r'own.npz: image 3 has label 3, which is not in \[0, 3\)'):
         datasets.npz_images(path)

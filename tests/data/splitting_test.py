@@ -120,7 +120,7 @@ def test_images_of_nobody_are_named(owners, named):
 
 
 def test_numbers_of_any_kind_are_owners():
-    for owners in (np.array([0, 2**63 - 1]), np.array([0, 2**64 - 1], np.uint64), np.array(['0', '-1'])):
+    for owners in (np.array([0, 2**63 - 1]), np.array([0, 2**64 - 1], np.uint64), np.array(['0', '1'])):
         splitting.check_owners(owners, lambda row: pytest.fail(f'row {row} has an owner'))
 
 

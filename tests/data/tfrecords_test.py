@@ -154,7 +154,7 @@ def changed(**changes):
     (changed(**{'image/class/label': 0.5}), {}, "record 3: 'image/class/label' must hold one .*, got 0 of float_list"),
     (changed(**{'image/encoded': [b'a', b'b']}), {}, "record 3: 'image/encoded' must hold one .* got 2 of bytes_list"),
     (changed(**{'image/class/label': -1}), {}, 'record 3: the label -1 is no class'),
-    (changed(**{'image/class/label': 3}), {}, "class '2' has no training image"),
+    (changed(**{'image/class/label': 3}), {}, 'the labels have gaps: .* no image has the label 2'),
     (changed(**{'image/class/label': 3}), {'class_names': ('a', 'b')}, r'image 3 has label 3, .* not in \[0, 2\)'),
     (rows_of(), {'class_names': ('a', 'b', 'c')}, "class 'c' has no training image"),
     (changed(**{'image/encoded': b'no image'}), {}, 'record 3 is no PNG, JPEG or BMP image'),

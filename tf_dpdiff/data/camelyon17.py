@@ -11,6 +11,7 @@ from typing import Dict, Optional
 import numpy as np
 
 from tf_dpdiff import files
+from tf_dpdiff.data import classes
 from tf_dpdiff.data import datasets
 from tf_dpdiff.data import images as images_lib
 from tf_dpdiff.data import splitting
@@ -157,7 +158,7 @@ def _read_metadata(file: pathlib.Path) -> _Metadata:
         raise ValueError(f'{file}, line {number}: {error}.') from error
     arrays = {name: np.array(values, str if name == 'patient' else np.int32) for name, values in columns.items()}
     metadata = _Metadata(file, hashlib.sha256(content).hexdigest(), arrays, np.array(splits, str))
-    splitting.check_classes(f'{file}: the training split', metadata.column('train', 'tumor'), CLASS_NAMES)
+    classes.check_labels(f'{file}: the training split', metadata.column('train', 'tumor'), CLASS_NAMES)
     return metadata
 
 

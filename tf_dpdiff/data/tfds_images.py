@@ -10,6 +10,7 @@ from typing import Iterator, Optional, Tuple
 from absl import logging
 import numpy as np
 
+from tf_dpdiff.data import classes
 from tf_dpdiff.data import datasets
 from tf_dpdiff.data import images as images_lib
 from tf_dpdiff.data import splitting
@@ -241,7 +242,7 @@ def _read_part(folder,
             bar.update(len(images))
     labels = np.concatenate(columns[label_key])
     if check_classes:
-        splitting.check_classes(f'{folder}: the split {split!r}', labels, names)
+        classes.check_labels(f'{folder}: the split {split!r}', labels, names)
     owners = _check_owners(folder, owner_key, np.concatenate(columns[owner_key])) if owner_key else None
     if owner_key and apart_from:
         others = _check_owners(folder, owner_key, _read_columns(folder, apart_from, (owner_key,))[owner_key])

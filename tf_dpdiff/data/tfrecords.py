@@ -8,6 +8,7 @@ from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
+from tf_dpdiff.data import classes
 from tf_dpdiff.data import datasets
 from tf_dpdiff.data import images as images_lib
 from tf_dpdiff.data import splitting
@@ -62,7 +63,7 @@ def tfrecord_images(pattern: str,
       owner_key: Feature with one int64 or string that says whose image it is, or None. Nobody may have records in both
         `pattern` and `held_out_pattern`.
       raw_shape: (height, width, channels) of raw uint8 pixels; None: the images are encoded.
-      class_names: One a class; None: as many classes as the largest training label says, named by their numbers.
+      class_names: One a class; None: as many classes as there are different training labels, named by their numbers.
       compression: Of the files: '', 'GZIP' or 'ZLIB'.
       image_size: Height and width to which the largest centred square of each image is resized. None: all images must
         have one size.
@@ -86,8 +87,7 @@ def tfrecord_images(pattern: str,
     form = _Format(image_key, label_key, owner_key,
                    tuple(raw_shape) if raw_shape else None, compression, image_size, channels)
     scanned = _scan(_match(pattern), form)
-    names = tuple(class_names) if class_names else tuple(map(str, range(int(scanned.labels.max()) + 1)))
-    splitting.check_classes(pattern, scanned.labels, names)
+    names = classes.names_of(pattern, scanned.labels, class_names or None)
     name = pathlib.Path(pattern).name
     unit = datasets.choose_unit(name, unit, owner_key)
 
