@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import sys
 from typing import Iterable, NamedTuple, Optional, Tuple
 
 import numpy as np
@@ -81,3 +82,18 @@ def nearest(name: str, known: Iterable[str]) -> Optional[str]:
             of_kind = [other for other in known if other.endswith(kind)]
             return next(iter(difflib.get_close_matches(lowered, of_kind, 1, 0.0)), None)
     return next(iter(difflib.get_close_matches(lowered, known, 1, 0.5)), None)
+
+
+def note_unread_owners(source: str, names: Iterable[str]) -> None:
+    """Says on the console, if one of several features seems to name owners, that it is not read.
+
+    Use it where owners are not asked for, and records may well hold what nothing reads.
+    """
+    for name in sorted(names):
+        if nearest(name.rpartition('/')[2], ('owners',)):
+            print(
+                f'{source}: {name!r} seems to say whose image each is, and is not read: the guarantee is for one '
+                f'image, not for a person with all of theirs. owner_key={name!r} makes it one for each owner; '
+                "unit='one image' says that an image is meant.",
+                file=sys.stderr)
+            return

@@ -23,8 +23,8 @@ def check_text(what: str, text: str) -> None:
       ValueError: if it is not Unicode or holds control characters.
     """
     if any(unicodedata.category(character) in _UNWRITABLE for character in text):
-        raise ValueError(f'{what} must be Unicode text without control characters, got {text!r}: it could be written '
-                         'neither into JSON nor into a privacy statement.')
+        raise ValueError(f'{what} must be Unicode text without control characters, or neither JSON nor a privacy '
+                         f'statement could hold it; got {text!r}.')
 
 
 def check_names(source: str, class_names: Sequence[str]) -> None:
@@ -52,7 +52,7 @@ def names_of(source: str, labels: np.ndarray, class_names: Optional[Sequence[str
     Args:
       source: What the images are called in an error.
       labels: Whole numbers [images], of any size.
-      class_names: One a class; None: there are as many classes as different labels, and they are named by their numbers.
+      class_names: One a class; None: as many classes as there are different labels, named by their numbers.
 
     Returns:
       One a class.
@@ -61,8 +61,9 @@ def names_of(source: str, labels: np.ndarray, class_names: Optional[Sequence[str
       ValueError: if labels do not count from 0 without gaps, or a class has no image; says what to do.
     """
     if class_names is not None:
-        check_labels(source, labels, class_names)
-        return tuple(class_names)
+        names = tuple(map(str, class_names))
+        check_labels(source, labels, names)
+        return names
     present = _present(source, labels)
     if present[-1] != len(present) - 1:
         if present[0] == 1 and present[-1] == len(present):

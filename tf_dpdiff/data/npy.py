@@ -24,8 +24,8 @@ def npy_images(path: str, *, class_names: Optional[Tuple[str, ...]] = None, unit
     Args:
       path: A folder with train_images.npy (uint8 [images, height, width, channels]) and train_labels.npy (whole numbers
         [images] from 0), with held_out_images.npy and held_out_labels.npy of images that are not trained on, and, where
-        a unit is an owner, with train_owners.npy: whose image each is, numbers or names [images]. With held_out_owners.npy
-        it is checked that nobody owns images on both sides.
+        a unit is an owner, with train_owners.npy: whose image each is, numbers or names [images]. held_out_owners.npy
+        says the same of the others, so that nobody is on both sides, and accuracies on them can be released.
       class_names: One a class; None: as many classes as there are different training labels, named by their numbers.
       unit: What the guarantee protects, in words, where owners are named: 'one owner' if nothing is said. Without
         owners it is 'one image'.

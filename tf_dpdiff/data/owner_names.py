@@ -11,9 +11,9 @@ import re
 from typing import FrozenSet, Optional, Sequence
 import unicodedata
 
-# What pandas, NumPy, R, Excel, SQL and JSON write, and words for an owner who is not known: to a person it is plain that
-# 'unknown' names nobody, so the guarantee must not be one for somebody of that name. Without signs and in lower case:
-# 'N/A', '<NA>' and 'n.a.' are 'na'.
+# What pandas, NumPy, R, Excel, SQL and JSON write, and words for an owner who is not known: to a person it is plain
+# that 'unknown' names nobody, so the guarantee must not be one for somebody of that name. Without signs and in lower
+# case: 'N/A', '<NA>' and 'n.a.' are 'na'.
 _NOBODY = frozenset(('nan', 'none', 'null', 'nil', 'na', 'nat', 'qnan', 'snan', 'nanind', 'undefined', 'unknown',
                      'missing', 'unspecified', 'unassigned', 'anonymous', 'nobody', 'notavailable',
                      'notapplicable'))  # yapf: disable
