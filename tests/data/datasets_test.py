@@ -210,6 +210,12 @@ def test_spec_tells_what_the_data_set_is(digits):
 @pytest.mark.parametrize('replaced, message', [
     ({'image_shape': (8, 8)}, 'image_shape must be .* got'),
     ({'image_shape': (8, 8, 0)}, 'image_shape must be .* got'),
+    ({'image_shape': (1, 8, 8)}, r'images of 1x8x8 .* have 8 channels .* images.transpose\(0, 2, 3, 1\)'),
+    ({'image_shape': (8, 8, 2)}, 'images of 8x8x2 .* have 2 channels'),
+    ({'image_shape': (8, 8, 4)}, 'images of 8x8x4 .* have 4 channels'),
+    ({'class_names': ('a', 'a')}, "two classes are called 'a'"),
+    ({'class_names': ('no_class',)}, "no class can be called 'no_class'"),
+    ({'unit': 'one image\nepsilon = 0.1'}, 'unit must be Unicode text without control characters'),
     ({'class_names': ()}, 'num_classes must be at least 1, got 0'),
     ({'num_images': 0}, 'num_images must be at least 1, got 0'),
     ({'num_units': 0}, 'num_units must be at least 1, got 0'),
@@ -230,6 +236,16 @@ def test_index_of_unfit_units_is_refused(owners, unit, message):
     with pytest.raises(ValueError, match=f"^data set 'toy': {message}"):
         datasets.ImageIndex('toy', (4, 3, 3), make().labels, make().class_names, unit, owners)
     assert datasets.ImageIndex('toy', (4, 3, 3), make().labels, make().class_names, 'one image').spec == make().spec
+
+
+@pytest.mark.parametrize('image_shape', [(1, 8, 8), (4, 3, 2), (4, 3, 4)])
+def test_images_that_no_set_of_samples_can_hold_are_no_data_of_a_run(image_shape):
+    images = make(image_shape=image_shape)
+    for parts in ({'train': images}, {'train': lambda: images, 'spec': make().spec}):
+        with pytest.raises(ValueError, match="^data set 'toy': images of .* must have 1 .* or 3|differ in image size"):
+            datasets.PrivateData(held_out=images, **parts).train  # pylint: disable=expression-not-assigned
+    with pytest.raises(ValueError, match="^data set 'toy': images of .* must have 1 .* or 3"):
+        datasets.ImageIndex('toy', image_shape, make().labels, make().class_names, 'one image')
 
 
 def test_words_for_the_unit_are_those_of_what_is_protected():

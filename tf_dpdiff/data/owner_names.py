@@ -14,7 +14,7 @@ import unicodedata
 # What pandas, NumPy, R, Excel, SQL and JSON write, and words for an owner who is not known: to a person it is plain
 # that 'unknown' names nobody, so the guarantee must not be one for somebody of that name. Without signs and in lower
 # case: 'N/A', '<NA>' and 'n.a.' are 'na'.
-_NOBODY = frozenset(('nan', 'none', 'null', 'nil', 'na', 'nat', 'qnan', 'snan', 'nanind', 'undefined', 'unknown',
+_NOBODY = frozenset(('nan', 'none', 'null', 'nil', 'na', 'nat', 'qnan', 'snan', 'nanind', 'inf', 'undefined', 'unknown',
                      'missing', 'unspecified', 'unassigned', 'anonymous', 'nobody', 'notavailable',
                      'notapplicable'))  # yapf: disable
 # Without their signs, these would be other words.
@@ -56,9 +56,9 @@ def is_nobody(name_key: str, numbered: FrozenSet[str]) -> bool:
       name_key: From `key`.
       numbered: From `prefixes`: where there is a 'patient 12', 'patient nan' is nobody.
     """
-    letters = ''.join(filter(str.isalnum, name_key))
-    is_negative = name_key.startswith('-') and _NUMBER.fullmatch(name_key)
-    if not letters or letters in _NOBODY or is_negative or _NOBODY_WITH_SIGNS.fullmatch(name_key):
+    letters, bare = ''.join(filter(str.isalnum, name_key)), name_key.strip('\'"()[]{}<>')
+    is_negative = bare.startswith('-') and _NUMBER.fullmatch(bare)
+    if not letters or letters in _NOBODY or is_negative or _NOBODY_WITH_SIGNS.fullmatch(bare):
         return True
     return any(name_key.endswith(word) and name_key[:-len(word)] in numbered for word in _NOBODY_BEHIND_A_PREFIX)
 

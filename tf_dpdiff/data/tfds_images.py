@@ -244,6 +244,7 @@ def _read_part(folder,
             row += len(images)
             bar.update(len(images))
     labels = np.concatenate(columns[label_key])
+    classes.check_range(f'{folder}: the split {split!r}', labels, len(names))
     if check_classes:
         classes.check_labels(f'{folder}: the split {split!r}', labels, names)
     owners = _check_owners(folder, owner_key, np.concatenate(columns[owner_key])) if owner_key else None

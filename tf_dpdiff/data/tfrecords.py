@@ -106,6 +106,7 @@ def tfrecord_images(pattern: str,
 
         def read_held_out():
             other = _scan(_match(held_out_pattern), form)
+            classes.check_range(held_out_pattern, other.labels, len(names))
             if owner_key:
                 splitting.check_owners_apart(f'{pattern} and {held_out_pattern}', scanned.owners, other.owners)
             return read(index_of(f'{name} held out', other), other, np.arange(len(other.labels)))
