@@ -288,8 +288,8 @@ def npz_images(path: str, *, held_out_fraction: float = 0.2, unit: Optional[str]
 
     Args:
       path: A file with the arrays `images`, uint8 [images, height, width, channels] or [images, height, width], and
-        `labels`, whole numbers [images] from 0; optionally `owners`, numbers or names [images]: whose image each is,
-        and `class_names`.
+        `labels`, whole numbers [images] from 0 without gaps; optionally `owners`, numbers or names [images]: whose
+        image each is, and `class_names`. Any other array is refused, but for the `seeds` of samples.
       held_out_fraction: About the share of the images or, where owners are named, of the owners that is held out for
         evaluation, in (0, 1). Each decides for itself by a hash of the owner's name, or else of pixels and label: the
         split is fixed, others do not change it, identical images are on one side, and nobody is on both.
