@@ -91,7 +91,7 @@ def check_owners(owners: np.ndarray, name_of: Callable[[int], str]) -> None:
     """Checks that each image has an owner, and that two owners are two people.
 
     Images that say '', 'nan' or -1 where an owner is missing would count as the images of one owner, who would be
-    protected, while each of the people behind them would not be. Neither would a person be whose images stand under two
+    protected, while each of the people behind them would not be. Nor would a person whose images stand under two
     spellings of a name. Nothing is stripped or joined here: two spellings may be two people just as well, and joining
     them would make a unit of both, of which each is only a part.
 
