@@ -339,7 +339,7 @@ class Marked(tf.Module):
     def __init__(self, mark):
         super().__init__()
         self.mark = tf.Variable(mark)
-        self.step_counts = ()
+        self.step_counts, self.labels = (), range(1)
 
         @tf.function(input_signature=[tf.TensorSpec([None], tf.int32), tf.TensorSpec([None], tf.int64)])
         def sample(labels, seeds):
