@@ -141,6 +141,10 @@ class VersionManager:
         """Returns the version that requests without one get, or 0."""
         return self._newest or 0
 
+    def is_loaded(self) -> bool:
+        """Returns whether there is a version that requests without one get; its number may be 0."""
+        return self._newest is not None
+
     def queue_length(self) -> int:
         """Returns how many requests wait, of all versions."""
         with self._free:
