@@ -96,7 +96,8 @@ def _sizes(text: str) -> Tuple[int, ...]:
             f'{text!r} is not whole numbers with commas between, as in 8,64,256') from error
 
 
-def _make_parser() -> command.Parser:
+def make_parser() -> command.Parser:
+    """Returns what parses the flags."""
     parser = command.Parser('serve', __doc__)
     shown = ' (default: %(default)s)'
     parser.add_argument('model', help='folder of an exported model, which holds its versions 1/, 2/, ...')
@@ -130,5 +131,5 @@ def _make_parser() -> command.Parser:
 
 def run(argv: Optional[List[str]] = None) -> None:
     """Entry point of bin/serve."""
-    parser = _make_parser()
+    parser = make_parser()
     sys.exit(command.run(parser, main, sys.argv[1:] if argv is None else argv))
