@@ -147,6 +147,24 @@ def test_older_export_is_loaded_and_not_asked_for_what_it_was_not_trained_on(run
     assert 'so it cannot draw no_class' in sampling.error_of(capsys)
 
 
+@pytest.mark.parametrize('before, now, words', [
+    ('labelled', 'with label drop', None),
+    ('with label drop', 'with label drop', None),
+    ('with label drop', 'labelled', 'a label is no longer 3'),
+    ('unlabelled', 'labelled', 'a label is no longer 3'),
+    ('unlabelled', 'with label drop', None),
+    ('with label drop', 'unlabelled', 'a label is no longer 0 or 1 or 2'),
+])
+def test_version_that_takes_fewer_labels_is_refused_in_place_of_one_that_took_more(runs, tmp_path, capsys, before, now,
+                                                                                   words):
+    flags = [f'--output={tmp_path / "served"}', '--warmup_batch_sizes=none']
+    assert verbs.call(export_verb, f'--workdir={runs[before][0]}', *flags) == command.DONE
+    code = verbs.call(export_verb, f'--workdir={runs[now][0]}', *flags)
+    assert code == (command.WRONG_USE if words else command.DONE)
+    assert not words or f'could not use the new version: {words}. Export it' in capsys.readouterr().err
+    assert verbs.call(export_verb, f'--workdir={runs[now][0]}', *flags, '--allow_incompatible') == command.DONE
+
+
 def test_client_sends_no_label_that_the_model_was_not_trained_on():
     seeds = np.zeros(2, np.int64)
     with servers.Server(client_test.good) as server:

@@ -64,5 +64,5 @@ def run(argv: Optional[List[str]] = None) -> None:
     parser.add_argument('--allow_incompatible',
                         action='store_true',
                         help='write a version although it breaks the clients of the one before, which sends or reads '
-                        'other inputs, outputs or step counts')
+                        'other inputs, outputs, labels or step counts')
     sys.exit(command.run(parser, main, sys.argv[1:] if argv is None else argv))

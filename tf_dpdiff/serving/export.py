@@ -24,7 +24,7 @@ from tf_dpdiff.serving import warmup
 
 EXTRA = 'assets.extra'  # Where TF Serving lets other files lie beside a model.
 _STATEMENTS = {'json': 'privacy_statement.json', 'text': 'privacy_statement.txt'}
-_STEP_COUNTS = 'num_steps.json'
+_STEP_COUNTS, _LABELS = 'num_steps.json', 'labels.json'
 _INPUTS = (tf.TensorSpec([None], tf.int32,
                          name='labels'), tf.TensorSpec([None], tf.int64,
                                                        name='seeds'), tf.TensorSpec([None], tf.int32, name='num_steps'))
@@ -190,6 +190,7 @@ def export_saved_model(sampler: ImageSampler,
         extra.mkdir()
         for path in released_files:
             shutil.copy(path, extra / path.name)
+        (extra / _LABELS).write_text(json.dumps(list(sampler.labels)) + '\n')
         if step_counts:
             (extra / _STEP_COUNTS).write_text(json.dumps(step_counts) + '\n')
         asked = {'label': sampler.labels[0], 'num_steps': min(step_counts, default=None)}
@@ -234,13 +235,25 @@ def _check_compatible(new: pathlib.Path, versions: Sequence[pathlib.Path]) -> No
         except (OSError, ValueError):
             continue  # No server could load it either.
         found = compatibility.differences(before, version_folders.read_signature_defs(new))
-        counts, new_counts = step_counts_of(version), step_counts_of(new)
-        missing = [str(count) for count in counts if new_counts and count not in new_counts]
-        found += [f'num_steps is no longer {" or ".join(missing)}'] if missing else []
+        if step_counts_of(new):
+            found += _no_longer('num_steps', step_counts_of(version), step_counts_of(new))
+        found += _no_longer('a label', _labels_of(version), _labels_of(new))
         if found:
             raise ValueError(f'clients of {version} could not use the new version: {"; ".join(found)}. Export it to '
                              'another folder, or there all the same with bin/export --allow_incompatible.')
         return
+
+
+def _no_longer(what: str, before: Sequence[int], now: Sequence[int]) -> Sequence[str]:
+    """Says which values a request could name and can no longer."""
+    missing = [str(value) for value in before if value not in now]
+    return [f'{what} is no longer {" or ".join(missing)}'] if missing else []
+
+
+def _labels_of(version: pathlib.Path) -> Sequence[int]:
+    """Returns the labels that an exported model takes; none where that is not known, as of older exports."""
+    path = version / EXTRA / _LABELS
+    return json.loads(path.read_text()) if path.exists() else ()
 
 
 def _png_signature(sampler: ImageSampler) -> tf.types.experimental.GenericFunction:
