@@ -151,7 +151,7 @@ def test_stop_does_not_wait_longer_than_it_is_told(folder):
 
 
 def check(port):
-    """Returns what a probe is told, or the code of its error."""
+    """Asks as a probe does; returns the status, or the code of the error."""
     with grpc.insecure_channel(f'127.0.0.1:{port}') as channel:
         try:
             return health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), 10).status

@@ -55,7 +55,7 @@ def request(service=''):
 
 
 def check(port, service='', **more):
-    """Returns what Check says, or the code of its error."""
+    """Asks by Check; returns the status, or the code of the error."""
     with health(port) as stub:
         try:
             return stub.Check(request(service), 10, **more).status

@@ -97,7 +97,7 @@ def _sizes(text: str) -> Tuple[int, ...]:
 
 
 def make_parser() -> command.Parser:
-    """Returns what parses the flags."""
+    """Makes the parser of the flags."""
     parser = command.Parser('serve', __doc__)
     shown = ' (default: %(default)s)'
     parser.add_argument('model', help='folder of an exported model, which holds its versions 1/, 2/, ...')

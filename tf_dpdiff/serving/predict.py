@@ -159,7 +159,7 @@ class Core:
         self._manager = manager
 
     def is_serving(self) -> bool:
-        """Returns whether requests are let in, and a version answers them."""
+        """True while requests are let in and there is a version to answer them."""
         return self.gate.is_open and self._manager.is_loaded()
 
     @contextlib.contextmanager

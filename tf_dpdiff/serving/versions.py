@@ -142,7 +142,7 @@ class VersionManager:
         return self._newest or 0
 
     def is_loaded(self) -> bool:
-        """Returns whether there is a version that requests without one get; its number may be 0."""
+        """True while there is a version for requests that name none; its number may be 0."""
         return self._newest is not None
 
     def queue_length(self) -> int:
