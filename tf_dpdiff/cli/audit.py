@@ -36,7 +36,7 @@ _NOTE = ('Measured on private images without noise: not to be released. The audi
          'budget of its own; publishing anything made from it would cost that budget on top.')
 
 
-@gin_config.root
+@gin_config.root('workdir', 'replicas', 'membership_only', 'dry_run')
 def audit(
     *,
     workdir: pathlib.Path,
@@ -273,7 +273,7 @@ def _add_files(table, workdir: pathlib.Path, name: str) -> None:
 def main(flags) -> int:
     """Runs the verb."""
     command.quieten_libraries()
-    gin_config.parse(flags.gin_file, flags.gin_param)
+    gin_config.parse(flags.gin_file, flags.gin_param, 'audit')
     if flags.membership and flags.dry_run:
         raise command.UsageError('--membership trains nothing, so it has no --dry_run.')
     strategy = strategy_flags.configured(flags.strategy)

@@ -37,7 +37,7 @@ _WARNING = (
     'the data and must not be released. The page that may be is report.html of the run.')
 
 
-@gin_config.root
+@gin_config.root('workdir', 'samples_path', 'workers')
 def evaluate(*,
              workdir: pathlib.Path,
              samples_path: pathlib.Path,
@@ -211,11 +211,11 @@ def _print_results(results, folder, workdir) -> None:
 def main(flags) -> int:
     """Runs the verb."""
     command.quieten_libraries()
-    gin_config.parse(flags.gin_file, flags.gin_param)
+    given = {'budget_file': pathlib.Path(flags.budget_file)} if flags.budget_file else {}
+    gin_config.parse(flags.gin_file, flags.gin_param, 'evaluate', given=tuple(given))
     replicas = strategies.start(strategy_flags.configured(flags.strategy))
     workers = strategy_flags.check_evaluates(replicas).workers
     workdir, samples_path = run_files.find_samples(flags)
-    given = {'budget_file': pathlib.Path(flags.budget_file)} if flags.budget_file else {}
     return gin_config.call(evaluate, workdir=workdir, samples_path=samples_path, workers=workers, **given)
 
 

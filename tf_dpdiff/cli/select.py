@@ -30,7 +30,7 @@ _WARNING = (
 _HEADER = ('candidate', 'synthetic', 'samples to real', 'real to real')
 
 
-@gin_config.root
+@gin_config.root('workdir', 'samples_path', 'workers')
 def select(*,
            workdir: pathlib.Path,
            samples_path: pathlib.Path,
@@ -161,9 +161,9 @@ def _print_results(fields: dict, json_path: pathlib.Path, not_done: str) -> None
 def main(flags) -> int:
     """Runs the verb."""
     command.quieten_libraries()
-    # What a file binds to it is not even built: a source of images is opened when it is.
-    no_data = ['select.data = None'] if flags.synthetic_only else []
-    gin_config.parse(flags.gin_file, [*flags.gin_param, *no_data])
+    gin_config.parse(flags.gin_file, flags.gin_param, 'select')
+    if flags.synthetic_only:
+        gin_config.leave_out('select', 'data')  # A source of images is opened when it is built.
     replicas = strategies.start(strategy_flags.configured(flags.strategy))
     workers = strategy_flags.check_evaluates(replicas).workers
     workdir, samples_path = run_files.find_samples(flags)

@@ -47,7 +47,7 @@ from tf_dpdiff.training import warm_start as warm_start_lib
 _PUBLIC_CLASSES_NAMED = 5
 
 
-@gin_config.root
+@gin_config.root('workdir', 'replicas', 'dry_run', 'hardware')
 def train(
     *,
     workdir: pathlib.Path,
@@ -276,9 +276,9 @@ def _accuracies(results: dict) -> List[Tuple[str, str, float]]:
 def main(flags) -> int:
     """Runs the verb."""
     command.quieten_libraries()
-    gin_config.parse(flags.gin_file, flags.gin_param)
     # Not passed on where it is not given, so that a file may bind it.
     given = {'budget_file': pathlib.Path(flags.budget_file)} if flags.budget_file else {}
+    gin_config.parse(flags.gin_file, flags.gin_param, 'train', given=tuple(given))
     hardware = planner_flags.read(flags)
     workdir = pathlib.Path(flags.workdir).expanduser()
     strategy = strategy_flags.configured(flags.strategy)
