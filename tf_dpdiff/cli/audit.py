@@ -184,7 +184,7 @@ def _attack_run(workdir: pathlib.Path, data: datasets.PrivateData, config: canar
     model = unet.build_unet(described.network, described.image_shape, len(described.class_names))
     checkpoints.load_average(workdir / 'checkpoints', model)
     attack = _attack(workdir, 'membership', _image_loss(model, described.process, config), data.train, data.held_out)
-    table = command.facts_table('membership attack')
+    table = command.facts_table(f'membership attack ({command.NOT_TO_BE_RELEASED})')
     _add_attack(table, attack)
     _add_files(table, workdir, 'membership')
     rich_console.Console().print(table)
@@ -223,7 +223,7 @@ def _print_dry_run(data, config, plan, finetuning) -> None:
 
 
 def _print_results(workdir, result, kind, attack, seconds) -> None:
-    table = command.facts_table('audit')
+    table = command.facts_table(f'audit ({command.NOT_TO_BE_RELEASED})')
     table.add_row('proven epsilon', _claim(result.proven_epsilon, result.delta))
     table.add_row(
         'lower bound',

@@ -1,9 +1,10 @@
 """A path in a configuration means the same from any working folder.
 
 - A path that begins with / or ~ is taken as it is.
-- In a file a relative path is relative to the folder of that file or, where nothing is there, to the project's root, the
-  folder above gin/, where saved_models/ lies. The project's own files mean the root. Where both are there and are not
-  the same, the path is refused; one that begins with ./ or ../ is relative to the file and to nothing else.
+- In a file a relative path is relative to the folder of that file. Where nothing is there, it is relative to the root
+  of the project, the folder above gin/, where saved_models/ lies; in the project's own files always to the root.
+  Where both are there and are not the same, the path is refused. One that begins with ./ or ../ is relative to the
+  file alone.
 - In a flag a relative path is relative to the working folder, as all paths in flags are.
 
 The files of an installed package have no root beside them: for them the working folder stands for it.

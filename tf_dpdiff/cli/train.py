@@ -100,18 +100,12 @@ def train(
     model = _describe_model(data.spec, network, process, sampler, warm_start, finetuning)
     plan = plan_lib.make_plan(privacy, data.spec.num_units, warm_start.release if warm_start else None)
     is_first = replicas.workers.is_first
+    utility = _fitting_utility(utility, data, samples, is_first)
     budget_file = budget_file if is_first else None
     budget = _planned_budget(budget_file, plan, data, workdir)
     if dry_run:
-        dry_run_lib.print_private(data.spec,
-                                  model,
-                                  plan,
-                                  pretraining,
-                                  warm_start,
-                                  finetuning,
-                                  samples,
-                                  _spent(budget) if budget else None,
-                                  hardware=hardware)
+        dry_run_lib.print_private(data, model, plan, pretraining, warm_start, finetuning, samples, utility,
+                                  _spent(budget) if budget else None, hardware)
         return command.DONE
 
     if is_first:
@@ -131,6 +125,13 @@ def train(
         _finish(workdir, data, trainer, released, model, drawn, utility, started)
     replicas.workers.wait_for_all()  # None ends as done while the first one may yet fail.
     return command.DONE
+
+
+def _fitting_utility(utility, data, samples, is_first) -> Optional[utility_lib.UtilityConfig]:
+    """Returns what can be measured in the end; says what is left out."""
+    utility, left_out = utility_lib.fitting(utility, data, samples.num_images)
+    command.say('train', left_out if is_first else ())
+    return utility
 
 
 def _check_complete(*of_private_runs) -> None:
@@ -261,7 +262,7 @@ def _print_results(workdir, version, statement, results, num_samples, seconds) -
         table.add_row('privacy', 'NO GUARANTEE IS CLAIMED')
     for classifier, source, value in _accuracies(results):
         table.add_row(f"{classifier} on {source.replace('_', ' ')}",
-                      f"{value:.1%} of {results['num_test']:,} held-out real images")
+                      f"{value:.1%} of {results['num_test']:,} held-out real images ({command.NOT_TO_BE_RELEASED})")
     run_output.add_files(table, workdir, version, num_samples, seconds)
     rich_console.Console().print(table)
 

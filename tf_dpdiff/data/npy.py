@@ -54,9 +54,14 @@ def npy_images(path: str, *, class_names: Optional[Tuple[str, ...]] = None, unit
         name = f'{folder.name} held out'
         return datasets.ImageDataset(name, others, other_labels.astype(np.int32), names)
 
+    def look_at(part):
+        if part == 'held_out':  # The training images have been looked at.
+            open_held_out()
+
     return datasets.PrivateData(train=lambda: index.with_images(_map(folder, 'train')),
                                 held_out=open_held_out,
-                                spec=index.spec)
+                                spec=index.spec,
+                                look_at=look_at)
 
 
 def _map(folder: pathlib.Path, part: str) -> np.ndarray:

@@ -127,6 +127,14 @@ class ClassifierConfig:
         return self.name in _NETWORKS
 
 
+def split_by_size(configs: Sequence[ClassifierConfig],
+                  image_shape: Sequence[int]) -> Tuple[Tuple[ClassifierConfig, ...], Tuple[ClassifierConfig, ...]]:
+    """Returns the classifiers that images of a shape are large enough for, and the others."""
+    is_large = min(image_shape[:2]) >= networks.MIN_IMAGE_SIDE
+    kept = tuple(config for config in configs if is_large or config.name not in _NETWORKS)
+    return kept, tuple(config for config in configs if config not in kept)
+
+
 ConfigLike = Union[ClassifierConfig, str, Tuple[str, Mapping[str, Any]]]
 
 
