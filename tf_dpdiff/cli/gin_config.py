@@ -158,9 +158,10 @@ def _check(parsed: gin_files.Parsed, configuration: gin_usage.Configuration, ver
     strategy = gin_usage.Root(gin_files.whole_name(strategies.StrategyConfig.__name__))  # All verbs read it.
     roots = [*verbs, strategy]
     running = [gin_usage.Root(gin_files.whole_name(verb), given), strategy] if verb else roots
+    gin_usage.check_no_commands(parsed.bindings, verbs)
     gin_usage.check_used(parsed, roots, running, verb)
     read = gin_usage.Reached(configuration, roots)
-    gin_usage.check_references(read, verbs)
+    gin_usage.check_scopes(read)
     read_now = gin_usage.Reached(configuration, running)
     gin_usage.check_complete(configuration, read_now)
     gin_types.check(configuration, gin_usage.in_order(read.bindings), _REGISTERED)

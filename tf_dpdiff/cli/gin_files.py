@@ -166,16 +166,16 @@ class _Reader:
         self.layers.append(Layer(first, len(self.bindings), True))
 
     def _read(self, text: str, where, folder: Optional[pathlib.Path]) -> None:
-        parser, line = None, 1
+        line = 1
         try:
             parser = _Parser(io.StringIO(text, newline=None))
             while True:
+                line = None  # Wherever the parser is.
                 statement = parser.parse_statement()
                 if statement is None:
                     return
                 line = statement.location.line_num
                 self._add(statement, where(line), folder)
-                line = None
         except command.UsageError:
             raise
         except _ERRORS as error:

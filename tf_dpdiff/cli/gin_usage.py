@@ -152,20 +152,20 @@ def check_used(parsed: gin_files.Parsed, roots: Sequence[Root], running: Sequenc
         read.update((binding.where, binding.key)
                     for binding in bindings[layer.first:layer.end]
                     if binding in reached.bindings and (layer.is_flag or binding.folder))
-    in_the_end = Reached(Configuration(bindings), running)
-    read.update((binding.where, binding.key) for binding in in_the_end.bindings)
+    by_all, now = (Reached(Configuration(bindings), functions) for functions in (roots, running))
+    read.update((binding.where, binding.key) for binding in now.bindings)
     unread = [binding for binding in bindings if (binding.where, binding.key) not in read]
     if unread:
         first, more = unread[0], len({(binding.where, binding.key) for binding in unread}) - 1
-        is_for_others = first in Reached(Configuration(bindings), roots).bindings
-        reason = f'bin/{verb} does not read it.' if is_for_others else _why_unread(first, bindings, in_the_end)
+        is_for_others = first in by_all.bindings
+        reason = f'bin/{verb} does not read it.' if is_for_others else _why_unread(first, bindings, by_all)
         raise command.UsageError(f'{first} is not used: {reason}{f" {more} more are not used." if more else ""}')
 
 
 def _why_unread(binding: gin_files.Binding, bindings: Sequence[gin_files.Binding], reached: Reached) -> str:
     """Returns a sentence, and the question whether the nearest name in use was meant."""
     later = [other for other in bindings[bindings.index(binding) + 1:] if other.key == binding.key]
-    if later:
+    if later and later[-1] in reached.bindings:
         return f'{later[-1].where} binds it to {gin_files.shortened(later[-1].value)}, and what comes later wins.'
     name = binding.selector.rpartition('.')[2]
     scopes = ['/'.join(scope) for scope, selector in reached.calls if selector == binding.selector]
@@ -211,8 +211,20 @@ def check_complete(configuration: Configuration, reached: Reached) -> None:
                                          f'{gin_files.nearest(name, known)}')
 
 
-def check_references(reached: Reached, verbs: Sequence[Root]) -> None:
-    """Refuses references to verbs, and to a scope in which nothing is bound that is read.
+def check_no_commands(bindings: Sequence[gin_files.Binding], verbs: Sequence[Root]) -> None:
+    """Refuses references to the functions of verbs: gin would run them to learn a value.
+
+    Raises:
+      command.UsageError: names the reference.
+    """
+    for binding in bindings:
+        for reference in references(binding.value):
+            if reference.configurable.selector in {verb.selector for verb in verbs}:
+                raise command.UsageError(f'{binding}: {reference!r} is a command, not a value.')
+
+
+def check_scopes(reached: Reached) -> None:
+    """Refuses references to a scope in which nothing is bound that is read.
 
     Raises:
       command.UsageError: names the reference and the nearest scope.
@@ -221,8 +233,6 @@ def check_references(reached: Reached, verbs: Sequence[Root]) -> None:
     for binding in in_order(reached.bindings):
         for reference in references(binding.value):
             scope, selector = '/'.join(reference.scopes), reference.configurable.selector
-            if selector in {verb.selector for verb in verbs}:
-                raise command.UsageError(f'{binding}: {reference!r} is a command, not a value.')
             if scope and scope not in scopes and selector not in (gin_files.MACRO, _CONSTANT):
                 raise command.UsageError(f"{binding}: nothing is bound in the scope '{scope}'."
                                          f'{gin_files.nearest(scope, sorted(scopes))}')
