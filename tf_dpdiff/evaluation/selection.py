@@ -62,7 +62,7 @@ def fitting(config: SelectionConfig, image_shape: Sequence[int]) -> Tuple[Select
         return config, []
     names = ', '.join(dict.fromkeys(other.name for other in too_large))
     size = 'x'.join(map(str, image_shape[:2]))
-    said = f'{names} of SelectionConfig.candidates are left out: images of {size} are too small for them'
+    said = f'left out of SelectionConfig.candidates, since images of {size} are too small: {names}'
     return dataclasses.replace(config, candidates=kept), [said]
 
 

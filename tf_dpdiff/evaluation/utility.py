@@ -86,11 +86,11 @@ def fitting(config: Optional[UtilityConfig], data: datasets.PrivateData,
         raise ValueError(f'no classifier of UtilityConfig.classifiers is for images as small as {size}: name others.')
     if too_large:
         names = ', '.join(dict.fromkeys(other.name for other in too_large))
-        said.append(f'{names} of UtilityConfig.classifiers are left out: images of {size} are too small for them')
+        said.append(f'left out of UtilityConfig.classifiers, since images of {size} are too small: {names}')
     sizes = [number for number in config.curve_sizes if number <= num_samples]
     if len(sizes) < len(config.curve_sizes):
         above = ', '.join(f'{number:,}' for number in config.curve_sizes if number > num_samples)
-        said.append(f'{above} of UtilityConfig.curve_sizes are left out: there are {num_samples:,} samples')
+        said.append(f'left out of UtilityConfig.curve_sizes, since there are {num_samples:,} samples: {above}')
     return dataclasses.replace(config, classifiers=kept, curve_sizes=tuple(sizes)), said
 
 
