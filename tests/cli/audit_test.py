@@ -182,6 +182,12 @@ def test_dry_run_says_what_can_be_shown_and_writes_nothing(data, tmp_path, capsy
     assert not (tmp_path / 'none').exists()
 
 
+def test_dry_run_fails_where_the_audit_would_for_a_checkpoint_that_is_not_there(data, tmp_path, capsys):
+    missing = f'FinetuningConfig.init_from = "{tmp_path / "none"}"'
+    assert verbs.call(audit, *tiny(data, tmp_path / 'audit', missing), '--dry_run') == command.WRONG_USE
+    assert capsys.readouterr().err.startswith(f'audit: error: no public checkpoint in {tmp_path / "none"}: ')
+
+
 @pytest.mark.parametrize('more, message', [
     (('audit.warm_start = @WarmStartConfig()',), "set audit.warm_start = None, or AuditConfig.kind = 'mislabelled'"),
     (("AuditConfig.kind = 'mislabelled'",), 'num_canaries=120 mislabelled canaries are made of held-out images'),

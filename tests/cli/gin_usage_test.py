@@ -179,6 +179,18 @@ def test_setting_that_a_flag_of_its_own_gives_is_not_given_twice(tmp_path, capsy
     assert ('is not used' if flags else 'no budget file at') in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('verb', VERBS)
+def test_strategy_of_a_flag_is_not_bound_by_another_flag_and_wins_over_a_file(tmp_path, capsys, verb):
+    (tmp_path / 'my.gin').write_text("include 'select_digits.gin'\nStrategyConfig.name = 'tpu'")
+    by_file = [f'--gin_file={tmp_path / "my.gin"}', f'--workdir={tmp_path / "none"}', '--strategy=default']
+    binding = "StrategyConfig.name = 'mirrored'"
+    assert verbs.call(VERBS[verb], *by_file, f'--gin_param={binding}') == command.WRONG_USE
+    assert f'--gin_param={binding!r} is not used' in capsys.readouterr().err
+    if verb in ('evaluate', 'select'):  # The others would begin to train.
+        assert verbs.call(VERBS[verb], *by_file) == command.WRONG_USE
+        assert 'no samples at' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('binding', ['train.workdir = "x"', 'train.dry_run = True', 'train.replicas = None',
                                      'train.hardware = None', 'evaluate.samples_path = "x"', 'select.workers = None',
                                      'audit.membership_only = True'])  # yapf: disable
@@ -250,7 +262,7 @@ def test_what_is_found_to_be_read_is_what_gin_reads(seed):
     lines = _random_bindings(np.random.default_rng(seed))
     parsed = gin_files.read([], lines, {})
     configuration = gin_usage.Configuration(parsed.bindings)
-    reached = gin_usage.Reached(configuration, [gin_usage.Root('toys.toy_0')])
+    reached = gin_usage.Reached(configuration, ['toys.toy_0'])
     gin.clear_config()
     gin.parse_config(lines)
     _received.clear()

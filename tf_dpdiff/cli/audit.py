@@ -86,6 +86,8 @@ def audit(
         pretraining = dataclasses.replace(pretraining, dataset=public)
     plan = plan_lib.make_plan(privacy, data.spec.num_units + len(made), warm_start.release if warm_start else None)
     if dry_run:
+        data.look_at('train')
+        trainer_lib.open_origin(finetuning, pretraining, network, process)  # Which the audit would start from.
         _print_dry_run(data, canaries, plan, finetuning)
         return command.DONE
 
@@ -273,7 +275,7 @@ def _add_files(table, workdir: pathlib.Path, name: str) -> None:
 def main(flags) -> int:
     """Runs the verb."""
     command.quieten_libraries()
-    gin_config.parse(flags.gin_file, flags.gin_param, 'audit')
+    gin_config.parse(flags.gin_file, flags.gin_param, 'audit', given=strategy_flags.given(flags))
     if flags.membership and flags.dry_run:
         raise command.UsageError('--membership trains nothing, so it has no --dry_run.')
     strategy = strategy_flags.configured(flags.strategy)

@@ -34,7 +34,7 @@ class Parser(argparse_flags.ArgumentParser):
                           action='append',
                           default=[],
                           metavar="'A.B=VALUE'",
-                          help='a binding that wins over the files; may be given several times')
+                          help='a binding that wins over the files; may be given several times, later ones win')
 
     def add_strategy_flag(self) -> None:
         """Adds --strategy."""

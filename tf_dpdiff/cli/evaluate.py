@@ -226,7 +226,8 @@ def main(flags) -> int:
     """Runs the verb."""
     command.quieten_libraries()
     given = {'budget_file': pathlib.Path(flags.budget_file)} if flags.budget_file else {}
-    gin_config.parse(flags.gin_file, flags.gin_param, 'evaluate', given=tuple(given))
+    given_names = [*(f'evaluate.{name}' for name in given), *strategy_flags.given(flags)]
+    gin_config.parse(flags.gin_file, flags.gin_param, 'evaluate', given=given_names)
     replicas = strategies.start(strategy_flags.configured(flags.strategy))
     workers = strategy_flags.check_evaluates(replicas).workers
     workdir, samples_path = run_files.find_samples(flags)

@@ -123,7 +123,7 @@ def parse(files: Sequence[str],
         front).
       bindings: Such as 'DpSgdConfig.num_steps = 10'.
       verb: What is run: it has to read what `bindings` bind. None: any.
-      given: Arguments of the verb that flags of their own give, so that no binding of them is read.
+      given: What flags of their own give, such as 'train.budget_file': no binding of it is read.
 
     Raises:
       command.UsageError: one line: what is wrong, where, and the nearest known name.
@@ -137,10 +137,10 @@ def parse(files: Sequence[str],
     parsed = gin_files.read(files, bindings,
                             {function.__name__: list(inspect.signature(function).parameters) for function in known})
     configuration = gin_usage.Configuration(parsed.bindings)
-    verbs = [gin_usage.Root(gin_files.whole_name(name)) for name in _VERBS_WITH_ROOTS]
+    verbs = [gin_files.whole_name(name) for name in _VERBS_WITH_ROOTS]
     paths = {}
     # What binds nothing of any verb is a part of a configuration: there is nothing yet that could read it.
-    if any(binding.selector in {one.selector for one in verbs} for binding in parsed.bindings):
+    if any(binding.selector in verbs for binding in parsed.bindings):
         paths = _check(parsed, configuration, verbs, verb, given)
     for key, binding in configuration.values.items():
         gin.bind_parameter(key, paths.get(key, gin_files.with_tuples(binding.value)))
@@ -152,17 +152,17 @@ def leave_out(verb: str, *arguments: str) -> None:
         gin.bind_parameter(f'{verb}.{name}', None)
 
 
-def _check(parsed: gin_files.Parsed, configuration: gin_usage.Configuration, verbs: Sequence[gin_usage.Root],
-           verb: Optional[str], given: Sequence[str]) -> Dict[gin_files.Key, str]:
+def _check(parsed: gin_files.Parsed, configuration: gin_usage.Configuration, verbs: Sequence[str], verb: Optional[str],
+           given: Sequence[str]) -> Dict[gin_files.Key, str]:
     """Refuses what is not used, missing, of a wrong type or ambiguous; returns the relative paths as absolute ones."""
-    strategy = gin_usage.Root(gin_files.whole_name(strategies.StrategyConfig.__name__))  # All verbs read it.
+    strategy = gin_files.whole_name(strategies.StrategyConfig.__name__)  # All verbs read it.
     roots = [*verbs, strategy]
-    running = [gin_usage.Root(gin_files.whole_name(verb), given), strategy] if verb else roots
+    running = [gin_files.whole_name(verb), strategy] if verb else roots
     gin_usage.check_no_commands(parsed.bindings, verbs)
-    gin_usage.check_used(parsed, roots, running, verb)
+    gin_usage.check_used(parsed, roots, running, given, verb)
     read = gin_usage.Reached(configuration, roots)
     gin_usage.check_scopes(read)
-    read_now = gin_usage.Reached(configuration, running)
+    read_now = gin_usage.Reached(configuration, running, given)
     gin_usage.check_complete(configuration, read_now)
     gin_types.check(configuration, gin_usage.in_order(read.bindings), _REGISTERED)
     return gin_paths.absolute(configuration, gin_usage.in_order(read_now.bindings))

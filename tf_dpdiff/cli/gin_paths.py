@@ -77,12 +77,12 @@ def _absolute(path: str, source: gin_files.Binding, is_pattern: bool) -> str:
                                  f"is meant in full, or './{path}' for the first.")
     if there:
         return there[0]
-    if gin_files.gin_folder() in (source.folder.resolve(), *source.folder.resolve().parents):
-        return below_root
+    is_ours = gin_files.gin_folder() in (source.folder.resolve(), *source.folder.resolve().parents)
     if _match(here, is_pattern):
-        raise command.UsageError(f'{source} is not in {source.folder}. It is in the working folder, but a relative '
-                                 'path in a file is relative to that file: write it in full, or give it by a flag.')
-    return own
+        raise command.UsageError(f'{source} is not in {_root() if is_ours else source.folder}. It is in the working '
+                                 'folder, which a path in a file is not relative to: write it in full, or give it by '
+                                 'a flag.')
+    return below_root if is_ours else own
 
 
 def _root() -> pathlib.Path:

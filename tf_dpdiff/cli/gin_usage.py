@@ -17,7 +17,7 @@ Of flags, each is judged as it stands behind those before it: of two that bind t
 """
 
 import inspect
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 import gin  # pylint: disable=wrong-import-order
 from tf_dpdiff.cli import command
@@ -27,17 +27,6 @@ _CONSTANT, _REQUIRED = 'gin.constant', 'gin.REQUIRED'
 
 Scope = Tuple[str, ...]
 Call = Tuple[Scope, str]  # In which scope what is called, by its whole name.
-
-
-class Root(NamedTuple):
-    """A function that a verb calls.
-
-    Attributes:
-      selector: Its whole name.
-      given: Parameters that are not read, since the command gives them.
-    """
-    selector: str
-    given: Sequence[str] = ()
 
 
 class Configuration:
@@ -72,7 +61,8 @@ class Reached:
 
     Args:
       configuration: What is bound.
-      roots: The functions that are called, in no scope.
+      roots: Whole names of the functions that are called, in no scope.
+      given: Parameters of theirs that are not read since flags give them, such as 'train.budget_file'.
 
     Attributes:
       bindings: Those that are read.
@@ -82,20 +72,20 @@ class Reached:
       command.UsageError: if a value needs itself.
     """
 
-    def __init__(self, configuration: Configuration, roots: Sequence[Root]):
+    def __init__(self, configuration: Configuration, roots: Sequence[str], given: Sequence[str] = ()):
         self.bindings: Set[gin_files.Binding] = set()
         self.calls: Set[Call] = set()
         self._configuration = configuration
         for root in roots:
-            self._visit(((), root.selector), (), root.given)
+            self._visit(((), root), (), given)
 
     def _visit(self, call: Call, path: Tuple[Call, ...], given: Sequence[str] = ()) -> None:
         if call in self.calls:
             return
         self.calls.add(call)
         path = (*path, call)
-        for parameter, binding in self._configuration.in_scope(*call).items():
-            if parameter in given:
+        for binding in self._configuration.in_scope(*call).values():
+            if binding.name in given:
                 continue
             self.bindings.add(binding)
             for reference in references(binding.value):
@@ -132,13 +122,15 @@ def _name_of_call(call: Call) -> str:
     return '/'.join(scope if selector == gin_files.MACRO else (*scope, selector.rpartition('.')[2]))
 
 
-def check_used(parsed: gin_files.Parsed, roots: Sequence[Root], running: Sequence[Root], verb: Optional[str]) -> None:
+def check_used(parsed: gin_files.Parsed, roots: Sequence[str], running: Sequence[str], given: Sequence[str],
+               verb: Optional[str]) -> None:
     """Refuses what is bound and not read; see the head of this module.
 
     Args:
       parsed: What files and flags bind.
       roots: What all verbs call.
       running: What the verb that is run calls.
+      given: What flags of its own give.
       verb: Its name, or None.
 
     Raises:
@@ -147,12 +139,14 @@ def check_used(parsed: gin_files.Parsed, roots: Sequence[Root], running: Sequenc
     bindings, read = parsed.bindings, set()
     whole = gin_files.Layer(0, len(bindings), False)
     for layer in (*parsed.layers, whole):
-        reached = Reached(Configuration(bindings[:layer.end]), running if layer.is_flag else roots)
-        # A file that is included twice is read twice: a line of it is known by its place.
+        configuration = Configuration(bindings[:layer.end])
+        reached = Reached(configuration, running, given) if layer.is_flag else Reached(configuration, roots)
+        # A file that is included twice is read twice: a line of it is known by its place. At the end of all, what a
+        # flag binds is not what any command reads, but what this one does.
         read.update((binding.where, binding.key)
                     for binding in bindings[layer.first:layer.end]
                     if binding in reached.bindings and (layer.is_flag or binding.folder))
-    by_all, now = (Reached(Configuration(bindings), functions) for functions in (roots, running))
+    by_all, now = Reached(Configuration(bindings), roots), Reached(Configuration(bindings), running, given)
     read.update((binding.where, binding.key) for binding in now.bindings)
     unread = [binding for binding in bindings if (binding.where, binding.key) not in read]
     if unread:
@@ -211,7 +205,7 @@ def check_complete(configuration: Configuration, reached: Reached) -> None:
                                          f'{gin_files.nearest(name, known)}')
 
 
-def check_no_commands(bindings: Sequence[gin_files.Binding], verbs: Sequence[Root]) -> None:
+def check_no_commands(bindings: Sequence[gin_files.Binding], verbs: Sequence[str]) -> None:
     """Refuses references to the functions of verbs: gin would run them to learn a value.
 
     Raises:
@@ -219,7 +213,7 @@ def check_no_commands(bindings: Sequence[gin_files.Binding], verbs: Sequence[Roo
     """
     for binding in bindings:
         for reference in references(binding.value):
-            if reference.configurable.selector in {verb.selector for verb in verbs}:
+            if reference.configurable.selector in verbs:
                 raise command.UsageError(f'{binding}: {reference!r} is a command, not a value.')
 
 

@@ -166,7 +166,7 @@ def _print_results(fields: dict, json_path: pathlib.Path, not_done: str) -> None
 def main(flags) -> int:
     """Runs the verb."""
     command.quieten_libraries()
-    gin_config.parse(flags.gin_file, flags.gin_param, 'select')
+    gin_config.parse(flags.gin_file, flags.gin_param, 'select', given=strategy_flags.given(flags))
     if flags.synthetic_only:
         gin_config.leave_out('select', 'data')  # A source of images is opened when it is built.
     replicas = strategies.start(strategy_flags.configured(flags.strategy))

@@ -279,7 +279,8 @@ def main(flags) -> int:
     command.quieten_libraries()
     # Not passed on where it is not given, so that a file may bind it.
     given = {'budget_file': pathlib.Path(flags.budget_file)} if flags.budget_file else {}
-    gin_config.parse(flags.gin_file, flags.gin_param, 'train', given=tuple(given))
+    given_names = [*(f'train.{name}' for name in given), *strategy_flags.given(flags)]
+    gin_config.parse(flags.gin_file, flags.gin_param, 'train', given=given_names)
     hardware = planner_flags.read(flags)
     workdir = pathlib.Path(flags.workdir).expanduser()
     strategy = strategy_flags.configured(flags.strategy)

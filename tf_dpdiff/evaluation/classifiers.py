@@ -103,6 +103,8 @@ class ClassifierConfig:
         except (TypeError, ValueError) as error:
             raise ValueError(f'options of {self.name!r} must be names with values, got {self.options!r}.') from error
         known = CLASSIFIERS[self.name]
+        if len(given) < len(self.options):
+            raise ValueError(f'options of {self.name!r} must be named once each, got {self.options!r}.')
         for option, value in given.items():
             if option not in known:
                 raise ValueError(f'{self.name!r} has no option {option!r}{_nearest(str(option), known)}; it has '
