@@ -9,6 +9,7 @@ from typing import Callable, Iterable, List, Sequence
 from absl.flags import argparse_flags
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
+NOT_TO_BE_RELEASED = 'not to be released'  # Stands beside whatever is computed from private images without noise.
 
 
 class UsageError(ValueError):
@@ -33,7 +34,7 @@ class Parser(argparse_flags.ArgumentParser):
                           action='append',
                           default=[],
                           metavar="'A.B=VALUE'",
-                          help='a binding that wins over the files; may be given several times')
+                          help='a binding that wins over the files; may be given several times, later ones win')
 
     def add_strategy_flag(self) -> None:
         """Adds --strategy."""
@@ -85,6 +86,12 @@ def prepare_workdir(path: str) -> pathlib.Path:
     except OSError as error:
         raise UsageError(f'cannot write to --workdir={workdir}: {error.strerror}; name another folder.') from error
     return workdir
+
+
+def say(verb: str, sentences: Iterable[str]) -> None:
+    """Prints a line a sentence, on standard error."""
+    for sentence in sentences:
+        print(f'{verb}: {sentence}.', file=sys.stderr)
 
 
 def facts_table(title: str):

@@ -47,7 +47,7 @@ from tf_dpdiff.training import warm_start as warm_start_lib
 _PUBLIC_CLASSES_NAMED = 5
 
 
-@gin_config.root
+@gin_config.root('workdir', 'replicas', 'dry_run', 'hardware')
 def train(
     *,
     workdir: pathlib.Path,
@@ -100,18 +100,12 @@ def train(
     model = _describe_model(data.spec, network, process, sampler, warm_start, finetuning)
     plan = plan_lib.make_plan(privacy, data.spec.num_units, warm_start.release if warm_start else None)
     is_first = replicas.workers.is_first
+    utility = _fitting_utility(utility, data, samples, is_first)
     budget_file = budget_file if is_first else None
     budget = _planned_budget(budget_file, plan, data, workdir)
     if dry_run:
-        dry_run_lib.print_private(data.spec,
-                                  model,
-                                  plan,
-                                  pretraining,
-                                  warm_start,
-                                  finetuning,
-                                  samples,
-                                  _spent(budget) if budget else None,
-                                  hardware=hardware)
+        dry_run_lib.print_private(data, model, plan, pretraining, warm_start, finetuning, samples, utility,
+                                  _spent(budget) if budget else None, hardware)
         return command.DONE
 
     if is_first:
@@ -132,6 +126,13 @@ def train(
         _finish(workdir, data, trainer, released, model, drawn, utility, started)
     replicas.workers.wait_for_all()  # None ends as done while the first one may yet fail.
     return command.DONE
+
+
+def _fitting_utility(utility, data, samples, is_first) -> Optional[utility_lib.UtilityConfig]:
+    """Returns what can be measured in the end; says what is left out."""
+    utility, left_out = utility_lib.fitting(utility, data, samples.num_images)
+    command.say('train', left_out if is_first else ())
+    return utility
 
 
 def _check_complete(*of_private_runs) -> None:
@@ -272,7 +273,7 @@ def _print_results(workdir, version, statement, results, num_samples, seconds) -
         table.add_row('privacy', 'NO GUARANTEE IS CLAIMED')
     for classifier, source, value in _accuracies(results):
         table.add_row(f"{classifier} on {source.replace('_', ' ')}",
-                      f"{value:.1%} of {results['num_test']:,} held-out real images")
+                      f"{value:.1%} of {results['num_test']:,} held-out real images ({command.NOT_TO_BE_RELEASED})")
     run_output.add_files(table, workdir, version, num_samples, seconds)
     rich_console.Console().print(table)
 
@@ -287,9 +288,10 @@ def _accuracies(results: dict) -> List[Tuple[str, str, float]]:
 def main(flags) -> int:
     """Runs the verb."""
     command.quieten_libraries()
-    gin_config.parse(flags.gin_file, flags.gin_param)
     # Not passed on where it is not given, so that a file may bind it.
     given = {'budget_file': pathlib.Path(flags.budget_file)} if flags.budget_file else {}
+    given_names = [*(f'train.{name}' for name in given), *strategy_flags.given(flags)]
+    gin_config.parse(flags.gin_file, flags.gin_param, 'train', given=given_names)
     hardware = planner_flags.read(flags)
     workdir = pathlib.Path(flags.workdir).expanduser()
     strategy = strategy_flags.configured(flags.strategy)
