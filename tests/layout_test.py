@@ -56,7 +56,7 @@ def test_packages_import_only_what_is_below_them(path):
 def test_privacy_imports_nothing_else_of_ours(path):
     standard = {
         'contextlib', 'dataclasses', 'functools', 'hashlib', 'hmac', 'importlib', 'json', 'math', 'secrets', 'sys',
-        'typing', 'warnings'
+        'textwrap', 'typing', 'warnings'
     }
     for name in imports(path):
         allowed = name.split('.')[0] in PRIVACY_MAY_IMPORT | standard or name.startswith('tf_dpdiff.privacy')

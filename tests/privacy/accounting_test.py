@@ -5,6 +5,7 @@ import math
 import dp_accounting
 from dp_accounting import pld
 from dp_accounting import rdp
+from dp_accounting.pld import privacy_loss_distribution
 import pytest
 from scipy import optimize
 from scipy import stats
@@ -69,7 +70,8 @@ def test_recipes_cost_what_dp_accounting_says_when_it_is_called_directly(num_uni
     arguments = noise_multiplier, batch_size / num_units, num_steps
     event = accounting.poisson_dp_sgd_event(*arguments)
     spent = accounting.epsilon(event, delta)
-    assert spent == pytest.approx(direct_epsilon(*arguments, delta), rel=1e-9)
+    direct = direct_epsilon(*arguments, delta)
+    assert direct <= spent <= direct * (1.0 + 1e-7)  # What rounding may have taken off is put on.
     assert spent == pytest.approx(target, rel=6e-3)
     by_rdp = rdp.RdpAccountant().compose(direct_event(*arguments)).get_epsilon(delta)
     assert accounting.epsilon(event, delta, accountant='rdp') == pytest.approx(by_rdp, rel=1e-2)
@@ -156,8 +158,9 @@ def test_target_that_needs_no_noise_gets_some():
 
 def test_epsilon_of_the_same_releases_is_computed_once(monkeypatch):
     made = []
-    original = pld.PLDAccountant
-    monkeypatch.setattr(pld, 'PLDAccountant', lambda *args: made.append(args) or original(*args))
+    original = privacy_loss_distribution.from_gaussian_mechanism
+    monkeypatch.setattr(privacy_loss_distribution, 'from_gaussian_mechanism',
+                        lambda *args, **options: made.append(args) or original(*args, **options))
 
     def spent(noise_multiplier):
         return accounting.epsilon(dp_accounting.ComposedDpEvent([dp_accounting.GaussianDpEvent(noise_multiplier)]),

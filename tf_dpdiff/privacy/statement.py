@@ -5,18 +5,22 @@ from importlib import metadata
 import json
 import math
 import sys
+import textwrap
 from typing import List, Optional, Tuple
 
 import numpy as np
 import tensorflow as tf
 
 from tf_dpdiff.privacy import accounting
+from tf_dpdiff.privacy import cautions
 from tf_dpdiff.privacy import curves
+from tf_dpdiff.privacy import epsilon_bounds
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import plan as plan_lib
 
 round_up = accounting.round_up
 
+_WIDTH = 95
 _NOT_COVERED = (
     'choices of settings made by looking at the private data (tuning)',
     'evaluation against private images, and whatever is filed under non_private/',
@@ -67,6 +71,7 @@ class PrivacyStatement:
             'delta': config.target_delta,
             'epsilon_by_accountant': epsilons,
             'guarantee_claimed': epsilons['pld'] is not None,
+            'cautions': self._cautions(),
             'run_id': self.run_id,
             'unit': self.unit,
             'unit_is': 'an owner with all of its images' if self.has_owners else 'each single image',
@@ -89,6 +94,19 @@ class PrivacyStatement:
             'versions': _versions(),
         }
 
+    def _cautions(self) -> List[str]:
+        config = self.plan.config
+        return cautions.of_claim(self.plan.epsilon(self.ledger), config.target_delta, self.plan.num_units)
+
+    def _why_nothing_is_claimed(self) -> str:
+        """Returns why no epsilon is known, in words."""
+        reasons = []
+        if any(release.noise_multiplier < epsilon_bounds.SMALLEST_NOISE_MULTIPLIER for release in self.ledger.releases):
+            reasons.append('it was trained without noise, or with next to none')
+        if any(release.sampling_probability is None for release in self.ledger.releases):
+            reasons.append('its batches were not Poisson-sampled')
+        return ', and '.join(reasons)
+
     def _not_covered(self) -> List[str]:
         return [f'the public images it was trained on before: {phrase}' for phrase in self.public_data
                ] + list(_NOT_COVERED)
@@ -110,7 +128,6 @@ class PrivacyStatement:
         fields = self.to_dict()
         lines = ['PRIVACY STATEMENT', '']
         relation = fields['neighboring_relation'].replace('_', ' ')
-        by_accountant = {k: 'none' if v is None else round_up(v) for k, v in fields['epsilon_by_accountant'].items()}
         if fields['guarantee_claimed']:
             lines += [
                 f'The model trained on {self.dataset!r} and everything sampled from it is',
@@ -118,14 +135,13 @@ class PrivacyStatement:
                 '',
                 f"    epsilon = {round_up(fields['epsilon'])}   at   delta = {fields['delta']:g}",
                 '',
+                *(textwrap.fill(f'CAUTION: {caution}', _WIDTH) + '\n' for caution in fields['cautions']),
                 f"Protected unit: {self.unit} ({fields['unit_is']}). Neighbouring data sets: {relation}.",
-                f"Accountants: privacy loss distribution (PLD) {by_accountant['pld']}; Renyi (RDP), an",
-                f"independent upper bound, {by_accountant['rdp']}.",
+                *_describe_accountants(**fields['epsilon_by_accountant']),
             ]
         else:
             lines += [
-                'NO PRIVACY GUARANTEE IS CLAIMED for this model: it was trained without noise, or its batches were',
-                'not Poisson-sampled.',
+                f'NO PRIVACY GUARANTEE IS CLAIMED for this model: {self._why_nothing_is_claimed()}.',
                 '',
                 f"Unit: {self.unit} ({fields['unit_is']}). Data set: {self.dataset!r}.",
             ]
@@ -207,6 +223,18 @@ def _describe(release: ledger_lib.Release) -> str:
                  f'each unit drawn with probability {release.sampling_probability:.6g}')
         return f'DP-SGD step, {times}: {drawn}, noise multiplier {release.noise_multiplier:.6g}'
     return f"{release.mechanism.replace('_', ' ')}, {times}: all units, noise multiplier {release.noise_multiplier:.6g}"
+
+
+def _describe_accountants(pld: float, rdp: float) -> List[str]:
+    if 0.0 < pld == rdp:
+        return [
+            f'Accountant: Renyi (RDP), an upper bound, {round_up(rdp)}; a privacy loss distribution (PLD) is beyond',
+            'numbers of 64 bits here.'
+        ]
+    return [
+        f'Accountants: privacy loss distribution (PLD) {round_up(pld)}; Renyi (RDP), an',
+        f'independent upper bound, {round_up(rdp)}.',
+    ]
 
 
 def _finite(value: float) -> Optional[float]:
