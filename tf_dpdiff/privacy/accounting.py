@@ -13,6 +13,7 @@ import math
 from typing import Callable, Optional
 
 import dp_accounting
+from dp_accounting import mechanism_calibration
 
 from tf_dpdiff.privacy import epsilon_bounds
 
@@ -23,6 +24,7 @@ _MIN_NOISE_MULTIPLIER = 0.1
 _MIN_SAMPLING_PROBABILITY = 1e-9
 _MAX_NUM_STEPS = 10**6
 _MAX_STRIDES = 12
+_NEARLY_ALL = 0.999
 
 
 class BudgetError(ValueError):
@@ -79,7 +81,7 @@ def epsilon(event: dp_accounting.DpEvent,
 
 def calibrate_noise_multiplier(make_event: Callable[[float], dp_accounting.DpEvent], target_epsilon: float,
                                target_delta: float) -> float:
-    """Returns the smallest noise multiplier (to 1e-4) whose event meets the target.
+    """Returns the smallest noise multiplier whose event meets the target (to 1e-4, or to 0.1% of epsilon).
 
     Guarantee: `epsilon(make_event(result), target_delta) <= target_epsilon`, recomputed here, without tolerance.
 
@@ -110,11 +112,13 @@ def calibrate_noise_multiplier(make_event: Callable[[float], dp_accounting.DpEve
     while spent(upper) > target_epsilon:
         upper *= 2.0
     lower = upper / 2.0
-    while spent(lower) <= target_epsilon:
-        if lower <= _MIN_NOISE_MULTIPLIER:
-            return lower  # The target is so lax that hardly any noise meets it.
+    while spent(lower) <= target_epsilon and lower > _MIN_NOISE_MULTIPLIER:
         lower, upper = max(lower / 2.0, _MIN_NOISE_MULTIPLIER), lower
-    found = _calibrate(make_event, target_epsilon, target_delta, lower, upper, tolerance=1e-4)
+    found = lower  # Where the target is so lax that hardly any noise meets it.
+    if spent(lower) > target_epsilon:
+        target = target_epsilon, target_delta
+        found = _calibrate(make_event, *target, lower, upper, tolerance=1e-4, safe=upper)
+        found = _use_up(make_event, *target, found, -1e-4, limit=_MIN_NOISE_MULTIPLIER)
     return _nearest_that_fits(make_event, found, 1e-4, target_epsilon, target_delta)
 
 
@@ -167,7 +171,7 @@ def solve_batch_size(make_event: Callable[[int], dp_accounting.DpEvent], target_
 
 def solve_sampling_probability(make_event: Callable[[float], dp_accounting.DpEvent], target_epsilon: float,
                                target_delta: float) -> float:
-    """Returns the largest sampling probability (to a ten-thousandth of itself) whose event meets the target.
+    """Returns the largest sampling probability whose event meets the target (to 0.01% of itself, or 0.1% of epsilon).
 
     Guarantee: `epsilon(make_event(result), target_delta) <= target_epsilon`, recomputed here, without tolerance.
 
@@ -194,7 +198,9 @@ def solve_sampling_probability(make_event: Callable[[float], dp_accounting.DpEve
         if upper == 1.0:
             return 1.0
         lower, upper = upper, min(2.0 * upper, 1.0)
-    found = _calibrate(make_event, target_epsilon, target_delta, lower, upper, tolerance=1e-4 * lower)
+    target = target_epsilon, target_delta
+    found = _calibrate(make_event, *target, lower, upper, tolerance=1e-4 * lower, safe=lower)
+    found = _use_up(make_event, *target, found, 1e-4 * lower, limit=1.0)
     return _nearest_that_fits(make_event, found, -1e-4 * lower, target_epsilon, target_delta)
 
 
@@ -223,7 +229,7 @@ def _searched(event: dp_accounting.DpEvent, delta: float, target_epsilon: float)
                   delta,
                   epsilon_bounds.by_pld,
                   interval=epsilon_bounds.search_interval(target_epsilon),
-                  max_points=epsilon_bounds.MAX_POINTS_OF_A_SEARCH)
+                  for_a_search=True)
 
 
 class _SearchAccountant:
@@ -243,13 +249,38 @@ class _SearchAccountant:
         return _searched(self._event, delta, self._target_epsilon)
 
 
-def _calibrate(make_event, target_epsilon, target_delta, lower, upper, *, tolerance) -> float:
-    return dp_accounting.calibrate_dp_mechanism(lambda: _SearchAccountant(target_epsilon),
-                                                make_event,
-                                                target_epsilon,
-                                                target_delta,
-                                                dp_accounting.ExplicitBracketInterval(lower, upper),
-                                                tol=tolerance)
+def _calibrate(make_event, target_epsilon, target_delta, lower, upper, *, tolerance, safe) -> float:
+    """Returns about where the target is met, or the safe one of two values between which it is."""
+    try:
+        return dp_accounting.calibrate_dp_mechanism(lambda: _SearchAccountant(target_epsilon),
+                                                    make_event,
+                                                    target_epsilon,
+                                                    target_delta,
+                                                    dp_accounting.ExplicitBracketInterval(lower, upper),
+                                                    tol=tolerance)
+    except mechanism_calibration.NoOptimumFoundError:
+        return safe  # Where rounding makes epsilon jump to and fro.
+
+
+def _use_up(make_event, target_epsilon, target_delta, found, tolerance, *, limit) -> float:
+    """Returns what a search has found, or what uses up the target where it could not look closely enough.
+
+    Args:
+      tolerance: How far one value that is tried is from the next, and whether above or below.
+      limit: The last value.
+    """
+
+    def value(n: int) -> float:
+        return found + (n - 1) * tolerance
+
+    def excess(n: int) -> float:
+        return epsilon(make_event(value(n)), target_delta) - target_epsilon
+
+    little = (1.0 - _NEARLY_ALL) * target_epsilon
+    if excess(1) >= -little:
+        return found
+    stride, last = math.ceil(0.01 * abs(found / tolerance)), 1 + int((limit - found) / tolerance)
+    return value(_search(excess, 1, stride, last, little=little))
 
 
 def _nearest_that_fits(make_event, found, stride, target_epsilon, target_delta) -> float:
@@ -271,42 +302,50 @@ def _largest_whole_number(make_event, target_epsilon, target_delta, maximum) -> 
     _check_target(target_epsilon)
 
     def rough(n: int) -> float:
-        return _bound(make_event(n), target_delta, epsilon_bounds.by_rdp, rough=True)
+        return _bound(make_event(n), target_delta, epsilon_bounds.by_rdp, rough=True) - target_epsilon
 
     def coarse(n: int) -> float:
-        return _searched(make_event(n), target_delta, target_epsilon)
+        return _searched(make_event(n), target_delta, target_epsilon) - target_epsilon
 
     def exact(n: int) -> float:
-        return epsilon(make_event(n), target_delta)
-
-    def search(spent: Callable[[int], float], start: int, stride: int, precision: float) -> int:
-
-        def excess(n: int) -> float:
-            return spent(n) - target_epsilon
-
-        low, high = start, min(start + stride, maximum)
-        while low > 0 and excess(low) > 0.0:  # Where it fitted, epsilon was computed in another way.
-            low, high, stride = max(low - stride, 0), low, 2 * stride
-        while excess(high) <= 0.0:
-            if high == maximum:
-                return maximum
-            low, high, stride = high, min(high + stride, maximum), 2 * stride
-        return _last_not_above_zero(excess, low, high, precision)
+        return epsilon(make_event(n), target_delta) - target_epsilon
 
     # Each search begins where a quicker one has ended.
-    found = search(rough, 0, 1, 2e-2)
-    found = search(coarse, found, max(found // 10, 1), 2e-3)
-    return search(exact, found, max(found // 500, 1), 0.0)
+    found = _search(rough, 0, 1, maximum, precision=2e-2)
+    found = _search(coarse, found, max(found // 10, 1), maximum, precision=2e-3)
+    return _search(exact, found, max(found // 500, 1), maximum)
 
 
-def _last_not_above_zero(excess: Callable[[int], float], low: int, high: int, precision: float) -> int:
-    """Returns the last n with excess(n) <= 0, or with a precision one that is below it by that share at most.
+def _search(excess: Callable[[int], float], start: int, stride: int, maximum: int, **options) -> int:
+    """Returns the last n up to a maximum with excess(n) <= 0, searched for from a start in strides that grow.
+
+    Of 0 it is taken for granted. The options are those of `_last_not_above_zero`.
+    """
+    low, high = start, min(start + stride, maximum)
+    while low > 0 and excess(low) > 0.0:  # Where it fitted, epsilon was computed in another way.
+        low, high, stride = max(low - stride, 0), low, 2 * stride
+    while excess(high) <= 0.0:
+        if high == maximum:
+            return maximum
+        low, high, stride = high, min(high + stride, maximum), 2 * stride
+    return _last_not_above_zero(excess, low, high, **options)
+
+
+def _last_not_above_zero(excess: Callable[[int], float],
+                         low: int,
+                         high: int,
+                         *,
+                         precision: float = 0.0,
+                         little: float = 0.0) -> int:
+    """Returns the last n with excess(n) <= 0, or one that is below it by a share of `precision` or has little to spare.
 
     It rises, excess(low) <= 0 or low is 0, and excess(high) > 0.
     """
     turn = 0
     while high - low > max(1, precision * low):
         below = excess(low) if low else None
+        if below is not None and below > -little:
+            break
         if turn % 3 == 0 and below is not None and math.isfinite(excess(high)):
             guess = low + int((high - low) * -below / (excess(high) - below))  # Where a straight line would cross.
         elif turn % 3 == 1:

@@ -38,7 +38,7 @@ _COARSEST_INTERVAL = 100.0
 _LOST_SHARE, _SMALLEST_ROUGH_EPSILON = 1e-4, 1e-3
 # Points of the grid that all different steps have: what takes a second, and what a search may take many times. Their
 # composition may have ten times as many, which is as quick.
-MAX_POINTS, MAX_POINTS_OF_A_SEARCH = 200_000, 30_000
+MAX_POINTS, _MAX_POINTS_OF_A_SEARCH = 200_000, 65_000
 # The privacy loss of a step is cut where the noise is beyond this many standard deviations, with probability e^-50.
 _TAIL = 10.1
 # The composition is cut where a Chernoff bound says that less than 1e-15 is left: this many standard deviations.
@@ -77,7 +77,7 @@ def steps_of(event: dp_accounting.DpEvent) -> Optional[Tuple[Steps, ...]]:
             return None
         key = float(noise_multiplier), float(sampling_probability)
         counts[key] = counts.get(key, 0) + count
-    return tuple(Steps(*key, count) for key, count in sorted(counts.items()))
+    return tuple(Steps(*key, count) for key, count in counts.items())
 
 
 def _parts(event: dp_accounting.DpEvent, count: int) -> Iterator[Tuple[float, float, int]]:
@@ -112,11 +112,11 @@ def by_pld(steps: Tuple[Steps, ...],
            delta: float,
            *,
            interval: Optional[float] = None,
-           max_points: int = MAX_POINTS) -> float:
+           for_a_search: bool = False) -> float:
     """Returns an upper bound of epsilon by privacy loss distribution, or by Renyi differential privacy in its place.
 
-    The latter where float64 numbers do not resolve delta (below 10^-12, or with very many steps), or where no grid of
-    max_points is fine enough to tell more.
+    The latter where float64 numbers do not resolve delta (below 10^-12, or with very many steps), or where no grid that
+    takes a second is fine enough to tell more.
 
     Args:
       steps: What is released.
@@ -124,7 +124,7 @@ def by_pld(steps: Tuple[Steps, ...],
       interval: Of the privacy loss; finer where very many steps would add up what each loses by it, and coarser where
         the grid would be too large. Where None, 10^-4 for an epsilon below 30 and coarser above, where fewer decimals
         are of use.
-      max_points: Of the grid of all different steps.
+      for_a_search: Whether it may be coarser, and rounding may make it smaller: what is found so is to be checked.
     """
     num_composed = sum(count if probability < 1.0 else 1 for _, probability, count in steps)
     if delta < max(_SMALLEST_PLD_DELTA, _SMALLEST_PLD_DELTA_PER_STEP * num_composed):
@@ -132,10 +132,11 @@ def by_pld(steps: Tuple[Steps, ...],
     rough = by_rdp(steps, delta, rough=True)
     lossless = math.sqrt(12.0 * _LOST_SHARE * max(rough, _SMALLEST_ROUGH_EPSILON) / num_composed)
     wanted = min(interval_for(rough) if interval is None else interval, 10.0**math.floor(math.log10(lossless)))
-    affordable = _affordable_interval(steps, wanted, max_points)
+    affordable = _affordable_interval(steps, wanted, _MAX_POINTS_OF_A_SEARCH if for_a_search else MAX_POINTS)
     if affordable is None:
         return by_rdp(steps, delta)
-    bound = _pld_epsilon(steps, delta - _PLD_ROUNDING * num_composed, affordable)
+    rounding = 0.0 if for_a_search else _PLD_ROUNDING * num_composed
+    bound = _pld_epsilon(steps, delta - rounding, affordable)
     return bound if affordable == wanted else min(bound, by_rdp(steps, delta))
 
 

@@ -100,6 +100,8 @@ class Ledger:
         """
         if self.contains(other):
             return self
+        if other.contains(self):
+            return other
         mine, others = _counts(self), _counts(other)
         return Ledger(
             tuple(

@@ -224,6 +224,5 @@ def make_plan(config: DpSgdConfig, num_units: int, warm_start_release: Optional[
     if plan.config.noise_multiplier and config.sampling == 'poisson' and math.isinf(plan.epsilon()):
         raise accounting.BudgetError(
             f'no epsilon is known for a noise multiplier below {epsilon_bounds.SMALLEST_NOISE_MULTIPLIER:g}, of the '
-            'steps or of the warm start: it would hide nothing. Take more noise, or noise_multiplier=0 to claim nothing.'
-        )
+            'steps or of the warm start: it would hide nothing. Take more noise, or noise_multiplier=0 for no claim.')
     return plan
