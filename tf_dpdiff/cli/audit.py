@@ -84,7 +84,9 @@ def audit(
     if pretraining:
         public = canaries_lib.with_classes(pretraining.images, made.class_names)
         pretraining = dataclasses.replace(pretraining, dataset=public)
-    plan = plan_lib.make_plan(privacy, data.spec.num_units + len(made), warm_start.release if warm_start else None)
+    with command.working('audit', 'calibrating the noise'):
+        plan = plan_lib.make_plan(privacy, data.spec.num_units + len(made), warm_start.release if warm_start else None)
+    command.print_cautions('audit', plan.cautions())
     if dry_run:
         data.look_at('train')
         trainer_lib.open_origin(finetuning, pretraining, network, process)  # Which the audit would start from.

@@ -1,15 +1,19 @@
 """What all verbs share: flags, quiet libraries, errors that take one line, exit codes."""
 
+import contextlib
 import os
 import pathlib
 import sys
+import threading
 import traceback
-from typing import Callable, Iterable, List, Sequence
+from typing import Callable, Iterable, Iterator, List, Sequence
 
 from absl.flags import argparse_flags
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
 NOT_TO_BE_RELEASED = 'not to be released'  # Stands beside whatever is computed from private images without noise.
+
+_PATIENCE_SECS = 2.0
 
 
 class UsageError(ValueError):
@@ -69,6 +73,24 @@ def run(parser: Parser, main: Callable[..., int], argv: List[str]) -> int:
         return _fail(parser, flags, f'{error.strerror or _one_line(error)}{where}', FAILED)
     except Exception as error:  # pylint: disable=broad-except
         return _fail(parser, flags, f'{type(error).__name__}: {_one_line(error)} (--debug shows where)', FAILED)
+
+
+@contextlib.contextmanager
+def working(verb: str, what: str) -> Iterator[None]:
+    """Says on standard error what is being done within a block that takes more than two seconds."""
+    timer = threading.Timer(_PATIENCE_SECS, lambda: print(f'{verb}: {what} ...', file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def print_cautions(verb: str, cautions: Iterable[str]) -> None:
+    """Prints on standard error what a person must be told before relying on a claim."""
+    for caution in cautions:
+        print(f'{verb}: caution: {caution}', file=sys.stderr)
 
 
 def prepare_workdir(path: str) -> pathlib.Path:
