@@ -15,6 +15,7 @@ from tf_dpdiff.cli import budget_file
 from tf_dpdiff.cli import command
 from tf_dpdiff.privacy import budget as budget_lib
 from tf_dpdiff.privacy import ledger as ledger_lib
+from tf_dpdiff.privacy import rounding
 
 _EPILOG = """
 plan a run:            give --delta and all but one of --noise_multiplier, --num_steps, --epsilon and the batch
@@ -54,8 +55,8 @@ def _plan(flags) -> int:
     plan = account_plan.make_plan(flags)
     if flags.num_units and plan.delta >= 1.0 / flags.num_units:
         print(
-            f'account: note: delta={plan.delta:g} is not below 1 / num_units = {1.0 / flags.num_units:.3g}, as is '
-            'customary.',
+            f'account: note: delta={rounding.exact(plan.delta)} is not below 1 / num_units = '
+            f'{1.0 / flags.num_units:.3g}, as is customary.',
             file=sys.stderr)
     if flags.plot:
         account_tables.draw_plan(plan, pathlib.Path(flags.plot).expanduser())

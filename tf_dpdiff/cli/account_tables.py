@@ -1,6 +1,5 @@
 """What bin/account shows: tables, JSON and the plot of epsilon over steps."""
 
-import math
 import pathlib
 from typing import List
 
@@ -11,6 +10,7 @@ from tf_dpdiff.evaluation import epsilon_picture
 from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import budget as budget_lib
 from tf_dpdiff.privacy import ledger as ledger_lib
+from tf_dpdiff.privacy import rounding
 
 _PLOT_POINTS = 16  # Twice those of the table, which so are computed once.
 
@@ -52,9 +52,9 @@ def plan_tables(plan: account_plan.RunPlan) -> List[rich_table.Table]:
     if plan.warm_start_noise_multiplier is not None:
         rounds = f', {plan.warm_start_num_rounds} rounds' if plan.warm_start_num_rounds > 1 else ''
         settings.add_row('warm start', f'noise multiplier {plan.warm_start_noise_multiplier:.10g}{rounds}')
-    settings.add_row('delta', f'{plan.delta:g}')
+    settings.add_row('delta', rounding.exact(plan.delta))
     if plan.target_epsilon is not None:
-        settings.add_row('epsilon allowed', f'{plan.target_epsilon:g}')
+        settings.add_row('epsilon allowed', rounding.exact(plan.target_epsilon))
     settings.add_row(
         marked('epsilon', 'epsilon'),
         f'{accounting.round_up(plan.epsilon())} by PLD    {accounting.round_up(plan.epsilon("rdp"))} by RDP')
@@ -112,12 +112,14 @@ def budget_tables(budget: budget_lib.Budget, path: str) -> List[rich_table.Table
         epsilons = _epsilons(entry.ledger, budget.delta)
         runs.add_row(f'{entry.run_id}\n{entry.dataset}\n{entry.time}\n{entry.status}', releases,
                      *(accounting.round_up(epsilons[name]) for name in accounting.ACCOUNTANTS))
-    together = rich_table.Table(title=f'epsilon at delta = {budget.delta:g}', title_justify='left', show_header=False)
+    together = rich_table.Table(title=f'epsilon at delta = {rounding.exact(budget.delta)}',
+                                title_justify='left',
+                                show_header=False)
     spent = budget.epsilon()
-    together.add_row('allowed', f'{budget.total_epsilon:.4f}')
+    together.add_row('allowed', rounding.exact(budget.total_epsilon))
     together.add_row(f'{len(budget.entries)} run(s) composed',
                      f'{accounting.round_up(spent)} by PLD    {accounting.round_up(budget.epsilon("rdp"))} by RDP')
-    together.add_row('left', _round_down(budget.total_epsilon - spent))
+    together.add_row('left', rounding.round_down(max(budget.total_epsilon - spent, 0.0)))
     if budget.unit is not None:
         together.add_row('protected unit', budget.unit)
     return ([runs] if budget.entries else []) + [together]
@@ -140,10 +142,6 @@ def _describe(release: ledger_lib.Release) -> str:
     times = '' if release.count == 1 else f'{release.count:,} x '
     drawn = '' if release.sampling_probability == 1.0 else f', q {release.sampling_probability:.4g}'
     return f"{times}{release.mechanism.replace('_', ' ')}, noise {release.noise_multiplier:.5g}{drawn}"
-
-
-def _round_down(value: float) -> str:
-    return f'{max(math.floor(value * 1e4) / 1e4, 0.0):.4f}'
 
 
 def _table(title: str, *columns: str) -> rich_table.Table:

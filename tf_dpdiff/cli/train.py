@@ -35,6 +35,7 @@ from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import budget as budget_lib
 from tf_dpdiff.privacy import class_means
 from tf_dpdiff.privacy import plan as plan_lib
+from tf_dpdiff.privacy import rounding
 from tf_dpdiff.privacy import statement as statement_lib
 from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import loop as loop_lib
@@ -100,6 +101,8 @@ def train(
     model = _describe_model(data.spec, network, process, sampler, warm_start, finetuning)
     plan = plan_lib.make_plan(privacy, data.spec.num_units, warm_start.release if warm_start else None)
     is_first = replicas.workers.is_first
+    if is_first and not dry_run:
+        run_identity.check_free(workdir)
     budget_file = budget_file if is_first else None
     budget = _planned_budget(budget_file, plan, data, workdir)
     if dry_run:
@@ -114,19 +117,13 @@ def train(
                                   hardware=hardware)
         return command.DONE
 
-    if is_first:
-        run_identity.check_free(workdir)
     started = time.monotonic()
     of_stages = {stages.PRETRAINING: pretraining, stages.WARM_START: warm_start, stages.FINETUNING: finetuning}
     with replicas.working() as stop:
         trainer = _make_trainer(workdir, data, model, plan, of_stages, loop, replicas)
         if is_first:
             _begin(workdir, budget_file, data, model, plan, trainer, of_stages)
-        trainer.run(stop)
-        _charge(budget_file, 'settled', lambda budget: budget.settle(trainer.state.run_id, trainer.state.ledger))
-        # From here on everything is made from the released weights.
-        released = trainer.released_model()
-        drawn = run_output.draw(released, model, samples, workdir=workdir, stop=stop, workers=replicas.workers)
+        released, drawn = _train_and_draw(workdir, budget_file, trainer, model, samples, stop)
     if is_first:
         _finish(workdir, data, trainer, released, model, drawn, utility, started)
     replicas.workers.wait_for_all()  # None ends as done while the first one may yet fail.
@@ -156,6 +153,32 @@ def _begin(workdir, budget_file, data, model, plan, trainer, of_stages) -> None:
     """Charges the run, and writes what is known before its first step."""
     _charge(budget_file, 'reserved', _reserve(plan, data.train, trainer.state.run_id))
     run_output.begin(workdir, model, trainer, of_stages, plan)
+
+
+def _train_and_draw(workdir, budget_file, trainer, model, samples, stop):
+    """Runs what is left of the training; returns the network that is released, and samples of it with their labels."""
+    workers = trainer.replicas.workers
+    try:
+        trainer.run(stop)
+        _settle(budget_file, trainer)
+        # From here on everything is made from the released weights.
+        released = trainer.released_model()
+        return released, run_output.draw(released, model, samples, workdir=workdir, stop=stop, workers=workers)
+    except FloatingPointError:  # Training has diverged, or what came of it cannot be sampled.
+        if workers.is_first:
+            _write_down_spent(workdir, budget_file, trainer)
+        raise
+
+
+def _settle(budget_file, trainer) -> None:
+    _charge(budget_file, 'settled', lambda budget: budget.settle(trainer.state.run_id, trainer.state.ledger))
+
+
+def _write_down_spent(workdir, budget_file, trainer) -> None:
+    """Writes what a run has cost that ends without a model: its charge, and its statement if it released anything."""
+    if trainer.state.ledger.releases:
+        run_files.write_statement(workdir, trainer.statement())
+    _settle(budget_file, trainer)
 
 
 def _describe_model(spec, network, process, sampler, warm_start, finetuning) -> run_files.ModelDescription:
@@ -209,7 +232,7 @@ def _charge(path, done: str, change: Callable[[budget_lib.Budget], budget_lib.Bu
 
 def _spent(budget: budget_lib.Budget) -> str:
     return (f'{len(budget.entries)} run(s) cost epsilon = {accounting.round_up(budget.epsilon())} of '
-            f'{budget.total_epsilon:g} at delta = {budget.delta:g}')
+            f'{rounding.exact(budget.total_epsilon)} at delta = {rounding.exact(budget.delta)}')
 
 
 def _show_release(workdir: pathlib.Path, released: Union[class_means.NoisyMeans, warm_start_lib.ChosenImages]) -> None:
@@ -243,7 +266,7 @@ def _facts(statement: statement_lib.PrivacyStatement) -> dict:
     fields = statement.to_dict()
     return {
         'epsilon': statement_lib.round_up(fields['epsilon']) if fields['guarantee_claimed'] else 'none claimed',
-        'delta': f"{fields['delta']:g}",
+        'delta': rounding.exact(fields['delta']),
         'protected unit': fields['unit'],
         'steps': str(fields['steps_run']),
     }
@@ -255,8 +278,8 @@ def _print_results(workdir, version, statement, results, num_samples, seconds) -
     if fields['guarantee_claimed']:
         table.add_row(
             'privacy',
-            f"epsilon = {statement_lib.round_up(fields['epsilon'])} at delta = {fields['delta']:g} for {fields['unit']}"
-        )
+            f"epsilon = {statement_lib.round_up(fields['epsilon'])} at delta = {rounding.exact(fields['delta'])} for "
+            f"{fields['unit']}")
     else:
         table.add_row('privacy', 'NO GUARANTEE IS CLAIMED')
     for classifier, source, value in _accuracies(results):

@@ -18,7 +18,10 @@ import dp_accounting
 from dp_accounting import pld
 from dp_accounting import rdp
 
+from tf_dpdiff.privacy import rounding
+
 ACCOUNTANTS = ('pld', 'rdp')
+round_up = rounding.round_up
 
 # Of the privacy loss. Any interval gives an upper bound, a coarser one a looser bound; the finest is fine enough for
 # four digits of epsilon at the recipes' settings. Hardly any noise spreads the privacy loss so widely that it would
@@ -115,9 +118,10 @@ def calibrate_noise_multiplier(make_event: Callable[[float], dp_accounting.DpEve
     floor = spent(_MAX_NOISE_MULTIPLIER)
     if floor > target_epsilon:
         raise BudgetError(
-            f'target_epsilon={target_epsilon:g} at target_delta={target_delta:g} cannot be met: even with a noise '
-            f'multiplier of {_MAX_NOISE_MULTIPLIER:g} the run would cost epsilon={floor:.3g}. Take fewer steps, a '
-            'smaller batch, more noise on the other releases, or a larger target_epsilon.')
+            f'target_epsilon={rounding.exact(target_epsilon)} at target_delta={rounding.exact(target_delta)} cannot be '
+            f'met: even with a noise multiplier of {_MAX_NOISE_MULTIPLIER:g} the run would cost '
+            f'epsilon={round_up(floor)}. Take fewer steps, a smaller batch, more noise on the other releases, or a '
+            'larger target_epsilon.')
     # A bracket around the answer, from the middle outwards: very small noise multipliers are slow to account for.
     upper = 1.0
     while spent(upper) > target_epsilon:
@@ -153,8 +157,9 @@ def solve_num_steps(make_event: Callable[[int], dp_accounting.DpEvent], target_e
     if num_steps == 0:
         raise _nothing_fits('one step', epsilon(make_event(1), target_delta), target_epsilon, target_delta)
     if num_steps == _MAX_NUM_STEPS:
-        raise BudgetError(f'{_MAX_NUM_STEPS:,} steps and more meet epsilon={target_epsilon:g} at '
-                          f'delta={target_delta:g}: take less noise, a larger batch or a smaller epsilon.')
+        raise BudgetError(
+            f'{_MAX_NUM_STEPS:,} steps and more meet epsilon={rounding.exact(target_epsilon)} at '
+            f'delta={rounding.exact(target_delta)}: take less noise, a larger batch or a smaller epsilon.')
     return num_steps
 
 
@@ -216,16 +221,6 @@ def solve_sampling_probability(make_event: Callable[[float], dp_accounting.DpEve
         raise BudgetError(
             f'calibration failed: a sampling probability of {probability} costs more than epsilon={target_epsilon}.')
     return probability
-
-
-def round_up(value: float) -> str:
-    """Returns four decimals that are never below the value: a printed epsilon must not be smaller than the true one.
-
-    Example:
-        >>> round_up(9.99991), round_up(1.0)
-        ('10.0000', '1.0000')
-    """
-    return f'{math.ceil(value * 1e4) / 1e4:.4f}'
 
 
 class _SearchAccountant:
@@ -309,8 +304,9 @@ def _last_not_above_zero(excess: Callable[[int], float], low: int, high: int, pr
 
 
 def _nothing_fits(what: str, cost: float, target_epsilon: float, target_delta: float) -> BudgetError:
-    return BudgetError(f'epsilon={target_epsilon:g} at delta={target_delta:g} cannot be met: {what} already costs '
-                       f'epsilon={cost:.4g}. Take more noise, also on the other releases, or a larger epsilon.')
+    return BudgetError(f'epsilon={rounding.exact(target_epsilon)} at delta={rounding.exact(target_delta)} cannot be '
+                       f'met: {what} already costs epsilon={round_up(cost)}. Take more noise, also on the other '
+                       'releases, or a larger epsilon.')
 
 
 def _check_target(target_epsilon: float) -> None:

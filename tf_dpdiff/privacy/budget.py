@@ -9,6 +9,7 @@ import dp_accounting
 
 from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import ledger as ledger_lib
+from tf_dpdiff.privacy import rounding
 
 RESERVED, SETTLED = 'reserved', 'settled'
 _FORMAT = 'tf_dpdiff privacy budget, version 1'
@@ -140,18 +141,19 @@ class Budget:
                                       unit=unit,
                                       entries=self.entries + (entry,))
         if charged.epsilon() > self.total_epsilon:
-            up = accounting.round_up
+            up, exact = accounting.round_up, rounding.exact
             raise accounting.BudgetError(
                 f'the privacy budget would be passed: the {len(self.entries)} run(s) so far cost '
-                f'epsilon={up(self.epsilon())} of {self.total_epsilon:g} at delta={self.delta:g}, this one alone '
-                f'{up(alone)}, all together {up(charged.epsilon())}. Plan it with more noise, fewer steps or a smaller '
-                'batch.')
+                f'epsilon={up(self.epsilon())} of {exact(self.total_epsilon)} at delta={exact(self.delta)}, this one '
+                f'alone {up(alone)}, all together {up(charged.epsilon())}. Plan it with more noise, fewer steps or a '
+                'smaller batch.')
         return charged
 
     def settle(self, run_id: str, released: ledger_lib.Ledger) -> 'Budget':
         """Returns the budget with a run's real releases in place of the planned ones.
 
-        What has happened is recorded as it is, even if it should cost more than was planned.
+        What has happened is recorded as it is, even if it should cost more than was planned. A run that has ended and
+        released nothing leaves the budget.
 
         Args:
           run_id: A run that was reserved.
@@ -165,6 +167,10 @@ class Budget:
             raise ValueError(f'run {run_id} was not reserved in the budget.')
         if known.status == SETTLED and known.ledger != released:
             raise ValueError(f'run {run_id} is settled in the budget with other releases.')
+        if not released.releases:
+            others = tuple(entry for entry in self.entries if entry is not known)
+            about_data = {} if others else {'data_fingerprint': None, 'unit': None}
+            return dataclasses.replace(self, entries=others, **about_data)
         settled = dataclasses.replace(known, status=SETTLED, ledger=released)
         entries = tuple(settled if entry is known else entry for entry in self.entries)
         return dataclasses.replace(self, entries=entries)

@@ -14,6 +14,7 @@ from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import curves
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import plan as plan_lib
+from tf_dpdiff.privacy import rounding
 
 round_up = accounting.round_up
 
@@ -116,7 +117,7 @@ class PrivacyStatement:
                 f'The model trained on {self.dataset!r} and everything sampled from it is',
                 '(epsilon, delta)-differentially private with',
                 '',
-                f"    epsilon = {round_up(fields['epsilon'])}   at   delta = {fields['delta']:g}",
+                f"    epsilon = {round_up(fields['epsilon'])}   at   delta = {rounding.exact(fields['delta'])}",
                 '',
                 f"Protected unit: {self.unit} ({fields['unit_is']}). Neighbouring data sets: {relation}.",
                 f"Accountants: privacy loss distribution (PLD) {by_accountant['pld']}; Renyi (RDP), an",
