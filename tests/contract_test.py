@@ -95,7 +95,7 @@ def noise_follows_the_sensitivity(plan, expected_sensitivity):
 
 def test_line_2_noise_is_calibrated_from_the_clippers_own_sensitivity(monkeypatch):
     assert noise_follows_the_sensitivity(make_plan(), 0.1)
-    assert CONFIG.neighboring_relation == 'add_or_remove_one'
+    assert CONFIG.neighboring_relation == 'replace_with_zero'
     monkeypatch.setattr(clipping.PerUnitClipper, 'sensitivity', lambda self, relation: 3.0 * self.l2_norm_clip)
     tripled = plan_lib.make_plan(dataclasses.replace(make_plan().config), 1000)
     assert tripled.noise.stddev == pytest.approx(3.0 * make_plan().noise.stddev)
@@ -423,7 +423,7 @@ def test_line_11_clipper_that_skips_one_unit_is_noticed(skips_a_unit):
 
 
 NAMED = {
-    'unit': 'one patient', 'neighboring_relation': 'add or remove one', 'delta': '0.0001', 'sampling': 'drawn with',
+    'unit': 'one patient', 'neighboring_relation': 'null record', 'delta': '0.0001', 'sampling': 'drawn with',
     'noise_multiplier': 'noise multiplier', 'l2_norm_clip': 'L2 norm of 0.1', 'steps_run': '20 times',
     'augmentation_multiplicity': '8 view', 'num_units_treated_as_public': '1000 units', 'not_covered': 'Not covered',
     'versions': 'dp_accounting', 'epsilon_by_accountant': 'PLD'

@@ -13,6 +13,7 @@ from tf_dpdiff.cli import command
 from tf_dpdiff.cli import export
 from tf_dpdiff.cli import sample
 from tf_dpdiff.cli import train
+from tf_dpdiff.data import datasets
 
 pytestmark = pytest.mark.usefixtures('small_network')
 TINY = pathlib.Path(__file__).resolve().parent / 'tiny_digits.gin'
@@ -23,6 +24,7 @@ def fixture_flags(tmp_path_factory):
     """The flags of a run but for its folder."""
     path = tmp_path_factory.mktemp('data') / 'letters.npz'
     images = np.random.default_rng(0).integers(0, 256, [400, 8, 8, 3]).astype(np.uint8)
+    images[:5] = datasets.digits().train.images_uint8[:5]  # As many as pass for chance.
     np.savez(path, images=images, labels=np.arange(400) % 20)
     bindings = ['warm_start/public_images.data = @npz_images()', 'warm_start/public_images.image_shape = (8, 8, 1)',
                 f'npz_images.path = "{path}"', 'FeatureMeansConfig.noise_multiplier = 5.0',
@@ -35,7 +37,10 @@ def fixture_flags(tmp_path_factory):
 
 def test_run_says_which_public_images_stand_for_which_private_ones(flags, tmp_path, capsys):
     assert verbs.call(train, *flags, f'--workdir={tmp_path}') == command.DONE
-    out = ' '.join(capsys.readouterr().out.replace('│', ' ').split())
+    captured = capsys.readouterr()
+    out = ' '.join(captured.out.replace('│', ' ').split())
+    assert 'train: 5 of the private images are among the public ones too' in captured.err
+    assert 'This number is private: do not release it' in captured.err
     with np.load(tmp_path / 'noisy_feature_means.npz') as arrays:
         labels = arrays['labels']
     assert 'public images that noisy feature means chose' in out and len(labels)
@@ -48,6 +53,8 @@ def test_run_says_which_public_images_stand_for_which_private_ones(flags, tmp_pa
     assert [(release['mechanism'], release['count']) for release in statement['releases']] == [('noisy_feature_means',
                                                                                                 1), ('dp_sgd_step', 3)]
     assert any('letters (public)' in phrase for phrase in statement['public_data'])
+    assert any('among those public ones too, of which a run refuses more' in item for item in statement['not_covered'])
+    assert not any('5' in item for item in statement['not_covered'])
     assert not (tmp_path / 'noisy_class_means.png').exists()
 
 

@@ -292,7 +292,50 @@ def test_sums_of_low_precision_gradients_are_float32(dtype):
     np.testing.assert_allclose(clipped.sums[0], [0.9, 1.2], rtol=5e-3)
 
 
-@pytest.mark.parametrize('clip', [0.0, -1.0, float('nan')])
-def test_impossible_clip_is_refused(clip):
-    with pytest.raises(ValueError, match='l2_norm_clip must be > 0'):
+@pytest.mark.parametrize('clip', [0.0, -1.0, float('nan'), 1e-39, 1e-20, 1e20])
+def test_clip_that_float32_does_not_carry_is_refused(clip):
+    with pytest.raises(ValueError, match=r'l2_norm_clip must be in \[1e-10, 1e\+10\]'):
         clipping.PerUnitClipper(clip)
+
+
+def share_of_a_unit(gradient, clip, jit_compile=False):
+    """Returns the norm of what a unit of one gradient adds to the sum, in float64."""
+    clip_and_sum = tf.function(lambda g: clipping.PerUnitClipper(clip).clip_and_sum([g[None]], tf.constant([False])),
+                               jit_compile=jit_compile)
+    return np.linalg.norm(clip_and_sum(tf.constant(gradient, tf.float32)).sums[0].numpy().astype(np.float64))
+
+
+@pytest.mark.parametrize('jit_compile', [False, True])
+@pytest.mark.parametrize('shape', [[1], [4096], [3, 3, 64, 128], [4097], [1_000_000], [1000, 1000], [2, 300_000]])
+@pytest.mark.parametrize('kind', ['equal', 'random', 'one large'])
+def test_no_rounding_lets_a_unit_pass_the_bound(shape, kind, jit_compile):
+    generator = np.random.default_rng(0)
+    if kind == 'equal':
+        gradient = np.full(shape, 0.1)
+    elif kind == 'random':
+        gradient = generator.standard_normal(shape)
+    else:  # Each small square is lost where it is added to the large one.
+        gradient = np.full(shape, 2.0**-12.6)
+        gradient[..., :min(16, shape[-1])] = 1.0
+    for clip in (1e-10, 1e-3, 1.0):
+        share = share_of_a_unit(50.0 * clip * gradient / np.linalg.norm(gradient), clip, jit_compile)
+        assert (1.0 - 1e-3) * clip <= share <= clip
+
+
+@pytest.mark.parametrize('length', [64, 1024, 4096])
+def test_margin_covers_the_worst_order_of_adding_up(length):
+    gradient = np.full([length], 2.0**-12.6, np.float32)
+    gradient[0] = 1.0
+    norm_found = np.sqrt(np.float64(np.cumsum(gradient**2, dtype=np.float32)[-1]))
+    norm = np.linalg.norm(gradient.astype(np.float64))
+    assert norm_found < norm and norm / norm_found * (1.0 - clipping.rounding_margin([length])) <= 1.0
+    # Control: a margin that does not grow with the number of terms is passed.
+    assert length < 1024 or norm / norm_found * (1.0 - 1e-6) > 1.0
+
+
+def test_control_a_norm_whose_squares_underflow_would_let_a_unit_pass_the_bound(monkeypatch):
+    gradient = np.full([10_000], 1e-23)
+    monkeypatch.setattr(clipping, 'check_norm', lambda unused_norm: None)
+    assert share_of_a_unit(3.2e-18 * gradient / np.linalg.norm(gradient), 1e-22) > 1e-21
+    # At the smallest norm that is allowed the same gradient, scaled, is clipped.
+    assert share_of_a_unit(3.2 * 1e-10 * gradient / np.linalg.norm(gradient), 1e-10) <= 1e-10

@@ -1,11 +1,18 @@
 """Tests of the neighbouring relations: every mechanism knows all of them, and refuses others."""
 
+import dp_accounting
+import numpy as np
 import pytest
+from scipy import stats
 
+from tf_dpdiff.data import datasets
+from tf_dpdiff.data import pipelines
+from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import accuracy_release
 from tf_dpdiff.privacy import class_means
 from tf_dpdiff.privacy import clipping
 from tf_dpdiff.privacy import feature_means
+from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import relations
 
 SENSITIVITIES = {
@@ -27,3 +34,89 @@ def test_replacing_a_unit_changes_at_least_as_much_as_removing_it(sensitivity):
 def test_unknown_relation_is_refused(sensitivity):
     with pytest.raises(ValueError, match="neighboring_relation must be one of .*, got 'bounded'"):
         sensitivity('bounded')
+
+
+def test_claims_are_made_for_null_records_unless_another_accounted_relation_is_asked_for():
+    config = dict(target_delta=1e-5, expected_batch_size=50, num_steps=5, l2_norm_clip=1.0, noise_multiplier=2.0)
+    assert plan_lib.DpSgdConfig(**config).neighboring_relation == 'replace_with_zero'
+    plans = [
+        plan_lib.make_plan(plan_lib.DpSgdConfig(**config, neighboring_relation=relation), 1000)
+        for relation in relations.ACCOUNTED
+    ]
+    assert plans[0].epsilon() == plans[1].epsilon() and plans[0].noise == plans[1].noise
+    assert plans[0].fingerprint() != plans[1].fingerprint()
+    with pytest.raises(ValueError, match="neighboring_relation must be one of .*, got 'replace_one'"):
+        plan_lib.DpSgdConfig(**config, neighboring_relation='replace_one')
+
+
+def hockey_stick(first, second, epsilon):
+    """Integrates max(first - e^epsilon second, 0) over the line, numerically."""
+    y = np.linspace(-40.0, 40.0, 800_001)
+    return np.sum(np.maximum(first(y) - np.exp(epsilon) * second(y), 0.0)) * (y[1] - y[0])
+
+
+def delta_between_neighbours(sigma, q, epsilon, shift=1.0):
+    """Returns delta of a step whose unit adds `shift` or, as a null record, nothing: the larger of both directions."""
+
+    def null(y):
+        return stats.norm.pdf(y, scale=sigma)
+
+    def real(y):
+        return (1.0 - q) * null(y) + q * stats.norm.pdf(y, loc=shift, scale=sigma)
+
+    return max(hockey_stick(null, real, epsilon), hockey_stick(real, null, epsilon))
+
+
+@pytest.mark.parametrize('sigma, q', [(0.7, 0.02), (1.0, 0.3), (2.5, 0.33), (1.5, 1.0)])
+@pytest.mark.parametrize('delta', [1e-3, 1e-5])
+def test_epsilon_of_a_step_is_that_of_a_unit_and_a_null_record(sigma, q, delta):
+    epsilon = accounting.epsilon(accounting.poisson_dp_sgd_event(sigma, q, 1), delta)
+    assert delta_between_neighbours(sigma, q, epsilon) <= delta * (1.0 + 1e-6)
+    # As tight as the accountant's grid of privacy losses is fine.
+    assert delta_between_neighbours(sigma, q, 0.98 * epsilon - 1e-3) > delta
+    # Control: replacing one unit by another, which moves the sum twice as far, costs more than is claimed.
+    assert delta_between_neighbours(sigma, q, epsilon, shift=2.0) > 2.0 * delta
+
+
+def test_relation_of_the_accountant_is_defined_as_ours_is():
+    names = {relation.name for relation in dp_accounting.NeighboringRelation}
+    assert {'REPLACE_SPECIAL', 'ADD_OR_REMOVE_ONE'} <= names
+
+
+OWNERS = np.repeat(np.arange(5), 4)
+IMAGES = np.random.default_rng(0).integers(0, 256, [20, 3, 3, 1]).astype(np.uint8)
+LABELS = (np.arange(20) % 2).astype(np.int32)
+
+
+def vector_of(mechanism, rows):
+    """Returns what noise is added to, of the images in some rows."""
+    images, labels, owners = IMAGES[rows], LABELS[rows], OWNERS[rows]
+    if mechanism == 'class means':
+        return class_means.ClassMeansConfig(1.0, 2.0).exact_vector(images, labels, 2, owners)
+    if mechanism == 'feature means':
+        flat = images.reshape([len(images), -1]).astype(np.float64)
+        return feature_means.FeatureMeansConfig(1.0).exact_vector(flat, labels, 2, owners)
+    return accuracy_release.AccuracyReleaseConfig(1.0).exact_vector(labels[:, None] == 1, owners)
+
+
+@pytest.mark.parametrize('mechanism', ['class means', 'feature means', 'accuracy'])
+@pytest.mark.parametrize('owner', range(5))
+def test_null_record_takes_part_in_no_release_and_moves_none_by_more_than_the_sensitivity(mechanism, owner):
+    rows = np.flatnonzero(OWNERS != owner)
+    without, alone = vector_of(mechanism, rows), vector_of(mechanism, np.flatnonzero(OWNERS == owner))
+    moved = vector_of(mechanism, np.arange(20)) - without
+    # What the owner adds is the same whoever is beside them, and a null record adds nothing of it.
+    np.testing.assert_allclose(moved, alone, atol=1e-9)
+    assert np.linalg.norm(moved) <= SENSITIVITIES[mechanism]('replace_with_zero') * (1.0 + 1e-9)
+
+
+def test_null_record_keeps_its_place_among_the_units_and_is_padding_in_every_step():
+    rows = np.flatnonzero(OWNERS != 2)
+    whole, null = (datasets.ImageDataset('toy', IMAGES[r], LABELS[r], ('a', 'b'), 'one patient', OWNERS[r], 5)
+                   for r in (np.arange(20), rows))
+    assert whole.num_units == null.num_units == 5
+    units = np.arange(5)
+    drawn = [pipelines.gather_units(data, units, num_views=3, seed=1, step=0) for data in (whole, null)]
+    np.testing.assert_array_equal(drawn[1][2], [0, 1, -1, 3, 4])
+    for part in (0, 1):  # Images and labels of all others are what they were.
+        np.testing.assert_array_equal(np.delete(drawn[0][part], 2, axis=0), np.delete(drawn[1][part], 2, axis=0))

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import re
 
 import pytest
 
@@ -10,6 +11,7 @@ from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import class_means
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import plan as plan_lib
+from tf_dpdiff.privacy import relations
 from tf_dpdiff.privacy import statement
 
 CONFIG = plan_lib.DpSgdConfig(target_delta=1e-4,
@@ -40,16 +42,16 @@ def test_statement_names_what_a_reader_needs():
     assert fields['epsilon'] <= 4.0 and fields['epsilon'] == fields['epsilon_by_accountant']['pld']
     assert fields['epsilon_by_accountant']['rdp'] >= fields['epsilon']
     expected = {
-        'delta': 1e-4, 'unit': 'one image', 'neighboring_relation': 'add_or_remove_one', 'dataset': 'toy',
+        'delta': 1e-4, 'unit': 'one image', 'neighboring_relation': 'replace_with_zero', 'dataset': 'toy',
         'num_units_treated_as_public': 1000, 'sampling': 'poisson', 'sampling_probability': 0.2, 'l2_norm_clip': 0.1,
         'noise_multiplier': made.plan.config.noise_multiplier, 'steps_run': 50, 'augmentation_multiplicity': 8,
-        'guarantee_claimed': True, 'clipping': 'flat', 'noise_generator': 'philox',
+        'guarantee_claimed': True, 'clipping': 'flat', 'noise_generator': 'philox', 'sampling_generator': 'philox',
     }  # yapf: disable
     assert {name: fields[name] for name in expected} == expected
     assert set(fields['versions']) >= {'tensorflow', 'dp_accounting', 'numpy', 'python'}
     text = made.to_text()
-    for fact in ('one image', 'add or remove one', 'noisy class means, once', 'DP-SGD step, 50 times', '0.0001',
-                 'tuning', 'Not covered', '1000 units', '8 view(s)', '(flat)', 'Philox',
+    for fact in ('one image', 'replaced with a null record', 'noisy class means, once', 'DP-SGD step, 50 times',
+                 '0.0001', 'tuning', 'Not covered', '1000 units', '8 view(s)', '(flat)', 'Philox',
                  statement.round_up(fields['epsilon'])):
         assert fact in text
 
@@ -89,7 +91,9 @@ def test_public_images_are_named_as_what_is_not_protected():
     assert "public images it was trained on before: 30 images of 'strokes'" in made.to_text()
     fields = json.loads(made.to_json())
     assert fields['public_data'] == ["30 images of 'strokes'"] and "30 images of 'strokes'" in fields['not_covered'][0]
-    assert 'public images' not in make_statement().to_text()
+    # Those that a run lets through are told of without their number, which is private.
+    assert 'private images that are among those public ones too' in fields['not_covered'][1]
+    assert 'public images' not in make_statement().to_text() and 'public ones' not in make_statement().to_text()
 
 
 def test_statement_of_a_public_model_claims_nothing():
@@ -135,3 +139,31 @@ def test_nothing_claimed_has_no_epsilon_over_steps():
     config = dataclasses.replace(CONFIG, target_epsilon=None, noise_multiplier=0.0)
     assert make_statement(config=config).epsilon_over_steps() == []
     assert make_statement(ledger_lib.Ledger()).epsilon_over_steps() == []
+
+
+@pytest.mark.parametrize('relation, words', [
+    ('replace_with_zero', 'replaced with a null record, .* same number of units, which is public'),
+    ('add_or_remove_one', 'add or remove one unit, at the same sampling probability; .* not protected'),
+])  # yapf: disable
+def test_relation_is_said_in_words_with_what_it_means_for_the_number_of_units(relation, words):
+    text = make_statement(config=dataclasses.replace(CONFIG, neighboring_relation=relation)).to_text()
+    assert re.search(words, ' '.join(text.split()))
+    others = set(relations.ACCOUNTED) - {relation}
+    assert others and not any(relations.ACCOUNTED[other] in ' '.join(text.split()) for other in others)
+
+
+@pytest.mark.parametrize('generator, name', [('philox', 'Philox'), ('shake256', 'SHAKE-256')])
+def test_statement_tells_what_draws_the_noise_from_what_draws_the_units(generator, name):
+    made = make_statement(config=dataclasses.replace(CONFIG, noise_generator=generator))
+    text = ' '.join(made.to_text().split())
+    assert f'The noise comes from {name}' in text
+    assert re.search('Which units take part in a step, .* is drawn by Philox', text)
+    assert (made.to_dict()['noise_generator'], made.to_dict()['sampling_generator']) == (generator, 'philox')
+
+
+def test_bound_on_the_tail_of_the_noise_is_printed_and_never_below_itself():
+    made = make_statement()
+    bound = made.to_dict()['noise_tail_adds_to_delta_at_most']
+    printed = float(re.search(r'adds at most (\S+) to delta', ' '.join(made.to_text().split())).group(1))
+    assert 0.0 < bound <= printed < 2.0 * bound + 1e-300 and printed < 1e-6 * CONFIG.target_delta
+    assert make_statement(ledger_lib.Ledger()).to_dict()['noise_tail_adds_to_delta_at_most'] == 0.0

@@ -122,6 +122,7 @@ def train(
     with replicas.working() as stop:
         trainer = _make_trainer(workdir, data, model, plan, of_stages, loop, replicas)
         if is_first:
+            _tell_of_private_images_that_are_public(trainer)
             _begin(workdir, budget_file, data, model, plan, trainer, of_stages)
         released, drawn = _train_and_draw(workdir, budget_file, trainer, model, samples, stop)
     if is_first:
@@ -179,6 +180,15 @@ def _write_down_spent(workdir, budget_file, trainer) -> None:
     if trainer.state.ledger.releases:
         run_files.write_statement(workdir, trainer.statement())
     _settle(budget_file, trainer)
+
+
+def _tell_of_private_images_that_are_public(trainer) -> None:
+    count = trainer.num_private_images_that_are_public
+    if count:
+        print(
+            f'train: {count:,} of the private images are among the public ones too: the guarantee covers what the '
+            'private stages do with them, and not what the public stages show. This number is private: do not release it.',
+            file=sys.stderr)
 
 
 def _describe_model(spec, network, process, sampler, warm_start, finetuning) -> run_files.ModelDescription:

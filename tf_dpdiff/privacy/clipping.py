@@ -7,9 +7,13 @@ import tensorflow as tf
 
 from tf_dpdiff.privacy import relations
 
-# Clipping aims this far below the norm, since the norm itself is a float32 sum of squares with a relative error of a
-# few 1e-7 times the depth of the summation tree. It costs nothing and makes the bound strict.
-_ROUNDING_MARGIN = 1e-5
+# A gradient's squares must neither underflow nor overflow float32. What underflows is below 1.2e-38 a coordinate, so
+# for 10^10 of them and the smallest norm it is a share of 1e-8 of the squared norm.
+SMALLEST_NORM, LARGEST_NORM = 1e-10, 1e10
+_FLOAT32_ROUNDING = 2.0**-24  # Relative error of one operation.
+# Squares are added up in float32 along the innermost axis up to this size, and in float64 beyond it and along all
+# others.
+_MOST_FLOAT32_TERMS = 4096
 
 
 class ClippedSum(NamedTuple):
@@ -45,10 +49,12 @@ class PerUnitClipper:
 
     Guarantee: adding or removing one unit changes `sums` by at most `l2_norm_clip` in L2 norm, whatever its pixels are.
       A unit whose gradient is not finite contributes zero and changes no other unit's contribution. Padding contributes
-      zero, whether it is computed or passed over. An empty batch gives zero.
+      zero, whether it is computed or passed over. An empty batch gives zero. The bound holds for what is added in
+      float32, not only for real numbers: see `rounding_margin`.
 
     Attributes:
-      l2_norm_clip: The bound C, > 0. Infinity switches clipping off (and the sensitivity is then infinite).
+      l2_norm_clip: The bound C, in [1e-10, 1e10], where float32 carries its squares. Infinity switches clipping off
+        (and the sensitivity is then infinite).
       per_layer: False: flat clipping, the gradient over all variables together to C. True: the gradient of each of L
         layers to C / sqrt(L), so that the whole is bounded by C too; useful where a few layers hold most of the norm.
 
@@ -60,8 +66,7 @@ class PerUnitClipper:
     per_layer: bool = False
 
     def __post_init__(self):
-        if not self.l2_norm_clip > 0.0:
-            raise ValueError(f'l2_norm_clip must be > 0, got {self.l2_norm_clip}.')
+        check_norm(self.l2_norm_clip)
 
     def sensitivity(self, neighboring_relation: str) -> float:
         """Returns how much `sums` can change between neighbouring data sets, in L2 norm.
@@ -90,16 +95,18 @@ class PerUnitClipper:
           The sums, and what happened to each unit.
         """
         names = list(layers) if self.per_layer else [''] * len(gradients)
-        bound = self.l2_norm_clip * (1.0 - _ROUNDING_MARGIN) / len(set(names))**0.5
         # The norm is taken in float32 even where the gradients are of another type.
         gradients = [tf.cast(g, tf.float32) for g in gradients]
-        squares = [tf.reduce_sum(tf.square(g), axis=list(range(1, g.shape.rank))) for g in gradients]
+        margin = max(rounding_margin(g.shape[1:]) for g in gradients)
+        bound = tf.constant(self.l2_norm_clip * (1.0 - margin) / len(set(names))**0.5, tf.float64)
+        squares = [_sum_of_squares(g) for g in gradients]
         norms = _total_norms(squares)
         is_kept = tf.logical_and(tf.math.is_finite(norms), tf.logical_not(is_padding))
         scales = {}
         for name in dict.fromkeys(names):
             layer_norms = _total_norms([s for s, n in zip(squares, names) if n == name])
-            scales[name] = tf.where(is_kept, tf.where(layer_norms > bound, bound / layer_norms, 1.0), 0.0)
+            scale = tf.where(layer_norms > bound, bound / layer_norms, tf.ones_like(layer_norms))
+            scales[name] = tf.where(is_kept, tf.cast(scale, tf.float32), 0.0)
         # A unit that does not count adds zero, even if its gradient is NaN. No product of matrices, which accelerators
         # round to 10 or 7 bits (TF32, bfloat16): a unit's share of the sum would be longer than the bound.
         sums = [
@@ -107,7 +114,7 @@ class PerUnitClipper:
             for gradient, name in zip(gradients, names)
         ]
         is_clipped = tf.logical_and(is_kept, tf.reduce_min(list(scales.values()), axis=0) < 1.0)
-        return ClippedChunk(sums, norms, is_kept, is_clipped)
+        return ClippedChunk(sums, tf.cast(norms, tf.float32), is_kept, is_clipped)
 
     def clipped_sum(self,
                     loss_fn: Callable[[Any], tf.Tensor],
@@ -190,6 +197,53 @@ def _map_units(unit_gradient: Callable, units: Any, variables: Sequence[tf.Varia
 def _along_units(values: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
     """Returns values [units] with as many axes as the gradient [units, ...]."""
     return tf.reshape(values, [-1] + [1] * (gradient.shape.rank - 1))
+
+
+def check_norm(l2_norm_clip: float) -> None:
+    """Refuses a clipping norm that float32 cannot carry.
+
+    Raises:
+      ValueError: gives the value and the range.
+    """
+    if not (SMALLEST_NORM <= l2_norm_clip <= LARGEST_NORM or l2_norm_clip == float('inf')):
+        raise ValueError(f'l2_norm_clip must be in [{SMALLEST_NORM:g}, {LARGEST_NORM:g}], where float32 carries its '
+                         f'squares, got {l2_norm_clip}.')
+
+
+def rounding_margin(shape: Sequence[int]) -> float:
+    """Returns how far below the norm a gradient of a shape is clipped, as a share, so that rounding passes no bound.
+
+    n terms of one sign that are rounded and added up in float32, in whatever order, have a relative error of at most
+    n u / (1 - n u) with u = 2^-24. Here n is the size of the innermost axis or, where that is long, 1: the rest is
+    added up in float64, to a type that keeps a compiler from joining the two sums. The norm has half that error. The
+    scale and the product with it are rounded once each; (n + 8) u covers all of it, also in the sum over a layer's
+    variables.
+
+    Args:
+      shape: Of the variable.
+
+    References: Higham 2002, Accuracy and Stability of Numerical Algorithms, section 4.2.
+
+    Example:
+        >>> rounding_margin([3, 3, 64, 128]) == 136 * 2.0**-24
+        True
+    """
+    return (_float32_terms(shape) + 8) * _FLOAT32_ROUNDING
+
+
+def _float32_terms(shape: Sequence[int]) -> int:
+    """Returns how many squares are added up in float32."""
+    innermost = int(shape[-1]) if len(shape) else 1
+    return innermost if innermost <= _MOST_FLOAT32_TERMS else 1
+
+
+def _sum_of_squares(gradient: tf.Tensor) -> tf.Tensor:
+    """Returns the squared norms, float64 [units], of a gradient, float32 [units, ...]; see `rounding_margin`."""
+    squares = tf.square(gradient)
+    if gradient.shape.rank > 1 and _float32_terms(gradient.shape[1:]) == gradient.shape[-1]:
+        squares = tf.reduce_sum(squares, axis=-1)
+    squares = tf.cast(squares, tf.float64)
+    return tf.reduce_sum(squares, axis=list(range(1, squares.shape.rank)))
 
 
 def _total_norms(squares: Sequence[tf.Tensor]) -> tf.Tensor:

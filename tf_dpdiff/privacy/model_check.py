@@ -1,6 +1,9 @@
 """Refuses networks, losses and views for which a bound on one unit's gradient does not hold."""
 
 import contextlib
+import gc
+import itertools
+import re
 from typing import Any, Callable, Sequence
 
 import numpy as np
@@ -14,6 +17,7 @@ _DRAWS_RANDOMNESS = {
     'BaseRandomLayer', 'BaseImageAugmentationLayer', 'GaussianDropout', 'GaussianNoise', 'AlphaDropout', 'DropPath',
     'StochasticDepth', 'DropBlock2D'
 }
+_ASSIGNS = re.compile(r'^(Assign\w*VariableOp|ResourceScatter\w*|ResourceStridedSliceAssign)$')
 _CURES = {
     'mixes':
         'it mixes the examples of a batch, so clipping one unit does not bound what it changes; use GroupNormalization '
@@ -31,6 +35,7 @@ _CURES = {
 
 class ModelCheckError(ValueError):
     """A network, a loss or a way to draw views is not fit for per-unit clipping."""
+    __init__ = Exception.__init__  # AutoGraph then raises the same kind of error out of a tf.function.
 
 
 def check_layers(model: tf.keras.Model) -> None:
@@ -57,6 +62,57 @@ def check_layers(model: tf.keras.Model) -> None:
             f'layer {layer.name!r} ({type(layer).__name__}): {_CURES[kind]}' for layer, kind in problems) + '.')
 
 
+@tf.autograph.experimental.do_not_convert
+def check_keeps_no_state(function: Callable, *specs) -> None:
+    """Refuses a function that changes a variable when it is called: running statistics are released without noise.
+
+    The function is traced and not run: what looks for an assignment is its graph, whatever its layers are called.
+
+    Args:
+      function: Of tensors.
+      *specs: Nested tf.TensorSpec, of its arguments.
+
+    Raises:
+      ModelCheckError: names the assignment, which Keras calls by its layer, and the cure.
+    """
+    graph = tf.function(function).get_concrete_function(*specs).graph.as_graph_def()
+    nodes = itertools.chain(graph.node, *(inner.node_def for inner in graph.library.function))
+    # Counters of random draws are no statistics of the data; they are read and skipped, not assigned.
+    assignment = next((node for node in nodes if _ASSIGNS.search(node.op)), None)
+    if assignment is not None:
+        raise ModelCheckError(f'{assignment.name!r} changes a variable while the loss is computed: {_CURES["state"]}.')
+
+
+@tf.autograph.experimental.do_not_convert
+def check_models_with(variables: Sequence[tf.Variable], *, runs_them: bool) -> None:
+    """Refuses layers that mix the examples of a batch, or keep statistics of them, in the live models of some
+    variables.
+
+    For those who are given a loss and variables and not the model. Layers that are not trained, and so use statistics
+    that stay as they are, pass.
+
+    Args:
+      variables: Trained variables.
+      runs_them: Whether to run the models on random examples too, which finds layers that no list knows: those of
+        functional models whose inputs are floats of known shapes.
+
+    Raises:
+      ModelCheckError: names the layer and the cure.
+    """
+    references = {variable.ref() for variable in variables}
+    # Neither variables nor losses tell of their model; every live object is looked at, once for a set of variables.
+    models = [o for o in gc.get_objects() if issubclass(type(o), tf.keras.Model) and o.built]
+    models = [model for model in models if references & {variable.ref() for variable in model.trainable_variables}]
+    for model in models:
+        for layer in model._flatten_layers(include_self=False):  # pylint: disable=protected-access
+            if layer.trainable and _MIXES_EXAMPLES.intersection(c.__name__ for c in type(layer).__mro__):
+                raise ModelCheckError(f'layer {layer.name!r} ({type(layer).__name__}): {_CURES["mixes"]}.')
+        inputs = model.inputs or []
+        if runs_them and len(inputs) == 1 and inputs[0].dtype.is_floating and inputs[0].shape[1:].is_fully_defined():
+            with tf.init_scope():
+                check_independence(model, lambda x: x, inputs[0].shape[1:], may_be_random=True)
+
+
 def _adds_loss(layer: tf.keras.layers.Layer) -> bool:
     regularizers = ('kernel', 'bias', 'activity', 'beta', 'gamma', 'embeddings', 'depthwise', 'pointwise')
     if any(getattr(layer, f'{name}_regularizer', None) is not None for name in regularizers):
@@ -70,6 +126,7 @@ def check_independence(model: tf.keras.Model,
                        make_inputs: Callable[[np.ndarray], Any],
                        input_shape: Sequence[int],
                        *,
+                       may_be_random: bool = False,
                        rtol: float = 1e-3) -> None:
     """Refuses a network in which one example changes the output of another, whatever its layers are called.
 
@@ -81,6 +138,8 @@ def check_independence(model: tf.keras.Model,
       model: The network.
       make_inputs: Maps float32 [3, *input_shape] to the network's inputs.
       input_shape: Shape of one example.
+      may_be_random: Whether the network may draw randomness of its own for each example, as Dropout does. One that does
+        is run in inference mode to see whether examples mix. Then one that ignores its input passes too.
       rtol: Largest relative change that counts as rounding.
 
     Raises:
@@ -92,9 +151,16 @@ def check_independence(model: tf.keras.Model,
     if not model.built:
         model(make_inputs(batch))
     names, call = _with_layer_outputs(model)
+
+    def run(training: bool):
+        return [[np.asarray(out, np.float64) for out in call(make_inputs(x), training)] for x in (batch, batch, changed)
+               ]
+
     with _random_weights(model):
         state = [v.numpy() for v in model.variables]
-        runs = [[np.asarray(out, np.float64) for out in call(make_inputs(x))] for x in (batch, batch, changed)]
+        runs = run(training=True)
+        if may_be_random and any(not np.array_equal(*pair) for pair in zip(*runs[:2])):
+            runs = run(training=False)
         moved = [v.name for v, old in zip(model.variables, state) if not np.array_equal(v.numpy(), old)]
     if moved:
         raise ModelCheckError(f'the network changed {moved[0]!r} while it was called: {_CURES["state"]}.')
@@ -105,19 +171,20 @@ def check_independence(model: tf.keras.Model,
         if len(before) == 3 and np.abs(after[1:] - before[1:]).max() > tolerance:
             raise ModelCheckError(
                 f'in {name} the output for one example depends on another one in the batch: {_CURES["mixes"]}.')
-    if np.abs(runs[2][-1][0] - runs[0][-1][0]).max() <= tolerance:
+    if not may_be_random and np.abs(runs[2][-1][0] - runs[0][-1][0]).max() <= tolerance:
         raise ModelCheckError('the output does not depend on the input, so nothing can be said of the network.')
 
 
 def _with_layer_outputs(model: tf.keras.Model):
     """Returns the names of a model's layers, and a function that returns the output of each, the model's own last."""
     if not model.inputs:  # A subclassed model shows nothing of its inside.
-        return [f'the network {model.name!r}'], lambda inputs: tf.nest.flatten(model(inputs, training=True))[:1]
+        return [f'the network {model.name!r}'
+               ], lambda inputs, training: tf.nest.flatten(model(inputs, training=training))[:1]
     layers = [layer for layer in model.layers if not isinstance(layer, tf.keras.layers.InputLayer)]
     outputs = [tf.nest.flatten(layer.get_output_at(0))[0] for layer in layers]
     probe = tf.keras.Model(model.inputs, outputs + [model.outputs[0]])
     names = [f'layer {layer.name!r} ({type(layer).__name__})' for layer in layers]
-    return names + [f'the network {model.name!r}'], lambda inputs: probe(inputs, training=True)
+    return names + [f'the network {model.name!r}'], lambda inputs, training: probe(inputs, training=training)
 
 
 @contextlib.contextmanager

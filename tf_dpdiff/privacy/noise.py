@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import math
 from typing import List, Sequence
 
 import numpy as np
@@ -13,6 +14,10 @@ from tf_dpdiff.privacy import seeds
 GENERATORS = ('philox', 'shake256')
 PURPOSE = 'noise'
 _LARGEST_UNIFORM = 1.0 - 2.0**-24  # The largest float32 below 1.
+# The largest radius of a pair of numbers, where the probability of a larger one is 2^-65 and 2^-54.
+_LOG2_OF_TAIL = {'philox': -65, 'shake256': -54}
+# Far from where float32 loses digits or overflows, also when noise is divided by a batch or multiplied by 10.
+SMALLEST_STDDEV, LARGEST_STDDEV = 1e-20, 1e20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,12 +27,13 @@ class GaussianNoise:
     Call it once a step, on the sum over all chunks and replicas: with the same seed and step it draws the same numbers
     everywhere, so replicas that all call it on the reduced sum add one draw and not several.
 
-    Guarantee: draws of different (step, variable) pairs use different 128-bit seeds (seed, step * variables + index),
-      so no draw is used for two different sums. The seeds are int64: chains of int32 folds collide.
-      What is drawn is a Gaussian number but for its tail and for rounding. Tail: see `normal_from_bits` and
-      `cryptographic_normal`. For 'philox' it is cut where a pair of Gaussian numbers comes with probability 2^-65: over
-      10^12 numbers this is a total variation below 2e-8, and delta grows by at most (1 + e^epsilon) times that.
-      Rounding: the numbers are float32, as the sums are. The claim leaves floating-point rounding out.
+    Guarantee: each draw has an address, a 128-bit seed (secret seed, number of the draw), and different addresses give
+      independent draws. `add` numbers them step * variables + index, so the draws of a run whose variables stay the
+      same never meet; who trains other variables in other steps counts the draws and calls `add_at`. The numbers are
+      int64: chains of int32 folds collide.
+      What is drawn is a Gaussian number but for its tail and for rounding. The tail is cut; `tail_delta` bounds what
+      that adds to delta. Rounding: the numbers are float32, as the sums are. The claim leaves floating-point rounding
+      out.
 
     Attributes:
       stddev: Standard deviation in the units of the sum: noise_multiplier times the clipper's sensitivity. Zero adds
@@ -45,6 +51,10 @@ class GaussianNoise:
     def __post_init__(self):
         if not 0.0 <= self.stddev < float('inf'):
             raise ValueError(f'stddev must be finite and at least 0, got {self.stddev}.')
+        if self.stddev and not SMALLEST_STDDEV <= self.stddev <= LARGEST_STDDEV:
+            raise ValueError(
+                f'stddev must be 0 or in [{SMALLEST_STDDEV:g}, {LARGEST_STDDEV:g}], which float32 carries, '
+                f'got {self.stddev}.')
         check_generator(self.generator)
 
     def add(self, sums: Sequence[tf.Tensor], *, seed: seeds.PrivateSeed, step: tf.Tensor) -> List[tf.Tensor]:
@@ -64,6 +74,20 @@ class GaussianNoise:
         Returns:
           float32 tensors of the same shapes.
         """
+        return self.add_at(sums, seed=seed, first_draw=tf.cast(step, tf.int64) * len(sums))
+
+    def add_at(self, sums: Sequence[tf.Tensor], *, seed: seeds.PrivateSeed, first_draw: tf.Tensor) -> List[tf.Tensor]:
+        """Returns the sums with noise, given the number of the first draw; otherwise as `add`.
+
+        Args:
+          sums: float32 tensors of any shape.
+          seed: The secret.
+          first_draw: int64 scalar, at least 0. The tensors take the draws first_draw, first_draw + 1, ..., none of
+            which may ever be used for another sum under the same secret.
+
+        Returns:
+          float32 tensors of the same shapes.
+        """
         if self.stddev == 0.0:
             return list(sums)
         draw = functools.partial(self._draw_philox if self.generator == 'philox' else self._draw_shake256, seed)
@@ -79,10 +103,10 @@ class GaussianNoise:
                                    input_signature=[tf.TensorSpec([None], tf.float32),
                                                     tf.TensorSpec([], tf.int64)],
                                    experimental_attributes={'_noinline': True})
-        step = tf.cast(step, tf.int64)
+        first_draw = tf.cast(first_draw, tf.int64)
         return [
-            tf.reshape(add_draw(tf.reshape(value, [-1]),
-                                step * len(sums) + index), tf.shape(value)) for index, value in enumerate(sums)
+            tf.reshape(add_draw(tf.reshape(value, [-1]), first_draw + index), tf.shape(value))
+            for index, value in enumerate(sums)
         ]
 
     def _draw_philox(self, seed: seeds.PrivateSeed, size: tf.Tensor, counter: tf.Tensor) -> tf.Tensor:
@@ -161,6 +185,43 @@ def cryptographic_normal(key: bytes, counter: int, shape: Sequence[int]) -> np.n
     return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:size].reshape(shape)
 
 
+def tail_delta(noise_multiplier: float, *, num_draws: float, num_numbers: float, generator: str = 'philox') -> float:
+    """Bounds what the cut tail of the noise adds to delta.
+
+    The pairs of numbers that a generator makes have a radius of at most R. Noise with that cut is a Gaussian
+    conditioned on all pairs lying within R, an event of probability Z that does not depend on the data. Let v be what
+    one unit adds to a sum, in standard deviations of the noise, so that its norm is at most 1 / noise_multiplier. An
+    output that both of two neighbouring data sets can lead to has, for each, its Gaussian density over Z, so there the
+    bound with the Gaussian's delta holds with delta / Z. What remains are outputs that only one of them can lead to:
+    there some pair of the noise has a radius between R - |v of the pair| and R. With a_j for |v| of pair j and p for
+    the probability e^(-R^2/2) of a radius above R, that has a probability of at most p times the sum of e^(R a_j) - 1,
+    hence of at most p (R a sqrt(pairs) + e^(R a) - 1 - R a), where a = 1 / noise_multiplier (by the power series and
+    Cauchy-Schwarz). Over several releases, each chosen knowing those before it, these probabilities add up, and mixing
+    over which units were sampled makes neither larger. No factor e^epsilon is in it.
+
+    Args:
+      noise_multiplier: Smallest of all releases, > 0.
+      num_draws: Releases: steps, rounds.
+      num_numbers: Coordinates of each release.
+      generator: One of GENERATORS.
+
+    Returns:
+      A bound on the growth of delta, in [0, 1]; to be read beside the share 1 / Z - 1 by which delta grows besides,
+      which is below num_draws * num_numbers * 2^-65 for 'philox' and 2^-54 for 'shake256'.
+
+    Example:
+        >>> tail_delta(2.451, num_draws=200, num_numbers=80e6) < 1e-12
+        True
+    """
+    check_generator(generator)
+    log_p = _LOG2_OF_TAIL[generator] * math.log(2.0)
+    radius, shift = math.sqrt(-2.0 * log_p), 1.0 / noise_multiplier
+    if log_p + radius * shift >= 0.0:
+        return 1.0
+    spread = radius * shift * math.sqrt(max(1.0, num_numbers / 2.0))
+    return min(1.0, num_draws * (math.exp(log_p) * spread + math.exp(log_p + radius * shift)))
+
+
 def standard_normal(seed: seeds.PrivateSeed, purpose: str, shape: Sequence[int], generator: str) -> np.ndarray:
     """Returns the noise of a release that is made once, float64, from the generator of that name.
 
@@ -175,6 +236,26 @@ def standard_normal(seed: seeds.PrivateSeed, purpose: str, shape: Sequence[int],
         return cryptographic_normal(seed.derive_key(purpose), 0, shape)
     bits = np.random.Philox(key=np.array([seed.derive(purpose), 0], np.uint64))
     return np.random.Generator(bits).standard_normal(shape)
+
+
+def check_is_not_lost(noise_multiplier: float, expected_batch_size: float) -> None:
+    """Refuses noise that is not well above the rounding of the sum that it is added to.
+
+    A coordinate of a sum of B gradients of norm C may be as large as B C, where neighbouring float32 numbers are
+    2^-23 B C apart. Noise must be four times that: with less, the noisy sum would show the steps of the sum itself.
+
+    Args:
+      noise_multiplier: At least 0; 0 is no noise, for which nothing is claimed.
+      expected_batch_size: B, > 0.
+
+    Raises:
+      ValueError: gives both numbers and the least noise.
+    """
+    least = expected_batch_size * 2.0**-21
+    if 0.0 < noise_multiplier < least:
+        raise ValueError(f'noise_multiplier={noise_multiplier:g} is lost in float32 beside a sum of '
+                         f'{expected_batch_size:g} gradients: give at least {least:.3g}, or a smaller '
+                         'expected_batch_size.')
 
 
 def check_generator(generator: str) -> None:

@@ -11,6 +11,7 @@ from tf_dpdiff.privacy import clipping
 from tf_dpdiff.privacy import feature_means
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import noise
+from tf_dpdiff.privacy import relations
 from tf_dpdiff.privacy import rounding
 from tf_dpdiff.privacy import sampling
 
@@ -31,11 +32,12 @@ class DpSgdConfig:
       expected_batch_size: Expected units a step, >= 1. The sampling probability is this divided by the number of units,
         and the noisy sum is divided by it.
       num_steps: Private steps, >= 1.
-      l2_norm_clip: The bound C of each unit's gradient, > 0.
+      l2_norm_clip: The bound C of each unit's gradient, in [1e-10, 1e10], where float32 carries it.
       target_epsilon: > 0. The noise multiplier is calibrated to it where none is given, and the plan is refused where
         the given one does not meet it. None only together with a noise_multiplier.
       noise_multiplier: Ratio of the noise's standard deviation to the sensitivity, >= 0 (0 trains without a guarantee).
-      neighboring_relation: What is protected. Only 'add_or_remove_one' has a proven accountant here.
+      neighboring_relation: Which data sets the claim compares: 'replace_with_zero' (one unit replaced with a null
+        record, at a public number of units) or 'add_or_remove_one'; see `relations`. Both cost the same.
       sampling: 'poisson', or 'shuffled_batches', which trains but claims no epsilon.
       clipping: 'flat' (the whole gradient to l2_norm_clip) or 'per_layer' (each layer's to an equal part of it); the
         sensitivity is the same.
@@ -47,7 +49,7 @@ class DpSgdConfig:
     l2_norm_clip: float
     target_epsilon: Optional[float] = None
     noise_multiplier: Optional[float] = None
-    neighboring_relation: str = 'add_or_remove_one'
+    neighboring_relation: str = relations.REPLACE_WITH_ZERO
     sampling: str = 'poisson'
     clipping: str = 'flat'
     noise_generator: str = 'philox'
@@ -59,17 +61,14 @@ class DpSgdConfig:
             value = getattr(self, name)
             if int(value) != value or value < 1:
                 raise ValueError(f'{name} must be a whole number of at least 1, got {value}.')
-        if not self.l2_norm_clip > 0.0:
-            raise ValueError(f'l2_norm_clip must be > 0, got {self.l2_norm_clip}.')
+        clipping.check_norm(self.l2_norm_clip)
         if self.target_epsilon is None and self.noise_multiplier is None:
             raise ValueError('one of target_epsilon and noise_multiplier must be given.')
         if self.target_epsilon is not None and not 0.0 < self.target_epsilon < float('inf'):
             raise ValueError(f'target_epsilon must be finite and > 0, got {self.target_epsilon}.')
         if self.noise_multiplier is not None and not 0.0 <= self.noise_multiplier < float('inf'):
             raise ValueError(f'noise_multiplier must be finite and at least 0, got {self.noise_multiplier}.')
-        if self.neighboring_relation != 'add_or_remove_one':
-            raise ValueError(f"neighboring_relation must be 'add_or_remove_one', got {self.neighboring_relation!r}: no "
-                             'accountant for Poisson sampling under another relation is at hand.')
+        relations.check_accounted(self.neighboring_relation)
         if self.sampling not in SAMPLINGS:
             raise ValueError(f'sampling must be one of {SAMPLINGS}, got {self.sampling!r}.')
         if self.clipping not in CLIPPINGS:
@@ -167,7 +166,7 @@ def make_plan(config: DpSgdConfig, num_units: int, warm_start_release: Optional[
       warm_start_release: Another release to be paid from the same budget, or None.
 
     Raises:
-      ValueError: if the batch is larger than the data set.
+      ValueError: if the batch is larger than the data set, or if float32 would lose the noise beside the sum.
       accounting.BudgetError: if the target cannot be met.
     """
     if config.expected_batch_size > num_units:
@@ -200,6 +199,7 @@ def make_plan(config: DpSgdConfig, num_units: int, warm_start_release: Optional[
         plan = plan_with(
             accounting.calibrate_noise_multiplier(lambda sigma: plan_with(sigma).dp_event(), config.target_epsilon,
                                                   config.target_delta))
+    noise.check_is_not_lost(plan.config.noise_multiplier, config.expected_batch_size)
     if config.target_epsilon is not None and plan.epsilon() > config.target_epsilon:
         raise accounting.BudgetError(
             f'noise_multiplier={plan.config.noise_multiplier:g} over {config.num_steps} steps costs '

@@ -6,6 +6,7 @@ from typing import List, Sequence, Tuple
 import numpy as np
 
 PADDING_INDEX = -1
+GENERATOR = 'philox'  # What draws the units of a step, whichever generator draws the noise.
 
 
 def shard_bounds(num_units: int, replica: int, num_replicas: int) -> Tuple[int, int]:

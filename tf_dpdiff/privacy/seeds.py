@@ -50,5 +50,8 @@ class PrivateSeed:
         """Returns the 32-byte key of one purpose, for a cryptographic generator."""
         return hmac.digest(self._secret, purpose.encode('utf-8'), 'sha256')
 
+    def __reduce__(self):
+        raise TypeError('a private seed is neither copied nor pickled: whoever has a copy draws the same noise again.')
+
     def __repr__(self) -> str:
         return 'PrivateSeed(<secret>)'

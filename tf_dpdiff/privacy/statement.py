@@ -5,6 +5,7 @@ from importlib import metadata
 import json
 import math
 import sys
+import textwrap
 from typing import List, Optional, Tuple
 
 import numpy as np
@@ -13,8 +14,11 @@ import tensorflow as tf
 from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import curves
 from tf_dpdiff.privacy import ledger as ledger_lib
+from tf_dpdiff.privacy import noise
 from tf_dpdiff.privacy import plan as plan_lib
+from tf_dpdiff.privacy import relations
 from tf_dpdiff.privacy import rounding
+from tf_dpdiff.privacy import sampling
 
 round_up = accounting.round_up
 
@@ -26,10 +30,15 @@ _NOT_COVERED = (
     'an attacker who reads the checkpoints of the run: they hold the secret seed and must stay private',
 )
 
+_ALSO_PUBLIC = (
+    'private images that are among those public ones too, of which a run refuses more than 1 in 100: they count '
+    'as private where the private stages use them, and what the public stages show of them is not protected')
+
 _GENERATORS = {
     'philox': 'Philox, a statistical generator with a secret seed',
     'shake256': 'SHAKE-256, a cryptographic generator with a secret key',
 }
+_MOST_PARAMETERS = 1e10  # For the bound on the tail of the noise, which hardly grows with them.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +88,8 @@ class PrivacyStatement:
             'expected_batch_size': config.expected_batch_size,
             'noise_multiplier': config.noise_multiplier,
             'noise_generator': config.noise_generator,
+            'sampling_generator': sampling.GENERATOR,
+            'noise_tail_adds_to_delta_at_most': self._tail_delta(),
             'l2_norm_clip': config.l2_norm_clip,
             'clipping': config.clipping,
             'steps_run': self.ledger.count(plan_lib.DP_SGD_STEP),
@@ -90,9 +101,19 @@ class PrivacyStatement:
             'versions': _versions(),
         }
 
+    def _tail_delta(self) -> float:
+        """Returns a bound on what the cut tail of the noise adds to delta; 0 where no noise was drawn."""
+        config, num_steps = self.plan.config, self.ledger.count(plan_lib.DP_SGD_STEP)
+        if not num_steps or not config.noise_multiplier:
+            return 0.0
+        return noise.tail_delta(config.noise_multiplier,
+                                num_draws=num_steps,
+                                num_numbers=_MOST_PARAMETERS,
+                                generator=config.noise_generator)
+
     def _not_covered(self) -> List[str]:
-        return [f'the public images it was trained on before: {phrase}' for phrase in self.public_data
-               ] + list(_NOT_COVERED)
+        public = [f'the public images it was trained on before: {phrase}' for phrase in self.public_data]
+        return public + [_ALSO_PUBLIC] * bool(public) + list(_NOT_COVERED)
 
     def epsilon_over_steps(self) -> List[curves.CurvePoint]:
         """Returns what had been spent on the way, the last point being the claim; empty where nothing is claimed."""
@@ -110,7 +131,6 @@ class PrivacyStatement:
         """Returns the statement as a page of English."""
         fields = self.to_dict()
         lines = ['PRIVACY STATEMENT', '']
-        relation = fields['neighboring_relation'].replace('_', ' ')
         by_accountant = {k: 'none' if v is None else round_up(v) for k, v in fields['epsilon_by_accountant'].items()}
         if fields['guarantee_claimed']:
             lines += [
@@ -119,7 +139,9 @@ class PrivacyStatement:
                 '',
                 f"    epsilon = {round_up(fields['epsilon'])}   at   delta = {rounding.exact(fields['delta'])}",
                 '',
-                f"Protected unit: {self.unit} ({fields['unit_is']}). Neighbouring data sets: {relation}.",
+                f"Protected unit: {self.unit} ({fields['unit_is']}).",
+                *textwrap.wrap(f"Neighbouring data sets: {relations.ACCOUNTED[fields['neighboring_relation']]}.",
+                               width=80),
                 f"Accountants: privacy loss distribution (PLD) {by_accountant['pld']}; Renyi (RDP), an",
                 f"independent upper bound, {by_accountant['rdp']}.",
             ]
@@ -137,7 +159,11 @@ class PrivacyStatement:
             f"Each step clips the gradient of a unit to an L2 norm of {fields['l2_norm_clip']:g} "
             f"({fields['clipping'].replace('_', ' ')}) after averaging its",
             f'{self.augmentation_multiplicity} view(s), adds up, adds noise once, and divides by the expected batch',
-            f"size of {fields['expected_batch_size']}. Noise comes from {_GENERATORS[fields['noise_generator']]}.",
+            f"size of {fields['expected_batch_size']}.",
+            f"The noise comes from {_GENERATORS[fields['noise_generator']]}; its tail is cut, which adds at",
+            f"most {_round_up_exponent(fields['noise_tail_adds_to_delta_at_most'])} to delta. Which units take part in "
+            'a step, and how their images are looked at, is drawn by',
+            f'{_GENERATORS[sampling.GENERATOR]}.',
             f'The size of the data set ({self.plan.num_units} units) and its classes count as public.',
             '',
             'Not covered by this statement:',
@@ -208,6 +234,15 @@ def _describe(release: ledger_lib.Release) -> str:
                  f'each unit drawn with probability {release.sampling_probability:.6g}')
         return f'DP-SGD step, {times}: {drawn}, noise multiplier {release.noise_multiplier:.6g}'
     return f"{release.mechanism.replace('_', ' ')}, {times}: all units, noise multiplier {release.noise_multiplier:.6g}"
+
+
+def _round_up_exponent(value: float) -> str:
+    """Returns a small number to one digit, never below it: '3e-13'."""
+    if value == 0.0:
+        return '0'
+    exponent = math.floor(math.log10(value))
+    digit = math.ceil(value / 10.0**exponent)
+    return f'{digit}e{exponent}' if digit < 10 else f'1e{exponent + 1}'
 
 
 def _finite(value: float) -> Optional[float]:

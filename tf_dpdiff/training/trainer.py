@@ -50,6 +50,7 @@ class Trainer(loop.StageLoop):
       state: Where the run stands.
       resumed: Whether the folder held a run.
       summaries: Its TensorBoard events.
+      num_private_images_that_are_public: How many private images are among the public ones: PRIVATE.
 
     Raises:
       ValueError: if the parts do not fit together; names what differs.
@@ -79,7 +80,7 @@ class Trainer(loop.StageLoop):
                              f'{plan.warm_start_release}.')
         origin = open_origin(finetuning, pretraining, network, process)
         check_warm_start(warm_start, private.spec, plan.config.neighboring_relation, replicas.workers.count)
-        _check_public_images(pretraining, warm_start, origin, private)
+        self.num_private_images_that_are_public = _check_public_images(pretraining, warm_start, origin, private)
         self._public_data = describe_public_data(pretraining, origin, warm_start)
         self._workdir = workdir
         configuration = {
@@ -296,8 +297,8 @@ def check_warm_start(warm_start: Optional[stages_lib.WarmStartConfig],
     warm_start.release.check_enough(private.num_units, private.num_classes, neighboring_relation)
 
 
-def _check_public_images(pretraining, warm_start, origin, private: datasets.ImageDataset) -> None:
-    """Refuses public images that do not fit the private ones, or are the private ones."""
+def _check_public_images(pretraining, warm_start, origin, private: datasets.ImageDataset) -> int:
+    """Refuses public images that do not fit the private ones, or are the private ones; counts those: PRIVATE."""
     digests = [origin.image_digests] if origin else []
     if pretraining:
         check_public_shape(pretraining.spec, private.spec)
@@ -305,6 +306,6 @@ def _check_public_images(pretraining, warm_start, origin, private: datasets.Imag
     if warm_start and warm_start.has_public_images:
         labelled = warm_start_lib.with_classes_that_have_images(warm_start.images)
         digests.append(overlap.image_digests(labelled.images_uint8))
-    private_digests = overlap.image_digests(private.images_uint8) if digests else None
-    for public_digests in digests:
-        overlap.check_is_not_private(public_digests, private_digests, private.name)
+    if not digests:
+        return 0
+    return overlap.check_is_not_private(digests, overlap.image_digests(private.images_uint8), private.name)
