@@ -218,7 +218,7 @@ def _print_dry_run(data, config, plan, finetuning) -> None:
         f'{finetuning.views.augmentation_multiplicity} views')
     table.add_row('proven epsilon', _claim(plan.epsilon(), plan.config.target_delta))
     table.add_row('most that can be shown',
-                  f'epsilon >= {rounding.round_down(most)} at {auditing.percent(config.confidence)} confidence')
+                  f'epsilon >= {rounding.round_down(most)} at {rounding.percent(config.confidence)} confidence')
     print(gin.operative_config_str())
     rich_console.Console().print(table)
 
@@ -228,7 +228,7 @@ def _print_results(workdir, result, kind, attack, seconds) -> None:
     table.add_row('proven epsilon', _claim(result.proven_epsilon, result.delta))
     table.add_row(
         'lower bound',
-        f'epsilon >= {rounding.round_down(result.epsilon_lower_bound)} at {auditing.percent(result.confidence)} '
+        f'epsilon >= {rounding.round_down(result.epsilon_lower_bound)} at {rounding.percent(result.confidence)} '
         'confidence')
     table.add_row('most that can be shown', f'epsilon >= {rounding.round_down(result.most_that_can_be_shown)}')
     table.add_row(
@@ -249,7 +249,7 @@ def _print_results(workdir, result, kind, attack, seconds) -> None:
         print(
             f'audit: the lower bound {rounding.round_down(result.epsilon_lower_bound)} exceeds the proven epsilon '
             f'{accounting.round_up(result.proven_epsilon)}: the implementation or the accounting is wrong; do not '
-            f'release. (At {auditing.percent(result.confidence)} confidence a correct one may be accused by chance: a '
+            f'release. (At {rounding.percent(result.confidence)} confidence a correct one may be accused by chance: a '
             'second audit tells.)',
             file=sys.stderr)
 

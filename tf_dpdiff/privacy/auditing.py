@@ -16,7 +16,6 @@ References: Steinke, Nasr and Jagielski 2023, arXiv:2305.08846, theorem 5.2 and 
 """
 
 import dataclasses
-import decimal
 import math
 from typing import Optional
 
@@ -127,16 +126,6 @@ def guess_membership(scores: np.ndarray, num_guesses: Optional[int] = None) -> n
     return guesses
 
 
-def percent(confidence: float) -> str:
-    """Returns a confidence in percent, with all of its digits: rounded, 99.9% could be shown as certainty.
-
-    Example:
-        >>> percent(0.95), percent(0.999)
-        ('95%', '99.9%')
-    """
-    return f'{(100 * decimal.Decimal(repr(float(confidence)))).normalize():f}%'
-
-
 @dataclasses.dataclass(frozen=True)
 class AuditResult:
     """What an audit found.
@@ -182,7 +171,7 @@ class AuditResult:
         elif not math.isfinite(self.proven_epsilon):
             verdict = 'There is no claim to compare it with.'
         guesses = f'{self.num_correct} of {self.num_guesses} guesses about {self.num_canaries} canaries'
-        found = (f'epsilon >= {rounding.round_down(self.epsilon_lower_bound)} at {percent(self.confidence)} '
+        found = (f'epsilon >= {rounding.round_down(self.epsilon_lower_bound)} at {rounding.percent(self.confidence)} '
                  'confidence')
         most = rounding.round_down(self.most_that_can_be_shown)
         return (f'Claimed: {proven} at delta = {rounding.exact(self.delta)}. With {guesses} correct, {found} (at most '

@@ -49,6 +49,16 @@ def exact(value: float) -> str:
     return short if float(short) == value else repr(float(value))
 
 
+def percent(share: float) -> str:
+    """Returns a share, such as a confidence, in percent with all of its digits: 99.9% must not be shown as certainty.
+
+    Example:
+        >>> percent(0.95), percent(0.999)
+        ('95%', '99.9%')
+    """
+    return f'{(100 * decimal.Decimal(repr(float(share)))).normalize():f}%'
+
+
 def float32_not_below(value: float) -> float:
     """Returns the smallest float32 that is not below the value, for files that hold no other type.
 
@@ -56,7 +66,8 @@ def float32_not_below(value: float) -> float:
         >>> float32_not_below(0.5), float32_not_below(0.1) > 0.1
         (0.5, True)
     """
-    rounded = np.float32(value)
+    with np.errstate(over='ignore'):  # Infinity bounds what is too large.
+        rounded = np.float32(value)
     return float(np.nextafter(rounded, np.float32(np.inf)) if float(rounded) < value else rounded)
 
 
