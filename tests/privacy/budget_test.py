@@ -105,6 +105,17 @@ def test_settled_run_that_is_resumed_stays_settled(budget):
     assert settled.reserve('run 0', RUNS[0], **ABOUT) == settled
 
 
+def test_run_that_ended_and_released_nothing_leaves_the_budget_as_it_was(budget):
+    nothing = ledger_lib.Ledger()
+    assert charged(budget, RUNS[0]).settle('run 0', nothing) == budget
+    assert charged(budget, *RUNS[:2]).settle('run 1', nothing) == charged(budget, RUNS[0])
+    # Control: what has released something, if only once, stays.
+    assert charged(budget, RUNS[0]).settle('run 0', ledger(2.0, num_steps=1)).entries
+    settled = charged(budget, RUNS[0]).settle('run 0', RUNS[0])
+    with pytest.raises(ValueError, match='settled in the budget with other releases'):
+        settled.settle('run 0', nothing)
+
+
 def test_what_has_happened_is_recorded_even_where_it_passes_the_total():
     cost = accounting.epsilon(RUNS[0].dp_event(), DELTA)
     budget = charged(budget_lib.Budget(total_epsilon=1.01 * cost, delta=DELTA), RUNS[0])

@@ -16,7 +16,7 @@ from tf_dpdiff.training import interruption
 from tf_dpdiff.training import loop as loop_lib
 
 pytestmark = pytest.mark.usefixtures('small_network')
-NUM_STEPS = 20
+NUM_STEPS = 10
 PRIVACY = dataclasses.replace(toy.PRIVACY, num_steps=NUM_STEPS)
 
 

@@ -161,13 +161,17 @@ def _train_and_draw(workdir, budget_file, trainer, model, samples, stop):
     workers = trainer.replicas.workers
     try:
         trainer.run(stop)
-        _settle(budget_file, trainer)
-        # From here on everything is made from the released weights.
-        released = trainer.released_model()
+    except FloatingPointError:
+        _write_down_spent(workdir, budget_file, trainer)
+        workers.wait_for_all()  # All of them have diverged; who ends before the first one has written might end it too.
+        raise
+    _settle(budget_file, trainer)
+    # From here on everything is made from the released weights.
+    released = trainer.released_model()
+    try:
         return released, run_output.draw(released, model, samples, workdir=workdir, stop=stop, workers=workers)
-    except FloatingPointError:  # Training has diverged, or what came of it cannot be sampled.
-        if workers.is_first:
-            _write_down_spent(workdir, budget_file, trainer)
+    except FloatingPointError:
+        _write_down_spent(workdir, budget_file, trainer)
         raise
 
 
@@ -177,7 +181,7 @@ def _settle(budget_file, trainer) -> None:
 
 def _write_down_spent(workdir, budget_file, trainer) -> None:
     """Writes what a run has cost that ends without a model: its charge, and its statement if it released anything."""
-    if trainer.state.ledger.releases:
+    if trainer.replicas.workers.is_first and trainer.state.ledger.releases:
         run_files.write_statement(workdir, trainer.statement())
     _settle(budget_file, trainer)
 
@@ -187,7 +191,8 @@ def _tell_of_private_images_that_are_public(trainer) -> None:
     if count:
         print(
             f'train: {count:,} of the private images are among the public ones too: the guarantee covers what the '
-            'private stages do with them, and not what the public stages show. This number is private: do not release it.',
+            'private stages do with them, and not what the public stages show. This number is private: do not release '
+            'it.',
             file=sys.stderr)
 
 

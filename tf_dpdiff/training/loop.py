@@ -255,8 +255,8 @@ class StageLoop:
         """Returns a picture of samples, None where none may be shown, and in words why there can be none."""
         try:
             return self._draw_grid(self.average) if self._is_released(stage) else None, None
-        except FloatingPointError as error:
-            return None, str(error)
+        except FloatingPointError:
+            return None, 'its samples are not finite'
 
     def _is_logged(self, stage: stages_lib.Stage) -> bool:
         return self.state.step % self._config.log_every_steps == 0 or self.state.step in (1, stage.num_steps)
@@ -308,6 +308,7 @@ class StageLoop:
             self._checkpoint.restore()
         self.state.stage = checkpoints.DIVERGED
         self._write_checkpoint()
+        self.replicas.workers.wait_for_all()  # Who ends before the first one has saved might have it killed.
         return divergence.DivergedError(
             f'{name} diverged by step {step} of {num_steps}: {problem or "so another worker found"}. {self._spent()} '
             f"Lower learning_rate of the stage's OptimizationConfig, and start anew in another --workdir; "
