@@ -6,6 +6,7 @@ import shlex
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import gin
 from tf_dpdiff.cli import account
@@ -91,3 +92,13 @@ def test_bindings_of_public_images_are_named_as_they_are():
     gin_config.parse(['gin/colour32.gin'], [line.split('#')[0] for line in block.strip().splitlines()])
     assert gin.query_parameter('public/tfds_images.name') == 'cifar10'
     assert gin.query_parameter('public_images.image_shape') == (28, 28, 1)
+
+
+def test_optimizer_snippet_trains_on_any_number_of_images():
+    snippet = re.search(r'```python\n(from tf_dpdiff.privacy import optimizer\n.*?)```', README, re.S).group(1)
+    inputs = tf.keras.Input([8, 8, 1])
+    names = {'tf': tf, 'inputs': inputs, 'outputs': tf.keras.layers.Dense(10)(tf.keras.layers.Flatten()(inputs))}
+    exec(snippet, names)  # pylint: disable=exec-used
+    before = names['model'].get_weights()
+    history = names['model'].fit(np.zeros([1797, 8, 8, 1]), np.zeros([1797]), batch_size=256, verbose=0)
+    assert np.isfinite(history.history['loss']).all() and not np.array_equal(names['model'].get_weights()[0], before[0])

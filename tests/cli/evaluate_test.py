@@ -1,5 +1,6 @@
 """Tests of bin/evaluate: what it measures, what it says, what it releases and what that costs."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -15,12 +16,14 @@ from tf_dpdiff.cli import budget_file
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import evaluate
 from tf_dpdiff.cli import gin_config
+from tf_dpdiff.cli import released_accuracy
 from tf_dpdiff.cli import run_files
 from tf_dpdiff.cli import run_report
 from tf_dpdiff.data import datasets
 from tf_dpdiff.evaluation import generate
 from tf_dpdiff.evaluation import utility
 from tf_dpdiff.privacy import accounting
+from tf_dpdiff.privacy import accuracy_release
 from tf_dpdiff.privacy import budget as budget_lib
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import plan as plan_lib
@@ -206,6 +209,14 @@ def test_accuracy_is_released_with_noise_and_charged(tmp_path, capsys):
     again = json.loads((workdir / 'released_accuracy.json').read_text())
     assert again['epsilon_of_all_releases'] == budget_file.read(budget_path).epsilon()
     assert again['epsilon_of_all_releases'] > released['epsilon_of_all_releases']
+
+
+def test_accuracy_on_images_without_owners_is_not_released_for_a_budget_of_patients(tmp_path):
+    digits = datasets.digits()
+    owned = dataclasses.replace(digits.train, unit='one patient', owners=np.arange(len(digits.train)) // 3)
+    with pytest.raises(command.UsageError, match="protects 'one patient', but the held-out images name no owners"):
+        released_accuracy.check(tmp_path, tmp_path / 'a.budget', accuracy_release.AccuracyReleaseConfig(4.0),
+                                datasets.PrivateData(train=owned, held_out=digits.held_out), None)  # yapf: disable
 
 
 def evaluate_as_two(workdir, *bindings, of_second=None, **arguments):

@@ -62,6 +62,14 @@ def test_owner_with_images_in_both_parts_is_refused_at_once(hospitals, unit, num
     assert '\n' not in str(error.value)
 
 
+def test_numbers_too_large_for_32_bits_are_other_slides(tmp_path):
+    rows = layout.write(tmp_path, centers=(0, 2), slides=2)
+    numbers = {'0': '0', '1': str(2**32), '2': str(2**31), '3': str(2**31 - 2**32 + 2**33)}
+    layout.write_metadata(tmp_path, [{**row, 'slide': numbers.get(row['slide'], row['slide'])} for row in rows])
+    data = camelyon17.wilds_camelyon17(tmp_path, unit='slide')
+    assert data.spec.num_units == data.train.num_units == 4
+
+
 def test_folder_itself_and_other_sizes_do_too(hospitals):
     root, rows = hospitals
     data = camelyon17.wilds_camelyon17(root / 'camelyon17_v1.0', image_size=24)
@@ -149,6 +157,7 @@ def patch(change):
     (fourth(tumor='x'), "line 5: tumor must be a whole number, got 'x'"),
     (fourth(patient=''), "line 5: patient must be a whole number, got ''"),
     (fourth(node='../1'), "line 5: node must be a whole number, got '../1'"),
+    (fourth(slide='1' * 19), 'line 5: slide must have at most 18 digits'),
     (fourth(split='2'), r'line 5: split must be 0 \(train\) or 1 \(id_val\), got 2'),
     (lambda root, rows: layout.patch_file(root, rows[-1]).unlink(), 'line 19: no such patch: .*x_3808_y_21792.png'),
     (patch(lambda file: file.write_bytes(b'')), 'x_3424_y_21792.png is no PNG'),

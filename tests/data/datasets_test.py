@@ -14,7 +14,7 @@ def digits():
     return datasets.digits()
 
 
-def make(num_images=6, image_shape=(4, 3, 2), num_classes=3, **replaced):
+def make(num_images=6, image_shape=(4, 3, 3), num_classes=3, **replaced):
     generator = np.random.default_rng(0)
     arguments = {
         'name': 'toy',
@@ -70,7 +70,7 @@ def test_fingerprint_tells_any_change_apart():
         make(labels=changed(labels, 0)),
         make(images_uint8=images[::-1]),
         make(images_uint8=images[:-1], labels=labels[:-1]),
-        make(images_uint8=images.reshape(6, 2, 6, 2)),  # The same bytes in another shape.
+        make(images_uint8=images.reshape(6, 2, 6, 3)),  # The same bytes in another shape.
     ]
     fingerprints = {dataset.fingerprint(), *(other.fingerprint() for other in others)}
     assert len(fingerprints) == 1 + len(others)
@@ -125,7 +125,7 @@ def test_image_without_a_class_is_public_only():
 
 
 @pytest.mark.parametrize('held_out', [
-    make(image_shape=(4, 4, 2), name='other'),
+    make(image_shape=(4, 4, 3), name='other'),
     make(class_names=('a', 'b', 'd'), name='other'),
     make(num_classes=2, name='other'),
 ])
@@ -184,7 +184,7 @@ def test_parts_are_read_when_they_are_asked_for_and_once():
     ('train', make(owners=np.arange(6), unit='one patient'), "'toy' is not what it was said to be"),
     ('train', make(labels=np.full([6], 3)), 'every private image needs a label'),
     ('held_out', make(labels=np.full([6], 3)), 'every private image needs a label'),
-    ('held_out', make(image_shape=(4, 4, 2), name='other'), "'toy' and 'other' differ in image size or classes"),
+    ('held_out', make(image_shape=(4, 4, 3), name='other'), "'toy' and 'other' differ in image size or classes"),
     ('held_out', make(class_names=('a', 'b', 'd'), name='other'), "'toy' and 'other' differ in image size or classes"),
 ])
 def test_what_is_read_is_checked_when_it_is_read(part, read, message):
@@ -202,7 +202,7 @@ def test_images_that_are_read_later_need_a_spec():
 
 def test_spec_tells_what_the_data_set_is(digits):
     spec = make(owners=np.arange(6) // 2, unit='one patient').spec
-    assert spec == datasets.DatasetSpec('toy', (4, 3, 2), ('a', 'b', 'c'), 6, 3, 'one patient', True)
+    assert spec == datasets.DatasetSpec('toy', (4, 3, 3), ('a', 'b', 'c'), 6, 3, 'one patient', True)
     assert spec.num_classes == 3
     assert datasets.digits().spec == digits.train.spec
 
@@ -210,6 +210,12 @@ def test_spec_tells_what_the_data_set_is(digits):
 @pytest.mark.parametrize('replaced, message', [
     ({'image_shape': (8, 8)}, 'image_shape must be .* got'),
     ({'image_shape': (8, 8, 0)}, 'image_shape must be .* got'),
+    ({'image_shape': (1, 8, 8)}, r'images of 1x8x8 .* have 8 channels .* images.transpose\(0, 2, 3, 1\)'),
+    ({'image_shape': (8, 8, 2)}, 'images of 8x8x2 .* have 2 channels'),
+    ({'image_shape': (8, 8, 4)}, 'images of 8x8x4 .* have 4 channels'),
+    ({'class_names': ('a', 'a')}, "two classes are called 'a'"),
+    ({'class_names': ('no_class',)}, "no class can be called 'no_class'"),
+    ({'unit': 'one image\nepsilon = 0.1'}, 'unit must be Unicode text without control characters'),
     ({'class_names': ()}, 'num_classes must be at least 1, got 0'),
     ({'num_images': 0}, 'num_images must be at least 1, got 0'),
     ({'num_units': 0}, 'num_units must be at least 1, got 0'),
@@ -228,8 +234,18 @@ def test_bad_spec_is_refused(replaced, message):
 ])  # yapf: disable
 def test_index_of_unfit_units_is_refused(owners, unit, message):
     with pytest.raises(ValueError, match=f"^data set 'toy': {message}"):
-        datasets.ImageIndex('toy', (4, 3, 2), make().labels, make().class_names, unit, owners)
-    assert datasets.ImageIndex('toy', (4, 3, 2), make().labels, make().class_names, 'one image').spec == make().spec
+        datasets.ImageIndex('toy', (4, 3, 3), make().labels, make().class_names, unit, owners)
+    assert datasets.ImageIndex('toy', (4, 3, 3), make().labels, make().class_names, 'one image').spec == make().spec
+
+
+@pytest.mark.parametrize('image_shape', [(1, 8, 8), (4, 3, 2), (4, 3, 4)])
+def test_images_that_no_set_of_samples_can_hold_are_no_data_of_a_run(image_shape):
+    images = make(image_shape=image_shape)
+    for parts in ({'train': images}, {'train': lambda: images, 'spec': make().spec}):
+        with pytest.raises(ValueError, match="^data set 'toy': images of .* must have 1 .* or 3|differ in image size"):
+            datasets.PrivateData(held_out=images, **parts).train  # pylint: disable=expression-not-assigned
+    with pytest.raises(ValueError, match="^data set 'toy': images of .* must have 1 .* or 3"):
+        datasets.ImageIndex('toy', image_shape, make().labels, make().class_names, 'one image')
 
 
 def test_words_for_the_unit_are_those_of_what_is_protected():
@@ -249,6 +265,6 @@ def test_fingerprint_of_images_in_a_file_is_that_of_images_in_memory(tmp_path, m
     for size in (1, 50, 2**24):  # An image a time, two, all.
         monkeypatch.setattr(datasets, '_HASHED_BYTES', size)
         assert mapped.fingerprint() == make().fingerprint() == expected
-    digest = hashlib.sha256(b'((6, 4, 3, 2), 6)')
+    digest = hashlib.sha256(b'((6, 4, 3, 3), 6)')
     digest.update(make().images_uint8.tobytes() + make().labels.tobytes())
     assert expected == digest.hexdigest()

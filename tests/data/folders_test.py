@@ -151,6 +151,11 @@ def truncated():
     (lambda root: save(root / 'dog' / 'a.png', picture(0, (6, 5, 4))), {}, r'dog/a.png has transparent pixels'),
     (lambda root: (root / 'dog' / 'a.txt').touch(), {}, r'dog/a.txt is no image file'),
     (lambda root: (root / 'dog' / 'a.png').mkdir(), {}, r'dog/a.png is no image file'),
+    (lambda root: (root / 'dog' / 'a.png').symlink_to('b.png'), {},
+     r'^\S*/pets/dog/a.png is a link to b.png, which is not there; restore that, or remove the link'),
+    (lambda root: (root / 'dog' / 'a.png').symlink_to('a.png'), {}, 'dog/a.png is a link to a.png, which is not'),
+    (lambda root: (root / 'eel').symlink_to('/nowhere'), {}, r'pets/eel is a link to /nowhere, which is not there'),
+    (lambda root: (write(root / 'train'), (root / 'test').symlink_to('gone')), {}, 'pets/test is a link to gone'),
     (lambda root: (root / 'eel').mkdir(), {}, r'the class folder .*eel holds no images'),
     (lambda root: save(root / 'eel' / 'a.png', picture(0)), {}, r"class 'eel' has 1 images, too few to hold one out"),
     (lambda root: write(root / 'train' / 'x'), {}, r'train/x/cat is no image file'),
@@ -175,6 +180,28 @@ def test_what_is_wrong_is_named_in_one_line(tmp_path, change, options, message):
         data = folders.image_folder(tmp_path / 'pets', **options)
         len(data.train), len(data.held_out)  # pylint: disable=expression-not-assigned
     assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('name', [b'caf\xe9', b'eel\n', b'eel ', b'no_class'])
+def test_class_folder_under_whose_name_no_sample_could_be_written_is_refused(tmp_path, name):
+    write(tmp_path)
+    save(tmp_path / os.fsdecode(name) / 'a.png', picture(1))
+    save(tmp_path / os.fsdecode(name) / 'b.png', picture(2))
+    with pytest.raises(ValueError, match=f'^{tmp_path}: .*class') as error:
+        folders.image_folder(tmp_path)
+    assert str(error.value).isprintable()
+
+
+def test_file_or_folder_of_an_undecodable_name_is_refused(tmp_path):
+    file, folder = 'patient1_\udce9.png', 'pets\udce9'
+    write(tmp_path / 'pets')
+    save(tmp_path / 'pets' / 'cat' / file, picture(1))
+    with pytest.raises(ValueError,
+                       match=r"name of a file in \S*/pets/cat must be Unicode .* got 'patient1_\\udce9.png'"):
+        folders.image_folder(tmp_path / 'pets')
+    write(tmp_path / folder)
+    with pytest.raises(ValueError, match=r"its name must be Unicode .* got 'pets\\udce9'"):
+        folders.image_folder(tmp_path / folder)
 
 
 def test_missing_and_empty_folders_are_named(tmp_path):

@@ -1,7 +1,9 @@
 """Tests of decoding and resizing."""
 
+from concurrent import futures
 import io
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -133,3 +135,98 @@ def test_images_keep_their_places_and_the_first_error_wins():
 
     with pytest.raises(ValueError, match='file 1500'):
         images.read_all('many', list(range(3000)), read, np.zeros_like(pixels))
+
+
+def exif(*entries, cut=None):
+    """Returns EXIF data of (tag, type, count, four bytes of value or offset)."""
+    body = struct.pack('<H', len(entries)) + b''.join(struct.pack('<HHI4s', *entry) for entry in entries) + bytes(4)
+    return (b'Exif\0\0II*\0\x08\0\0\0' + body)[:cut]
+
+
+UP = (0x0112, 3, 1, struct.pack('<HH', 6, 0))  # Turned by a quarter.
+LOST = (0x010e, 2, 1000, struct.pack('<I', 5000))  # A text that is not there.
+
+
+def with_chunk(encoded, kind, content):
+    """Returns a PNG file with a chunk more behind its header."""
+    chunk = struct.pack('>I', len(content)) + kind + content + struct.pack('>I', zlib.crc32(kind + content))
+    return encoded[:33] + chunk + encoded[33:]
+
+
+def malformed_mpo():
+    """Returns a JPEG file which says that other pictures follow, and not where."""
+    encoded = encode(COLOUR, 'JPEG')
+    return encoded[:2] + b'\xff\xe2' + struct.pack('>H', 30) + b'MPF\0II*\0' + b'\xff' * 20 + encoded[2:]
+
+
+@pytest.mark.parametrize('encoded, message', [
+    (encode(Image.new('1', (60, 40))), r'^a file is too large \(Image size \(2400 pixels\) exceeds .*\); shrink it'),
+    (encode(Image.new('1', (200, 100))), r'^a file is too large \(Image size \(20000 pixels\) exceeds'),
+    (encode(COLOUR, 'JPEG', exif=exif(LOST, UP, cut=20)), r'^a file has damaged metadata \(Corrupt EXIF .* got 4\)'),
+    (encode(COLOUR, 'JPEG', exif=exif(LOST, UP, cut=30)), '^a file has damaged metadata .* which way is up'),
+    (encode(COLOUR, exif=exif(LOST, UP, cut=30)[6:]), '^a file has damaged metadata .* which way is up'),
+    (encode(COLOUR, 'JPEG', exif=exif((0x0112, 3, 9, struct.pack('<I', 5000)))), '^a file has damaged metadata'),
+], ids=['large', 'twice as large', 'cut', 'cut behind an entry', 'cut in a PNG', 'lost orientation'])  # yapf: disable
+def test_what_pillow_warns_of_is_refused_in_our_words(monkeypatch, encoded, message):
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 2000)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter('always')
+        with pytest.raises(ValueError, match=message) as error:
+            images.decode(encoded, 'a file')
+    assert not warned and '\n' not in str(error.value) and 'site-packages' not in str(error.value)
+
+
+@pytest.mark.parametrize('encoded, expected', [
+    (encode(COLOUR, exif=exif(LOST, UP)[6:]), np.rot90(PIXELS, -1)),
+    (encode(COLOUR, exif=exif((0x010f, 3, 2, bytes(4)), UP)[6:]), np.rot90(PIXELS, -1)),
+    (with_chunk(encode(COLOUR), b'acTL', bytes(8)), PIXELS),
+    (malformed_mpo(), np.asarray(Image.open(io.BytesIO(encode(COLOUR, 'JPEG'))))),
+    (encode(COLOUR.quantize(256), transparency=bytes([255] * 256)), np.asarray(COLOUR.quantize(256).convert('RGB'))),
+], ids=['lost text', 'too many entries', 'no animation', 'no second picture', 'opaque palette'])  # yapf: disable
+def test_what_changes_no_pixel_is_silent(encoded, expected):
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter('always')
+        np.testing.assert_array_equal(images.decode(encoded, 'a file'), expected)
+    assert not warned
+
+
+def test_warnings_are_errors_in_every_thread_and_what_they_were_before_afterwards(monkeypatch):
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 2000)
+    good, large = encode(COLOUR), encode(Image.new('1', (60, 40)))
+
+    def refused(encoded):
+        try:
+            images.decode(encoded, 'a file')
+        except ValueError:
+            return True
+        return False
+
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter('always')
+        before = list(warnings.filters)
+        with futures.ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(refused, [good, large] * 400)) == [False, True] * 400
+        assert not warned and warnings.filters == before
+        Image.open(io.BytesIO(large))
+    assert len(warned) == 1, 'the control must fail'
+
+
+@pytest.mark.parametrize('shape', [(8, 8, 1), (8, 6, 3), (1, 8, 1), (3, 8, 3), (1, 1, 1), (3, 3, 1)])
+def test_shapes_of_grey_and_colour_images_are_taken(shape):
+    images.check_image_shape('toy', shape)
+
+
+@pytest.mark.parametrize('shape, message', [
+    ((8, 8), r'image_shape must be \(height, width, channels\), got \(8, 8\)'),
+    ((8, 0, 1), r'image_shape must be .* got \(8, 0, 1\)'),
+    ((1, 8, 8), r'1x8x8 .* have 8 channels .* first, put them last: images.transpose\(0, 2, 3, 1\)'),
+    ((3, 32, 32), r'3x32x32 .* have 32 channels .* images.transpose'),
+    ((4, 32, 32), 'images.transpose'),
+    ((1, 8, 2), 'images.transpose'),
+    ((32, 32, 4), r'have 4 channels .* transparency, put them on a background or drop it: images\[..., :3\]'),
+    ((32, 32, 2), r'have 2 channels .* drop it: images\[..., :1\]'),
+    ((32, 32, 5), 'keep or compute one or three'),
+])  # yapf: disable
+def test_other_shapes_are_refused_with_the_cure(shape, message):
+    with pytest.raises(ValueError, match=f'^toy: .*{message}'):
+        images.check_image_shape('toy', shape)

@@ -1,5 +1,7 @@
 """Tests of loading one's own images."""
 
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -154,7 +156,83 @@ def test_damaged_pixels_are_named_when_they_are_read(tmp_path, save, owners):
     assert '\n' not in str(error.value)
 
 
+@pytest.mark.parametrize('name, near', [
+    ('owner', 'owners'), ('Owners', 'owners'), ('OWNERS', 'owners'), ('patient_id', 'owners'),
+    ('patient_ids', 'owners'), ('PatientID', 'owners'), ('subject', 'owners'), ('person', 'owners'),
+    ('pid', 'owners'), ('ids', 'owners'),
+    ('user_id', 'owners'), ('onwers', 'owners'), ('label', 'labels'), ('Labels', 'labels'), ('targets', 'labels'),
+    ('y', 'labels'), ('y_train', 'labels'), ('classes', 'labels'), ('image', 'images'), ('Images', 'images'),
+    ('x', 'images'), ('X_train', 'images'), ('class_name', 'class_names'), ('names', 'class_names'),
+    ('categories', 'class_names'),
+    ('weights', None), ('arr_0', None),
+])  # yapf: disable
+@pytest.mark.parametrize('replaced', [False, True])
+def test_array_that_nothing_reads_is_refused_and_the_nearest_known_one_is_named(tmp_path, name, near, replaced):
+    path = write(tmp_path / 'own.npz', **{name: np.arange(40) // 4, **({near: None} if near and replaced else {})})
+    with pytest.raises(ValueError, match=rf'own.npz holds `{name}`, which nothing reads: ') as error:
+        datasets.npz_images(path)
+    said = str(error.value)
+    assert '\n' not in said and (f'is it `{near}`? Rename it, or leave it out' if near else ': rename it') in said
+
+
+@pytest.mark.parametrize('member', ['owners', 'owners.txt', 'more/owners.npy', '__MACOSX/._images.npy', 'Owners.NPY'])
+def test_nothing_else_may_lie_in_the_file(tmp_path, member):
+    path = write(tmp_path / 'own.npz')
+    datasets.npz_images(path)
+    with zipfile.ZipFile(path, 'a') as archive:
+        archive.writestr(member, b'0')
+    with pytest.raises(ValueError, match='own.npz holds `.*`, which nothing reads'):
+        datasets.npz_images(path)
+
+
+def test_array_that_is_there_twice_is_refused(tmp_path):
+    path, other = write(tmp_path / 'own.npz', owners=np.arange(40) // 4), write(tmp_path / 'other.npz',
+                                                                                owners=np.arange(40))
+    with zipfile.ZipFile(other) as archive:
+        content = archive.read('owners.npy')
+    with zipfile.ZipFile(path, 'a') as archive, pytest.warns(UserWarning, match='Duplicate name'):
+        archive.writestr('owners.npy', content)
+    with pytest.raises(ValueError, match='own.npz holds owners.npy twice'):
+        datasets.npz_images(path)
+
+
+def test_samples_of_ours_may_be_public_images(tmp_path):
+    path = write(tmp_path / 'more.npz', seeds=np.arange(40), class_names=np.array(['a', 'b', 'c', 'd']))
+    assert datasets.npz_images(path).spec.class_names == ('a', 'b', 'c', 'd')
+
+
+@pytest.mark.parametrize('name, values, cure', [
+    ('images', [np.zeros([6, 5, 3], np.uint8), np.zeros([7, 5, 3], np.uint8)] * 20, r'store numpy.stack\(images\)'),
+    ('labels', np.arange(40) % 4, r'store labels.astype\(numpy.int64\)'),
+    ('owners', np.arange(40) // 4, r'store owners.astype\(str\), or numbers'),
+    ('class_names', ['a', 'b', 'c', 'd'], r'store class_names.astype\(str\)'),
+])  # yapf: disable
+def test_array_of_objects_is_named_with_the_cure_and_never_read(tmp_path, name, values, cure):
+    objects = np.empty([len(values)], object)
+    objects[:] = [values[i] for i in range(len(values))]
+    path = write(tmp_path / 'own.npz', **{name: objects})
+    with pytest.raises(ValueError, match=f'own.npz: the array `{name}` holds Python objects .*{cure}'):
+        datasets.npz_images(path)
+
+
+@pytest.mark.parametrize('names, message', [
+    (np.array([b'cat', b'dog', b'eel', b'fox']), None),
+    (np.array(['cat', 'dog', 'eel']), r'image 3 has label 3, which is not in \[0, 3\)'),
+    (np.array(['cat', 'dog', 'eel', 'fox', 'gnu']), "class 'gnu' has no training image"),
+    (np.array(['cat', 'dog', 'eel', 'eel']), "two classes are called 'eel'"),
+    (np.array([['cat', 'dog', 'eel', 'fox']]), 'class_names must be one text a class'),
+    (np.array([b'cat', b'dog', b'eel', b'caf\xe9']), 'the name of a class must be Unicode'),
+])  # yapf: disable
+def test_names_of_classes_are_one_text_each(tmp_path, names, message):
+    path = write(tmp_path / 'own.npz', class_names=names)
+    if message is None:
+        assert datasets.npz_images(path).spec.class_names == ('cat', 'dog', 'eel', 'fox')
+        return
+    with pytest.raises(ValueError, match=message):
+        datasets.npz_images(path)
+
+
 def test_label_without_a_name_is_refused(tmp_path):
     path = write(tmp_path / 'own.npz', class_names=np.array(['a', 'b', 'c']))
-    with pytest.raises(ValueError, match=r'own.npz: labels must be in \[0, 3\), .* got up to 3'):
+    with pytest.raises(ValueError, match=r'own.npz: image 3 has label 3, which is not in \[0, 3\)'):
         datasets.npz_images(path)

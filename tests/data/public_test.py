@@ -103,7 +103,7 @@ def test_fewer_images_are_spread_over_the_source():
 
 @pytest.mark.parametrize('options, message', [
     ({'image_shape': (4, 4)}, r'image_shape must be \(height, width, channels\), got \(4, 4\)'),
-    ({'image_shape': (4, 4, 2)}, 'images of 3 channels cannot become images of 2'),
+    ({'image_shape': (4, 4, 2)}, r'channels must be 1 \(grey\) or 3 \(colour\), got 2'),
     ({'labels': 'lose'}, "labels must be 'keep' or 'drop', got 'lose'"),
     ({'num_classes': 2}, "num_classes=2, but 'photos' has 3 classes"),
     ({'num_classes': 0, 'labels': 'drop'}, 'num_classes must be at least 1, got 0'),

@@ -120,7 +120,7 @@ def test_images_of_nobody_are_named(owners, named):
 
 
 def test_numbers_of_any_kind_are_owners():
-    for owners in (np.array([0, 2**63 - 1]), np.array([0, 2**64 - 1], np.uint64), np.array(['0', '-1'])):
+    for owners in (np.array([0, 2**63 - 1]), np.array([0, 2**64 - 1], np.uint64), np.array(['0', '1'])):
         splitting.check_owners(owners, lambda row: pytest.fail(f'row {row} has an owner'))
 
 
@@ -129,3 +129,16 @@ def test_owner_on_both_sides_is_named(train, other):
     with pytest.raises(ValueError, match=r"^toy: 1 owner\(s\) have both training and held-out images, such as '3'"):
         splitting.check_owners_apart('toy', np.array(train), np.array(other))
     splitting.check_owners_apart('toy', np.array(train), np.array(['4', '33']))
+
+
+@pytest.mark.parametrize('train, other, named', [
+    (['p1', 'p2'], ['P1', 'q'], "'p1', written 'P1' among the held-out ones"),
+    (['p1', 'p2'], ['p 1', 'q'], "'p1', written 'p 1'"),
+    ([7, 8], ['007', 'q'], "'7', written '007'"),
+    ([7, 8], ['7.0', 'q'], "'7', written '7.0'"),
+    ([b'p1', b'p2'], ['p1\u200b', 'q'], "'p1', written "),
+])  # yapf: disable
+def test_owner_on_both_sides_is_named_in_whatever_spelling(train, other, named):
+    with pytest.raises(ValueError, match=rf'^toy: 1 owner\(s\) have both .* such as {named}'):
+        splitting.check_owners_apart('toy', np.array(train), np.array(other))
+    splitting.check_owners_apart('toy', np.array(train), np.array(['p3', 'q']))

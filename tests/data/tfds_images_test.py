@@ -102,6 +102,17 @@ def test_unit_may_be_an_owner(tmp_path, owners):
     assert data.spec.num_units == len(names) and [names[i] for i in data.train.owners] == owners
 
 
+@pytest.mark.parametrize('options, noted', [({}, True), ({
+    'unit': 'one image'
+}, False), ({
+    'owner_key': 'owner'
+}, False)])
+def test_owners_that_nobody_asks_for_are_not_passed_over_in_silence(tmp_path, capsys, options, noted):
+    prepare(tmp_path, owners=list('cabcabcabcab'))
+    tfds_images.tfds_images('toy', data_dir=tmp_path, **options)
+    assert ("'owner' seems to say whose image each is, and is not read" in capsys.readouterr().err) == noted
+
+
 def test_unit_in_words_needs_owners(toy, tmp_path):
     for name, folder in (('toy', toy[0]), ('mnist', tmp_path)):  # The second is not there, but can be planned with.
         with pytest.raises(ValueError, match=f"^data set '{name}': unit='one patient' needs owners"):

@@ -120,6 +120,20 @@ def test_owner_in_both_files_is_refused_when_the_held_out_part_is_read(tmp_path)
         data.held_out  # pylint: disable=pointless-statement
 
 
+@pytest.mark.parametrize('options, noted', [({}, True), ({
+    'unit': 'one image'
+}, False), ({
+    'owner_key': 'owner'
+}, False)])
+def test_owners_that_nobody_asks_for_are_not_passed_over_in_silence(tmp_path, capsys, options, noted):
+    tfrecords.tfrecord_images(str(write(tmp_path / 'a', rows_of())), held_out_fraction=0.5, **options)
+    said = capsys.readouterr().err
+    assert ("'owner' seems to say whose image each is, and is not read" in said) == noted and said.count('\n') == noted
+    rows = [{key: value for key, value in row.items() if key != 'owner'} for row in rows_of()]
+    tfrecords.tfrecord_images(str(write(tmp_path / 'b', rows)))
+    assert not capsys.readouterr().err
+
+
 def test_record_of_nobody_is_named_in_its_file(tmp_path):
     write(tmp_path / 'a', rows_of(5))
     write(tmp_path / 'b', [{**row, 'owner': -1 if i in (2, 3) else i} for i, row in enumerate(rows_of(5))])
@@ -154,7 +168,7 @@ def changed(**changes):
     (changed(**{'image/class/label': 0.5}), {}, "record 3: 'image/class/label' must hold one .*, got 0 of float_list"),
     (changed(**{'image/encoded': [b'a', b'b']}), {}, "record 3: 'image/encoded' must hold one .* got 2 of bytes_list"),
     (changed(**{'image/class/label': -1}), {}, 'record 3: the label -1 is no class'),
-    (changed(**{'image/class/label': 3}), {}, "class '2' has no training image"),
+    (changed(**{'image/class/label': 3}), {}, 'the labels have gaps: .* no image has the label 2'),
     (changed(**{'image/class/label': 3}), {'class_names': ('a', 'b')}, r'image 3 has label 3, .* not in \[0, 2\)'),
     (rows_of(), {'class_names': ('a', 'b', 'c')}, "class 'c' has no training image"),
     (changed(**{'image/encoded': b'no image'}), {}, 'record 3 is no PNG, JPEG or BMP image'),
@@ -165,6 +179,8 @@ def changed(**changes):
     ([*rows_of(), b'\xff\xff'], {}, 'record 20 is no tf.train.Example'),
     (rows_of(), {'compression': 'GZIP'}, 'record 0 cannot be read'),
     ([], {}, 'holds no images'),
+    ([{**row, 'image/class/label': row['image/class/label'] + 1} for row in rows_of()], {'class_names': ('a', 'b')},
+     'image 1 has label 2, .* the labels count from 1: subtract 1'),
 ])  # yapf: disable
 def test_what_is_wrong_is_named_in_one_line(tmp_path, rows, options, message):
     path = write(tmp_path / 'scans', rows)

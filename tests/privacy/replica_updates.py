@@ -150,6 +150,7 @@ def main(output):
     found['apply_gradients'] = message_of(take_step, 'apply_gradients', two)
     found['mean loss'] = message_of(fit_with_mean_loss, two)
     found['mean loss on one'] = message_of(fit_with_mean_loss, one)
+    found['made outside of the scope'] = message_of(take_step, 'minimize_units', two, 0.0, make_optimizer(2))
     found['outside'] = message_of(outside_of_a_replica, two)
     np.savez(output, **found)
 

@@ -88,6 +88,7 @@ def test_strategies_are_refused_by_the_names_that_users_know(monkeypatch, name):
     ('apply_gradients', 'RuntimeError.*added up already.*skip_gradients_aggregation=True'),
     ('mean loss', "ValueError.*compile with a loss whose reduction is 'none'"),
     ('mean loss on one', '^no error$'),
+    ('made outside of the scope', 'RuntimeError.*in the scope of the strategy: its counter of draws'),
     ('outside', 'RuntimeError.*is taken by each replica: call it by strategy.run'),
 ])
 def test_what_would_be_of_the_wrong_scale_on_several_replicas_is_refused(measured, what, expected):

@@ -40,6 +40,10 @@ def check(workdir: pathlib.Path, budget_path: Optional[pathlib.Path], config: ac
         raise command.UsageError(
             'a released accuracy costs privacy: name the budget of the data set, --budget_file=FILE '
             '(bin/account makes one), or leave evaluate.accuracy_release unbound.')
+    if data.held_out.unit != data.spec.unit:  # The noise would be for one, the budget is for the other.
+        raise command.UsageError(
+            f'the budget protects {data.spec.unit!r}, but the held-out images name no owners, so an accuracy on them '
+            f'would protect no more than {data.held_out.unit!r}: name their owners too.')
     run_report.read(workdir)  # The page that the accuracy becomes part of.
     _check_not_released(workdir)
     text, _ = run_files.statement_paths(workdir)

@@ -190,9 +190,9 @@ def _tell_of_private_images_that_are_public(trainer) -> None:
     count = trainer.num_private_images_that_are_public
     if count:
         print(
-            f'train: {count:,} of the private images are among the public ones too: the guarantee covers what the '
-            'private stages do with them, and not what the public stages show. This number is private: do not release '
-            'it.',
+            f'train: {count:,} of the private images are among the public ones too: the guarantee covers what '
+            'the private stages do with them, and not what the public stages show. This number is private: do not '
+            'release it.',
             file=sys.stderr)
 
 

@@ -11,6 +11,7 @@ from typing import Dict, Optional
 import numpy as np
 
 from tf_dpdiff import files
+from tf_dpdiff.data import classes
 from tf_dpdiff.data import datasets
 from tf_dpdiff.data import images as images_lib
 from tf_dpdiff.data import splitting
@@ -22,6 +23,7 @@ PUBLISHED_NUM_IMAGES = 302436  # Of the training split.
 
 _COLUMNS = ('patient', 'node', 'x_coord', 'y_coord', 'tumor', 'slide', 'center', 'split')
 _PATCH_SIZE = 96
+_MOST_DIGITS = 18  # Of a number in metadata.csv; so many an int64 holds.
 _FIRST_LINE = 2  # Of metadata.csv, after the names of the columns.
 # The hospitals that are held out as wholes; the column `split` parts the images of the others.
 _SPLIT_OF_CENTER = {1: 'val', 2: 'test'}
@@ -155,9 +157,9 @@ def _read_metadata(file: pathlib.Path) -> _Metadata:
                 columns[name].append(value if name == 'patient' else int(value))
     except (csv.Error, ValueError) as error:
         raise ValueError(f'{file}, line {number}: {error}.') from error
-    arrays = {name: np.array(values, str if name == 'patient' else np.int32) for name, values in columns.items()}
+    arrays = {name: np.array(values, str if name == 'patient' else np.int64) for name, values in columns.items()}
     metadata = _Metadata(file, hashlib.sha256(content).hexdigest(), arrays, np.array(splits, str))
-    splitting.check_classes(f'{file}: the training split', metadata.column('train', 'tumor'), CLASS_NAMES)
+    classes.check_labels(f'{file}: the training split', metadata.column('train', 'tumor'), CLASS_NAMES)
     return metadata
 
 
@@ -167,6 +169,8 @@ def _split_of(row: Dict[str, str]) -> str:
         # Nothing but digits finds its way into the path of a patch.
         if not (value.isascii() and value.isdigit()):
             raise ValueError(f'{name} must be a whole number, got {value!r}')
+        if len(value) > _MOST_DIGITS:
+            raise ValueError(f'{name} must have at most {_MOST_DIGITS} digits, got {value}')
     if row['tumor'] not in ('0', '1'):
         raise ValueError(f'tumor must be 0 or 1, got {row["tumor"]}')
     split = _SPLIT_OF_CENTER.get(int(row['center'])) or _SPLIT_OF_COLUMN.get(int(row['split']))

@@ -8,6 +8,8 @@ from typing import Callable, Optional, Tuple, Union
 
 import numpy as np
 
+from tf_dpdiff.data import classes
+from tf_dpdiff.data import images as images_lib
 from tf_dpdiff.data import npz
 from tf_dpdiff.data import splitting
 
@@ -20,10 +22,13 @@ _HASHED_BYTES = 2**24  # At a time.
 class DatasetSpec:
     """What is known of a data set before its images are read: enough to plan a run.
 
+    What no run could end with is refused here, before anything is trained or charged: images that no set of samples can
+    hold, names that no statement or file can.
+
     Attributes:
       name: As ImageDataset.name.
-      image_shape: (height, width, channels).
-      class_names: One a class.
+      image_shape: (height, width, channels), of 1 or 3 channels.
+      class_names: One a class, all different.
       num_images: Number of images, >= 1.
       num_units: Number of units, >= 1: owners where they are named, else images.
       unit: What the guarantee protects; without owners it is 'one image'.
@@ -40,9 +45,7 @@ class DatasetSpec:
     note: str = ''
 
     def __post_init__(self):
-        if len(self.image_shape) != 3 or min(self.image_shape) < 1:
-            raise ValueError(f'data set {self.name!r}: image_shape must be (height, width, channels), got '
-                             f'{self.image_shape}.')
+        _check_shape_and_names(self.name, self.image_shape, self.class_names, self.unit)
         for field in ('num_images', 'num_units', 'num_classes'):
             if getattr(self, field) < 1:
                 raise ValueError(f'data set {self.name!r}: {field} must be at least 1, got {getattr(self, field)}.')
@@ -174,6 +177,7 @@ class ImageIndex:
     owners: Optional[np.ndarray] = None
 
     def __post_init__(self):
+        _check_shape_and_names(self.name, self.image_shape, self.class_names, self.unit)
         _check_unit(self.name, self.unit, self.owners is not None)
         if self.owners is not None:
             splitting.check_owners(self.owners, lambda row: f'data set {self.name!r}: image {row}')
@@ -284,8 +288,8 @@ def npz_images(path: str, *, held_out_fraction: float = 0.2, unit: Optional[str]
 
     Args:
       path: A file with the arrays `images`, uint8 [images, height, width, channels] or [images, height, width], and
-        `labels`, whole numbers [images] from 0; optionally `owners`, numbers or names [images]: whose image each is,
-        and `class_names`.
+        `labels`, whole numbers [images] from 0 without gaps; optionally `owners`, numbers or names [images]: whose
+        image each is, and `class_names`. Any other array is refused, but for the `seeds` of samples.
       held_out_fraction: About the share of the images or, where owners are named, of the owners that is held out for
         evaluation, in (0, 1). Each decides for itself by a hash of the owner's name, or else of pixels and label: the
         split is fixed, others do not change it, identical images are on one side, and nobody is on both.
@@ -332,6 +336,14 @@ def choose_unit(name: str, unit: Optional[str], owners) -> str:
         raise ValueError(f'data set {name!r}: unit={unit!r}, but owners are named, each protected with all of their '
                          'images.')
     return unit or 'one owner'
+
+
+def _check_shape_and_names(name: str, image_shape: Tuple[int, ...], class_names: Tuple[str, ...], unit: str) -> None:
+    source = f'data set {name!r}'
+    images_lib.check_image_shape(source, image_shape)
+    classes.check_names(source, class_names)
+    classes.check_text(f'{source}: its name', name)
+    classes.check_text(f'{source}: unit', unit)
 
 
 def _check_unit(name: str, unit: str, has_owners: bool) -> None:

@@ -1,10 +1,12 @@
 """Images in folders, one a class."""
 
+import os
 import pathlib
 from typing import List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
+from tf_dpdiff.data import classes as classes_lib
 from tf_dpdiff.data import datasets
 from tf_dpdiff.data import images as images_lib
 from tf_dpdiff.data import splitting
@@ -30,7 +32,7 @@ def image_folder(path: str,
     Where there is a folder PATH/train, it holds the class folders of the training images, and PATH/test, if there is
     one, those of the held-out images. Classes are in the order of their names, images of a class in the order of
     theirs. Files and folders whose name begins with a dot are passed over, and so are files beside the class folders;
-    anything but an image inside a class folder is an error.
+    anything but an image inside a class folder is an error, and so is a link to nothing.
 
     Args:
       path: The folder. Images are PNG, JPEG or BMP; `images.decode` says what is refused.
@@ -60,6 +62,7 @@ def image_folder(path: str,
     root = pathlib.Path(path).expanduser()
     if not root.is_dir():
         raise FileNotFoundError(f'no such folder: {root}.')
+    _visible(root)  # Or a link to no PATH/test would be none.
     folder = root / 'train' if (root / 'train').is_dir() else root
     files = _list(folder, owner_from)
     test = _list(root / 'test', owner_from) if folder != root and (root / 'test').is_dir() else None
@@ -101,12 +104,14 @@ def _list(folder: pathlib.Path, owner_from: Optional[str]) -> _Files:
     classes = [child for child in _visible(folder) if child.is_dir()]
     if not classes:
         raise ValueError(f'{folder} holds no class folders.')
+    classes_lib.check_names(str(folder), [child.name for child in classes])
     paths, labels = [], []
     for label, class_folder in enumerate(classes):
         files = _visible(class_folder)
         if not files:
             raise ValueError(f'the class folder {class_folder} holds no images.')
         for file in files:
+            classes_lib.check_text(f'the name of a file in {class_folder}', file.name)
             if file.suffix.lower() not in images_lib.SUFFIXES or not file.is_file():
                 raise ValueError(
                     f'{file} is no image file ({", ".join(images_lib.SUFFIXES)}); move it out of the class '
@@ -120,7 +125,18 @@ def _list(folder: pathlib.Path, owner_from: Optional[str]) -> _Files:
 
 
 def _visible(folder: pathlib.Path) -> List[pathlib.Path]:
-    return sorted((child for child in folder.iterdir() if not child.name.startswith('.')), key=lambda path: path.name)
+    """Lists a folder, in the order of the names.
+
+    Raises:
+      ValueError: if something in it is a link to nothing: what is not there would be missing unseen.
+    """
+    listed = sorted((child for child in folder.iterdir() if not child.name.startswith('.')), key=lambda path: path.name)
+    for child in listed:
+        if child.is_symlink() and not child.exists():
+            raise ValueError(
+                f'{child} is a link to {os.readlink(child)}, which is not there; restore that, or remove the '
+                'link.')
+    return listed
 
 
 def _owner(file: pathlib.Path) -> str:

@@ -8,7 +8,9 @@ from concurrent import futures
 import functools
 import io
 import re
+import threading
 from typing import Callable, Optional, Sequence, Tuple
+import warnings
 
 import numpy as np
 from PIL import Image
@@ -18,17 +20,52 @@ import tqdm
 from tf_dpdiff import progress as progress_lib
 
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png')
+CHANNELS = (1, 3)  # Grey and colour: what networks are tested with and sets of samples are written in.
 
 _FORMATS = ('BMP', 'JPEG', 'PNG')
 _CHUNK = 1024  # Images that are in flight at a time.
 _THREADS = 8  # Pillow decodes outside Python's lock; more threads than cores hide the wait for a network disk.
+_ORIENTATION = 274  # Among the tags of EXIF, all that changes a pixel.
+# What Pillow warns of and no pixel depends on: other tags, and what may follow the first picture of a file.
+_HARMLESS = (f'Metadata Warning|.*Skipping tag (?!{_ORIENTATION}$)|Invalid APNG|'
+             'Image appears to be a malformed MPO file')
+
+
+class _PillowWarnings:
+    """A context in which Pillow's warnings are errors, but for the harmless ones, which are silenced.
+
+    Python's filters hold for all threads, so the first one in sets them and the last one out takes them back.
+    """
+
+    def __init__(self):
+        self._lock, self._num_inside, self._before = threading.Lock(), 0, None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._num_inside:
+                self._before = warnings.catch_warnings()
+                self._before.__enter__()
+                for category in (UserWarning, Image.DecompressionBombWarning):
+                    warnings.filterwarnings('error', category=category, module=r'PIL\.')
+                warnings.filterwarnings('ignore', message=_HARMLESS, category=UserWarning, module=r'PIL\.')
+            self._num_inside += 1
+
+    def __exit__(self, *error) -> None:
+        with self._lock:
+            self._num_inside -= 1
+            if not self._num_inside:
+                self._before.__exit__(*error)
+
+
+_pillow_warnings = _PillowWarnings()
 
 
 def decode(encoded: bytes, source: str, *, drop_alpha: bool = False) -> np.ndarray:
     """Decodes a PNG, JPEG or BMP file.
 
     Palettes become colour, black-and-white becomes grey, opaque alpha is dropped, and a photograph is turned as its
-    EXIF orientation says. What would lose information unseen is refused: transparency, 16 bits a channel, CMYK.
+    EXIF orientation says. What would lose information unseen is refused: transparency, 16 bits a channel, CMYK, EXIF
+    data too damaged to tell the orientation. So is a picture of more pixels than Pillow takes for an honest one.
 
     Args:
       encoded: The bytes of the file.
@@ -64,11 +101,16 @@ def decode(encoded: bytes, source: str, *, drop_alpha: bool = False) -> np.ndarr
 def _open(encoded: bytes, source: str) -> Image.Image:
     """Returns the loaded picture, upright."""
     try:
-        with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
+        with _pillow_warnings, Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
             image.load()
             return ImageOps.exif_transpose(image)
     except Image.UnidentifiedImageError as error:
         raise ValueError(f'{source} is no PNG, JPEG or BMP image.') from error
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise ValueError(f'{source} is too large ({one_line(error).split(",")[0]}); shrink it.') from error
+    except UserWarning as error:
+        raise ValueError(f'{source} has damaged metadata ({one_line(error)}), so that it is not known which way is up; '
+                         'turn it upright and save it anew without them.') from error
     except Exception as error:  # pylint: disable=broad-except
         # What a decoder raises on a damaged file is nowhere listed.
         raise ValueError(f'{source} is a damaged image: {one_line(error)}.') from error
@@ -171,8 +213,34 @@ def check_fit(image_size: Optional[int], channels: Optional[int]) -> None:
     """
     if image_size is not None and image_size < 1:
         raise ValueError(f'image_size must be at least 1, got {image_size}.')
-    if channels not in (None, 1, 3):
+    if channels not in (None, *CHANNELS):
         raise ValueError(f'channels must be 1 (grey) or 3 (colour), got {channels}.')
+
+
+def check_image_shape(source: str, image_shape: Sequence[int]) -> None:
+    """Checks that images of a shape can be trained on and, as samples, written.
+
+    Args:
+      source: What the images are called in an error.
+      image_shape: What should be (height, width, channels).
+
+    Raises:
+      ValueError: if it is not, or of other channels than 1 or 3; says what to do.
+    """
+    if len(image_shape) != 3 or min(image_shape) < 1:
+        raise ValueError(f'{source}: image_shape must be (height, width, channels), got {tuple(image_shape)}.')
+    channels = image_shape[2]
+    if channels in CHANNELS:
+        return
+    if image_shape[0] in CHANNELS or image_shape[0] < min(5, channels):
+        cure = 'if their channels come first, put them last: images.transpose(0, 2, 3, 1)'
+    elif channels - 1 in CHANNELS:
+        cure = f'if the last one is transparency, put them on a background or drop it: images[..., :{channels - 1}]'
+    else:
+        cure = 'keep or compute one or three of them'
+    raise ValueError(
+        f'{source}: images of {"x".join(map(str, image_shape))} (height x width x channels) have {channels} '
+        f'channels and must have 1 (grey) or 3 (colour); {cure}.')
 
 
 def check_shape(image_uint8: np.ndarray, image_shape: Tuple[int, int, int], source: str, first: str) -> np.ndarray:

@@ -59,6 +59,7 @@ def public_images(data: datasets.PrivateData,
     image_shape = tuple(image_shape or spec.image_shape)
     if len(image_shape) != 3 or min(image_shape) < 1:
         raise ValueError(f'image_shape must be (height, width, channels), got {image_shape}.')
+    images_lib.check_fit(None, image_shape[2])
     if labels not in ('keep', 'drop'):
         raise ValueError(f"labels must be 'keep' or 'drop', got {labels!r}.")
     for name, value in (('num_classes', num_classes), ('max_images', max_images)):

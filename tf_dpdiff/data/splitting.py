@@ -3,8 +3,11 @@
 import hashlib
 import math
 from typing import Callable, List, Sequence, Tuple
+import unicodedata
 
 import numpy as np
+
+from tf_dpdiff.data import owner_names
 
 # Sets the hashes of this split apart from those that anybody else makes of the same images or owners.
 _SALT = b'tf_dpdiff: held out or trained on?\0'
@@ -85,26 +88,71 @@ def check_fraction(held_out_fraction: float) -> None:
 
 
 def check_owners(owners: np.ndarray, name_of: Callable[[int], str]) -> None:
-    """Checks that each image has an owner.
+    """Checks that each image has an owner, and that two owners are two people.
 
-    Images that say '' or -1 where an owner is missing would count as the images of one owner, who would be protected,
-    while each of the people behind them would not be.
+    Images that say '', 'nan' or -1 where an owner is missing would count as the images of one owner, who would be
+    protected, while each of the people behind them would not be. Nor would a person whose images stand under two
+    spellings of a name. Nothing is stripped or joined here: two spellings may be two people just as well, and joining
+    them would make a unit of both, of which each is only a part.
 
     Args:
       owners: Numbers or names [images].
       name_of: From an index of owners to what the image is called in an error.
 
     Raises:
-      ValueError: if a name is empty or blank or a number negative; names the first such image.
+      ValueError: if owners are neither whole numbers nor names; if a number is negative or a name stands for a missing
+        one, is surrounded by white space, or is another spelling of one that is there, by white space, case or
+        Unicode; names the first such image and says what to do.
     """
     if owners.dtype.kind in 'US':
-        is_unnamed = np.char.str_len(np.char.strip(owners)) == 0
-    else:
-        is_unnamed = owners < 0
-    if is_unnamed.any():
-        row = int(is_unnamed.argmax())
-        raise ValueError(f'{name_of(row)} names no owner: {owners[row].item()!r}; each image needs a name or a number '
-                         'from 0, or the images of several people would count as those of one.')
+        _check_names(owners, name_of)
+    elif owners.dtype.kind in 'iuf':
+        is_missing = ~(owners >= 0)  # Also where it is no number.
+        if is_missing.any():
+            row = int(is_missing.argmax())
+            raise _nobody(name_of(row), owners[row].item())
+    if owners.dtype.kind not in 'iuUS' and len(owners):
+        raise ValueError(f'{name_of(0)}: owners must be one whole number or name an image, got {owners.dtype}; '
+                         f'{_cure(owners)}.')
+
+
+def _check_names(owners: np.ndarray, name_of: Callable[[int], str]) -> None:
+    different, rows = np.unique(owners, return_index=True)
+    names = dict(sorted(zip(rows.tolist(), _names(different))))  # By the first image of each, in the order of images.
+    keys, row_of = [owner_names.key(name) for name in names.values()], {}
+    numbered = owner_names.prefixes(keys)
+    for key, (row, name) in zip(keys, names.items()):
+        if owner_names.is_nobody(key, numbered):
+            raise _nobody(name_of(row), owners[row].item())
+        doubt = owner_names.doubt(name)
+        if doubt:
+            raise ValueError(f'{name_of(row)} names its owner {name!r}, which {doubt}.')
+        first = row_of.setdefault(key, row)
+        if first != row:
+            one, other = repr(name), repr(names[first])
+            if unicodedata.normalize('NFC', one) == unicodedata.normalize('NFC', other):  # They look the same.
+                one, other = ascii(name), ascii(names[first])
+            raise ValueError(
+                f'{name_of(row)} names its owner {one}, and {name_of(first)} {other}: they differ in white '
+                'space, case or spelling alone. Give one person one name, and two people other names, or '
+                'a number each.')
+
+
+def _nobody(image: str, owner) -> ValueError:
+    cure = '' if isinstance(owner, (int, float)) else ' Where it is somebody\'s name, number the owners.'
+    return ValueError(
+        f'{image} names no owner: {owner!r}; each image needs a name or a number from 0, or the images of '
+        f'several people would count as those of one.{cure}')
+
+
+def _cure(owners: np.ndarray) -> str:
+    """Returns what to do about owners that are neither whole numbers nor texts."""
+    if owners.dtype.kind != 'f':
+        return 'store texts' + (', such as owners.astype(str)' if owners.dtype.kind == 'O' else '')
+    if owners.max() >= 2**(np.finfo(owners.dtype).nmant + 1):
+        return ('such large ones are rounded, and may be those of several people: take them from where they are whole '
+                'numbers or texts')
+    return 'store owners.astype(numpy.int64)' if (owners == np.floor(owners)).all() else 'no owner is a fraction'
 
 
 def check_owners_apart(source: str, train: np.ndarray, held_out: np.ndarray) -> None:
@@ -116,12 +164,15 @@ def check_owners_apart(source: str, train: np.ndarray, held_out: np.ndarray) -> 
       held_out: Owners of the held-out images.
 
     Raises:
-      ValueError: names one owner who does.
+      ValueError: names one owner who does, in whatever spelling.
     """
-    shared = sorted(set(_names(np.unique(train))) & set(_names(np.unique(held_out))))
+    trained, others = ({owner_names.key(name): name for name in _names(np.unique(part))} for part in (train, held_out))
+    shared = sorted(set(trained) & set(others))
     if shared:
-        raise ValueError(f'{source}: {len(shared)} owner(s) have both training and held-out images, such as '
-                         f'{shared[0]!r}: nobody may be on both sides.')
+        one, other = trained[shared[0]], others[shared[0]]
+        spelt = repr(one) if one == other else f'{one!r}, written {other!r} among the held-out ones'
+        raise ValueError(f'{source}: {len(shared)} owner(s) have both training and held-out images, such as {spelt}: '
+                         'nobody may be on both sides.')
 
 
 def _names(owners: np.ndarray) -> List[str]:
@@ -130,19 +181,3 @@ def _names(owners: np.ndarray) -> List[str]:
         owner.decode('utf-8', 'backslashreplace') if isinstance(owner, bytes) else str(owner)
         for owner in owners.tolist()
     ]
-
-
-def check_classes(source: str, labels: np.ndarray, class_names: Sequence[str]) -> None:
-    """Checks that labels are in range and that each class has a training image.
-
-    Raises:
-      ValueError: names the source, and the label or the class.
-    """
-    if not len(labels):
-        raise ValueError(f'{source} holds no images.')
-    if labels.min() < 0 or labels.max() >= len(class_names):
-        row = int(np.flatnonzero((labels < 0) | (labels >= len(class_names)))[0])
-        raise ValueError(f'{source}: image {row} has label {labels[row]}, which is not in [0, {len(class_names)}).')
-    counts = np.bincount(labels, minlength=len(class_names))
-    if not counts.all():
-        raise ValueError(f'{source}: class {class_names[int(counts.argmin())]!r} has no training image.')

@@ -10,6 +10,8 @@ from typing import Iterator, Optional, Tuple
 from absl import logging
 import numpy as np
 
+from tf_dpdiff.data import arrays as arrays_lib
+from tf_dpdiff.data import classes
 from tf_dpdiff.data import datasets
 from tf_dpdiff.data import images as images_lib
 from tf_dpdiff.data import splitting
@@ -60,11 +62,13 @@ def tfds_images(name: str,
       ValueError: if it lacks a split or a feature, or a record cannot be read.
     """
     images_lib.check_fit(image_size, None)
-    unit = datasets.choose_unit(name, unit, owner_key)
+    is_unit_said, unit = unit is not None, datasets.choose_unit(name, unit, owner_key)
     root = pathlib.Path(data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets').expanduser()
     folder = _find(root, name)
     if folder is None:
         return _published(name, root, train_split, owner_key, image_size, unit)
+    if owner_key is None and not is_unit_said:
+        arrays_lib.note_unread_owners(str(folder), set(_open(folder)[1].info.features) - {image_key, label_key})
     read = functools.partial(_read_part,
                              folder,
                              keys=(image_key, label_key, owner_key),
@@ -146,7 +150,7 @@ def _spec(folder, keys, train_split, held_out_split, image_size) -> Tuple:
     height, width, channels = image.shape
     if image_size is None and None in (height, width):
         raise ValueError(f'{folder}: images have no common size; give image_size.')
-    if channels not in (1, 3):
+    if channels not in images_lib.CHANNELS:
         raise ValueError(f'{folder}: images have {channels} channels; they must have 1 or 3.')
     num_units = num_images
     if owner_key is not None:
@@ -240,8 +244,9 @@ def _read_part(folder,
             row += len(images)
             bar.update(len(images))
     labels = np.concatenate(columns[label_key])
+    classes.check_range(f'{folder}: the split {split!r}', labels, len(names))
     if check_classes:
-        splitting.check_classes(f'{folder}: the split {split!r}', labels, names)
+        classes.check_labels(f'{folder}: the split {split!r}', labels, names)
     owners = _check_owners(folder, owner_key, np.concatenate(columns[owner_key])) if owner_key else None
     if owner_key and apart_from:
         others = _check_owners(folder, owner_key, _read_columns(folder, apart_from, (owner_key,))[owner_key])

@@ -8,6 +8,8 @@ from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
+from tf_dpdiff.data import arrays as arrays_lib
+from tf_dpdiff.data import classes
 from tf_dpdiff.data import datasets
 from tf_dpdiff.data import images as images_lib
 from tf_dpdiff.data import splitting
@@ -27,6 +29,7 @@ class _Format(NamedTuple):
 class _Scanned(NamedTuple):
     """What records say but for their images; positions are those of their units, names of records are for errors."""
     files: Tuple[str, ...]
+    features: Tuple[str, ...]
     labels: np.ndarray
     owners: Optional[np.ndarray]
     positions: np.ndarray
@@ -62,7 +65,7 @@ def tfrecord_images(pattern: str,
       owner_key: Feature with one int64 or string that says whose image it is, or None. Nobody may have records in both
         `pattern` and `held_out_pattern`.
       raw_shape: (height, width, channels) of raw uint8 pixels; None: the images are encoded.
-      class_names: One a class; None: as many classes as the largest training label says, named by their numbers.
+      class_names: One a class; None: as many classes as there are different training labels, named by their numbers.
       compression: Of the files: '', 'GZIP' or 'ZLIB'.
       image_size: Height and width to which the largest centred square of each image is resized. None: all images must
         have one size.
@@ -81,13 +84,14 @@ def tfrecord_images(pattern: str,
     splitting.check_fraction(held_out_fraction)
     if compression not in ('', 'GZIP', 'ZLIB'):
         raise ValueError(f"compression must be '', 'GZIP' or 'ZLIB', got {compression!r}.")
-    if raw_shape is not None and (len(raw_shape) != 3 or min(raw_shape) < 1 or raw_shape[2] not in (1, 3)):
+    if raw_shape is not None and (len(raw_shape) != 3 or min(raw_shape) < 1 or raw_shape[2] not in images_lib.CHANNELS):
         raise ValueError(f'raw_shape must be (height, width, channels) with 1 or 3 channels, got {raw_shape}.')
     form = _Format(image_key, label_key, owner_key,
                    tuple(raw_shape) if raw_shape else None, compression, image_size, channels)
     scanned = _scan(_match(pattern), form)
-    names = tuple(class_names) if class_names else tuple(map(str, range(int(scanned.labels.max()) + 1)))
-    splitting.check_classes(pattern, scanned.labels, names)
+    if owner_key is None and unit is None:
+        arrays_lib.note_unread_owners(pattern, set(scanned.features) - {image_key, label_key})
+    names = classes.names_of(pattern, scanned.labels, class_names or None)
     name = pathlib.Path(pattern).name
     unit = datasets.choose_unit(name, unit, owner_key)
 
@@ -102,6 +106,7 @@ def tfrecord_images(pattern: str,
 
         def read_held_out():
             other = _scan(_match(held_out_pattern), form)
+            classes.check_range(held_out_pattern, other.labels, len(names))
             if owner_key:
                 splitting.check_owners_apart(f'{pattern} and {held_out_pattern}', scanned.owners, other.owners)
             return read(index_of(f'{name} held out', other), other, np.arange(len(other.labels)))
@@ -174,18 +179,18 @@ def _scan(files: Sequence[str], form: _Format) -> _Scanned:
                 encoded = _value(features, form.image_key, ('bytes_list',), name)
                 positions.append(splitting.image_position(encoded, label))
             if first is None:
-                first = name, _decode(features, form, name)
+                first = name, _decode(features, form, name), tuple(features)
             bar.update()
     if first is None:
         raise ValueError(f'{files[0]} holds no images.')
     labels = np.array(labels, np.int32)
     if not form.owner_key:
-        return _Scanned(tuple(files), labels, None, np.array(positions, np.uint64), first[1], first[0])
+        return _Scanned(tuple(files), first[2], labels, None, np.array(positions, np.uint64), first[1], first[0])
     if isinstance(owners[0], bytes):
         owners = [owner.decode('utf-8', 'backslashreplace') for owner in owners]
     owners = np.array(owners)
     splitting.check_owners(owners, lambda row: next(itertools.islice(_records(files, form), row, None))[0])
-    return _Scanned(tuple(files), labels, owners, splitting.owner_positions(owners), first[1], first[0])
+    return _Scanned(tuple(files), first[2], labels, owners, splitting.owner_positions(owners), first[1], first[0])
 
 
 def _decode(features, form: _Format, name: str) -> np.ndarray:

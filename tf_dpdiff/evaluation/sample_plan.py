@@ -6,12 +6,13 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
+from tf_dpdiff.data import classes as classes_lib
 from tf_dpdiff.data import tfds_writer
 
 FORMATS = ('tfds', 'png', 'npz')
 # Images sampled at a time. Fixed, since the last bits of a network depend on the size of its batch.
 CHUNK_SIZE = 250
-NO_CLASS = 'no_class'
+NO_CLASS = classes_lib.NO_CLASS
 
 # 2**64 divided by the golden ratio, and odd: its multiples, modulo 2**64, fill the numbers evenly in every window.
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
