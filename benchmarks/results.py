@@ -33,6 +33,7 @@ from benchmarks import measuring
 from benchmarks import pictures
 from benchmarks import reporting
 from tf_dpdiff import files
+from tf_dpdiff.privacy import accounting
 
 _SECONDS = 'seconds.json'
 
@@ -267,7 +268,7 @@ def _line(runs, classifiers):
     hours = [run['hours'].get('train', 0.0) for run in runs]
     fids = [run['fid']['synthetic'] for run in runs]
     accuracies = [_spread(_accuracies(runs, name), '.1%') for name in classifiers]
-    epsilon = f'{runs[0]["epsilon"]:.4g}'
+    epsilon = accounting.round_up(max(run['epsilon'] for run in runs))
     return [runs[0]['title'], str(len(runs)), epsilon, _spread(hours, '.2f'), _spread(fids, '.2f'), *accuracies]
 
 

@@ -183,7 +183,7 @@ def test_runs_of_a_row_are_shown_together_and_those_whose_files_are_gone_are_kep
     output, made = tmp_path / 'results.json', []
     output.write_text(json.dumps({'rows': {'mnist': came_out([0.5, 0.7], 1.0)}}))
     table, = results.tables(json.loads(output.read_text()))
-    assert table.rows == [['toy', '1', '2', '0.50', '1.00', '60.0% (50.0% to 70.0%)']]
+    assert table.rows == [['toy', '1', '2.0000', '0.50', '1.00', '60.0% (50.0% to 70.0%)']]
 
     def run(row, folder, flags, of_evaluation):
         made.append((folder.name, of_evaluation))
@@ -193,7 +193,9 @@ def test_runs_of_a_row_are_shown_together_and_those_whose_files_are_gone_are_kep
     flags = argparse.Namespace(output=output, rows=['mnist'], runs=2, folder=tmp_path / 'runs', ablations=False)
     table, = results.tables(results.measure(flags))
     assert made == [('mnist.2', results.FURTHER_RUNS)]
-    assert table.rows == [['toy', '2', '2', '0.50 (0.50 to 0.50)', '1.50 (1.00 to 2.00)', '72.5% (60.0% to 85.0%)']]
+    assert table.rows == [[
+        'toy', '2', '2.0000', '0.50 (0.50 to 0.50)', '1.50 (1.00 to 2.00)', '72.5% (60.0% to 85.0%)'
+    ]]
     assert list(json.loads(output.read_text())['rows']) == ['mnist', 'mnist.2']
 
 

@@ -55,8 +55,8 @@ def test_packages_import_only_what_is_below_them(path):
 @pytest.mark.parametrize('path', sorted((PACKAGE / 'privacy').glob('*.py')), ids=lambda p: p.name)
 def test_privacy_imports_nothing_else_of_ours(path):
     standard = {
-        'contextlib', 'dataclasses', 'functools', 'gc', 'hashlib', 'hmac', 'importlib', 'itertools', 'json', 'math',
-        're', 'secrets', 'sys', 'textwrap', 'typing', 'warnings', 'weakref'
+        'contextlib', 'dataclasses', 'decimal', 'functools', 'gc', 'hashlib', 'hmac', 'importlib', 'itertools', 'json',
+        'math', 're', 'secrets', 'sys', 'textwrap', 'typing', 'warnings', 'weakref'
     }
     for name in imports(path):
         allowed = name.split('.')[0] in PRIVACY_MAY_IMPORT | standard or name.startswith('tf_dpdiff.privacy')

@@ -256,3 +256,26 @@ def test_path_of_few_steps_has_fewer_frames():
                                    image_shape=_IMAGE_SHAPE,
                                    num_classes=_NUM_CLASSES)
     assert len(path) == 4  # Before each of the three steps, and after the last.
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize('config', _CONFIGS, ids=name_of)
+def test_predictions_that_are_not_finite_give_an_error_and_no_images(make_sampler, config, value):
+
+    def broken(x_t, t, labels):
+        """Predicts one pixel of one image wrongly, at the last timesteps alone: cut off it would be white or black."""
+        pixel = tf.one_hot(tf.range(tf.size(x_t)) // 4, tf.size(x_t))[:, 0] * tf.cast(t[0] < 12, tf.float32)
+        predicted = network(x_t, t, labels)
+        return tf.where(tf.reshape(pixel, tf.shape(x_t)) > 0.0, value, predicted)
+
+    sampler = make_sampler(broken, process_of(), config, num_classes=_NUM_CLASSES)
+    with pytest.raises(samplers.NotFiniteError, match='predicts numbers that are not finite') as error:
+        with samplers.telling_of_divergence():
+            sampler(_SEEDS, _LABELS)
+    assert '\n' not in str(error.value)
+
+
+def test_other_errors_of_a_sampler_stay_what_they_are():
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        with samplers.telling_of_divergence():
+            tf.debugging.assert_positive(-1.0)

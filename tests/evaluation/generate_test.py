@@ -8,6 +8,9 @@ from PIL import Image
 import pytest
 import tensorflow as tf
 
+from tf_dpdiff.diffusion import process as process_lib
+from tf_dpdiff.diffusion import samplers
+from tf_dpdiff.diffusion import schedules
 from tf_dpdiff.evaluation import generate
 from tf_dpdiff.evaluation import sample_plan
 
@@ -182,3 +185,21 @@ def test_file_of_another_kind_is_refused_by_name(tmp_path, make):
     make(tmp_path / 'a.npz')
     with pytest.raises(ValueError, match=f'{re.escape(str(tmp_path))}/a.npz does not hold samples'):
         generate.read_npz(tmp_path / 'a.npz')
+
+
+@pytest.mark.parametrize('num_functions', [1, 2])
+def test_network_that_predicts_no_numbers_gives_a_clear_error_and_no_images(num_functions):
+
+    @tf.function
+    def sample(labels, seeds):
+        process = process_lib.DiffusionProcess(schedules.Schedule('cosine', 10), 'v')
+        broken = samplers.make_image_sampler(lambda x_t, t, labels: x_t * np.inf,
+                                             process=process,
+                                             config=samplers.SamplerConfig('ddim', 2),
+                                             image_shape=(2, 2, 1),
+                                             num_classes=3)
+        return broken(labels, seeds)
+
+    config = generate.GenerateConfig(num_images=8, chunk_size=4)
+    with pytest.raises(FloatingPointError, match='nothing can be sampled: its training has diverged'):
+        generate.generate([sample] * num_functions, config, choice=sample_plan.ClassChoice((0, 1, 2)))

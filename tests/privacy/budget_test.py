@@ -120,6 +120,16 @@ def test_settled_run_that_is_resumed_stays_settled(budget):
     assert settled.reserve('run 0', RUNS[0], **ABOUT) == settled
 
 
+def test_run_that_ended_and_released_nothing_leaves_the_budget_as_it_was(budget):
+    nothing = ledger_lib.Ledger()
+    assert charged(budget, RUNS[0]).settle('run 0', nothing) == budget
+    assert charged(budget, *RUNS[:2]).settle('run 1', nothing) == charged(budget, RUNS[0])
+    # Control: what has released something, if only once, stays.
+    assert charged(budget, RUNS[0]).settle('run 0', ledger(2.0, num_steps=1)).entries
+    settled = charged(budget, RUNS[0]).settle('run 0', RUNS[0])
+    assert settled.settle('run 0', nothing) == settled
+
+
 SMALL = ledger(100.0, num_steps=1)
 
 

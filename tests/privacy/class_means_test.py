@@ -258,6 +258,40 @@ def test_a_round_sees_the_images_only_through_the_noisy_sums_before_it(monkeypat
         np.testing.assert_array_equal(first, second)
 
 
+def means_given_to_each_round(monkeypatch, seed, cancels_out):
+    """Returns what the rounds of a release begin from; its noise may cancel out whatever the images are."""
+    given, exact_sums, exact = [], [], class_means.ClassMeansConfig.exact_vector
+    stddev = class_means.ClassMeansConfig(1.0, 2.0).sensitivity(RELATION)
+
+    def record(self, images, labels, num_classes, owners=None, means=None):
+        given.append(means)
+        exact_sums.append(exact(self, images, labels, num_classes, owners, means))
+        return exact_sums[-1]
+
+    def draw(unused_seed, unused_purpose, shape, unused_generator):
+        released = np.random.default_rng(len(given)).uniform(20.0, 30.0, shape)
+        return (released - exact_sums[-1]) / stddev if cancels_out else released
+
+    with monkeypatch.context() as patched:
+        patched.setattr(class_means.ClassMeansConfig, 'exact_vector', record)
+        patched.setattr(class_means.noise, 'standard_normal', draw)
+        config = class_means.ClassMeansConfig(1.0, 2.0, means_per_class=3, num_rounds=3)
+        images, labels = make_data(60, seed=seed)
+        released = config.release(images, labels, 3, seed=secret(0), neighboring_relation=RELATION)
+    assert given[0] is None
+    return [*given[1:], released.images, released.counts]
+
+
+def test_a_round_begins_from_noisy_sums_and_not_from_exact_ones(monkeypatch):
+    """Of other images, where what is released is the same number for number, all that is made of it is the same."""
+    first, second = (means_given_to_each_round(monkeypatch, seed, cancels_out=True) for seed in (0, 1))
+    for ours, theirs in zip(first, second):
+        np.testing.assert_allclose(ours, theirs, atol=1e-9)
+    # Control: where what is released differs, so does what is made of it.
+    others = means_given_to_each_round(monkeypatch, 1, cancels_out=False)
+    assert all(np.abs(ours - theirs).max() > 1e-3 for ours, theirs in zip(first, others))
+
+
 def test_shrinking_brings_noisy_sums_of_low_rank_nearer_to_the_sums():
     generator = np.random.default_rng(0)
     sums = generator.normal(size=[100, 5]) @ generator.normal(size=[5, 784])

@@ -206,6 +206,32 @@ def test_padding_contributes_exactly_zero_whatever_its_pixels_are(pixels):
     assert float(diagnostics['num_units']) == 4.0 and float(diagnostics['num_nonfinite']) == 0.0
 
 
+@pytest.mark.parametrize('per_layer', [False, True])
+def test_row_of_padding_is_no_unit(per_layer):
+    generator, is_padding = np.random.default_rng(0), np.array([False, True, False, True, True])
+    gradients = [generator.standard_normal([5, *shape]).astype(np.float32) for shape in ([3, 2], [2])]
+    clipper, layers = clipping.PerUnitClipper(0.1, per_layer), ['a', 'b']
+    clipped = clipper.clip_and_sum(gradients, tf.constant(is_padding), layers)
+    units = clipper.clip_and_sum([g[~is_padding] for g in gradients], tf.constant([False, False]), layers)
+    for found, expected in zip(clipped.sums, units.sums):
+        np.testing.assert_allclose(found, expected, atol=1e-7)
+    np.testing.assert_array_equal(clipped.is_kept, ~is_padding)
+    np.testing.assert_array_equal(clipped.is_clipped, ~is_padding)
+    # Control: taken for units, the rows of padding would be seen.
+    counted = clipper.clip_and_sum(gradients, tf.constant([False] * 5), layers)
+    assert max(np.abs(found - expected).max() for found, expected in zip(counted.sums, units.sums)) > 1e-3
+
+
+def test_diagnostics_of_a_batch_are_those_of_its_units_however_it_is_padded():
+    model = make_model('dense')
+    batch, is_padding = make_batch(model, 9), np.arange(9) % 3 == 1
+    _, found = clipped_sum(model, batch, is_padding)
+    _, expected = clipped_sum(model, [tf.boolean_mask(x, ~is_padding) for x in batch])
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-5)
+    assert float(expected['num_units']) == float(expected['num_clipped']) == 6.0
+
+
 def test_empty_batch_gives_zero():
     model = make_model('dense')
     total, diagnostics = clipped_sum(model, make_batch(model, 0))

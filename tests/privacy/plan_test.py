@@ -11,6 +11,7 @@ from tf_dpdiff.privacy import class_means
 from tf_dpdiff.privacy import feature_means
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import plan as plan_lib
+from tf_dpdiff.privacy import relations
 
 CONFIG = plan_lib.DpSgdConfig(target_delta=1e-4,
                               expected_batch_size=200,
@@ -38,6 +39,20 @@ def test_noise_follows_the_sensitivity_that_the_clipper_names():
     once, doubled = (plan_lib.make_plan(dataclasses.replace(CONFIG, l2_norm_clip=c), 1000) for c in (0.1, 0.2))
     assert doubled.noise.stddev == pytest.approx(2.0 * once.noise.stddev)
     assert doubled.config.noise_multiplier == once.config.noise_multiplier
+
+
+@pytest.mark.parametrize('relation', relations.ACCOUNTED)
+@pytest.mark.parametrize('clipping', plan_lib.CLIPPINGS)
+def test_noise_is_the_multiplier_times_what_a_unit_adds_however_it_is_clipped(clipping, relation):
+    config = dataclasses.replace(make_plan().config,
+                                 clipping=clipping,
+                                 neighboring_relation=relation,
+                                 noise_multiplier=50.0,
+                                 l2_norm_clip=0.3)
+    plan = plan_lib.make_plan(config, 1000)
+    # Layer by layer or as a whole, a unit adds at most C: the clipper's tests show it.
+    assert plan.clipper.per_layer == (clipping == 'per_layer')
+    assert plan.noise.stddev == pytest.approx(50.0 * 0.3) == 50.0 * plan.clipper.sensitivity(relation)
 
 
 def test_clipping_and_generator_are_those_of_the_config():

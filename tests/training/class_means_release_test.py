@@ -1,5 +1,6 @@
 """Tests that noisy class means are released once in the life of a run, kept, and the same at all workers."""
 
+import dataclasses
 import io
 
 import numpy as np
@@ -108,6 +109,23 @@ def test_run_whose_means_are_missing_or_damaged_is_refused(tmp_path, releases):
     path.write_bytes(whole)  # Control.
     make_trainer(tmp_path).run(NEVER)
     assert len(releases) == 1
+
+
+def test_owners_are_counted_once(tmp_path, monkeypatch):
+    vectors, exact_vector = [], class_means.ClassMeansConfig.exact_vector
+
+    def recorded(self, *arguments):
+        vectors.append(exact_vector(self, *arguments))
+        return vectors[-1]
+
+    monkeypatch.setattr(class_means.ClassMeansConfig, 'exact_vector', recorded)
+    owned = dataclasses.replace(toy.make_dataset(), owners=np.arange(20) % 5, unit='one patient')
+    plan = plan_lib.make_plan(dataclasses.replace(toy.PRIVACY, expected_batch_size=3), 5,
+                              class_means.ClassMeansConfig(3.0, 2.0))  # yapf: disable
+    for private, arguments, num_units in ((owned, {'plan': plan}, 5), (toy.make_dataset(), {}, 20)):  # And a control.
+        with pytest.raises(interruption.Interrupted):
+            make_trainer(tmp_path / str(num_units), private=private, **arguments).run(StopAfter(0))
+        assert vectors[-1][..., -1].sum() == pytest.approx(num_units)
 
 
 def test_all_workers_train_on_what_the_first_one_released(tmp_path, releases):

@@ -37,7 +37,8 @@ PRIVACY = plan_lib.DpSgdConfig(target_delta=1e-4,
 
 
 def make_public(workdir, public=PUBLIC, network=NETWORK, process=PROCESS, **changes):
-    stage = stages.PretrainingConfig(public, 4, 5, OPTIMIZATION, **{'max_ema_decay': 0.5, **changes})
+    arguments = {'optimization': OPTIMIZATION, 'max_ema_decay': 0.5, **changes}
+    stage = stages.PretrainingConfig(public, 4, 5, **arguments)
     return pretrainer.PublicTrainer(workdir,
                                     network=network,
                                     process=process,

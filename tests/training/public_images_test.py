@@ -197,6 +197,26 @@ def test_release_of_another_run_is_not_taken_for_that_of_this_one(tmp_path, unbr
     assert not np.isclose(found['noisy_sums'], other['noisy_sums']).any()  # A secret of its own.
 
 
+def test_images_are_chosen_by_the_noisy_sums_and_not_by_the_exact_ones(tmp_path, monkeypatch, features):
+    exact, exact_vector = [], feature_means.FeatureMeansConfig.exact_vector
+    monkeypatch.setattr(feature_means.FeatureMeansConfig, 'exact_vector',
+                        lambda *arguments: exact.append(exact_vector(*arguments)) or exact[-1])
+    release = dataclasses.replace(RELEASE, noise_multiplier=3.0)
+    trainer = make_trainer(tmp_path, warm_start=dataclasses.replace(WARM_START, release=release))
+    with pytest.raises(interruption.Interrupted):
+        trainer.run(StopAfter(0))
+    found = read_means(tmp_path)
+
+    def choose(sums):
+        means = release.means(sums, trainer._plan.config.neighboring_relation)
+        return feature_means.choose_images(means, features(PUBLIC.images_uint8), 15)
+
+    for name, expected in zip(('rows', 'labels'), choose(found['noisy_sums'])):
+        np.testing.assert_array_equal(found[name], expected)
+    # Control: the exact sums would choose others.
+    assert not np.array_equal(choose(exact[0])[0], found['rows'])
+
+
 def test_owners_are_counted_once(tmp_path):
     owned = dataclasses.replace(PRIVATE, owners=np.arange(60) % 30, unit='one patient')
     trainer = make_trainer(tmp_path, owned)

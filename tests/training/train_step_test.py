@@ -138,6 +138,15 @@ def test_control_noise_of_another_scale_is_noticed(factor):
     assert stats.kstest(noise_of_steps(noise_multiplier=2.0 * factor) / 2.0, 'norm').pvalue < 1e-6
 
 
+@pytest.mark.parametrize('clipping', plan_lib.CLIPPINGS)
+def test_step_draws_noise_of_the_scale_of_the_clip_however_it_is_clipped(clipping):
+    noise = noise_of_steps(clipping=clipping) / 2.0
+    assert stats.kstest(noise, 'norm').pvalue > 1e-3
+    # Controls: half of the noise, and that of a layer's own bound, which for two layers is 1 / sqrt(2) of the whole.
+    for factor in (0.5, 2**-0.5):
+        assert stats.kstest(factor * noise, 'norm').pvalue < 1e-6
+
+
 @pytest.mark.long
 def test_step_compiled_by_xla_adds_the_same_noise():
     private_step, model, _, start = make_step(4, SEED.reveal(), ())
@@ -165,6 +174,43 @@ def test_moving_average_follows_the_warm_up():
     start = flat(make_model().variables)
     # The first decay is min(0.5, 1 / 10).
     np.testing.assert_allclose(flat(average.variables), 0.1 * start + 0.9 * flat(model.variables), atol=1e-6)
+
+
+def noise_of_averages(**changes):
+    """Returns by how much four steps without units move the average, over what the noise should move it by."""
+    moved = []
+    for step in range(4):
+        _, _, average = take_step([-1] * 4, step=step, **changes)
+        # The first decay is 1 / 10, later ones are min(0.5, (1 + n) / (10 + n)).
+        moved.append(
+            (flat(average.variables) - flat(make_model().variables)) / (1.0 - min(0.5, (1 + step) / (10 + step))))
+    return np.concatenate(moved) * CONFIG.expected_batch_size / CONFIG.l2_norm_clip / 2.0
+
+
+def test_moving_average_takes_in_all_noise_of_each_step():
+    assert stats.kstest(noise_of_averages(), 'norm').pvalue > 1e-3
+    # Control: an average of steps without noise, or with half of it, is noticed.
+    for factor in (0.0, 0.5):
+        assert stats.kstest(noise_of_averages(noise_multiplier=2.0 * factor), 'norm').pvalue < 1e-6
+
+
+def test_row_of_padding_is_no_unit_whatever_it_shows():
+    units, bright = np.array([0, 3, -1, -1]), IMAGES.copy()
+    private_step, model, _, start = make_step(4, SEED.reveal(), (('noise_multiplier', 0.0),))
+
+    def update(pixels):
+        model.set_weights(start)
+        before = flat(model.trainable_variables)
+        diagnostics = private_step([(pixels[:, None], LABELS[units][:, None], units)], tf.constant(0, tf.int64))
+        assert diagnostics['num_units'] == 2.0
+        return flat(model.trainable_variables) - before
+
+    bright[[0, 1]] = IMAGES[[0, 3]]
+    black, bright = np.where(units[:, None, None, None] < 0, 0, bright[:4]).astype(np.uint8), bright[:4]
+    assert bright[2:].any() and not black[2:].any()
+    np.testing.assert_array_equal(update(bright), update(black))
+    alone, _, _ = take_step([0, 3], noise_multiplier=0.0)
+    np.testing.assert_allclose(update(bright), alone, atol=1e-6 * np.abs(alone).max())
 
 
 def test_step_is_traced_once_for_batches_of_any_size():

@@ -13,6 +13,7 @@ from tf_dpdiff.privacy import cautions
 from tf_dpdiff.privacy import curves
 from tf_dpdiff.privacy import epsilon_bounds
 from tf_dpdiff.privacy import ledger as ledger_lib
+from tf_dpdiff.privacy import rounding
 
 # Name of a flag: its type and its help.
 FLAGS = {
@@ -128,8 +129,9 @@ def make_plan(flags) -> RunPlan:
                    flags.warm_start_noise_multiplier, rounds, flags.epsilon, solved)
     if flags.epsilon is not None and plan.epsilon() > flags.epsilon:
         raise accounting.BudgetError(
-            f'these settings cost epsilon={accounting.round_up(plan.epsilon())} at delta={flags.delta:g}, more than '
-            f'--epsilon={flags.epsilon:g}; leave one of the four out to have it computed.')
+            f'these settings cost epsilon={accounting.round_up(plan.epsilon())} at '
+            f'delta={rounding.exact(flags.delta)}, more than --epsilon={rounding.exact(flags.epsilon)}; leave one '
+            'of the four out to have it computed.')
     return plan
 
 

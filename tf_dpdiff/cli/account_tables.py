@@ -11,6 +11,7 @@ from tf_dpdiff.evaluation import epsilon_picture
 from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import budget as budget_lib
 from tf_dpdiff.privacy import ledger as ledger_lib
+from tf_dpdiff.privacy import rounding
 
 _PLOT_POINTS = 16  # Twice those of the table, which so are computed once.
 
@@ -52,9 +53,9 @@ def plan_tables(plan: account_plan.RunPlan) -> List[rich_table.Table]:
     if plan.warm_start_noise_multiplier is not None:
         rounds = f', {plan.warm_start_num_rounds} rounds' if plan.warm_start_num_rounds > 1 else ''
         settings.add_row('warm start', f'noise multiplier {plan.warm_start_noise_multiplier:.10g}{rounds}')
-    settings.add_row('delta', f'{plan.delta:g}')
+    settings.add_row('delta', rounding.exact(plan.delta))
     if plan.target_epsilon is not None:
-        settings.add_row('epsilon allowed', f'{plan.target_epsilon:g}')
+        settings.add_row('epsilon allowed', rounding.exact(plan.target_epsilon))
     settings.add_row(marked('epsilon', 'epsilon'), '{} by PLD    {} by RDP'.format(*_shown(plan.epsilon)))
     over_steps = _table('epsilon over steps', 'steps', 'by PLD', 'by RDP')
     for point in plan.curve():
@@ -113,11 +114,13 @@ def budget_tables(budget: budget_lib.Budget, path: str) -> List[rich_table.Table
         releases = '\n'.join(_describe(release) for release in entry.ledger.releases)
         runs.add_row(f'{entry.run_id}\n{entry.dataset}\n{entry.time}\n{entry.status}', releases,
                      *_shown(_epsilons(entry.ledger, budget.delta).get))
-    together = rich_table.Table(title=f'epsilon at delta = {budget.delta:g}', title_justify='left', show_header=False)
+    together = rich_table.Table(title=f'epsilon at delta = {rounding.exact(budget.delta)}',
+                                title_justify='left',
+                                show_header=False)
     spent = budget.epsilon()
-    together.add_row('allowed', f'{budget.total_epsilon:.4f}')
+    together.add_row('allowed', rounding.exact(budget.total_epsilon))
     together.add_row(f'{len(budget.entries)} run(s) composed', '{} by PLD    {} by RDP'.format(*_shown(budget.epsilon)))
-    together.add_row('left', _round_down(max(budget.total_epsilon - spent, 0.0)))
+    together.add_row('left', rounding.round_down(max(budget.total_epsilon - spent, 0.0)))
     if budget.overdrawn_by():
         together.add_row('OVERDRAWN', f'by {accounting.round_up(budget.overdrawn_by())}: no further run is let in')
     if budget.unit is not None:
@@ -154,10 +157,6 @@ def _describe(release: ledger_lib.Release) -> str:
     q = release.sampling_probability
     drawn = ', not Poisson-sampled' if q is None else '' if q == 1.0 else f', q {q:.4g}'
     return f"{times}{release.mechanism.replace('_', ' ')}, noise {release.noise_multiplier:.5g}{drawn}"
-
-
-def _round_down(value: float) -> str:
-    return f'{max(math.floor(value * 1e4) / 1e4, 0.0):.4f}'
 
 
 def _table(title: str, *columns: str) -> rich_table.Table:

@@ -26,6 +26,7 @@ from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import auditing
 from tf_dpdiff.privacy import plan as plan_lib
+from tf_dpdiff.privacy import rounding
 from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import loop as loop_lib
 from tf_dpdiff.training import stages
@@ -221,7 +222,7 @@ def _print_dry_run(data, config, plan, finetuning) -> None:
         f'{finetuning.views.augmentation_multiplicity} views')
     table.add_row('proven epsilon', _claim(plan.epsilon(), plan.config.target_delta))
     table.add_row('most that can be shown',
-                  f'epsilon >= {auditing.round_down(most)} at {config.confidence:.0%} confidence')
+                  f'epsilon >= {rounding.round_down(most)} at {rounding.percent(config.confidence)} confidence')
     print(gin.operative_config_str())
     rich_console.Console().print(table)
 
@@ -231,8 +232,9 @@ def _print_results(workdir, result, kind, attack, seconds) -> None:
     table.add_row('proven epsilon', _claim(result.proven_epsilon, result.delta))
     table.add_row(
         'lower bound',
-        f'epsilon >= {auditing.round_down(result.epsilon_lower_bound)} at {result.confidence:.0%} confidence')
-    table.add_row('most that can be shown', f'epsilon >= {auditing.round_down(result.most_that_can_be_shown)}')
+        f'epsilon >= {rounding.round_down(result.epsilon_lower_bound)} at {rounding.percent(result.confidence)} '
+        'confidence')
+    table.add_row('most that can be shown', f'epsilon >= {rounding.round_down(result.most_that_can_be_shown)}')
     table.add_row(
         'canaries',
         f'{result.num_canaries} of kind {kind!r}; {result.num_correct} of {result.num_guesses} guesses were '
@@ -249,15 +251,17 @@ def _print_results(workdir, result, kind, attack, seconds) -> None:
     rich_console.Console().print(table)
     if result.is_violation:
         print(
-            f'audit: the lower bound {auditing.round_down(result.epsilon_lower_bound)} exceeds the proven epsilon '
+            f'audit: the lower bound {rounding.round_down(result.epsilon_lower_bound)} exceeds the proven epsilon '
             f'{accounting.round_up(result.proven_epsilon)}: the implementation or the accounting is wrong; do not '
-            f'release. (A correct one is accused with probability {1 - result.confidence:.2g} at the most: a second '
-            'audit tells.)',
+            f'release. (At {rounding.percent(result.confidence)} confidence a correct one may be accused by chance: a '
+            'second audit tells.)',
             file=sys.stderr)
 
 
 def _claim(epsilon: float, delta: float) -> str:
-    return f'{accounting.round_up(epsilon)} at delta = {delta:g}' if math.isfinite(epsilon) else 'none claimed'
+    if not math.isfinite(epsilon):
+        return 'none claimed'
+    return f'{accounting.round_up(epsilon)} at delta = {rounding.exact(delta)}'
 
 
 def _add_attack(table, attack: membership.MembershipAttack) -> None:

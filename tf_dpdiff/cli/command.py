@@ -66,6 +66,8 @@ def run(parser: Parser, main: Callable[..., int], argv: List[str]) -> int:
         return _fail(parser, flags, 'interrupted; what was saved stands', FAILED)
     except (ValueError, FileNotFoundError, NotADirectoryError) as error:
         return _fail(parser, flags, _one_line(error), WRONG_USE)
+    except FloatingPointError as error:  # Training or sampling has left the finite numbers.
+        return _fail(parser, flags, _one_line(error), FAILED)
     except MemoryError:
         return _fail(parser, flags, 'out of memory; lower units_per_chunk or chunk_size', FAILED)
     except OSError as error:

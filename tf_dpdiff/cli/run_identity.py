@@ -13,18 +13,22 @@ from tf_dpdiff.training import checkpoints
 
 
 def check_free(workdir: pathlib.Path) -> None:
-    """Checks that a folder holds no results of another run than the one in its checkpoints, if any.
+    """Checks that a folder holds neither a run that is over nor results of another run than its checkpoints, if any.
 
-    A run that began there would leave its checkpoints beside a statement that says less than they cost.
+    A run that began there would leave its checkpoints beside a statement that says less than they cost. A run that has
+    diverged was charged for what it had released, and would release more.
 
     Raises:
       command.UsageError: if it does.
       ValueError: if the statement is damaged.
     """
-    path = run_files.statement_paths(workdir)[1]
+    path, found = run_files.statement_paths(workdir)[1], checkpoints.read_run(workdir / 'checkpoints')
+    if found is not None and found.has_diverged:
+        raise command.UsageError(f'the run in {workdir} has diverged, and is over: lower learning_rate of the '
+                                 'OptimizationConfig of the stage that did, and name another --workdir.')
     if not path.exists():
         return
-    found, statement = checkpoints.read_run(workdir / 'checkpoints'), files.read_json(path)
+    statement = files.read_json(path)
     if found is None or statement.get('run_id', found.run_id) != found.run_id:
         raise command.UsageError(f'{workdir} holds the results of another run than its checkpoints ({path.name} is not '
                                  'theirs): name another --workdir, or move those files away.')

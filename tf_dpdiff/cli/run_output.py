@@ -28,6 +28,7 @@ from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.serving import export
 from tf_dpdiff.training import checkpoints
+from tf_dpdiff.training import divergence
 from tf_dpdiff.training import interruption
 from tf_dpdiff.training import loop
 from tf_dpdiff.training import warm_start
@@ -103,7 +104,11 @@ def make_image_sampler(average, model: run_files.ModelDescription, workdir: path
       average: The averaged network.
       model: The run.
       workdir: The run's folder, where the feature means are by which a sampler chooses among candidates.
+
+    Raises:
+      divergence.DivergedError: if the network is of no use.
     """
+    divergence.check_released(average, model.image_shape, len(model.class_names))
     if model.network.adapter_rank:
         average, _ = transfer.merge_adapters(average, model.network)
     score = None
@@ -131,6 +136,7 @@ def draw(released,
       workers: All of them call this.
 
     Raises:
+      samplers.NotFiniteError: if the network predicts numbers that are not finite.
       interruption.Interrupted: if one of the workers was asked to stop on the way.
       workers_lib.WorkerLostError: if another worker is gone or failed.
     """

@@ -10,6 +10,7 @@ from tf_dpdiff.evaluation import epsilon_picture
 from tf_dpdiff.evaluation import report
 from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import curves
+from tf_dpdiff.privacy import rounding
 
 RELEASED_ACCURACY = 'released_accuracy.json'
 _NOTE = (
@@ -103,7 +104,8 @@ def privacy_sections(workdir: pathlib.Path) -> List[report.Section]:
                 for point in fields['epsilon_over_steps']]
         picture = report.picture(workdir / 'epsilon.png',
                                  alt='Epsilon over steps',
-                                 caption=f"What had been spent after so many steps, at delta = {fields['delta']:g}.",
+                                 caption='What had been spent after so many steps, at delta = '
+                                 f"{rounding.exact(fields['delta'])}.",
                                  pixelated=False)
         sections.append(
             report.Section('Epsilon over steps', picture + report.table(

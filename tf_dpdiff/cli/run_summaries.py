@@ -16,6 +16,7 @@ from tf_dpdiff.networks import transfer
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import curves
 from tf_dpdiff.privacy import plan as plan_lib
+from tf_dpdiff.privacy import rounding
 from tf_dpdiff.training import loop as loop_lib
 from tf_dpdiff.training import stages
 from tf_dpdiff.training import summaries as summaries_lib
@@ -42,7 +43,9 @@ def make_grid_drawer(model: run_files.ModelDescription) -> loop_lib.DrawGrid:
             kept.update(network=released, sample=_make_sampler(released, model))
         elif released is not kept['network']:
             kept['network'].set_weights(released.get_weights())
-        return generate.class_grid(kept['sample'](labels, seeds).numpy(), rows, columns=_GRID_COLUMNS)
+        with samplers.telling_of_divergence():
+            images = kept['sample'](labels, seeds).numpy()
+        return generate.class_grid(images, rows, columns=_GRID_COLUMNS)
 
     return draw
 
@@ -92,8 +95,9 @@ def write_timesteps(summaries: summaries_lib.Summaries, process: process_lib.Dif
 
 def write_epsilon(summaries: summaries_lib.Summaries, points: Sequence[curves.CurvePoint]) -> None:
     """Writes epsilon over private steps by both accountants, as the statement has it; nothing where none is claimed."""
-    summaries.curve(_EPSILON, {point.num_steps: point.pld for point in points})
-    summaries.curve(f'{_EPSILON}_by_rdp', {point.num_steps: point.rdp for point in points})
+    above = rounding.float32_not_below
+    summaries.curve(_EPSILON, {point.num_steps: above(point.pld) for point in points})
+    summaries.curve(f'{_EPSILON}_by_rdp', {point.num_steps: above(point.rdp) for point in points})
 
 
 def key_numbers(model: run_files.ModelDescription, of_stages: Dict[str, Any],

@@ -36,6 +36,7 @@ from tf_dpdiff.privacy import budget as budget_lib
 from tf_dpdiff.privacy import cautions
 from tf_dpdiff.privacy import class_means
 from tf_dpdiff.privacy import plan as plan_lib
+from tf_dpdiff.privacy import rounding
 from tf_dpdiff.privacy import statement as statement_lib
 from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import loop as loop_lib
@@ -100,6 +101,8 @@ def train(
     _check_complete(privacy, finetuning)
     model = _describe_model(data.spec, network, process, sampler, warm_start, finetuning)
     is_first = replicas.workers.is_first
+    if is_first and not dry_run:
+        run_identity.check_free(workdir)
     utility = _fitting_utility(utility, data, samples, is_first)
     budget_file = budget_file if is_first else None
     with command.working('train', 'calibrating the noise'):
@@ -112,8 +115,6 @@ def train(
                                   _spent(budget) if budget else None, hardware)
         return command.DONE
 
-    if is_first:
-        run_identity.check_free(workdir)
     started = time.monotonic()
     of_stages = {stages.PRETRAINING: pretraining, stages.WARM_START: warm_start, stages.FINETUNING: finetuning}
     with replicas.working() as stop:
@@ -121,11 +122,7 @@ def train(
         if is_first:
             _tell_of_private_images_that_are_public(trainer)
             _begin(workdir, budget_file, data, model, plan, trainer, of_stages)
-        trainer.run(stop)
-        _charge(budget_file, 'settled', lambda budget: budget.settle(trainer.state.run_id, trainer.state.ledger))
-        # From here on everything is made from the released weights.
-        released = trainer.released_model()
-        drawn = run_output.draw(released, model, samples, workdir=workdir, stop=stop, workers=replicas.workers)
+        released, drawn = _train_and_draw(workdir, budget_file, trainer, model, samples, stop)
     if is_first:
         _finish(workdir, data, trainer, released, model, drawn, utility, started)
     replicas.workers.wait_for_all()  # None ends as done while the first one may yet fail.
@@ -167,6 +164,36 @@ def _begin(workdir, budget_file, data, model, plan, trainer, of_stages) -> None:
     """Charges the run, and writes what is known before its first step."""
     _charge(budget_file, 'reserved', _reserve(plan, data.train, trainer.state.run_id))
     run_output.begin(workdir, model, trainer, of_stages, plan)
+
+
+def _train_and_draw(workdir, budget_file, trainer, model, samples, stop):
+    """Runs what is left of the training; returns the network that is released, and samples of it with their labels."""
+    workers = trainer.replicas.workers
+    try:
+        trainer.run(stop)
+    except FloatingPointError:
+        _write_down_spent(workdir, budget_file, trainer)
+        workers.wait_for_all()  # All of them have diverged; who ends before the first one has written might end it too.
+        raise
+    _settle(budget_file, trainer)
+    # From here on everything is made from the released weights.
+    released = trainer.released_model()
+    try:
+        return released, run_output.draw(released, model, samples, workdir=workdir, stop=stop, workers=workers)
+    except FloatingPointError:
+        _write_down_spent(workdir, budget_file, trainer)
+        raise
+
+
+def _settle(budget_file, trainer) -> None:
+    _charge(budget_file, 'settled', lambda budget: budget.settle(trainer.state.run_id, trainer.state.ledger))
+
+
+def _write_down_spent(workdir, budget_file, trainer) -> None:
+    """Writes what a run has cost that ends without a model: its charge, and its statement if it released anything."""
+    if trainer.replicas.workers.is_first and trainer.state.ledger.releases:
+        run_files.write_statement(workdir, trainer.statement())
+    _settle(budget_file, trainer)
 
 
 def _tell_of_private_images_that_are_public(trainer) -> None:
@@ -250,7 +277,7 @@ def _spent(budget: budget_lib.Budget) -> str:
     if budget.overdrawn_by():
         return f'{budget.describe_overdraft()}; no further run is let in'
     return (f'{len(budget.entries)} run(s) cost epsilon = {accounting.round_up(budget.epsilon())} of '
-            f'{budget.total_epsilon:g} at delta = {budget.delta:g}')
+            f'{rounding.exact(budget.total_epsilon)} at delta = {rounding.exact(budget.delta)}')
 
 
 def _show_release(workdir: pathlib.Path, released: Union[class_means.NoisyMeans, warm_start_lib.ChosenImages]) -> None:
@@ -284,7 +311,7 @@ def _facts(statement: statement_lib.PrivacyStatement) -> dict:
     fields = statement.to_dict()
     return {
         'epsilon': statement_lib.round_up(fields['epsilon']) if fields['guarantee_claimed'] else 'none claimed',
-        'delta': f"{fields['delta']:g}",
+        'delta': rounding.exact(fields['delta']),
         'protected unit': fields['unit'],
         'steps': str(fields['steps_run']),
         **({
@@ -299,8 +326,8 @@ def _print_results(workdir, version, statement, results, num_samples, seconds) -
     if fields['guarantee_claimed']:
         table.add_row(
             'privacy',
-            f"epsilon = {statement_lib.round_up(fields['epsilon'])} at delta = {fields['delta']:g} for {fields['unit']}"
-        )
+            f"epsilon = {statement_lib.round_up(fields['epsilon'])} at delta = {rounding.exact(fields['delta'])} for "
+            f"{fields['unit']}")
     else:
         table.add_row('privacy', 'NO GUARANTEE IS CLAIMED')
     for caution in fields['cautions']:

@@ -1,7 +1,8 @@
 """Samplers: from noise to images, one image a seed."""
 
+import contextlib
 import dataclasses
-from typing import Callable
+from typing import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -24,6 +25,28 @@ _SAMPLERS = {
 SAMPLERS = tuple(_SAMPLERS)
 
 Denoiser = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
+_NOT_FINITE = 'the network predicts numbers that are not finite'
+
+
+class NotFiniteError(FloatingPointError):
+    """There is nothing to be sampled from a network, since what it predicts is not finite."""
+
+
+@contextlib.contextmanager
+def telling_of_divergence() -> Iterator[None]:
+    """A context in which TensorFlow's error where a sampler has found numbers that are not finite is a clear one.
+
+    Raises:
+      NotFiniteError: in place of that error.
+    """
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        if _NOT_FINITE not in str(error):
+            raise
+        raise NotFiniteError(f'{_NOT_FINITE}, so nothing can be sampled: its training has diverged. Train anew with a '
+                             'lower learning_rate in another --workdir; if the sampler is guided strongly, try a lower '
+                             'guidance_scale first.') from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,13 +132,18 @@ def sample(denoiser: Denoiser,
 
     Returns:
       float32 [batch, height, width, channels] in [-1, 1].
+
+    Raises:
+      tf.errors.InvalidArgumentError: when it runs, if the network predicts numbers that are not finite: cut off and
+        rounded they would be black or white pixels. `telling_of_divergence` makes it a clear error.
     """
     predict = guidance.guide(denoiser, labels, scale=config.guidance_scale, num_classes=num_classes)
 
     def predict_x_start(x_t, t, signal_rate, noise_rate):
         observe(x_t, t)
-        x_start, _ = parameterization_lib.to_x_start_and_noise(process.parameterization, predict(x_t, t), x_t,
-                                                               signal_rate, noise_rate)
+        prediction = tf.debugging.check_numerics(predict(x_t, t), _NOT_FINITE)
+        x_start, _ = parameterization_lib.to_x_start_and_noise(process.parameterization, prediction, x_t, signal_rate,
+                                                               noise_rate)
         return thresholding.threshold(x_start, config.thresholding, dynamic_percentile=config.dynamic_percentile)
 
     x = _SAMPLERS[config.name](predict_x_start, process.schedule, config.num_steps,

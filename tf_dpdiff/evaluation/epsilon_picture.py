@@ -5,6 +5,7 @@ from typing import Optional, Sequence
 
 from tf_dpdiff.evaluation import plotting
 from tf_dpdiff.privacy import curves
+from tf_dpdiff.privacy import rounding
 
 
 def write_picture(path: pathlib.Path,
@@ -27,10 +28,10 @@ def write_picture(path: pathlib.Path,
     axes.plot(steps, [point.rdp for point in points], '--', color='C1', label='Renyi (RDP), an upper bound')
     axes.plot(steps, [point.pld for point in points], '-', color='C0', label='privacy loss distribution (PLD)')
     if target_epsilon is not None:
-        axes.axhline(target_epsilon, color='grey', linewidth=0.8, label=f'epsilon = {target_epsilon:g}')
+        axes.axhline(target_epsilon, color='grey', linewidth=0.8, label=f'epsilon = {rounding.exact(target_epsilon)}')
     axes.set_title(title, fontsize=10)
     axes.set_xlabel('DP-SGD steps')
-    axes.set_ylabel(f'epsilon at delta = {delta:g}')
+    axes.set_ylabel(f'epsilon at delta = {rounding.exact(delta)}')
     axes.set_xlim(0, max(steps))
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)

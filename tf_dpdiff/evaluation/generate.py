@@ -16,6 +16,7 @@ import tensorflow as tf
 from tf_dpdiff import files
 from tf_dpdiff import progress
 from tf_dpdiff import workers as workers_lib
+from tf_dpdiff.diffusion import samplers
 from tf_dpdiff.evaluation import sample_plan
 from tf_dpdiff.evaluation import shared_work
 
@@ -118,6 +119,7 @@ def draw(sample_fns: Sequence[SampleFn],
 
     Raises:
       shared_work.Stopped: if one of the workers was asked to stop.
+      samplers.NotFiniteError: if the network predicts numbers that are not finite.
       workers_lib.WorkerLostError: if another worker is gone or failed.
     """
     numbers = itertools.islice(_chunks_of(ranges, chunk_size), workers.index, None, workers.count)
@@ -149,7 +151,8 @@ def _draw_chunks(sample_fns: Sequence[SampleFn], choice: sample_plan.ClassChoice
     def draw_chunk(sample_fn: SampleFn, number: int) -> Piece:
         seeds = np.arange(number * chunk_size, (number + 1) * chunk_size, dtype=np.int64)
         labels = choice.labels(seeds)
-        return Piece(seeds, labels, sample_fn(tf.constant(labels), tf.constant(seeds)).numpy())
+        with samplers.telling_of_divergence():
+            return Piece(seeds, labels, sample_fn(tf.constant(labels), tf.constant(seeds)).numpy())
 
     return shared_work.run_ahead(sample_fns, numbers, draw_chunk)
 

@@ -13,6 +13,7 @@ from tf_dpdiff.evaluation import generate
 from tf_dpdiff.evaluation import sample_formats
 from tf_dpdiff.evaluation import sample_plan
 from tf_dpdiff.privacy import accounting
+from tf_dpdiff.privacy import rounding
 
 MANIFEST = 'samples.json'
 STATEMENTS = ('privacy_statement.txt', 'privacy_statement.json')
@@ -138,7 +139,7 @@ def describe(statement: pathlib.Path) -> str:
     if fields['guarantee_claimed']:
         epsilon = accounting.round_up(fields['epsilon'])
         return (f"Synthetic images, (epsilon, delta)-differentially private with epsilon = {epsilon} at delta = "
-                f"{fields['delta']:g} towards {fields['unit']} of {fields['dataset']!r}.")
+                f"{rounding.exact(fields['delta'])} towards {fields['unit']} of {fields['dataset']!r}.")
     if fields.get('dataset') is None:
         return 'Synthetic images of a model trained on public images alone; no privacy guarantee is claimed.'
     return f"Synthetic images of a model of {fields['dataset']!r}; NO PRIVACY GUARANTEE IS CLAIMED."

@@ -16,8 +16,10 @@ import dp_accounting
 from dp_accounting import mechanism_calibration
 
 from tf_dpdiff.privacy import epsilon_bounds
+from tf_dpdiff.privacy import rounding
 
 ACCOUNTANTS = ('pld', 'rdp')
+round_up = rounding.round_up
 
 _MAX_NOISE_MULTIPLIER = 1e6
 _MIN_NOISE_MULTIPLIER = 0.1
@@ -104,9 +106,10 @@ def calibrate_noise_multiplier(make_event: Callable[[float], dp_accounting.DpEve
     floor = spent(_MAX_NOISE_MULTIPLIER)
     if floor > target_epsilon:
         raise BudgetError(
-            f'target_epsilon={target_epsilon:g} at target_delta={target_delta:g} cannot be met: even with a noise '
-            f'multiplier of {_MAX_NOISE_MULTIPLIER:g} the run would cost epsilon={floor:.3g}. Take fewer steps, a '
-            'smaller batch, more noise on the other releases, or a larger target_epsilon.')
+            f'target_epsilon={rounding.exact(target_epsilon)} at target_delta={rounding.exact(target_delta)} cannot be '
+            f'met: even with a noise multiplier of {_MAX_NOISE_MULTIPLIER:g} the run would cost '
+            f'epsilon={round_up(floor)}. Take fewer steps, a smaller batch, more noise on the other releases, or a '
+            'larger target_epsilon.')
     # A bracket around the answer, from the middle outwards: very small noise multipliers are slow to account for.
     upper = 1.0
     while spent(upper) > target_epsilon:
@@ -141,8 +144,9 @@ def solve_num_steps(make_event: Callable[[int], dp_accounting.DpEvent], target_e
     if num_steps == 0:
         raise _nothing_fits('one step', epsilon(make_event(1), target_delta), target_epsilon, target_delta)
     if num_steps == _MAX_NUM_STEPS:
-        raise BudgetError(f'{_MAX_NUM_STEPS:,} steps and more meet epsilon={target_epsilon:g} at '
-                          f'delta={target_delta:g}: take less noise, a larger batch or a smaller epsilon.')
+        raise BudgetError(
+            f'{_MAX_NUM_STEPS:,} steps and more meet epsilon={rounding.exact(target_epsilon)} at '
+            f'delta={rounding.exact(target_delta)}: take less noise, a larger batch or a smaller epsilon.')
     return num_steps
 
 
@@ -202,16 +206,6 @@ def solve_sampling_probability(make_event: Callable[[float], dp_accounting.DpEve
     found = _calibrate(make_event, *target, lower, upper, tolerance=1e-4 * lower, safe=lower)
     found = _use_up(make_event, *target, found, 1e-4 * lower, limit=1.0)
     return _nearest_that_fits(make_event, found, -1e-4 * lower, target_epsilon, target_delta)
-
-
-def round_up(value: float) -> str:
-    """Returns four decimals that are never below the value: a printed epsilon must not be smaller than the true one.
-
-    Example:
-        >>> round_up(9.99991), round_up(1.0), round_up(math.inf)
-        ('10.0000', '1.0000', 'infinite')
-    """
-    return 'infinite' if math.isinf(value) else f'{math.ceil(value * 1e4) / 1e4:.4f}'
 
 
 def _bound(event: dp_accounting.DpEvent, delta: float, bound: Callable[..., float], **options) -> float:
@@ -359,8 +353,9 @@ def _last_not_above_zero(excess: Callable[[int], float],
 
 
 def _nothing_fits(what: str, cost: float, target_epsilon: float, target_delta: float) -> BudgetError:
-    return BudgetError(f'epsilon={target_epsilon:g} at delta={target_delta:g} cannot be met: {what} already costs '
-                       f'epsilon={cost:.4g}. Take more noise, also on the other releases, or a larger epsilon.')
+    return BudgetError(f'epsilon={rounding.exact(target_epsilon)} at delta={rounding.exact(target_delta)} cannot be '
+                       f'met: {what} already costs epsilon={round_up(cost)}. Take more noise, also on the other '
+                       'releases, or a larger epsilon.')
 
 
 def _check_target(target_epsilon: float) -> None:

@@ -23,6 +23,7 @@ import numpy as np
 from scipy import stats
 
 from tf_dpdiff.privacy import accounting
+from tf_dpdiff.privacy import rounding
 
 IN, OUT, ABSTAINED = 1, -1, 0
 _BISECTIONS = 60
@@ -125,16 +126,6 @@ def guess_membership(scores: np.ndarray, num_guesses: Optional[int] = None) -> n
     return guesses
 
 
-def round_down(value: float) -> str:
-    """Returns three decimals that are never above the value: a printed lower bound must not exceed the true one.
-
-    Example:
-        >>> round_down(0.8909), round_down(0.0)
-        ('0.890', '0.000')
-    """
-    return f'{math.floor(value * 1e3) / 1e3:.3f}'
-
-
 @dataclasses.dataclass(frozen=True)
 class AuditResult:
     """What an audit found.
@@ -180,9 +171,11 @@ class AuditResult:
         elif not math.isfinite(self.proven_epsilon):
             verdict = 'There is no claim to compare it with.'
         guesses = f'{self.num_correct} of {self.num_guesses} guesses about {self.num_canaries} canaries'
-        found = f'epsilon >= {round_down(self.epsilon_lower_bound)} at {self.confidence:.0%} confidence'
-        return (f'Claimed: {proven} at delta = {self.delta:g}. With {guesses} correct, {found} (at most '
-                f'{round_down(self.most_that_can_be_shown)} can be shown). {verdict}')
+        found = (f'epsilon >= {rounding.round_down(self.epsilon_lower_bound)} at {rounding.percent(self.confidence)} '
+                 'confidence')
+        most = rounding.round_down(self.most_that_can_be_shown)
+        return (f'Claimed: {proven} at delta = {rounding.exact(self.delta)}. With {guesses} correct, {found} (at most '
+                f'{most} can be shown). {verdict}')
 
 
 def audit(scores: np.ndarray,

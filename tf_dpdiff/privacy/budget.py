@@ -9,6 +9,7 @@ import dp_accounting
 
 from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import ledger as ledger_lib
+from tf_dpdiff.privacy import rounding
 
 RESERVED, SETTLED = 'reserved', 'settled'
 _FORMAT = 'tf_dpdiff privacy budget, version 1'
@@ -147,19 +148,19 @@ class Budget:
                 return self
         charged = self._with(BudgetEntry(run_id, dataset, RESERVED, planned, time), data_fingerprint, unit)
         if charged.overdrawn_by():
-            up = accounting.round_up
+            up, exact = accounting.round_up, rounding.exact
             raise accounting.BudgetError(
                 f'the privacy budget would be passed: the {len(self.entries)} run(s) so far cost '
-                f'epsilon={up(self.epsilon())} of {self.total_epsilon:g} at delta={self.delta:g}, this one alone '
-                f'{up(alone)}, all together {up(charged.epsilon())}. Plan it with more noise, fewer steps or a smaller '
-                'batch.')
+                f'epsilon={up(self.epsilon())} of {exact(self.total_epsilon)} at delta={exact(self.delta)}, this one '
+                f'alone {up(alone)}, all together {up(charged.epsilon())}. Plan it with more noise, fewer steps or a '
+                'smaller batch.')
         return charged
 
     def settle(self, run_id: str, released: ledger_lib.Ledger) -> 'Budget':
         """Returns the budget with a run's real releases in place of the planned ones.
 
         What has happened is recorded as it is, even if it should cost more than was planned. A run that was settled
-        before keeps what it had released then.
+        before keeps what it had released then, and one that has ended and released nothing leaves the budget.
 
         Args:
           run_id: A run that was reserved.
@@ -173,6 +174,10 @@ class Budget:
             raise ValueError(f'run {run_id} was not reserved in the budget.')
         if known.status == SETTLED:
             released = known.ledger.union(released)
+        if not released.releases:
+            others = tuple(entry for entry in self.entries if entry is not known)
+            about_data = {} if others else {'data_fingerprint': None, 'unit': None}
+            return dataclasses.replace(self, entries=others, **about_data)
         return self._with(dataclasses.replace(known, status=SETTLED, ledger=released), self.data_fingerprint, self.unit)
 
     def record_finished(self, run_id: str, released: ledger_lib.Ledger, *, dataset: str, data_fingerprint: str,

@@ -15,6 +15,7 @@ from tf_dpdiff.privacy import feature_means
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import noise
 from tf_dpdiff.privacy import relations
+from tf_dpdiff.privacy import rounding
 from tf_dpdiff.privacy import sampling
 
 DP_SGD_STEP = 'dp_sgd_step'
@@ -219,9 +220,9 @@ def make_plan(config: DpSgdConfig, num_units: int, warm_start_release: Optional[
     if config.target_epsilon is not None and plan.epsilon() > config.target_epsilon:
         raise accounting.BudgetError(
             f'noise_multiplier={plan.config.noise_multiplier:g} over {config.num_steps} steps costs '
-            f'epsilon={plan.epsilon():.4f} at delta={config.target_delta:g}, more than '
-            f'target_epsilon={config.target_epsilon:g}. Give more noise or fewer steps, leave noise_multiplier out to '
-            'have it calibrated, or set target_epsilon=None to claim no target.')
+            f'epsilon={accounting.round_up(plan.epsilon())} at delta={rounding.exact(config.target_delta)}, more '
+            f'than target_epsilon={rounding.exact(config.target_epsilon)}. Give more noise or fewer steps, leave '
+            'noise_multiplier out to have it calibrated, or set target_epsilon=None to claim no target.')
     if plan.config.noise_multiplier and config.sampling == 'poisson' and math.isinf(plan.epsilon()):
         raise accounting.BudgetError(
             f'no epsilon is known for a noise multiplier below {epsilon_bounds.SMALLEST_NOISE_MULTIPLIER:g}, of the '

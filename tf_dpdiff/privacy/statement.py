@@ -19,6 +19,7 @@ from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import noise
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import relations
+from tf_dpdiff.privacy import rounding
 from tf_dpdiff.privacy import sampling
 
 round_up = accounting.round_up
@@ -152,7 +153,7 @@ class PrivacyStatement:
                 f'The model trained on {self.dataset!r} and everything sampled from it is',
                 '(epsilon, delta)-differentially private with',
                 '',
-                f"    epsilon = {round_up(fields['epsilon'])}   at   delta = {fields['delta']:g}",
+                f"    epsilon = {round_up(fields['epsilon'])}   at   delta = {rounding.exact(fields['delta'])}",
                 '',
                 *(textwrap.fill(f'CAUTION: {caution}', _WIDTH) + '\n' for caution in fields['cautions']),
                 f"Protected unit: {self.unit} ({fields['unit_is']}).",

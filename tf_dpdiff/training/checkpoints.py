@@ -25,6 +25,7 @@ from is the folder pretrained/, which is written when the run is finished.
 _PREFIX = 'variables'
 _RECORD = 'record/.ATTRIBUTES/VARIABLE_VALUE'
 _CURE = 'Put the folder back from a copy, or name another --workdir; the privacy that the run has spent stays spent.'
+DIVERGED = 'diverged'  # In place of the stage of a run that has diverged, and is over.
 _T = TypeVar('_T')
 _warnings = set()  # Each is shown once in a process, which reads its checkpoint several times.
 
@@ -44,7 +45,7 @@ class RunState:
       private_seed: The run's secret; None for a run that reads no private image.
       run_id: The run's public name, drawn at random when it begins and kept when it is resumed.
       ledger: What has been released by the weights of this state.
-      stage: Name of the stage.
+      stage: Name of the stage, or DIVERGED.
       step: Steps done in the stage.
     """
 
@@ -155,10 +156,12 @@ class RunIdentity(NamedTuple):
       run_id: The run's public name.
       data_fingerprint: PRIVATE: who holds the exact same data set can tell. None of a run on public images alone.
       ledger: What has been released by the newest checkpoint.
+      has_diverged: Whether the run is over since it diverged; the newest checkpoint then has the last good weights.
     """
     run_id: str
     data_fingerprint: Optional[str]
     ledger: ledger_lib.Ledger
+    has_diverged: bool
 
 
 def read_run(directory: pathlib.Path) -> Optional[RunIdentity]:
@@ -175,7 +178,8 @@ def read_run(directory: pathlib.Path) -> Optional[RunIdentity]:
     if record is None:
         return None
     state = RunState.from_json(record['state'])
-    return RunIdentity(state.run_id, json.loads(record['configuration']).get('data_fingerprint'), state.ledger)
+    data_fingerprint = json.loads(record['configuration']).get('data_fingerprint')
+    return RunIdentity(state.run_id, data_fingerprint, state.ledger, state.stage == DIVERGED)
 
 
 def read_identity(directory: pathlib.Path) -> Optional[RunIdentity]:

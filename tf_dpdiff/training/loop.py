@@ -14,8 +14,11 @@ import tqdm
 
 from tf_dpdiff import progress
 from tf_dpdiff.networks import unet
+from tf_dpdiff.privacy import accounting
+from tf_dpdiff.privacy import rounding
 from tf_dpdiff.privacy import seeds
 from tf_dpdiff.training import checkpoints
+from tf_dpdiff.training import divergence
 from tf_dpdiff.training import interruption
 from tf_dpdiff.training import profiling
 from tf_dpdiff.training import stages as stages_lib
@@ -23,6 +26,7 @@ from tf_dpdiff.training import strategies
 from tf_dpdiff.training import summaries as summaries_lib
 
 _DONE = 'done'
+_NOT_FINITE = 'the weights are not finite'
 
 # Draws a picture of samples of a network: uint8 [height, width, channels].
 DrawGrid = Callable[[tf.keras.Model], np.ndarray]
@@ -115,6 +119,7 @@ class StageLoop:
         with replicas.scope():
             self.model, self.average = (self._build() for _ in range(2))
         self.average.set_weights(self.model.get_weights())
+        self._check = divergence.NetworkCheck((self.model, self.average), image_shape, num_classes)
 
     def _find_state(self, is_private: bool) -> Tuple[bool, checkpoints.RunState]:
         """Returns whether the folder held a run, and where it stands: at all workers what the first one found."""
@@ -126,7 +131,12 @@ class StageLoop:
             found = json.dumps([saved is not None, state.to_json()]).encode()
         # The secret goes the same way as the sums without noise do: both need a network that can be trusted.
         resumed, state = json.loads(workers.broadcast(found))
-        return resumed, checkpoints.RunState.from_json(state)
+        state = checkpoints.RunState.from_json(state)
+        if state.stage == checkpoints.DIVERGED:
+            raise ValueError(
+                f'the run in {self._directory.parent} has diverged, and is over: lower learning_rate of the '
+                'OptimizationConfig of the stage that did, and name another --workdir.')
+        return resumed, state
 
     def _open(self, stages: List[stages_lib.Stage]) -> None:
         """Takes the stages, and restores what was saved or saves for the first time."""
@@ -164,11 +174,14 @@ class StageLoop:
 
         Raises:
           interruption.Interrupted: after a request to stop, with everything saved.
+          divergence.DivergedError: if the run has diverged. The last good weights stand, saved together with the ledger
+            of all that was released; the run is over, at all workers.
         """
         names = [stage.name for stage in self._stages] + [_DONE]
         while not self.is_done:
             index = names.index(self.state.stage)
             self._run_stage(self._stages[index], stop)
+            self._stop_if_diverged(self._find_problem())
             self.state.stage, self.state.step = names[index + 1], 0
             self._save()
 
@@ -185,6 +198,7 @@ class StageLoop:
 
     def _run_stage(self, stage: stages_lib.Stage, stop: interruption.StopRequest) -> None:
         workers = self.replicas.workers
+        self._stop_if_diverged(self._find_problem())  # Before a stage releases anything.
         stage.begin()
         last_saved = time.monotonic()
         grid_steps = _evenly_spaced(stage.num_steps, self._config.grids_per_stage) if self._draw_grid else set()
@@ -192,23 +206,28 @@ class StageLoop:
         with progress.bar(stage.num_steps, stage.name, 'step', initial=self.state.step,
                           disable=not workers.is_first) as bar, profiling.StepProfiler(
                               self._profile_folder, profile_steps) as profiler:
+            self._show(bar, {})
+            bar.refresh()
             while self.state.step < stage.num_steps:
                 profiler.before(self.state.step)
                 # Where a worker is lost this raises and nothing is saved: the run goes on from its last checkpoint.
                 scalars = stage.run_step(self.state.step)
                 profiler.after(self.state.step)
                 self.state.step += 1
+                problem = self._find_problem_of_step(stage, scalars)
+                self._show(bar, scalars)  # Before the bar moves: it may show itself when it does.
                 bar.update()
                 if workers.is_first and self._is_logged(stage):
-                    self._log(stage, scalars, bar)
+                    self._log(stage, scalars)
                 shows = workers.is_first and self.state.step in grid_steps
                 is_due = time.monotonic() - last_saved > self._config.checkpoint_every_secs
                 # When to save, and so to compare the weights, the first worker decides by its clock for all of them.
-                stops, saves = workers.any_of([stop.requested, shows or workers.is_first and is_due])
-                if shows:
-                    self._save_and_show_grid(stage)
-                elif stops or saves:
-                    self._save()
+                stops, saves, diverged = workers.any_of(
+                    [stop.requested, shows or workers.is_first and is_due, problem is not None])
+                if diverged:
+                    raise self._diverge(problem)
+                if stops or saves:
+                    self._save_if_sound(stage, shows)
                 if stops:
                     workers.wait_for_all()  # Who ends before the first one has saved might have it killed.
                     raise interruption.Interrupted(
@@ -218,37 +237,95 @@ class StageLoop:
                     last_saved = time.monotonic()
         stage.end()
 
-    def _save_and_show_grid(self, stage: stages_lib.Stage) -> None:
-        """Saves, and shows samples of the weights that were just saved; at the first worker, while the others save.
+    def _save_if_sound(self, stage: stages_lib.Stage, shows: bool) -> None:
+        """Saves, unless the run has diverged, and shows samples of the weights that were just saved, at one worker.
 
         A step that is repeated on other replicas has the same noise, but its sum is rounded otherwise: pictures of both
         would tell more than one step does. So nothing is shown of weights that a crash could lose.
         """
         # Drawn before: little is left to do between saving and showing, where a crash would leave the step no picture.
-        grid = self._draw_grid(self.average) if self._is_released(stage) else None
+        grid, problem = self._draw(stage) if shows else (None, None)
+        self._stop_if_diverged(problem or self._find_problem())
         self._save()
         if grid is not None:
             self.summaries.stage_image(stage.name, 'samples', grid, self.state.step)
             self.summaries.flush()
 
+    def _draw(self, stage: stages_lib.Stage) -> Tuple[Optional[np.ndarray], Optional[str]]:
+        """Returns a picture of samples, None where none may be shown, and in words why there can be none."""
+        try:
+            return self._draw_grid(self.average) if self._is_released(stage) else None, None
+        except FloatingPointError:
+            return None, 'its samples are not finite'
+
     def _is_logged(self, stage: stages_lib.Stage) -> bool:
         return self.state.step % self._config.log_every_steps == 0 or self.state.step in (1, stage.num_steps)
 
-    def _log(self, stage: stages_lib.Stage, scalars: dict, bar: tqdm.tqdm) -> None:
-        scalars = {**scalars, **self._spent()}
+    def _log(self, stage: stages_lib.Stage, scalars: dict) -> None:
+        epsilon = self._epsilon_spent()
+        if epsilon is not None:
+            scalars = {**scalars, 'epsilon_spent': rounding.float32_not_below(epsilon)}
         self.summaries.scalars(stage.name, scalars, self.state.step)
         self.summaries.flush()
-        shown = {'loss': 'loss', 'epsilon_spent': 'epsilon'}
-        bar.set_postfix({shown[k]: f'{v:.3f}' for k, v in scalars.items() if k in shown}, refresh=False)
+
+    def _show(self, bar: tqdm.tqdm, scalars: dict) -> None:
+        """Sets what stands beside a progress bar: of this step, and epsilon never below what has been spent."""
+        if bar.disable:
+            return
+        shown, epsilon = {}, self._epsilon_spent()
+        if 'loss' in scalars:
+            shown['loss'] = f"{scalars['loss']:.3f}"
+        if epsilon is not None:
+            shown['epsilon'] = accounting.round_up(epsilon)
+        bar.set_postfix(shown, refresh=False)
+
+    def _find_problem(self) -> Optional[str]:
+        """Returns in words why the networks are of no use; None: they are. See `divergence` for what is looked at."""
+        if not self._check.weights_are_finite():
+            return _NOT_FINITE
+        if not self._check.predictions_are_finite():
+            return 'the network predicts numbers that are not finite'
+        return None
+
+    def _find_problem_of_step(self, stage: stages_lib.Stage, scalars: dict) -> Optional[str]:
+        """Returns as `_find_problem` does, by what is cheap: the loss where a stage tells it, else now and then."""
+        if 'loss' in scalars and not math.isfinite(scalars['loss']):
+            return f"the loss is {scalars['loss']}"
+        if 'loss' not in scalars and self._is_logged(stage):
+            return self._find_problem()
+        return None if self._check.weights_are_finite() else _NOT_FINITE
+
+    def _stop_if_diverged(self, problem: Optional[str]) -> None:
+        """Stops all workers where one has found a problem; called by all of them."""
+        if self.replicas.workers.any(problem is not None):
+            raise self._diverge(problem)
+
+    def _diverge(self, problem: Optional[str]) -> divergence.DivergedError:
+        """Ends the run: saves the last good weights with the ledger as it is now; returns what is to be raised."""
+        name, step = self.state.stage, self.state.step
+        num_steps = {stage.name: stage.num_steps for stage in self._stages}[name]
+        if self.replicas.workers.is_first:
+            self._checkpoint.restore()
+        self.state.stage = checkpoints.DIVERGED
+        self._write_checkpoint()
+        self.replicas.workers.wait_for_all()  # Who ends before the first one has saved might have it killed.
+        return divergence.DivergedError(
+            f'{name} diverged by step {step} of {num_steps}: {problem or "so another worker found"}. {self._spent()} '
+            f"Lower learning_rate of the stage's OptimizationConfig, and start anew in another --workdir; "
+            f'{self._directory} keeps the last good weights.')
 
     def _is_released(self, stage: stages_lib.Stage) -> bool:
         """Returns whether samples of the averaged weights may be shown as they are now."""
         del stage  # A run without private images has nothing to hide.
         return True
 
-    def _spent(self) -> dict:
-        """Returns what the run has spent, as scalars that may be released."""
-        return {}
+    def _epsilon_spent(self) -> Optional[float]:
+        """Returns a bound of what the run has spent; None where nothing private was released."""
+        return None
+
+    def _spent(self) -> str:
+        """Returns what the run has spent, in a sentence."""
+        return 'No private image was read.'
 
 
 def _evenly_spaced(num_steps: int, count: int) -> Set[int]:

@@ -1,6 +1,7 @@
 """Public pre-training as a run of its own: no private image, no secret, no privacy cost."""
 
 import dataclasses
+import math
 import pathlib
 from typing import Optional
 
@@ -10,6 +11,7 @@ import tensorflow as tf
 from tf_dpdiff.data import overlap
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.networks import unet
+from tf_dpdiff.training import divergence
 from tf_dpdiff.training import loop
 from tf_dpdiff.training import pretrained
 from tf_dpdiff.training import stages
@@ -67,7 +69,11 @@ class PublicTrainer(loop.StageLoop):
         self._open([stage])
 
     def to_pretrained(self) -> pretrained.PretrainedModel:
-        """Returns what private runs start from; of a finished run."""
+        """Returns what private runs start from; of a finished run.
+
+        Raises:
+          divergence.DivergedError: if its loss is not finite.
+        """
         public = self._pretraining.images
         return pretrained.PretrainedModel(
             image_shape=public.image_shape,
@@ -100,4 +106,9 @@ class PublicTrainer(loop.StageLoop):
                                                        step=tf.constant(start, tf.int64))
             flat = tf.nest.map_structure(lambda x: tf.reshape(x, tf.concat([[-1], tf.shape(x)[2:]], 0)), views)
             losses.append(view_losses(flat).numpy())
-        return float(np.mean(np.concatenate(losses)))
+        loss = float(np.mean(np.concatenate(losses)))
+        if not math.isfinite(loss):
+            raise divergence.DivergedError(f'pretraining diverged: the loss of what came out is {loss}. Lower '
+                                           "learning_rate of the stage's OptimizationConfig, and start anew in another "
+                                           '--workdir.')
+        return loss

@@ -1,6 +1,7 @@
 """A classifier of public images."""
 
 import dataclasses
+import math
 
 import numpy as np
 import tensorflow as tf
@@ -8,6 +9,7 @@ import tensorflow as tf
 from tf_dpdiff import progress
 from tf_dpdiff.data import datasets
 from tf_dpdiff.networks import classifiers
+from tf_dpdiff.training import divergence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +19,7 @@ class PublicClassifierConfig:
     Attributes:
       num_epochs: How often each public image is seen, >= 1.
       batch_size: Images a step, >= 1.
-      learning_rate: Of Adam, > 0; it falls to 0 along half a cosine.
+      learning_rate: Of Adam, finite and > 0; it falls to 0 along half a cosine.
       seed: Public.
     """
     num_epochs: int = 4
@@ -29,8 +31,9 @@ class PublicClassifierConfig:
         for name in ('num_epochs', 'batch_size'):
             if getattr(self, name) < 1:
                 raise ValueError(f'{name} of the public classifier must be at least 1, got {getattr(self, name)}.')
-        if not self.learning_rate > 0.0:
-            raise ValueError(f'learning_rate of the public classifier must be > 0, got {self.learning_rate}.')
+        if not 0.0 < self.learning_rate < float('inf'):
+            raise ValueError('learning_rate of the public classifier must be finite and > 0, got '
+                             f'{self.learning_rate}.')
 
 
 def train(config: PublicClassifierConfig, public: datasets.ImageDataset) -> tf.keras.Model:
@@ -42,19 +45,35 @@ def train(config: PublicClassifierConfig, public: datasets.ImageDataset) -> tf.k
 
     Returns:
       A model from images, uint8 [batch, height, width, channels], to logits, float32 [batch, classes].
+
+    Raises:
+      divergence.DivergedError: if the training diverges.
     """
     model = classifiers.small_cnn(public.image_shape, public.num_classes, seed=config.seed)
     batches = _MirroredBatches(config, public)
     rate = tf.keras.optimizers.schedules.CosineDecay(config.learning_rate, config.num_epochs * len(batches))
     model.compile(tf.keras.optimizers.Adam(rate), tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     with progress.bar(config.num_epochs * len(batches), 'classifier', 'step') as bar:
+
+        def look(unused_batch, logs):
+            bar.update()
+            if not math.isfinite(logs['loss']):
+                raise _diverged(f'by step {bar.n} of {bar.total}: the loss is {logs["loss"]}')
+
         # Keras would shuffle the batches by a global seed.
         model.fit(batches,
                   epochs=config.num_epochs,
                   shuffle=False,
                   verbose=0,
-                  callbacks=[tf.keras.callbacks.LambdaCallback(on_batch_end=lambda batch, logs: bar.update())])
+                  callbacks=[tf.keras.callbacks.LambdaCallback(on_batch_end=look)])
+    if not divergence.all_finite([*model.weights, model(public.images_uint8[:1])]):
+        raise _diverged('at its end: its weights, or what it says of an image, are not finite')
     return model
+
+
+def _diverged(where: str) -> divergence.DivergedError:
+    return divergence.DivergedError(f'the public classifier diverged {where}. It reads no private image. Lower '
+                                    'learning_rate of PublicClassifierConfig, and start anew in another --workdir.')
 
 
 class _MirroredBatches(tf.keras.utils.Sequence):

@@ -32,7 +32,7 @@ class OptimizationConfig:
     """How the weights follow the gradients: Adam with a warm-up and a linear decay.
 
     Attributes:
-      learning_rate: The peak, > 0.
+      learning_rate: The peak, finite and > 0.
       warmup_steps: Steps of the linear rise, >= 0.
       final_fraction: Share of the peak that is left at the last step, in [0, 1].
       beta_2: Of Adam, in [0, 1).
@@ -43,8 +43,8 @@ class OptimizationConfig:
     beta_2: float = 0.999
 
     def __post_init__(self):
-        if not self.learning_rate > 0.0:
-            raise ValueError(f'learning_rate must be > 0, got {self.learning_rate}.')
+        if not 0.0 < self.learning_rate < float('inf'):
+            raise ValueError(f'learning_rate must be finite and > 0, got {self.learning_rate}.')
         if self.warmup_steps < 0 or not 0.0 <= self.final_fraction <= 1.0 or not 0.0 <= self.beta_2 < 1.0:
             raise ValueError(
                 'the optimization needs warmup_steps >= 0, final_fraction in [0, 1] and beta_2 in [0, 1), got '

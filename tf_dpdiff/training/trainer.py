@@ -13,9 +13,12 @@ from tf_dpdiff.data import overlap
 from tf_dpdiff.diffusion import losses
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.networks import unet
+from tf_dpdiff.privacy import accounting
+from tf_dpdiff.privacy import curves
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import model_check
 from tf_dpdiff.privacy import plan as plan_lib
+from tf_dpdiff.privacy import rounding
 from tf_dpdiff.privacy import statement as statement_lib
 from tf_dpdiff.training import loop
 from tf_dpdiff.training import pretrained as pretrained_lib
@@ -144,11 +147,20 @@ class Trainer(loop.StageLoop):
         return make_statement(self._spec, self._plan, self.state.ledger, self._num_views, self._public_data,
                               self.state.run_id)
 
-    def _spent(self) -> dict:
-        if not self.state.ledger.releases:
-            return {}
-        # A coarser discretization than the statement's: quicker, and an upper bound all the same.
-        return {'epsilon_spent': self._plan.epsilon(self.state.ledger, discretization_interval=1e-3)}
+    def _epsilon_spent(self) -> Optional[float]:
+        ledger, config = self.state.ledger, self._plan.config
+        if not ledger.releases:
+            return None
+        return curves.epsilon_bound(self._plan.dp_event, config.num_steps, config.target_delta,
+                                    ledger.count(plan_lib.DP_SGD_STEP))
+
+    def _spent(self) -> str:
+        ledger = self.state.ledger
+        if not ledger.releases:
+            return 'Nothing was released of the private images, and no privacy is spent.'
+        return (
+            f'What was released of the private images cost epsilon = {accounting.round_up(self._plan.epsilon(ledger))}'
+            f' at delta = {rounding.exact(self._plan.config.target_delta)}, and stays spent.')
 
     def _is_released(self, stage: stages_lib.Stage) -> bool:
         """Returns whether the ledger holds everything private that the averaged weights were computed from.
@@ -170,7 +182,7 @@ class Trainer(loop.StageLoop):
         release = self._plan.warm_start_release
         recorded = (ledger.count(plan_lib.DP_SGD_STEP) == steps and
                     (release is None or ledger.count(release.mechanism) == release.num_rounds))
-        return recorded and math.isfinite(self._spent().get('epsilon_spent', 0.0))
+        return recorded and math.isfinite(self._epsilon_spent() or 0.0)
 
     def _log_diagnostics(self, step: int, diagnostics: dict) -> None:
         if step % self._config.log_every_steps == 0:
