@@ -19,9 +19,10 @@ def of_delta(delta: float, num_units: int) -> Optional[str]:
     """Returns what a delta of 1 / num_units or more permits, as a sentence; None where delta is smaller."""
     if not is_large_delta(delta, num_units):
         return None
+    count = math.ceil(delta * num_units - 1e-9)
+    people = '1 person' if count == 1 else f'{count:,} people'
     return (f'delta = {delta:g} is not below 1 / {num_units:,} units: with probability up to delta anything may be '
-            f'released, which over {num_units:,} units may mean whole images of about '
-            f'{math.ceil(delta * num_units):,} people.')
+            f'released, which over {num_units:,} units may mean whole images of about {people}.')
 
 
 def of_delta_without_num_units(delta: float, sampling_probability: float) -> Optional[str]:
