@@ -390,8 +390,9 @@ def test_finished_run_without_a_guarantee_overdraws_the_file_for_good(charged, t
     statement = json.loads((charged[1] / 'privacy_statement.json').read_text())
     statement.update(releases=json.loads(released.to_json()), guarantee_claimed=False, epsilon=None)
     (workdir / 'privacy_statement.json').write_text(json.dumps(statement))
-    monkeypatch.setattr(checkpoints, 'read_identity',
-                        lambda unused_folder: checkpoints.RunIdentity(statement['run_id'], fingerprint, released))
+    monkeypatch.setattr(
+        checkpoints, 'read_identity',
+        lambda unused_folder: checkpoints.RunIdentity(statement['run_id'], fingerprint, released, False))
     assert call('account', f'--budget_file={path}', f'--workdir={workdir}') == command.FAILED
     captured = capsys.readouterr()
     assert 'overdrawn for good' in captured.err and 'infinite by PLD' in captured.out

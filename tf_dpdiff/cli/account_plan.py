@@ -161,7 +161,7 @@ def _check_ranges(flags) -> None:
         elif kind is int and value > _MOST:
             raise command.UsageError(f'--{name} must be at most {_MOST:,}, got {value:,}.')
         elif name.endswith('noise_multiplier') and value < epsilon_bounds.SMALLEST_NOISE_MULTIPLIER:
-            raise command.UsageError(f'--{name} must be at least {epsilon_bounds.SMALLEST_NOISE_MULTIPLIER:g}, got '
+            raise command.UsageError(f'--{name} must be at least {epsilon_bounds.SMALLEST_NOISE_MULTIPLIER}, got '
                                      f'{value}: less noise hides nothing, and no epsilon is known for it.')
     if flags.warm_start_num_rounds is not None and flags.warm_start_noise_multiplier is None:
         raise command.UsageError('--warm_start_num_rounds needs --warm_start_noise_multiplier, the noise of each.')

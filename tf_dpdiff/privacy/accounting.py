@@ -287,7 +287,8 @@ def _nearest_that_fits(make_event, found, stride, target_epsilon, target_delta) 
         if epsilon(make_event(found), target_delta) <= target_epsilon:
             return found
         found, stride = found + stride, 2.0 * stride
-    raise BudgetError(f'no setting was found that meets epsilon={target_epsilon:g} at delta={target_delta:g}: give all '
+    raise BudgetError(f'no setting was found that meets epsilon={rounding.exact(target_epsilon)} at '
+                      f'delta={rounding.exact(target_delta)}: give all '
                       'settings to learn what they cost.')
 
 

@@ -234,7 +234,7 @@ class Budget:
                 'Poisson sampling), so that no epsilon holds for all of them')
         up = accounting.round_up
         return (f'the privacy budget is overdrawn by epsilon={up(self.overdrawn_by())}: {spent} cost '
-                f'{up(self.epsilon())} of {self.total_epsilon:g} at delta={self.delta:g}')
+                f'{up(self.epsilon())} of {rounding.exact(self.total_epsilon)} at delta={rounding.exact(self.delta)}')
 
     def to_json(self) -> str:
         """Returns the budget as indented JSON. PRIVATE: it holds the data set's fingerprint."""

@@ -4,6 +4,7 @@ import math
 from typing import List, Optional
 
 from tf_dpdiff.privacy import accounting
+from tf_dpdiff.privacy import rounding
 
 LARGE_EPSILON = 10.0
 # No data set has more units than one in so many.
@@ -21,8 +22,9 @@ def of_delta(delta: float, num_units: int) -> Optional[str]:
         return None
     count = math.ceil(delta * num_units - 1e-9)
     people = '1 person' if count == 1 else f'{count:,} people'
-    return (f'delta = {delta:g} is not below 1 / {num_units:,} units: with probability up to delta anything may be '
-            f'released, which over {num_units:,} units may mean whole images of about {people}.')
+    return (
+        f'delta = {rounding.exact(delta)} is not below 1 / {num_units:,} units: with probability up to delta anything '
+        f'may be released, which over {num_units:,} units may mean whole images of about {people}.')
 
 
 def of_delta_without_num_units(delta: float, sampling_probability: float) -> Optional[str]:
@@ -37,18 +39,20 @@ def of_delta_without_num_units(delta: float, sampling_probability: float) -> Opt
         return of_delta(delta, max(math.ceil(1.0 / sampling_probability), math.ceil(1.0 / delta)))
     if delta < _SMALLEST_DELTA_IN_DOUBT:
         return None
-    return (f'delta = {delta:g} must be below 1 / the number of units, which is not known here: it is for fewer than '
-            f'{math.ceil(1.0 / delta):,} units.')
+    return (f'delta = {rounding.exact(delta)} must be below 1 / the number of units, which is not known here: it is '
+            f'for fewer than {math.ceil(1.0 / delta):,} units.')
 
 
 def of_epsilon(epsilon: float) -> Optional[str]:
     """Returns what an epsilon above 10 permits, as a sentence; None where it is smaller or nothing is claimed."""
     if not LARGE_EPSILON < epsilon < math.inf:
         return None
-    odds = f'{math.ceil(math.exp(epsilon)):,}' if epsilon < 30.0 else f'10^{math.ceil(epsilon / math.log(10.0)):,}'
-    return (f'epsilon = {accounting.round_up(epsilon)} is above {LARGE_EPSILON:g}: hardly any protection is proven. '
-            'Someone who sees what is released, and thinks it as likely as not that a given person is in the data, may '
-            f'then know it at odds of up to {odds} to 1.')
+    exponent = math.ceil(epsilon / math.log(10.0))
+    odds = format(math.ceil(math.exp(epsilon)), ',') if epsilon < 30.0 else f'10^{exponent:,}'
+    return (
+        f'epsilon = {accounting.round_up(epsilon)} is above {rounding.exact(LARGE_EPSILON)}: hardly any protection is '
+        'proven. Someone who sees what is released, and thinks it as likely as not that a given person is in the data, may '
+        f'then know it at odds of up to {odds} to 1.')
 
 
 def of_claim(epsilon: float, delta: float, num_units: int) -> List[str]:

@@ -186,7 +186,7 @@ def make_plan(config: DpSgdConfig, num_units: int, warm_start_release: Optional[
         raise ValueError(
             f'expected_batch_size={config.expected_batch_size} is larger than the data set of {num_units} units; '
             f'choose at most {num_units}.')
-    cautions.check_delta(f'target_delta={config.target_delta:g}',
+    cautions.check_delta(f'target_delta={rounding.exact(config.target_delta)}',
                          config.target_delta,
                          num_units,
                          accepted=config.accept_large_delta)
@@ -225,6 +225,6 @@ def make_plan(config: DpSgdConfig, num_units: int, warm_start_release: Optional[
             'noise_multiplier out to have it calibrated, or set target_epsilon=None to claim no target.')
     if plan.config.noise_multiplier and config.sampling == 'poisson' and math.isinf(plan.epsilon()):
         raise accounting.BudgetError(
-            f'no epsilon is known for a noise multiplier below {epsilon_bounds.SMALLEST_NOISE_MULTIPLIER:g}, of the '
+            f'no epsilon is known for a noise multiplier below {epsilon_bounds.SMALLEST_NOISE_MULTIPLIER}, of the '
             'steps or of the warm start: it would hide nothing. Take more noise, or noise_multiplier=0 for no claim.')
     return plan
