@@ -51,8 +51,8 @@ def of_epsilon(epsilon: float) -> Optional[str]:
     odds = format(math.ceil(math.exp(epsilon)), ',') if epsilon < 30.0 else f'10^{exponent:,}'
     return (
         f'epsilon = {accounting.round_up(epsilon)} is above {rounding.exact(LARGE_EPSILON)}: hardly any protection is '
-        'proven. Someone who sees what is released, and thinks it as likely as not that a given person is in the data, may '
-        f'then know it at odds of up to {odds} to 1.')
+        'proven. Someone who sees what is released, and thinks it as likely as not that a given person is in the data, '
+        f'may then know it at odds of up to {odds} to 1.')
 
 
 def of_claim(epsilon: float, delta: float, num_units: int) -> List[str]:
