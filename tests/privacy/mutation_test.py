@@ -183,7 +183,7 @@ MUTANTS = (
     Mutant('rounding of a Renyi divergence taken for privacy', 'privacy/epsilon_bounds.py',
            '(of_a_step + _RDP_ROUNDING / (np.array(orders) - 1.0))', 'of_a_step', ACCOUNTING),
     Mutant('a grid as large as the question is extreme', 'privacy/epsilon_bounds.py',
-           'composed_span / 10.0) > max_points * interval:', 'composed_span / 10.0) > 8 * max_points * interval:',
+           'composed_span / 5.0) > max_points * interval:', 'composed_span / 5.0) > 8 * max_points * interval:',
            ACCOUNTING),
     Mutant('equal steps of two runs counted once', 'privacy/epsilon_bounds.py',
            'counts[key] = counts.get(key, 0) + count', 'counts[key] = count', 'privacy/budget_test.py'),
