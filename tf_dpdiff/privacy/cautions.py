@@ -39,8 +39,9 @@ def of_delta_without_num_units(delta: float, sampling_probability: float) -> Opt
         return of_delta(delta, max(math.ceil(1.0 / sampling_probability), math.ceil(1.0 / delta)))
     if delta < _SMALLEST_DELTA_IN_DOUBT:
         return None
+    too_many = math.ceil((1.0 - 1e-12) / delta)  # 1 / 1e-5 is a little above 100,000.
     return (f'delta = {rounding.exact(delta)} must be below 1 / the number of units, which is not known here: it is '
-            f'for fewer than {math.ceil(1.0 / delta):,} units.')
+            f'for fewer than {too_many:,} units.')
 
 
 def of_epsilon(epsilon: float) -> Optional[str]:
