@@ -1,6 +1,7 @@
 """Tests that no privacy number is shown rounded to the side on which it would promise more than is true."""
 
 import ast
+import dataclasses
 import decimal
 import math
 import pathlib
@@ -100,8 +101,10 @@ def test_curves_of_tensorboard_are_not_below_what_was_spent():
         assert written['privacy/epsilon_by_rdp'][point.num_steps] >= point.rdp
 
 
-# Each with what it really costs; all texts that hold an epsilon that was computed.
+# All texts that hold an epsilon that was computed: what it is in truth, what was asked for, and who says so.
 EVENT = dp_accounting.GaussianDpEvent(1.0)
+LEDGER = ledger_lib.Ledger((ledger_lib.Release('a', 3.0, 1.0, 1),))
+ABOUT = {'dataset': 'toy', 'data_fingerprint': 'f', 'unit': 'one image', 'time': 'now'}
 CONFIG = plan_lib.DpSgdConfig(target_delta=1.2345678e-5,
                               expected_batch_size=50,
                               num_steps=7,
@@ -111,50 +114,45 @@ CONFIG = plan_lib.DpSgdConfig(target_delta=1.2345678e-5,
 
 def plan_that_misses_its_target(excess):
     cost = plan_lib.make_plan(CONFIG, 1000).epsilon()
-    config = plan_lib.dataclasses.replace(CONFIG, target_epsilon=cost * (1.0 - excess))
-    return cost, lambda: plan_lib.make_plan(config, 1000)
+    config = dataclasses.replace(CONFIG, target_epsilon=cost * (1.0 - excess))
+    return cost, config.target_epsilon, lambda: plan_lib.make_plan(config, 1000)
 
 
-def release_that_misses_its_target():
-    ledger = ledger_lib.Ledger((ledger_lib.Release('a', 3.0, 1.0, 1),))
-    cost = accounting.epsilon(ledger.dp_event(), 1e-5)
+def run_that_passes_a_budget():
+    cost = accounting.epsilon(LEDGER.dp_event(), 1e-5)
     budget = budget_lib.Budget(0.999999 * cost, 1e-5)
-    about = {'dataset': 'toy', 'data_fingerprint': 'f', 'unit': 'one image', 'time': 'now'}
-    return cost, lambda: budget.reserve('run', ledger, **about)
+    return cost, budget.total_epsilon, lambda: budget.reserve('run', LEDGER, **ABOUT)
 
 
-def search_that_finds_nothing(solve, event, *arguments):
-    cost = accounting.epsilon(event, 1e-5)
-    return cost, lambda: solve(lambda unused: event, 0.99999 * cost, 1e-5, *arguments)
+def search_that_finds_nothing(solve, *arguments):
+    cost = accounting.epsilon(EVENT, 1e-5)
+    return cost, 0.99999 * cost, lambda: solve(lambda unused: EVENT, 0.99999 * cost, 1e-5, *arguments)
 
 
-REFUSALS = [
-    lambda: plan_that_misses_its_target(1e-3), lambda: plan_that_misses_its_target(1e-7),
-    release_that_misses_its_target,
-    lambda: search_that_finds_nothing(accounting.solve_num_steps, EVENT),
-    lambda: search_that_finds_nothing(accounting.solve_batch_size, EVENT, 10),
-    lambda: search_that_finds_nothing(accounting.solve_sampling_probability, EVENT),
-    lambda: search_that_finds_nothing(accounting.calibrate_noise_multiplier, EVENT),
-]  # yapf: disable
+REFUSALS = {
+    'plan': lambda: plan_that_misses_its_target(1e-3),
+    'plan that misses its target by little': lambda: plan_that_misses_its_target(1e-7),
+    'budget': run_that_passes_a_budget,
+    'steps': lambda: search_that_finds_nothing(accounting.solve_num_steps),
+    'batch': lambda: search_that_finds_nothing(accounting.solve_batch_size, 10),
+    'probability': lambda: search_that_finds_nothing(accounting.solve_sampling_probability),
+    'noise': lambda: search_that_finds_nothing(accounting.calibrate_noise_multiplier),
+}
 
 
-@pytest.mark.parametrize('make', REFUSALS)
-def test_refusals_tell_a_cost_that_is_not_below_the_true_one_and_above_the_target(make):
-    cost, refused = make()
+@pytest.mark.parametrize('name', REFUSALS)
+def test_refusals_tell_a_cost_that_is_not_below_the_true_one_and_above_what_was_asked_for(name):
+    cost, target, refused = REFUSALS[name]()
     with pytest.raises(accounting.BudgetError) as error:
         refused()
-    targets = re.findall(r'(?:epsilon=|epsilon=\S+ of )([\d.]+\d)(?= of|[^\d]|$)', str(error.value))
-    told = [
-        float(text) for text in re.findall(r'(?:cost|costs|alone|together) (?:epsilon=)?([\d.]+\d)', str(error.value))
-    ]
-    assert told and all(cost <= epsilon <= 1.001 * cost + 1e-4 or epsilon == 0.0 for epsilon in told), str(error.value)
-    assert targets
+    said = re.findall(r'(?:costs?|alone|together) (?:epsilon=)?(\d+\.\d+)', str(error.value))
+    told = [float(text) for text in said if float(text)]  # What a budget had cost so far is nothing.
+    assert told and all(cost <= epsilon < 1.001 * cost + 1e-4 for epsilon in told), str(error.value)
+    assert rounding.exact(target) in str(error.value) and min(told) > target
 
 
 def test_what_is_left_of_a_budget_is_never_above_it():
-    ledger = ledger_lib.Ledger((ledger_lib.Release('a', 3.0, 1.0, 1),))
-    about = {'dataset': 'toy', 'data_fingerprint': 'f', 'unit': 'one image', 'time': 'now'}
-    budget = budget_lib.Budget(2.500049, 1e-5).reserve('run', ledger, **about)
+    budget = budget_lib.Budget(2.500049, 1e-5).reserve('run', LEDGER, **ABOUT)
     cells = [list(column.cells) for column in account_tables.budget_tables(budget, 'b.json')[1].columns]
     shown = dict(zip(*cells))
     assert shown['allowed'] == '2.500049'

@@ -39,7 +39,8 @@ class TrainerConfig:
     Attributes:
       checkpoint_every_secs: Seconds between checkpoints, besides those at the end of a stage, at a stop and with each
         grid.
-      log_every_steps: Steps between TensorBoard entries.
+      log_every_steps: Steps between TensorBoard entries and, in a private stage, between looks at whether the network
+        still predicts finite numbers.
       log_non_private: Whether to write training loss, gradient norms and clipped share, computed from private data
         without noise, to non_private/. Never release that folder.
       grids_per_stage: How often samples are drawn for TensorBoard in the course of a stage, evenly spaced, the last
