@@ -101,23 +101,33 @@ def test_name_of_a_run_does_not_follow_from_its_secret(monkeypatch):
     assert first.run_id != again.run_id
 
 
+def begin(workdir, workers, configuration=None):
+    """Returns the secret and the name of a private run, as one of its workers has them."""
+    loop = loop_lib.StageLoop(workdir,
+                              configuration or {},
+                              loop_lib.TrainerConfig(),
+                              network=unet.UNetConfig(base_channels=2),
+                              image_shape=(2, 2, 1),
+                              num_classes=2,
+                              is_private=True,
+                              draw_grid=None,
+                              replicas=strategies.Replicas(strategies.ONE.strategy, workers))
+    return loop.state.private_seed.reveal(), loop.state.run_id
+
+
 @pytest.mark.parametrize('count', [2, 3])
 def test_all_workers_hold_one_secret(tmp_path, count):
-
-    def begin(workers):
-        loop = loop_lib.StageLoop(tmp_path, {},
-                                  loop_lib.TrainerConfig(),
-                                  network=unet.UNetConfig(base_channels=2),
-                                  image_shape=(2, 2, 1),
-                                  num_classes=2,
-                                  is_private=True,
-                                  draw_grid=None,
-                                  replicas=strategies.Replicas(strategies.ONE.strategy, workers))
-        return loop.state.private_seed.reveal(), loop.state.run_id
-
-    assert len(set(fake_workers.play(begin, count))) == 1
+    assert len(set(fake_workers.play(lambda workers: begin(tmp_path, workers), count))) == 1
     # Control: runs of one worker each.
-    assert len({begin(workers_lib.ALONE) for _ in range(2)}) == 2
+    assert len({begin(tmp_path, workers_lib.ALONE) for _ in range(2)}) == 2
+
+
+def test_workers_of_other_data_or_another_plan_do_not_begin_together(tmp_path):
+    for error in fake_workers.play(lambda workers: begin(tmp_path, workers, {'data_fingerprint': workers.index})):
+        assert isinstance(error, workers_lib.WorkersDisagreeError)
+        assert 'worker 1 and worker 0 differ in the configuration or the data' in str(error)
+    # Control: of the same data they do.
+    assert len(set(fake_workers.play(lambda workers: begin(tmp_path, workers, {'data_fingerprint': 0})))) == 1
 
 
 def test_what_is_released_is_the_moving_average_and_not_the_last_weights(tmp_path):

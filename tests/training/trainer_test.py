@@ -261,5 +261,7 @@ def test_owners_are_the_units_of_a_run(tmp_path):
     trainer = make_trainer(tmp_path, private=owned, plan=plan)
     trainer.run(NEVER)
     assert trainer.state.ledger == plan.planned_ledger() and plan.sampling_probability == 0.6
+    assert 'Protected unit: one patient (an owner with all of its images)' in trainer.statement().to_text()
+    assert '(each single image)' in make_trainer(tmp_path / 'images').statement().to_text()  # Control.
     with pytest.raises(ValueError, match="the plan is for 5 units, data set 'toy' has 20"):
         make_trainer(tmp_path / 'other', private=images, plan=plan)
