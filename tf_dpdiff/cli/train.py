@@ -105,11 +105,7 @@ def train(
         run_identity.check_free(workdir)
     utility = _fitting_utility(utility, data, samples, is_first)
     budget_file = budget_file if is_first else None
-    with command.working('train', 'calibrating the noise'):
-        plan = plan_lib.make_plan(privacy, data.spec.num_units, warm_start.release if warm_start else None)
-        budget = _planned_budget(budget_file, plan, data, workdir, dry_run)
-    if is_first:
-        _print_cautions(plan, budget)
+    plan, budget = _plan(privacy, warm_start, data, workdir, budget_file, dry_run, is_first)
     if dry_run:
         dry_run_lib.print_private(data, model, plan, pretraining, warm_start, finetuning, samples, utility,
                                   _spent(budget) if budget else None, hardware)
@@ -142,9 +138,16 @@ def _check_complete(*of_private_runs) -> None:
                                  'train.finetuning must be bound too.')
 
 
-def _print_cautions(plan: plan_lib.DpSgdPlan, budget: Optional[budget_lib.Budget]) -> None:
-    of_total = cautions.of_delta(budget.delta, plan.num_units) if budget else None
-    command.print_cautions('train', plan.cautions() + ([f'of the budget file, {of_total}'] if of_total else []))
+def _plan(privacy, warm_start, data, workdir, budget_file, dry_run,
+          is_first) -> Tuple[plan_lib.DpSgdPlan, Optional[budget_lib.Budget]]:
+    """Returns the plan, and the budget as it would be with the run; says what a person must be told beforehand."""
+    with command.working('train', 'calibrating the noise'):
+        plan = plan_lib.make_plan(privacy, data.spec.num_units, warm_start.release if warm_start else None)
+        budget = _planned_budget(budget_file, plan, data, workdir, dry_run)
+    if is_first:
+        of_total = cautions.of_delta(budget.delta, plan.num_units) if budget else None
+        command.print_cautions('train', plan.cautions() + ([f'of the budget file, {of_total}'] if of_total else []))
+    return plan, budget
 
 
 def _make_trainer(workdir, data, model, plan, of_stages, config, replicas) -> trainer_lib.Trainer:
