@@ -46,14 +46,17 @@ class Row:
       title: For the table.
       gin_files: Its configuration.
       bindings: What differs from it.
+      of_evaluation: What differs in how it is evaluated.
     """
     title: str
     gin_files: Tuple[str, ...]
     bindings: Tuple[str, ...] = ()
+    of_evaluation: Tuple[str, ...] = ()
 
-    def flags(self, folder):
-        """Returns the flags of bin/train and of bin/evaluate."""
-        return [*(f'--gin_file={name}' for name in self.gin_files), *_bind(self.bindings), f'--workdir={folder}']
+    def flags(self, folder, verb='train'):
+        """Returns the flags of bin/train or of bin/evaluate, each of which takes what it reads alone."""
+        bindings = self.bindings if verb == 'train' else self.of_evaluation
+        return [*(f'--gin_file={name}' for name in self.gin_files), *_bind(bindings), f'--workdir={folder}']
 
 
 def _bind(bindings):
@@ -67,21 +70,27 @@ _MNIST, _CIFAR10 = ('gin/mnist_cpu.gin',), ('gin/cifar10_cpu.gin',)
 # The paper's method: DP-SGD on all weights of a public model, and nothing before or after it. A step on all weights of
 # the colour network takes as long as two on norms and embeddings: half as many take as long as the recipe.
 _PLAIN = ('train.warm_start = None', 'FinetuningConfig.trainable = ()',
-          'finetuning/OptimizationConfig.learning_rate = 1e-3', _NO_REAL_IMAGES)
+          'finetuning/OptimizationConfig.learning_rate = 1e-3')
 _CIFAR10_PLAIN = (*_PLAIN, 'NUM_STEPS = 60', 'SamplerConfig.num_candidates = 1', 'SamplerConfig.num_steps = 20')
 ROWS = {
-    'mnist': Row('MNIST, epsilon 10', _MNIST),
-    'mnist_eps1': Row('MNIST, epsilon 1', ('gin/mnist_cpu_eps1.gin',)),
-    'mnist_plain': Row("MNIST, epsilon 10, the paper's method alone", _MNIST, _PLAIN),
-    'cifar10': Row('CIFAR-10, epsilon 10', _CIFAR10),
-    'cifar10_plain': Row("CIFAR-10, epsilon 10, the paper's method alone", _CIFAR10, _CIFAR10_PLAIN),
+    'mnist':
+        Row('MNIST, epsilon 10', _MNIST),
+    'mnist_eps1':
+        Row('MNIST, epsilon 1', ('gin/mnist_cpu_eps1.gin',)),
+    'mnist_plain':
+        Row("MNIST, epsilon 10, the paper's method alone", _MNIST, _PLAIN, (_NO_REAL_IMAGES,)),
+    'cifar10':
+        Row('CIFAR-10, epsilon 10', _CIFAR10),
+    'cifar10_plain':
+        Row("CIFAR-10, epsilon 10, the paper's method alone", _CIFAR10, _CIFAR10_PLAIN, (_NO_REAL_IMAGES,)),
 }
 
 # Each ablation begins with the same short warm start, and then sees as many views at the same epsilon: what differs is
 # how they are spent. Without a warm start so few views teach no classes.
 _ABLATION = ('WarmStartConfig.num_steps = 400', 'finetuning/OptimizationConfig.warmup_steps = 2',
-             'GenerateConfig.num_images = 5000', 'evaluate.neighbors = None', _NO_REAL_IMAGES,
-             "UtilityConfig.classifiers = (('small_cnn', {'num_epochs': 12}), 'logistic_regression')")
+             'GenerateConfig.num_images = 5000')
+_OF_ABLATION = ('evaluate.neighbors = None', _NO_REAL_IMAGES,
+                "UtilityConfig.classifiers = (('small_cnn', {'num_epochs': 12}), 'logistic_regression')")
 _ALL_WEIGHTS = ('FinetuningConfig.trainable = ()', 'finetuning/OptimizationConfig.learning_rate = 5e-4')
 _UNIFORM = ('finetuning/TimestepMixture.components = ((1.0, 0, 1000),)',)
 
@@ -89,7 +98,7 @@ _UNIFORM = ('finetuning/TimestepMixture.components = ((1.0, 0, 1000),)',)
 def _ablation(title, bindings=(), *, batch_size=1024, num_steps=24, multiplicity=4):
     sizes = (f'EXPECTED_BATCH_SIZE = {batch_size}', f'NUM_STEPS = {num_steps}',
              f'AUGMENTATION_MULTIPLICITY = {multiplicity}')
-    return Row(title, _MNIST, (*_ABLATION, *sizes, *bindings))
+    return Row(title, _MNIST, (*_ABLATION, *sizes, *bindings), _OF_ABLATION)
 
 
 ABLATIONS = {
@@ -136,9 +145,9 @@ def run(row, folder, flags, of_evaluation=()):
     statement = folder / 'privacy_statement.json'
     evaluation, of_wide_resnet = (
         folder / 'non_private' / f'evaluation_{samples}' / 'evaluation.json' for samples in ('samples', 'wide_resnet'))
-    of_row = row.flags(folder)
+    of_row = row.flags(folder, 'evaluate')
     if not statement.exists():
-        _run_command('train', folder, of_row, flags)
+        _run_command('train', folder, row.flags(folder), flags)
     if not evaluation.exists():
         _run_command('evaluate', folder, [*of_row, *_bind(of_evaluation)], flags)
     if flags.wide_resnet and not of_wide_resnet.exists():

@@ -210,6 +210,12 @@ def test_ablations_spend_as_many_views_on_settings_that_there_are(name):
                                                                                  else 98304)
 
 
+@pytest.mark.parametrize('row', [*results.ROWS.values(), *results.ABLATIONS.values()], ids=lambda row: row.title)
+def test_commands_of_a_row_read_what_they_are_given(row):
+    for verb, bindings in (('train', row.bindings), ('evaluate', (*row.of_evaluation, *results.WIDE_RESNET))):
+        gin_config.parse(row.gin_files, bindings, verb)
+
+
 @pytest.mark.parametrize('name, arguments, said', [
     ('sampling', ['--markdown', '--output=missing.json'], 'no results in missing.json'),
     ('data', ['--picture=data.png', '--output=missing.json'], 'no results in missing.json'),

@@ -13,6 +13,7 @@ import yaml
 import gin
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import gin_config
+from tf_dpdiff.cli import serve
 from tf_dpdiff.cli import strategy_flags
 from tf_dpdiff.cli import train
 from tf_dpdiff.training import checkpoint_folders
@@ -188,6 +189,17 @@ def test_image_is_made_from_what_is_there(objects):
     container, = pod['containers']
     assert f'{folder}/runs' in [mount['mountPath'] for mount in container['volumeMounts']]
     assert any(argument.startswith('--workdir=runs/') for argument in container['args'])
+
+
+def test_probes_ask_the_port_that_the_server_has_for_them():
+    text, = re.findall(r'^```yaml\n(.*?)^```$', (EXAMPLES / 'kubernetes' / 'README.md').read_text(), re.M | re.S)
+    container, = yaml.safe_load(text)['containers']
+    program, *arguments = container['command']
+    assert f'{program} = tf_dpdiff.cli.serve:run' in (ROOT / 'setup.cfg').read_text()
+    flags = serve.make_parser().parse_args(arguments)
+    assert flags.token_file and flags.tls_certificate and flags.tls_key and flags.host == '0.0.0.0'
+    assert container['startupProbe']['grpc'] == container['readinessProbe']['grpc'] == {'port': flags.health_port}
+    assert flags.health_port not in (flags.rest_port, flags.grpc_port)
 
 
 def locked(package):

@@ -5,6 +5,7 @@ import pathlib
 import re
 import shutil
 import stat
+import time
 
 from dp_accounting import pld
 import numpy as np
@@ -117,10 +118,66 @@ def test_plot_is_drawn(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_delta_that_is_too_large_for_the_data_is_noted(capsys):
-    assert call('account', '--num_units=100', '--expected_batch_size=10', '--num_steps=2', '--noise_multiplier=5',
-                '--delta=0.1') == command.DONE
-    assert 'note: delta=0.1 is not below 1 / num_units' in capsys.readouterr().err
+@pytest.mark.parametrize('flags, said', [
+    (('--num_units=100', '--expected_batch_size=10', '--delta=0.01'), 'is not below 1 / 100 units'),
+    (('--sampling_probability=0.01', '--delta=0.5'), 'is not below 1 / 100 units'),
+    (('--sampling_probability=0.01', '--num_units=1000', '--delta=1e-3'), 'is not below 1 / 1,000 units'),
+    (('--sampling_probability=0.01', '--delta=1e-4'), 'it is for fewer than 10,000 units'),
+])  # yapf: disable
+def test_delta_that_is_too_large_for_the_data_is_cautioned_against(capsys, flags, said):
+    assert call('account', *flags, '--num_steps=2', '--noise_multiplier=5') == command.DONE
+    error = capsys.readouterr().err
+    assert error.startswith('account: caution: delta = ') and said in error
+    assert ('anything may be released' in error) == ('fewer than' not in said)
+
+
+@pytest.mark.parametrize('flags', [('--epsilon=10',), ('--epsilon=1', '--noise_multiplier=18')])
+def test_good_plan_is_not_cautioned_against(capsys, flags):
+    assert call('account', *CIFAR10, *flags) == command.DONE
+    assert 'caution' not in capsys.readouterr().err
+
+
+def test_large_epsilon_is_cautioned_against_in_odds(capsys):
+    assert call('account', *CIFAR10, '--epsilon=500') == command.DONE
+    captured = capsys.readouterr()
+    assert 'is above 10: hardly any protection is proven' in captured.err and 'at odds of up to 10^' in captured.err
+    spent = float(re.search(r'([\d.]+) by PLD', captured.out).group(1))
+    assert f'epsilon = {spent:.4f}' in captured.err and 490 < spent <= 500
+
+
+EXTREME_PLANS = [
+    ('--delta=1e-12', '--expected_batch_size=1000', '--num_steps=1000', '--epsilon=5', '--num_units=60000'),
+    ('--delta=1e-15', '--expected_batch_size=1000', '--num_steps=1000', '--epsilon=5', '--num_units=60000'),
+    ('--delta=1e-300', '--sampling_probability=0.01', '--num_steps=100', '--noise_multiplier=2'),
+    ('--delta=1e-5', '--sampling_probability=0.01', '--num_steps=1000', '--noise_multiplier=0.001'),
+    ('--delta=1e-5', '--sampling_probability=0.01', '--num_steps=10000000', '--noise_multiplier=1'),
+    ('--delta=1e-5', '--sampling_probability=0.3', '--num_steps=1000000000000', '--noise_multiplier=1e6'),
+    ('--delta=1e-5', '--sampling_probability=1', '--num_steps=10000000', '--epsilon=1'),
+]
+
+
+@pytest.mark.parametrize('flags', EXTREME_PLANS)
+def test_extreme_plan_is_answered_and_its_parts_agree(capsys, flags):
+    fields = call_for_json(capsys, *flags)
+    event = accounting.poisson_dp_sgd_event(fields['noise_multiplier'], fields['sampling_probability'],
+                                            fields['num_steps'])
+    assert fields['epsilon'] == accounting.epsilon(event, fields['delta']) <= fields['epsilon_by_accountant']['rdp']
+    assert fields['target_epsilon'] is None or fields['epsilon'] <= fields['target_epsilon'] < 1.02 * fields['epsilon']
+    assert fields['epsilon_over_steps'][-1]['pld'] == fields['epsilon'] < float('inf')
+
+
+def test_table_does_not_call_by_pld_what_renyi_accounting_found(capsys):
+    assert call('account', *EXTREME_PLANS[1]) == command.DONE
+    out = capsys.readouterr().out
+    assert re.search(r'epsilon +│ – by PLD +[45]\.\d+ by RDP', out) and re.search(r'1,000 │ +– │ +[45]\.\d+ │', out)
+
+
+def test_work_that_takes_longer_shows_that_it_goes_on(capsys, monkeypatch):
+    monkeypatch.setattr(command, '_PATIENCE_SECS', 0.0)
+    monkeypatch.setattr(account.account_plan, 'make_plan', lambda flags: time.sleep(0.5) or pytest.fail('stopped'))
+    with pytest.raises(BaseException, match='stopped'):
+        call('account', *CIFAR10, '--epsilon=1')
+    assert capsys.readouterr().err == 'account: computing ...\n'
 
 
 @pytest.mark.parametrize('flags, message', [
@@ -129,6 +186,9 @@ def test_delta_that_is_too_large_for_the_data_is_noted(capsys):
     ((*CIFAR10,), 'all but one of --noise_multiplier, --epsilon'),
     ((*CIFAR10, '--epsilon=nan'), '--epsilon must be finite and > 0, got nan'),
     ((*CIFAR10, '--noise_multiplier=0'), '--noise_multiplier must be finite and > 0, got 0.0'),
+    ((*CIFAR10, '--noise_multiplier=1e-9'), '--noise_multiplier must be at least 0.001, got 1e-09: less noise hides'),
+    ((*CIFAR10, '--epsilon=1', '--warm_start_noise_multiplier=1e-4'), '--warm_start_noise_multiplier must be at least'),
+    ((*CIFAR10, '--epsilon=1', f'--num_units={10**13}'), '--num_units must be at most 1,000,000,000,000'),
     ((*CIFAR10, '--epsilon=1', '--num_units=9'), '--expected_batch_size=16384 is larger than the data set of 9 units'),
     ((*CIFAR10, '--epsilon=1', '--sampling_probability=0.1'), 'say the same'),
     ((*CIFAR10, '--epsilon=1', '--delta=1'), '--delta must be in (0, 1), got 1.0'),
@@ -158,6 +218,13 @@ def fixture_budget_path(tmp_path):
     path = tmp_path / 'budget.json'
     assert call('account', f'--budget_file={path}', '--create', '--epsilon=10', '--delta=1e-5') == command.DONE
     return path
+
+
+def test_total_that_protects_hardly_is_cautioned_against_when_the_file_is_made(tmp_path, capsys):
+    assert call('account', f'--budget_file={tmp_path / "budget.json"}', '--create', '--epsilon=500',
+                '--delta=0.1') == command.DONE
+    error = capsys.readouterr().err
+    assert 'epsilon = 500.0000 is above 10' in error and 'it is for fewer than 10 units' in error
 
 
 def test_budget_file_is_made_once_and_for_its_owner_only(budget_path, capsys):
@@ -264,8 +331,7 @@ def test_finished_run_is_recorded_afterwards_and_once(charged, budget_path, caps
 
 
 @pytest.mark.parametrize('others, message', [(('f', 'one image', 10.0), 'belongs to other data'),
-                                             ((None, 'one patient', 10.0), "protects 'one patient'"),
-                                             ((None, 'one image', 2.9), 'would be passed')])  # yapf: disable
+                                             ((None, 'one patient', 10.0), "protects 'one patient'")])
 def test_finished_run_that_does_not_belong_to_the_budget_is_refused(charged, tmp_path, capsys, others, message):
     fingerprint, unit, total = others
     fingerprint = fingerprint or checkpoints.read_identity(charged[1] / 'checkpoints').data_fingerprint
@@ -284,8 +350,90 @@ def test_finished_run_that_does_not_belong_to_the_budget_is_refused(charged, tmp
     assert message in error and '\n' not in error and path.read_text() == before
 
 
+def _small_budget(path, charged, total=2.9):
+    """Makes a budget file of the data of a finished run, which does not fit into it beside another run."""
+    fingerprint = checkpoints.read_identity(charged[1] / 'checkpoints').data_fingerprint
+    about = dict(dataset='digits', data_fingerprint=fingerprint, unit='one image', time='now')
+    budget_file.create(path, budget_lib.Budget(total, 1e-5).reserve('first', _ledger(4.0), **about))
+    return fingerprint
+
+
+def test_finished_run_that_does_not_fit_is_on_record_and_the_file_refuses_what_comes_after(charged, tmp_path, capsys):
+    path = tmp_path / 'budget.json'
+    _small_budget(path, charged)
+    assert call('account', f'--budget_file={path}', f'--workdir={charged[1]}') == command.FAILED
+    captured = capsys.readouterr()
+    budget = budget_file.read(path)
+    assert [entry.status for entry in budget.entries] == ['reserved', 'settled'] and budget.epsilon() > 2.9
+    overdraft = accounting.round_up(budget.overdrawn_by())
+    assert f'account: the privacy budget is overdrawn by epsilon={overdraft}: 2 run(s)' in captured.err
+    assert re.search(rf'OVERDRAWN +│ by {overdraft}: no further run is let in', captured.out)
+    # It is as overdrawn whenever it is looked at, and a run that would fit alone is not let in.
+    assert call('account', f'--budget_file={path}', '--json') == command.FAILED
+    fields = json.loads(capsys.readouterr().out)
+    assert fields['is_overdrawn'] and fields['overdrawn_by'] == budget.overdrawn_by() and fields['epsilon_left'] == 0.0
+    before = path.read_text()
+    for more in ((), ('--dry_run',)):
+        assert call('train', *tiny('ClassMeansConfig.noise_multiplier = 50.0', 'DpSgdConfig.noise_multiplier = 50.0'),
+                    f'--workdir={tmp_path / "run"}', f'--budget_file={path}', *more) == command.WRONG_USE
+        assert 'overdrawn by epsilon=' in capsys.readouterr().err.splitlines()[-1]
+    assert path.read_text() == before and not (tmp_path / 'run' / 'checkpoints').exists()
+
+
+@pytest.mark.parametrize(
+    'release', [ledger_lib.Release('dp_sgd_step', 0.0, 0.2, 50),
+                ledger_lib.Release('dp_sgd_step', 3.0, None, 50)])
+def test_finished_run_without_a_guarantee_overdraws_the_file_for_good(charged, tmp_path, capsys, monkeypatch, release):
+    path, workdir = tmp_path / 'budget.json', tmp_path / 'run'
+    fingerprint, released = _small_budget(path, charged), ledger_lib.Ledger((release,))
+    workdir.mkdir()
+    statement = json.loads((charged[1] / 'privacy_statement.json').read_text())
+    statement.update(releases=json.loads(released.to_json()), guarantee_claimed=False, epsilon=None)
+    (workdir / 'privacy_statement.json').write_text(json.dumps(statement))
+    monkeypatch.setattr(
+        checkpoints, 'read_identity',
+        lambda unused_folder: checkpoints.RunIdentity(statement['run_id'], fingerprint, released, False))
+    assert call('account', f'--budget_file={path}', f'--workdir={workdir}') == command.FAILED
+    captured = capsys.readouterr()
+    assert 'overdrawn for good' in captured.err and 'infinite by PLD' in captured.out
+    assert budget_file.read(path).entry(statement['run_id']).ledger == released
+    assert call('account', f'--budget_file={path}', '--json') == command.FAILED
+    fields = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)  # Infinity is no JSON.
+    assert fields['is_overdrawn'] and fields['overdrawn_by'] is None
+    assert fields['epsilon_by_accountant'] == fields['runs'][1]['epsilon_by_accountant'] == {'pld': None, 'rdp': None}
+
+
+def test_run_that_was_made_without_the_file_is_on_record_however_it_comes_to_it(charged, tmp_path, capsys):
+    path = tmp_path / 'budget.json'
+    _small_budget(path, charged)
+    before = path.read_text()
+    assert call('train', *tiny(), f'--workdir={charged[1]}', f'--budget_file={path}', '--dry_run') == command.DONE
+    assert 'the privacy budget is overdrawn' in ' '.join(capsys.readouterr().out.split())
+    assert path.read_text() == before
+    assert call('train', *tiny(), f'--workdir={charged[1]}', f'--budget_file={path}') == command.DONE
+    assert 'the privacy budget is overdrawn by' in capsys.readouterr().err
+    run_id = json.loads((charged[1] / 'privacy_statement.json').read_text())['run_id']
+    assert budget_file.read(path).entry(run_id).status == budget_lib.SETTLED
+    assert call('account', f'--budget_file={path}') == command.FAILED
+
+
+def test_beginning_of_a_run_is_on_record_even_where_the_rest_is_refused(charged, tmp_path, capsys, monkeypatch):
+    path = tmp_path / 'budget.json'
+    _small_budget(path, charged)
+    whole = checkpoints.read_identity(charged[1] / 'checkpoints')
+    begun = whole._replace(ledger=ledger_lib.Ledger(whole.ledger.releases[-1:]).first('dp_sgd_step', 1))
+    monkeypatch.setattr(checkpoints, 'read_identity', lambda unused_folder: begun)
+    flags = [*tiny(), f'--workdir={tmp_path / "run"}', f'--budget_file={path}']
+    before = path.read_text()
+    assert call('train', *flags, '--dry_run') == command.WRONG_USE and path.read_text() == before
+    assert call('train', *flags) == command.WRONG_USE
+    assert 'the privacy budget would be passed' in capsys.readouterr().err
+    entry = budget_file.read(path).entry(whole.run_id)
+    assert entry.ledger == begun.ledger and entry.status == budget_lib.SETTLED
+    assert not (tmp_path / 'run' / 'checkpoints').exists()
+
+
 @pytest.mark.parametrize('change, message', [
-    ({'guarantee_claimed': False}, 'claims no guarantee'),
     ({'run_id': '0123456789abcdef'}, 'are not of the same run'),
     ({'releases': []}, 'are not of the same run'),
     ({'releases': 3}, 'is damaged'),

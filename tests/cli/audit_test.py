@@ -32,14 +32,17 @@ def fixture_data(tmp_path_factory):
     return path
 
 
-def tiny(data, workdir, *more):
-    bindings = ('DATA = @npz_images()', f"npz_images.path = '{data}'", 'audit.pretraining = None',
-                'train.pretraining = None', 'train.warm_start = None', 'train.utility = None',
-                f'AuditConfig.num_canaries = {NUM_CANARIES}', 'UNetConfig.base_channels = 4', 'NUM_STEPS = 60',
+OF_AUDIT = ('audit.pretraining = None', f'AuditConfig.num_canaries = {NUM_CANARIES}')
+OF_TRAINING = ('train.pretraining = None', 'train.warm_start = None', 'train.utility = None',
+               'SamplerConfig.num_steps = 2', 'GenerateConfig.num_images = 4', 'GenerateConfig.chunk_size = 4')
+
+
+def tiny(data, workdir, *more, of_verb=OF_AUDIT):
+    bindings = ('DATA = @npz_images()', f"npz_images.path = '{data}'", 'UNetConfig.base_channels = 4', 'NUM_STEPS = 60',
                 'EXPECTED_BATCH_SIZE = 60', 'AUGMENTATION_MULTIPLICITY = 4',
-                "FinetuningConfig.trainable = ('class_embedding', 'block/')", 'SamplerConfig.num_steps = 2',
+                "FinetuningConfig.trainable = ('class_embedding', 'block/')",
                 'finetuning/OptimizationConfig.learning_rate = 0.03', 'FinetuningConfig.max_ema_decay = 0.5',
-                'GenerateConfig.num_images = 4', 'GenerateConfig.chunk_size = 4', *NOISE, *more)  # yapf: disable
+                *NOISE, *of_verb, *more)  # yapf: disable
     return ['--gin_file=gin/audit_digits.gin', f'--workdir={workdir}'] + [f'--gin_param={b}' for b in bindings]
 
 
@@ -150,7 +153,7 @@ def test_mislabelled_canaries_after_public_pretraining_and_warm_start(data, tmp_
 def fixture_run(data, tmp_path_factory, small_network):
     """A finished training run."""
     workdir = tmp_path_factory.mktemp('runs') / 'run'
-    assert verbs.call(train, *tiny(data, workdir, 'NUM_STEPS = 2')) == command.DONE
+    assert verbs.call(train, *tiny(data, workdir, 'NUM_STEPS = 2', of_verb=OF_TRAINING)) == command.DONE
     return workdir
 
 
@@ -177,6 +180,12 @@ def test_dry_run_says_what_can_be_shown_and_writes_nothing(data, tmp_path, capsy
     out = capsys.readouterr().out
     assert f'{MOST:.3f}' in out and '120 canaries' in out and 'AuditConfig.num_canaries' in out
     assert not (tmp_path / 'none').exists()
+
+
+def test_dry_run_fails_where_the_audit_would_for_a_checkpoint_that_is_not_there(data, tmp_path, capsys):
+    missing = f'FinetuningConfig.init_from = "{tmp_path / "none"}"'
+    assert verbs.call(audit, *tiny(data, tmp_path / 'audit', missing), '--dry_run') == command.WRONG_USE
+    assert capsys.readouterr().err.startswith(f'audit: error: no public checkpoint in {tmp_path / "none"}: ')
 
 
 @pytest.mark.parametrize('more, message', [

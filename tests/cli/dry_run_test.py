@@ -3,6 +3,8 @@
 import pathlib
 import re
 
+import numpy as np
+from PIL import Image
 import pytest
 import tensorflow as tf
 
@@ -29,6 +31,7 @@ def words(table):
     return ' '.join(table.replace('│', ' ').split())
 
 
+AFTER_IMAGENET = ('cifar10.gin', 'camelyon.gin')  # They start from the checkpoint of a public run.
 # Facts of the paper's recipes: parameters, views, noise multiplier at epsilon 10.
 FACTS = [
     ('mnist.gin', ('4,239,297', '2,097,152,000 views', '60,000 of 28x28x1'), 2.282),
@@ -55,14 +58,107 @@ def test_dry_run_says_what_a_recipe_costs_before_its_data_are_there(tmp_path, mo
                                                                     noise_multiplier):
     monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'nothing'))
     monkeypatch.chdir(tmp_path)
-    assert run(f'--gin_file=gin/{name}', '--dry_run', f'--workdir={tmp_path / "run"}') == command.DONE
-    said = words(capsys.readouterr().out)
+    flags = [] if name not in AFTER_IMAGENET else [f'--gin_param=FinetuningConfig.init_from = "{tmp_path / "public"}"']
+    code = run(f'--gin_file=gin/{name}', '--dry_run', f'--workdir={tmp_path / "run"}', *flags)
+    printed = capsys.readouterr()
+    assert code == (command.WRONG_USE if name in AFTER_IMAGENET else command.DONE)
+    assert ('no public checkpoint in' in printed.err) == (name in AFTER_IMAGENET)  # Which the run would stop at.
+    said = words(printed.out)
     for fact in (*facts, 'published sizes', 'memory', 'augmentation'):
         assert fact in said, fact
     if noise_multiplier:
         found = float(re.search(r'noise multiplier ([\d.]+)', said.split('what would be done')[1]).group(1))
         assert found == pytest.approx(noise_multiplier, rel=5e-3)
     assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('flags, code', [((), command.WRONG_USE), (('--devices=8',), command.DONE),
+                                         (('--gin_param=FinetuningConfig.init_from = None',), command.DONE)])
+def test_plan_fails_where_the_run_would_for_a_checkpoint_that_is_not_there(small_network, tmp_path, monkeypatch, capsys,
+                                                                           flags, code):
+    monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'nothing'))
+    missing = f'--gin_param=FinetuningConfig.init_from = "{tmp_path / "none"}"'
+    assert run('--gin_file=gin/mnist_cpu.gin', '--dry_run', missing, *flags) == code
+    printed = capsys.readouterr()
+    # All else is planned before, and for other devices the checkpoint may lie elsewhere.
+    assert 'PRIVACY STATEMENT' in printed.out and '983,040 views' in words(printed.out)
+    if code:
+        assert printed.err.strip() == (f'train: error: the run would stop at its start: no public checkpoint in '
+                                       f'{tmp_path / "none"}: there is no such folder.')
+
+
+def test_plan_and_run_refuse_a_missing_checkpoint_alike(small_network, tmp_path, capsys):
+    flags = [
+        '--gin_file=gin/digits_from_mnist.gin', f'--workdir={tmp_path / "run"}', '--gin_param=NUM_STEPS = 1',
+        f'--gin_param=FinetuningConfig.init_from = "{tmp_path / "none"}"'
+    ]
+    saying = []
+    for more in ((), ('--dry_run',)):
+        assert run(*flags, *more) == command.WRONG_USE
+        saying.append(capsys.readouterr().err.strip().partition('no public checkpoint in')[2])
+    assert saying[0] == saying[1] and str(tmp_path / 'none') in saying[0]
+
+
+def write_folder(root, faulty=None):
+    """Writes two classes of 8x8 grey images; the one that is called `faulty` is of another size."""
+    for number in range(60):
+        part = 'train' if number < 40 else 'test'
+        file = root / part / 'ab'[number % 2] / f'{number}.png'
+        file.parent.mkdir(parents=True, exist_ok=True)
+        side = 9 if file.name == faulty else 8
+        pixels = np.random.default_rng(number).integers(0, 256, [side, side]).astype(np.uint8)
+        Image.fromarray(pixels).save(file)
+
+
+OWN = ('DATA = @image_folder()', 'image_folder.path = "scans"', 'train.pretraining = None', 'train.warm_start = None',
+       'EXPECTED_BATCH_SIZE = 10', 'NUM_STEPS = 1', 'AUGMENTATION_MULTIPLICITY = 1',
+       'DpSgdConfig.noise_multiplier = 30.0')  # yapf: disable
+
+
+@pytest.mark.parametrize('faulty, more, stops', [
+    (None, (), False), ('7.png', (), True), ('7.png', ('image_folder.image_size = 8',), False),
+    ('50.png', (), False), ('50.png', ('train.utility = @UtilityConfig()',), True),
+])  # yapf: disable
+def test_plan_fails_where_the_run_would_for_images_of_several_sizes(small_network, tmp_path, monkeypatch, capsys,
+                                                                    faulty, more, stops):
+    write_folder(tmp_path / 'scans', faulty)
+    monkeypatch.chdir(tmp_path)
+    flags = [f'--gin_param={binding}' for binding in (*OWN, *more)]
+    assert run('--gin_file=gin/digits.gin', '--dry_run', *flags) == (command.WRONG_USE if stops else command.DONE)
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert (f'{faulty} is 9x9x1' in error and 'give image_size to make all images alike' in error) == stops
+
+
+def test_plan_looks_at_public_images_too(small_network, tmp_path, monkeypatch, capsys):
+    write_folder(tmp_path / 'scans', '7.png')
+    monkeypatch.chdir(tmp_path)
+    public = ('PretrainingConfig.dataset = @public_images()', 'public_images.data = @image_folder()', OWN[1],
+              'public_images.num_classes = 10', 'public_images.image_shape = (8, 8, 1)')
+    assert run('--gin_file=gin/digits.gin', '--dry_run',
+               *(f'--gin_param={binding}' for binding in public)) == command.WRONG_USE
+    assert '7.png is 9x9x1' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('name, binding, message', [
+    ('digits.gin', 'public/ViewsConfig.timesteps = @public/LogNormalSigma()\npublic/LogNormalSigma.mean = 99.0',
+     'mean'),
+    ('digits.gin', 'warm_start/AugmentationConfig.pad_and_crop = 9', 'AugmentationConfig.pad_and_crop = 9 needs'),
+    ('mnist8.gin', 'AugmentationConfig.hue = 0.1', 'AugmentationConfig.hue = 0.1 needs images with 3 channels'),
+])
+def test_plan_fails_where_a_public_stage_would_for_views_that_do_not_fit(small_network, tmp_path, monkeypatch, capsys,
+                                                                         name, binding, message):
+    monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'nothing'))
+    flags = [f'--gin_param={line}' for line in binding.splitlines()]
+    assert run(f'--gin_file=gin/{name}', '--dry_run', *flags) == command.WRONG_USE
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_plan_does_not_give_away_how_many_images_owners_have(small_network, tmp_path, capsys):
+    np.savez(tmp_path / 'own.npz', images=np.random.default_rng(0).integers(0, 256, [400, 8, 8, 1]).astype(np.uint8),
+             labels=np.arange(400) % 10, owners=np.arange(400) // 4)  # yapf: disable
+    own = ('DATA = @npz_images()', f'npz_images.path = "{tmp_path / "own.npz"}"', *OWN[2:])
+    assert run('--gin_file=gin/digits.gin', '--dry_run', *(f'--gin_param={binding}' for binding in own)) == command.DONE
+    assert 'owners (the number of images is not to be released)' in words(capsys.readouterr().out)
 
 
 def test_every_run_file_is_tried():

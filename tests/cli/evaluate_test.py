@@ -152,6 +152,52 @@ def test_settings_of_a_file_reach_what_is_measured(tmp_path, capsys):
     assert "source 'nowhere' of the features is neither" in error_of(capsys)
 
 
+def words(printed):
+    """Returns what is printed, without the lines of tables and breaks."""
+    return ' '.join(re.sub('[│┃━┏┓┗┛┡┩╇┳┻─└┘┴]', ' ', printed).split())
+
+
+def test_what_another_runs_file_asks_for_and_is_not_at_hand_is_left_out_and_said(tmp_path, capsys):
+    workdir = make_run(tmp_path / 'run')
+    (tmp_path / 'my.gin').write_text("include 'digits.gin'\n"
+                                     "UtilityConfig.classifiers = ('rbf_svm',)\n"
+                                     'QualityConfig.neighbors = 400\nevaluate.neighbors = None\n')
+    flags = [f'--gin_file={tmp_path / "my.gin"}', f'--workdir={workdir}']
+    assert verbs.call(evaluate, *flags) == command.DONE
+    printed = capsys.readouterr()
+    saying = [line for line in printed.err.splitlines() if line.startswith('evaluate: ')]
+    assert saying == [
+        'evaluate: left out of UtilityConfig.curve_sizes, since there are 719 samples: 1,000, 2,000, 5,000.',
+        'evaluate: quality metrics with neighbors=400 need at least 401 images of each kind, got 719 synthetic, '
+        '1437 training, 360 held-out ones.'
+    ]
+    results = json.loads((workdir / 'non_private' / 'evaluation_samples' / 'evaluation.json').read_text())
+    assert [point['num_synthetic'] for point in results['utility']['curve']] == [100, 200, 500]
+    assert 'quality' not in results and len(results['left_out']) == 2
+
+
+def test_images_too_small_for_networks_are_measured_by_the_others(tmp_path, capsys):
+    images = np.random.default_rng(0).integers(0, 256, [200, 6, 6, 1]).astype(np.uint8)
+    np.savez(tmp_path / 'own.npz', images=images, labels=np.arange(200) % 2)
+    generate.write_npz(tmp_path / 'samples.npz', images[:50], np.arange(50) % 2, ('0', '1'))
+    own = ('DATA = @npz_images()', f'npz_images.path = "{tmp_path / "own.npz"}"', 'FeaturesConfig.num_steps = 2',
+           'UtilityConfig.num_seeds = 1', 'UtilityConfig.curve_sizes = ()')
+    flags = [f'--gin_param={binding}' for binding in own]
+    assert verbs.call(evaluate, '--gin_file=gin/digits.gin', *flags, f'--workdir={tmp_path}') == command.DONE
+    assert 'since images of 6x6 are too small: small_cnn.' in capsys.readouterr().err
+    results = json.loads((tmp_path / 'non_private' / 'evaluation_samples' / 'evaluation.json').read_text())
+    assert [entry['classifier'] for entry in results['utility']['classifiers']
+           ] == ['logistic_regression', 'gradient_boosting', 'rbf_svm']
+
+
+def test_every_number_on_the_console_is_marked(tmp_path, capsys):
+    workdir = make_run(tmp_path / 'run')
+    assert call(workdir, bindings=('UtilityConfig.curve_sizes = ()', 'FeaturesConfig.num_steps = 3')) == command.DONE
+    said = words(capsys.readouterr().out)
+    for title in ('against held-out real images', 'held-out real images, by what was trained on', 'Nearest neighbours'):
+        assert f'{title} (not to be released)' in said, title
+
+
 def test_features_are_trained_once(run, evaluated, capsys):
     del evaluated
     cached = {path: path.stat().st_mtime_ns for path in (run / 'non_private' / 'features').rglob('*') if path.is_file()}

@@ -53,7 +53,7 @@ def draw(model, workers, stop=GO_ON, samples=SAMPLES, **changes):
 def test_samples_are_those_of_the_network_on_any_devices_and_workers(model, monkeypatch, num_devices, labelled):
     monkeypatch.setattr(shared_work, '_own_devices', lambda kind: ['CPU:0'] * num_devices)
     description, network = model
-    sampler = run_output.make_image_sampler(network, description, NOWHERE)
+    sampler = run_output.make_image_sampler(network, description._replace(labelled=labelled), NOWHERE)
     seeds = np.arange(30)
     labels = (seeds % 3 if labelled else np.full(30, 3)).astype(np.int32)
     expected = np.concatenate([

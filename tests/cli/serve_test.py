@@ -13,6 +13,9 @@ import sys
 import threading
 import time
 
+import grpc
+from grpc_health.v1 import health_pb2
+from grpc_health.v1 import health_pb2_grpc
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -47,11 +50,14 @@ class Process:
                                         env={
                                             **os.environ, 'PYTHONUNBUFFERED': '1'
                                         })
-        lines = [self.process.stdout.readline() for _ in range(3)]
+        lines = []
+        while not lines or lines[-1] and not lines[-1].startswith('serving version 1'):
+            lines.append(self.process.stdout.readline())
         found = [re.fullmatch(rf'{kind}://127.0.0.1:(\d+)/{path}\n', line.split(': ', 1)[-1]) for kind, path, line in (
             ('http', f'v1/models/{toy_models.NAME}', lines[0]), ('grpc', toy_models.NAME, lines[1]))]  # yapf: disable
         assert all(found), (lines, self.process.stderr.read())
-        assert lines[2].startswith('serving version 1')
+        assert lines[-1].startswith('serving version 1')
+        self.more = lines[2:-1]
         self.rest_port, self.grpc_port = (int(match[1]) for match in found)
 
     def __enter__(self):
@@ -144,12 +150,40 @@ def test_stop_does_not_wait_longer_than_it_is_told(folder):
         assert time.monotonic() - started < 15 and call.exception() is not None
 
 
+def check(port):
+    """Asks as a probe does; returns the status, or the code of the error."""
+    with grpc.insecure_channel(f'127.0.0.1:{port}') as channel:
+        try:
+            return health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), 10).status
+        except grpc.RpcError as error:
+            return error.code()
+
+
+def test_probes_are_answered_on_a_port_of_their_own_until_the_last_answer_is_given(folder):
+    with Process(folder, '--health_port=0', '--grace_secs=20') as server:
+        line, = server.more
+        port, = re.fullmatch(r'health checks alone, by gRPC for everyone: 127.0.0.1:(\d+)\n', line).groups()
+        assert check(port) == check(server.grpc_port) == health_pb2.HealthCheckResponse.SERVING
+        prediction, _ = toy_models.stubs(server)
+        call = prediction.Predict.future(toy_models.predict_request('spin', n=np.array([10**6], np.int32)), 60)
+        time.sleep(0.5)
+        server.process.send_signal(signal.SIGTERM)
+        toy_models.wait_until(lambda: check(port) == health_pb2.HealthCheckResponse.NOT_SERVING)
+        assert call.exception() is None
+        assert server.process.wait(60) == command.DONE and check(port) is grpc.StatusCode.UNAVAILABLE
+
+
+def test_probes_have_no_port_of_their_own_unasked(folder):
+    with Process(folder) as server:
+        assert not server.more and check(server.grpc_port) == health_pb2.HealthCheckResponse.SERVING
+
+
 def test_port_in_use_is_one_line(folder, capsys):
     with socket.socket() as other:
         other.bind(('127.0.0.1', 0))
         other.listen()
         port = other.getsockname()[1]
-        for kind in ('rest', 'grpc'):
+        for kind in ('rest', 'grpc', 'health'):
             flags = {'rest': 0, 'grpc': 0, kind: port}
             code = verbs.call(serve, str(folder), *(f'--{name}_port={value}' for name, value in flags.items()))
             message = capsys.readouterr().err
@@ -173,6 +207,7 @@ def test_port_in_use_is_one_line(folder, capsys):
     (['--poll_secs=0'], 'poll_secs must be in'),
     (['--grace_secs=-1'], '--grace_secs must be in'),
     (['--rest_port=70000'], 'rest_port must be in'),
+    (['--health_port=-1'], 'health_port must be in'),
     (['--tls_certificate=missing.pem'], 'TLS needs both'),
     (['--tls_certificate=/nope', '--tls_key=/nope2'], '--tls_certificate=/nope cannot be read: No such file'),
     (['--token_file=missing'], '--token_file=missing cannot be read: No such file'),

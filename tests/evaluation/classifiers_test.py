@@ -190,6 +190,7 @@ def test_images_that_cannot_be_learned_from_are_refused(images, labels, validati
     ('rbf_svm', {'C': float('nan')}, 'got nan'),
     ('rbf_svm', {'gamma': 'auto'}, "'scale' or a number above 0, got 'auto'"),
     ('rbf_svm', {'gamma': float('inf')}, 'got inf'),
+    ('mlp', (('width', 2), ('width', 3)), "options of 'mlp' must be named once each"),
     ('rbf_svm', 'C', "options of 'rbf_svm' must be names with values, got 'C'"),
     ('rbf_svm', ('C', 1.0), 'must be names with values'),
     ('rbf_svm', 3, 'must be names with values, got 3'),

@@ -366,10 +366,10 @@ def test_samples_of_a_run_have_its_statement_and_those_of_others_do_not(tmp_path
         assert found.statement_text == statement and found.class_names == _NAMES and len(found.images) == 3
 
 
-@pytest.mark.parametrize('names, message', [({}, 'holds the label 10000000, but 5 images'),
+@pytest.mark.parametrize('names, message', [({}, 'the label 10000000, but 5 images'),
                                             ({
                                                 'class_names': np.array(_NAMES)
-                                            }, 'label 10000000, but 3 classes')])
+                                            }, 'the label 10000000, but 3 classes')])
 def test_label_that_is_no_class_is_refused_before_as_many_names_are_made(tmp_path, names, message):
     labels = np.array([0, 1, 2, 0, 10**7])
     np.savez(tmp_path / 'others.npz', images=np.zeros([5, 2, 3, 1], np.uint8), labels=labels, **names)

@@ -245,6 +245,16 @@ def test_control_samples_with_shuffled_labels_rank_nothing(digits, samples):
     assert max(entry.transfer_accuracy for entry in found.candidates) < 0.35
 
 
+def test_candidates_that_images_are_too_small_for_are_left_out_unless_one_is_left():
+    config = selection.SelectionConfig(('small_cnn', 'rbf_svm', 'mlp'))
+    assert selection.fitting(config, (8, 8, 1)) == (config, [])
+    fitting, said = selection.fitting(config, (6, 9, 1))
+    assert [candidate.name for candidate in fitting.candidates] == ['rbf_svm', 'mlp']
+    assert said == ['left out of SelectionConfig.candidates, since images of 6x9 are too small: small_cnn']
+    with pytest.raises(ValueError, match='at least two classifiers'):
+        selection.fitting(selection.SelectionConfig(('small_cnn', 'rbf_svm')), (6, 9, 1))
+
+
 def test_too_few_samples_are_refused(samples):
     config = selection.SelectionConfig(CANDIDATES, measure_on_real=False)
     with pytest.raises(ValueError, match='images are too few'):

@@ -1,5 +1,6 @@
 """Tests of what samples are worth."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -186,6 +187,58 @@ def test_curve_of_more_samples_than_there_are_is_refused(digits):
     config = utility.UtilityConfig(('logistic_regression',), curve_sizes=(100, 1001))
     with pytest.raises(ValueError, match='asks for 1,001 samples, there are 200: make more with bin/sample'):
         utility.measure(config, *part(digits.train, 0, 200), digits.train, digits.held_out)
+
+
+def of_shape(shape, *, is_public=False):
+    """Returns data of a shape that cannot be read."""
+    spec = datasets.DatasetSpec('own', shape, ('a', 'b'), 100, 100)
+    return datasets.PrivateData(train=no_images, held_out=no_images, spec=spec, is_public=is_public)
+
+
+def no_images():
+    raise AssertionError('images were read')
+
+
+@pytest.mark.parametrize('num_samples, kept, left_out', [
+    (2000, (100, 200, 2000), None), (1999, (100, 200), ': 2,000'), (150, (100,), ': 200, 2,000'),
+    (99, (), ': 100, 200, 2,000')
+])  # yapf: disable
+def test_sizes_of_a_curve_beyond_the_samples_at_hand_are_left_out_in_one_line(num_samples, kept, left_out):
+    config = utility.UtilityConfig(('rbf_svm',), curve_sizes=(2000, 100, 200))
+    fitting, said = utility.fitting(config, of_shape((8, 8, 1)), num_samples)
+    assert fitting == dataclasses.replace(config, curve_sizes=kept)
+    assert [left_out in sentence and f'there are {num_samples:,} samples' in sentence
+            for sentence in said] == [True] * bool(left_out)  # yapf: disable
+
+
+@pytest.mark.parametrize('shape, kept', [((8, 8, 1), 3), ((28, 20, 3), 3), ((7, 8, 1), 1), ((20, 4, 1), 1)])
+def test_networks_that_images_are_too_small_for_are_left_out_and_the_rest_is_measured(shape, kept):
+    config = utility.UtilityConfig(('wrn_40_4', 'small_cnn', 'rbf_svm'))
+    fitting, said = utility.fitting(config, of_shape(shape), 100)
+    assert len(fitting.classifiers) == kept and len(said) == (kept < 3)
+    assert kept == 3 or 'left out of UtilityConfig.classifiers' in said[0] and ': wrn_40_4, small_cnn' in said[0]
+    images = np.random.default_rng(0).integers(0, 256, [8, *shape]).astype(np.uint8)
+    for classifier in fitting.classifiers[1:]:  # The wide network is as the small one in this, and slow to build.
+        quick = classifiers.ClassifierConfig(classifier.name, {'num_epochs': 1, 'min_steps': 1}
+                                             if classifier.name == 'small_cnn' else {})  # yapf: disable
+        assert classifiers.fit(quick, images, np.arange(8) % 2, 2)(images).shape == (8, 2)
+
+
+def test_images_that_no_classifier_is_for_are_refused():
+    with pytest.raises(ValueError, match='no classifier .* as small as 4x4: name others'):
+        utility.fitting(utility.UtilityConfig(('small_cnn',)), of_shape((4, 4, 1)), 100)
+
+
+@pytest.mark.parametrize('only_public_data, is_public, measures', [(True, True, True), (True, False, False),
+                                                                   (False, False, True), (False, True, True)])
+def test_what_is_for_public_data_alone_measures_nothing_on_private_ones(only_public_data, is_public, measures):
+    config = utility.UtilityConfig(('rbf_svm',), only_public_data=only_public_data)
+    fitting, said = utility.fitting(config, of_shape((8, 8, 1), is_public=is_public), 100)
+    assert (fitting == config) == measures and len(said) == (not measures) and (fitting is None) == (not measures)
+
+
+def test_nothing_asked_for_is_nothing_left_out():
+    assert utility.fitting(None, of_shape((8, 8, 1)), 3) == (None, [])
 
 
 @pytest.mark.parametrize('real_images', [True, False])

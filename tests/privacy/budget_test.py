@@ -94,10 +94,25 @@ def test_settling_puts_what_was_released_in_place_of_what_was_planned(budget):
     assert settled.epsilon() < once.epsilon()
     assert [entry.run_id for entry in settled.entries] == ['run 0', 'run 1', 'run 2']
     assert settled.settle('run 1', ledger(1.5, num_steps=20)) == settled
-    with pytest.raises(ValueError, match='settled in the budget with other releases'):
-        settled.settle('run 1', ledger(1.5, num_steps=10))
     with pytest.raises(ValueError, match='run 7 was not reserved'):
         settled.settle('run 7', RUNS[0])
+
+
+@pytest.mark.parametrize('released, kept', [
+    (ledger(2.0, num_steps=20), ledger(2.0, num_steps=50)),
+    (ledger(2.0, num_steps=80), ledger(2.0, num_steps=80)),
+    (ledger(2.0, num_steps=80, class_means=3.0), ledger(2.0, num_steps=80, class_means=3.0)),
+])  # yapf: disable
+def test_run_that_is_settled_twice_keeps_the_larger_truth(budget, released, kept):
+    twice = charged(budget, RUNS[0]).settle('run 0', RUNS[0]).settle('run 0', released)
+    assert twice.entry('run 0').ledger == kept and twice.entry('run 0').status == budget_lib.SETTLED
+    assert twice.epsilon() == accounting.epsilon(kept.dp_event(), DELTA)
+
+
+def test_two_tales_of_one_run_that_differ_are_both_believed(budget):
+    twice = charged(budget, RUNS[0]).settle('run 0', RUNS[0]).settle('run 0', RUNS[2])
+    both = dp_accounting.ComposedDpEvent([RUNS[0].dp_event(), RUNS[2].dp_event()])
+    assert twice.epsilon() == pytest.approx(accounting.epsilon(both, DELTA), rel=1e-9)
 
 
 def test_settled_run_that_is_resumed_stays_settled(budget):
@@ -112,17 +127,79 @@ def test_run_that_ended_and_released_nothing_leaves_the_budget_as_it_was(budget)
     # Control: what has released something, if only once, stays.
     assert charged(budget, RUNS[0]).settle('run 0', ledger(2.0, num_steps=1)).entries
     settled = charged(budget, RUNS[0]).settle('run 0', RUNS[0])
-    with pytest.raises(ValueError, match='settled in the budget with other releases'):
-        settled.settle('run 0', nothing)
+    assert settled.settle('run 0', nothing) == settled
 
 
-def test_what_has_happened_is_recorded_even_where_it_passes_the_total():
+SMALL = ledger(100.0, num_steps=1)
+
+
+def overdrawn_by(kind, total):
+    """A budget that is overdrawn by a run that was made with more than planned, or without the budget."""
+    budget = charged(budget_lib.Budget(total_epsilon=total, delta=DELTA), RUNS[0])
+    if kind == 'settled':
+        return budget.settle('run 0', ledger(2.0, num_steps=100))
+    if kind == 'finished':
+        return budget.record_finished('other', RUNS[0], **ABOUT)
+    if kind == 'begun':
+        return budget.record_begun('other', RUNS[0], **ABOUT)
+    assert kind == 'noiseless'
+    return budget.record_finished('other', ledger(0.0), **ABOUT)
+
+
+@pytest.mark.parametrize('kind', ['settled', 'finished', 'begun', 'noiseless'])
+def test_what_has_happened_is_recorded_and_an_overdrawn_budget_lets_nothing_in(kind):
     cost = accounting.epsilon(RUNS[0].dp_event(), DELTA)
-    budget = charged(budget_lib.Budget(total_epsilon=1.01 * cost, delta=DELTA), RUNS[0])
-    passed = budget.settle('run 0', ledger(2.0, num_steps=100))
-    assert passed.epsilon() > budget.total_epsilon
-    with pytest.raises(accounting.BudgetError):
-        passed.reserve('other', ledger(100.0, num_steps=1), **ABOUT)
+    passed = overdrawn_by(kind, 1.01 * cost)
+    assert passed.epsilon() > passed.total_epsilon and passed.overdrawn_by() == passed.epsilon() - passed.total_epsilon
+    passed = budget_lib.Budget.from_json(passed.to_json())  # On file.
+    assert json.loads(passed.to_json(), parse_constant=pytest.fail)  # Infinity is no JSON.
+    for run_id, planned in (('new', SMALL), ('not begun yet', ledger_lib.Ledger()),
+                            *([('run 0', RUNS[0])] if kind != 'settled' else [])):
+        with pytest.raises(accounting.BudgetError, match='overdrawn') as error:
+            passed.reserve(run_id, planned, **ABOUT)
+        assert '\n' not in str(error.value) and 'nothing more is let in' in str(error.value)
+    if kind == 'noiseless':
+        assert 'overdrawn for good' in str(error.value)
+    else:
+        assert f'overdrawn by epsilon={accounting.round_up(passed.overdrawn_by())}' in str(error.value)
+    # The control: with a total that holds all of it, the next run is let in; but never after a run without noise.
+    if kind != 'noiseless':
+        wider = dataclasses.replace(passed, total_epsilon=1.1 * passed.epsilon())
+        assert wider.overdrawn_by() == 0.0 and wider.reserve('new', SMALL, **ABOUT).entry('new')
+    else:
+        with pytest.raises(accounting.BudgetError, match='overdrawn for good'):
+            dataclasses.replace(passed, total_epsilon=1e300).reserve('new', SMALL, **ABOUT)
+
+
+def test_run_that_has_released_all_that_it_will_is_not_stopped_by_an_overdrawn_budget():
+    budget = charged(budget_lib.Budget(3.0, DELTA), RUNS[0]).settle('run 0', RUNS[0])
+    passed = budget.record_finished('other', RUNS[1], **ABOUT)
+    assert passed.overdrawn_by() > 0.0
+    assert passed.reserve('run 0', RUNS[0], **ABOUT) == passed
+
+
+def test_what_a_run_released_without_the_budget_is_on_record_before_the_rest_is_refused():
+    begun, planned = ledger(2.0, num_steps=30), ledger(2.0, num_steps=300)
+    budget = budget_lib.Budget(3.0, DELTA).record_begun('run 0', begun, **ABOUT)
+    assert budget.entry('run 0').ledger == begun and budget.epsilon() == accounting.epsilon(begun.dp_event(), DELTA)
+    with pytest.raises(accounting.BudgetError, match='would be passed'):
+        budget.reserve('run 0', planned, **ABOUT)
+    # Where the rest fits, the whole run takes the place of its beginning.
+    wide = dataclasses.replace(budget, total_epsilon=10.0).reserve('run 0', planned, **ABOUT)
+    assert [(entry.status, entry.ledger) for entry in wide.entries] == [(budget_lib.RESERVED, planned)]
+    with pytest.raises(ValueError, match='with other releases'):
+        dataclasses.replace(budget, total_epsilon=10.0).reserve('run 0', ledger(3.0, num_steps=300), **ABOUT)
+
+
+def test_run_in_progress_keeps_its_reservation_and_one_at_its_end_is_settled(budget):
+    reserved = charged(budget, RUNS[1])
+    part = ledger(1.5, num_steps=20, class_means=3.0)
+    assert reserved.record_begun('run 0', part, **ABOUT) == reserved
+    assert reserved.record_begun('run 0', ledger_lib.Ledger(), **ABOUT) == reserved
+    ended = reserved.record_begun('run 0', RUNS[1], **ABOUT)
+    assert ended.entry('run 0').status == budget_lib.SETTLED and ended.epsilon() == reserved.epsilon()
+    assert ended.record_begun('run 0', RUNS[1], **ABOUT) == ended
+    assert budget.record_begun('run 0', ledger_lib.Ledger(), **ABOUT) == budget
 
 
 def test_finished_run_is_recorded_once(budget):
@@ -138,14 +215,19 @@ def test_finished_run_is_recorded_once(budget):
                                               ({'unit': 'one patient'}, "protects 'one image', this run 'one patient'"),
                                              ])  # yapf: disable
 def test_other_data_and_another_unit_are_refused(budget, changes, message):
-    with pytest.raises(ValueError, match=message):
-        charged(budget, RUNS[0]).reserve('other', RUNS[1], **{**ABOUT, **changes})
+    one = charged(budget, RUNS[0])
+    for charge in (one.reserve, one.record_finished, one.record_begun):
+        with pytest.raises(ValueError, match=message):
+            charge('other', RUNS[1], **{**ABOUT, **changes})
 
 
-@pytest.mark.parametrize('released', [ledger(0.0), ledger(2.0, sampling_probability=None)])
-def test_run_without_a_guarantee_is_refused(budget, released):
+@pytest.mark.parametrize('released', [ledger(0.0), ledger(1e-4), ledger(2.0, sampling_probability=None)])
+def test_run_without_a_guarantee_is_refused_and_recorded_once_it_was_made(budget, released):
     with pytest.raises(accounting.BudgetError, match='no privacy budget can hold it'):
         budget.reserve('run 0', released, **ABOUT)
+    made = budget.record_finished('run 0', released, **ABOUT)
+    assert budget_lib.Budget.from_json(made.to_json()) == made
+    assert made.entry('run 0').ledger == released and made.overdrawn_by() == float('inf')
 
 
 def test_json_keeps_everything(budget):

@@ -177,6 +177,54 @@ def test_impossible_config_is_refused_naming_the_value(changes, message):
         dataclasses.replace(CONFIG, **changes)
 
 
+LARGE = dict(target_epsilon=None, noise_multiplier=5.0)
+
+
+@pytest.mark.parametrize('delta', [1e-3, 2e-3, 0.5])
+def test_delta_of_one_unit_or_more_is_refused_unless_accepted(delta):
+    config = dataclasses.replace(CONFIG, target_delta=delta, **LARGE)
+    with pytest.raises(ValueError, match='is not below 1 / 1,000 units.*accept_large_delta = True') as error:
+        plan_lib.make_plan(config, 1000)
+    assert '\n' not in str(error.value)
+    accepted = plan_lib.make_plan(dataclasses.replace(config, accept_large_delta=True), 1000)
+    assert len(accepted.cautions()) == 1 and 'whole images of about' in accepted.cautions()[0]
+    # The control: the same delta is good for fewer units.
+    assert plan_lib.make_plan(dataclasses.replace(config, expected_batch_size=1), 1).cautions() == []
+
+
+def test_large_epsilon_is_cautioned_against():
+    cautious, careless = (plan_lib.make_plan(
+        dataclasses.replace(CONFIG, target_epsilon=None, noise_multiplier=noise_multiplier), 1000)
+                          for noise_multiplier in (3.0, 0.6))
+    assert cautious.cautions() == []
+    assert careless.epsilon() > 10.0 and 'hardly any protection' in careless.cautions()[0]
+
+
+@pytest.mark.parametrize('delta', [1e-12, 1e-15, 1e-100])
+def test_plan_at_a_tiny_delta_has_a_finite_epsilon_that_meets_its_target(delta):
+    plan = plan_lib.make_plan(dataclasses.replace(CONFIG, target_delta=delta), 1000)
+    assert plan.epsilon() <= 4.0 < 1.1 * plan.epsilon()
+
+
+@pytest.mark.parametrize('config, release', [
+    (dict(noise_multiplier=1e-4), None),
+    (dict(noise_multiplier=5.0), class_means.ClassMeansConfig(1e-6, 1.0)),
+])  # yapf: disable
+def test_noise_for_which_no_epsilon_is_known_is_refused_and_none_at_all_claims_nothing(config, release):
+    with pytest.raises(accounting.BudgetError, match='no epsilon is known for a noise multiplier below 0.001'):
+        plan_lib.make_plan(dataclasses.replace(CONFIG, target_epsilon=None, **config), 1000, release)
+    assert plan_lib.make_plan(dataclasses.replace(CONFIG, target_epsilon=None, noise_multiplier=0.0),
+                              1000).epsilon() == math.inf
+
+
+def test_fingerprint_of_a_run_from_before_stays_and_one_in_progress_cannot_accept_afterwards():
+    config = dataclasses.replace(CONFIG, **LARGE)
+    before = plan_lib.make_plan(config, 1000).fingerprint()
+    assert 'accept_large_delta' not in before
+    after = plan_lib.make_plan(dataclasses.replace(config, accept_large_delta=True), 1000).fingerprint()
+    assert after == {**before, 'accept_large_delta': True}
+
+
 def test_fingerprint_holds_what_must_not_change_on_resume():
     fingerprint = make_plan().fingerprint()
     for name in ('sampling_probability', 'noise_multiplier', 'l2_norm_clip', 'target_delta', 'num_steps', 'num_units'):

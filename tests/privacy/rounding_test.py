@@ -58,7 +58,7 @@ def test_control_rounding_to_nearest_and_by_a_rounded_product_are_noticed(show):
 
 @pytest.mark.parametrize('show', [rounding.round_up, rounding.round_down])
 def test_infinity_is_shown_as_it_is_and_what_is_no_number_is_refused(show):
-    assert show(math.inf) == 'inf'
+    assert show(math.inf) == 'infinite'
     with pytest.raises(ValueError, match='no number'):
         show(math.nan)
 

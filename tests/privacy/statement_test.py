@@ -64,17 +64,38 @@ def test_statement_is_made_from_the_ledger_not_from_the_plan():
     assert 'DP-SGD step, 25 times' in half.to_text()
 
 
-@pytest.mark.parametrize('changes', [{
-    'noise_multiplier': 0.0
-}, {
-    'noise_multiplier': 5.0,
-    'sampling': 'shuffled_batches'
-}])
-def test_statement_without_a_guarantee_says_so_and_shows_no_epsilon(changes):
+@pytest.mark.parametrize('changes, reason, other', [
+    ({'noise_multiplier': 0.0}, 'trained without noise', 'Poisson'),
+    ({'noise_multiplier': 5.0, 'sampling': 'shuffled_batches'}, 'batches were not Poisson-sampled', 'without noise'),
+])  # yapf: disable
+def test_statement_without_a_guarantee_says_why_and_shows_no_epsilon(changes, reason, other):
     made = make_statement(config=dataclasses.replace(CONFIG, target_epsilon=None, **changes))
+    first = made.to_text().split('Unit:')[0]
+    assert reason in first and other not in first and made.to_dict()['cautions'] == []
     assert json.loads(made.to_json())['epsilon'] is None
     assert not made.to_dict()['guarantee_claimed']
     assert 'NO PRIVACY GUARANTEE' in made.to_text() and 'epsilon =' not in made.to_text()
+
+
+def test_statement_at_a_tiny_delta_claims_what_renyi_accounting_proves():
+    made = make_statement(config=dataclasses.replace(CONFIG, target_delta=1e-15))
+    fields = made.to_dict()
+    assert fields['guarantee_claimed'] and 3.6 < fields['epsilon'] <= 4.0
+    text = made.to_text()
+    assert 'without noise' not in text and 'Accountant: Renyi (RDP)' in text and 'Accountants:' not in text
+    assert 'Accountants: privacy loss distribution' in make_statement().to_text()  # The control.
+
+
+def test_cautions_stand_in_words_below_the_claim():
+    assert make_statement().to_dict()['cautions'] == [] and 'CAUTION' not in make_statement().to_text()
+    config = dataclasses.replace(CONFIG, target_epsilon=20.0, target_delta=0.01, accept_large_delta=True)
+    made = make_statement(config=config)
+    cautions = json.loads(made.to_json())['cautions']
+    assert len(cautions) == 2 and 'is above 10' in cautions[0] and 'about 10 people' in cautions[1]
+    text = ' '.join(made.to_text().split())
+    for caution in cautions:
+        assert f'CAUTION: {caution}' in text and text.index(caution) < text.index('Protected unit')
+    assert max(map(len, made.to_text().splitlines())) < 120
 
 
 def test_nothing_released_costs_nothing():

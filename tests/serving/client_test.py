@@ -195,7 +195,7 @@ def one_pixel(images):
 ], ids=['the same', 'rounded otherwise'])  # yapf: disable
 def test_same_model_on_another_processor_passes(change):
     with servers.Server(changed(change)) as server:
-        client.ModelCheck(client.Endpoint(server.url), sample_fn, num_classes=3)()
+        client.ModelCheck(client.Endpoint(server.url), sample_fn, labels=range(3))()
     # Every class is compared.
     assert set(server.requests[0][1]['inputs']['labels']) == {0, 1, 2}
 
@@ -209,5 +209,5 @@ def test_same_model_on_another_processor_passes(change):
 def test_another_model_is_refused_by_address(change, words):
     with servers.Server(changed(change)) as server:
         with pytest.raises(ValueError, match='serves another model than the one whose privacy statement') as error:
-            client.ModelCheck(client.Endpoint(server.url), sample_fn, num_classes=3)()
+            client.ModelCheck(client.Endpoint(server.url), sample_fn, labels=range(3))()
     assert words in str(error.value) and server.url in str(error.value) and '\n' not in str(error.value)

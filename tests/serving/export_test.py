@@ -203,7 +203,7 @@ def test_exported_model_holds_the_weights_of_the_network_and_no_other_variable(e
 def test_statement_is_laid_beside_the_model(exported):
     extra = exported / 'assets.extra'
     assert {
-        path.name: path.read_text() for path in extra.iterdir() if path.name != warmup.FILE
+        path.name: path.read_text() for path in extra.iterdir() if path.name not in (warmup.FILE, 'labels.json')
     } == {
         name: f'content of {name}' for name in ('privacy_statement.txt', 'privacy_statement.json')
     }
@@ -339,7 +339,7 @@ class Marked(tf.Module):
     def __init__(self, mark):
         super().__init__()
         self.mark = tf.Variable(mark)
-        self.step_counts = ()
+        self.step_counts, self.labels = (), range(1)
 
         @tf.function(input_signature=[tf.TensorSpec([None], tf.int32), tf.TensorSpec([None], tf.int64)])
         def sample(labels, seeds):

@@ -165,9 +165,13 @@ def test_label_of_a_version_is_invalid(predict):
     assert error_of(predict, request)[0] is Code.INVALID_ARGUMENT
 
 
-def test_message_that_is_too_large_is_refused(predict):
-    request = toy_models.predict_request('echo', text=np.array([b'x' * 2**21], object))
-    assert error_of(predict, request)[0] is Code.RESOURCE_EXHAUSTED
+@pytest.mark.parametrize('size', [2**21, 2**27])
+@pytest.mark.parametrize('compression', [None, grpc.Compression.Gzip])
+def test_message_that_is_too_large_is_refused_packed_or_not(predict, compression, size):
+    request = toy_models.predict_request('echo', text=np.array([b'x' * size], object))
+    with pytest.raises(grpc.RpcError) as error:
+        predict(request, 20, compression=compression)
+    assert error.value.code() is Code.RESOURCE_EXHAUSTED
     assert sample(predict, [1], [2]).outputs
 
 

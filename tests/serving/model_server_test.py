@@ -24,6 +24,7 @@ from tensorflow_serving.apis import prediction_service_pb2_grpc
 
 from tests.cli import sampling
 from tests.cli import verbs
+from tests.serving import rest_forms_test
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import export as export_verb
 from tf_dpdiff.cli import sample as sample_verb
@@ -200,6 +201,12 @@ def test_requests_that_come_together_each_get_their_own_images(server, models):
     assert_close(images, local(models, labels, seeds))
     # Other seeds make other images, or else nothing was shown.
     assert len(np.unique(images.reshape(60, -1), axis=0)) == 60
+
+
+@pytest.mark.parametrize('name', rest_forms_test.FORMS)
+def test_each_form_of_request_has_the_status_that_this_project_s_server_gives_it(server, name):
+    (method, path, headers, body), code = rest_forms_test.FORMS[name]
+    assert rest_forms_test.ask(server[1], method, path, headers, body)[0] == code
 
 
 def test_metrics_are_where_the_examples_say(server):

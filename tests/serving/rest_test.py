@@ -117,7 +117,7 @@ def test_metrics_count_what_was_asked(server):
     ('POST', '', {}, 400, 'Malformed request: POST'),
     ('PUT', ':predict', {}, 400, 'Malformed request: PUT'),
     ('DELETE', '', None, 400, 'Malformed request: DELETE'),
-    ('BREW', '', None, 400, 'Malformed request: BREW'),
+    ('BREW', '', None, 501, 'Not implemented: BREW'),
     ('GET', '/versions/one', None, 400, 'Malformed request'),
     ('GET', '/../../secret', None, 400, 'Malformed request'),
     ('POST', ':classify', {'examples': [{}]}, 501, 'not classify'),

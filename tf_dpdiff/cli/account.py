@@ -4,7 +4,7 @@ import argparse
 import json
 import pathlib
 import sys
-from typing import List, Optional
+from typing import List, Optional, Tuple
 
 from rich import console as rich_console
 
@@ -14,8 +14,8 @@ from tf_dpdiff.cli import account_tables
 from tf_dpdiff.cli import budget_file
 from tf_dpdiff.cli import command
 from tf_dpdiff.privacy import budget as budget_lib
+from tf_dpdiff.privacy import cautions
 from tf_dpdiff.privacy import ledger as ledger_lib
-from tf_dpdiff.privacy import rounding
 
 _EPILOG = """
 plan a run:            give --delta and all but one of --noise_multiplier, --num_steps, --epsilon and the batch
@@ -23,6 +23,9 @@ plan a run:            give --delta and all but one of --noise_multiplier, --num
 make a budget file:    --budget_file=FILE --create --epsilon=10 --delta=1e-5
 look into it:          --budget_file=FILE
 charge a finished run: --budget_file=FILE --workdir=RUN   (bin/train --budget_file=FILE does so by itself)
+
+What a run has released is put on record even where it does not fit: the file is then overdrawn, lets no further run in,
+and the exit code is 1 whenever it is shown.
 """
 
 
@@ -39,63 +42,70 @@ def main(flags) -> int:
                                      'no other setting.')
         budget = budget_lib.Budget(total_epsilon=flags.epsilon, delta=flags.delta)
         budget_file.create(flags.budget_file, budget)
-        return _show_budget(flags, budget)
+        # At most all units take part in a step, so nothing is known of how many there are.
+        return _show_budget(flags, budget, cautions.of_delta_without_num_units(flags.delta, 1.0))
     if planning:
         raise command.UsageError(f'--budget_file does not go with {planning[0]}: plan a run without --budget_file, or '
                                  'give --create to make a new file.')
     if flags.workdir:
-        record = _finished_run(pathlib.Path(flags.workdir).expanduser())
-        return _show_budget(flags, budget_file.update(flags.budget_file, record))
+        record, num_units = _finished_run(pathlib.Path(flags.workdir).expanduser())
+        with command.working('account', 'computing what all runs cost together'):
+            budget = budget_file.update(flags.budget_file, record)
+        return _show_budget(flags, budget, cautions.of_delta(budget.delta, num_units))
     return _show_budget(flags, budget_file.read(flags.budget_file))
 
 
 def _plan(flags) -> int:
     if flags.plot and not flags.plot.lower().endswith('.png'):
         raise command.UsageError(f'--plot={flags.plot}: the name must end in .png.')
-    plan = account_plan.make_plan(flags)
-    if flags.num_units and plan.delta >= 1.0 / flags.num_units:
-        print(
-            f'account: note: delta={rounding.exact(plan.delta)} is not below 1 / num_units = '
-            f'{1.0 / flags.num_units:.3g}, as is customary.',
-            file=sys.stderr)
-    if flags.plot:
-        account_tables.draw_plan(plan, pathlib.Path(flags.plot).expanduser())
+    with command.working('account', 'computing'):
+        plan = account_plan.make_plan(flags)
+        if flags.plot:
+            account_tables.draw_plan(plan, pathlib.Path(flags.plot).expanduser())
+        shown = account_tables.plan_fields(plan) if flags.json else account_tables.plan_tables(plan)
+    command.print_cautions('account', plan.cautions())
     if flags.json:
-        print(json.dumps(account_tables.plan_fields(plan), indent=2))
+        print(json.dumps(shown, indent=2))
         return command.DONE
-    for table in account_tables.plan_tables(plan):
+    for table in shown:
         rich_console.Console().print(table)
     if flags.plot:
         print(f'The plot is in {flags.plot}')
     return command.DONE
 
 
-def _show_budget(flags, budget: budget_lib.Budget) -> int:
+def _show_budget(flags, budget: budget_lib.Budget, about_delta: Optional[str] = None) -> int:
+    with command.working('account', 'computing what all runs cost together'):
+        shown = (account_tables.budget_fields(budget) if flags.json else account_tables.budget_tables(
+            budget, flags.budget_file))
+        is_overdrawn = budget.overdrawn_by() > 0.0
     if flags.json:
-        print(json.dumps(account_tables.budget_fields(budget), indent=2))
-        return command.DONE
-    for table in account_tables.budget_tables(budget, flags.budget_file):
-        rich_console.Console().print(table)
-    return command.DONE
+        print(json.dumps(shown, indent=2))
+    else:
+        for table in shown:
+            rich_console.Console().print(table)
+    command.print_cautions('account', filter(None, (cautions.of_epsilon(budget.total_epsilon), about_delta)))
+    if is_overdrawn:
+        print(f'account: {budget.describe_overdraft()}. No further run is let in.', file=sys.stderr)
+    return command.FAILED if is_overdrawn else command.DONE
 
 
-def _finished_run(workdir: pathlib.Path):
-    """Returns the change of a budget that charges a finished run to it."""
+def _finished_run(workdir: pathlib.Path) -> Tuple[budget_file.Change, int]:
+    """Returns the change of a budget that charges a finished run to it, and how many units the run was on."""
     path = workdir / 'privacy_statement.json'
     if not path.exists():
-        raise FileNotFoundError(f'{workdir} holds no finished run ({path.name} is missing); finish it, or name another '
-                                '--workdir.')
+        raise FileNotFoundError(f'{workdir} holds no finished run ({path.name} is missing). Name another --workdir, or '
+                                'finish the run by its bin/train command, with --budget_file: what it has released so '
+                                'far goes on record first.')
     statement = files.read_json(path)
     if statement.get('private_data', 'some') is None:
         raise command.UsageError(f'the run in {workdir} read public images alone: it costs no privacy budget.')
     try:
         released = ledger_lib.Ledger.from_json(json.dumps(statement['releases']))
-        run_id, claimed = statement['run_id'], statement['guarantee_claimed']
+        run_id, num_units = statement['run_id'], int(statement['num_units_treated_as_public'])
         about = {'dataset': statement['dataset'], 'unit': statement['unit']}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise command.UsageError(f'{path} is damaged or of another version: {error!r}.') from error
-    if not claimed:
-        raise command.UsageError(f'the run in {workdir} claims no guarantee: no privacy budget can hold it.')
     # Imported here: TensorFlow takes seconds that a plan need not wait for.
     from tf_dpdiff.training import checkpoints  # pylint: disable=g-import-not-at-top
     command.quieten_libraries()
@@ -106,8 +116,8 @@ def _finished_run(workdir: pathlib.Path):
             'run is on.')
     if (identity.run_id, identity.ledger) != (run_id, released):
         raise command.UsageError(f'{path} and {workdir / "checkpoints"} are not of the same run, or the run goes on.')
-    return lambda budget: budget.record_finished(
-        run_id, released, data_fingerprint=identity.data_fingerprint, time=budget_file.now(), **about)
+    about.update(data_fingerprint=identity.data_fingerprint, time=budget_file.now())
+    return lambda budget: budget.record_finished(run_id, released, **about), num_units
 
 
 def run(argv: Optional[List[str]] = None) -> None:

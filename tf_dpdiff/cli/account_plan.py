@@ -1,14 +1,17 @@
 """What bin/account computes: the setting of a run that is missing, from the others."""
 
 import dataclasses
+import itertools
 import math
-from typing import List, Optional
+from typing import Callable, Iterator, List, Optional
 
 import dp_accounting
 
 from tf_dpdiff.cli import command
 from tf_dpdiff.privacy import accounting
+from tf_dpdiff.privacy import cautions
 from tf_dpdiff.privacy import curves
+from tf_dpdiff.privacy import epsilon_bounds
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import rounding
 
@@ -24,6 +27,8 @@ FLAGS = {
     'warm_start_noise_multiplier': (float, 'a release for a warm start, composed with the steps'),
     'warm_start_num_rounds': (int, 'rounds of that release, each with this noise (default: 1)'),
 }
+
+_MOST = 10**12  # Of steps, units and rounds.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +64,14 @@ class RunPlan:
     def epsilon(self, accountant: str = 'pld') -> float:
         """Returns what the whole run costs."""
         return accounting.epsilon(self._event(self.num_steps), self.delta, accountant=accountant)
+
+    def cautions(self) -> List[str]:
+        """Returns what a lay person must be told of the claim, one sentence or two each."""
+        if self.num_units:
+            return cautions.of_claim(self.epsilon(), self.delta, self.num_units)
+        return list(
+            filter(None, (cautions.of_epsilon(
+                self.epsilon()), cautions.of_delta_without_num_units(self.delta, self.sampling_probability))))
 
     def curve(self, num_points: int = curves.NUM_POINTS) -> List[curves.CurvePoint]:
         """Returns the cost over steps, evenly spaced, the whole run last; begins at 0 where there is a warm start."""
@@ -100,7 +113,8 @@ def make_plan(flags) -> RunPlan:
     noise_multiplier, num_steps, target = flags.noise_multiplier, flags.num_steps, (flags.epsilon, flags.delta)
     if solved == 'noise_multiplier':
         exact = accounting.calibrate_noise_multiplier(lambda sigma: event(noise_multiplier=sigma), *target)
-        noise_multiplier = math.ceil(exact * 1e4) / 1e4  # As it is shown: what a person copies meets the target.
+        noise_multiplier = _first_that_fits((ticks / 1e4 for ticks in itertools.count(math.ceil(exact * 1e4))),
+                                            lambda sigma: event(noise_multiplier=sigma), *target)
     elif solved == 'num_steps':
         num_steps = accounting.solve_num_steps(lambda count: event(num_steps=count), *target)
     elif solved == 'batch' and flags.num_units:
@@ -109,7 +123,8 @@ def make_plan(flags) -> RunPlan:
         probability = batch_size / flags.num_units
     elif solved == 'batch':
         exact = accounting.solve_sampling_probability(lambda q: event(q=q), *target)
-        probability = _round_down(exact, 6)
+        probability = _first_that_fits((_round_down(exact * (1.0 - i * 1e-5), 6) for i in itertools.count()),
+                                       lambda q: event(q=q), *target)
     plan = RunPlan(flags.delta, noise_multiplier, num_steps, probability, flags.num_units,
                    flags.warm_start_noise_multiplier, rounds, flags.epsilon, solved)
     if flags.epsilon is not None and plan.epsilon() > flags.epsilon:
@@ -143,6 +158,11 @@ def _check_ranges(flags) -> None:
         elif not (value >= 1 if kind is int else 0.0 < value < math.inf):
             raise command.UsageError(
                 f'--{name} must be {"at least 1" if kind is int else "finite and > 0"}, got {value}.')
+        elif kind is int and value > _MOST:
+            raise command.UsageError(f'--{name} must be at most {_MOST:,}, got {value:,}.')
+        elif name.endswith('noise_multiplier') and value < epsilon_bounds.SMALLEST_NOISE_MULTIPLIER:
+            raise command.UsageError(f'--{name} must be at least {epsilon_bounds.SMALLEST_NOISE_MULTIPLIER}, got '
+                                     f'{value}: less noise hides nothing, and no epsilon is known for it.')
     if flags.warm_start_num_rounds is not None and flags.warm_start_noise_multiplier is None:
         raise command.UsageError('--warm_start_num_rounds needs --warm_start_noise_multiplier, the noise of each.')
     if flags.expected_batch_size is not None:
@@ -162,6 +182,14 @@ def _explain_missing(flags, missing: List[str]) -> str:
     if len(missing) > 1:
         lacking.append(f'all but one of {", ".join(names.get(name, f"--{name}") for name in missing)}')
     return f'give {" and ".join(lacking)}; --help shows what can be computed.'
+
+
+def _first_that_fits(values: Iterator[float], make_event: Callable[[float], dp_accounting.DpEvent],
+                     target_epsilon: float, target_delta: float) -> float:
+    """Returns the first of a few values, as they are shown, that meets the target: what a person copies does so too."""
+    values = list(itertools.islice(values, 10))
+    return next((value for value in values if accounting.epsilon(make_event(value), target_delta) <= target_epsilon),
+                values[-1])
 
 
 def _round_down(value: float, digits: int) -> float:

@@ -1,7 +1,8 @@
 """What bin/account shows: tables, JSON and the plot of epsilon over steps."""
 
+import math
 import pathlib
-from typing import List
+from typing import Callable, List, Tuple
 
 from rich import table as rich_table
 
@@ -55,12 +56,10 @@ def plan_tables(plan: account_plan.RunPlan) -> List[rich_table.Table]:
     settings.add_row('delta', rounding.exact(plan.delta))
     if plan.target_epsilon is not None:
         settings.add_row('epsilon allowed', rounding.exact(plan.target_epsilon))
-    settings.add_row(
-        marked('epsilon', 'epsilon'),
-        f'{accounting.round_up(plan.epsilon())} by PLD    {accounting.round_up(plan.epsilon("rdp"))} by RDP')
+    settings.add_row(marked('epsilon', 'epsilon'), '{} by PLD    {} by RDP'.format(*_shown(plan.epsilon)))
     over_steps = _table('epsilon over steps', 'steps', 'by PLD', 'by RDP')
     for point in plan.curve():
-        over_steps.add_row(f'{point.num_steps:,}', accounting.round_up(point.pld), accounting.round_up(point.rdp))
+        over_steps.add_row(f'{point.num_steps:,}', *_shown(lambda name, point=point: getattr(point, name)))
     return [settings, over_steps]
 
 
@@ -81,16 +80,20 @@ def draw_plan(plan: account_plan.RunPlan, path: pathlib.Path) -> None:
 
 def budget_fields(budget: budget_lib.Budget) -> dict:
     """Returns a budget as plain JSON values, without the data set's fingerprint; an epsilon of None is infinite."""
-    spent = {name: budget.epsilon(name) for name in accounting.ACCOUNTANTS}
+    spent, overdraft = {name: budget.epsilon(name) for name in accounting.ACCOUNTANTS}, budget.overdrawn_by()
     return {
         'total_epsilon':
             budget.total_epsilon,
         'delta':
             budget.delta,
         'epsilon_by_accountant':
-            spent,
+            _finite(spent),
         'epsilon_left':
-            budget.total_epsilon - spent['pld'],
+            max(budget.total_epsilon - spent['pld'], 0.0),
+        'is_overdrawn':
+            overdraft > 0.0,
+        'overdrawn_by':
+            overdraft if math.isfinite(overdraft) else None,
         'unit':
             budget.unit,
         'runs': [{
@@ -99,7 +102,7 @@ def budget_fields(budget: budget_lib.Budget) -> dict:
             'time': entry.time,
             'status': entry.status,
             'releases': [_release_fields(release) for release in entry.ledger.releases],
-            'epsilon_by_accountant': _epsilons(entry.ledger, budget.delta),
+            'epsilon_by_accountant': _finite(_epsilons(entry.ledger, budget.delta)),
         } for entry in budget.entries],
     }
 
@@ -109,20 +112,31 @@ def budget_tables(budget: budget_lib.Budget, path: str) -> List[rich_table.Table
     runs = _table(f'runs in {path}', 'run', 'releases', 'PLD', 'RDP')
     for entry in budget.entries:
         releases = '\n'.join(_describe(release) for release in entry.ledger.releases)
-        epsilons = _epsilons(entry.ledger, budget.delta)
         runs.add_row(f'{entry.run_id}\n{entry.dataset}\n{entry.time}\n{entry.status}', releases,
-                     *(accounting.round_up(epsilons[name]) for name in accounting.ACCOUNTANTS))
+                     *_shown(_epsilons(entry.ledger, budget.delta).get))
     together = rich_table.Table(title=f'epsilon at delta = {rounding.exact(budget.delta)}',
                                 title_justify='left',
                                 show_header=False)
     spent = budget.epsilon()
     together.add_row('allowed', rounding.exact(budget.total_epsilon))
-    together.add_row(f'{len(budget.entries)} run(s) composed',
-                     f'{accounting.round_up(spent)} by PLD    {accounting.round_up(budget.epsilon("rdp"))} by RDP')
+    together.add_row(f'{len(budget.entries)} run(s) composed', '{} by PLD    {} by RDP'.format(*_shown(budget.epsilon)))
     together.add_row('left', rounding.round_down(max(budget.total_epsilon - spent, 0.0)))
+    if budget.overdrawn_by():
+        together.add_row('OVERDRAWN', f'by {accounting.round_up(budget.overdrawn_by())}: no further run is let in')
     if budget.unit is not None:
         together.add_row('protected unit', budget.unit)
     return ([runs] if budget.entries else []) + [together]
+
+
+def _shown(epsilon: Callable[[str], float]) -> Tuple[str, str]:
+    """Returns what epsilon is by PLD and by RDP, as shown; the former as a dash where the latter stands in for it."""
+    pld, rdp = (epsilon(name) for name in accounting.ACCOUNTANTS)
+    stands_in = pld == rdp and 0.0 < rdp < math.inf
+    return '–' if stands_in else accounting.round_up(pld), accounting.round_up(rdp)
+
+
+def _finite(epsilons: dict) -> dict:
+    return {name: value if math.isfinite(value) else None for name, value in epsilons.items()}
 
 
 def _epsilons(ledger: ledger_lib.Ledger, delta: float) -> dict:
@@ -140,7 +154,8 @@ def _release_fields(release: ledger_lib.Release) -> dict:
 
 def _describe(release: ledger_lib.Release) -> str:
     times = '' if release.count == 1 else f'{release.count:,} x '
-    drawn = '' if release.sampling_probability == 1.0 else f', q {release.sampling_probability:.4g}'
+    q = release.sampling_probability
+    drawn = ', not Poisson-sampled' if q is None else '' if q == 1.0 else f', q {q:.4g}'
     return f"{times}{release.mechanism.replace('_', ' ')}, noise {release.noise_multiplier:.5g}{drawn}"
 
 

@@ -37,7 +37,7 @@ _NOTE = ('Measured on private images without noise: not to be released. The audi
          'budget of its own; publishing anything made from it would cost that budget on top.')
 
 
-@gin_config.root
+@gin_config.root('workdir', 'replicas', 'membership_only', 'dry_run')
 def audit(
     *,
     workdir: pathlib.Path,
@@ -85,8 +85,12 @@ def audit(
     if pretraining:
         public = canaries_lib.with_classes(pretraining.images, made.class_names)
         pretraining = dataclasses.replace(pretraining, dataset=public)
-    plan = plan_lib.make_plan(privacy, data.spec.num_units + len(made), warm_start.release if warm_start else None)
+    with command.working('audit', 'calibrating the noise'):
+        plan = plan_lib.make_plan(privacy, data.spec.num_units + len(made), warm_start.release if warm_start else None)
+    command.print_cautions('audit', plan.cautions())
     if dry_run:
+        data.look_at('train')
+        trainer_lib.open_origin(finetuning, pretraining, network, process)  # Which the audit would start from.
         _print_dry_run(data, canaries, plan, finetuning)
         return command.DONE
 
@@ -185,7 +189,7 @@ def _attack_run(workdir: pathlib.Path, data: datasets.PrivateData, config: canar
     model = unet.build_unet(described.network, described.image_shape, len(described.class_names))
     checkpoints.load_average(workdir / 'checkpoints', model)
     attack = _attack(workdir, 'membership', _image_loss(model, described.process, config), data.train, data.held_out)
-    table = command.facts_table('membership attack')
+    table = command.facts_table(f'membership attack ({command.NOT_TO_BE_RELEASED})')
     _add_attack(table, attack)
     _add_files(table, workdir, 'membership')
     rich_console.Console().print(table)
@@ -224,7 +228,7 @@ def _print_dry_run(data, config, plan, finetuning) -> None:
 
 
 def _print_results(workdir, result, kind, attack, seconds) -> None:
-    table = command.facts_table('audit')
+    table = command.facts_table(f'audit ({command.NOT_TO_BE_RELEASED})')
     table.add_row('proven epsilon', _claim(result.proven_epsilon, result.delta))
     table.add_row(
         'lower bound',
@@ -277,7 +281,7 @@ def _add_files(table, workdir: pathlib.Path, name: str) -> None:
 def main(flags) -> int:
     """Runs the verb."""
     command.quieten_libraries()
-    gin_config.parse(flags.gin_file, flags.gin_param)
+    gin_config.parse(flags.gin_file, flags.gin_param, 'audit', given=strategy_flags.given(flags))
     if flags.membership and flags.dry_run:
         raise command.UsageError('--membership trains nothing, so it has no --dry_run.')
     strategy = strategy_flags.configured(flags.strategy)

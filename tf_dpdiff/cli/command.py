@@ -1,14 +1,19 @@
 """What all verbs share: flags, quiet libraries, errors that take one line, exit codes."""
 
+import contextlib
 import os
 import pathlib
 import sys
+import threading
 import traceback
-from typing import Callable, Iterable, List, Sequence
+from typing import Callable, Iterable, Iterator, List, Sequence
 
 from absl.flags import argparse_flags
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
+NOT_TO_BE_RELEASED = 'not to be released'  # Stands beside whatever is computed from private images without noise.
+
+_PATIENCE_SECS = 2.0
 
 
 class UsageError(ValueError):
@@ -33,7 +38,7 @@ class Parser(argparse_flags.ArgumentParser):
                           action='append',
                           default=[],
                           metavar="'A.B=VALUE'",
-                          help='a binding that wins over the files; may be given several times')
+                          help='a binding that wins over the files; may be given several times, later ones win')
 
     def add_strategy_flag(self) -> None:
         """Adds --strategy."""
@@ -72,6 +77,24 @@ def run(parser: Parser, main: Callable[..., int], argv: List[str]) -> int:
         return _fail(parser, flags, f'{type(error).__name__}: {_one_line(error)} (--debug shows where)', FAILED)
 
 
+@contextlib.contextmanager
+def working(verb: str, what: str) -> Iterator[None]:
+    """Says on standard error what is being done within a block that takes more than two seconds."""
+    timer = threading.Timer(_PATIENCE_SECS, lambda: print(f'{verb}: {what} ...', file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def print_cautions(verb: str, cautions: Iterable[str]) -> None:
+    """Prints on standard error what a person must be told before relying on a claim."""
+    for caution in cautions:
+        print(f'{verb}: caution: {caution}', file=sys.stderr)
+
+
 def prepare_workdir(path: str) -> pathlib.Path:
     """Makes the run's folder and checks that it can be written to, before any work is done.
 
@@ -87,6 +110,12 @@ def prepare_workdir(path: str) -> pathlib.Path:
     except OSError as error:
         raise UsageError(f'cannot write to --workdir={workdir}: {error.strerror}; name another folder.') from error
     return workdir
+
+
+def say(verb: str, sentences: Iterable[str]) -> None:
+    """Prints a line a sentence, on standard error."""
+    for sentence in sentences:
+        print(f'{verb}: {sentence}.', file=sys.stderr)
 
 
 def facts_table(title: str):

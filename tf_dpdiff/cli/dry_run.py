@@ -9,6 +9,7 @@ from tf_dpdiff.cli import command
 from tf_dpdiff.cli import planner_rows
 from tf_dpdiff.cli import run_files
 from tf_dpdiff.data import augmentation
+from tf_dpdiff.data import public as public_lib
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import statement as statement_lib
 from tf_dpdiff.training import memory
@@ -17,38 +18,49 @@ from tf_dpdiff.training import trainer as trainer_lib
 from tf_dpdiff.training import views as views_lib
 
 
-def print_private(spec,
+def print_private(data,
                   description: run_files.ModelDescription,
                   plan,
                   pretraining,
                   warm_start,
                   finetuning,
                   samples,
+                  utility,
                   spent: Optional[str],
-                  *,
                   hardware: Optional[planner.Hardware] = None) -> None:
     """Prints configuration, cost and statement of a private run.
 
     Args:
-      spec: What is known of the private data set without reading it.
+      data: The private images; what is known without decoding them, and no more.
       description: Of the model.
       plan: The privacy plan.
       pretraining: The public stage, or None.
       warm_start: The stage on what a noisy release tells of the classes, or None.
       finetuning: The DP-SGD stage.
       samples: How many images are drawn at the end.
+      utility: The classifiers that would be tested on held-out images, or None.
       spent: What a budget file would hold with this run, in words, or None.
       hardware: The devices that the run is planned for, or None.
+
+    Raises:
+      ValueError: if the run would be refused, also for images of several sizes, or that are none.
+      FileNotFoundError: if an image is missing; if the checkpoint that the run starts from is, after all else is
+        printed, and not where the run is planned for other devices.
     """
     planner_rows.check(hardware, has_private_stage=True, has_public_stage=bool(pretraining or warm_start))
+    for part in ('train', 'held_out') if utility else ('train',):
+        data.look_at(part)
+    _look_at_public_images(pretraining and pretraining.dataset, warm_start and warm_start.public)
+    spec = data.spec
     network, process = description.network, description.process
     model = unet.build_unet(network, spec.image_shape, spec.num_classes)
+    _check_views((pretraining, warm_start), process, network, spec)
     trainer_lib.check_model(model, spec.image_shape,
                             views_lib.make_view_sampler(process, finetuning.views, network, spec.num_classes))
     if pretraining:
         trainer_lib.check_public_shape(pretraining.spec, spec)
     trainer_lib.check_warm_start(warm_start, spec, plan.config.neighboring_relation)
-    origin_data = _check_origin(finetuning, pretraining, network, process, model)
+    origin_data, missing = _check_origin(finetuning, pretraining, network, process, model)
     public_data = tuple(dict.fromkeys(origin_data + trainer_lib.describe_public_data(None, None, warm_start)))
     num_trained = planner_rows.count_parameters(unet.select_variables(model, finetuning.trainable))
     num_views = finetuning.views.augmentation_multiplicity
@@ -76,6 +88,21 @@ def print_private(spec,
     if spent:
         table.add_row('budget file', f'with this run, {spent}')
     _print(table, trainer_lib.make_statement(spec, plan, plan.planned_ledger(), num_views, public_data))
+    if missing and not hardware:
+        raise FileNotFoundError(f'the run would stop at its start: {missing}')
+
+
+def _look_at_public_images(*sources) -> None:
+    for source in sources:
+        if isinstance(source, public_lib.PublicImages):
+            source.look_at()
+
+
+def _check_views(public_stages, process, network, spec) -> None:
+    """Checks timesteps and augmentation as each stage does when it begins."""
+    for stage in filter(None, public_stages):
+        views_lib.make_view_sampler(process, stage.views, network, spec.num_classes)
+        stage.views.augmentation.check(spec.image_shape)
 
 
 def _warm_start_rows(warm_start) -> planner_rows.Rows:
@@ -103,15 +130,16 @@ def _describe_memory(model, num_trained: int, expected_batch_size: int, finetuni
             f'activations of {views_at_a_time} view(s) at a time')
 
 
-def _check_origin(finetuning, pretraining, network, process, model) -> Tuple[str, ...]:
-    """Returns what the run starts from, in phrases; a checkpoint that is not there yet does not stop a plan."""
+def _check_origin(finetuning, pretraining, network, process, model) -> Tuple[Tuple[str, ...], str]:
+    """Returns what the run starts from, in phrases, and what is said of a checkpoint that is not there, or nothing: a
+    plan can be made before the public run."""
     try:
         origin = trainer_lib.open_origin(finetuning, pretraining, network, process)
     except FileNotFoundError as error:
-        return (f'{finetuning.init_from} ({error})',)
+        return (f'{finetuning.init_from} ({error})',), str(error)
     if origin:
         origin.carry_over_to(model)
-    return trainer_lib.describe_public_data(pretraining, origin)
+    return trainer_lib.describe_public_data(pretraining, origin), ''
 
 
 def print_public(description: run_files.ModelDescription,
@@ -130,8 +158,10 @@ def print_public(description: run_files.ModelDescription,
       hardware: The devices that the run is planned for, or None.
     """
     planner_rows.check(hardware, has_private_stage=False, has_public_stage=True)
+    _look_at_public_images(pretraining.dataset)
     public = pretraining.spec
     model = unet.build_unet(description.network, public.image_shape, public.num_classes)
+    _check_views((pretraining,), description.process, description.network, public)
     table = command.facts_table('what would be done')
     table.add_row('private images', 'none: a run on public images alone')
     of_classes = model.get_layer('class_embedding').count_params()
@@ -160,7 +190,8 @@ def _add_rows(table, rows: planner_rows.Rows) -> None:
 
 
 def _describe_images(spec) -> str:
-    owned = f', of {spec.num_units:,} owners' if spec.has_owners else ''
+    # Of data with owners their number is public, and how many images they have is not.
+    owned = f', of {spec.num_units:,} owners (the number of images is not to be released)' if spec.has_owners else ''
     note = f' ({spec.note})' if spec.note else ''
     return f'{spec.num_images:,} of {"x".join(map(str, spec.image_shape))}, {spec.num_classes} classes{owned}{note}'
 

@@ -37,7 +37,7 @@ _WARNING = (
     'the data and must not be released. The page that may be is report.html of the run.')
 
 
-@gin_config.root
+@gin_config.root('workdir', 'samples_path', 'workers')
 def evaluate(*,
              workdir: pathlib.Path,
              samples_path: pathlib.Path,
@@ -67,13 +67,15 @@ def evaluate(*,
       The exit code.
     """
     samples = shared_work.all_or_none(workers, lambda: _read_samples(workdir, samples_path, data, workers))
+    quality, utility, left_out = _fitting(quality, utility, samples, data)
     settings = (features, quality, neighbors, utility, accuracy_release)
     strategy_flags.check_same_inputs(workers, samples, data, settings)
     shared_work.at_first(
         workers, lambda: _check_release(workdir, budget_file, accuracy_release, utility, data, samples.statement_text))
     folder = workdir / 'non_private' / f'evaluation_{run_files.name_of_samples(workdir, samples_path)}'
     shared_work.at_first(workers, lambda: _begin(folder, samples))
-    results = {'samples': str(samples_path), 'num_samples': len(samples.images), 'seconds': {}}
+    command.say('evaluate', left_out if workers.is_first else ())
+    results = {'samples': str(samples_path), 'num_samples': len(samples.images), 'left_out': left_out, 'seconds': {}}
     sections, predictions = [], {}
     if quality or neighbors:
         extractor = features_lib.load(features, data.train, workdir / 'non_private' / 'features', workers)
@@ -103,6 +105,14 @@ def _read_samples(workdir, samples_path, data, workers) -> sample_files.SampleSe
     if workers.is_first:  # It looks into the run's folder.
         run_identity.check_same_data(workdir, data.train)
     return samples
+
+
+def _fitting(quality, utility, samples, data):
+    """Returns what can be measured, and sentences on what is left out: much may be set in another run's file."""
+    utility, left_out = utility_lib.fitting(utility, data, len(samples.images))
+    too_few = quality and metrics.too_few(
+        quality, synthetic=len(samples.images), training=data.spec.num_images, held_out=len(data.held_out))
+    return (None, utility, [*left_out, too_few]) if too_few else (quality, utility, left_out)
 
 
 def _check_release(workdir, budget_file, accuracy_release, utility, data, statement_text) -> None:
@@ -186,14 +196,18 @@ def _print_results(results, folder, workdir) -> None:
     console = rich_console.Console()
     if 'quality' in results:
         rows = report_sections.quality_rows(results['quality'])
-        console.print(command.numbers_table('against held-out real images', report_sections.QUALITY_HEADER, rows))
+        title = f'against held-out real images ({command.NOT_TO_BE_RELEASED})'
+        console.print(command.numbers_table(title, report_sections.QUALITY_HEADER, rows))
         console.print(f"Protocol: {metrics.protocol_line(results['quality'])}", highlight=False, soft_wrap=True)
     if 'utility' in results:
-        title = f"accuracy on {results['utility']['num_test']:,} held-out real images, by what was trained on"
+        title = (f"accuracy on {results['utility']['num_test']:,} held-out real images, by what was trained on "
+                 f'({command.NOT_TO_BE_RELEASED})')
         rows = report_sections.utility_rows(results['utility'])
         console.print(command.numbers_table(title, report_sections.UTILITY_HEADER, rows))
     if 'neighbors' in results:
-        console.print(f"Nearest neighbours: {results['neighbors']['verdict']}", highlight=False, soft_wrap=True)
+        console.print(f"Nearest neighbours ({command.NOT_TO_BE_RELEASED}): {results['neighbors']['verdict']}",
+                      highlight=False,
+                      soft_wrap=True)
     console.print(
         f'Written to {folder}: report.html, evaluation.json; measured on private images, so not to be released.',
         highlight=False,
@@ -211,11 +225,12 @@ def _print_results(results, folder, workdir) -> None:
 def main(flags) -> int:
     """Runs the verb."""
     command.quieten_libraries()
-    gin_config.parse(flags.gin_file, flags.gin_param)
+    given = {'budget_file': pathlib.Path(flags.budget_file)} if flags.budget_file else {}
+    given_names = [*(f'evaluate.{name}' for name in given), *strategy_flags.given(flags)]
+    gin_config.parse(flags.gin_file, flags.gin_param, 'evaluate', given=given_names)
     replicas = strategies.start(strategy_flags.configured(flags.strategy))
     workers = strategy_flags.check_evaluates(replicas).workers
     workdir, samples_path = run_files.find_samples(flags)
-    given = {'budget_file': pathlib.Path(flags.budget_file)} if flags.budget_file else {}
     return gin_config.call(evaluate, workdir=workdir, samples_path=samples_path, workers=workers, **given)
 
 

@@ -31,7 +31,8 @@ def main(flags) -> int:
         version = export.export_saved_model(image_sampler,
                                             directory,
                                             beside,
-                                            warmup_batch_sizes=flags.warmup_batch_sizes)
+                                            warmup_batch_sizes=flags.warmup_batch_sizes,
+                                            allow_incompatible=flags.allow_incompatible)
     steps = ' or '.join(map(str, step_counts)) or description.sampler.num_steps
     print(f'exported to {version} ({description.sampler.name}, {steps} steps)')
     return command.DONE
@@ -60,4 +61,8 @@ def run(argv: Optional[List[str]] = None) -> None:
                         metavar='SIZE[,SIZE...]',
                         help='of the requests that a server sends itself before it takes any, or none; a large network '
                         f'without an accelerator wants few (default: {",".join(map(str, warmup.BATCH_SIZES))})')
+    parser.add_argument('--allow_incompatible',
+                        action='store_true',
+                        help='write a version although it breaks the clients of the one before, which sends or reads '
+                        'other inputs, outputs, labels or step counts')
     sys.exit(command.run(parser, main, sys.argv[1:] if argv is None else argv))

@@ -1,17 +1,21 @@
-"""The seam to gin: what a configuration file may name, and strict parsing."""
+"""The seam to gin: what a configuration file may name, and strict parsing.
 
-import difflib
+`gin_files` says where files are found and what they bind in which order, `gin_usage` that all of it is used,
+`gin_types` that it is of the right type, `gin_paths` what a relative path means.
+"""
+
 import importlib
 import inspect
-import logging
-import pathlib
 import re
 import sys
-import tokenize
-from typing import Callable, Dict, List, Sequence
+from typing import Callable, Dict, List, Optional, Sequence
 
 import gin
 from tf_dpdiff.cli import command
+from tf_dpdiff.cli import gin_files
+from tf_dpdiff.cli import gin_paths
+from tf_dpdiff.cli import gin_types
+from tf_dpdiff.cli import gin_usage
 from tf_dpdiff.data import augmentation
 from tf_dpdiff.data import camelyon17
 from tf_dpdiff.data import datasets
@@ -93,43 +97,75 @@ _VERBS_WITH_ROOTS = ('train', 'evaluate', 'select', 'audit')
 _roots: List[Callable] = []
 
 
-def root(function: Callable) -> Callable:
-    """Registers a verb's function: its arguments are what a file binds."""
-    _roots.append(function)
-    return gin.configurable(function)
+def root(*given: str) -> Callable[[Callable], Callable]:
+    """Registers a verb's function: its arguments are what a file binds.
+
+    Args:
+      *given: The arguments that the command itself gives: no file binds them.
+    """
+
+    def register(function: Callable) -> Callable:
+        _roots.append(function)
+        return gin.configurable(function, denylist=list(given))
+
+    return register
 
 
-def gin_folder() -> pathlib.Path:
-    """Returns the folder of gin files: inside the installed package, or at the top of a checkout."""
-    package = pathlib.Path(__file__).resolve().parent.parent
-    return package / 'gin' if (package / 'gin').is_dir() else package.parent / 'gin'
-
-
-def parse(files: Sequence[str], bindings: Sequence[str]) -> None:
+def parse(files: Sequence[str],
+          bindings: Sequence[str],
+          verb: Optional[str] = None,
+          *,
+          given: Sequence[str] = ()) -> None:
     """Parses configuration files and bindings, strictly.
 
     Args:
       files: Paths, looked up in the current folder and then in the project's gin folder (with or without `gin/` in
         front).
       bindings: Such as 'DpSgdConfig.num_steps = 10'.
+      verb: What is run: it has to read what `bindings` bind. None: any.
+      given: What flags of their own give, such as 'train.budget_file': no binding of it is read.
 
     Raises:
       command.UsageError: one line: what is wrong, where, and the nearest known name.
     """
     if not files:
         raise command.UsageError('give a configuration, for instance --gin_file=gin/digits.gin.')
-    for verb in _VERBS_WITH_ROOTS:  # One file may configure several verbs.
-        importlib.import_module(f'tf_dpdiff.cli.{verb}')
+    for name in _VERBS_WITH_ROOTS:  # One file may configure several verbs.
+        importlib.import_module(f'tf_dpdiff.cli.{name}')
     gin.clear_config()
-    gin.add_config_file_search_path(str(gin_folder()))
-    paths = [str(_find(name)) for name in files]
-    logging.disable(logging.ERROR)  # gin reports each folder in which an included file is not.
-    try:
-        gin.parse_config_files_and_bindings(paths, list(bindings), skip_unknown=False)
-    except (ValueError, SyntaxError, AttributeError, OSError, tokenize.TokenError) as error:
-        raise command.UsageError(_explain(error)) from error
-    finally:
-        logging.disable(logging.NOTSET)
+    known = (*_REGISTERED, *_roots)
+    parsed = gin_files.read(files, bindings,
+                            {function.__name__: list(inspect.signature(function).parameters) for function in known})
+    configuration = gin_usage.Configuration(parsed.bindings)
+    verbs = [gin_files.whole_name(name) for name in _VERBS_WITH_ROOTS]
+    paths = {}
+    # What binds nothing of any verb is a part of a configuration: there is nothing yet that could read it.
+    if any(binding.selector in verbs for binding in parsed.bindings):
+        paths = _check(parsed, configuration, verbs, verb, given)
+    for key, binding in configuration.values.items():
+        gin.bind_parameter(key, paths.get(key, gin_files.with_tuples(binding.value)))
+
+
+def leave_out(verb: str, *arguments: str) -> None:
+    """Binds arguments of a verb to None after `parse`, so that what a file binds to them is not even built."""
+    for name in arguments:
+        gin.bind_parameter(f'{verb}.{name}', None)
+
+
+def _check(parsed: gin_files.Parsed, configuration: gin_usage.Configuration, verbs: Sequence[str], verb: Optional[str],
+           given: Sequence[str]) -> Dict[gin_files.Key, str]:
+    """Refuses what is not used, missing, of a wrong type or ambiguous; returns the relative paths as absolute ones."""
+    strategy = gin_files.whole_name(strategies.StrategyConfig.__name__)  # All verbs read it.
+    roots = [*verbs, strategy]
+    running = [gin_files.whole_name(verb), strategy] if verb else roots
+    gin_usage.check_no_commands(parsed.bindings, verbs)
+    gin_usage.check_used(parsed, roots, running, given, verb)
+    read = gin_usage.Reached(configuration, roots)
+    gin_usage.check_scopes(read)
+    read_now = gin_usage.Reached(configuration, running, given)
+    gin_usage.check_complete(configuration, read_now)
+    gin_types.check(configuration, gin_usage.in_order(read.bindings), _REGISTERED)
+    return gin_paths.absolute(configuration, gin_usage.in_order(read_now.bindings))
 
 
 def call(function: Callable, **arguments):
@@ -167,36 +203,3 @@ def call_resumable(verb: str, function: Callable, **arguments) -> int:
         # gin adds lines of its own to the message.
         print(f'{verb}: {str(stopped).splitlines()[0]}. The same command goes on from there.', file=sys.stderr)
         return command.FAILED
-
-
-def _find(name: str) -> pathlib.Path:
-    path = pathlib.Path(name).expanduser()
-    relative = pathlib.Path(*path.parts[1:]) if path.parts and path.parts[0] == 'gin' else path
-    for candidate in (path, gin_folder() / relative):
-        if candidate.is_file():
-            return candidate
-    known = sorted(p.relative_to(gin_folder()).as_posix() for p in gin_folder().glob('*.gin'))
-    raise command.UsageError(f'no such configuration: {name}; the project has {", ".join(known)}.')
-
-
-def _explain(error: Exception) -> str:
-    """Returns gin's error as one line that names the nearest known name."""
-    text = ' '.join(line.strip() for line in str(error).splitlines() if line.strip().strip('^'))
-    known = _known_names()
-    macro = re.search(r"No bindings specified for '(\w+)/gin.macro'", text)
-    if macro:
-        return f'the configuration uses %{macro.group(1)}, which it does not define.'
-    near = []
-    parameter = re.search(r"onfigurable '(?:[\w.]*\.)?(\w+)' doesn't have a parameter named '(\w+)'", text)
-    name = re.search(r"No configurable matching (?:reference )?'@?([\w./]+)", text)
-    if parameter:
-        near = difflib.get_close_matches(parameter.group(2), known.get(parameter.group(1), []), 1, 0.5)
-        near = [f'{parameter.group(1)}.{match}' for match in near]
-    elif name:
-        near = difflib.get_close_matches(re.split(r'[./]', name.group(1))[-1], list(known), 1, 0.5)
-    return f'{text.rstrip(".")}.' + (f' Did you mean {near[0]}?' if near else '')
-
-
-def _known_names() -> Dict[str, List[str]]:
-    """Returns the parameters of each name that a file may bind."""
-    return {function.__name__: list(inspect.signature(function).parameters) for function in (*_REGISTERED, *_roots)}

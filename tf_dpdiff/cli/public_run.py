@@ -103,7 +103,7 @@ def _finish(workdir, pretraining, trainer, released, model, statement, checkpoin
     table = command.facts_table('what came out')
     table.add_row(
         'checkpoint', f'{workdir / pretrained.FOLDER}, SHA-256 {checkpoint.sha256[:16]}: private '
-        f"runs start from it by FinetuningConfig.init_from = '{workdir}'")
+        f"runs start from it by FinetuningConfig.init_from = '{workdir.absolute()}'")
     run_output.add_files(table, workdir, version, len(drawn[0]), time.monotonic() - started)
     rich_console.Console().print(table)
 

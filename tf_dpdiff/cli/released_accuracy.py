@@ -118,12 +118,13 @@ def _charge(run_id: str, workdir: pathlib.Path, budget_path: pathlib.Path,
             if entry is None or (entry.status, entry.ledger) != (budget_lib.SETTLED, released):
                 raise command.UsageError(f'{budget_path} does not hold the run in {workdir}; charge it first: '
                                          f'bin/account --budget_file={budget_path} --workdir={workdir}')
-        return budget.record_finished(run_id,
-                                      config.ledger(),
-                                      dataset=data.train.name,
-                                      data_fingerprint=data.train.fingerprint(),
-                                      unit=data.train.unit,
-                                      time=budget_file.now())
+        reserved = budget.reserve(run_id,
+                                  config.ledger(),
+                                  dataset=data.train.name,
+                                  data_fingerprint=data.train.fingerprint(),
+                                  unit=data.train.unit,
+                                  time=budget_file.now())
+        return reserved.settle(run_id, config.ledger())
 
     return charge
 

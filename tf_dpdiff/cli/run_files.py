@@ -41,6 +41,14 @@ class ModelDescription(NamedTuple):
     labelled: bool = True
     has_feature_means: bool = False
 
+    @property
+    def labels(self) -> range:
+        """The labels that the last stage trained on: the classes, "no class" (their number), or both."""
+        num_classes = len(self.class_names)
+        if not self.labelled:
+            return range(num_classes, num_classes + 1)
+        return range(num_classes + 1 if self.label_drop_probability else num_classes)
+
     def with_sampler(self, sampler: samplers.SamplerConfig) -> 'ModelDescription':
         """Returns the same with another sampler.
 

@@ -115,7 +115,7 @@ def make_image_sampler(average, model: run_files.ModelDescription, workdir: path
     if model.sampler.num_candidates > 1:
         run_id = checkpoints.read_run(workdir / 'checkpoints').run_id
         score = warm_start.read_scorer(workdir, run_id, model.image_shape)
-    return export.ImageSampler(average, model.process, model.sampler, score_classes=score)
+    return export.ImageSampler(average, model.process, model.sampler, score_classes=score, labels=model.labels)
 
 
 def draw(released,

@@ -142,7 +142,7 @@ def _choose_classes(flags, description: run_files.ModelDescription) -> sample_pl
         raise command.UsageError('give --classes or --class_weights, not both.')
     names = description.class_names
     if flags.classes is not None:
-        return sample_plan.ClassChoice(_labels('--classes', flags.classes.split(','), names))
+        return sample_plan.ClassChoice(_labels('--classes', flags.classes.split(','), description))
     if flags.class_weights is not None:
         given, weights = [], []
         for pair in flags.class_weights.split(','):
@@ -152,17 +152,25 @@ def _choose_classes(flags, description: run_files.ModelDescription) -> sample_pl
                                          'CLASS=NUMBER, as in 3=0.5.')
             given.append(form.group(1))
             weights.append(fractions.Fraction(form.group(2)))
-        return sample_plan.ClassChoice(_labels('--class_weights', given, names), tuple(weights))
+        return sample_plan.ClassChoice(_labels('--class_weights', given, description), tuple(weights))
     return sample_plan.ClassChoice(tuple(range(len(names))) if description.labelled else (len(names),))
 
 
-def _labels(flag: str, given: Sequence[str], names: Sequence[str]) -> Sequence[int]:
+def _labels(flag: str, given: Sequence[str], description: run_files.ModelDescription) -> Sequence[int]:
+    names, trained = description.class_names, description.labels
     known, labels = [*names, sample_plan.NO_CLASS], []
     for name in map(str.strip, given):
+        if name != sample_plan.NO_CLASS and not description.labelled:
+            raise command.UsageError(f'{flag}: the model was trained without labels, so it draws only '
+                                     f'{sample_plan.NO_CLASS}, not {name!r}.')
+        if name == sample_plan.NO_CLASS and len(names) not in trained:
+            raise command.UsageError(f'{flag}: the model was never trained without labels (its label_drop_probability '
+                                     f'was 0), so it cannot draw {name}.')
         if name not in known:
             more = '' if len(names) <= _SHOWN_CLASSES else f', ... ({len(names)} in all)'
+            others = f', and {sample_plan.NO_CLASS}' if len(names) in trained else ''
             raise command.UsageError(f'{flag}: there is no class {name!r}; there are '
-                                     f'{", ".join(names[:_SHOWN_CLASSES])}{more}, and {sample_plan.NO_CLASS}.')
+                                     f'{", ".join(names[:_SHOWN_CLASSES])}{more}{others}.')
         if known.index(name) in labels:
             raise command.UsageError(f'{flag} names the class {name!r} twice.')
         labels.append(known.index(name))
@@ -183,7 +191,10 @@ def run(argv: Optional[List[str]] = None) -> None:
     sample_source.add_sampler_flags(parser)
     parser.add_argument('--num_images', type=int, default=5000, help='how many (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0, help='image i has seed SEED + i (default: %(default)s)')
-    parser.add_argument('--classes', help='names, as in 3,7: equal parts of these (default: equal parts of all)')
+    parser.add_argument(
+        '--classes',
+        help='names, as in 3,7: equal parts of these (default: equal parts of all); no_class too, where '
+        'the model was trained with a label_drop_probability above 0')
     parser.add_argument('--class_weights', help='as in 3=2,7=0.5: four times as many of class 3 as of class 7')
     parser.add_argument('--output', help='an .npz file, or a folder (default: in the workdir)')
     parser.add_argument(

@@ -59,7 +59,9 @@ def find(workdir: Optional[pathlib.Path],
     version = export.find_version(saved_model or _run(workdir) / 'saved_model')
     num_steps = _choose_num_steps(version, dict(sampler or {}))
     local = _exported(workdir, version, num_steps)
-    return _served(local, client.Endpoint(endpoint, num_steps=num_steps)) if endpoint is not None else local
+    if endpoint is None:
+        return local
+    return _served(local, client.Endpoint(endpoint, num_steps=num_steps, labels=local.description.labels))
 
 
 def _choose_num_steps(version: pathlib.Path, sampler: Dict[str, Any]) -> Optional[int]:
@@ -155,7 +157,9 @@ def _exported(workdir: Optional[pathlib.Path], version: pathlib.Path, num_steps:
 
 
 def _served(local: Source, endpoint: client.Endpoint) -> Source:
-    check = client.ModelCheck(endpoint, local.load()[0], len(local.description.class_names))
+    # Without "no class" where there are classes: another model, which is to be told apart, may not take it.
+    labels = local.description.labels[:len(local.description.class_names)]
+    check = client.ModelCheck(endpoint, local.load()[0], labels)
     check()
 
     def sample(labels, seeds):

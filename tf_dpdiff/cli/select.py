@@ -30,7 +30,7 @@ _WARNING = (
 _HEADER = ('candidate', 'synthetic', 'samples to real', 'real to real')
 
 
-@gin_config.root
+@gin_config.root('workdir', 'samples_path', 'workers')
 def select(*,
            workdir: pathlib.Path,
            samples_path: pathlib.Path,
@@ -56,6 +56,8 @@ def select(*,
     is_real = selection.measure_on_real
     samples = shared_work.all_or_none(workers, lambda: _read_samples(workdir, samples_path, data
                                                                      if is_real else None, workers))
+    selection, left_out = selection_lib.fitting(selection, samples.images.shape[1:])
+    command.say('select', left_out if workers.is_first else ())
     strategy_flags.check_same_inputs(workers, samples, data if is_real else None, selection)
     name = f'selection_{run_files.name_of_samples(workdir, samples_path)}'
     json_path = workdir / 'non_private' / name / 'selection.json' if is_real else workdir / f'{name}.json'
@@ -144,26 +146,29 @@ def _write_page(path: pathlib.Path, workdir: pathlib.Path, fields: dict) -> None
 
 
 def _print_results(fields: dict, json_path: pathlib.Path, not_done: str) -> None:
-    rows = _rows(fields)
+    rows, (columns, chosen, *others) = _rows(fields), _sentences(fields)
     console = rich_console.Console()
-    console.print(
-        command.numbers_table('accuracy, best on synthetic validation images first', _HEADER[:len(rows[0])], rows))
+    title = 'accuracy, best on synthetic validation images first'
+    if fields['num_real_test'] is not None:
+        title += f' ({command.NOT_TO_BE_RELEASED})'
+        others = [f'{sentence} ({command.NOT_TO_BE_RELEASED})' for sentence in others]
+    console.print(command.numbers_table(title, _HEADER[:len(rows[0])], rows))
     if fields['num_real_test'] is None:
         last = (f'Written to {json_path} and .png. No private image was {not_done}: they may be released wherever the '
                 'samples may.')
     else:
         last = (f'Written to {json_path.parent}: report.html, selection.json; measured on private images, so not to be '
                 'released.')
-    for sentence in (*_sentences(fields), last):
+    for sentence in (columns, chosen, *others, last):
         console.print(sentence, highlight=False, soft_wrap=True)
 
 
 def main(flags) -> int:
     """Runs the verb."""
     command.quieten_libraries()
-    # What a file binds to it is not even built: a source of images is opened when it is.
-    no_data = ['select.data = None'] if flags.synthetic_only else []
-    gin_config.parse(flags.gin_file, [*flags.gin_param, *no_data])
+    gin_config.parse(flags.gin_file, flags.gin_param, 'select', given=strategy_flags.given(flags))
+    if flags.synthetic_only:
+        gin_config.leave_out('select', 'data')  # A source of images is opened when it is built.
     replicas = strategies.start(strategy_flags.configured(flags.strategy))
     workers = strategy_flags.check_evaluates(replicas).workers
     workdir, samples_path = run_files.find_samples(flags)

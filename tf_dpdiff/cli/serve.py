@@ -39,7 +39,8 @@ def read_config(flags) -> server_lib.ServerConfig:
     token, certificate, key = (pathlib.Path(path).expanduser() if path else None
                                for path in (flags.token_file, flags.tls_certificate, flags.tls_key))
     security = security_lib.Security(security_lib.read_token(token) if token else None, certificate, key)
-    return server_lib.ServerConfig(flags.host, flags.rest_port, flags.grpc_port, flags.poll_secs, limits, security)
+    return server_lib.ServerConfig(flags.host, flags.rest_port, flags.grpc_port, flags.poll_secs, limits, security,
+                                   flags.health_port)
 
 
 def main(flags) -> int:
@@ -72,6 +73,8 @@ def main(flags) -> int:
     host, secure = f'[{flags.host}]' if ':' in flags.host else flags.host, 's' if config.security.certificate else ''
     print(f'REST: http{secure}://{host}:{server.rest_port}/v1/models/{name}')
     print(f'gRPC: grpc{secure}://{host}:{server.grpc_port}/{name}')
+    if server.health_port is not None:
+        print(f'health checks alone, by gRPC for everyone: {host}:{server.health_port}')
     print(f'serving version {server.newest_version()} of {name}; Ctrl-C stops', flush=True)
     stop.wait()
     print('stopping: requests that have begun are answered', flush=True)
@@ -93,7 +96,8 @@ def _sizes(text: str) -> Tuple[int, ...]:
             f'{text!r} is not whole numbers with commas between, as in 8,64,256') from error
 
 
-def _make_parser() -> command.Parser:
+def make_parser() -> command.Parser:
+    """Makes the parser of the flags."""
     parser = command.Parser('serve', __doc__)
     shown = ' (default: %(default)s)'
     parser.add_argument('model', help='folder of an exported model, which holds its versions 1/, 2/, ...')
@@ -101,6 +105,10 @@ def _make_parser() -> command.Parser:
     parser.add_argument('--host', default='127.0.0.1', help='any but this machine alone needs TLS and a token' + shown)
     parser.add_argument('--rest_port', type=int, default=8501, help='0 for any that is free' + shown)
     parser.add_argument('--grpc_port', type=int, default=8500, help='0 for any that is free' + shown)
+    parser.add_argument('--health_port',
+                        type=int,
+                        help='one more port, where gRPC health checks alone are answered, without TLS and token, as '
+                        "Kubernetes' probes ask; 0 for any that is free (default: only on the gRPC port)")
     parser.add_argument('--token_file', metavar='FILE', help='holds the token that clients send as a bearer token')
     parser.add_argument('--tls_certificate', metavar='FILE', help='PEM')
     parser.add_argument('--tls_key', metavar='FILE', help='PEM')
@@ -123,5 +131,5 @@ def _make_parser() -> command.Parser:
 
 def run(argv: Optional[List[str]] = None) -> None:
     """Entry point of bin/serve."""
-    parser = _make_parser()
+    parser = make_parser()
     sys.exit(command.run(parser, main, sys.argv[1:] if argv is None else argv))

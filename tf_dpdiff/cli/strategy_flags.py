@@ -1,7 +1,7 @@
 """On which machines a verb computes: its flags and settings, and what these machines must have in common."""
 
 import hashlib
-from typing import Any, Optional
+from typing import Any, Optional, Tuple
 
 import gin  # pylint: disable=wrong-import-order
 from tf_dpdiff import workers as workers_lib
@@ -51,6 +51,11 @@ def configured(name: Optional[str]) -> strategies.StrategyConfig:
         with gin.unlock_config():
             gin.bind_parameter('StrategyConfig.name', name)  # So that the operative configuration has it too.
     return gin_config.call(gin.get_configurable(strategies.StrategyConfig))
+
+
+def given(flags) -> Tuple[str, ...]:
+    """Returns which setting --strategy gives, for `gin_config.parse`."""
+    return ('StrategyConfig.name',) if flags.strategy else ()
 
 
 def check_evaluates(replicas: strategies.Replicas) -> strategies.Replicas:

@@ -6,7 +6,7 @@ import json
 import pathlib
 import sys
 import time
-from typing import Callable, List, Optional, Tuple, Union
+from typing import List, Optional, Tuple, Union
 
 import numpy as np
 from rich import console as rich_console
@@ -33,6 +33,7 @@ from tf_dpdiff.evaluation import utility as utility_lib
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import budget as budget_lib
+from tf_dpdiff.privacy import cautions
 from tf_dpdiff.privacy import class_means
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import rounding
@@ -48,7 +49,7 @@ from tf_dpdiff.training import warm_start as warm_start_lib
 _PUBLIC_CLASSES_NAMED = 5
 
 
-@gin_config.root
+@gin_config.root('workdir', 'replicas', 'dry_run', 'hardware')
 def train(
     *,
     workdir: pathlib.Path,
@@ -99,22 +100,19 @@ def train(
                                                  pretraining, sampler, samples, loop)
     _check_complete(privacy, finetuning)
     model = _describe_model(data.spec, network, process, sampler, warm_start, finetuning)
-    plan = plan_lib.make_plan(privacy, data.spec.num_units, warm_start.release if warm_start else None)
     is_first = replicas.workers.is_first
     if is_first and not dry_run:
         run_identity.check_free(workdir)
+    utility = _fitting_utility(utility, data, samples, is_first)
     budget_file = budget_file if is_first else None
-    budget = _planned_budget(budget_file, plan, data, workdir)
+    with command.working('train', 'calibrating the noise'):
+        plan = plan_lib.make_plan(privacy, data.spec.num_units, warm_start.release if warm_start else None)
+        budget = _planned_budget(budget_file, plan, data, workdir, dry_run)
+    if is_first:
+        _print_cautions(plan, budget)
     if dry_run:
-        dry_run_lib.print_private(data.spec,
-                                  model,
-                                  plan,
-                                  pretraining,
-                                  warm_start,
-                                  finetuning,
-                                  samples,
-                                  _spent(budget) if budget else None,
-                                  hardware=hardware)
+        dry_run_lib.print_private(data, model, plan, pretraining, warm_start, finetuning, samples, utility,
+                                  _spent(budget) if budget else None, hardware)
         return command.DONE
 
     started = time.monotonic()
@@ -131,10 +129,22 @@ def train(
     return command.DONE
 
 
+def _fitting_utility(utility, data, samples, is_first) -> Optional[utility_lib.UtilityConfig]:
+    """Returns what can be measured in the end; says what is left out."""
+    utility, left_out = utility_lib.fitting(utility, data, samples.num_images)
+    command.say('train', left_out if is_first else ())
+    return utility
+
+
 def _check_complete(*of_private_runs) -> None:
     if not all(of_private_runs):
         raise command.UsageError('the configuration is incomplete: train.data is private, so train.privacy and '
                                  'train.finetuning must be bound too.')
+
+
+def _print_cautions(plan: plan_lib.DpSgdPlan, budget: Optional[budget_lib.Budget]) -> None:
+    of_total = cautions.of_delta(budget.delta, plan.num_units) if budget else None
+    command.print_cautions('train', plan.cautions() + ([f'of the budget file, {of_total}'] if of_total else []))
 
 
 def _make_trainer(workdir, data, model, plan, of_stages, config, replicas) -> trainer_lib.Trainer:
@@ -222,30 +232,50 @@ def _finish(workdir, data, trainer, released, model, drawn, utility, started) ->
     _print_results(workdir, version, statement, results, len(drawn[0]), time.monotonic() - started)
 
 
-def _planned_budget(path, plan, data, workdir) -> Optional[budget_lib.Budget]:
-    """Returns the budget as it would be with the run; refuses the run before its folder is begun, writes nothing."""
+def _planned_budget(path, plan, data, workdir, dry_run) -> Optional[budget_lib.Budget]:
+    """Returns the budget as it would be with the run; refuses the run before its folder is begun, or goes on.
+
+    What the run in the folder has released already goes on record first, even where the rest is then refused: it may
+    have begun without the budget file, or have been killed before it was settled. A dry run writes nothing.
+    """
     if not path:
         return None
-    identity = checkpoints.read_identity(workdir / 'checkpoints')
-    return _reserve(plan, data.train, identity.run_id if identity else 'not begun yet')(budget_file_lib.read(path))
+    identity, run_id = checkpoints.read_identity(workdir / 'checkpoints'), 'not begun yet'
+    budget = budget_file_lib.read(path)
+    if identity and identity.data_fingerprint == data.train.fingerprint():
+        run_id = identity.run_id
+        record = _record_begun(identity, data.train)
+        budget = record(budget) if dry_run else budget_file_lib.update(path, record)
+    return _reserve(plan, data.train, run_id)(budget)
 
 
-def _reserve(plan, dataset, run_id) -> Callable[[budget_lib.Budget], budget_lib.Budget]:
+def _record_begun(identity, dataset) -> budget_file_lib.Change:
+    """Returns the change of a budget that records what a run has released so far."""
+    return lambda budget: budget.record_begun(identity.run_id, identity.ledger, **_about(dataset))
+
+
+def _reserve(plan, dataset, run_id) -> budget_file_lib.Change:
     """Returns the change of a budget that reserves all that a run may release."""
-    return lambda budget: budget.reserve(run_id,
-                                         plan.planned_ledger(),
-                                         dataset=dataset.name,
-                                         data_fingerprint=dataset.fingerprint(),
-                                         unit=dataset.unit,
-                                         time=budget_file_lib.now())
+    return lambda budget: budget.reserve(run_id, plan.planned_ledger(), **_about(dataset))
 
 
-def _charge(path, done: str, change: Callable[[budget_lib.Budget], budget_lib.Budget]) -> None:
+def _about(dataset) -> dict:
+    return {
+        'dataset': dataset.name,
+        'data_fingerprint': dataset.fingerprint(),
+        'unit': dataset.unit,
+        'time': budget_file_lib.now()
+    }
+
+
+def _charge(path, done: str, change: budget_file_lib.Change) -> None:
     if path:
         print(f'train: {done} in {path}: {_spent(budget_file_lib.update(path, change))}.', file=sys.stderr)
 
 
 def _spent(budget: budget_lib.Budget) -> str:
+    if budget.overdrawn_by():
+        return f'{budget.describe_overdraft()}; no further run is let in'
     return (f'{len(budget.entries)} run(s) cost epsilon = {accounting.round_up(budget.epsilon())} of '
             f'{rounding.exact(budget.total_epsilon)} at delta = {rounding.exact(budget.delta)}')
 
@@ -284,6 +314,9 @@ def _facts(statement: statement_lib.PrivacyStatement) -> dict:
         'delta': rounding.exact(fields['delta']),
         'protected unit': fields['unit'],
         'steps': str(fields['steps_run']),
+        **({
+            'caution': ' '.join(fields['cautions'])
+        } if fields['cautions'] else {}),
     }
 
 
@@ -297,9 +330,11 @@ def _print_results(workdir, version, statement, results, num_samples, seconds) -
             f"{fields['unit']}")
     else:
         table.add_row('privacy', 'NO GUARANTEE IS CLAIMED')
+    for caution in fields['cautions']:
+        table.add_row('CAUTION', caution)
     for classifier, source, value in _accuracies(results):
         table.add_row(f"{classifier} on {source.replace('_', ' ')}",
-                      f"{value:.1%} of {results['num_test']:,} held-out real images")
+                      f"{value:.1%} of {results['num_test']:,} held-out real images ({command.NOT_TO_BE_RELEASED})")
     run_output.add_files(table, workdir, version, num_samples, seconds)
     rich_console.Console().print(table)
 
@@ -314,9 +349,10 @@ def _accuracies(results: dict) -> List[Tuple[str, str, float]]:
 def main(flags) -> int:
     """Runs the verb."""
     command.quieten_libraries()
-    gin_config.parse(flags.gin_file, flags.gin_param)
     # Not passed on where it is not given, so that a file may bind it.
     given = {'budget_file': pathlib.Path(flags.budget_file)} if flags.budget_file else {}
+    given_names = [*(f'train.{name}' for name in given), *strategy_flags.given(flags)]
+    gin_config.parse(flags.gin_file, flags.gin_param, 'train', given=given_names)
     hardware = planner_flags.read(flags)
     workdir = pathlib.Path(flags.workdir).expanduser()
     strategy = strategy_flags.configured(flags.strategy)

@@ -6,13 +6,14 @@ import functools
 import hashlib
 import io
 import pathlib
-from typing import Dict, Optional
+from typing import BinaryIO, Dict, Optional
 
 import numpy as np
 
 from tf_dpdiff import files
 from tf_dpdiff.data import classes
 from tf_dpdiff.data import datasets
+from tf_dpdiff.data import headers
 from tf_dpdiff.data import images as images_lib
 from tf_dpdiff.data import splitting
 
@@ -108,9 +109,16 @@ def wilds_camelyon17(root: str,
         splitting.check_owners_apart(f'{file}: with {unit}s as owners and held_out_split={held_out_split!r}',
                                      train.owners, held_out.owners)
     read = functools.partial(_read_images, metadata, image_size=image_size, cache_dir=cache_dir)
+
+    def look_at(part):
+        split = {'train': 'train', 'held_out': held_out_split}[part]
+        if cache_dir is None or not _cache(cache_dir, split, image_size, metadata).exists():
+            _look_at_patches(metadata, split)
+
     return datasets.PrivateData(train=lambda: train.with_images(read('train')),
                                 held_out=lambda: held_out.with_images(read(held_out_split)),
-                                spec=train.spec)
+                                spec=train.spec,
+                                look_at=look_at)
 
 
 def _find(root: pathlib.Path) -> Optional[pathlib.Path]:
@@ -189,7 +197,7 @@ def _read_images(metadata: _Metadata, split: str, *, image_size: int, cache_dir:
 
     if cache_dir is None:
         return read_all(np.empty(shape, np.uint8))
-    cache = pathlib.Path(cache_dir).expanduser() / f'camelyon17_{split}_{image_size}_{metadata.digest[:16]}.npy'
+    cache = _cache(cache_dir, split, image_size, metadata)
     if not cache.exists():
         with files.replacing(cache) as temporary:
             temporary.touch(mode=0o600)
@@ -204,14 +212,39 @@ def _read_images(metadata: _Metadata, split: str, *, image_size: int, cache_dir:
     return images
 
 
+def _cache(cache_dir: str, split: str, image_size: int, metadata: _Metadata) -> pathlib.Path:
+    return pathlib.Path(cache_dir).expanduser() / f'camelyon17_{split}_{image_size}_{metadata.digest[:16]}.npy'
+
+
+def _look_at_patches(metadata: _Metadata, split: str) -> None:
+    """Checks that the patches of a split are there, and their size, without decoding them."""
+    rows = np.flatnonzero(metadata.splits == split)
+
+    def check(row):
+        with _open_patch(metadata, row) as opened:
+            _check_size(metadata.patch(row), *headers.read_shape(opened, str(metadata.patch(row))))
+        return True
+
+    images_lib.read_all('camelyon17', rows, check, np.empty([len(rows)], bool))
+
+
 def _read_patch(metadata: _Metadata, row: int, image_size: int) -> np.ndarray:
     """Returns a patch, resized."""
     patch = metadata.patch(row)
+    with _open_patch(metadata, row) as opened:
+        image = images_lib.to_channels(images_lib.decode(opened.read(), str(patch), drop_alpha=True), 3)
+    _check_size(patch, *image.shape)
+    return images_lib.resize(image, image_size, image_size)
+
+
+def _open_patch(metadata: _Metadata, row: int) -> BinaryIO:
+    patch = metadata.patch(row)
     try:
-        encoded = patch.read_bytes()
+        return patch.open('rb')
     except FileNotFoundError as error:
         raise FileNotFoundError(f'{metadata.line(row)}: no such patch: {patch}.') from error
-    image = images_lib.to_channels(images_lib.decode(encoded, str(patch), drop_alpha=True), 3)
-    if image.shape != (_PATCH_SIZE, _PATCH_SIZE, 3):
-        raise ValueError(f'{patch} is {image.shape[0]}x{image.shape[1]}, a patch is {_PATCH_SIZE}x{_PATCH_SIZE}.')
-    return images_lib.resize(image, image_size, image_size)
+
+
+def _check_size(patch: pathlib.Path, height: int, width: int, unused_channels: int) -> None:
+    if (height, width) != (_PATCH_SIZE, _PATCH_SIZE):
+        raise ValueError(f'{patch} is {height}x{width}, a patch is {_PATCH_SIZE}x{_PATCH_SIZE}.')

@@ -210,18 +210,25 @@ class PrivateData:
                  *,
                  train: Union[ImageDataset, Callable[[], ImageDataset]],
                  held_out: Union[ImageDataset, Callable[[], ImageDataset]],
-                 spec: Optional[DatasetSpec] = None):
+                 spec: Optional[DatasetSpec] = None,
+                 look_at: Optional[Callable[[str], None]] = None,
+                 is_public: bool = False):
         """Checks the parts that are there already.
 
         Args:
           train: The images that the guarantee protects, or what reads them.
           held_out: Real images never trained on, for evaluation, or what reads them.
           spec: What is known of the training images; needed where they are not read yet.
+          look_at: Given 'train' or 'held_out', raises what reading that part would, as far as can be told without
+            decoding images; None: all of it is known to be readable.
+          is_public: Whether the images are known to everyone, so that what is measured on them gives nothing away.
 
         Raises:
           ValueError: if an image has no label, or the parts differ in image size or classes.
         """
         self._parts = {'train': train, 'held_out': held_out}
+        self._look_at = look_at
+        self.is_public = is_public
         if spec is None and callable(train):
             raise ValueError('images that are read later need a spec.')
         self.spec = spec or train.spec
@@ -238,6 +245,11 @@ class PrivateData:
     def held_out(self) -> ImageDataset:
         """Real images never trained on, for evaluation."""
         return self._part('held_out')
+
+    def look_at(self, part: str) -> None:
+        """Looks at 'train' or 'held_out' without decoding images, for a plan: raises what reading it would."""
+        if self._look_at:
+            self._look_at(part)
 
     def _part(self, name: str) -> ImageDataset:
         part = self._parts[name]
@@ -280,7 +292,8 @@ def digits() -> PrivateData:
 
     return PrivateData(train=lambda: read('digits', 0),
                        held_out=lambda: read('digits held out', 1),
-                       spec=DatasetSpec('digits', (8, 8, 1), names, num_images=1437, num_units=1437))
+                       spec=DatasetSpec('digits', (8, 8, 1), names, num_images=1437, num_units=1437),
+                       is_public=True)
 
 
 def npz_images(path: str, *, held_out_fraction: float = 0.2, unit: Optional[str] = None) -> PrivateData:

@@ -2,12 +2,13 @@
 
 import os
 import pathlib
-from typing import List, NamedTuple, Optional, Tuple
+from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
 from tf_dpdiff.data import classes as classes_lib
 from tf_dpdiff.data import datasets
+from tf_dpdiff.data import headers
 from tf_dpdiff.data import images as images_lib
 from tf_dpdiff.data import splitting
 
@@ -94,9 +95,27 @@ def image_folder(path: str,
         rows = splitting.split(str(folder), files.labels, _positions(files), files.class_names, held_out_fraction)
         train, held_out = train.take(rows[0], root.name), train.take(rows[1], name)
         train_paths, held_out_paths = ([files.paths[row] for row in part] for part in rows)
+
+    def look_at(part):
+        paths = {'train': train_paths, 'held_out': held_out_paths}[part]
+        _look_at(root.name, paths, image_shape, first, image_size, channels)
+
     return datasets.PrivateData(train=lambda: read_all(train, train_paths),
                                 held_out=lambda: read_all(held_out, held_out_paths),
-                                spec=train.spec)
+                                spec=train.spec,
+                                look_at=look_at)
+
+
+def _look_at(name: str, paths: Sequence[pathlib.Path], image_shape: Tuple[int, int, int], first: pathlib.Path,
+             image_size: Optional[int], channels: Optional[int]) -> None:
+    """Checks images by their headers."""
+
+    def check(file):
+        with file.open('rb') as opened:
+            headers.check_shape(opened, str(file), image_shape, str(first), image_size=image_size, channels=channels)
+        return True
+
+    images_lib.read_all(name, paths, check, np.empty([len(paths)], bool))
 
 
 def _list(folder: pathlib.Path, owner_from: Optional[str]) -> _Files:

@@ -55,9 +55,14 @@ def npy_images(path: str, *, class_names: Optional[Tuple[str, ...]] = None, unit
                                        names, index.unit if file else datasets.ONE_IMAGE, other_owners)
         return held_out.with_images(others)
 
+    def look_at(part):
+        if part == 'held_out':  # The training images have been looked at.
+            open_held_out()
+
     return datasets.PrivateData(train=lambda: index.with_images(_map(files['train_images'])),
                                 held_out=open_held_out,
-                                spec=index.spec)
+                                spec=index.spec,
+                                look_at=look_at)
 
 
 def _find(folder: pathlib.Path) -> Dict[str, pathlib.Path]:

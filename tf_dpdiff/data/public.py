@@ -17,10 +17,15 @@ class PublicImages:
     Args:
       spec: What is known of them before.
       read: Reads them.
+      look_at: Raises what reading them would, as far as can be told without decoding images.
     """
 
-    def __init__(self, spec: datasets.DatasetSpec, read: Callable[[], datasets.ImageDataset]):
+    def __init__(self,
+                 spec: datasets.DatasetSpec,
+                 read: Callable[[], datasets.ImageDataset],
+                 look_at: Callable[[], None] = lambda: None):
         self.spec = spec
+        self.look_at = look_at
         self._read = read
 
     @functools.cached_property
@@ -81,7 +86,7 @@ def public_images(data: datasets.PrivateData,
         kept = train.labels[rows] if labels == 'keep' else np.full([num_images], len(names), np.int32)
         return datasets.ImageDataset(planned.name, _convert(train.images_uint8, rows, image_shape), kept, names)
 
-    return PublicImages(planned, read)
+    return PublicImages(planned, read, lambda: data.look_at('train'))
 
 
 def _convert(images_uint8: np.ndarray, rows: np.ndarray, image_shape) -> np.ndarray:

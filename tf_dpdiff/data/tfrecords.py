@@ -1,6 +1,7 @@
 """Images in TFRecord files of tf.train.Example."""
 
 import glob
+import io
 import itertools
 import os
 import pathlib
@@ -11,6 +12,7 @@ import numpy as np
 from tf_dpdiff.data import arrays as arrays_lib
 from tf_dpdiff.data import classes
 from tf_dpdiff.data import datasets
+from tf_dpdiff.data import headers
 from tf_dpdiff.data import images as images_lib
 from tf_dpdiff.data import splitting
 
@@ -98,27 +100,34 @@ def tfrecord_images(pattern: str,
     def index_of(name, scanned):
         return datasets.ImageIndex(name, scanned.first_image.shape, scanned.labels, names, unit, scanned.owners)
 
-    def read(index, source, rows):
-        return index.with_images(_read_images(index, source, rows, form, scanned))
-
     if held_out_pattern:
         train, rows = index_of(name, scanned), np.arange(len(scanned.labels))
 
-        def read_held_out():
+        def scan_held_out():
             other = _scan(_match(held_out_pattern), form)
             classes.check_range(held_out_pattern, other.labels, len(names))
             if owner_key:
                 splitting.check_owners_apart(f'{pattern} and {held_out_pattern}', scanned.owners, other.owners)
-            return read(index_of(f'{name} held out', other), other, np.arange(len(other.labels)))
+            return index_of(f'{name} held out', other), other, np.arange(len(other.labels))
     else:
         rows, rest = splitting.split(pattern, scanned.labels, scanned.positions, names, held_out_fraction)
         both = index_of(name, scanned)
         train, held_out = both.take(rows, name), both.take(rest, f'{name} held out')
 
-        def read_held_out():
-            return read(held_out, scanned, rest)
+        def scan_held_out():
+            return held_out, scanned, rest
 
-    return datasets.PrivateData(train=lambda: read(train, scanned, rows), held_out=read_held_out, spec=train.spec)
+    def read(part):
+        index, source, rows_of_part = (train, scanned, rows) if part == 'train' else scan_held_out()
+        return index.with_images(_read_images(index, source, rows_of_part, form, scanned))
+
+    def look_at(part):
+        _look_at(*((train, scanned, rows) if part == 'train' else scan_held_out()), form, scanned)
+
+    return datasets.PrivateData(train=lambda: read('train'),
+                                held_out=lambda: read('held_out'),
+                                spec=train.spec,
+                                look_at=look_at)
 
 
 def _match(pattern: str) -> List[str]:
@@ -204,6 +213,21 @@ def _decode(features, form: _Format, name: str) -> np.ndarray:
     else:
         image = np.frombuffer(encoded, np.uint8).reshape(form.raw_shape)
     return images_lib.fit(image, form.image_size, form.channels)
+
+
+def _look_at(index: datasets.ImageIndex, source: _Scanned, rows: np.ndarray, form: _Format, like: _Scanned) -> None:
+    """Checks the images of some rows, encoded ones by their headers."""
+    shape, first, wanted = like.first_image.shape, like.first_name, set(rows.tolist())
+    with images_lib.progress(len(rows), index.name) as bar:
+        for row, (record, features) in enumerate(_records(source.files, form)):
+            if row not in wanted:
+                continue
+            if form.raw_shape:
+                images_lib.check_shape(_decode(features, form, record), shape, record, first)
+            else:
+                encoded = io.BytesIO(_value(features, form.image_key, ('bytes_list',), record))
+                headers.check_shape(encoded, record, shape, first, image_size=form.image_size, channels=form.channels)
+            bar.update()
 
 
 def _read_images(index: datasets.ImageIndex, source: _Scanned, rows: np.ndarray, form: _Format,

@@ -103,6 +103,8 @@ class ClassifierConfig:
         except (TypeError, ValueError) as error:
             raise ValueError(f'options of {self.name!r} must be names with values, got {self.options!r}.') from error
         known = CLASSIFIERS[self.name]
+        if len(given) < len(self.options):
+            raise ValueError(f'options of {self.name!r} must be named once each, got {self.options!r}.')
         for option, value in given.items():
             if option not in known:
                 raise ValueError(f'{self.name!r} has no option {option!r}{_nearest(str(option), known)}; it has '
@@ -125,6 +127,14 @@ class ClassifierConfig:
     def stops_early(self) -> bool:
         """Whether it looks at validation images while it is trained; the others can have all images to train on."""
         return self.name in _NETWORKS
+
+
+def split_by_size(configs: Sequence[ClassifierConfig],
+                  image_shape: Sequence[int]) -> Tuple[Tuple[ClassifierConfig, ...], Tuple[ClassifierConfig, ...]]:
+    """Returns the classifiers that images of a shape are large enough for, and the others."""
+    is_large = min(image_shape[:2]) >= networks.MIN_IMAGE_SIDE
+    kept = tuple(config for config in configs if is_large or config.name not in _NETWORKS)
+    return kept, tuple(config for config in configs if config not in kept)
 
 
 ConfigLike = Union[ClassifierConfig, str, Tuple[str, Mapping[str, Any]]]

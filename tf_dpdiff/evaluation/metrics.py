@@ -146,6 +146,14 @@ def precision_recall(real: np.ndarray, synthetic: np.ndarray, *, neighbors: int 
     return share_reached(synthetic, real), share_reached(real, synthetic)
 
 
+def too_few(config: QualityConfig, *, synthetic: int, training: int, held_out: int) -> str:
+    """Returns a sentence where so many images are too few to be measured, or nothing."""
+    if min(config.max_images, synthetic, training, held_out) > config.neighbors:
+        return ''
+    return (f'quality metrics with neighbors={config.neighbors} need at least {config.neighbors + 1} images of each '
+            f'kind, got {synthetic} synthetic, {training} training, {held_out} held-out ones')
+
+
 def measure(config: QualityConfig, extractor: features_lib.Extractor, *, synthetic: np.ndarray,
             train: datasets.ImageDataset, held_out: datasets.ImageDataset) -> Optional[dict]:
     """Measures samples against held-out real images, beside a floor and a ceiling of each number.
@@ -170,10 +178,9 @@ def measure(config: QualityConfig, extractor: features_lib.Extractor, *, synthet
     """
     sizes = {'synthetic': len(synthetic), 'training': len(train), 'held-out': len(held_out)}
     count = min(config.max_images, *sizes.values())
-    if count <= config.neighbors:
-        counts = ', '.join(f'{size} {name}' for name, size in sizes.items())
-        raise ValueError(f'quality metrics with neighbors={config.neighbors} need at least {config.neighbors + 1} '
-                         f'images of each kind, got {counts} ones.')
+    reason = too_few(config, synthetic=len(synthetic), training=len(train), held_out=len(held_out))
+    if reason:
+        raise ValueError(f'{reason}.')
 
     def activations(images_uint8):
         # Kernel distances want a random order.

@@ -188,8 +188,8 @@ def _read_file(path: pathlib.Path, limit: Optional[int]) -> SampleSet:
     # Where nothing names the classes, a label of a billion must not make as many names.
     most = len(labels) if names is None else len(names)
     if labels.max(initial=0) > most:
-        raise ValueError(
-            f'{path} holds the label {labels.max()}, but {most} {"images" if names is None else "classes"}.')
+        raise ValueError(f'{path} holds samples without a class: the label {labels.max()}, but {most} '
+                         f'{"images" if names is None else "classes"}.')
     names = range(int(labels.max()) + 1) if names is None else names
     text = _text_of(path.with_name(f'{path.stem}.{STATEMENTS[0]}'))
     if text is None and path.name == 'samples.npz':  # Of a run.

@@ -51,6 +51,21 @@ class SelectionConfig:
             raise ValueError(f'validation_fraction of the selection must be in (0, 1), got {self.validation_fraction}.')
 
 
+def fitting(config: SelectionConfig, image_shape: Sequence[int]) -> Tuple[SelectionConfig, List[str]]:
+    """Returns the selection without candidates that images are too small for, and a sentence where there are such.
+
+    Raises:
+      ValueError: if fewer than two candidates are left.
+    """
+    kept, too_large = classifiers_lib.split_by_size(config.candidates, image_shape)
+    if not too_large:
+        return config, []
+    names = ', '.join(dict.fromkeys(other.name for other in too_large))
+    size = 'x'.join(map(str, image_shape[:2]))
+    said = f'left out of SelectionConfig.candidates, since images of {size} are too small: {names}'
+    return dataclasses.replace(config, candidates=kept), [said]
+
+
 @dataclasses.dataclass(frozen=True)
 class Candidate:
     """A candidate and its accuracies in [0, 1], each a mean over seeds.

@@ -29,6 +29,8 @@ class UtilityConfig:
         as there are.
       real_images: Whether the same classifiers are trained on the private images, for comparison.
       seed: Of splits and classifiers.
+      only_public_data: Measure only where the data say that they are public: a file that others build on does not make
+        them measure on their private images.
     """
     classifiers: Sequence[classifiers_lib.ConfigLike] = ('small_cnn', 'logistic_regression', 'gradient_boosting')
     num_seeds: int = 3
@@ -36,6 +38,7 @@ class UtilityConfig:
     curve_sizes: Sequence[int] = ()
     real_images: bool = True
     seed: int = 0
+    only_public_data: bool = False
 
     def __post_init__(self):
         configs = tuple(classifiers_lib.as_config(value) for value in self.classifiers)
@@ -52,6 +55,43 @@ class UtilityConfig:
             raise ValueError(f'curve_sizes must be at least 2, got {self.curve_sizes}.')
         if self.seed < 0:
             raise ValueError(f'seed of the utility must be at least 0, got {self.seed}.')
+
+
+def fitting(config: Optional[UtilityConfig], data: datasets.PrivateData,
+            num_samples: int) -> Tuple[Optional[UtilityConfig], List[str]]:
+    """Leaves out what does not fit the samples and images at hand: a configuration may come from another run's file.
+
+    Args:
+      config: What is asked for, or None.
+      data: The private images, and real images held out from them; neither is read.
+      num_samples: How many samples there are.
+
+    Returns:
+      What can be measured, or None, and a sentence on each thing that is left out.
+
+    Raises:
+      ValueError: if no classifier is left.
+    """
+    if config is None:
+        return None, []
+    if config.only_public_data and not data.is_public:
+        return None, [
+            f'no classifier is tested on the held-out images of {data.spec.name!r}: that is asked for on '
+            'public data alone (UtilityConfig.only_public_data)'
+        ]
+    said = []
+    kept, too_large = classifiers_lib.split_by_size(config.classifiers, data.spec.image_shape)
+    size = 'x'.join(map(str, data.spec.image_shape[:2]))
+    if not kept:
+        raise ValueError(f'no classifier of UtilityConfig.classifiers is for images as small as {size}: name others.')
+    if too_large:
+        names = ', '.join(dict.fromkeys(other.name for other in too_large))
+        said.append(f'left out of UtilityConfig.classifiers, since images of {size} are too small: {names}')
+    sizes = [number for number in config.curve_sizes if number <= num_samples]
+    if len(sizes) < len(config.curve_sizes):
+        above = ', '.join(f'{number:,}' for number in config.curve_sizes if number > num_samples)
+        said.append(f'left out of UtilityConfig.curve_sizes, since there are {num_samples:,} samples: {above}')
+    return dataclasses.replace(config, classifiers=kept, curve_sizes=tuple(sizes)), said
 
 
 class UtilityResult(NamedTuple):

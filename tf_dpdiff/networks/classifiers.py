@@ -15,6 +15,7 @@ layers = tf.keras.layers
 # The moving statistics follow within tens of steps: trainings may be short.
 _BATCH_NORM_MOMENTUM = 0.9
 _SMALLEST_SIDE = 4
+MIN_IMAGE_SIDE = 8  # Of the images that are classified, in pixels.
 
 
 def wide_resnet(image_shape: Tuple[int, int, int],
@@ -136,8 +137,9 @@ class _Layers:
 
 
 def _check(image_shape, width) -> None:
-    if len(image_shape) != 3 or min(image_shape[:2]) < 8:
-        raise ValueError(f'a classifier needs images of at least 8x8, got {tuple(image_shape)}.')
+    if len(image_shape) != 3 or min(image_shape[:2]) < MIN_IMAGE_SIDE:
+        raise ValueError(f'a classifier needs images of at least {MIN_IMAGE_SIDE}x{MIN_IMAGE_SIDE}, got '
+                         f'{tuple(image_shape)}.')
     if width < 1:
         raise ValueError(f'width of a classifier must be at least 1, got {width}.')
 

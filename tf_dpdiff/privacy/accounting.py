@@ -9,34 +9,24 @@ Example:
     (9.881, 10.687)
 """
 
-import functools
 import math
-from typing import Callable, Optional, Tuple
-import warnings
+from typing import Callable, Optional
 
 import dp_accounting
-from dp_accounting import pld
-from dp_accounting import rdp
+from dp_accounting import mechanism_calibration
 
+from tf_dpdiff.privacy import epsilon_bounds
 from tf_dpdiff.privacy import rounding
 
 ACCOUNTANTS = ('pld', 'rdp')
 round_up = rounding.round_up
 
-# Of the privacy loss. Any interval gives an upper bound, a coarser one a looser bound; the finest is fine enough for
-# four digits of epsilon at the recipes' settings. Hardly any noise spreads the privacy loss so widely that it would
-# take minutes: the larger epsilon, the coarser (epsilon from which on, interval).
-_FINEST_INTERVAL = 1e-4
-_COARSER_INTERVALS = ((300.0, 1e-2), (30.0, 1e-3))
-# Below 1 the orders of dp_accounting's default start too coarse for large epsilon, above 256 too early for small
-# epsilon.
-_RDP_ORDERS = (*(1.0 + x / 10.0 for x in range(1, 100)), *range(11, 64), 80, 96, 128, 192, 256, 384, 512, 768, 1024)
-# Tell within a few percent how large epsilon is, in milliseconds.
-_ROUGH_RDP_ORDERS = (2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256)
-_MAX_NOISE_MULTIPLIER = 1e4
+_MAX_NOISE_MULTIPLIER = 1e6
 _MIN_NOISE_MULTIPLIER = 0.1
 _MIN_SAMPLING_PROBABILITY = 1e-9
 _MAX_NUM_STEPS = 10**6
+_MAX_STRIDES = 12
+_NEARLY_ALL = 0.999
 
 
 class BudgetError(ValueError):
@@ -68,33 +58,32 @@ def epsilon(event: dp_accounting.DpEvent,
 
     The last results are kept: a statement that is shown three times is computed once.
 
+    Guarantee: never below the truth, the rounding of floating-point numbers included, and finite for every delta and
+      number of steps unless a release has no noise (a noise multiplier below 0.001 counts as none) or is not
+      Poisson-sampled. By 'pld' it is the bound of 'rdp' where numbers of 64 bits do not resolve delta; see
+      `epsilon_bounds.by_pld`.
+
     Args:
       event: What is released.
       delta: In (0, 1).
       accountant: 'pld' or 'rdp'.
-      discretization_interval: Of the privacy loss, PLD only. Smaller is tighter and slower, never unsafe. Where None,
-        10^-4 for an epsilon below 30 and coarser above, where fewer decimals are of use.
+      discretization_interval: Of the privacy loss, PLD only. Smaller is tighter and slower, never unsafe; larger than
+        asked for where the work would take long. Where None, 10^-4 for an epsilon below 30 and coarser above, where
+        fewer decimals are of use.
 
     Raises:
-      ValueError: for a delta outside (0, 1) or an unknown accountant.
+      ValueError: for a delta outside (0, 1), an unknown accountant or a release that is not Gaussian.
     """
-    if not 0.0 < delta < 1.0:
-        raise ValueError(f'delta must be in (0, 1), got {delta}.')
     if accountant not in ACCOUNTANTS:
         raise ValueError(f'accountant must be one of {ACCOUNTANTS}, got {accountant!r}.')
-    if isinstance(event, dp_accounting.NoOpDpEvent):
-        return 0.0
-    event = _hashable(event)
     if accountant == 'rdp':
-        return _rdp_epsilon(event, delta, _RDP_ORDERS)
-    if discretization_interval is None:
-        discretization_interval = _interval_for(_rdp_epsilon(event, delta, _ROUGH_RDP_ORDERS))
-    return _pld_epsilon(event, delta, discretization_interval)
+        return _bound(event, delta, epsilon_bounds.by_rdp)
+    return _bound(event, delta, epsilon_bounds.by_pld, interval=discretization_interval)
 
 
 def calibrate_noise_multiplier(make_event: Callable[[float], dp_accounting.DpEvent], target_epsilon: float,
                                target_delta: float) -> float:
-    """Returns the smallest noise multiplier (to 1e-4) whose event meets the target.
+    """Returns the smallest noise multiplier whose event meets the target (to 1e-4, or to 0.1% of epsilon).
 
     Guarantee: `epsilon(make_event(result), target_delta) <= target_epsilon`, recomputed here, without tolerance.
 
@@ -107,13 +96,12 @@ def calibrate_noise_multiplier(make_event: Callable[[float], dp_accounting.DpEve
       At least 0.1: a target so lax that less would do gets more than it needs.
 
     Raises:
-      BudgetError: if no noise multiplier up to 10^4 meets the target.
+      BudgetError: if no noise multiplier up to 10^6 meets the target.
     """
     _check_target(target_epsilon)
-    coarse = _search_interval(target_epsilon)
 
-    def spent(noise_multiplier: float, interval: Optional[float] = coarse) -> float:
-        return epsilon(make_event(noise_multiplier), target_delta, discretization_interval=interval)
+    def spent(noise_multiplier: float) -> float:
+        return _searched(make_event(noise_multiplier), target_delta, target_epsilon)
 
     floor = spent(_MAX_NOISE_MULTIPLIER)
     if floor > target_epsilon:
@@ -127,15 +115,14 @@ def calibrate_noise_multiplier(make_event: Callable[[float], dp_accounting.DpEve
     while spent(upper) > target_epsilon:
         upper *= 2.0
     lower = upper / 2.0
-    while spent(lower) <= target_epsilon:
-        if lower <= _MIN_NOISE_MULTIPLIER:
-            return lower  # The target is so lax that hardly any noise meets it.
+    while spent(lower) <= target_epsilon and lower > _MIN_NOISE_MULTIPLIER:
         lower, upper = max(lower / 2.0, _MIN_NOISE_MULTIPLIER), lower
-    noise_multiplier = _calibrate(make_event, target_epsilon, target_delta, lower, upper, tolerance=1e-4)
-    if spent(noise_multiplier, None) > target_epsilon:
-        raise BudgetError(
-            f'calibration failed: a noise multiplier of {noise_multiplier} costs more than epsilon={target_epsilon}.')
-    return noise_multiplier
+    found = lower  # Where the target is so lax that hardly any noise meets it.
+    if spent(lower) > target_epsilon:
+        target = target_epsilon, target_delta
+        found = _calibrate(make_event, *target, lower, upper, tolerance=1e-4, safe=upper)
+        found = _use_up(make_event, *target, found, -1e-4, limit=_MIN_NOISE_MULTIPLIER)
+    return _nearest_that_fits(make_event, found, 1e-4, target_epsilon, target_delta)
 
 
 def solve_num_steps(make_event: Callable[[int], dp_accounting.DpEvent], target_epsilon: float,
@@ -188,7 +175,7 @@ def solve_batch_size(make_event: Callable[[int], dp_accounting.DpEvent], target_
 
 def solve_sampling_probability(make_event: Callable[[float], dp_accounting.DpEvent], target_epsilon: float,
                                target_delta: float) -> float:
-    """Returns the largest sampling probability (to a ten-thousandth of itself) whose event meets the target.
+    """Returns the largest sampling probability whose event meets the target (to 0.01% of itself, or 0.1% of epsilon).
 
     Guarantee: `epsilon(make_event(result), target_delta) <= target_epsilon`, recomputed here, without tolerance.
 
@@ -201,10 +188,9 @@ def solve_sampling_probability(make_event: Callable[[float], dp_accounting.DpEve
       BudgetError: if not even a sampling probability of 10^-9 meets the target.
     """
     _check_target(target_epsilon)
-    coarse = _search_interval(target_epsilon)
 
-    def spent(probability: float, interval: Optional[float] = coarse) -> float:
-        return epsilon(make_event(probability), target_delta, discretization_interval=interval)
+    def spent(probability: float) -> float:
+        return _searched(make_event(probability), target_delta, target_epsilon)
 
     # A bracket around the answer, from small probabilities upwards: far above the target accounting is slow.
     lower = upper = 1e-3
@@ -216,20 +202,37 @@ def solve_sampling_probability(make_event: Callable[[float], dp_accounting.DpEve
         if upper == 1.0:
             return 1.0
         lower, upper = upper, min(2.0 * upper, 1.0)
-    probability = _calibrate(make_event, target_epsilon, target_delta, lower, upper, tolerance=1e-4 * lower)
-    if spent(probability, None) > target_epsilon:
-        raise BudgetError(
-            f'calibration failed: a sampling probability of {probability} costs more than epsilon={target_epsilon}.')
-    return probability
+    target = target_epsilon, target_delta
+    found = _calibrate(make_event, *target, lower, upper, tolerance=1e-4 * lower, safe=lower)
+    found = _use_up(make_event, *target, found, 1e-4 * lower, limit=1.0)
+    return _nearest_that_fits(make_event, found, -1e-4 * lower, target_epsilon, target_delta)
+
+
+def _bound(event: dp_accounting.DpEvent, delta: float, bound: Callable[..., float], **options) -> float:
+    if not 0.0 < delta < 1.0:
+        raise ValueError(f'delta must be in (0, 1), got {delta}.')
+    steps = epsilon_bounds.steps_of(event)
+    if not steps:
+        return math.inf if steps is None else 0.0
+    return bound(steps, delta, **options)
+
+
+def _searched(event: dp_accounting.DpEvent, delta: float, target_epsilon: float) -> float:
+    """Returns an upper bound of epsilon that is quick to compute, and as fine as a search for a target needs."""
+    return _bound(event,
+                  delta,
+                  epsilon_bounds.by_pld,
+                  interval=epsilon_bounds.search_interval(target_epsilon),
+                  for_a_search=True)
 
 
 class _SearchAccountant:
-    """What `calibrate_dp_mechanism` asks of an accountant, by `epsilon` and its memory."""
+    """What `calibrate_dp_mechanism` asks of an accountant, by `_searched` and its memory."""
 
     ledger = dp_accounting.NoOpDpEvent()
 
-    def __init__(self, discretization_interval: float):
-        self._interval = discretization_interval
+    def __init__(self, target_epsilon: float):
+        self._target_epsilon = target_epsilon
         self._event = self.ledger
 
     def compose(self, event: dp_accounting.DpEvent) -> '_SearchAccountant':
@@ -237,17 +240,56 @@ class _SearchAccountant:
         return self
 
     def get_epsilon(self, delta: float) -> float:
-        return epsilon(self._event, delta, discretization_interval=self._interval)
+        return _searched(self._event, delta, self._target_epsilon)
 
 
-def _calibrate(make_event, target_epsilon, target_delta, lower, upper, *, tolerance) -> float:
-    interval = _search_interval(target_epsilon)
-    return dp_accounting.calibrate_dp_mechanism(lambda: _SearchAccountant(interval),
-                                                make_event,
-                                                target_epsilon,
-                                                target_delta,
-                                                dp_accounting.ExplicitBracketInterval(lower, upper),
-                                                tol=tolerance)
+def _calibrate(make_event, target_epsilon, target_delta, lower, upper, *, tolerance, safe) -> float:
+    """Returns about where the target is met, or the safe one of two values between which it is."""
+    try:
+        return dp_accounting.calibrate_dp_mechanism(lambda: _SearchAccountant(target_epsilon),
+                                                    make_event,
+                                                    target_epsilon,
+                                                    target_delta,
+                                                    dp_accounting.ExplicitBracketInterval(lower, upper),
+                                                    tol=tolerance)
+    except mechanism_calibration.NoOptimumFoundError:
+        return safe  # Where rounding makes epsilon jump to and fro.
+
+
+def _use_up(make_event, target_epsilon, target_delta, found, tolerance, *, limit) -> float:
+    """Returns what a search has found, or what uses up the target where it could not look closely enough.
+
+    Args:
+      tolerance: How far one value that is tried is from the next, and whether above or below.
+      limit: The last value.
+    """
+
+    def value(n: int) -> float:
+        return found + (n - 1) * tolerance
+
+    def excess(n: int) -> float:
+        return epsilon(make_event(value(n)), target_delta) - target_epsilon
+
+    little = (1.0 - _NEARLY_ALL) * target_epsilon
+    if excess(1) >= -little:
+        return found
+    stride, last = math.ceil(0.01 * abs(found / tolerance)), 1 + int((limit - found) / tolerance)
+    return value(_search(excess, 1, stride, last, little=little))
+
+
+def _nearest_that_fits(make_event, found, stride, target_epsilon, target_delta) -> float:
+    """Returns what a search has found, or the nearest value on its safe side: the search looks less closely.
+
+    Raises:
+      BudgetError: if nothing near by fits.
+    """
+    for _ in range(_MAX_STRIDES):
+        if epsilon(make_event(found), target_delta) <= target_epsilon:
+            return found
+        found, stride = found + stride, 2.0 * stride
+    raise BudgetError(f'no setting was found that meets epsilon={rounding.exact(target_epsilon)} at '
+                      f'delta={rounding.exact(target_delta)}: give all '
+                      'settings to learn what they cost.')
 
 
 def _largest_whole_number(make_event, target_epsilon, target_delta, maximum) -> int:
@@ -255,42 +297,50 @@ def _largest_whole_number(make_event, target_epsilon, target_delta, maximum) -> 
     _check_target(target_epsilon)
 
     def rough(n: int) -> float:
-        return _rdp_epsilon(_hashable(make_event(n)), target_delta, _ROUGH_RDP_ORDERS)
+        return _bound(make_event(n), target_delta, epsilon_bounds.by_rdp, rough=True) - target_epsilon
 
     def coarse(n: int) -> float:
-        return epsilon(make_event(n), target_delta, discretization_interval=_search_interval(target_epsilon))
+        return _searched(make_event(n), target_delta, target_epsilon) - target_epsilon
 
     def exact(n: int) -> float:
-        return epsilon(make_event(n), target_delta)
-
-    def search(spent: Callable[[int], float], start: int, stride: int, precision: float) -> int:
-
-        def excess(n: int) -> float:
-            return spent(n) - target_epsilon
-
-        low, high = start, min(start + stride, maximum)
-        while low > 0 and excess(low) > 0.0:  # Where it fitted, epsilon was computed in another way.
-            low, high, stride = max(low - stride, 0), low, 2 * stride
-        while excess(high) <= 0.0:
-            if high == maximum:
-                return maximum
-            low, high, stride = high, min(high + stride, maximum), 2 * stride
-        return _last_not_above_zero(excess, low, high, precision)
+        return epsilon(make_event(n), target_delta) - target_epsilon
 
     # Each search begins where a quicker one has ended.
-    found = search(rough, 0, 1, 2e-2)
-    found = search(coarse, found, max(found // 10, 1), 2e-3)
-    return search(exact, found, max(found // 500, 1), 0.0)
+    found = _search(rough, 0, 1, maximum, precision=2e-2)
+    found = _search(coarse, found, max(found // 10, 1), maximum, precision=2e-3)
+    return _search(exact, found, max(found // 500, 1), maximum)
 
 
-def _last_not_above_zero(excess: Callable[[int], float], low: int, high: int, precision: float) -> int:
-    """Returns the last n with excess(n) <= 0, or with a precision one that is below it by that share at most.
+def _search(excess: Callable[[int], float], start: int, stride: int, maximum: int, **options) -> int:
+    """Returns the last n up to a maximum with excess(n) <= 0, searched for from a start in strides that grow.
+
+    Of 0 it is taken for granted. The options are those of `_last_not_above_zero`.
+    """
+    low, high = start, min(start + stride, maximum)
+    while low > 0 and excess(low) > 0.0:  # Where it fitted, epsilon was computed in another way.
+        low, high, stride = max(low - stride, 0), low, 2 * stride
+    while excess(high) <= 0.0:
+        if high == maximum:
+            return maximum
+        low, high, stride = high, min(high + stride, maximum), 2 * stride
+    return _last_not_above_zero(excess, low, high, **options)
+
+
+def _last_not_above_zero(excess: Callable[[int], float],
+                         low: int,
+                         high: int,
+                         *,
+                         precision: float = 0.0,
+                         little: float = 0.0) -> int:
+    """Returns the last n with excess(n) <= 0, or one that is below it by a share of `precision` or has little to spare.
 
     It rises, excess(low) <= 0 or low is 0, and excess(high) > 0.
     """
     turn = 0
     while high - low > max(1, precision * low):
         below = excess(low) if low else None
+        if below is not None and below > -little:
+            break
         if turn % 3 == 0 and below is not None and math.isfinite(excess(high)):
             guess = low + int((high - low) * -below / (excess(high) - below))  # Where a straight line would cross.
         elif turn % 3 == 1:
@@ -312,36 +362,3 @@ def _nothing_fits(what: str, cost: float, target_epsilon: float, target_delta: f
 def _check_target(target_epsilon: float) -> None:
     if not 0.0 < target_epsilon < math.inf:
         raise ValueError(f'target_epsilon must be finite and > 0, got {target_epsilon}.')
-
-
-def _interval_for(rough_epsilon: float) -> float:
-    return next((interval for least, interval in _COARSER_INTERVALS if rough_epsilon >= least), _FINEST_INTERVAL)
-
-
-def _search_interval(target_epsilon: float) -> float:
-    """A search may be coarser where epsilon is large: what is lost is a share of epsilon."""
-    return min(_interval_for(target_epsilon) * min(10.0, max(1.0, target_epsilon)), _COARSER_INTERVALS[0][1])
-
-
-def _hashable(event: dp_accounting.DpEvent) -> dp_accounting.DpEvent:
-    """Returns the event with tuples in place of lists."""
-    if isinstance(event, dp_accounting.ComposedDpEvent):
-        return dp_accounting.ComposedDpEvent(tuple(_hashable(part) for part in event.events))
-    if isinstance(event, dp_accounting.SelfComposedDpEvent):
-        return dp_accounting.SelfComposedDpEvent(_hashable(event.event), event.count)
-    return event
-
-
-@functools.lru_cache(maxsize=256)
-def _pld_epsilon(event: dp_accounting.DpEvent, delta: float, discretization_interval: float) -> float:
-    relation = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
-    return pld.PLDAccountant(relation, discretization_interval).compose(event).get_epsilon(delta)
-
-
-@functools.lru_cache(maxsize=256)
-def _rdp_epsilon(event: dp_accounting.DpEvent, delta: float, orders: Tuple[float, ...]) -> float:
-    relation = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
-    with warnings.catch_warnings():
-        # It warns where the best order is the largest or smallest: the bound holds all the same.
-        warnings.simplefilter('ignore')
-        return rdp.RdpAccountant(orders, relation).compose(event).get_epsilon(delta)

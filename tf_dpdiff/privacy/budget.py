@@ -22,7 +22,8 @@ class BudgetEntry:
     Attributes:
       run_id: The run's public name.
       dataset: Name of the data set, for people.
-      status: 'reserved' before the first step, with the planned releases; 'settled' at the end, with the real ones.
+      status: 'reserved' before the first step, with the planned releases; 'settled' with the real ones, at the end or
+        when the budget is told of them.
       ledger: The releases.
       time: When the entry was made, for people.
     """
@@ -43,11 +44,12 @@ class BudgetEntry:
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """The privacy budget of one data set. Immutable: `reserve` and `settle` return a new budget.
+    """The privacy budget of one data set. Immutable: `reserve`, `settle` and `record_finished` return a new budget.
 
     Guarantee: everything that the runs of all entries release together is (epsilon(), delta)-differentially private for
       data sets that differ in one unit, and `reserve` does not let epsilon() pass total_epsilon. All releases are
-      composed in one accountant at one delta; epsilons of runs are never added up.
+      composed in one accountant at one delta; epsilons of runs are never added up. What has been released is recorded
+      whether it fits or not: a budget that is passed in this way is overdrawn, and reserves nothing more.
 
       Three limits. A data set is known by its exact pixels and labels: overlapping data sets with other pixels (another
       size, one image more) have budgets of their own, which do not see each other. Runs without a budget are not seen.
@@ -105,6 +107,10 @@ class Budget:
         """Returns what all entries cost together at the budget's delta, by 'pld' or 'rdp'."""
         return accounting.epsilon(self.dp_event(), self.delta, accountant=accountant)
 
+    def overdrawn_by(self) -> float:
+        """Returns by how much what was released passes total_epsilon; infinity where a run had no guarantee."""
+        return max(self.epsilon() - self.total_epsilon, 0.0)
+
     def reserve(self, run_id: str, planned: ledger_lib.Ledger, *, dataset: str, data_fingerprint: str, unit: str,
                 time: str) -> 'Budget':
         """Returns the budget with a run's planned releases, to be called before anything is released.
@@ -120,27 +126,28 @@ class Budget:
           time: Now, for people.
 
         Raises:
-          accounting.BudgetError: if all runs together would cost more than total_epsilon, or the run claims no
-            guarantee.
+          accounting.BudgetError: if all runs together would cost more than total_epsilon, if they do so already, or if
+            the run claims no guarantee.
           ValueError: if the run is on other data, protects another unit, or is known with other releases.
         """
         self._check_same_data(data_fingerprint, unit)
+        known = self.entry(run_id)
+        if known is not None and known.status == SETTLED and known.ledger.contains(planned):
+            return self  # It releases nothing more.
+        if self.overdrawn_by():
+            raise accounting.BudgetError(f'{self.describe_overdraft()}: nothing more is let in.')
         alone = accounting.epsilon(planned.dp_event(), self.delta)
         if math.isinf(alone):
             raise accounting.BudgetError(
-                'a run without noise, or whose batches are not Poisson-sampled, has no epsilon: '
+                'a run without noise (or with next to none), or whose batches are not Poisson-sampled, has no epsilon: '
                 'no privacy budget can hold it.')
-        known = self.entry(run_id)
         if known is not None:
-            if known.ledger != planned:
+            if known.ledger != planned and (known.status == RESERVED or not planned.contains(known.ledger)):
                 raise ValueError(f'run {run_id} is in the budget with other releases; a run keeps its plan.')
-            return self
-        entry = BudgetEntry(run_id, dataset, RESERVED, planned, time)
-        charged = dataclasses.replace(self,
-                                      data_fingerprint=data_fingerprint,
-                                      unit=unit,
-                                      entries=self.entries + (entry,))
-        if charged.epsilon() > self.total_epsilon:
+            if known.status == RESERVED:
+                return self
+        charged = self._with(BudgetEntry(run_id, dataset, RESERVED, planned, time), data_fingerprint, unit)
+        if charged.overdrawn_by():
             up, exact = accounting.round_up, rounding.exact
             raise accounting.BudgetError(
                 f'the privacy budget would be passed: the {len(self.entries)} run(s) so far cost '
@@ -152,45 +159,82 @@ class Budget:
     def settle(self, run_id: str, released: ledger_lib.Ledger) -> 'Budget':
         """Returns the budget with a run's real releases in place of the planned ones.
 
-        What has happened is recorded as it is, even if it should cost more than was planned. A run that has ended and
-        released nothing leaves the budget.
+        What has happened is recorded as it is, even if it should cost more than was planned. A run that was settled
+        before keeps what it had released then, and one that has ended and released nothing leaves the budget.
 
         Args:
           run_id: A run that was reserved.
           released: What it has released.
 
         Raises:
-          ValueError: if the run was not reserved, or is settled with other releases.
+          ValueError: if the run was not reserved.
         """
         known = self.entry(run_id)
         if known is None:
             raise ValueError(f'run {run_id} was not reserved in the budget.')
-        if known.status == SETTLED and known.ledger != released:
-            raise ValueError(f'run {run_id} is settled in the budget with other releases.')
+        if known.status == SETTLED:
+            released = known.ledger.union(released)
         if not released.releases:
             others = tuple(entry for entry in self.entries if entry is not known)
             about_data = {} if others else {'data_fingerprint': None, 'unit': None}
             return dataclasses.replace(self, entries=others, **about_data)
-        settled = dataclasses.replace(known, status=SETTLED, ledger=released)
-        entries = tuple(settled if entry is known else entry for entry in self.entries)
-        return dataclasses.replace(self, entries=entries)
+        return self._with(dataclasses.replace(known, status=SETTLED, ledger=released), self.data_fingerprint, self.unit)
 
-    def record_finished(self, run_id: str, released: ledger_lib.Ledger, **about) -> 'Budget':
-        """Returns the budget with a run that has ended: reserved and settled at once.
+    def record_finished(self, run_id: str, released: ledger_lib.Ledger, *, dataset: str, data_fingerprint: str,
+                        unit: str, time: str) -> 'Budget':
+        """Returns the budget with a run that was made, whether it fits or not and whatever it claims.
 
         Args:
           run_id: The run's public name.
           released: What it has released.
-          **about: As in `reserve`.
+          dataset: Name of the data set.
+          data_fingerprint: Of the data set.
+          unit: What is protected.
+          time: Now, for people.
 
         Raises:
-          accounting.BudgetError: as `reserve`.
-          ValueError: as `reserve`, and if the run is settled already.
+          ValueError: if the run is on other data, protects another unit, or is on record with all of this already.
+        """
+        self._check_same_data(data_fingerprint, unit)
+        known = self.entry(run_id)
+        if known is None:
+            return self._with(BudgetEntry(run_id, dataset, SETTLED, released, time), data_fingerprint, unit)
+        if known.status == SETTLED and known.ledger.contains(released):
+            raise ValueError(f'run {run_id} is in the budget already, settled {known.time}.')
+        return self.settle(run_id, released)
+
+    def record_begun(self, run_id: str, released: ledger_lib.Ledger, **about) -> 'Budget':
+        """Returns the budget with what a run has released so far, to be called before more of it is reserved.
+
+        A run may have begun without the budget, or have been killed at its end: what it has released is on record even
+        where the rest is then refused.
+
+        Args:
+          run_id: The run's public name.
+          released: What it has released.
+          **about: As in `record_finished`.
+
+        Raises:
+          ValueError: if the run is on other data or protects another unit.
         """
         known = self.entry(run_id)
-        if known is not None and known.status == SETTLED:
-            raise ValueError(f'run {run_id} is in the budget already, settled {known.time}.')
-        return self.reserve(run_id, released, **about).settle(run_id, released)
+        if known is None:
+            return self.record_finished(run_id, released, **about) if released.releases else self
+        is_at_its_end = known.status == RESERVED and released.contains(known.ledger)
+        if known.ledger.contains(released) and not is_at_its_end:
+            return self
+        return self.settle(run_id, known.ledger.union(released))
+
+    def describe_overdraft(self) -> str:
+        """Returns by how much the budget is overdrawn, in words."""
+        spent = f'{len(self.entries)} run(s) on these data'
+        if math.isinf(self.epsilon()):
+            return (
+                f'the privacy budget is overdrawn for good: {spent}, one of them without a guarantee (no noise, or no '
+                'Poisson sampling), so that no epsilon holds for all of them')
+        up = accounting.round_up
+        return (f'the privacy budget is overdrawn by epsilon={up(self.overdrawn_by())}: {spent} cost '
+                f'{up(self.epsilon())} of {rounding.exact(self.total_epsilon)} at delta={rounding.exact(self.delta)}')
 
     def to_json(self) -> str:
         """Returns the budget as indented JSON. PRIVATE: it holds the data set's fingerprint."""
@@ -232,6 +276,12 @@ class Budget:
             return cls(entries=entries, **fields)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f'a field is missing, unknown or of a wrong type ({error})') from error
+
+    def _with(self, entry: BudgetEntry, data_fingerprint: str, unit: str) -> 'Budget':
+        """Returns the budget with an entry, in place of the one of the same run where there is one."""
+        entries = {known.run_id: known for known in self.entries}
+        entries[entry.run_id] = entry
+        return dataclasses.replace(self, data_fingerprint=data_fingerprint, unit=unit, entries=tuple(entries.values()))
 
     def _check_same_data(self, data_fingerprint: str, unit: str) -> None:
         if self.data_fingerprint not in (None, data_fingerprint):

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from typing import Optional, Tuple
+from typing import Dict, Optional, Tuple
 
 import dp_accounting
 
@@ -88,6 +88,28 @@ class Ledger:
             kept += [release] if release else []
         return Ledger(tuple(kept))
 
+    def contains(self, other: 'Ledger') -> bool:
+        """Returns True where all that another ledger tells of is in this one too, in whatever order."""
+        mine, others = _counts(self), _counts(other)
+        return all(mine.get(release, 0) >= count for release, count in others.items())
+
+    def union(self, other: 'Ledger') -> 'Ledger':
+        """Returns the ledger of all that either of two ledgers of one run tells of.
+
+        What both tell of was released once: a run repeats a step that was lost with the same draws.
+        """
+        if self.contains(other):
+            return self
+        if other.contains(self):
+            return other
+        mine, others = _counts(self), _counts(other)
+        return Ledger(
+            tuple(
+                dataclasses.replace(release, count=max(mine.get(release, 0), others.get(release, 0))) for release in {
+                    **mine,
+                    **others
+                }))
+
     def dp_event(self) -> dp_accounting.DpEvent:
         """Returns the composition of all releases."""
         events = [r.dp_event() for r in self.releases]
@@ -101,3 +123,12 @@ class Ledger:
     def from_json(cls, text: str) -> 'Ledger':
         """Inverse of `to_json`."""
         return cls(tuple(Release(**fields) for fields in json.loads(text)))
+
+
+def _counts(ledger: Ledger) -> Dict[Release, int]:
+    """Returns how often each release was made, whatever came between."""
+    counts = {}
+    for release in ledger.releases:
+        one = dataclasses.replace(release, count=1)
+        counts[one] = counts.get(one, 0) + release.count
+    return counts

@@ -1,13 +1,16 @@
 """The only place where sampler, clipper, noise and accountant are put together."""
 
 import dataclasses
-from typing import Optional, Union
+import math
+from typing import List, Optional, Union
 
 import dp_accounting
 
 from tf_dpdiff.privacy import accounting
+from tf_dpdiff.privacy import cautions
 from tf_dpdiff.privacy import class_means
 from tf_dpdiff.privacy import clipping
+from tf_dpdiff.privacy import epsilon_bounds
 from tf_dpdiff.privacy import feature_means
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import noise
@@ -28,7 +31,7 @@ class DpSgdConfig:
     """What a person chooses about the private part of a run.
 
     Attributes:
-      target_delta: In (0, 1); customarily below 1 / number of units.
+      target_delta: In (0, 1), and below 1 / number of units unless accept_large_delta.
       expected_batch_size: Expected units a step, >= 1. The sampling probability is this divided by the number of units,
         and the noisy sum is divided by it.
       num_steps: Private steps, >= 1.
@@ -42,6 +45,8 @@ class DpSgdConfig:
       clipping: 'flat' (the whole gradient to l2_norm_clip) or 'per_layer' (each layer's to an equal part of it); the
         sensitivity is the same.
       noise_generator: 'philox' or 'shake256'; see `noise.GaussianNoise`.
+      accept_large_delta: Accepts a target_delta of 1 / number of units or more: with probability up to delta anything
+        may be released, which over N units may mean whole images of about delta * N people. The statement says so.
     """
     target_delta: float
     expected_batch_size: int
@@ -53,6 +58,7 @@ class DpSgdConfig:
     sampling: str = 'poisson'
     clipping: str = 'flat'
     noise_generator: str = 'philox'
+    accept_large_delta: bool = False
 
     def __post_init__(self):
         if not 0.0 < self.target_delta < 1.0:
@@ -147,9 +153,15 @@ class DpSgdPlan:
         event = (self.planned_ledger() if ledger is None else ledger).dp_event()
         return accounting.epsilon(event, self.config.target_delta, **options)
 
+    def cautions(self) -> List[str]:
+        """Returns what a lay person must be told of the claim that the whole plan ends with."""
+        return cautions.of_claim(self.epsilon(), self.config.target_delta, self.num_units)
+
     def fingerprint(self) -> dict:
         """Returns what must not change when a run is resumed, as plain JSON values."""
         fields = dataclasses.asdict(self.config)
+        if not self.config.accept_large_delta:
+            del fields['accept_large_delta']  # Runs that were begun before there was such a choice go on.
         fields['num_units'] = self.num_units
         fields['sampling_probability'] = self.sampling_probability
         release = self.warm_start_release
@@ -166,13 +178,18 @@ def make_plan(config: DpSgdConfig, num_units: int, warm_start_release: Optional[
       warm_start_release: Another release to be paid from the same budget, or None.
 
     Raises:
-      ValueError: if the batch is larger than the data set, or if float32 would lose the noise beside the sum.
-      accounting.BudgetError: if the target cannot be met.
+      ValueError: if the batch is larger than the data set, if delta is 1 / num_units or more and was not accepted, or
+        if float32 would lose the noise beside the sum.
+      accounting.BudgetError: if the target cannot be met, or there is so little noise that no epsilon is known.
     """
     if config.expected_batch_size > num_units:
         raise ValueError(
             f'expected_batch_size={config.expected_batch_size} is larger than the data set of {num_units} units; '
             f'choose at most {num_units}.')
+    cautions.check_delta(f'target_delta={rounding.exact(config.target_delta)}',
+                         config.target_delta,
+                         num_units,
+                         accepted=config.accept_large_delta)
     if config.sampling == 'poisson':
         sampler = sampling.PoissonSampler(config.expected_batch_size / num_units)
     else:
@@ -206,4 +223,8 @@ def make_plan(config: DpSgdConfig, num_units: int, warm_start_release: Optional[
             f'epsilon={accounting.round_up(plan.epsilon())} at delta={rounding.exact(config.target_delta)}, more '
             f'than target_epsilon={rounding.exact(config.target_epsilon)}. Give more noise or fewer steps, leave '
             'noise_multiplier out to have it calibrated, or set target_epsilon=None to claim no target.')
+    if plan.config.noise_multiplier and config.sampling == 'poisson' and math.isinf(plan.epsilon()):
+        raise accounting.BudgetError(
+            f'no epsilon is known for a noise multiplier below {epsilon_bounds.SMALLEST_NOISE_MULTIPLIER}, of the '
+            'steps or of the warm start: it would hide nothing. Take more noise, or noise_multiplier=0 for no claim.')
     return plan

@@ -10,7 +10,7 @@ def round_up(value: float) -> str:
     """Returns four decimals that are never below the value: a printed epsilon must not be smaller than the true one.
 
     Args:
-      value: Any number; infinity is 'inf'.
+      value: Any number; infinity is 'infinite'.
 
     Raises:
       ValueError: if it is no number: nothing bounds that.
@@ -26,7 +26,7 @@ def round_down(value: float) -> str:
     """Returns four decimals that are never above the value, for lower bounds of epsilon and for what is left of it.
 
     Args:
-      value: Any number; infinity is 'inf'.
+      value: Any number; infinity is 'infinite'.
 
     Raises:
       ValueError: if it is no number.
@@ -75,7 +75,7 @@ def _to_four_decimals(value: float, rounding: str) -> str:
     if math.isnan(value):
         raise ValueError('an epsilon that is no number (nan) has no bound to be shown.')
     if math.isinf(value):
-        return str(float(value))
+        return 'infinite' if value > 0.0 else '-infinite'
     # By the shortest decimals that stand for the number, and not by a product that is itself rounded. The largest has
     # 309 digits before the point.
     shortest = decimal.Decimal(repr(float(value)))

@@ -12,7 +12,9 @@ import numpy as np
 import tensorflow as tf
 
 from tf_dpdiff.privacy import accounting
+from tf_dpdiff.privacy import cautions
 from tf_dpdiff.privacy import curves
+from tf_dpdiff.privacy import epsilon_bounds
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import noise
 from tf_dpdiff.privacy import plan as plan_lib
@@ -22,6 +24,7 @@ from tf_dpdiff.privacy import sampling
 
 round_up = accounting.round_up
 
+_WIDTH = 95
 _NOT_COVERED = (
     'choices of settings made by looking at the private data (tuning)',
     'evaluation against private images, and whatever is filed under non_private/',
@@ -77,6 +80,7 @@ class PrivacyStatement:
             'delta': config.target_delta,
             'epsilon_by_accountant': epsilons,
             'guarantee_claimed': epsilons['pld'] is not None,
+            'cautions': self._cautions(),
             'run_id': self.run_id,
             'unit': self.unit,
             'unit_is': 'an owner with all of its images' if self.has_owners else 'each single image',
@@ -111,6 +115,19 @@ class PrivacyStatement:
                                 num_numbers=_MOST_PARAMETERS,
                                 generator=config.noise_generator)
 
+    def _cautions(self) -> List[str]:
+        config = self.plan.config
+        return cautions.of_claim(self.plan.epsilon(self.ledger), config.target_delta, self.plan.num_units)
+
+    def _why_nothing_is_claimed(self) -> str:
+        """Returns why no epsilon is known, in words."""
+        reasons = []
+        if any(release.noise_multiplier < epsilon_bounds.SMALLEST_NOISE_MULTIPLIER for release in self.ledger.releases):
+            reasons.append('it was trained without noise, or with next to none')
+        if any(release.sampling_probability is None for release in self.ledger.releases):
+            reasons.append('its batches were not Poisson-sampled')
+        return ', and '.join(reasons)
+
     def _not_covered(self) -> List[str]:
         public = [f'the public images it was trained on before: {phrase}' for phrase in self.public_data]
         return public + [_ALSO_PUBLIC] * bool(public) + list(_NOT_COVERED)
@@ -131,7 +148,6 @@ class PrivacyStatement:
         """Returns the statement as a page of English."""
         fields = self.to_dict()
         lines = ['PRIVACY STATEMENT', '']
-        by_accountant = {k: 'none' if v is None else round_up(v) for k, v in fields['epsilon_by_accountant'].items()}
         if fields['guarantee_claimed']:
             lines += [
                 f'The model trained on {self.dataset!r} and everything sampled from it is',
@@ -139,16 +155,15 @@ class PrivacyStatement:
                 '',
                 f"    epsilon = {round_up(fields['epsilon'])}   at   delta = {rounding.exact(fields['delta'])}",
                 '',
+                *(textwrap.fill(f'CAUTION: {caution}', _WIDTH) + '\n' for caution in fields['cautions']),
                 f"Protected unit: {self.unit} ({fields['unit_is']}).",
                 *textwrap.wrap(f"Neighbouring data sets: {relations.ACCOUNTED[fields['neighboring_relation']]}.",
-                               width=80),
-                f"Accountants: privacy loss distribution (PLD) {by_accountant['pld']}; Renyi (RDP), an",
-                f"independent upper bound, {by_accountant['rdp']}.",
+                               _WIDTH),
+                *_describe_accountants(**fields['epsilon_by_accountant']),
             ]
         else:
             lines += [
-                'NO PRIVACY GUARANTEE IS CLAIMED for this model: it was trained without noise, or its batches were',
-                'not Poisson-sampled.',
+                f'NO PRIVACY GUARANTEE IS CLAIMED for this model: {self._why_nothing_is_claimed()}.',
                 '',
                 f"Unit: {self.unit} ({fields['unit_is']}). Data set: {self.dataset!r}.",
             ]
@@ -243,6 +258,18 @@ def _round_up_exponent(value: float) -> str:
     exponent = math.floor(math.log10(value))
     digit = math.ceil(value / 10.0**exponent)
     return f'{digit}e{exponent}' if digit < 10 else f'1e{exponent + 1}'
+
+
+def _describe_accountants(pld: float, rdp: float) -> List[str]:
+    if 0.0 < pld == rdp:
+        return [
+            f'Accountant: Renyi (RDP), an upper bound, {round_up(rdp)}; a privacy loss distribution (PLD) is beyond',
+            'numbers of 64 bits here.'
+        ]
+    return [
+        f'Accountants: privacy loss distribution (PLD) {round_up(pld)}; Renyi (RDP), an',
+        f'independent upper bound, {round_up(rdp)}.',
+    ]
 
 
 def _finite(value: float) -> Optional[float]:

@@ -50,6 +50,8 @@ class Endpoint:
       timeout_secs: How long one answer may take.
       attempts: How often a request is sent, if the server cannot be reached, is overloaded or too slow.
       num_steps: Sent along, to a model that was exported with several step counts.
+      labels: What the model was trained on; others are not sent, since an older export may answer them with images that
+        mean nothing. None for any.
 
     Raises:
       ValueError: if the URL is not of this form, if the token cannot be sent, or if tensorflow-serving-api, which gRPC
@@ -58,7 +60,13 @@ class Endpoint:
     References: https://www.tensorflow.org/tfx/serving/api_rest, "Predict API", in columns.
     """
 
-    def __init__(self, url: str, *, timeout_secs: float = 600.0, attempts: int = 4, num_steps: Optional[int] = None):
+    def __init__(self,
+                 url: str,
+                 *,
+                 timeout_secs: float = 600.0,
+                 attempts: int = 4,
+                 num_steps: Optional[int] = None,
+                 labels: Optional[range] = None):
         if not _is_address(url):
             raise ValueError(f'--endpoint={url} is no address of a model; it looks like '
                              'http://localhost:8501/v1/models/NAME or grpc://localhost:8500/NAME.')
@@ -72,7 +80,7 @@ class Endpoint:
         transport = _Rest if url.startswith('http') else _Grpc
         self._transport = transport(url, {'authorization': f'Bearer {self._token}'} if self._token else {},
                                     timeout_secs)
-        self._attempts, self._num_steps = attempts, num_steps
+        self._attempts, self._num_steps, self._labels = attempts, num_steps, labels
 
     def sample(self, labels: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
         """Draws images on the server.
@@ -86,7 +94,12 @@ class Endpoint:
 
         Raises:
           EndpointError: if there is no such answer; names the address.
+          ValueError: if the model was not trained on one of the labels.
         """
+        unknown = sorted({*np.asarray(labels).tolist()} - {*self._labels}) if self._labels else []
+        if unknown:
+            raise ValueError(f'the model was not trained on the label {unknown[0]}, but on {self._labels[0]} to '
+                             f'{self._labels[-1]}.')
         inputs = {'labels': np.asarray(labels, np.int32), 'seeds': np.asarray(seeds, np.int64)}
         if self._num_steps is not None:
             inputs['num_steps'] = np.full(inputs['labels'].shape, self._num_steps, np.int32)
@@ -250,14 +263,14 @@ class ModelCheck:
       endpoint: The server.
       sample_fn: The model that is here; maps labels, int32 [batch], and seeds, int64 [batch], to images, uint8 [batch,
         height, width, channels].
-      num_classes: Labels go round.
+      labels: What the model was trained on; they go round.
       num_images: How many there are to compare.
     """
 
-    def __init__(self, endpoint: Endpoint, sample_fn, num_classes: int, num_images: int = 8):
+    def __init__(self, endpoint: Endpoint, sample_fn, labels: range, num_images: int = 8):
         self._endpoint, self._num_images = endpoint, num_images
         self._seeds = tf.range(num_images, dtype=tf.int64)
-        self._labels = tf.cast(self._seeds % num_classes, tf.int32)
+        self._labels = tf.constant(np.resize(labels, num_images), tf.int32)
         self._ours = sample_fn(self._labels, self._seeds).numpy().astype(int)
 
     def __call__(self, num_images: Optional[int] = None) -> None:

@@ -7,11 +7,10 @@ import hashlib
 import json
 import os
 import pathlib
-import re
 import shutil
 import sys
 import tempfile
-from typing import Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, Optional, Sequence, Tuple
 
 import tensorflow as tf
 
@@ -19,11 +18,13 @@ from tf_dpdiff.diffusion import candidates
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.diffusion import samplers
 from tf_dpdiff.networks import unet
+from tf_dpdiff.serving import compatibility
+from tf_dpdiff.serving import version_folders
 from tf_dpdiff.serving import warmup
 
 EXTRA = 'assets.extra'  # Where TF Serving lets other files lie beside a model.
 _STATEMENTS = {'json': 'privacy_statement.json', 'text': 'privacy_statement.txt'}
-_STEP_COUNTS = 'num_steps.json'
+_STEP_COUNTS, _LABELS = 'num_steps.json', 'labels.json'
 _INPUTS = (tf.TensorSpec([None], tf.int32,
                          name='labels'), tf.TensorSpec([None], tf.int64,
                                                        name='seeds'), tf.TensorSpec([None], tf.int32, name='num_steps'))
@@ -34,7 +35,7 @@ _SampleImages = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 class ImageSampler(tf.Module):
     """Samples images from labels and seeds; what is exported.
 
-    Labels below 0 or above the number of classes, which stands for "no class", are refused with InvalidArgumentError.
+    Labels that the network was not trained on are refused with InvalidArgumentError.
 
     Args:
       model: The network, with the weights to be released.
@@ -44,6 +45,11 @@ class ImageSampler(tf.Module):
         which is exported too.
       step_counts: If several, images are sampled from labels, seeds and num_steps, int32 [batch], each one of these
         counts, instead of in the steps that the config says.
+      labels: What the network was trained on: the classes, "no class" (their number), or both; None for both.
+
+    Attributes:
+      step_counts: See above.
+      labels: See above.
 
     Raises:
       ValueError: if a step count is named twice, or there is no score where there are several candidates.
@@ -55,7 +61,8 @@ class ImageSampler(tf.Module):
                  config: samplers.SamplerConfig,
                  *,
                  score_classes: Optional[Callable[[tf.Tensor], tf.Tensor]] = None,
-                 step_counts: Sequence[int] = ()):
+                 step_counts: Sequence[int] = (),
+                 labels: Optional[range] = None):
         super().__init__()
         if config.num_candidates > 1 and not score_classes:
             raise ValueError(f'num_candidates={config.num_candidates} of the sampler needs a score to choose by.')
@@ -63,10 +70,16 @@ class ImageSampler(tf.Module):
             raise ValueError(f'step_counts of the sampler must differ, got {tuple(step_counts)}.')
         self._variables = model.variables  # And not the model: its optimizer would be exported with it.
         self._score_classes = score_classes if config.num_candidates > 1 else None
-        self._with_step_counts = functools.partial(ImageSampler, model, process, config, score_classes=score_classes)
-        self.step_counts = tuple(step_counts)
         image_shape = tuple(model.inputs[0].shape[1:])
         num_classes = model.get_layer('class_embedding').num_classes
+        self.step_counts = tuple(step_counts)
+        self.labels = range(num_classes + 1) if labels is None else labels
+        self._with_step_counts = functools.partial(ImageSampler,
+                                                   model,
+                                                   process,
+                                                   config,
+                                                   score_classes=score_classes,
+                                                   labels=self.labels)
 
         def make(config: samplers.SamplerConfig) -> _SampleImages:
             sample_images = samplers.make_image_sampler(functools.partial(unet.denoise, model),
@@ -83,7 +96,7 @@ class ImageSampler(tf.Module):
 
         @tf.function(input_signature=_INPUTS[:3 if by_count else 2])
         def sample(labels, *others):
-            with tf.control_dependencies(_checks(labels, others, num_classes)):
+            with tf.control_dependencies(_checks(labels, others, self.labels, num_classes)):
                 labels = tf.identity(labels)
             return {'images': sample_images(labels, *others)}
 
@@ -94,15 +107,24 @@ class ImageSampler(tf.Module):
         return self._with_step_counts(step_counts=step_counts)
 
 
-def _checks(labels: tf.Tensor, others: Sequence[tf.Tensor], num_classes: int) -> Sequence[tf.Operation]:
+def _describe(labels: range, num_classes: int) -> str:
+    """Says which labels a model takes, and why no others."""
+    if labels[0] == num_classes:
+        return f'labels must be {num_classes}, no class (the model was trained without labels)'
+    if labels[-1] == num_classes:
+        return f'labels must be from 0 to {num_classes - 1}, or {num_classes} for no class'
+    return (f'labels must be from 0 to {num_classes - 1} (not {num_classes}, no class: the model was never trained '
+            'without labels)')
+
+
+def _checks(labels: tf.Tensor, others: Sequence[tf.Tensor], trained: range, num_classes: int) -> Sequence[tf.Operation]:
     """Returns assertions, which stop a request before the network is evaluated."""
-    in_range = tf.reduce_all((labels >= 0) & (labels <= num_classes))
+    in_range = tf.reduce_all((labels >= trained[0]) & (labels <= trained[-1]))
     any_asked = tf.size(labels) > 0
     as_many = tf.reduce_all([tf.size(other) == tf.size(labels) for other in others])
     return [
         tf.debugging.Assert(any_asked, ['there must be at least one label.']),
-        tf.debugging.Assert(
-            in_range, [f'labels must be from 0 to {num_classes - 1}, or {num_classes} for no class, got', labels]),
+        tf.debugging.Assert(in_range, [f'{_describe(trained, num_classes)}, got', labels]),
         tf.debugging.Assert(as_many, ['there must be as many seeds as labels, and as many of any other input.'])
     ]
 
@@ -130,8 +152,9 @@ def export_saved_model(sampler: ImageSampler,
                        directory: pathlib.Path,
                        released_files: Sequence[pathlib.Path],
                        *,
-                       warmup_batch_sizes: Sequence[int] = warmup.BATCH_SIZES) -> pathlib.Path:
-    """Writes a new version of a servable.
+                       warmup_batch_sizes: Sequence[int] = warmup.BATCH_SIZES,
+                       allow_incompatible: bool = False) -> pathlib.Path:
+    """Writes a new version of a servable, which a server that watches the folder turns to.
 
     Its signatures: `serving_default` maps labels, int32 [batch], seeds, int64 [batch], and, if the sampler has step
     counts, num_steps, int32 [batch], to images, uint8 [batch, height, width, channels]; an image depends on its own
@@ -145,9 +168,13 @@ def export_saved_model(sampler: ImageSampler,
       released_files: The privacy statement and the description of the model; laid beside it, in `assets.extra/`.
       warmup_batch_sizes: Of the requests that a server sends itself before it takes any, in
         `assets.extra/tf_serving_warmup_requests`; none for no such file.
+      allow_incompatible: Whether it may take the place of a version whose clients it breaks.
 
     Returns:
       The folder of the new version.
+
+    Raises:
+      ValueError: if it breaks the clients of the newest version, and must not; the folder is left as it was.
     """
     step_counts = sampler.step_counts
     signatures = {'serving_default': sampler.sample, 'sample_png': _png_signature(sampler)}
@@ -163,22 +190,27 @@ def export_saved_model(sampler: ImageSampler,
         extra.mkdir()
         for path in released_files:
             shutil.copy(path, extra / path.name)
+        (extra / _LABELS).write_text(json.dumps(list(sampler.labels)) + '\n')
         if step_counts:
             (extra / _STEP_COUNTS).write_text(json.dumps(step_counts) + '\n')
-        if warmup_batch_sizes and not warmup.write(
-                extra, signatures, warmup_batch_sizes, num_steps=min(step_counts, default=None)):
+        asked = {'label': sampler.labels[0], 'num_steps': min(step_counts, default=None)}
+        if warmup_batch_sizes and not warmup.write(extra, signatures, warmup_batch_sizes, **asked):
             print(
                 f'{directory}: written without warm-up requests, since tensorflow-serving-api is not installed; a '
                 "server's first answers take longer.",
                 file=sys.stderr)
-        version = _add_version(temporary, directory)
-    return version
+        return _add_version(temporary, directory, allow_incompatible)
 
 
-def _add_version(folder: pathlib.Path, directory: pathlib.Path) -> pathlib.Path:
+def _add_version(folder: pathlib.Path, directory: pathlib.Path, allow_incompatible: bool) -> pathlib.Path:
     """Moves a folder to the next free number."""
     while True:
-        version = directory / str(max(map(int, _numbers(directory)), default=0) + 1)
+        taken = version_folders.numbers(directory)
+        if taken and taken[0] == version_folders.LARGEST:
+            raise ValueError(f'{directory} holds the largest version there can be, {taken[0]}: export elsewhere.')
+        if not allow_incompatible:  # Again, where another process has just added a version.
+            _check_compatible(folder, [directory / str(number) for number in taken])
+        version = directory / str(max(taken, default=0) + 1)
         try:
             os.rename(folder, version)
             return version
@@ -187,9 +219,41 @@ def _add_version(folder: pathlib.Path, directory: pathlib.Path) -> pathlib.Path:
                 raise
 
 
-def _numbers(directory: pathlib.Path) -> List[str]:
-    """Returns the names of versions: TF Serving knows them by their numbers."""
-    return [path.name for path in directory.glob('*') if re.fullmatch('[1-9][0-9]{0,17}', path.name)]
+def _check_compatible(new: pathlib.Path, versions: Sequence[pathlib.Path]) -> None:
+    """Compares a version with the newest that a server can have loaded.
+
+    Args:
+      new: Its folder.
+      versions: Of those there are, the newest first.
+
+    Raises:
+      ValueError: if the clients of that version could not use the new one.
+    """
+    for version in filter(version_folders.is_whole, versions):
+        try:
+            before = version_folders.read_signature_defs(version)
+        except (OSError, ValueError):
+            continue  # No server could load it either.
+        found = compatibility.differences(before, version_folders.read_signature_defs(new))
+        if step_counts_of(new):
+            found += _no_longer('num_steps', step_counts_of(version), step_counts_of(new))
+        found += _no_longer('a label', _labels_of(version), _labels_of(new))
+        if found:
+            raise ValueError(f'clients of {version} could not use the new version: {"; ".join(found)}. Export it to '
+                             'another folder, or there all the same with bin/export --allow_incompatible.')
+        return
+
+
+def _no_longer(what: str, before: Sequence[int], now: Sequence[int]) -> Sequence[str]:
+    """Says which values a request could name and can no longer."""
+    missing = [str(value) for value in before if value not in now]
+    return [f'{what} is no longer {" or ".join(missing)}'] if missing else []
+
+
+def _labels_of(version: pathlib.Path) -> Sequence[int]:
+    """Returns the labels that an exported model takes; none where that is not known, as of older exports."""
+    path = version / EXTRA / _LABELS
+    return json.loads(path.read_text()) if path.exists() else ()
 
 
 def _png_signature(sampler: ImageSampler) -> tf.types.experimental.GenericFunction:
@@ -235,11 +299,8 @@ def find_version(path: pathlib.Path) -> pathlib.Path:
     Raises:
       FileNotFoundError: if there is no SavedModel.
     """
-    candidates = [path, *(path / name for name in sorted(_numbers(path), key=int, reverse=True))]
-    # Both files: a copy that is still under way, or was broken off, is no version yet.
-    found = next((version for version in candidates
-                  if (version / 'saved_model.pb').exists() and (version / 'variables' / 'variables.index').exists()),
-                 None)  # yapf: disable
+    candidates = [path, *(path / str(number) for number in version_folders.numbers(path))]
+    found = next(filter(version_folders.is_whole, candidates), None)
     if found is None:
         raise FileNotFoundError(
             f'no SavedModel in {path}, or none that is whole; export one, or name another --saved_model.')

@@ -1,21 +1,24 @@
-"""TensorFlow Serving's protocol over gRPC: PredictionService and ModelService.
+"""TensorFlow Serving's protocol over gRPC: PredictionService and ModelService, with the standard health service.
 
 References: https://github.com/tensorflow/serving/tree/master/tensorflow_serving/apis, prediction_service.proto and
 model_service.proto.
 """
 
 from concurrent import futures
+import contextlib
 import logging
 import threading
 import time
 from typing import Callable
 
 import grpc
+from grpc_health.v1 import health_pb2_grpc
 import tensorflow as tf
 from tensorflow_serving.apis import model_service_pb2_grpc
 from tensorflow_serving.apis import predict_pb2
 from tensorflow_serving.apis import prediction_service_pb2_grpc
 
+from tf_dpdiff.serving import grpc_health
 from tf_dpdiff.serving import predict
 from tf_dpdiff.serving import security as security_lib
 from tf_dpdiff.serving import status
@@ -23,17 +26,21 @@ from tf_dpdiff.serving import status
 MESSAGE_TIMEOUT_SECS = 30.0
 STALLED_SECS = 30.0
 _LOOK_SECS = 0.2
+_CHECKS = 16  # How many a server of health checks alone answers at once.
+_KEEPALIVE_SECS = 60  # How often a client that watches is asked whether it still is there.
 _log = logging.getLogger(__name__)
 
 
 class GrpcServer:
-    """A server that is bound but does not run yet.
+    """A server that is bound but does not run yet. It answers health checks at once, and others while the gate is open.
 
     Args:
       core: Who answers.
       host: Where it listens.
       port: Its port, 0 for any that is free.
       security: What it asks of clients.
+      flag: What names the port, for errors.
+      only_health: Whether health checks are all that it answers.
 
     Attributes:
       port: The port that it has.
@@ -42,9 +49,17 @@ class GrpcServer:
       OSError: if the port cannot be had.
     """
 
-    def __init__(self, core: predict.Core, *, host: str, port: int, security: security_lib.Security):
-        # Each waiting request holds a thread, or the queue could never be full.
-        threads = core.limits.max_open_requests
+    def __init__(self,
+                 core: predict.Core,
+                 *,
+                 host: str,
+                 port: int,
+                 security: security_lib.Security,
+                 flag: str = 'grpc_port',
+                 only_health: bool = False):
+        # Each waiting request holds a thread, or the queue could never be full; so does each client that watches.
+        threads = (_CHECKS if only_health else core.limits.max_open_requests) + grpc_health.MAX_WATCHERS
+        self._core, self._health = core, grpc_health.HealthService(core)
         self._pool = futures.ThreadPoolExecutor(threads, thread_name_prefix='grpc')
         self._watch = _Watch(2 * threads)
         checks = [_TokenCheck(security)] if security.token else []
@@ -52,10 +67,13 @@ class GrpcServer:
                                    interceptors=[*checks, _PatientOnlySoLong(core, self._watch)],
                                    options=[('grpc.max_receive_message_length', core.limits.max_message_bytes),
                                             ('grpc.max_send_message_length', -1), ('grpc.so_reuseport', 0),
-                                            ('grpc.max_metadata_size', 16384), ('grpc.http2.max_ping_strikes', 2)],
+                                            ('grpc.max_metadata_size', 16384), ('grpc.http2.max_ping_strikes', 2),
+                                            ('grpc.keepalive_time_ms', _KEEPALIVE_SECS * 1000)],
                                    maximum_concurrent_rpcs=2 * threads)
-        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(_PredictionService(core), self._server)
-        model_service_pb2_grpc.add_ModelServiceServicer_to_server(_ModelService(core), self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        if not only_health:
+            prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(_PredictionService(core), self._server)
+            model_service_pb2_grpc.add_ModelServiceServicer_to_server(_ModelService(core), self._server)
         address = f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
         try:
             if security.certificate:
@@ -65,8 +83,7 @@ class GrpcServer:
             else:
                 self.port = self._server.add_insecure_port(address)
         except RuntimeError as error:
-            raise OSError(
-                f'cannot listen at {address} for gRPC; is the port in use? Name another --grpc_port.') from error
+            raise OSError(f'cannot listen at {address} for gRPC; is the port in use? Name another --{flag}.') from error
 
     def start(self) -> None:
         """Begins to answer, in threads."""
@@ -74,8 +91,15 @@ class GrpcServer:
         self._server.start()
 
     def stop(self, grace_secs: float) -> None:
-        """Takes no new request, answers those that have begun, and returns at the latest after `grace_secs`."""
-        self._server.stop(grace_secs).wait()
+        """Takes no new request, answers those that have begun, and returns at the latest after `grace_secs`.
+
+        Until they are answered, so are health checks.
+        """
+        until = time.monotonic() + grace_secs
+        self._core.gate.close()
+        self._core.gate.wait_until_empty(grace_secs)
+        self._health.close()
+        self._server.stop(max(0.0, until - time.monotonic())).wait()
         self._watch.stop()
         self._pool.shutdown(wait=False)
 
@@ -160,27 +184,37 @@ class _PatientOnlySoLong(grpc.ServerInterceptor):
         handler = continuation(handler_call_details)
         if handler is None:
             return None
-        return grpc.stream_unary_rpc_method_handler(lambda messages, context: self._handle(handler, messages, context),
-                                                    response_serializer=handler.response_serializer)
+        if handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(
+                lambda messages, context: self._handle_watching(handler, messages, context),
+                response_serializer=handler.response_serializer)
+        is_health = handler_call_details.method.startswith(grpc_health.PREFIX)
+        enter = contextlib.nullcontext if is_health else self._core.gate.enter
+        return grpc.stream_unary_rpc_method_handler(
+            lambda messages, context: self._handle(handler, enter, messages, context),
+            response_serializer=handler.response_serializer)
 
-    def _handle(self, handler, messages, context):
-        if not self._watch.begin(context):
-            context.abort(status.Code.UNAVAILABLE, 'too many requests are open.')
-        message = self._read(messages, context)
+    def _handle(self, handler, enter, messages, context):
         try:
-            request = handler.request_deserializer(message)
-        except Exception:  # pylint: disable=broad-except
-            context.abort(status.Code.INVALID_ARGUMENT, 'the message is not of the type that the method takes.')
-        try:
-            with self._core.budget.share() as share:
-                share.take(len(message))
+            with enter(), self._core.budget.share() as share:
+                request = self._read(handler, share, messages, context)
                 return handler.unary_unary(request, context)
         except status.ServingError as error:
             return context.abort(error.code, error.message)
         finally:
             self._watch.limit(context, STALLED_SECS)
 
-    def _read(self, messages, context) -> bytes:
+    def _handle_watching(self, handler, messages, context):
+        try:
+            with self._core.budget.share() as share:
+                request = self._read(handler, share, messages, context)
+            yield from handler.unary_stream(request, context)
+        except status.ServingError as error:
+            context.abort(error.code, error.message)
+
+    def _read(self, handler, share, messages, context):
+        if not self._watch.begin(context):
+            context.abort(status.Code.UNAVAILABLE, 'too many requests are open.')
         timeout = min(MESSAGE_TIMEOUT_SECS, self._core.limits.request_timeout_secs)
         self._watch.limit(context, timeout)
         try:
@@ -190,7 +224,12 @@ class _PatientOnlySoLong(grpc.ServerInterceptor):
         if message is None:
             context.abort(status.Code.UNIMPLEMENTED, 'the method takes one message.')
         self._watch.limit(context, float('inf'))
-        return message
+        try:
+            request = handler.request_deserializer(message)
+        except Exception:  # pylint: disable=broad-except
+            context.abort(status.Code.INVALID_ARGUMENT, 'the message is not of the type that the method takes.')
+        share.take(len(message))
+        return request
 
 
 def _answer(core: predict.Core, method: str, context, function: Callable):

@@ -1,12 +1,15 @@
 """Tensors as JSON, in rows and in columns, with the rules of TensorFlow Serving's REST interface.
 
-References: https://www.tensorflow.org/tfx/serving/api_rest, "Predict API", "JSON mapping", "Encoding binary values".
+References: https://www.tensorflow.org/tfx/serving/api_rest, "Predict API", "JSON mapping", "Encoding binary values";
+`ParseJson` in https://github.com/tensorflow/serving/blob/master/tensorflow_serving/util/json_tensor.cc.
 """
 
 import base64
 import binascii
 import json
-from typing import Any, Dict, Mapping, Tuple
+from json import decoder as json_decoder
+import math
+from typing import Any, Dict, List, Mapping, Tuple
 
 import numpy as np
 import tensorflow as tf
@@ -20,13 +23,20 @@ _MAX_RANK = 32  # NumPy's.
 
 
 def parse(body: bytes) -> Dict[str, Any]:
-    """Returns the object that a request's body is.
+    """Returns the object that a request's body begins with.
+
+    As TensorFlow Serving does, it reads no further than to the end of the object, takes the first of several members of
+    one name, and refuses numbers that are too large for 64 bits. Bytes that are no UTF-8 become surrogates.
 
     Raises:
       ServingError: if it is no JSON object.
     """
+    text = body.decode('utf-8-sig', 'surrogateescape')
+    start = json_decoder.WHITESPACE.match(text).end()
+    if start == len(text):
+        raise status.invalid('JSON Parse error: The document is empty')
     try:
-        document = json.loads(body.decode('utf-8-sig'))
+        document, _ = _DECODER.raw_decode(text, start)
     except RecursionError as error:
         raise status.invalid('JSON Parse error: nested too deeply.') from error
     except ValueError as error:
@@ -36,6 +46,20 @@ def parse(body: bytes) -> Dict[str, Any]:
     if not isinstance(document.get('signature_name', ''), str):
         raise status.invalid("'signature_name' key must be a string value.")
     return document
+
+
+def _first_of_each(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
+    return dict(reversed(pairs))
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError('Number too big to be stored in double.')
+    return number
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_first_of_each, parse_float=_finite)
 
 
 def read_inputs(document: Mapping[str, Any], signature: signatures.Signature, max_rows: int,
@@ -169,7 +193,7 @@ def _to_scalar(value, dtype):
             try:
                 return value.encode()
             except UnicodeEncodeError as error:
-                raise _Unfit('half of a surrogate pair is no text') from error
+                raise _Unfit('half of a surrogate pair, or what is no UTF-8, is no text') from error
     elif kind == 'boolean':
         if isinstance(value, bool):
             return value

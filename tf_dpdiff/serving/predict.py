@@ -92,6 +92,50 @@ class Budget:
             self._left -= num_bytes
 
 
+class Gate:
+    """Lets requests in while it is open, and counts those that are in; closed at first."""
+
+    def __init__(self):
+        self._is_open, self._num_in, self._changed = False, 0, threading.Condition()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether requests are let in."""
+        return self._is_open
+
+    def open(self) -> None:
+        """Lets requests in from now on."""
+        self._is_open = True
+
+    def close(self) -> None:
+        """Lets none in from now on."""
+        with self._changed:
+            self._is_open = False
+
+    def wait_until_empty(self, timeout_secs: float) -> None:
+        """Returns when no request is in, or at the latest after this time."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._num_in, timeout_secs)
+
+    @contextlib.contextmanager
+    def enter(self) -> Iterator[None]:
+        """A context in which a request is in.
+
+        Raises:
+          ServingError: if the gate is closed.
+        """
+        with self._changed:
+            if not self._is_open:
+                raise status.ServingError(status.Code.UNAVAILABLE, 'the server loads its model, or is about to stop.')
+            self._num_in += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._num_in -= 1
+                self._changed.notify_all()
+
+
 class Core:
     """Answers for one model.
 
@@ -104,12 +148,19 @@ class Core:
       limits: See above.
       metrics: See above.
       budget: Requests take their size from it.
+      gate: Requests by gRPC go through it.
+      model_name: As requests say it.
     """
 
     def __init__(self, manager: versions.VersionManager, limits: Limits, metrics: monitoring.Metrics):
         self.limits, self.metrics = limits, metrics
-        self.budget = Budget(limits.max_open_bytes)
+        self.budget, self.gate = Budget(limits.max_open_bytes), Gate()
+        self.model_name = manager.name
         self._manager = manager
+
+    def is_serving(self) -> bool:
+        """True while requests are let in and there is a version to answer them."""
+        return self.gate.is_open and self._manager.is_loaded()
 
     @contextlib.contextmanager
     def use(self, spec: model_pb2.ModelSpec) -> Iterator[servables.Servable]:

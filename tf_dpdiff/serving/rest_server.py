@@ -1,9 +1,9 @@
 """TensorFlow Serving's REST interface.
 
 Its paths, JSON and status codes are those of https://www.tensorflow.org/tfx/serving/api_rest, read together with
-`http_rest_api_util.cc` (paths), `http_server.cc` (codes) and `json_tensor.cc` (tensors) of
-https://github.com/tensorflow/serving. Added are 401 (token), 408 (a body that comes too slowly) and 413 (a body that is
-too large).
+`http_rest_api_util.cc` (paths), `http_server.cc` (codes, OPTIONS), `evhttp_server.cc` (methods), `evhttp_request.cc`
+(gzip) and `json_tensor.cc` (tensors) of https://github.com/tensorflow/serving. Added are 401 (token), 408 (a body that
+comes too slowly), 413 (a body that is too large) and the reason of every error as JSON.
 """
 
 import asyncio
@@ -15,12 +15,11 @@ import socket
 import threading
 import time
 from typing import Optional
+import urllib.parse
 
 from google.protobuf import json_format
-from starlette import applications
 from starlette import requests
 from starlette import responses
-from starlette import routing
 from tensorflow_serving.apis import get_model_metadata_pb2
 from tensorflow_serving.apis import get_model_status_pb2
 from tensorflow_serving.apis import model_pb2
@@ -30,13 +29,15 @@ from tf_dpdiff.serving import http_protocol
 from tf_dpdiff.serving import json_tensors
 from tf_dpdiff.serving import monitoring
 from tf_dpdiff.serving import predict
+from tf_dpdiff.serving import request_body
 from tf_dpdiff.serving import security as security_lib
 from tf_dpdiff.serving import status
 
-_MODEL = r'/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?'
-_POST = re.compile(_MODEL + ':(?P<method>classify|regress|predict)', re.IGNORECASE)
-_GET = re.compile(_MODEL + '(?P<metadata>/metadata)?', re.IGNORECASE)
-_METHODS = ['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS', 'TRACE', 'CONNECT']
+_NAME, _VERSION = '/(?P<name>[^/:]+)', '(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?'
+_POST = re.compile(f'(?i)/v1/models{_NAME}{_VERSION}:(?P<method>classify|regress|predict)', re.ASCII)
+_GET = re.compile(f'(?i)/v1/models(?:{_NAME})?{_VERSION}(?:/(?P<part>metadata))?', re.ASCII)
+_METHODS = ('GET', 'POST', 'HEAD', 'PUT', 'DELETE', 'OPTIONS', 'PATCH')
+_AUTHORITY = re.compile('https?://[^/?#]*')
 _BODY_TIMEOUT_SECS = 30.0
 _IDLE_SECS = 30
 _JSON_THREADS = 4
@@ -44,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 
 class _App:
-    """Maps requests to answers.
+    """Maps requests to answers; an ASGI application.
 
     Args:
       core: Who answers.
@@ -56,7 +57,11 @@ class _App:
         self._json_pool = futures.ThreadPoolExecutor(_JSON_THREADS, thread_name_prefix='json')
         self._num_open = 0
 
-    async def answer(self, request: requests.Request) -> responses.Response:
+    async def __call__(self, scope, receive, send):
+        response = await self._answer(requests.Request(scope, receive, send))
+        await response(scope, receive, send)
+
+    async def _answer(self, request: requests.Request) -> responses.Response:
         """Answers any request; whatever goes wrong is {"error": ...}."""
         started, method = time.monotonic(), 'other'
         self._num_open += 1
@@ -72,7 +77,7 @@ class _App:
         except status.ServingError as error:
             response, code = _error(error), error.code.name
         except Exception as error:  # pylint: disable=broad-except
-            _log.exception('%s %s failed', request.method, request.url.path)
+            _log.exception('%s %s failed', request.method, request.scope['path'])
             response, code = _error(status.from_exception(error)), 'INTERNAL'
         finally:
             self._num_open -= 1
@@ -81,22 +86,49 @@ class _App:
 
     def _route(self, request: requests.Request):
         """Returns the method's name for metrics, and a coroutine function."""
-        path = request.scope['path']
-        if path == monitoring.PATH and request.method == 'GET':
+        method, target = request.method, _target(request)
+        if method not in _METHODS:
+            raise status.ServingError(status.Code.UNIMPLEMENTED, f'Not implemented: {method[:40]} {target[:200]}')
+        if target.partition('?')[0] == monitoring.PATH:
+            if target != monitoring.PATH:
+                raise status.invalid(f'Unexpected path: {target[:200]}. Should be {monitoring.PATH}')
             return 'metrics', self._metrics
-        match = {'GET': _GET, 'POST': _POST}.get(request.method, _GET).fullmatch(path)
-        if match and request.method == 'POST':
-            if match['method'].lower() != 'predict':
-                raise status.ServingError(status.Code.UNIMPLEMENTED,
-                                          'this server answers predict, not classify or regress.')
-            return 'Predict', lambda: self._predict(request, _spec(match))
-        if match and request.method == 'GET':
-            if match['metadata']:
-                return 'GetModelMetadata', lambda: self._metadata(_spec(match))
-            return 'GetModelStatus', lambda: self._status(_spec(match))
-        if path.lower().startswith('/v1/'):
-            raise status.invalid(f'Malformed request: {request.method} {path[:200]}')
-        raise status.ServingError(status.Code.NOT_FOUND, f'Not found: {path[:200]}')
+        if not target.lower().startswith('/v1/'):
+            raise status.ServingError(status.Code.NOT_FOUND, f'Not found: {target[:200]}')
+        if method == 'OPTIONS':
+            return 'other', lambda: self._preflight(request)
+        found = None
+        if method == 'GET':
+            found = self._route_get(target)
+        elif method == 'POST':
+            found = self._route_post(request, target)
+        if not found:
+            raise status.invalid(f'Malformed request: {method} {target[:200]}')
+        return found
+
+    def _route_post(self, request: requests.Request, target: str):
+        match = _POST.fullmatch(target)
+        method = match and match['method']
+        if method in ('classify', 'regress'):
+            raise status.ServingError(status.Code.UNIMPLEMENTED,
+                                      'this server answers predict, not classify or regress.')
+        return ('Predict', lambda: self._predict(request, _spec(match))) if method == 'predict' else None
+
+    def _route_get(self, target: str):
+        match = _GET.fullmatch(target)
+        if not match:
+            return None
+        if not match['name']:
+            raise status.invalid('Missing model name in request.')
+        if match['part'] == 'metadata':  # In capitals, TensorFlow Serving takes it for the path of the status.
+            return 'GetModelMetadata', lambda: self._metadata(_spec(match))
+        return 'GetModelStatus', lambda: self._status(_spec(match))
+
+    async def _preflight(self, request: requests.Request) -> responses.Response:
+        """Lets a browser ask, and tells it nothing that would let a page of another origin go on."""
+        if not re.search('https?://', request.headers.get('origin', '')):
+            raise status.ServingError(status.Code.FAILED_PRECONDITION, 'Origin header is missing in CORS preflight')
+        return responses.Response()
 
     async def _metrics(self) -> responses.Response:
         return responses.Response(self._core.metrics.page(), media_type=monitoring.CONTENT_TYPE)
@@ -120,6 +152,9 @@ class _App:
     async def _predict(self, request: requests.Request, spec: model_pb2.ModelSpec) -> responses.Response:
         with self._core.budget.share() as share:
             body = await self._read_body(request, share)
+            body = await asyncio.get_running_loop().run_in_executor(self._json_pool, request_body.unpack, body,
+                                                                    request.headers.get('content-encoding', ''),
+                                                                    self._core.limits.max_message_bytes, share)
             outputs, in_rows = await self._run(request, spec, body)
         content = await asyncio.get_running_loop().run_in_executor(self._json_pool, json_tensors.write_outputs, outputs,
                                                                    in_rows)
@@ -142,18 +177,15 @@ class _App:
     async def _read_body(self, request: requests.Request, share: predict.Share) -> bytes:
         """Never holds more than a message may have, whatever the client sends."""
         limit, chunks, size = self._core.limits.max_message_bytes, [], 0
-        too_large = status.ServingError(status.Code.RESOURCE_EXHAUSTED,
-                                        f'the body is larger than the {limit} bytes that a message may have.',
-                                        http_status=413)
         if int(request.headers.get('content-length', 0)) > limit:  # The parser of HTTP lets digits through only.
-            raise too_large
+            raise request_body.too_large(limit)
 
         async def read():
             nonlocal size
             async for chunk in request.stream():
                 size += len(chunk)
                 if size > limit:
-                    raise too_large
+                    raise request_body.too_large(limit)
                 share.take(len(chunk))
                 chunks.append(chunk)
 
@@ -189,15 +221,22 @@ async def _until_gone(request: requests.Request) -> None:
         pass
 
 
+def _target(request: requests.Request) -> str:
+    """Returns the path as it was sent, with the query, since TensorFlow Serving matches both together."""
+    path = request.scope['raw_path'].decode('latin-1')
+    query = request.scope['query_string'].decode('latin-1')
+    return (_AUTHORITY.sub('', path, 1) or '/') + (f'?{query}' if query else '')
+
+
 def _spec(match) -> model_pb2.ModelSpec:
-    spec = model_pb2.ModelSpec(name=match['name'])
+    spec = model_pb2.ModelSpec(name=urllib.parse.unquote(match['name']))
     if match['version']:
         digits = match['version'].lstrip('0') or '0'
         if len(digits) > 19 or int(digits) >= 2**63:
             raise status.invalid(f'Failed to convert version: {match["version"][:40]} to numeric.')
         spec.version.value = int(digits)
     elif match['label']:
-        spec.version_label = match['label']
+        spec.version_label = urllib.parse.unquote(match['label'])
     return spec
 
 
@@ -246,10 +285,7 @@ class RestServer:
             raise OSError(f'cannot listen at {host}:{port} for REST: {getattr(error, "strerror", None) or error}; name '
                           'another --rest_port.') from error
         self.port = self._socket.getsockname()[1]
-        app = applications.Starlette(
-            routes=[routing.Route('/{path:path}', _App(core, security).answer, methods=_METHODS)],
-            exception_handlers={405: _unknown_method})
-        self._config = uvicorn.Config(app,
+        self._config = uvicorn.Config(_App(core, security),
                                       http=http_protocol.PatientOnlySoLong,
                                       ws='none',
                                       lifespan='off',
@@ -282,7 +318,3 @@ class RestServer:
         if self._thread:
             self._thread.join(grace_secs + 5.0)
         self._socket.close()
-
-
-async def _unknown_method(request: requests.Request, unused_error) -> responses.Response:
-    return _error(status.invalid(f'Malformed request: {request.method[:40]} {request.url.path[:200]}'))

@@ -1,4 +1,4 @@
-"""Who may ask a server: a token, TLS, and the rule that there is no server for everyone without both."""
+"""Who may ask a server: a token, TLS, and the rule that without both none draws images for everyone."""
 
 import dataclasses
 import hmac

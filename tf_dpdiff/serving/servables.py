@@ -7,13 +7,13 @@ from typing import Callable, Dict, Mapping, Optional
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
 from tf_dpdiff.serving import batching
 from tf_dpdiff.serving import signatures
 from tf_dpdiff.serving import status
+from tf_dpdiff.serving import version_folders
 
 DEFAULT_SIGNATURE = 'serving_default'
 WARMUP = pathlib.Path('assets.extra') / 'tf_serving_warmup_requests'
@@ -49,12 +49,12 @@ class Servable:
                  on_batch: Optional[Callable[[str, int, float], None]] = None):
         self.version = int(folder.name)
         try:
-            self.signature_defs = _read_signature_defs(folder)
+            self.signature_defs = get_model_metadata_pb2.SignatureDefMap()
+            for name, definition in version_folders.read_signature_defs(folder).items():
+                self.signature_defs.signature_def[name].CopyFrom(definition)
             self._model = tf.saved_model.load(str(folder))
             self._signatures = _read_signatures(self._model.signatures, self.signature_defs)
             _warm_up(folder, self.signature, config.max_batch_size)
-        except LoadError:
-            raise
         except Exception as error:  # pylint: disable=broad-except
             # Damage shows as any error, an IndexError among them.
             raise LoadError(f'{folder}: {status.from_exception(error).message}') from error
@@ -89,18 +89,6 @@ class Servable:
         for batcher in self._batchers.values():
             batcher.close()
         self._batchers, self._signatures, self._model = {}, {}, None
-
-
-def _read_signature_defs(folder: pathlib.Path) -> get_model_metadata_pb2.SignatureDefMap:
-    saved_model = saved_model_pb2.SavedModel()
-    saved_model.ParseFromString((folder / 'saved_model.pb').read_bytes())
-    for graph in saved_model.meta_graphs:
-        if tf.saved_model.SERVING in graph.meta_info_def.tags:
-            result = get_model_metadata_pb2.SignatureDefMap()
-            for name, definition in graph.signature_def.items():
-                result.signature_def[name].CopyFrom(definition)
-            return result
-    raise LoadError(f'{folder}: no graph is tagged {tf.saved_model.SERVING!r}')
 
 
 def _read_signatures(functions, signature_defs) -> Dict[str, signatures.Signature]:

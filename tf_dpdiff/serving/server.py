@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import pathlib
 import threading
+from typing import Optional
 
 from tf_dpdiff.serving import grpc_server
 from tf_dpdiff.serving import monitoring
@@ -27,6 +28,8 @@ class ServerConfig:
       poll_secs: How often it looks for new versions.
       limits: What it takes.
       security: What it asks of clients.
+      health_port: Where health checks, and nothing else, are answered to everyone: by gRPC without TLS and token, as
+        Kubernetes and many load balancers ask. 0 for any that is free, None for no such port.
 
     Raises:
       ValueError: if others could listen or ask.
@@ -37,10 +40,11 @@ class ServerConfig:
     poll_secs: float = 2.0
     limits: predict.Limits = predict.Limits()
     security: security_lib.Security = security_lib.Security()
+    health_port: Optional[int] = None
 
     def __post_init__(self):
-        for name in ('rest_port', 'grpc_port'):
-            if not 0 <= getattr(self, name) < 65536:
+        for name in ('rest_port', 'grpc_port', 'health_port'):
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) < 65536:
                 raise ValueError(f'{name} must be in [0, 65535], got {getattr(self, name)}.')
         if not 0 < self.poll_secs <= 86400:
             raise ValueError(f'poll_secs must be in (0, 86400], got {self.poll_secs}.')
@@ -48,7 +52,7 @@ class ServerConfig:
 
 
 class ModelServer:
-    """Serves a folder of versions.
+    """Serves a folder of versions. While it loads the first one, it answers health checks.
 
     Args:
       folder: The model's folder; a version is a sub-folder with a number for a name.
@@ -58,6 +62,7 @@ class ModelServer:
     Attributes:
       rest_port: Where REST is spoken.
       grpc_port: Where gRPC is spoken.
+      health_port: Where health checks alone are answered, or None.
 
     Raises:
       OSError: if a port cannot be had.
@@ -70,17 +75,30 @@ class ModelServer:
         load = functools.partial(servables.Servable, config=config.limits.batching, on_batch=metrics.count_batch)
         self._manager = versions.VersionManager(folder, name, load)
         metrics.watch(self._manager.queue_length, self._manager.newest_version)
-        core = predict.Core(self._manager, config.limits, metrics)
+        self._core = predict.Core(self._manager, config.limits, metrics)
         where = {'host': config.host, 'security': config.security}
-        self._rest = rest_server.RestServer(core, port=config.rest_port, **where)
-        self._grpc = grpc_server.GrpcServer(core, port=config.grpc_port, **where)
+        self._rest = rest_server.RestServer(self._core, port=config.rest_port, **where)
+        self._grpc = grpc_server.GrpcServer(self._core, port=config.grpc_port, **where)
+        self._health = _health_server(self._core, config)
         self.rest_port, self.grpc_port = self._rest.port, self._grpc.port
+        self.health_port = self._health.port if self._health else None
         self._poll_secs = config.poll_secs
-        self._manager.load_first()
+        self._load_first()
+
+    def _load_first(self) -> None:
+        of_grpc = [part for part in (self._grpc, self._health) if part]
+        for part in of_grpc:
+            part.start()
+        try:
+            self._manager.load_first()
+        except BaseException:
+            for part in (*of_grpc, self._rest):
+                part.stop(0.0)
+            raise
 
     def start(self) -> None:
         """Begins to answer and to look for new versions, in threads."""
-        self._grpc.start()
+        self._core.gate.open()
         self._rest.start()
         self._manager.watch(self._poll_secs)
 
@@ -98,6 +116,7 @@ class ModelServer:
           Whether all requests were answered; a model that is still running, or a version that is still being loaded,
           cannot be stopped but by ending the process.
         """
+        self._core.gate.close()  # From now on health checks say so.
         stops = [threading.Thread(target=part.stop, args=(grace_secs,)) for part in (self._rest, self._grpc)]
         for thread in stops:
             thread.start()
@@ -106,4 +125,17 @@ class ModelServer:
         unloading = threading.Thread(target=self._manager.close, daemon=True)
         unloading.start()
         unloading.join(_UNLOAD_SECS)
+        if self._health:  # Last, to say until then that the server is not to be asked.
+            self._health.stop(0.0)
         return not unloading.is_alive()
+
+
+def _health_server(core: predict.Core, config: ServerConfig) -> Optional[grpc_server.GrpcServer]:
+    if config.health_port is None:
+        return None
+    return grpc_server.GrpcServer(core,
+                                  host=config.host,
+                                  port=config.health_port,
+                                  security=security_lib.Security(),
+                                  flag='health_port',
+                                  only_health=True)

@@ -4,7 +4,6 @@ import contextlib
 import gc
 import logging
 import pathlib
-import re
 import threading
 from typing import Callable, Dict, Iterator, List, NamedTuple, Optional
 
@@ -12,10 +11,9 @@ from tensorflow_serving.apis import get_model_status_pb2
 
 from tf_dpdiff.serving import servables
 from tf_dpdiff.serving import status
+from tf_dpdiff.serving import version_folders
 
 _State = get_model_status_pb2.ModelVersionStatus
-_VERSION = re.compile('0|[1-9][0-9]{0,18}')
-_MAX_VERSION = 2**63 - 1  # The protocol's.
 _MAX_ENDED = 16  # Of how many unloaded versions the state is told.
 _log = logging.getLogger(__name__)
 
@@ -143,6 +141,10 @@ class VersionManager:
         """Returns the version that requests without one get, or 0."""
         return self._newest or 0
 
+    def is_loaded(self) -> bool:
+        """True while there is a version for requests that name none; its number may be 0."""
+        return self._newest is not None
+
     def queue_length(self) -> int:
         """Returns how many requests wait, of all versions."""
         with self._free:
@@ -161,9 +163,10 @@ class VersionManager:
 
     def _find_versions(self) -> List[int]:
         """Versions on disk, the newest first."""
-        names = (path.parent.name for path in self._folder.glob('*/saved_model.pb'))
-        numbers = (int(name) for name in names if _VERSION.fullmatch(name))
-        return sorted((number for number in numbers if number <= _MAX_VERSION), reverse=True)
+        return [
+            number for number in version_folders.numbers(self._folder)
+            if (self._folder / str(number) / 'saved_model.pb').exists()
+        ]
 
     def _set_state(self, version: int, state: int, error: Optional[status.ServingError] = None) -> None:
         with self._free:

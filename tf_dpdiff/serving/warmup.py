@@ -16,6 +16,7 @@ def write(folder: pathlib.Path,
           signatures: Iterable[str],
           batch_sizes: Sequence[int],
           *,
+          label: int = 0,
           num_steps: Optional[int] = None) -> bool:
     """Writes the warm-up requests of an exported model: one a signature and batch size.
 
@@ -23,6 +24,7 @@ def write(folder: pathlib.Path,
       folder: The model's `assets.extra`.
       signatures: Names of its signatures.
       batch_sizes: At least 1 each.
+      label: One that the model was trained on.
       num_steps: The step count to ask for, if the model lets requests choose.
 
     Returns:
@@ -41,17 +43,17 @@ def write(folder: pathlib.Path,
                 request = log.predict_log.request
                 request.model_spec.name = 'warmup'  # A server goes by the folder.
                 request.model_spec.signature_name = signature
-                for name, values in _inputs(signature, size, num_steps):
+                for name, values in _inputs(signature, size, label, num_steps):
                     request.inputs[name].CopyFrom(tf.make_tensor_proto(values))
                 records.write(log.SerializeToString())
     return True
 
 
-def _inputs(signature: str, size: int, num_steps: Optional[int]) -> Iterator[Tuple[str, np.ndarray]]:
+def _inputs(signature: str, size: int, label: int, num_steps: Optional[int]) -> Iterator[Tuple[str, np.ndarray]]:
     if signature == 'privacy_statement':
         yield 'format', np.full([size], b'json')
         return
-    yield 'labels', np.zeros([size], np.int32)
+    yield 'labels', np.full([size], label, np.int32)
     yield 'seeds', np.arange(size, dtype=np.int64)
     if num_steps is not None:
         yield 'num_steps', np.full([size], num_steps, np.int32)

@@ -1,0 +1,117 @@
+"""Tests that nothing is measured on held-out private images unasked, and that what is measured is marked."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from tests.cli import verbs
+from tf_dpdiff.cli import audit
+from tf_dpdiff.cli import command
+from tf_dpdiff.cli import select
+from tf_dpdiff.cli import train
+from tf_dpdiff.data import datasets
+from tf_dpdiff.evaluation import generate
+
+QUICK = ('UNetConfig.base_channels = 4', 'random_strokes.num_images = 20', 'PretrainingConfig.num_steps = 1',
+         'WarmStartConfig.num_steps = 1', 'WarmStartConfig.num_images = 20', 'NUM_STEPS = 1',
+         'EXPECTED_BATCH_SIZE = 10', 'AUGMENTATION_MULTIPLICITY = 1', 'DpSgdConfig.noise_multiplier = 30.0',
+         'ClassMeansConfig.noise_multiplier = 9.0', 'SamplerConfig.num_steps = 2', 'GenerateConfig.num_images = 40',
+         'GenerateConfig.chunk_size = 40')  # yapf: disable
+MARK = '(not to be released)'
+
+
+@pytest.fixture(name='my_gin')
+def fixture_my_gin(tmp_path):
+    """A file of a person who builds on digits.gin, beside images of their own."""
+    images = np.random.default_rng(0).integers(0, 256, [400, 8, 8, 1]).astype(np.uint8)
+    np.savez(tmp_path / 'own.npz', images=images, labels=np.arange(400) % 10)
+    path = tmp_path / 'my.gin'
+    path.write_text("include 'digits.gin'\nDATA = @npz_images()\nnpz_images.path = 'own.npz'\n" + '\n'.join(QUICK))
+    return path
+
+
+def run(path, workdir, *bindings):
+    return verbs.call(train, f'--gin_file={path}', f'--workdir={workdir}', *(f'--gin_param={b}' for b in bindings))
+
+
+def words(printed):
+    """Returns what is printed, without the lines of tables and breaks."""
+    return ' '.join(re.sub('[│┃━┏┓┗┛┡┩╇┳┻─└┘┴]', ' ', printed).split())
+
+
+@pytest.mark.usefixtures('small_network')
+def test_who_includes_the_digits_measures_nothing_on_images_of_their_own(my_gin, tmp_path, capsys, monkeypatch):
+
+    def refuse(self):
+        raise AssertionError(f'held-out images of {self.spec.name} were read')
+
+    monkeypatch.setattr(datasets.PrivateData, 'held_out', property(refuse))
+    assert run(my_gin, tmp_path / 'run') == command.DONE
+    printed = capsys.readouterr()
+    assert "train: no classifier is tested on the held-out images of 'own'" in printed.err
+    assert 'accuracy' not in printed.out and 'real images' not in printed.out
+    assert not (tmp_path / 'run' / 'non_private').exists()
+
+
+@pytest.mark.usefixtures('small_network')
+@pytest.mark.parametrize('asked_by', [
+    'train.utility = @mine/UtilityConfig()\nmine/UtilityConfig.classifiers = ("rbf_svm",)\n'
+    'mine/UtilityConfig.curve_sizes = (10, 1000)', 'quick/UtilityConfig.only_public_data = False'
+])  # yapf: disable
+def test_who_asks_for_it_measures_and_is_told_that_it_must_not_be_released(my_gin, tmp_path, capsys, asked_by):
+    my_gin.write_text(f'{my_gin.read_text()}\n{asked_by}')
+    assert run(my_gin, tmp_path / 'run') == command.DONE
+    printed = capsys.readouterr()
+    said = words(printed.out)
+    entry, = json.loads((tmp_path / 'run' / 'non_private' / 'utility.json').read_text())['classifiers']
+    for source in ('synthetic_images', 'real_images'):
+        accuracy = f"rbf_svm on {source.replace('_', ' ')} {entry[source]['accuracy']:.1%}"
+        assert re.search(rf'{re.escape(accuracy)} of \d+ held-out real images {re.escape(MARK)}', said)
+    assert ('since there are 40 samples: 1,000' in printed.err) == ('mine' in asked_by)  # Known before the first step.
+    (events,) = (tmp_path / 'run' / 'non_private' / 'tensorboard').glob('events*')
+    content = events.read_bytes()
+    assert content.count(b'rbf_svm') == content.count(b'non_private/rbf_svm') > 0
+    for path in (tmp_path / 'run' / 'tensorboard').rglob('events*'):
+        assert b'rbf_svm/' not in path.read_bytes()  # The configuration may name it.
+
+
+@pytest.mark.usefixtures('small_network')
+def test_digits_say_that_they_are_public_and_are_measured_and_marked(tmp_path, capsys):
+    (tmp_path / 'my.gin').write_text("include 'digits.gin'\n" + '\n'.join(QUICK))
+    assert datasets.digits().is_public
+    assert run(tmp_path / 'my.gin', tmp_path / 'run') == command.DONE
+    assert f'of 360 held-out real images {MARK}' in words(capsys.readouterr().out)
+
+
+def test_no_source_of_ones_own_images_is_public(my_gin):
+    assert not datasets.npz_images(str(my_gin.with_name('own.npz'))).is_public
+    train_images = datasets.digits().train
+    assert not datasets.PrivateData(train=train_images, held_out=train_images).is_public
+
+
+@pytest.mark.parametrize('flags, marks', [((), 6), (('--synthetic_only',), 0)])
+def test_selection_is_marked_where_real_images_were_looked_at(tmp_path, capsys, flags, marks):
+    data = datasets.digits().train
+    generate.write_npz(tmp_path / 'samples.npz', data.images_uint8[:200], data.labels[:200], data.class_names)
+    candidates = "--gin_param=SelectionConfig.candidates = ('rbf_svm', 'logistic_regression')"
+    given = ['--gin_file=gin/select_digits.gin', candidates, f'--workdir={tmp_path}', *flags]
+    assert verbs.call(select, *given) == command.DONE
+    said = words(capsys.readouterr().out)
+    assert said.count(MARK) == marks
+    for sentence in ('a regret of', 'Rank correlation of'):
+        assert (sentence in said) == bool(marks)
+
+
+@pytest.mark.usefixtures('small_network')
+def test_audit_and_attack_are_marked(my_gin, tmp_path, capsys):
+    bindings = ('audit.pretraining = None', 'audit.warm_start = None', 'AuditConfig.num_canaries = 20')
+    my_gin.write_text('\n'.join([my_gin.read_text(), *bindings]))
+    assert verbs.call(audit, f'--gin_file={my_gin}', f'--workdir={tmp_path / "audit"}') == command.DONE
+    assert words(capsys.readouterr().out).startswith(f'audit {MARK}')
+    assert run(my_gin, tmp_path / 'run') == command.DONE
+    capsys.readouterr()
+    flags = [f'--gin_file={my_gin}', f'--workdir={tmp_path / "run"}', '--membership']
+    assert verbs.call(audit, *flags) == command.DONE
+    assert words(capsys.readouterr().out).startswith(f'membership attack {MARK}')

@@ -1,0 +1,304 @@
+"""Configuration files as they are read: what each line binds, in which order, and which file stands where.
+
+An include is looked for beside the file that names it, and then in the project's gin folder. What comes later wins.
+"""
+
+import codecs
+import dataclasses
+import difflib
+import io
+import os
+import pathlib
+import re
+import tokenize
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import gin  # pylint: disable=wrong-import-order
+from tf_dpdiff.cli import command
+
+MACRO = 'gin.macro'
+Key = Tuple[str, str, str]  # Scope, whole name of what is configured, parameter.
+
+_ERRORS = (SyntaxError, ValueError, TypeError, tokenize.TokenError)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Binding:
+    """What one line of a file, or one flag, binds.
+
+    Attributes:
+      scope: Such as 'finetuning', or nothing; of a macro: its name.
+      selector: Whole name of what is configured, such as 'tf_dpdiff.privacy.plan.DpSgdConfig', or MACRO.
+      parameter: Such as 'target_epsilon'.
+      value: Literals and gin's references.
+      where: The file and line, or the flag, for errors.
+      folder: The folder of the file; None: a flag binds it.
+    """
+    scope: str
+    selector: str
+    parameter: str
+    value: Any
+    where: str
+    folder: Optional[pathlib.Path]
+
+    @property
+    def key(self) -> Key:
+        """What is bound."""
+        return self.scope, self.selector, self.parameter
+
+    @property
+    def name(self) -> str:
+        """What is bound, as a file writes it."""
+        return name_of(*self.key)
+
+    def __str__(self) -> str:
+        """Returns the binding and where it stands."""
+        return f'{self.where}: {self.name} = {shortened(self.value)}' if self.folder else self.where
+
+
+class Layer(NamedTuple):
+    """A file with all that it includes, or a flag.
+
+    Attributes:
+      first: Position of its first binding.
+      end: Position behind its last one.
+      is_flag: Whether it is a flag.
+    """
+    first: int
+    end: int
+    is_flag: bool
+
+
+class Parsed(NamedTuple):
+    """What files and flags bind.
+
+    Attributes:
+      bindings: In the order in which they are read.
+      layers: In the order in which they end.
+    """
+    bindings: List[Binding]
+    layers: List[Layer]
+
+
+def name_of(scope: str, selector: str, parameter: str) -> str:
+    """Returns what is bound as a file writes it, such as 'finetuning/ViewsConfig.timesteps' or 'NUM_STEPS'."""
+    if selector == MACRO:
+        return scope
+    return f'{scope}{"/" if scope else ""}{selector.rpartition(".")[2]}.{parameter}'
+
+
+def whole_name(name: str) -> str:
+    """Returns the whole name of what a name stands for, such as 'tf_dpdiff.cli.train.train' of 'train'."""
+    return gin.config.ConfigurableReference(name, False).configurable.selector
+
+
+def function(selector: str) -> Callable:
+    """Returns the function or class of a name."""
+    return gin.config.ConfigurableReference(selector, False).configurable.wrapped
+
+
+def with_tuples(value: Any) -> Any:
+    """Returns a value with tuples for lists: configurations are compared, and kept, as what cannot change."""
+    if isinstance(value, dict):
+        return {key: with_tuples(item) for key, item in value.items()}
+    return tuple(map(with_tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
+def shortened(value: Any) -> str:
+    """Returns a value as a file writes it, in one line of moderate length."""
+    text = repr(value)
+    return text if len(text) <= 80 else f'{text[:77]}...'
+
+
+def nearest(name: str, known: Sequence[str], cutoff: float = 0.6) -> str:
+    """Returns the question whether the nearest known name was meant, or nothing where none is near."""
+    folded = {other.casefold(): other for other in known}
+    near = difflib.get_close_matches(name.casefold(), list(folded), 1, cutoff)
+    return f' Did you mean {folded[near[0]]}?' if near else ''
+
+
+def gin_folder() -> pathlib.Path:
+    """Returns the folder of gin files: inside the installed package, or at the top of a checkout."""
+    package = pathlib.Path(__file__).resolve().parent.parent
+    return package / 'gin' if (package / 'gin').is_dir() else package.parent / 'gin'
+
+
+def read(names: Sequence[str], flags: Sequence[str], known: Dict[str, List[str]]) -> Parsed:
+    """Reads configuration files and flags.
+
+    Args:
+      names: Of files, looked up in the current folder and then in the project's gin folder (with or without `gin/` in
+        front).
+      flags: Bindings, such as 'DpSgdConfig.num_steps = 10'.
+      known: The parameters of each name that may be bound.
+
+    Raises:
+      command.UsageError: one line: what is wrong, in which file and line.
+    """
+    reader = _Reader(known)
+    for name in names:
+        reader.read_file(_find(name))
+    for flag in flags:
+        reader.read_flag(flag)
+    return Parsed(reader.bindings, reader.layers)
+
+
+class _Reader:
+    """Collects bindings."""
+
+    def __init__(self, known: Dict[str, List[str]]):
+        self.bindings: List[Binding] = []
+        self.layers: List[Layer] = []
+        self._known = known
+        self._open: List[pathlib.Path] = []  # The files that are being read, each included by the one before.
+
+    def read_file(self, path: pathlib.Path) -> None:
+        shown, first = _shown(path), len(self.bindings)
+        text = _read_text(path, shown)
+        self._open.append(path.resolve())
+        self._read(text, lambda line: f'{shown}, line {line}', pathlib.Path(os.path.abspath(path)).parent)
+        self._open.pop()
+        self.layers.append(Layer(first, len(self.bindings), False))
+
+    def read_flag(self, flag: str) -> None:
+        first = len(self.bindings)
+        self._read(flag, lambda line: f'--gin_param={flag!r}', None)
+        self.layers.append(Layer(first, len(self.bindings), True))
+
+    def _read(self, text: str, where, folder: Optional[pathlib.Path]) -> None:
+        line = 1
+        try:
+            parser = _Parser(io.StringIO(text, newline=None))
+            while True:
+                line = None  # Wherever the parser is.
+                statement = parser.parse_statement()
+                if statement is None:
+                    return
+                line = statement.location.line_num
+                self._add(statement, where(line), folder)
+        except command.UsageError:
+            raise
+        except _ERRORS as error:
+            line = line or parser.current_token.start[0]
+            raise command.UsageError(f'{where(line)}: {_explain(error, self._known)}') from error
+
+    def _add(self, statement, where: str, folder: Optional[pathlib.Path]) -> None:
+        if isinstance(statement, gin.config_parser.IncludeStatement):
+            self._include(statement.filename, where, folder)
+        elif isinstance(statement, gin.config_parser.ImportStatement):
+            _import(statement, where)
+        elif isinstance(statement, gin.config_parser.BindingStatement):
+            scope, selector, parameter, value, _ = statement
+            if parameter:
+                parsed = gin.config.ParsedBindingKey.parse((scope, selector, parameter))
+                key = parsed.scope_selector_arg
+            else:
+                key = f'{scope}/{selector}' if scope else selector, MACRO, 'value'
+            self.bindings.append(Binding(*key, value, where, folder))
+
+    def _include(self, name: str, where: str, folder: Optional[pathlib.Path]) -> None:
+        path = pathlib.Path(name).expanduser()
+        candidates = [path] if path.is_absolute() else [(folder or pathlib.Path.cwd()) / path,
+                                                        gin_folder() / _below_gin(path)]
+        found = next((candidate for candidate in candidates if candidate.exists()), None)
+        if found is None:
+            looked_in = ' and '.join(dict.fromkeys(str(candidate.parent) for candidate in candidates))
+            raise command.UsageError(f'{where}: there is no {name!r} to include, neither beside this file nor in the '
+                                     f"project's gin folder (looked in {looked_in}).")
+        if found.resolve() in self._open:
+            circle = [*self._open[self._open.index(found.resolve()):], found.resolve()]
+            raise command.UsageError(f'{where}: the include goes round in a circle: '
+                                     f'{" -> ".join(map(_shown, circle))}.')
+        self.read_file(found)
+
+
+class _Parser(gin.config_parser.ConfigParser):
+    """gin's parser, which does not take the last of two values of one key of a dictionary unseen."""
+
+    def __init__(self, stream: io.StringIO):
+        self._keys: List[Any] = []
+        super().__init__(stream, gin.config.ParserDelegate())
+
+    def _maybe_parse_container(self):
+        outer, self._keys = self._keys, []
+        found = super()._maybe_parse_container()
+        self._keys = outer
+        return found
+
+    def _parse_dict_item(self):
+        key, value = super()._parse_dict_item()
+        if key in self._keys:
+            raise ValueError(f'the key {key!r} is given twice')
+        self._keys.append(key)
+        return key, value
+
+
+def _find(name: str) -> pathlib.Path:
+    path = pathlib.Path(name).expanduser()
+    candidates = [path, gin_folder() / _below_gin(path)]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    if path.is_dir():
+        raise command.UsageError(f'{name} is a folder: --gin_file wants a file in it.')
+    known = sorted(p.relative_to(gin_folder()).as_posix() for p in gin_folder().glob('*.gin'))
+    raise command.UsageError(f'no such configuration: {name}; the project has {", ".join(known)}.')
+
+
+def _below_gin(path: pathlib.Path) -> pathlib.Path:
+    return pathlib.Path(*path.parts[1:]) if path.parts and path.parts[0] == 'gin' else path
+
+
+def _shown(path: pathlib.Path) -> str:
+    """Returns a path for messages: as short as the working folder allows."""
+    path = pathlib.Path(os.path.abspath(path))
+    return str(path.relative_to(pathlib.Path.cwd()) if pathlib.Path.cwd() in path.parents else path)
+
+
+def _read_text(path: pathlib.Path, shown: str) -> str:
+    if path.is_dir():
+        raise command.UsageError(f'{shown} is a folder, not a configuration file.')
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise command.UsageError(f'{shown} cannot be read: {error.strerror}.') from error
+    if content.startswith(codecs.BOM_UTF8):
+        raise command.UsageError(f'{shown} begins with a byte-order mark: save it as UTF-8 without one.')
+    try:
+        text = content.decode('utf-8')
+    except UnicodeDecodeError as error:
+        line = content.count(b'\n', 0, error.start) + 1
+        raise command.UsageError(f'{shown}, line {line}: this is no text in UTF-8: save the file as UTF-8.') from error
+    if '\0' in text:
+        raise command.UsageError(f'{shown} holds zero bytes, as text in UTF-16 does: save it as UTF-8.')
+    return text
+
+
+def _import(statement, where: str) -> None:
+    if statement.module.startswith('__gin__'):
+        raise command.UsageError(f'{where}: {statement.format()!r} is not for configurations of this project.')
+    try:
+        gin.parse_config(statement.format())
+    except ImportError as error:
+        raise command.UsageError(f'{where}: {str(error).splitlines()[0]}.') from error
+
+
+def _explain(error: Exception, known: Dict[str, List[str]]) -> str:
+    """Returns an error of gin's as one sentence that names the nearest known name."""
+    if isinstance(error, tokenize.TokenError):
+        return f'a bracket or a quote is left open ({error.args[0]}).'
+    text = (getattr(error, 'msg', None) or str(error)).splitlines()
+    unread = re.search(r"Failed to parse token '(.*)'", text[-1])
+    if unread:
+        return (f"{unread.group(1)} is no value: a text stands in quotes, '{unread.group(1)}', a reference begins with "
+                '@ and a macro with %.')
+    sentence = text[0].rstrip('.')
+    parameter = re.search(r"onfigurable '(?:[\w.]*\.)?(\w+)' doesn't have a parameter named '(\w+)'", sentence)
+    given = re.search(r"Configurable '(?:[\w.]*\.)?(\w+)' has denylisted kwarg '(\w+)'", sentence)
+    name = re.search(r"No configurable matching (?:reference )?'@?([\w./]+)", sentence)
+    if given:
+        return f'{given.group(1)}.{given.group(2)} is no setting: the command itself gives it.'
+    if parameter:
+        names = [f'{parameter.group(1)}.{other}' for other in known.get(parameter.group(1), [])]
+        return f'{sentence}.{nearest(f"{parameter.group(1)}.{parameter.group(2)}", names)}'
+    return f'{sentence}.' + (nearest(re.split(r'[./]', name.group(1))[-1], list(known), 0.5) if name else '')

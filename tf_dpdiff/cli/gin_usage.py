@@ -1,0 +1,237 @@
+"""What a configuration binds is what is used: bindings, macros and scopes that nothing reads are refused.
+
+What is read is found without running anything: by following the references from the function of each verb, in the scope
+in which gin will call what they name. One file configures several verbs, so what it binds must be read by one of them;
+what a flag binds must be read by the verb that is run.
+
+A file may build on another and drop a part of it: `train.pretraining = None` leaves unread what the other file says of
+that stage. So each file is judged as it stands by itself. At the end of a file, and of each file that includes it, and
+at the end of all, that is looked at which has been read until then; what a line binds must be the value that is read at
+one of these ends. It follows that
+
+- a misspelt macro, scope or part that nothing refers to is refused, wherever it stands;
+- so is what the same file binds again further down, itself or by an include, and what it binds of a part that it drops;
+- what an included file binds may be bound again, or dropped, by the file that includes it.
+
+Of flags, each is judged as it stands behind those before it: of two that bind the same, the last one wins.
+"""
+
+import inspect
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
+
+import gin  # pylint: disable=wrong-import-order
+from tf_dpdiff.cli import command
+from tf_dpdiff.cli import gin_files
+
+_CONSTANT, _REQUIRED = 'gin.constant', 'gin.REQUIRED'
+
+Scope = Tuple[str, ...]
+Call = Tuple[Scope, str]  # In which scope what is called, by its whole name.
+
+
+class Configuration:
+    """What bindings say in the end: the last one of a parameter wins.
+
+    Args:
+      bindings: In the order in which they are read.
+    """
+
+    def __init__(self, bindings: Sequence[gin_files.Binding]):
+        self.values: Dict[gin_files.Key, gin_files.Binding] = {binding.key: binding for binding in bindings}
+        self._of: Dict[Tuple[str, str], Dict[str, gin_files.Binding]] = {}
+        for binding in self.values.values():
+            self._of.setdefault((binding.scope, binding.selector), {})[binding.parameter] = binding
+
+    def in_scope(self, scope: Scope, selector: str) -> Dict[str, gin_files.Binding]:
+        """Returns what a call in a scope reads, by parameter: as gin does, the narrower scope wins."""
+        found: Dict[str, gin_files.Binding] = {}
+        for depth in range(len(scope) + 1):
+            found.update(self._of.get(('/'.join(scope[:depth]), selector), {}))
+        return found
+
+    def macro(self, reference) -> Optional[gin_files.Binding]:
+        """Returns what binds the macro that a value refers to; None where nothing does, or where it is no macro."""
+        if not is_macro(reference):
+            return None
+        return self.values.get(('/'.join(reference.scopes), gin_files.MACRO, 'value'))
+
+
+class Reached:
+    """What calls of functions read.
+
+    Args:
+      configuration: What is bound.
+      roots: Whole names of the functions that are called, in no scope.
+      given: Parameters of theirs that are not read since flags give them, such as 'train.budget_file'.
+
+    Attributes:
+      bindings: Those that are read.
+      calls: Scope and whole name of everything that is called, macros among them.
+
+    Raises:
+      command.UsageError: if a value needs itself.
+    """
+
+    def __init__(self, configuration: Configuration, roots: Sequence[str], given: Sequence[str] = ()):
+        self.bindings: Set[gin_files.Binding] = set()
+        self.calls: Set[Call] = set()
+        self._configuration = configuration
+        for root in roots:
+            self._visit(((), root), (), given)
+
+    def _visit(self, call: Call, path: Tuple[Call, ...], given: Sequence[str] = ()) -> None:
+        if call in self.calls:
+            return
+        self.calls.add(call)
+        path = (*path, call)
+        for binding in self._configuration.in_scope(*call).values():
+            if binding.name in given:
+                continue
+            self.bindings.add(binding)
+            for reference in references(binding.value):
+                # gin calls what is named without a scope in the scope of what it is for.
+                called = tuple(reference.scopes) or call[0], reference.configurable.selector
+                if reference.evaluate and called in path:
+                    circle = ' -> '.join(map(_name_of_call, (*path[path.index(called):], called)))
+                    raise command.UsageError(f'{binding} goes round in a circle: {circle}.')
+                self._visit(called, path)
+
+
+def references(value: Any) -> Iterator[Any]:
+    """Yields gin's references in a value, however deep."""
+    if isinstance(value, gin.config.ConfigurableReference):
+        yield value
+    elif isinstance(value, (list, tuple, dict)):
+        for item in (*value, *value.values()) if isinstance(value, dict) else value:
+            yield from references(item)
+
+
+def is_macro(value: Any) -> bool:
+    """Returns whether a value is a reference to a macro."""
+    return isinstance(value, gin.config.ConfigurableReference) and value.configurable.selector == gin_files.MACRO
+
+
+def is_left_open(value: Any) -> bool:
+    """Returns whether a value is %gin.REQUIRED."""
+    return (isinstance(value, gin.config.ConfigurableReference) and value.configurable.selector == _CONSTANT and
+            '/'.join(value.scopes) == _REQUIRED)
+
+
+def _name_of_call(call: Call) -> str:
+    scope, selector = call
+    return '/'.join(scope if selector == gin_files.MACRO else (*scope, selector.rpartition('.')[2]))
+
+
+def check_used(parsed: gin_files.Parsed, roots: Sequence[str], running: Sequence[str], given: Sequence[str],
+               verb: Optional[str]) -> None:
+    """Refuses what is bound and not read; see the head of this module.
+
+    Args:
+      parsed: What files and flags bind.
+      roots: What all verbs call.
+      running: What the verb that is run calls.
+      given: What flags of its own give.
+      verb: Its name, or None.
+
+    Raises:
+      command.UsageError: names the first such binding, says why it is not read, and names the nearest one that is.
+    """
+    bindings, read = parsed.bindings, set()
+    whole = gin_files.Layer(0, len(bindings), False)
+    for layer in (*parsed.layers, whole):
+        configuration = Configuration(bindings[:layer.end])
+        reached = Reached(configuration, running, given) if layer.is_flag else Reached(configuration, roots)
+        # A file that is included twice is read twice: a line of it is known by its place. At the end of all, what a
+        # flag binds is not what any command reads, but what this one does.
+        read.update((binding.where, binding.key)
+                    for binding in bindings[layer.first:layer.end]
+                    if binding in reached.bindings and (layer.is_flag or binding.folder))
+    by_all, now = Reached(Configuration(bindings), roots), Reached(Configuration(bindings), running, given)
+    read.update((binding.where, binding.key) for binding in now.bindings)
+    unread = [binding for binding in bindings if (binding.where, binding.key) not in read]
+    if unread:
+        first, more = unread[0], len({(binding.where, binding.key) for binding in unread}) - 1
+        is_for_others = first in by_all.bindings
+        reason = f'bin/{verb} does not read it.' if is_for_others else _why_unread(first, bindings, by_all)
+        raise command.UsageError(f'{first} is not used: {reason}{f" {more} more are not used." if more else ""}')
+
+
+def _why_unread(binding: gin_files.Binding, bindings: Sequence[gin_files.Binding], reached: Reached) -> str:
+    """Returns a sentence, and the question whether the nearest name in use was meant."""
+    later = [other for other in bindings[bindings.index(binding) + 1:] if other.key == binding.key]
+    if later and later[-1] in reached.bindings:
+        return f'{later[-1].where} binds it to {gin_files.shortened(later[-1].value)}, and what comes later wins.'
+    name = binding.selector.rpartition('.')[2]
+    scopes = ['/'.join(scope) for scope, selector in reached.calls if selector == binding.selector]
+    if binding.selector == gin_files.MACRO:
+        reason = f'nothing reads %{binding.name}'
+    elif not scopes:
+        reason = f'nothing calls @{name}()'
+    elif not any(f'{scope}/'.startswith(f'{binding.scope}/') or not binding.scope for scope in scopes):
+        reason = f"nothing calls @{name}() in the scope '{binding.scope}'"
+    else:
+        reason = f'wherever @{name}() is called, a narrower scope binds {binding.parameter}'
+    return f'{reason}.{gin_files.nearest(binding.name, _names_in_use(binding, reached))}'
+
+
+def _names_in_use(binding: gin_files.Binding, reached: Reached) -> List[str]:
+    """Returns the names that could have been meant: macros for a macro, parameters of what is called for others."""
+    if binding.selector == gin_files.MACRO:
+        return sorted('/'.join(scope) for scope, selector in reached.calls if selector == gin_files.MACRO)
+    names = {
+        gin_files.name_of('/'.join(scope[:depth]), selector, parameter) for scope, selector in reached.calls
+        if selector not in (gin_files.MACRO, _CONSTANT)
+        for depth in range(len(scope) + 1)
+        for parameter in inspect.signature(gin_files.function(selector)).parameters
+    }
+    return sorted(names - {binding.name})
+
+
+def check_complete(configuration: Configuration, reached: Reached) -> None:
+    """Refuses macros that are read and not bound, and what a file leaves to others by %gin.REQUIRED.
+
+    Raises:
+      command.UsageError: names what is missing.
+    """
+    for binding in in_order(reached.bindings):
+        for reference in references(binding.value):
+            if is_left_open(reference):
+                raise command.UsageError(f'the configuration is incomplete: {binding.name} must be bound; it is left '
+                                         f'open by %gin.REQUIRED ({binding.where}).')
+            if is_macro(reference) and configuration.macro(reference) is None:
+                name = '/'.join(reference.scopes)
+                known = sorted(scope for scope, selector, _ in configuration.values if selector == gin_files.MACRO)
+                raise command.UsageError(f'{binding}: the configuration uses %{name}, which it does not define.'
+                                         f'{gin_files.nearest(name, known)}')
+
+
+def check_no_commands(bindings: Sequence[gin_files.Binding], verbs: Sequence[str]) -> None:
+    """Refuses references to the functions of verbs: gin would run them to learn a value.
+
+    Raises:
+      command.UsageError: names the reference.
+    """
+    for binding in bindings:
+        for reference in references(binding.value):
+            if reference.configurable.selector in verbs:
+                raise command.UsageError(f'{binding}: {reference!r} is a command, not a value.')
+
+
+def check_scopes(reached: Reached) -> None:
+    """Refuses references to a scope in which nothing is bound that is read.
+
+    Raises:
+      command.UsageError: names the reference and the nearest scope.
+    """
+    scopes = {binding.scope for binding in reached.bindings if binding.selector != gin_files.MACRO and binding.scope}
+    for binding in in_order(reached.bindings):
+        for reference in references(binding.value):
+            scope, selector = '/'.join(reference.scopes), reference.configurable.selector
+            if scope and scope not in scopes and selector not in (gin_files.MACRO, _CONSTANT):
+                raise command.UsageError(f"{binding}: nothing is bound in the scope '{scope}'."
+                                         f'{gin_files.nearest(scope, sorted(scopes))}')
+
+
+def in_order(bindings: Set[gin_files.Binding]) -> List[gin_files.Binding]:
+    """Returns bindings in an order that does not change from run to run."""
+    return sorted(bindings, key=lambda binding: (binding.where, binding.key))

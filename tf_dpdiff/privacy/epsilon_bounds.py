@@ -1,0 +1,230 @@
+"""Upper bounds of epsilon by two accountants, with the rounding of floating-point numbers on the safe side.
+
+dp_accounting does the mathematics. Decided here are how fine a grid it works on, so that no question takes minutes, and
+how far its numbers can be trusted, so that no answer is below the truth.
+"""
+
+import functools
+import math
+from typing import Iterator, NamedTuple, Optional, Tuple
+import warnings
+
+import dp_accounting
+from dp_accounting import rdp
+from dp_accounting.pld import privacy_loss_distribution
+import numpy as np
+
+# Less noise hides nothing: one step on the whole data set costs an epsilon of 500,000. It counts as no noise.
+SMALLEST_NOISE_MULTIPLIER = 1e-3
+
+# Below 1 the orders of dp_accounting's default start too coarse for large epsilon, above 256 too early for small
+# epsilon.
+_RDP_ORDERS = (1.02, 1.05, *(1.0 + x / 10.0 for x in range(1, 100)), *range(11, 64), 80, 96, 128, 192, 256, 384, 512,
+               768, 1024)
+# Tell within a few percent how large epsilon is, in milliseconds.
+_ROUGH_RDP_ORDERS = (2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256, 1024)
+# Against quadrature in extended precision, log E[(p / q)^order] of a step was at most 2e-13 too small, over noise
+# multipliers from 0.05 to 10^6 and sampling probabilities from 10^-9 to 1; this is added to it.
+_RDP_ROUNDING = 1e-12
+# From here on the series of fractional orders may converge slowly: the next whole order bounds them.
+_MAX_NOISE_OF_FRACTIONAL_ORDERS = 1e3
+
+# Of the privacy loss. Any interval gives an upper bound, a coarser one a looser bound; the finest is fine enough for
+# four digits of epsilon at the recipes' settings (epsilon from which on, interval).
+_FINEST_INTERVAL = 1e-4
+_COARSER_INTERVALS = ((300.0, 1e-2), (30.0, 1e-3))
+_COARSEST_INTERVAL = 100.0
+# An interval d adds about d^2 / 12 a step: so much of epsilon may be lost in all.
+_LOST_SHARE, _SMALLEST_ROUGH_EPSILON = 1e-4, 1e-3
+# Points of the grid that all different steps have: what takes a second, and what a search may take many times. Their
+# composition may have five times as many, which is as quick.
+MAX_POINTS, _MAX_POINTS_OF_A_SEARCH = 200_000, 65_000
+# The privacy loss of a step is cut where the noise is beyond this many standard deviations, with probability e^-50.
+_TAIL = 10.1
+# The composition is cut where a Chernoff bound says that less than 1e-15 is left: this many standard deviations.
+_COMPOSED_TAIL = 17.0
+# dp_accounting raises the number of a small grid's points (up to 1000) to the power of the number of steps, only to see
+# that it is large: such steps are composed in blocks.
+_SMALL_GRID, _STEPS_PER_BLOCK = 2000, 10_000
+# Fourier transforms round. Against exact arithmetic they changed the delta of a composition by at most half of the
+# precision of float64 a step: four times as much is taken off delta, and where that is not well below delta RDP takes
+# over. Besides, dp_accounting counts 1e-15 of delta as lost in each composition.
+_PLD_ROUNDING, _SMALLEST_PLD_DELTA_PER_STEP, _SMALLEST_PLD_DELTA = 2.0**-51, 2.0**-44, 1e-12
+
+
+class Steps(NamedTuple):
+    """Poisson-sampled Gaussian steps, or Gaussian releases from all units.
+
+    Attributes:
+      noise_multiplier: Of each, at least SMALLEST_NOISE_MULTIPLIER.
+      sampling_probability: Of each unit, in (0, 1].
+      count: How many, at least 1.
+    """
+    noise_multiplier: float
+    sampling_probability: float
+    count: int
+
+
+def steps_of(event: dp_accounting.DpEvent) -> Optional[Tuple[Steps, ...]]:
+    """Returns what an event is composed of, equal steps counted together; None where no epsilon is known of a part.
+
+    Raises:
+      ValueError: if it holds something else than (Poisson-sampled) Gaussian releases.
+    """
+    counts = {}
+    for noise_multiplier, sampling_probability, count in _parts(event, 1):
+        if not noise_multiplier >= SMALLEST_NOISE_MULTIPLIER:
+            return None
+        key = float(noise_multiplier), float(sampling_probability)
+        counts[key] = counts.get(key, 0) + count
+    return tuple(Steps(*key, count) for key, count in counts.items())
+
+
+def _parts(event: dp_accounting.DpEvent, count: int) -> Iterator[Tuple[float, float, int]]:
+    if isinstance(event, dp_accounting.NonPrivateDpEvent):
+        yield 0.0, 1.0, count
+    elif isinstance(event, dp_accounting.SelfComposedDpEvent):
+        yield from _parts(event.event, count * event.count)
+    elif isinstance(event, dp_accounting.ComposedDpEvent):
+        for part in event.events:
+            yield from _parts(part, count)
+    elif isinstance(event, dp_accounting.GaussianDpEvent):
+        yield event.noise_multiplier, 1.0, count
+    elif isinstance(event, dp_accounting.PoissonSampledDpEvent) and isinstance(event.event,
+                                                                               dp_accounting.GaussianDpEvent):
+        yield event.event.noise_multiplier, event.sampling_probability, count
+    elif not isinstance(event, dp_accounting.NoOpDpEvent):
+        raise ValueError(f'only Gaussian releases and Poisson-sampled ones can be accounted for, got {event!r}.')
+
+
+def by_rdp(steps: Tuple[Steps, ...], delta: float, *, rough: bool = False) -> float:
+    """Returns an upper bound of epsilon by Renyi differential privacy.
+
+    Args:
+      steps: What is released.
+      delta: In (0, 1), however small.
+      rough: Within a few percent, in milliseconds.
+    """
+    return _rdp_epsilon(steps, delta, _ROUGH_RDP_ORDERS if rough else _RDP_ORDERS)
+
+
+def by_pld(steps: Tuple[Steps, ...],
+           delta: float,
+           *,
+           interval: Optional[float] = None,
+           for_a_search: bool = False) -> float:
+    """Returns an upper bound of epsilon by privacy loss distribution, or by Renyi differential privacy in its place.
+
+    The latter where float64 numbers do not resolve delta (below 10^-12, or with very many steps), or where no grid that
+    takes a second is fine enough to tell more.
+
+    Args:
+      steps: What is released.
+      delta: In (0, 1).
+      interval: Of the privacy loss; finer where very many steps would add up what each loses by it, and coarser where
+        the grid would be too large. Where None, 10^-4 for an epsilon below 30 and coarser above, where fewer decimals
+        are of use.
+      for_a_search: Whether it may be coarser, and rounding may make it smaller: what is found so is to be checked.
+    """
+    num_composed = sum(count if probability < 1.0 else 1 for _, probability, count in steps)
+    if delta < max(_SMALLEST_PLD_DELTA, _SMALLEST_PLD_DELTA_PER_STEP * num_composed):
+        return by_rdp(steps, delta, rough=for_a_search)
+    rough = by_rdp(steps, delta, rough=True)
+    lossless = math.sqrt(12.0 * _LOST_SHARE * max(rough, _SMALLEST_ROUGH_EPSILON) / num_composed)
+    wanted = min(interval_for(rough) if interval is None else interval, 10.0**math.floor(math.log10(lossless)))
+    affordable = _affordable_interval(steps, wanted, _MAX_POINTS_OF_A_SEARCH if for_a_search else MAX_POINTS)
+    if affordable is None:
+        return by_rdp(steps, delta, rough=for_a_search)
+    rounding = 0.0 if for_a_search else _PLD_ROUNDING * num_composed
+    bound = _pld_epsilon(steps, delta - rounding, affordable)
+    return bound if affordable == wanted else min(bound, by_rdp(steps, delta, rough=for_a_search))
+
+
+def interval_for(rough_epsilon: float) -> float:
+    """Returns how finely the privacy loss is to be looked at where epsilon is about so large."""
+    return next((interval for least, interval in _COARSER_INTERVALS if rough_epsilon >= least), _FINEST_INTERVAL)
+
+
+def search_interval(target_epsilon: float) -> float:
+    """Returns how finely a search may look for a target: what is lost is a share of epsilon."""
+    return min(interval_for(target_epsilon) * min(10.0, max(1.0, target_epsilon)), _COARSER_INTERVALS[0][1])
+
+
+def _affordable_interval(steps: Tuple[Steps, ...], wanted: float, max_points: int) -> Optional[float]:
+    """Returns the interval that is wanted, or one coarser by powers of ten whose grid is not too large; None: none."""
+    span = sum(_span(step) for step in steps)
+    composed_span = 4.0 * span + _COMPOSED_TAIL * math.sqrt(sum(count * _variance(s, q) for s, q, count in steps))
+    interval = wanted
+    while max(span, composed_span / 5.0) > max_points * interval:
+        interval *= 10.0
+    return interval if interval <= max(wanted, _COARSEST_INTERVAL) else None
+
+
+def _span(step: Steps) -> float:
+    """Returns how far apart the largest and the smallest privacy loss are that a step's grid holds."""
+    noise_multiplier, q, count = step
+    if q == 1.0:
+        noise_multiplier /= math.sqrt(count)
+    most = (_TAIL * noise_multiplier + 0.5) / noise_multiplier**2
+    if q == 1.0:
+        return 2.0 * most
+    above = math.log1p(q * math.expm1(most)) if most < 700.0 else most + math.log(q)
+    return max(above, 0.0) + min(most, -math.log1p(-q))
+
+
+def _variance(noise_multiplier: float, q: float) -> float:
+    """Returns about the variance of the privacy loss of a step, rather too much; none of what is composed exactly."""
+    if q == 1.0:
+        return 0.0
+    inverse = noise_multiplier**-2
+    small = math.log1p(q**2 * math.expm1(min(inverse, 600.0)))
+    return small + q * max(0.5 * inverse + math.log(q), 0.0)**2  # The second: in a share of q, the loss is so large.
+
+
+@functools.lru_cache(maxsize=256)
+def _rdp_epsilon(steps: Tuple[Steps, ...], delta: float, orders: Tuple[float, ...]) -> float:
+    total = np.zeros(len(orders))
+    for noise_multiplier, sampling_probability, count in steps:
+        of_a_step = _step_rdp(noise_multiplier, sampling_probability, orders)
+        total += count * (of_a_step + _RDP_ROUNDING / (np.array(orders) - 1.0))
+    return float(rdp.compute_epsilon(orders, total, delta)[0])
+
+
+@functools.lru_cache(maxsize=64)
+def _step_rdp(noise_multiplier: float, sampling_probability: float, orders: Tuple[float, ...]) -> np.ndarray:
+    if noise_multiplier > _MAX_NOISE_OF_FRACTIONAL_ORDERS:
+        orders = [math.ceil(order) for order in orders]  # It rises with the order.
+    event = dp_accounting.PoissonSampledDpEvent(sampling_probability, dp_accounting.GaussianDpEvent(noise_multiplier))
+    accountant = rdp.RdpAccountant(orders, dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        # Where it is nearly zero, rounding may make it negative.
+        return np.maximum(accountant.compose(event)._rdp, 0.0)  # pylint: disable=protected-access
+
+
+@functools.lru_cache(maxsize=256)
+def _pld_epsilon(steps: Tuple[Steps, ...], delta: float, interval: float) -> float:
+    composed = privacy_loss_distribution.identity(interval)
+    for step in steps:
+        composed = composed.compose(_compose_steps(step, interval))
+    return float(composed.get_epsilon_for_delta(delta))
+
+
+def _compose_steps(step: Steps, interval: float) -> privacy_loss_distribution.PrivacyLossDistribution:
+    noise_multiplier, sampling_probability, count = step
+    if sampling_probability == 1.0:
+        return _step_pld(noise_multiplier / math.sqrt(count), 1.0, interval)
+    one = _step_pld(noise_multiplier, sampling_probability, interval)
+    if count <= _STEPS_PER_BLOCK or _span(step) > _SMALL_GRID * interval:
+        return one.self_compose(count)
+    blocks, rest = divmod(count, _STEPS_PER_BLOCK)
+    composed = one.self_compose(_STEPS_PER_BLOCK).self_compose(blocks)
+    return composed.compose(one.self_compose(rest)) if rest else composed
+
+
+@functools.lru_cache(maxsize=8)  # Of a curve over steps all points share it.
+def _step_pld(noise_multiplier: float, sampling_probability: float,
+              interval: float) -> privacy_loss_distribution.PrivacyLossDistribution:
+    return privacy_loss_distribution.from_gaussian_mechanism(noise_multiplier,
+                                                             value_discretization_interval=interval,
+                                                             sampling_prob=sampling_probability)
