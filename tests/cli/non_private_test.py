@@ -57,9 +57,12 @@ def test_who_includes_the_digits_measures_nothing_on_images_of_their_own(my_gin,
 
 @pytest.mark.usefixtures('small_network')
 @pytest.mark.parametrize('asked_by', [
-    'train.utility = @mine/UtilityConfig()\nmine/UtilityConfig.classifiers = ("rbf_svm",)\n'
-    'mine/UtilityConfig.curve_sizes = (10, 1000)', 'quick/UtilityConfig.only_public_data = False'
-])  # yapf: disable
+    'quick/UtilityConfig.only_public_data = False',
+    pytest.param(
+        'train.utility = @mine/UtilityConfig()\nmine/UtilityConfig.classifiers = ("rbf_svm",)\n'
+        'mine/UtilityConfig.curve_sizes = (10, 1000)',
+        marks=pytest.mark.long)
+])
 def test_who_asks_for_it_measures_and_is_told_that_it_must_not_be_released(my_gin, tmp_path, capsys, asked_by):
     my_gin.write_text(f'{my_gin.read_text()}\n{asked_by}')
     assert run(my_gin, tmp_path / 'run') == command.DONE

@@ -130,9 +130,9 @@ def contents(folder):
 
 @pytest.mark.parametrize('before, now, words', [
     ('1', '1,2', "sample_png, serving_default: input 'num_steps' is new"),
-    ('1,2', '1', "sample_png, serving_default: input 'num_steps' is gone"),
-    ('1,2,3', '3,4', 'num_steps is no longer 1 or 2'),
-])
+    pytest.param('1,2', '1', "sample_png, serving_default: input 'num_steps' is gone", marks=pytest.mark.long),
+    pytest.param('1,2,3', '3,4', 'num_steps is no longer 1 or 2', marks=pytest.mark.long),
+])  # yapf: disable
 def test_command_refuses_what_breaks_clients_in_one_line_and_does_it_if_told_so(toy_run, tmp_path, capsys, before, now,
                                                                                 words):
     folder = tmp_path / 'served'
@@ -226,7 +226,9 @@ def test_version_that_appears_while_another_is_written_is_compared_with_too(fixe
     assert [path.name for path in served.iterdir()] == ['1']
 
 
-@pytest.mark.parametrize('newest', [0, 10**18, 1_700_000_000_000_000_000])
+@pytest.mark.parametrize(
+    'newest', [0, pytest.param(10**18, marks=pytest.mark.long),
+               pytest.param(17 * 10**17, marks=pytest.mark.long)])
 def test_a_new_version_is_newer_than_any_that_a_server_knows(fixed, tmp_path, newest):
     write(fixed, tmp_path).rename(tmp_path / str(newest))
     assert write(fixed, tmp_path).name == str(newest + 1)

@@ -149,11 +149,11 @@ def test_older_export_is_loaded_and_not_asked_for_what_it_was_not_trained_on(run
 
 @pytest.mark.parametrize('before, now, words', [
     ('labelled', 'with label drop', None),
-    ('with label drop', 'with label drop', None),
+    pytest.param('with label drop', 'with label drop', None, marks=pytest.mark.long),
     ('with label drop', 'labelled', 'a label is no longer 3'),
-    ('unlabelled', 'labelled', 'a label is no longer 3'),
-    ('unlabelled', 'with label drop', None),
-    ('with label drop', 'unlabelled', 'a label is no longer 0 or 1 or 2'),
+    pytest.param('unlabelled', 'labelled', 'a label is no longer 3', marks=pytest.mark.long),
+    pytest.param('unlabelled', 'with label drop', None, marks=pytest.mark.long),
+    pytest.param('with label drop', 'unlabelled', 'a label is no longer 0 or 1 or 2', marks=pytest.mark.long),
 ])
 def test_version_that_takes_fewer_labels_is_refused_in_place_of_one_that_took_more(runs, tmp_path, capsys, before, now,
                                                                                    words):

@@ -130,10 +130,11 @@ def test_run_that_was_killed_before_the_ledger_was_saved_reads_the_release(tmp_p
     def killed(*unused_arguments):
         raise KeyboardInterrupt
 
+    trainer = make_trainer(tmp_path)  # Its plan asks what the release will cost.
     with monkeypatch.context() as patched:
         patched.setattr(plan_lib.DpSgdPlan, 'record_warm_start_release', killed)
         with pytest.raises(KeyboardInterrupt):
-            make_trainer(tmp_path).run(NEVER)
+            trainer.run(NEVER)
     before = read_means(tmp_path)
     resumed = make_trainer(tmp_path)
     assert not resumed.state.ledger.count(MECHANISM)
