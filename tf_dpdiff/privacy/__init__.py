@@ -2,20 +2,27 @@
 
 The modules in reading order, which is the order of the algorithm:
 
-    seeds           where a run's secret randomness comes from
-    sampling        which units take part in a step
-    clipping        per-unit gradients -> a sum of known sensitivity
-    noise           one Gaussian draw on that sum
-    class_means     the other release, of one kind: noisy per-class sums of images
-    feature_means   of the other kind: noisy per-class means of what a public network sees
-    accounting      what the releases cost together
-    ledger          which of them really happened
-    budget          what all runs on one data set may cost together
-    plan            the only place where the parts are put together
-    optimizer       the plan behind the tf.keras optimizer interface
-    model_check     refuses networks that mix the examples of a batch
-    statement       the claim, in words and as JSON
-    auditing        the claim put to the test: a lower bound on epsilon
+    seeds             where a run's secret randomness comes from
+    relations         which data sets a claim compares, and why the number of units may be public
+    sampling          which units take part in a step
+    owners            units of several images, each of which counts in part
+    clipping          per-unit gradients -> a sum of known sensitivity
+    noise             one Gaussian draw on that sum
+    class_means       another release: noisy per-class sums of images
+    feature_means     another one: noisy per-class means of what a public network sees
+    accuracy_release  another one: noisy numbers of right answers on held-out images
+    epsilon_bounds    upper bounds of epsilon, rounding included
+    accounting        what the releases cost together
+    rounding          epsilon as people see it: never below the truth
+    ledger            which releases really happened
+    curves            what they have cost on the way
+    budget            what all runs on one data set may cost together
+    cautions          what a lay person would take for protection and is none
+    plan              the only place where the parts are put together
+    optimizer         clipping and noise behind the tf.keras optimizer interface
+    model_check       refuses networks that mix the examples of a batch
+    statement         the claim, in words and as JSON
+    auditing          the claim put to the test: a lower bound on epsilon
 
 This package imports numpy, scipy, tensorflow and dp_accounting, and nothing else of this project.
 """
