@@ -365,3 +365,13 @@ def test_control_a_norm_whose_squares_underflow_would_let_a_unit_pass_the_bound(
     assert share_of_a_unit(3.2e-18 * gradient / np.linalg.norm(gradient), 1e-22) > 1e-21
     # At the smallest norm that is allowed the same gradient, scaled, is clipped.
     assert share_of_a_unit(3.2 * 1e-10 * gradient / np.linalg.norm(gradient), 1e-10) <= 1e-10
+
+
+@pytest.mark.parametrize('shape', [[7], [4096], [4097], [1_000_000], [3, 3, 64, 128], [2, 300_000]])
+def test_squares_are_added_up_in_float32_along_short_axes_alone(shape):
+    spec = tf.TensorSpec([None, *shape])
+    graph = tf.function(clipping._sum_of_squares).get_concrete_function(spec).graph
+    sums = [operation for operation in graph.get_operations() if operation.type == 'Sum']
+    in_float32 = [operation.inputs[0].shape[-1] for operation in sums if operation.inputs[0].dtype == tf.float32]
+    assert sums and in_float32 == ([shape[-1]] if shape[-1] <= 4096 else [])
+    assert all(terms + 8 <= clipping.rounding_margin(shape) * 2.0**24 for terms in in_float32)
