@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.privacy import model_check_test as unfit
 from tf_dpdiff.privacy import model_check
 from tf_dpdiff.privacy import optimizer as optimizer_lib
 from tf_dpdiff.privacy import seeds
@@ -250,24 +251,6 @@ def test_loaded_model_refuses_raw_gradients_and_trains_privately(tmp_path, name)
     assert int(loaded.optimizer._num_draws) == before + 4
 
 
-class RemembersTheMean(layers.Layer):
-    """A layer with running statistics under a name that no list knows."""
-
-    def build(self, input_shape):
-        self.mean = self.add_weight('mean', [input_shape[-1]], trainable=False)
-
-    def call(self, x):
-        self.mean.assign(0.9 * self.mean + 0.1 * tf.reduce_mean(x, axis=0))
-        return x
-
-
-class CentresOverTheBatch(layers.Layer):
-    """A layer that mixes examples under a name that no list knows."""
-
-    def call(self, x):
-        return x - tf.reduce_mean(x, axis=0, keepdims=True)
-
-
 def make_model(cls, layer):
     inputs = layers.Input([3])
     return cls(inputs, layers.Dense(2)(layer(layers.Dense(4)(inputs))))
@@ -305,7 +288,7 @@ STATEFUL = {
     'BatchNormalization': layers.BatchNormalization,
     'without weights': lambda: layers.BatchNormalization(center=False, scale=False),
     'SyncBatchNormalization': layers.experimental.SyncBatchNormalization,
-    'of one\'s own': RemembersTheMean,
+    'of one\'s own': unfit.RemembersTheMean,
 }
 
 
@@ -335,7 +318,7 @@ def check_that_statistics_are_refused(kind, cls, train):
 
 @pytest.mark.parametrize('train', [fit, take_eager_step, take_graph_step], ids=lambda way: way.__name__)
 def test_layers_that_mix_the_batch_are_refused_where_the_batch_is_seen_whole(train):
-    model = make_model(tf.keras.Model, CentresOverTheBatch())
+    model = make_model(tf.keras.Model, unfit.CentresOverTheBatch())
     with pytest.raises(model_check.ModelCheckError, match='depends on another one in the batch'):
         train(model, make_optimizer(), np.ones([4, 3], np.float32), np.ones([4, 2], np.float32))
 
