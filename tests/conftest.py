@@ -1,5 +1,6 @@
 """What tests of several packages share."""
 
+import contextlib
 import gc
 
 import pytest
@@ -8,6 +9,8 @@ from tensorflow.python.framework import ops
 
 from tf_dpdiff.networks import layers
 from tf_dpdiff.networks import unet
+
+_BUILD_UNET = unet.build_unet
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -40,4 +43,12 @@ def fixture_small_network():
     """Makes every network of a module a small one: what is tested does not depend on it, and a UNet traces slowly."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(unet, 'build_unet', build_small_network)
+        yield
+
+
+@contextlib.contextmanager
+def whole_network():
+    """Undoes `small_network`: for what outlives the module that happens to ask for it first."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(unet, 'build_unet', _BUILD_UNET)
         yield

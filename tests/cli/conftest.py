@@ -6,6 +6,7 @@ import pathlib
 
 import pytest
 
+from tests import conftest
 from tests.cli import sampling
 from tests.cli import verbs
 from tf_dpdiff.cli import budget_file
@@ -31,7 +32,8 @@ def fixture_tiny_run(tmp_path_factory, worker_id):
             budget_file.create(budget_path, budget_lib.Budget(3.5, 1e-5))
             logs = ('TrainerConfig.log_non_private = True', 'TrainerConfig.log_every_steps = 1')
             flags = [f'--gin_file={TINY}', f'--workdir={workdir}', f'--budget_file={budget_path}']
-            assert verbs.call(train, *flags, *(f'--gin_param={binding}' for binding in logs)) == command.DONE
+            with conftest.whole_network():
+                assert verbs.call(train, *flags, *(f'--gin_param={binding}' for binding in logs)) == command.DONE
             done.touch()
     return workdir, budget_path
 
@@ -47,10 +49,12 @@ def fixture_loaded_once():
 @pytest.fixture(name='toy_run', scope='session')
 def fixture_toy_run(tmp_path_factory):
     """A finished run."""
-    return sampling.make_run(tmp_path_factory.mktemp('runs') / 'Toys 1')
+    with conftest.whole_network():
+        return sampling.make_run(tmp_path_factory.mktemp('runs') / 'Toys 1')
 
 
 @pytest.fixture(name='other_toy_run', scope='session')
 def fixture_other_run(tmp_path_factory):
     """A run of other weights and another statement, which always saw labels."""
-    return sampling.make_run(tmp_path_factory.mktemp('runs') / 'other', seed=1, label_drop_probability=0.0)
+    with conftest.whole_network():
+        return sampling.make_run(tmp_path_factory.mktemp('runs') / 'other', seed=1, label_drop_probability=0.0)
