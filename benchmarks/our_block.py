@@ -4,6 +4,8 @@ import argparse
 import pathlib
 import sys
 
+from tf_dpdiff import keras
+
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 _REPEATED = 4  # So that a step takes longer than its start.
@@ -18,11 +20,11 @@ def make_step(flags):
     norms = {
         'none': lambda: tf.identity,
         'fused': lambda: layers.GroupNorm(groups=8),
-        'keras': lambda: tf.keras.layers.GroupNormalization(8),
+        'keras': lambda: keras.layers.GroupNormalization(8),
     }
     stack = []
     for _ in range(_REPEATED):
-        convolution = tf.keras.layers.Conv2D(flags.channels, 3, padding='same', data_format=flags.layout)
+        convolution = keras.layers.Conv2D(flags.channels, 3, padding='same', data_format=flags.layout)
         stack += [norms[flags.norm](), tf.nn.silu, convolution]
     size = (flags.size, flags.size)
     shape = (flags.channels, *size) if channels_first else (*size, flags.channels)

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.framework import ops
 
+from tf_dpdiff import keras
 from tf_dpdiff.networks import layers
 from tf_dpdiff.networks import unet
 
@@ -27,15 +28,15 @@ def fixture_old_graphs_are_let_go():
 
 def build_small_network(config, image_shape, num_classes):
     """Stands in for build_unet: one residual block of config.base_channels channels."""
-    x_t = tf.keras.layers.Input(image_shape)
-    t, labels = (tf.keras.layers.Input([], dtype=tf.int32) for _ in range(2))
-    embedding = tf.keras.layers.Add()([
+    x_t = keras.layers.Input(image_shape)
+    t, labels = (keras.layers.Input([], dtype=tf.int32) for _ in range(2))
+    embedding = keras.layers.Add()([
         layers.TimestepEmbedding(4, 8, name='timestep_embedding')(t),
         layers.ClassEmbedding(num_classes, 8, name='class_embedding')(labels)
     ])
-    h = tf.keras.layers.Conv2D(config.base_channels, 3, padding='same', name='conv_in')(x_t)
+    h = keras.layers.Conv2D(config.base_channels, 3, padding='same', name='conv_in')(x_t)
     h = layers.ResidualBlock(config.base_channels, 2, name='block')([h, embedding])
-    return tf.keras.Model([x_t, t, labels], tf.keras.layers.Conv2D(image_shape[-1], 1, name='conv_out')(h))
+    return keras.Model([x_t, t, labels], keras.layers.Conv2D(image_shape[-1], 1, name='conv_out')(h))
 
 
 @pytest.fixture(name='small_network', scope='module')

@@ -17,6 +17,7 @@ import pytest
 from scipy import stats
 import tensorflow as tf
 
+from tf_dpdiff import keras
 from tf_dpdiff.data import datasets
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.networks import unet
@@ -361,13 +362,13 @@ def timesteps_of(units):
 
 
 def check_layer(layer):
-    model_check.check_layers(tf.keras.Sequential([tf.keras.layers.Dense(2, input_shape=(3,)), layer]))
+    model_check.check_layers(keras.Sequential([keras.layers.Dense(2, input_shape=(3,)), layer]))
 
 
 # What is refused, beside its harmless relative that must pass.
 REFUSED = [
-    (lambda: check_layer(tf.keras.layers.BatchNormalization()),
-     lambda: check_layer(tf.keras.layers.LayerNormalization())),
+    (lambda: check_layer(keras.layers.BatchNormalization()),
+     lambda: check_layer(keras.layers.LayerNormalization())),
     (lambda: model_check.check_loss(lambda y, p: tf.reduce_mean(p, -1) - tf.reduce_mean(p), [4]),
      lambda: model_check.check_loss(lambda y, p: tf.reduce_mean(tf.square(p - y), -1), [4])),
     (lambda: check_views(lambda images, units: tf.concat([timesteps_of(units[:2]), -timesteps_of(units[:1])], 0)),

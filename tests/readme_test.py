@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 import gin
+from tf_dpdiff import keras
 from tf_dpdiff.cli import account
 from tf_dpdiff.cli import audit
 from tf_dpdiff.cli import command
@@ -96,8 +97,8 @@ def test_bindings_of_public_images_are_named_as_they_are():
 
 def test_optimizer_snippet_trains_on_any_number_of_images():
     snippet = re.search(r'```python\n(from tf_dpdiff.privacy import optimizer\n.*?)```', README, re.S).group(1)
-    inputs = tf.keras.Input([8, 8, 1])
-    names = {'tf': tf, 'inputs': inputs, 'outputs': tf.keras.layers.Dense(10)(tf.keras.layers.Flatten()(inputs))}
+    inputs = keras.Input([8, 8, 1])
+    names = {'tf': tf, 'inputs': inputs, 'outputs': keras.layers.Dense(10)(keras.layers.Flatten()(inputs))}
     exec(snippet, names)  # pylint: disable=exec-used
     before = names['model'].get_weights()
     history = names['model'].fit(np.zeros([1797, 8, 8, 1]), np.zeros([1797]), batch_size=256, verbose=0)

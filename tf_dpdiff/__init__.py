@@ -4,4 +4,9 @@ Turns a private image data set into a generator with a proven (epsilon, delta) g
 Diffusion Models Generate Useful Synthetic Images" (Ghalebikesabi et al. 2023, arXiv:2302.13861).
 """
 
+import os
+
+# Read when `tf.keras` is first used; see keras.py.
+os.environ.setdefault('TF_USE_LEGACY_KERAS', '1')
+
 from tf_dpdiff.version import __version__

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tf_dpdiff import keras
 from tf_dpdiff.data import augmentation
 
 with contextlib.redirect_stdout(io.StringIO()):  # It announces its backend.
@@ -276,12 +277,12 @@ def test_loop_over_images_would_be_seen():
 
 def test_variation_is_the_same_where_networks_compute_in_mixed_precision(everything):
     images, uniforms = some_images(3), some_uniforms(3, everything.num_uniforms)
-    policy = tf.keras.mixed_precision.global_policy()
-    tf.keras.mixed_precision.set_global_policy('mixed_bfloat16')
+    policy = keras.mixed_precision.global_policy()
+    keras.mixed_precision.set_global_policy('mixed_bfloat16')
     try:
         varied = augmenter(**_ALL)(images, uniforms)
     finally:
-        tf.keras.mixed_precision.set_global_policy(policy)
+        keras.mixed_precision.set_global_policy(policy)
     assert varied.dtype == tf.float32
     np.testing.assert_array_equal(varied, everything(images, uniforms))
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tf_dpdiff import keras
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.diffusion import schedules
 from tf_dpdiff.evaluation import audit_picture
@@ -14,10 +15,10 @@ PROCESS = process_lib.DiffusionProcess(schedules.Schedule(num_timesteps=100), 'v
 
 def make_model():
     """A network whose output depends on image, timestep and label."""
-    x_t = tf.keras.layers.Input([4, 4, 1])
-    t, labels = (tf.keras.layers.Input([], dtype=tf.int32) for _ in range(2))
+    x_t = keras.layers.Input([4, 4, 1])
+    t, labels = (keras.layers.Input([], dtype=tf.int32) for _ in range(2))
     shift = tf.cast(labels, tf.float32) * 0.1 - tf.cast(t, tf.float32) * 0.01
-    return tf.keras.Model([x_t, t, labels], 0.5 * x_t + shift[:, None, None, None])
+    return keras.Model([x_t, t, labels], 0.5 * x_t + shift[:, None, None, None])
 
 
 def make_images(count, seed=0):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tf_dpdiff import keras
 from tf_dpdiff.networks import classifiers
 
 BUILDERS = {'wide_resnet': lambda shape, num_classes, **options: classifiers.wide_resnet(
@@ -40,25 +41,25 @@ def test_wrn_40_4_has_the_parameters_of_the_paper(wrn_40_4):
 
 def test_wrn_40_4_has_three_groups_of_six_blocks_that_halve_the_image_twice(wrn_40_4):
     convolutions = collections.Counter((layer.kernel_size[0], layer.filters, layer.strides[0], layer.output_shape[1])
-                                       for layer in layers_of(wrn_40_4, tf.keras.layers.Conv2D))
+                                       for layer in layers_of(wrn_40_4, keras.layers.Conv2D))
     assert convolutions == {
         (3, 16, 1, 32): 1,
         (1, 64, 1, 32): 1, (3, 64, 1, 32): 12,
         (1, 128, 2, 16): 1, (3, 128, 2, 16): 1, (3, 128, 1, 16): 11,
         (1, 256, 2, 8): 1, (3, 256, 2, 8): 1, (3, 256, 1, 8): 11,
     }  # yapf: disable
-    assert len(layers_of(wrn_40_4, tf.keras.layers.Add)) == 18
-    assert not any(layer.use_bias for layer in layers_of(wrn_40_4, tf.keras.layers.Conv2D))
+    assert len(layers_of(wrn_40_4, keras.layers.Add)) == 18
+    assert not any(layer.use_bias for layer in layers_of(wrn_40_4, keras.layers.Conv2D))
 
 
 def test_wrn_40_4_activates_before_convolutions_and_leaves_the_identity_path_alone(wrn_40_4):
     made_by = {layer.output.ref(): layer for layer in wrn_40_4.layers}
-    first, *others = layers_of(wrn_40_4, tf.keras.layers.Conv2D)
+    first, *others = layers_of(wrn_40_4, keras.layers.Conv2D)
     for layer in others:
-        assert isinstance(made_by[layer.input.ref()], tf.keras.layers.ReLU)
-    for layer in layers_of(wrn_40_4, tf.keras.layers.Add):
+        assert isinstance(made_by[layer.input.ref()], keras.layers.ReLU)
+    for layer in layers_of(wrn_40_4, keras.layers.Add):
         for tensor in layer.input:  # A sum, a projection or a convolution, and nothing after them.
-            assert isinstance(made_by[tensor.ref()], (tf.keras.layers.Add, tf.keras.layers.Conv2D))
+            assert isinstance(made_by[tensor.ref()], (keras.layers.Add, keras.layers.Conv2D))
     assert first.input_shape == (None, 32, 32, 3)
 
 
@@ -76,7 +77,7 @@ def test_any_size_of_image_gives_a_finite_logit_a_class(name, shape):
 def test_weights_depend_on_the_seed_and_on_nothing_else(name):
 
     def weights(seed, global_seed):
-        tf.keras.utils.set_random_seed(global_seed)
+        keras.utils.set_random_seed(global_seed)
         return BUILDERS[name]((8, 8, 1), 3, seed=seed).get_weights()
 
     first, again, other = weights(1, 1), weights(1, 2), weights(2, 1)
@@ -91,8 +92,8 @@ def test_weights_depend_on_the_seed_and_on_nothing_else(name):
 def test_bfloat16_is_computed_in_from_the_first_convolution_to_the_logits_and_weights_are_float32(name):
     images = np.random.default_rng(0).integers(0, 256, [20, 16, 16, 1]).astype(np.uint8)
     exact, rounded = BUILDERS[name]((16, 16, 1), 7), BUILDERS[name]((16, 16, 1), 7, compute_dtype='mixed_bfloat16')
-    assert {layer.compute_dtype for layer in layers_of(exact, tf.keras.layers.Layer)} <= {'float32', 'uint8'}
-    *inner, logits = [layer for layer in rounded.layers if layer.weights or isinstance(layer, tf.keras.layers.Add)]
+    assert {layer.compute_dtype for layer in layers_of(exact, keras.layers.Layer)} <= {'float32', 'uint8'}
+    *inner, logits = [layer for layer in rounded.layers if layer.weights or isinstance(layer, keras.layers.Add)]
     assert {layer.compute_dtype for layer in inner} == {'bfloat16'} and logits.compute_dtype == 'float32'
     assert all(weight.dtype == tf.float32 for weight in rounded.weights)
     one, two = exact(images).numpy(), rounded(images).numpy()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tf_dpdiff import keras
 from tf_dpdiff.networks import convolution
 
 
@@ -35,7 +36,7 @@ SETTINGS = [dict(kernel_size=3, padding='same'), dict(kernel_size=1), dict(kerne
 def test_convolution_and_its_gradients_are_those_of_keras(settings, shape):
     if shape[1] < 3 and settings.get('padding') != 'same':
         settings = {**settings, 'kernel_size': 1}
-    ours, theirs = convolution.Conv2D(6, **settings), tf.keras.layers.Conv2D(6, **settings)
+    ours, theirs = convolution.Conv2D(6, **settings), keras.layers.Conv2D(6, **settings)
     inputs = random_tensor(shape)
     for layer in (ours, theirs):
         layer.build(inputs.shape)

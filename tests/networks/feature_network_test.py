@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tf_dpdiff import keras
 from tf_dpdiff.networks import feature_network
 
 
@@ -22,7 +23,7 @@ def test_initial_weights_depend_on_the_seed_alone():
 
 def test_layers_of_one_shape_start_with_different_weights():
     network = feature_network.build_feature_network((64, 64, 3), 3, seed=0)
-    kernels = [layer.kernel.numpy() for layer in network.layers if isinstance(layer, tf.keras.layers.Conv2D)]
+    kernels = [layer.kernel.numpy() for layer in network.layers if isinstance(layer, keras.layers.Conv2D)]
     same_shape = [kernel for kernel in kernels if kernel.shape == (3, 3, 64, 64)]
     assert len(same_shape) >= 3
     assert len({kernel.tobytes() for kernel in same_shape}) == len(same_shape)
@@ -36,7 +37,7 @@ def test_any_image_is_halved_until_it_is_small(shape, num_classes):
     features, logits = network(images)
     assert features.shape == (2, feature_network.FEATURE_DIMENSION) and logits.shape == (2, num_classes)
     assert np.all(np.isfinite(features)) and np.all(np.isfinite(logits))
-    pooled = next(layer for layer in network.layers if isinstance(layer, tf.keras.layers.GlobalAveragePooling2D))
+    pooled = next(layer for layer in network.layers if isinstance(layer, keras.layers.GlobalAveragePooling2D))
     assert max(pooled.input_shape[1:3]) <= 4
 
 

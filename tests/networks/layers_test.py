@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tf_dpdiff import keras
 from tf_dpdiff.networks import adapters
 from tf_dpdiff.networks import layers
 
@@ -25,7 +26,7 @@ def randomize(layer, seed=0):
 
 def matching_norms(channels, groups, used_groups, epsilon=1e-5):
     """Returns ours and Keras's, with the same random weights."""
-    ours, theirs = layers.GroupNorm(groups, epsilon), tf.keras.layers.GroupNormalization(used_groups, epsilon=epsilon)
+    ours, theirs = layers.GroupNorm(groups, epsilon), keras.layers.GroupNormalization(used_groups, epsilon=epsilon)
     for layer in (ours, theirs):
         layer(tf.zeros([1, 3, 5, channels]))
         layer.gamma.assign(random_array([channels], 1))
@@ -66,7 +67,7 @@ def test_gradients_of_group_norm_are_those_of_keras(shape, groups, used_groups):
 
 @pytest.mark.parametrize('compute_dtype', ['float32', 'mixed_bfloat16'])
 def test_gradient_of_group_norm_is_that_of_its_definition(compute_dtype):
-    layer = layers.GroupNorm(4, dtype=tf.keras.mixed_precision.Policy(compute_dtype))
+    layer = layers.GroupNorm(4, dtype=keras.mixed_precision.Policy(compute_dtype))
     layer(tf.zeros([1, 3, 5, 8]))
     randomize(layer)
     inputs, weights = tf.constant(random_array([2, 3, 5, 8], 3, mean=0.5)), tf.constant(random_array([2, 3, 5, 8], 4))
@@ -148,7 +149,7 @@ def test_residual_block_is_its_formula(channels, scale_shift):
     randomize(block)
 
     def norm(layer, h):
-        theirs = tf.keras.layers.GroupNormalization(2, epsilon=1e-5)
+        theirs = keras.layers.GroupNormalization(2, epsilon=1e-5)
         theirs.build(h.shape)
         theirs.set_weights(layer.get_weights())
         return theirs(h)
@@ -266,7 +267,7 @@ def test_every_layer_is_a_case():
         name for name, value in {
             **vars(layers),
             **vars(adapters)
-        }.items() if isinstance(value, type) and issubclass(value, tf.keras.layers.Layer)
+        }.items() if isinstance(value, type) and issubclass(value, keras.layers.Layer)
     }
     # These two have no variables, and a test of their own.
     assert {key.split(',')[0] for key in _CASES} | {'ToPatches', 'FromPatches'} == classes
@@ -289,8 +290,8 @@ def test_gradients_mapped_over_units_are_those_of_a_loop_and_map_without_one(mak
 
 
 def test_control_a_layer_that_maps_with_a_loop_is_noticed():
-    layer = tf.keras.layers.UpSampling2D(interpolation='bilinear')
-    dense = tf.keras.layers.Dense(2)
+    layer = keras.layers.UpSampling2D(interpolation='bilinear')
+    dense = keras.layers.Dense(2)
     dense.build([None, 4])
 
     @tf.function
@@ -344,16 +345,16 @@ def test_layer_comes_back_from_its_configuration(make, inputs):
 
 @pytest.fixture
 def mixed_precision():
-    policy = tf.keras.mixed_precision.global_policy()
-    tf.keras.mixed_precision.set_global_policy('mixed_bfloat16')
+    policy = keras.mixed_precision.global_policy()
+    keras.mixed_precision.set_global_policy('mixed_bfloat16')
     yield
-    tf.keras.mixed_precision.set_global_policy(policy)
+    keras.mixed_precision.set_global_policy(policy)
 
 
 @_EVERY_LAYER
 def test_layer_takes_its_precision_along(make, inputs, mixed_precision):
     config = make().get_config()
-    tf.keras.mixed_precision.set_global_policy('float32')
+    keras.mixed_precision.set_global_policy('float32')
     layer = type(make()).from_config(config)
     assert apply(layer, of_unit(inputs, 0)).dtype == tf.bfloat16
 
@@ -365,7 +366,7 @@ def test_layer_runs_in_mixed_precision(make, inputs, mixed_precision):
     assert outputs.dtype == tf.bfloat16
     assert all(variable.dtype == tf.float32 for variable in layer.trainable_variables)
     assert all(gradient.dtype == tf.float32 for gradient in gradients_of_unit(layer, of_unit(inputs, 0)))
-    tf.keras.mixed_precision.set_global_policy('float32')
+    keras.mixed_precision.set_global_policy('float32')
     exact = make()
     apply(exact, of_unit(inputs, 0))
     exact.set_weights(layer.get_weights())
@@ -386,7 +387,7 @@ def test_patches_are_mapped_over_units_without_a_loop():
 
     @tf.function
     def mapped(images):
-        there_and_back = tf.keras.Sequential([layers.ToPatches(2), layers.FromPatches(2)])
+        there_and_back = keras.Sequential([layers.ToPatches(2), layers.FromPatches(2)])
         return tf.vectorized_map(there_and_back, images, fallback_to_while_loop=False)
 
     np.testing.assert_array_equal(mapped(tf.constant(image_of(3))), image_of(3))

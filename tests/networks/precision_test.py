@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tf_dpdiff import keras
 from tf_dpdiff.networks import layers
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import clipping
@@ -53,13 +54,13 @@ def test_variables_and_prediction_are_float32_and_activations_are_not(models):
 
 @pytest.mark.parametrize('policy, config', [('float32', _MIXED), ('mixed_bfloat16', _EXACT)])
 def test_policy_of_the_process_is_neither_used_nor_changed(policy, config):
-    before = tf.keras.mixed_precision.global_policy()
-    tf.keras.mixed_precision.set_global_policy(policy)
+    before = keras.mixed_precision.global_policy()
+    keras.mixed_precision.set_global_policy(policy)
     try:
         model = unet.build_unet(config, (4, 4, 1), 10)
-        assert tf.keras.mixed_precision.global_policy().name == policy
+        assert keras.mixed_precision.global_policy().name == policy
     finally:
-        tf.keras.mixed_precision.set_global_policy(before)
+        keras.mixed_precision.set_global_policy(before)
     policies = {
         layer.dtype_policy.name for layer in model.layers if layer.name not in ('x_t', 't', 'labels', 'conv_out')
     }
@@ -91,7 +92,7 @@ def test_sinusoids_tell_neighbouring_timesteps_apart_in_bfloat16():
 
 @pytest.mark.parametrize('mean', [0.0, 3.0])
 def test_group_norm_in_bfloat16_is_that_of_keras_up_to_rounding(mean):
-    ours, theirs = layers.GroupNorm(4, dtype='mixed_bfloat16'), tf.keras.layers.GroupNormalization(4, epsilon=1e-5)
+    ours, theirs = layers.GroupNorm(4, dtype='mixed_bfloat16'), keras.layers.GroupNormalization(4, epsilon=1e-5)
     generator = np.random.default_rng(0)
     inputs = tf.cast(generator.normal(mean, 1.0, [2, 6, 6, 16]), tf.bfloat16)
     ours(inputs), theirs(tf.cast(inputs, tf.float32))

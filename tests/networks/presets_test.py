@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import gin
+from tf_dpdiff import keras
 from tf_dpdiff.cli import gin_config
 from tf_dpdiff.networks import unet
 
@@ -52,7 +53,7 @@ def test_attention_is_where_the_presets_have_it():
 
 def test_names_of_variables_do_not_depend_on_what_was_built_before():
     names = [name for name, _ in variables_of('digits')]
-    tf.keras.layers.Dense(2).build([None, 3])
+    keras.layers.Dense(2).build([None, 3])
     with tf.name_scope('elsewhere'):
         again = unet.build_unet(config_of('digits'), (8, 8, 1), 10)
     other = unet.build_unet(config_of('digits'), (8, 8, 3), 4)

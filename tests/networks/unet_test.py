@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tf_dpdiff import keras
 from tf_dpdiff.networks import convolution
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import clipping
@@ -310,7 +311,7 @@ def test_control_random_numbers_drawn_inside_are_noticed_as_a_hidden_loop(caplog
 
 
 def test_control_an_embedding_look_up_is_noticed_as_a_hidden_loop(caplog):
-    embedding = tf.keras.layers.Embedding(5, 3)
+    embedding = keras.layers.Embedding(5, 3)
     embedding.build([None])
     units = tf.constant([[0, 1], [2, 2]])
     loops = hidden_loops(lambda unit: tf.reduce_mean(tf.square(embedding(unit))), embedding.trainable_variables, units,

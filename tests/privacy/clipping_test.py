@@ -4,16 +4,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tf_dpdiff import keras
 from tf_dpdiff.privacy import clipping
 
-layers = tf.keras.layers
+layers = keras.layers
 
 
 def make_model(kind):
-    tf.keras.utils.set_random_seed(1)
+    keras.utils.set_random_seed(1)
     if kind == 'dense':
-        return tf.keras.Sequential([layers.Dense(5, activation='tanh', input_shape=(3,)), layers.Dense(1)])
-    return tf.keras.Sequential([
+        return keras.Sequential([layers.Dense(5, activation='tanh', input_shape=(3,)), layers.Dense(1)])
+    return keras.Sequential([
         layers.Conv2D(4, 3, padding='same', activation='swish', input_shape=(4, 4, 1)),
         layers.GroupNormalization(2),
         layers.Flatten(),

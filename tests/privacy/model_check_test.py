@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tf_dpdiff import keras
 from tf_dpdiff.privacy import model_check
 
-layers = tf.keras.layers
+layers = keras.layers
 
 
 def make_model(*middle):
-    return tf.keras.Sequential([layers.Dense(4, input_shape=(3,)), *middle, layers.Dense(2)])
+    return keras.Sequential([layers.Dense(4, input_shape=(3,)), *middle, layers.Dense(2)])
 
 
 @pytest.mark.parametrize('layer', [layers.BatchNormalization(name='bad'), layers.Dropout(0.1, name='bad'),
@@ -21,7 +22,7 @@ def test_unfit_layer_is_named_with_its_cure(layer):
 
 
 def test_unfit_layer_inside_another_model_is_found():
-    inner = tf.keras.Sequential([layers.BatchNormalization(name='hidden', input_shape=(4,))])
+    inner = keras.Sequential([layers.BatchNormalization(name='hidden', input_shape=(4,))])
     with pytest.raises(model_check.ModelCheckError, match='hidden'):
         model_check.check_layers(make_model(inner))
 
@@ -92,7 +93,7 @@ def test_layer_is_caught_behind_an_output_that_begins_at_zero():
         check_independence(model)
 
 
-class Subclassed(tf.keras.Model):
+class Subclassed(keras.Model):
     """A model that shows nothing of its layers."""
 
     def __init__(self, layer):
@@ -136,14 +137,14 @@ def contrastive(target, prediction):
     (lambda t, p: tf.reduce_mean(squared(t, p)), 'has shape'),
     (lambda t, p: squared(t, p) - tf.reduce_mean(squared(t, p)), 'depends on another one'),
     (lambda t, p: contrastive(p, p), 'depends on another one'),
-    (tf.keras.losses.MeanSquaredError(), "has shape .*reduction='none'"),
+    (keras.losses.MeanSquaredError(), "has shape .*reduction='none'"),
 ])  # yapf: disable
 def test_loss_that_couples_examples_is_refused(loss_fn, message):
     with pytest.raises(model_check.ModelCheckError, match=message):
         model_check.check_loss(loss_fn, [4])
 
 
-@pytest.mark.parametrize('loss_fn', [squared, tf.keras.losses.MeanSquaredError(reduction='none')])
+@pytest.mark.parametrize('loss_fn', [squared, keras.losses.MeanSquaredError(reduction='none')])
 def test_loss_of_single_examples_passes(loss_fn):
     model_check.check_loss(loss_fn, [4])
 

@@ -8,13 +8,14 @@ import pytest
 import tensorflow as tf
 
 from tests.privacy import model_check_test as unfit
+from tf_dpdiff import keras
 from tf_dpdiff.privacy import model_check
 from tf_dpdiff.privacy import optimizer as optimizer_lib
 from tf_dpdiff.privacy import seeds
 
-layers = tf.keras.layers
+layers = keras.layers
 SIZE = 2000
-VECTOR_LOSS = tf.keras.losses.MeanSquaredError(reduction='none')
+VECTOR_LOSS = keras.losses.MeanSquaredError(reduction='none')
 
 
 def make_optimizer(noise_multiplier=1.0, **options):
@@ -148,7 +149,7 @@ def compile_and_fit(model, optimizer, trainable):
     return list(range(first, int(optimizer._num_draws)))
 
 
-@pytest.mark.parametrize('cls', [tf.keras.Model, optimizer_lib.DpModel])
+@pytest.mark.parametrize('cls', [keras.Model, optimizer_lib.DpModel])
 def test_model_that_is_frozen_and_compiled_anew_goes_on_with_new_draws(cls):
     inputs = layers.Input([3])
     model = cls(inputs, layers.Dense(2, name='second')(layers.Dense(4, name='first')(inputs)))
@@ -241,7 +242,7 @@ def test_loaded_model_refuses_raw_gradients_and_trains_privately(tmp_path, name)
     model.fit(np.ones([8, 3]), np.ones([8, 2]), batch_size=4, verbose=0)
     model.save(tmp_path / name)
     names = {'DpModel': optimizer_lib.DpModel, 'VectorizedDPSGD': optimizer_lib.VectorizedDPSGD}
-    loaded = tf.keras.models.load_model(tmp_path / name, custom_objects=names)
+    loaded = keras.models.load_model(tmp_path / name, custom_objects=names)
     assert isinstance(loaded.optimizer, optimizer_lib.VectorizedDPSGD)
     assert loaded.optimizer._private_seed.reveal() != model.optimizer._private_seed.reveal()
     with pytest.raises(optimizer_lib.NotPrivateError):
@@ -294,7 +295,7 @@ STATEFUL = {
 
 # The two that the others resemble, in every way to train; all of them, in the ways of fit.
 @pytest.mark.parametrize('kind', STATEFUL)
-@pytest.mark.parametrize('cls, train', [(optimizer_lib.DpModel, fit), (tf.keras.Model, fit)])
+@pytest.mark.parametrize('cls, train', [(optimizer_lib.DpModel, fit), (keras.Model, fit)])
 def test_layers_that_keep_statistics_of_the_private_data_are_refused_by_fit(kind, cls, train):
     check_that_statistics_are_refused(kind, cls, train)
 
@@ -302,7 +303,7 @@ def test_layers_that_keep_statistics_of_the_private_data_are_refused_by_fit(kind
 @pytest.mark.parametrize('kind', ['BatchNormalization', 'of one\'s own'])
 @pytest.mark.parametrize('train', [take_eager_step, take_step_by_tape, take_graph_step, map_over_units])
 def test_layers_that_keep_statistics_of_the_private_data_are_refused_in_every_way_to_train(kind, train):
-    check_that_statistics_are_refused(kind, tf.keras.Model, train)
+    check_that_statistics_are_refused(kind, keras.Model, train)
 
 
 def check_that_statistics_are_refused(kind, cls, train):
@@ -318,7 +319,7 @@ def check_that_statistics_are_refused(kind, cls, train):
 
 @pytest.mark.parametrize('train', [fit, take_eager_step, take_graph_step], ids=lambda way: way.__name__)
 def test_layers_that_mix_the_batch_are_refused_where_the_batch_is_seen_whole(train):
-    model = make_model(tf.keras.Model, unfit.CentresOverTheBatch())
+    model = make_model(keras.Model, unfit.CentresOverTheBatch())
     with pytest.raises(model_check.ModelCheckError, match='depends on another one in the batch'):
         train(model, make_optimizer(), np.ones([4, 3], np.float32), np.ones([4, 2], np.float32))
 
@@ -326,7 +327,7 @@ def test_layers_that_mix_the_batch_are_refused_where_the_batch_is_seen_whole(tra
 @pytest.mark.parametrize('make_layer', [
     layers.LayerNormalization, lambda: layers.Dropout(0.5), lambda: layers.BatchNormalization(trainable=False)
 ], ids=['LayerNormalization', 'Dropout', 'frozen BatchNormalization'])  # yapf: disable
-@pytest.mark.parametrize('cls', [tf.keras.Model, optimizer_lib.DpModel])
+@pytest.mark.parametrize('cls', [keras.Model, optimizer_lib.DpModel])
 def test_control_layers_that_keep_examples_apart_are_trained(cls, make_layer):
     model = make_model(cls, make_layer())
     before = model.get_weights()
@@ -339,8 +340,8 @@ def test_batch_normalization_would_let_one_unit_move_the_clipped_sum_beyond_the_
     generator = np.random.default_rng(0)
     x, y = generator.standard_normal([8, 3]).astype(np.float32), np.zeros([8, 2], np.float32)
     x[0] *= 100.0
-    tf.keras.utils.set_random_seed(0)
-    model = make_model(tf.keras.Model, layers.BatchNormalization())
+    keras.utils.set_random_seed(0)
+    model = make_model(keras.Model, layers.BatchNormalization())
 
     def clipped_sum(rows):
         optimizer = make_optimizer(0.0)
@@ -353,25 +354,25 @@ def test_batch_normalization_would_let_one_unit_move_the_clipped_sum_beyond_the_
     assert np.linalg.norm(clipped_sum(slice(0, 8)) - clipped_sum(slice(1, 8))) > 1.5
 
 
-@pytest.mark.parametrize('cls', [tf.keras.Model, optimizer_lib.DpModel])
+@pytest.mark.parametrize('cls', [keras.Model, optimizer_lib.DpModel])
 def test_loss_scaling_is_refused_and_bfloat16_named_as_the_cure(cls):
     model = make_model(cls, layers.LayerNormalization())
     with pytest.raises(ValueError, match="mixed_float16 .* use the policy 'mixed_bfloat16'"):
-        tf.keras.mixed_precision.LossScaleOptimizer(make_optimizer())
-    tf.keras.mixed_precision.set_global_policy('mixed_float16')
+        keras.mixed_precision.LossScaleOptimizer(make_optimizer())
+    keras.mixed_precision.set_global_policy('mixed_float16')
     try:
         half = make_model(cls, layers.LayerNormalization())
         with pytest.raises(ValueError, match="mixed_float16 .* use the policy 'mixed_bfloat16'"):
             half.compile(make_optimizer(), VECTOR_LOSS)
-        tf.keras.mixed_precision.set_global_policy('mixed_bfloat16')
+        keras.mixed_precision.set_global_policy('mixed_bfloat16')
         model = make_model(cls, layers.LayerNormalization())
     finally:
-        tf.keras.mixed_precision.set_global_policy('float32')
+        keras.mixed_precision.set_global_policy('float32')
     # Control: the cure works.
     fit(model, make_optimizer(), np.ones([4, 3], np.float32), np.ones([4, 2], np.float32))
 
 
-@pytest.mark.parametrize('cls', [tf.keras.Model, optimizer_lib.DpModel])
+@pytest.mark.parametrize('cls', [keras.Model, optimizer_lib.DpModel])
 def test_batch_that_is_no_whole_number_of_units_is_refused_in_words(cls):
     x, y = np.ones([10, 3], np.float32), np.ones([10, 2], np.float32)
     model = make_model(cls, layers.LayerNormalization())

@@ -5,14 +5,15 @@ import pytest
 from scipy import stats
 import tensorflow as tf
 
+from tf_dpdiff import keras
 from tf_dpdiff.privacy import optimizer as optimizer_lib
 
-layers = tf.keras.layers
+layers = keras.layers
 KEYS = dict(learning_rate=0.1)
 
 
-def make_model(cls=tf.keras.Model):
-    tf.keras.utils.set_random_seed(3)
+def make_model(cls=keras.Model):
+    keras.utils.set_random_seed(3)
     inputs = layers.Input([4, 4, 1])
     h = layers.Conv2D(3, 3, activation='swish')(inputs)
     return cls(inputs, layers.Dense(2)(layers.Flatten()(layers.GroupNormalization(1)(h))))
@@ -74,15 +75,15 @@ def test_updates_at_noise_zero_equal_tensorflow_privacy(num_microbatches):
     assert not np.allclose(updated[0], flat(make_model().get_weights()), atol=1e-2)
 
 
-@pytest.mark.parametrize('ours, plain', [(optimizer_lib.VectorizedDPAdam, tf.keras.optimizers.Adam),
-                                         (optimizer_lib.VectorizedDPSGD, tf.keras.optimizers.SGD)])
-@pytest.mark.parametrize('cls', [tf.keras.Model, optimizer_lib.DpModel])
+@pytest.mark.parametrize('ours, plain', [(optimizer_lib.VectorizedDPAdam, keras.optimizers.Adam),
+                                         (optimizer_lib.VectorizedDPSGD, keras.optimizers.SGD)])
+@pytest.mark.parametrize('cls', [keras.Model, optimizer_lib.DpModel])
 def test_fit_without_noise_and_clipping_equals_plain_keras(ours, plain, cls):
     x, y = make_data(24)
     private, expected = make_model(cls), make_model()
     private.compile(ours(float('inf'), 0.0, num_microbatches=12, **KEYS),
-                    tf.keras.losses.MeanSquaredError(reduction='none'))
-    expected.compile(plain(**KEYS), tf.keras.losses.MeanSquaredError())
+                    keras.losses.MeanSquaredError(reduction='none'))
+    expected.compile(plain(**KEYS), keras.losses.MeanSquaredError())
     for model in (private, expected):
         model.fit(x, y, batch_size=12, epochs=2, shuffle=False, verbose=0)
     np.testing.assert_allclose(flat(private.get_weights()), flat(expected.get_weights()), rtol=1e-3, atol=1e-4)
@@ -145,7 +146,7 @@ def test_missing_divisor_and_scalar_loss_are_refused():
 
 def test_losses_that_are_not_attributed_to_a_unit_are_refused():
     model = optimizer_lib.DpModel.sequential([layers.Dense(2, kernel_regularizer='l2', input_shape=(3,))])
-    model.compile(optimizer_lib.VectorizedDPSGD(1.0, 0.0, 4), tf.keras.losses.MeanSquaredError(reduction='none'))
+    model.compile(optimizer_lib.VectorizedDPSGD(1.0, 0.0, 4), keras.losses.MeanSquaredError(reduction='none'))
     with pytest.raises(ValueError, match='not attributed to a unit'):
         model.fit(np.ones([4, 3]), np.ones([4, 2]), batch_size=4, verbose=0)
 

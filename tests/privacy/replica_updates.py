@@ -8,12 +8,13 @@ import sys
 import numpy as np
 import tensorflow as tf
 
+from tf_dpdiff import keras
 from tf_dpdiff.privacy import optimizer as optimizer_lib
 
 NUM_UNITS, NUM_VIEWS, CLIP_NORM, NOISE_MULTIPLIER = 8, 2, 0.5, 3.0
 NUM_NOISY = 4000
 WAYS = ('fit of DpModel', 'fit of a plain model', 'minimize_units', 'minimize', 'fit with an expected batch size')
-MEAN_SQUARED_ERROR = tf.keras.losses.MeanSquaredError(reduction='none')
+MEAN_SQUARED_ERROR = keras.losses.MeanSquaredError(reduction='none')
 
 
 def make_optimizer(num_replicas, noise_multiplier=0.0, expected_batch_size=None):
@@ -27,10 +28,10 @@ def make_optimizer(num_replicas, noise_multiplier=0.0, expected_batch_size=None)
 
 
 def make_model(cls, units=2):
-    tf.keras.utils.set_random_seed(3)
-    inputs = tf.keras.layers.Input([3])
-    h = tf.keras.layers.Dense(4, activation='tanh')(inputs)
-    return cls(inputs, tf.keras.layers.Dense(units)(h))
+    keras.utils.set_random_seed(3)
+    inputs = keras.layers.Input([3])
+    h = keras.layers.Dense(4, activation='tanh')(inputs)
+    return cls(inputs, keras.layers.Dense(units)(h))
 
 
 def make_data():
@@ -50,7 +51,7 @@ def take_step(way, strategy, noise_multiplier=0.0, optimizer=None):
     num_replicas = strategy.num_replicas_in_sync
     x, y = make_data()
     with strategy.scope():
-        model = make_model(tf.keras.Model if way in ('fit of a plain model', 'minimize') else optimizer_lib.DpModel)
+        model = make_model(keras.Model if way in ('fit of a plain model', 'minimize') else optimizer_lib.DpModel)
         # The expected batch size is that of all replicas.
         expected = 10.0 if way == 'fit with an expected batch size' else None
         optimizer = optimizer or make_optimizer(num_replicas, noise_multiplier, expected)

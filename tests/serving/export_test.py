@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from tests.cli import sampling
 from tests.cli import verbs
+from tf_dpdiff import keras
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import export as export_verb
 from tf_dpdiff.diffusion import process as process_lib
@@ -59,7 +60,7 @@ def sampler():
     for variable in model.trainable_variables:
         variable.assign(generator.normal(0.0, 0.3, variable.shape))
     # Leaves an optimizer with momenta behind, as training does.
-    model.compile(tf.keras.optimizers.Adam(), 'mse')
+    model.compile(keras.optimizers.Adam(), 'mse')
     model.optimizer.build(model.trainable_variables)
     process = process_lib.DiffusionProcess(schedules.Schedule('cosine', 50), 'v')
     return model, export.ImageSampler(model, process, samplers.SamplerConfig('ancestral', 3))

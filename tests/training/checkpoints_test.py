@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tf_dpdiff import keras
 from tf_dpdiff.privacy import seeds
 from tf_dpdiff.training import checkpoint_folders
 from tf_dpdiff.training import checkpoints
@@ -22,8 +23,8 @@ INDEX, DATA = 'variables.index', 'variables.data-00000-of-00001'
 
 def make_network():
     """Returns a network whose weights are zero, and its optimizer."""
-    model = tf.keras.Sequential([tf.keras.layers.Dense(3, kernel_initializer='zeros', input_shape=(2,))])
-    optimizer = tf.keras.optimizers.Adam(tf.keras.optimizers.schedules.CosineDecay(0.1, 10))
+    model = keras.Sequential([keras.layers.Dense(3, kernel_initializer='zeros', input_shape=(2,))])
+    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.1, 10))
     optimizer.build(model.trainable_variables)
     return model, optimizer
 

@@ -7,6 +7,7 @@ import tensorflow as tf
 from tests import fake_workers
 from tests.training.stops import NEVER
 from tests.training.stops import StopAfter
+from tf_dpdiff import keras
 from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.networks import unet
 from tf_dpdiff.training import checkpoint_folders
@@ -32,7 +33,7 @@ def make_loop(workdir, workers=workers_lib.ALONE, *, every_secs=NEVER_SECS, grid
                               is_private=False,
                               draw_grid=lambda average: np.full([1, 1, 1], count(average), np.uint8),
                               replicas=strategies.Replicas(tf.distribute.get_strategy(), workers))
-    optimizer = tf.keras.optimizers.SGD()
+    optimizer = keras.optimizers.SGD()
     optimizer.build(made.model.trainable_variables)
     bias = made.average.get_layer('conv_out').bias
 

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tests.conftest import build_small_network
+from tf_dpdiff import keras
 from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.data import datasets
 from tf_dpdiff.diffusion import process as process_lib
@@ -34,7 +35,7 @@ class _Sgd(stages.OptimizationConfig):
 
     def make_optimizer(self, num_steps):
         del num_steps
-        return tf.keras.optimizers.SGD(1.0)
+        return keras.optimizers.SGD(1.0)
 
 
 SGD, ADAM = _Sgd(1.0), stages.OptimizationConfig(learning_rate=0.01)

@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 import tensorflow as tf
 
+from tf_dpdiff import keras
 from tf_dpdiff.data import datasets
 from tf_dpdiff.data import pipelines
 from tf_dpdiff.diffusion import process as process_lib
@@ -34,7 +35,7 @@ LABELS = (np.arange(12) % 3).astype(np.int32)
 
 
 def make_model():
-    tf.keras.utils.set_random_seed(2)
+    keras.utils.set_random_seed(2)
     model = unet.build_unet(NETWORK, (4, 4, 1), 3)
     for variable in model.trainable_variables:  # Zero-initialised layers would hide most gradients.
         variable.assign_add(0.1 * tf.random.stateless_normal(variable.shape, [1, variable.shape.num_elements()]))
@@ -48,7 +49,7 @@ def make_step(units_per_chunk, secret, changes, images_per_unit=1, views_per_chu
     private_step = train_step.make_private_step(model,
                                                 average,
                                                 model.trainable_variables,
-                                                tf.keras.optimizers.SGD(1.0),
+                                                keras.optimizers.SGD(1.0),
                                                 plan,
                                                 VIEWS,
                                                 seeds.PrivateSeed(secret),

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tests.training.stops import NEVER
 from tests.training.stops import StopAfter
+from tf_dpdiff import keras
 from tf_dpdiff.data import datasets
 from tf_dpdiff.data import pipelines
 from tf_dpdiff.data import procedural
@@ -244,7 +245,7 @@ def test_network_that_mixes_examples_is_refused_before_anything_is_trained(tmp_p
 
     def build_with_batch_norm(*arguments):
         model = real_build(*arguments)
-        return tf.keras.Model(model.inputs, tf.keras.layers.BatchNormalization(name='mixer')(model.outputs[0]))
+        return keras.Model(model.inputs, keras.layers.BatchNormalization(name='mixer')(model.outputs[0]))
 
     real_build = unet.build_unet
     monkeypatch.setattr(unet, 'build_unet', build_with_batch_norm)

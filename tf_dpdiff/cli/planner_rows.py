@@ -5,6 +5,7 @@ from typing import List, Optional, Sequence, Tuple
 
 import tensorflow as tf
 
+from tf_dpdiff import keras
 from tf_dpdiff.cli import command
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import plan as plan_lib
@@ -34,7 +35,7 @@ def count_parameters(variables: Sequence[tf.Variable]) -> int:
     return sum(variable.shape.num_elements() for variable in variables)
 
 
-def of_private_run(hardware: planner.Hardware, model: tf.keras.Model, plan: plan_lib.DpSgdPlan,
+def of_private_run(hardware: planner.Hardware, model: keras.Model, plan: plan_lib.DpSgdPlan,
                    pretraining: Optional[stages.PretrainingConfig], warm_start: Optional[stages.WarmStartConfig],
                    finetuning: stages.FinetuningConfig) -> Rows:
     """Returns the rows of a private run.
@@ -76,7 +77,7 @@ def of_private_run(hardware: planner.Hardware, model: tf.keras.Model, plan: plan
     return rows
 
 
-def of_public_run(hardware: planner.Hardware, model: tf.keras.Model, pretraining: stages.PretrainingConfig) -> Rows:
+def of_public_run(hardware: planner.Hardware, model: keras.Model, pretraining: stages.PretrainingConfig) -> Rows:
     """Returns the rows of a run on public images alone.
 
     Args:

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 import gin  # pylint: disable=wrong-import-order
+from tf_dpdiff import keras
 from tf_dpdiff.cli import run_files
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.diffusion import samplers
@@ -36,7 +37,7 @@ def make_grid_drawer(model: run_files.ModelDescription) -> loop_lib.DrawGrid:
     seeds = tf.range(len(rows), dtype=tf.int64)
     kept = {}  # The network that is sampled and the compiled sampler: made at the first call.
 
-    def draw(average: tf.keras.Model) -> np.ndarray:
+    def draw(average: keras.Model) -> np.ndarray:
         # Networks with adapters are sampled as they are released: merged, into a new network each time.
         released = transfer.merge_adapters(average, model.network)[0] if model.network.adapter_rank else average
         if not kept:
@@ -50,7 +51,7 @@ def make_grid_drawer(model: run_files.ModelDescription) -> loop_lib.DrawGrid:
     return draw
 
 
-def _make_sampler(network: tf.keras.Model, model: run_files.ModelDescription) -> Callable:
+def _make_sampler(network: keras.Model, model: run_files.ModelDescription) -> Callable:
     config = model.sampler
     if config.num_steps > _GRID_STEPS:  # Ancestral sampling wants all of its steps; DDIM does with few.
         name = 'ddim' if config.name == 'ancestral' else config.name

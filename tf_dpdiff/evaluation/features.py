@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_dpdiff import files
+from tf_dpdiff import keras
 from tf_dpdiff import progress
 from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.data import datasets
@@ -286,11 +287,11 @@ def _small_extractor(description: dict, weights: Sequence[np.ndarray]) -> Extrac
     return Extractor(name, description['weights_sha256'], 'none', runs, batch_size=250, note=_OWN_SCALE)
 
 
-def _train(config: FeaturesConfig, train: datasets.ImageDataset) -> tf.keras.Model:
+def _train(config: FeaturesConfig, train: datasets.ImageDataset) -> keras.Model:
     """Trains the small classifier; nothing is drawn from, or left in, the global random state."""
     network = feature_network.build_feature_network(train.image_shape, train.num_classes, seed=config.seed)
-    schedule = tf.keras.optimizers.schedules.CosineDecay(_LEARNING_RATE, config.num_steps)
-    optimizer = tf.keras.optimizers.Adam(schedule)
+    schedule = keras.optimizers.schedules.CosineDecay(_LEARNING_RATE, config.num_steps)
+    optimizer = keras.optimizers.Adam(schedule)
 
     @functools.partial(tf.function, autograph=False)
     def step(images_uint8, labels):

@@ -9,6 +9,7 @@ from typing import Sequence, Tuple
 import numpy as np
 import tensorflow as tf
 
+from tf_dpdiff import keras
 from tf_dpdiff.diffusion import corruption
 from tf_dpdiff.diffusion import losses
 from tf_dpdiff.diffusion import parameterization as parameterization_lib
@@ -42,7 +43,7 @@ class ImageLoss:
       ValueError: if a timestep is beyond the schedule.
     """
 
-    def __init__(self, model: tf.keras.Model, process: process_lib.DiffusionProcess, timesteps: Sequence[int], *,
+    def __init__(self, model: keras.Model, process: process_lib.DiffusionProcess, timesteps: Sequence[int], *,
                  draws_per_timestep: int, seed: int, chunk_size: int):
         check_timesteps(timesteps, process)
         self._model = model

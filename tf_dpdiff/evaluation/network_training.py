@@ -6,6 +6,7 @@ from typing import Callable, List, Optional, Tuple
 import numpy as np
 import tensorflow as tf
 
+from tf_dpdiff import keras
 from tf_dpdiff import progress
 
 Predict = Callable[[np.ndarray], np.ndarray]
@@ -41,7 +42,7 @@ class TrainingConfig:
     patience: int
 
 
-def train(model: tf.keras.Model,
+def train(model: keras.Model,
           config: TrainingConfig,
           images: np.ndarray,
           labels: np.ndarray,
@@ -123,10 +124,10 @@ def _batches(num_images: int, batch_size: int, rng: np.random.Generator):
         waiting = waiting[batch_size:]
 
 
-def _make_step(model: tf.keras.Model, config: TrainingConfig, num_steps: int):
-    schedule = tf.keras.optimizers.schedules.CosineDecay(config.learning_rate, num_steps)
-    optimizer = (tf.keras.optimizers.Adam(schedule)
-                 if config.optimizer == 'adam' else tf.keras.optimizers.SGD(schedule, momentum=0.9, nesterov=True))
+def _make_step(model: keras.Model, config: TrainingConfig, num_steps: int):
+    schedule = keras.optimizers.schedules.CosineDecay(config.learning_rate, num_steps)
+    optimizer = (keras.optimizers.Adam(schedule)
+                 if config.optimizer == 'adam' else keras.optimizers.SGD(schedule, momentum=0.9, nesterov=True))
     optimizer.build(model.trainable_variables)
     kernels = [variable for variable in model.trainable_variables if variable.shape.rank > 1]
 
@@ -144,7 +145,7 @@ def _make_step(model: tf.keras.Model, config: TrainingConfig, num_steps: int):
     return step
 
 
-def _make_predict(model: tf.keras.Model) -> Predict:
+def _make_predict(model: keras.Model) -> Predict:
 
     @tf.function(input_signature=[tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8)])
     def probabilities(images):

@@ -5,9 +5,10 @@ from typing import Any, Tuple
 
 import tensorflow as tf
 
+from tf_dpdiff import keras
 from tf_dpdiff.networks import convolution
 
-layers = tf.keras.layers
+layers = keras.layers
 
 ROLES = ('attention', 'residual', 'embedding')
 
@@ -20,7 +21,7 @@ class _Adapted:
 
     def __init__(self, *args, adapter_rank: int, adapter_alpha: float, **kwargs):
         super().__init__(*args, **kwargs)
-        if self.activation is not tf.keras.activations.linear:
+        if self.activation is not keras.activations.linear:
             raise ValueError(f'layer {self.name!r}: what is adapted has no activation; apply it to the sum.')
         self.adapter_rank = adapter_rank
         self.adapter_alpha = adapter_alpha
@@ -62,7 +63,7 @@ class AdaptedConv2D(_Adapted, convolution.Conv2D):
 
     Args:
       filters: Channels of the output.
-      kernel_size: As of `tf.keras.layers.Conv2D`.
+      kernel_size: As of `keras.layers.Conv2D`.
       adapter_rank: Of the adapter, at least 1.
       adapter_alpha: The adapter's output is multiplied by adapter_alpha / adapter_rank.
 

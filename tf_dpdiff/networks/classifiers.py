@@ -8,9 +8,10 @@ from typing import Tuple
 
 import tensorflow as tf
 
+from tf_dpdiff import keras
 from tf_dpdiff.networks import unet
 
-layers = tf.keras.layers
+layers = keras.layers
 
 # The moving statistics follow within tens of steps: trainings may be short.
 _BATCH_NORM_MOMENTUM = 0.9
@@ -24,7 +25,7 @@ def wide_resnet(image_shape: Tuple[int, int, int],
                 depth: int = 40,
                 width: int = 4,
                 compute_dtype: str = 'float32',
-                seed: int = 0) -> tf.keras.Model:
+                seed: int = 0) -> keras.Model:
     """Builds a wide residual network with activations before convolutions; WRN-40-4 by default.
 
     Three groups of (depth - 4) / 6 blocks with 16, 32 and 64 times `width` channels; the second and the third group
@@ -66,7 +67,7 @@ def wide_resnet(image_shape: Tuple[int, int, int],
         for index in range((depth - 4) // 6):
             x = block(x, 16 * width * 2**group, 2 if group and not index else 1)
     x = layers.GlobalAveragePooling2D(dtype=make.policy)(make.normalized(x))
-    return tf.keras.Model(images_uint8, make.logits(x, num_classes))
+    return keras.Model(images_uint8, make.logits(x, num_classes))
 
 
 def small_cnn(image_shape: Tuple[int, int, int],
@@ -74,7 +75,7 @@ def small_cnn(image_shape: Tuple[int, int, int],
               *,
               width: int = 16,
               compute_dtype: str = 'float32',
-              seed: int = 0) -> tf.keras.Model:
+              seed: int = 0) -> keras.Model:
     """Builds a few convolutions that halve the image until it is small, and a layer of logits; for CPUs.
 
     Args:
@@ -102,7 +103,7 @@ def small_cnn(image_shape: Tuple[int, int, int],
         x = layers.MaxPooling2D(padding='same', dtype=make.policy)(convolution(x, filters))
         filters = 4 * width
     x = layers.Flatten(dtype=make.policy)(convolution(x, 4 * width))
-    return tf.keras.Model(images_uint8, make.logits(x, num_classes))
+    return keras.Model(images_uint8, make.logits(x, num_classes))
 
 
 class _Layers:
@@ -116,8 +117,8 @@ class _Layers:
         if compute_dtype not in unet.COMPUTE_DTYPES:
             raise ValueError(
                 f'compute_dtype of a classifier must be one of {unet.COMPUTE_DTYPES}, got {compute_dtype!r}.')
-        self.policy = tf.keras.mixed_precision.Policy(compute_dtype)
-        self._initializers = (tf.keras.initializers.HeNormal(seed=1000 * seed + index) for index in range(1000))
+        self.policy = keras.mixed_precision.Policy(compute_dtype)
+        self._initializers = (keras.initializers.HeNormal(seed=1000 * seed + index) for index in range(1000))
 
     def convolution(self, x, filters, kernel_size=3, strides=1):
         return layers.Conv2D(filters,

@@ -2,14 +2,16 @@
 
 import tensorflow as tf
 
-layers = tf.keras.layers
+from tf_dpdiff import keras
+
+layers = keras.layers
 
 # Up to so many pixels of all views of a unit, a product of matrices is quicker than a convolution's filter gradient.
 _MAX_PIXELS = 256
 
 
 class Conv2D(layers.Conv2D):
-    """`tf.keras.layers.Conv2D`, whose filter gradient on few pixels is a product of matrices.
+    """`keras.layers.Conv2D`, whose filter gradient on few pixels is a product of matrices.
 
     `tf.vectorized_map` knows no batched filter gradient and computes it in a loop, a unit at a time. On small images
     (7x7, few views) the loop takes longer than the work. A product of matrices is mapped without one. The two are equal

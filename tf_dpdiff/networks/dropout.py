@@ -2,10 +2,12 @@
 
 import tensorflow as tf
 
+from tf_dpdiff import keras
+
 _MASK = 2**32 - 1
 
 
-class SeededDropout(tf.keras.layers.Layer):
+class SeededDropout(keras.layers.Layer):
     """Inverted dropout whose mask is a hash of (seed of the example, salt, place of the activation).
 
     Takes [activations, float [batch, ...], and seeds, int32 [batch]]; off unless called with training=True, as every

@@ -4,13 +4,15 @@ from typing import Tuple
 
 import tensorflow as tf
 
-layers = tf.keras.layers
+from tf_dpdiff import keras
+
+layers = keras.layers
 
 FEATURE_DIMENSION = 64  # Small: the Frechet distance wants more images than features, and some held-out sets are small.
 _SMALLEST_SIDE = 4
 
 
-def build_feature_network(image_shape: Tuple[int, int, int], num_classes: int, *, seed: int) -> tf.keras.Model:
+def build_feature_network(image_shape: Tuple[int, int, int], num_classes: int, *, seed: int) -> keras.Model:
     """Builds convolutions that halve the image until it is small, a mean over positions, and a layer of logits.
 
     Use it where the standard Inception graph is not at hand or means little, as on 8x8 digits.
@@ -29,7 +31,7 @@ def build_feature_network(image_shape: Tuple[int, int, int], num_classes: int, *
     def initializer():
         nonlocal num_layers
         num_layers += 1
-        return tf.keras.initializers.HeNormal(seed=1000 * seed + num_layers)
+        return keras.initializers.HeNormal(seed=1000 * seed + num_layers)
 
     def convolution(x, filters, strides=1):
         layer = layers.Conv2D(filters, 3, strides, 'same', activation='relu', kernel_initializer=initializer())
@@ -43,10 +45,10 @@ def build_feature_network(image_shape: Tuple[int, int, int], num_classes: int, *
         filters = FEATURE_DIMENSION
     features = layers.GlobalAveragePooling2D()(convolution(x, FEATURE_DIMENSION))
     logits = layers.Dense(num_classes, kernel_initializer=initializer())(features)
-    return tf.keras.Model(images_uint8, [features, logits])
+    return keras.Model(images_uint8, [features, logits])
 
 
-def scale_features(network: tf.keras.Model, factor: float) -> None:
+def scale_features(network: keras.Model, factor: float) -> None:
     """Multiplies the features of a network from `build_feature_network` by a factor > 0 and leaves its logits alone."""
     # ReLU and mean over positions pass a positive factor on.
     last_convolution = [layer for layer in network.layers if isinstance(layer, layers.Conv2D)][-1]

@@ -6,17 +6,18 @@ import math
 
 import tensorflow as tf
 
+from tf_dpdiff import keras
 from tf_dpdiff.networks import adapters as adapters_lib
 from tf_dpdiff.networks import convolution
 from tf_dpdiff.networks import dropout as dropout_lib
 
-layers = tf.keras.layers
+layers = keras.layers
 
 
 class GroupNorm(layers.Layer):
     """Group normalization as per-channel sums, group sums and ONE multiply-add over the image, and so its gradient.
 
-    The same function as `tf.keras.layers.GroupNormalization` on images; on a CPU, where memory traffic is what a small
+    The same function as `keras.layers.GroupNormalization` on images; on a CPU, where memory traffic is what a small
     UNet pays for, it is several times faster. Its gradient is written by hand: what the tape makes of it takes twice
     the passes over the image and five times the operations, and tracing time is what a short run pays for.
 
@@ -148,7 +149,7 @@ class ClassEmbedding(layers.Layer):
         self.units = units
         self.table = layers.Dense(units,
                                   use_bias=False,
-                                  kernel_initializer=tf.keras.initializers.RandomNormal(stddev=0.05),
+                                  kernel_initializer=keras.initializers.RandomNormal(stddev=0.05),
                                   name='table',
                                   dtype=self.dtype_policy)
 

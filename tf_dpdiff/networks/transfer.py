@@ -4,8 +4,8 @@ import dataclasses
 from typing import Dict, List, Optional, Tuple
 
 import numpy as np
-import tensorflow as tf
 
+from tf_dpdiff import keras
 from tf_dpdiff.networks import unet
 
 _CLASS_EMBEDDING = 'class_embedding/table/kernel'
@@ -20,7 +20,7 @@ class WeightsMismatchError(ValueError):
 
 
 def carry_over_weights(weights: Dict[str, np.ndarray],
-                       model: tf.keras.Model,
+                       model: keras.Model,
                        *,
                        keep_class_embedding: bool = False) -> None:
     """Puts the weights of a checkpoint into a network; all of them, or none where one does not fit.
@@ -87,7 +87,7 @@ def architecture_differences(there: unet.UNetConfig, here: unet.UNetConfig) -> L
     ]
 
 
-def merge_adapters(model: tf.keras.Model, config: unet.UNetConfig) -> Tuple[tf.keras.Model, unet.UNetConfig]:
+def merge_adapters(model: keras.Model, config: unet.UNetConfig) -> Tuple[keras.Model, unet.UNetConfig]:
     """Returns a network without adapters that computes the same, and its shape.
 
     W x + alpha / rank * up(down(x)) is linear in x: the product of the factors is added to the kernel of W.

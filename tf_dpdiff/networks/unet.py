@@ -7,11 +7,12 @@ from typing import List, Optional, Sequence, Tuple
 
 import tensorflow as tf
 
+from tf_dpdiff import keras
 from tf_dpdiff.networks import adapters
 from tf_dpdiff.networks import convolution
 from tf_dpdiff.networks import layers as blocks
 
-layers = tf.keras.layers
+layers = keras.layers
 
 COMPUTE_DTYPES = ('float32', 'mixed_bfloat16')
 
@@ -82,7 +83,7 @@ class UNetConfig:
             raise ValueError(f'adapter_targets must name some of {adapters.ROLES}, got {self.adapter_targets}.')
 
 
-def build_unet(config: UNetConfig, image_shape: Sequence[int], num_classes: int) -> tf.keras.Model:
+def build_unet(config: UNetConfig, image_shape: Sequence[int], num_classes: int) -> keras.Model:
     """Builds the network; `denoise` calls it.
 
     The names of its variables are paths that depend on the configuration alone.
@@ -109,7 +110,7 @@ def build_unet(config: UNetConfig, image_shape: Sequence[int], num_classes: int)
     seeds = [layers.Input([], dtype=tf.int32, name='dropout_seeds')] if config.dropout else []
 
     # Given to each layer, so that the policy of the process is neither used nor changed.
-    policy = tf.keras.mixed_precision.Policy(config.compute_dtype)
+    policy = keras.mixed_precision.Policy(config.compute_dtype)
     conv = functools.partial(convolution.Conv2D, kernel_size=3, padding='same', dtype=policy)
     adapted = adapters.Adapters(config.adapter_rank, config.adapter_alpha, config.adapter_targets)
     embedding = _embed(t, labels, config, num_classes, adapted, policy)
@@ -155,7 +156,7 @@ def build_unet(config: UNetConfig, image_shape: Sequence[int], num_classes: int)
         if level:
             h = blocks.Upsample(h.shape[-1], name=f'up_{level}_upsample', dtype=policy)(h)
     out = _predict(h, config, image_channels, conv, policy)
-    return tf.keras.Model([x_t, t, labels, *seeds], out, name='unet')
+    return keras.Model([x_t, t, labels, *seeds], out, name='unet')
 
 
 def _check_fits(config: UNetConfig, height: int, width: int) -> None:
@@ -196,7 +197,7 @@ def _predict(h: tf.Tensor, config: UNetConfig, image_channels: int, conv, policy
     return blocks.FromPatches(config.patch_size, name='from_patches', dtype='float32')(out)
 
 
-def denoise(model: tf.keras.Model,
+def denoise(model: keras.Model,
             x_t: tf.Tensor,
             t: tf.Tensor,
             labels: tf.Tensor,
@@ -228,7 +229,7 @@ def denoise(model: tf.keras.Model,
     return model(inputs, training=training)
 
 
-def select_variables(model: tf.keras.Model, patterns: Sequence[str]) -> List[tf.Variable]:
+def select_variables(model: keras.Model, patterns: Sequence[str]) -> List[tf.Variable]:
     """Returns the trainable variables whose name contains one of the patterns, in the model's order.
 
     Args:

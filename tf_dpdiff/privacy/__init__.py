@@ -19,7 +19,7 @@ The modules in reading order, which is the order of the algorithm:
     budget            what all runs on one data set may cost together
     cautions          what a lay person would take for protection and is none
     plan              the only place where the parts are put together
-    optimizer         clipping and noise behind the tf.keras optimizer interface
+    optimizer         clipping and noise behind the keras optimizer interface
     model_check       refuses networks that mix the examples of a batch
     statement         the claim, in words and as JSON
     auditing          the claim put to the test: a lower bound on epsilon

@@ -9,6 +9,8 @@ from typing import Any, Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
+from tf_dpdiff import keras
+
 # Names of classes, one's own or inherited. Keras gives each layer that draws randomness the base BaseRandomLayer.
 _MIXES_EXAMPLES = {
     'BatchNormalization', 'BatchNormalizationBase', 'SyncBatchNormalization', 'MixUp', 'CutMix', 'FourierMix', 'Mosaic'
@@ -38,7 +40,7 @@ class ModelCheckError(ValueError):
     __init__ = Exception.__init__  # AutoGraph then raises the same kind of error out of a tf.function.
 
 
-def check_layers(model: tf.keras.Model) -> None:
+def check_layers(model: keras.Model) -> None:
     """Refuses layers known to mix examples, to draw randomness inside `call` or to add losses.
 
     Args:
@@ -101,7 +103,7 @@ def check_models_with(variables: Sequence[tf.Variable], *, runs_them: bool) -> N
     """
     references = {variable.ref() for variable in variables}
     # Neither variables nor losses tell of their model; every live object is looked at, once for a set of variables.
-    models = [o for o in gc.get_objects() if issubclass(type(o), tf.keras.Model) and o.built]
+    models = [o for o in gc.get_objects() if issubclass(type(o), keras.Model) and o.built]
     models = [model for model in models if references & {variable.ref() for variable in model.trainable_variables}]
     for model in models:
         for layer in model._flatten_layers(include_self=False):  # pylint: disable=protected-access
@@ -113,7 +115,7 @@ def check_models_with(variables: Sequence[tf.Variable], *, runs_them: bool) -> N
                 check_independence(model, lambda x: x, inputs[0].shape[1:], may_be_random=True)
 
 
-def _adds_loss(layer: tf.keras.layers.Layer) -> bool:
+def _adds_loss(layer: keras.layers.Layer) -> bool:
     regularizers = ('kernel', 'bias', 'activity', 'beta', 'gamma', 'embeddings', 'depthwise', 'pointwise')
     if any(getattr(layer, f'{name}_regularizer', None) is not None for name in regularizers):
         return True
@@ -122,7 +124,7 @@ def _adds_loss(layer: tf.keras.layers.Layer) -> bool:
     return bool(layer.losses) and not any(child.losses for child in inner)
 
 
-def check_independence(model: tf.keras.Model,
+def check_independence(model: keras.Model,
                        make_inputs: Callable[[np.ndarray], Any],
                        input_shape: Sequence[int],
                        *,
@@ -175,20 +177,20 @@ def check_independence(model: tf.keras.Model,
         raise ModelCheckError('the output does not depend on the input, so nothing can be said of the network.')
 
 
-def _with_layer_outputs(model: tf.keras.Model):
+def _with_layer_outputs(model: keras.Model):
     """Returns the names of a model's layers, and a function that returns the output of each, the model's own last."""
     if not model.inputs:  # A subclassed model shows nothing of its inside.
         return [f'the network {model.name!r}'
                ], lambda inputs, training: tf.nest.flatten(model(inputs, training=training))[:1]
-    layers = [layer for layer in model.layers if not isinstance(layer, tf.keras.layers.InputLayer)]
+    layers = [layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
     outputs = [tf.nest.flatten(layer.get_output_at(0))[0] for layer in layers]
-    probe = tf.keras.Model(model.inputs, outputs + [model.outputs[0]])
+    probe = keras.Model(model.inputs, outputs + [model.outputs[0]])
     names = [f'layer {layer.name!r} ({type(layer).__name__})' for layer in layers]
     return names + [f'the network {model.name!r}'], lambda inputs, training: probe(inputs, training=training)
 
 
 @contextlib.contextmanager
-def _random_weights(model: tf.keras.Model):
+def _random_weights(model: keras.Model):
     """Moves the weights by random amounts, and puts them back."""
     weights = model.get_weights()
     generator = np.random.default_rng(1)

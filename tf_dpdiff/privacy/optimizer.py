@@ -1,4 +1,4 @@
-"""Vectorized DP-Keras optimizers: clipping and noise behind the tf.keras optimizer interface.
+"""Vectorized DP-Keras optimizers: clipping and noise behind the keras optimizer interface.
 
 The interface is TensorFlow Privacy's `make_vectorized_keras_optimizer_class`; what differs is listed in the docstring
 of `make_vectorized_dp_optimizer_class`.
@@ -10,6 +10,7 @@ import weakref
 
 import tensorflow as tf
 
+from tf_dpdiff import keras
 from tf_dpdiff.privacy import clipping
 from tf_dpdiff.privacy import model_check
 from tf_dpdiff.privacy import noise as noise_lib
@@ -29,8 +30,8 @@ class NotPrivateError(RuntimeError, AssertionError):
     __init__ = Exception.__init__  # AutoGraph then raises the same kind of error out of a tf.function.
 
 
-def make_vectorized_dp_optimizer_class(cls: Type[tf.keras.optimizers.Optimizer]) -> Type[tf.keras.optimizers.Optimizer]:
-    """Returns a DP-SGD subclass of a tf.keras optimizer class (the current ones, not `legacy`).
+def make_vectorized_dp_optimizer_class(cls: Type[keras.optimizers.Optimizer]) -> Type[keras.optimizers.Optimizer]:
+    """Returns a DP-SGD subclass of a keras optimizer class (the current ones, not `legacy`).
 
     Arguments of the returned class: `l2_norm_clip`, `noise_multiplier`, `num_microbatches`, `expected_batch_size`,
     `units_per_chunk`, then those of `cls`. As in TensorFlow Privacy, a batch is laid out as `num_microbatches` units of
@@ -55,7 +56,7 @@ def make_vectorized_dp_optimizer_class(cls: Type[tf.keras.optimizers.Optimizer])
       `mixed_float16`, whose loss scaling would move the clipping norm; `mixed_bfloat16` needs none.
     - `minimize_units` maps a GradientTape over units, a chunk at a time, instead of taking a Jacobian: about ten times
       faster on convolutional networks, with memory chunk x parameters. `DpModel` makes `model.fit` use it. A plain
-      `tf.keras.Model` also works in `compile` and `fit` (loss with `reduction='none'`), by the Jacobian of the losses
+      `keras.Model` also works in `compile` and `fit` (loss with `reduction='none'`), by the Jacobian of the losses
       that Keras hands over, in memory batch x parameters. There the loss of a view must not depend on other views: that
       is checked for the Keras models that hold the variables as far as `model_check` can see into them, and a loss
       that couples examples is not seen.
@@ -67,8 +68,8 @@ def make_vectorized_dp_optimizer_class(cls: Type[tf.keras.optimizers.Optimizer])
 
     Example:
         >>> optimizer = VectorizedDPAdam(l2_norm_clip=1.0, noise_multiplier=1.1, num_microbatches=32)
-        >>> model = DpModel.sequential([tf.keras.layers.Dense(1, input_shape=(4,))])
-        >>> model.compile(optimizer=optimizer, loss=tf.keras.losses.MeanSquaredError(reduction='none'))
+        >>> model = DpModel.sequential([keras.layers.Dense(1, input_shape=(4,))])
+        >>> model.compile(optimizer=optimizer, loss=keras.losses.MeanSquaredError(reduction='none'))
         >>> history = model.fit(tf.ones([64, 4]), tf.ones([64, 1]), batch_size=32, verbose=0)
     """
 
@@ -335,11 +336,11 @@ def count_replicas() -> int:
     return strategy.num_replicas_in_sync
 
 
-VectorizedDPAdam = make_vectorized_dp_optimizer_class(tf.keras.optimizers.Adam)
-VectorizedDPSGD = make_vectorized_dp_optimizer_class(tf.keras.optimizers.SGD)
+VectorizedDPAdam = make_vectorized_dp_optimizer_class(keras.optimizers.Adam)
+VectorizedDPSGD = make_vectorized_dp_optimizer_class(keras.optimizers.SGD)
 
 
-class DpModel(tf.keras.Model):
+class DpModel(keras.Model):
     """A Keras model whose `fit` maps a tape over units instead of taking a Jacobian.
 
     Compile it with a `VectorizedDP...` optimizer and a loss with `reduction='none'`. Losses added by layers
@@ -349,7 +350,7 @@ class DpModel(tf.keras.Model):
     @classmethod
     def sequential(cls, layers) -> 'DpModel':
         """Returns a DpModel of layers applied in order, the first of which names its input shape."""
-        stack = tf.keras.Sequential(layers)
+        stack = keras.Sequential(layers)
         return cls(stack.inputs, stack.outputs)
 
     def train_step(self, data):
@@ -357,7 +358,7 @@ class DpModel(tf.keras.Model):
         if not isinstance(self.optimizer, _PrivateGradients):
             raise ValueError(f'a DpModel trains by a VectorizedDP optimizer, got {type(self.optimizer).__name__}: '
                              'compile it with VectorizedDPAdam, say.')
-        x, y, sample_weight = tf.keras.utils.unpack_x_y_sample_weight(data)
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         if self.losses:
             raise ValueError(
                 'losses added by layers (add_loss, regularizers) are not attributed to a unit; remove them.')

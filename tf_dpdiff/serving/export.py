@@ -14,6 +14,7 @@ from typing import Callable, Dict, Optional, Sequence, Tuple
 
 import tensorflow as tf
 
+from tf_dpdiff import keras
 from tf_dpdiff.diffusion import candidates
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.diffusion import samplers
@@ -56,7 +57,7 @@ class ImageSampler(tf.Module):
     """
 
     def __init__(self,
-                 model: tf.keras.Model,
+                 model: keras.Model,
                  process: process_lib.DiffusionProcess,
                  config: samplers.SamplerConfig,
                  *,

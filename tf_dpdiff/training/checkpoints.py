@@ -10,6 +10,7 @@ from typing import Callable, List, NamedTuple, Optional, TypeVar
 import numpy as np
 import tensorflow as tf
 
+from tf_dpdiff import keras
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import seeds
 from tf_dpdiff.training import checkpoint_folders
@@ -224,7 +225,7 @@ def read_state(directory: pathlib.Path, configuration: dict) -> Optional[RunStat
     return RunState.from_json(record['state'])
 
 
-def load_average(directory: pathlib.Path, model: tf.keras.Model) -> None:
+def load_average(directory: pathlib.Path, model: keras.Model) -> None:
     """Loads the moving-average weights of the newest checkpoint into a network of the same shape.
 
     The network may belong to another strategy of tf.distribute than the one that was saved, or to none.

@@ -13,6 +13,7 @@ from typing import Sequence, Tuple
 
 import tensorflow as tf
 
+from tf_dpdiff import keras
 from tf_dpdiff.networks import unet
 
 _SEED = 0  # Of the noise that the predictions are made on; public.
@@ -32,7 +33,7 @@ class NetworkCheck:
       num_classes: Of the networks.
     """
 
-    def __init__(self, networks: Sequence[tf.keras.Model], image_shape: Tuple[int, int, int], num_classes: int):
+    def __init__(self, networks: Sequence[keras.Model], image_shape: Tuple[int, int, int], num_classes: int):
         self._networks = list(networks)
         variables = [v for network in networks for v in network.variables if v.dtype.is_floating]
         self._are_finite = tf.function(lambda: all_finite(variables), autograph=False)
@@ -48,7 +49,7 @@ class NetworkCheck:
         return bool(all_finite([unet.denoise(network, *self._view) for network in self._networks]))
 
 
-def check_released(network: tf.keras.Model, image_shape: Tuple[int, int, int], num_classes: int) -> None:
+def check_released(network: keras.Model, image_shape: Tuple[int, int, int], num_classes: int) -> None:
     """Refuses to release a network that is of no use.
 
     Raises:

@@ -4,6 +4,7 @@ from typing import NamedTuple, Sequence
 
 import tensorflow as tf
 
+from tf_dpdiff import keras
 from tf_dpdiff.training import views as views_lib
 
 
@@ -18,7 +19,7 @@ class Flops(NamedTuple):
     training: int
 
 
-def flops_per_view(model: tf.keras.Model, variables: Sequence[tf.Variable]) -> Flops:
+def flops_per_view(model: keras.Model, variables: Sequence[tf.Variable]) -> Flops:
     """Counts the convolutions and matrix products of one view, in the graphs of the loss and of its gradient.
 
     What is cheap beside them, element by element, is left out; nothing is computed. A gradient takes twice the forward

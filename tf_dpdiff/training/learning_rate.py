@@ -2,8 +2,10 @@
 
 import tensorflow as tf
 
+from tf_dpdiff import keras
 
-class WarmupDecay(tf.keras.optimizers.schedules.LearningRateSchedule):
+
+class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
     """Rises linearly to `peak` over `warmup_steps`, then falls linearly to `final_fraction * peak` at `num_steps`.
 
     Example:

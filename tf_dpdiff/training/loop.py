@@ -9,9 +9,9 @@ import time
 from typing import Callable, List, Optional, Set, Tuple
 
 import numpy as np
-import tensorflow as tf
 import tqdm
 
+from tf_dpdiff import keras
 from tf_dpdiff import progress
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import accounting
@@ -29,7 +29,7 @@ _DONE = 'done'
 _NOT_FINITE = 'the weights are not finite'
 
 # Draws a picture of samples of a network: uint8 [height, width, channels].
-DrawGrid = Callable[[tf.keras.Model], np.ndarray]
+DrawGrid = Callable[[keras.Model], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +116,7 @@ class StageLoop:
         self.resumed, self.state = self._find_state(is_private)
         self.summaries = summaries_lib.Summaries(workdir)  # Written to at the first worker only.
         self._profile_folder = self.summaries.private_folder if is_private else self.summaries.released_folder
-        tf.keras.utils.set_random_seed(0)  # Initial weights are public.
+        keras.utils.set_random_seed(0)  # Initial weights are public.
         with replicas.scope():
             self.model, self.average = (self._build() for _ in range(2))
         self.average.set_weights(self.model.get_weights())
@@ -155,7 +155,7 @@ class StageLoop:
             self._checkpoint.restore(self.state)
         self.replicas.copy_from_first_worker(self._checkpoint.variables)
 
-    def released_model(self) -> tf.keras.Model:
+    def released_model(self) -> keras.Model:
         """Returns a copy of the averaged network that belongs to no strategy: what is released."""
         model = self._build()
         model.set_weights(self.average.get_weights())

@@ -4,6 +4,7 @@ from typing import NamedTuple, Optional, Sequence
 
 import tensorflow as tf
 
+from tf_dpdiff import keras
 from tf_dpdiff.training import views as views_lib
 
 # Per-unit gradients are held as the tape made them, as what is left after clipping, and once on the way from one to the
@@ -29,7 +30,7 @@ class ChunkSizes(NamedTuple):
     views: int
 
 
-def activation_bytes_per_view(model: tf.keras.Model) -> int:
+def activation_bytes_per_view(model: keras.Model) -> int:
     """Returns about how many bytes the backward pass of one view needs: the size of all that the forward pass makes.
 
     Traces the forward pass of the training loss; nothing is computed.
@@ -40,7 +41,7 @@ def activation_bytes_per_view(model: tf.keras.Model) -> int:
                if operation.type not in _HOLDS_NOTHING for tensor in operation.outputs)
 
 
-def choose_chunk_sizes(model: tf.keras.Model,
+def choose_chunk_sizes(model: keras.Model,
                        variables: Sequence[tf.Variable],
                        *,
                        num_views: int,

@@ -9,9 +9,9 @@ from typing import Dict, Tuple
 import zipfile
 
 import numpy as np
-import tensorflow as tf
 
 from tf_dpdiff import files
+from tf_dpdiff import keras
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.networks import transfer
 from tf_dpdiff.networks import unet
@@ -91,7 +91,7 @@ class PretrainedModel:
             raise ValueError(f'the public checkpoint ({self.dataset!r}) is of another model than the configuration: '
                              f'{"; ".join(differing)}.')
 
-    def carry_over_to(self, model: tf.keras.Model) -> None:
+    def carry_over_to(self, model: keras.Model) -> None:
         """Puts the weights into a network; the embeddings of its classes stay as they were drawn.
 
         Raises:
@@ -111,7 +111,7 @@ class PretrainedModel:
         files.write_text(folder / _DESCRIPTION, json.dumps(fields, indent=2) + '\n')
 
 
-def weights_of(model: tf.keras.Model) -> Dict[str, np.ndarray]:
+def weights_of(model: keras.Model) -> Dict[str, np.ndarray]:
     """Returns a network's weights by the names of its variables."""
     return {variable.name.split(':')[0]: variable.numpy() for variable in model.variables}
 

@@ -4,8 +4,8 @@ import dataclasses
 import math
 
 import numpy as np
-import tensorflow as tf
 
+from tf_dpdiff import keras
 from tf_dpdiff import progress
 from tf_dpdiff.data import datasets
 from tf_dpdiff.networks import classifiers
@@ -36,7 +36,7 @@ class PublicClassifierConfig:
                              f'{self.learning_rate}.')
 
 
-def train(config: PublicClassifierConfig, public: datasets.ImageDataset) -> tf.keras.Model:
+def train(config: PublicClassifierConfig, public: datasets.ImageDataset) -> keras.Model:
     """Trains a small network to name the class of public images.
 
     Args:
@@ -51,8 +51,8 @@ def train(config: PublicClassifierConfig, public: datasets.ImageDataset) -> tf.k
     """
     model = classifiers.small_cnn(public.image_shape, public.num_classes, seed=config.seed)
     batches = _MirroredBatches(config, public)
-    rate = tf.keras.optimizers.schedules.CosineDecay(config.learning_rate, config.num_epochs * len(batches))
-    model.compile(tf.keras.optimizers.Adam(rate), tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    rate = keras.optimizers.schedules.CosineDecay(config.learning_rate, config.num_epochs * len(batches))
+    model.compile(keras.optimizers.Adam(rate), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     with progress.bar(config.num_epochs * len(batches), 'classifier', 'step') as bar:
 
         def look(unused_batch, logs):
@@ -65,7 +65,7 @@ def train(config: PublicClassifierConfig, public: datasets.ImageDataset) -> tf.k
                   epochs=config.num_epochs,
                   shuffle=False,
                   verbose=0,
-                  callbacks=[tf.keras.callbacks.LambdaCallback(on_batch_end=look)])
+                  callbacks=[keras.callbacks.LambdaCallback(on_batch_end=look)])
     if not divergence.all_finite([*model.weights, model(public.images_uint8[:1])]):
         raise _diverged('at its end: its weights, or what it says of an image, are not finite')
     return model
@@ -76,7 +76,7 @@ def _diverged(where: str) -> divergence.DivergedError:
                                     'learning_rate of PublicClassifierConfig, and start anew in another --workdir.')
 
 
-class _MirroredBatches(tf.keras.utils.Sequence):
+class _MirroredBatches(keras.utils.Sequence):
     """Batches of public images in an order drawn anew for each epoch, half of the images mirrored left to right."""
 
     def __init__(self, config: PublicClassifierConfig, public: datasets.ImageDataset):

@@ -5,6 +5,7 @@ from typing import Dict, List, Tuple
 import numpy as np
 import tensorflow as tf
 
+from tf_dpdiff import keras
 from tf_dpdiff.data import datasets
 from tf_dpdiff.networks import classifiers
 from tf_dpdiff.privacy import feature_means
@@ -30,7 +31,7 @@ class PublicFeatures:
       whitening: float [classes, classes], which the difference from the mean is multiplied with from the right.
     """
 
-    def __init__(self, model: tf.keras.Model, mean: np.ndarray, whitening: np.ndarray):
+    def __init__(self, model: keras.Model, mean: np.ndarray, whitening: np.ndarray):
         self._model = model
         self._mean, self._whitening = np.asarray(mean, np.float32), np.asarray(whitening, np.float32)
 
@@ -73,7 +74,7 @@ class PublicFeatures:
         return {'feature_mean': self._mean, 'whitening': self._whitening, **weights}
 
 
-def fit(model: tf.keras.Model, public: datasets.ImageDataset) -> PublicFeatures:
+def fit(model: keras.Model, public: datasets.ImageDataset) -> PublicFeatures:
     """Returns the features that a classifier gives images, centred and whitened by the public ones."""
     num_classes = model.outputs[0].shape[-1]
     logarithms = PublicFeatures(model, np.zeros([num_classes]), np.eye(num_classes))(public.images_uint8)

@@ -6,6 +6,7 @@ from typing import Callable, Dict, Optional, Tuple, Union
 import numpy as np
 import tensorflow as tf
 
+from tf_dpdiff import keras
 from tf_dpdiff.data import datasets
 from tf_dpdiff.data import pipelines
 from tf_dpdiff.data import public as public_lib
@@ -50,14 +51,14 @@ class OptimizationConfig:
                 'the optimization needs warmup_steps >= 0, final_fraction in [0, 1] and beta_2 in [0, 1), got '
                 f'{self.warmup_steps}, {self.final_fraction} and {self.beta_2}.')
 
-    def make_optimizer(self, num_steps: int) -> tf.keras.optimizers.Optimizer:
+    def make_optimizer(self, num_steps: int) -> keras.optimizers.Optimizer:
         """Returns a new optimizer for num_steps steps."""
         rate = learning_rate.WarmupDecay(peak=self.learning_rate,
                                          num_steps=num_steps,
                                          warmup_steps=self.warmup_steps,
                                          final_fraction=self.final_fraction)
         # DP-SGD's updates are small where C is: an epsilon of 1e-7 would slow Adam down, so it is set far below.
-        return tf.keras.optimizers.Adam(rate, beta_2=self.beta_2, epsilon=1e-12)
+        return keras.optimizers.Adam(rate, beta_2=self.beta_2, epsilon=1e-12)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +191,7 @@ class FinetuningConfig:
         _check_decay(self)
 
     def choose_chunk_sizes(self,
-                           model: tf.keras.Model,
+                           model: keras.Model,
                            expected_batch_size: int,
                            *,
                            on_accelerator: Optional[bool] = None) -> memory.ChunkSizes:
@@ -220,13 +221,13 @@ class Stage:
     """
     name: str
     num_steps: int
-    optimizer: tf.keras.optimizers.Optimizer
+    optimizer: keras.optimizers.Optimizer
     begin: Callable[[], None]
     run_step: Callable[[int], Dict[str, float]]
     end: Callable[[], None] = lambda: None
 
 
-def make_pretraining(config: PretrainingConfig, model: tf.keras.Model, average: tf.keras.Model,
+def make_pretraining(config: PretrainingConfig, model: keras.Model, average: keras.Model,
                      view_sampler: views_lib.ViewSampler, replicas: strategies.Replicas) -> Stage:
     """Returns the public pre-training stage; at its end, model and average both hold what was pre-trained."""
     stage = _public_stage(PRETRAINING,
@@ -248,14 +249,14 @@ def make_pretraining(config: PretrainingConfig, model: tf.keras.Model, average: 
     return dataclasses.replace(stage, end=end)
 
 
-def make_warm_start(config: WarmStartConfig, model: tf.keras.Model, average: tf.keras.Model,
+def make_warm_start(config: WarmStartConfig, model: keras.Model, average: keras.Model,
                     view_sampler: views_lib.ViewSampler, replicas: strategies.Replicas,
                     make_images: Callable[[], datasets.ImageDataset]) -> Stage:
     """Returns the warm-start stage; `make_images` releases and makes the images, as `warm_start.make_images` does."""
     return _public_stage(WARM_START, config, model, average, view_sampler, replicas, make_images)
 
 
-def make_finetuning(config: FinetuningConfig, model: tf.keras.Model, average: tf.keras.Model,
+def make_finetuning(config: FinetuningConfig, model: keras.Model, average: keras.Model,
                     view_sampler: views_lib.ViewSampler, replicas: strategies.Replicas, plan: plan_lib.DpSgdPlan,
                     private: datasets.ImageDataset, state: checkpoints.RunState,
                     on_diagnostics: Optional[Callable[[int, dict], None]]) -> Stage:

@@ -4,6 +4,7 @@ from typing import Callable, Sequence
 
 import tensorflow as tf
 
+from tf_dpdiff import keras
 from tf_dpdiff.networks import ema
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import seeds
@@ -12,10 +13,10 @@ from tf_dpdiff.training import strategies
 from tf_dpdiff.training import views as views_lib
 
 
-def make_private_step(model: tf.keras.Model,
-                      average: tf.keras.Model,
+def make_private_step(model: keras.Model,
+                      average: keras.Model,
                       variables: Sequence[tf.Variable],
-                      optimizer: tf.keras.optimizers.Optimizer,
+                      optimizer: keras.optimizers.Optimizer,
                       plan: plan_lib.DpSgdPlan,
                       view_sampler: views_lib.ViewSampler,
                       private_seed: seeds.PrivateSeed,
@@ -30,7 +31,7 @@ def make_private_step(model: tf.keras.Model,
       model: The network being trained.
       average: A network of the same shape that holds the moving average of its weights.
       variables: Those of the model's variables that are trained.
-      optimizer: Any tf.keras optimizer; built on `variables`.
+      optimizer: Any keras optimizer; built on `variables`.
       plan: The privacy plan.
       view_sampler: Draws the K views of a unit.
       private_seed: The run's secret.
@@ -77,9 +78,9 @@ def make_private_step(model: tf.keras.Model,
     return _compile_step(replica_step, batch_spec, replicas, average, model, max_ema_decay)
 
 
-def make_public_step(model: tf.keras.Model,
-                     average: tf.keras.Model,
-                     optimizer: tf.keras.optimizers.Optimizer,
+def make_public_step(model: keras.Model,
+                     average: keras.Model,
+                     optimizer: keras.optimizers.Optimizer,
                      view_sampler: views_lib.ViewSampler,
                      *,
                      max_ema_decay: float,
@@ -92,7 +93,7 @@ def make_public_step(model: tf.keras.Model,
     Args:
       model: The network being trained.
       average: A network of the same shape that holds the moving average of its weights.
-      optimizer: Any tf.keras optimizer; built on all trainable variables.
+      optimizer: Any keras optimizer; built on all trainable variables.
       view_sampler: Draws the views.
       max_ema_decay: Upper end of the moving average's decay; 0: the average is the weights themselves.
       batch_size: Images a step, of all replicas together.

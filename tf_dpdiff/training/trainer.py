@@ -8,6 +8,7 @@ from typing import Optional, Tuple
 
 import tensorflow as tf
 
+from tf_dpdiff import keras
 from tf_dpdiff.data import datasets
 from tf_dpdiff.data import overlap
 from tf_dpdiff.diffusion import losses
@@ -244,7 +245,7 @@ def describe_public_data(pretraining: Optional[stages_lib.PretrainingConfig],
     return tuple(dict.fromkeys(phrases))
 
 
-def check_model(model: tf.keras.Model, image_shape, view_sampler: views_lib.ViewSampler) -> None:
+def check_model(model: keras.Model, image_shape, view_sampler: views_lib.ViewSampler) -> None:
     """Refuses a network, or views, that are not fit for per-unit clipping.
 
     Raises:

@@ -6,6 +6,7 @@ from typing import Callable, NamedTuple, Union
 
 import tensorflow as tf
 
+from tf_dpdiff import keras
 from tf_dpdiff.data import augmentation as augmentation_lib
 from tf_dpdiff.diffusion import corruption
 from tf_dpdiff.diffusion import losses
@@ -182,7 +183,7 @@ def make_view_sampler(process: process_lib.DiffusionProcess, config: ViewsConfig
     return ViewSampler(process, config, num_classes=num_classes, has_dropout=network.dropout > 0.0)
 
 
-def spec_of_one_view(model: tf.keras.Model) -> Views:
+def spec_of_one_view(model: keras.Model) -> Views:
     """Returns the TensorSpecs [1, ...] of one view of a network's images: what its loss is traced with, to be looked
     at and not computed."""
     image = model.inputs[0].shape[1:].as_list()
@@ -193,7 +194,7 @@ def spec_of_one_view(model: tf.keras.Model) -> Views:
                  dropout_seeds=tf.TensorSpec([1], tf.int32))
 
 
-def view_losses_fn(model: tf.keras.Model) -> Callable[[Views], tf.Tensor]:
+def view_losses_fn(model: keras.Model) -> Callable[[Views], tf.Tensor]:
     """Returns the function from views [views, ...] to the loss of each, float32 [views]: the mean over its pixels."""
 
     def view_losses(views: Views) -> tf.Tensor:
@@ -208,7 +209,7 @@ def view_losses_fn(model: tf.keras.Model) -> Callable[[Views], tf.Tensor]:
     return view_losses
 
 
-def unit_loss_fn(model: tf.keras.Model) -> Callable[[Views], tf.Tensor]:
+def unit_loss_fn(model: keras.Model) -> Callable[[Views], tf.Tensor]:
     """Returns the function from the K views of ONE unit to its loss: the mean over its views and pixels."""
     view_losses = view_losses_fn(model)
     return lambda views: tf.reduce_mean(view_losses(views))
