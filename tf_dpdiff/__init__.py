@@ -6,7 +6,7 @@ Diffusion Models Generate Useful Synthetic Images" (Ghalebikesabi et al. 2023, a
 
 import os
 
-# Read when `tf.keras` is first used; see keras.py.
+# Read when TensorFlow's Keras is first used; see keras.py.
 os.environ.setdefault('TF_USE_LEGACY_KERAS', '1')
 
 from tf_dpdiff.version import __version__

@@ -1,8 +1,8 @@
 """Keras: whoever needs it takes it from here, so that a move to another Keras begins in this file.
 
 It is Keras 2, by the package tf-keras: KerasCV's layers and tensorflow-privacy's optimizers, which ours stand beside,
-are made for it. From TensorFlow 2.16 on `tf.keras` is Keras 3, unless TF_USE_LEGACY_KERAS is set before it is first used,
-as `import tf_dpdiff` does. Models and layers of the two do not mix.
+are made for it. From TensorFlow 2.16 on `tf.keras` is Keras 3, unless TF_USE_LEGACY_KERAS is set before it is first
+used, as `import tf_dpdiff` does. Models and layers of the two do not mix.
 
 Keras 3 would also change, beside this file:
 
