@@ -19,7 +19,8 @@ class Vectorized:
     def __init__(self, given, units, views, units_per_chunk, noise_multiplier):
         del units_per_chunk  # It has none.
         import tensorflow as tf
-        import tensorflow_privacy
+        sys.skip_tf_privacy_import = True  # The package, as a whole, no longer works with today's TensorFlow.
+        from tensorflow_privacy.privacy.optimizers import dp_optimizer_keras_vectorized
 
         from tf_dpdiff.diffusion import process
         from tf_dpdiff.networks import unet
@@ -31,10 +32,11 @@ class Vectorized:
         self.parameters = self._model.count_params()
         for variable in self._model.trainable_variables:
             variable.assign(given.weights[variable.name.split(':')[0]])
-        self._optimizer = tensorflow_privacy.VectorizedDPKerasAdamOptimizer(l2_norm_clip=given.l2_norm_clip,
-                                                                            noise_multiplier=noise_multiplier,
-                                                                            num_microbatches=units,
-                                                                            learning_rate=peer_case.LEARNING_RATE)
+        self._optimizer = dp_optimizer_keras_vectorized.VectorizedDPKerasAdamOptimizer(
+            l2_norm_clip=given.l2_norm_clip,
+            noise_multiplier=noise_multiplier,
+            num_microbatches=units,
+            learning_rate=peer_case.LEARNING_RATE)
         self._view_losses = views_lib.view_losses_fn(self._model)
         self._views = views_lib.Views
         sampler = views_lib.make_view_sampler(process.DiffusionProcess(), views_lib.ViewsConfig(views), network, 10)

@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 
 import gin
+from tf_dpdiff import cli
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import evaluate
 from tf_dpdiff.cli import export
@@ -214,6 +215,19 @@ def test_error_is_all_that_a_process_says(tmp_path, verb):
                            cwd=ROOT, env=environment, capture_output=True, text=True, check=False)  # yapf: disable
     assert ended.returncode == command.WRONG_USE and ended.stdout == ''
     assert re.fullmatch(f'{verb}: error: [^\\n]*\\n', ended.stderr)
+
+
+@pytest.mark.parametrize('level, kept', [('1', 'WEF'), ('2', 'EF'), ('3', 'F')])
+def test_log_level_holds_while_tensorflow_is_loaded_and_nothing_else_is_dropped(capfd, monkeypatch, level, kept):
+    monkeypatch.setenv('TF_CPP_MIN_LOG_LEVEL', level)
+    head = 'WARNING: All log messages before absl::InitializeLog() is called are written to STDERR'
+    logged = [f'{letter}0000 00:00:1795977439.906503   18486 port.cc:153] said' for letter in 'IWEF']
+    others = ['Illegal instruction', 'I am no log', 'I0000', '']
+    with pytest.raises(ImportError):
+        with cli._log_level_kept():
+            os.write(2, '\n'.join([head, *logged, *others]).encode())
+            raise ImportError()
+    assert capfd.readouterr().err.split('\n') == [*(line for line in logged if line[0] in kept), *others]
 
 
 def test_resuming_with_another_budget_is_refused(run, capsys):

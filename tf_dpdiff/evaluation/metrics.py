@@ -5,9 +5,15 @@ released.
 """
 
 import dataclasses
+import functools
+import importlib
+from importlib import machinery
+from importlib import metadata
+from importlib import util
 import math
 import pathlib
 import socket
+import sys
 from typing import Callable, List, Optional, Tuple
 import warnings
 
@@ -54,7 +60,7 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 
     References: Heusel et al. 2017, arXiv:1706.08500, equation 6.
     """
-    distance = _tfgan().eval.frechet_classifier_distance_from_activations(tf.constant(a, tf.float64),
+    distance = _tfgan_eval().frechet_classifier_distance_from_activations(tf.constant(a, tf.float64),
                                                                           tf.constant(b, tf.float64))
     return float(np.maximum(distance, 0.0))  # Of equal sets rounding may leave less than nothing.
 
@@ -73,7 +79,7 @@ def kernel_distance(a: np.ndarray, b: np.ndarray) -> Tuple[float, float]:
 
     References: Binkowski et al. 2018, arXiv:1801.01401.
     """
-    value, error = _tfgan().eval.kernel_classifier_distance_and_std_from_activations(tf.constant(a),
+    value, error = _tfgan_eval().kernel_classifier_distance_and_std_from_activations(tf.constant(a),
                                                                                      tf.constant(b),
                                                                                      max_block_size=_KID_BLOCK_SIZE,
                                                                                      dtype=tf.float64)
@@ -95,7 +101,7 @@ def inception_score(logits: np.ndarray) -> float:
     logits = np.asarray(logits, np.float64)
     # Probabilities that vanish would make log(p(class)) infinite where no image looks like a class.
     logits = np.maximum(logits - logits.max(axis=1, keepdims=True), _LEAST_LOGIT)
-    return float(_tfgan().eval.classifier_score_from_logits(tf.constant(logits)))
+    return float(_tfgan_eval().classifier_score_from_logits(tf.constant(logits)))
 
 
 def precision_recall(real: np.ndarray, synthetic: np.ndarray, *, neighbors: int = 3) -> Tuple[float, float]:
@@ -240,7 +246,7 @@ def _protocol(config: QualityConfig, extractor: features_lib.Extractor, sizes: d
         'kid_block_size': _KID_BLOCK_SIZE,
         'inception_score_splits': 1,
         'notes': _notes(extractor, count, dimension, sizes),
-        'tfgan_version': _tfgan().__version__,
+        'tfgan_version': metadata.version('tensorflow-gan'),
     }
 
 
@@ -270,7 +276,7 @@ def load_inception(folder: Optional[pathlib.Path]) -> Tuple[pathlib.Path, Callab
     Raises:
       ValueError: if it cannot be had or is another graph.
     """
-    evaluation = _tfgan().eval
+    evaluation = _tfgan_eval()
     source = evaluation.INCEPTION_TFHUB if folder is None else str(folder)
     fields = [evaluation.INCEPTION_FINAL_POOL, evaluation.INCEPTION_OUTPUT]
     timeout = socket.getdefaulttimeout()
@@ -304,10 +310,20 @@ def load_inception(folder: Optional[pathlib.Path]) -> Tuple[pathlib.Path, Callab
     return pathlib.Path(found), run
 
 
-def _tfgan():
-    # Imported here: it takes seconds that a dry run need not wait for.
+@functools.lru_cache(maxsize=None)
+def _tfgan_eval():
+    """Imports TF-GAN's metrics, late: they take seconds that a dry run need not wait for.
+
+    The packages above them are put in place without running them: they import Estimator, which TensorFlow has given up.
+    """
+    path = None
+    for name in ('tensorflow_gan', 'tensorflow_gan.python'):
+        spec = machinery.PathFinder.find_spec(name, path)
+        if spec is None:
+            raise ModuleNotFoundError(f'No module named {name!r}', name=name)
+        path = spec.submodule_search_locations
+        sys.modules.setdefault(name, util.module_from_spec(spec))
     with warnings.catch_warnings():
         # Of TF-Hub, under it: it warns of pkg_resources, which the pinned setuptools still has.
         warnings.simplefilter('ignore')
-        import tensorflow_gan  # pylint: disable=g-import-not-at-top
-    return tensorflow_gan
+        return importlib.import_module('tensorflow_gan.python.eval')

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import ssl
 import time
 from typing import Any, Dict, Mapping, Optional
 import urllib.error
@@ -148,6 +149,8 @@ class _Rest:
     def __init__(self, url: str, headers: Mapping[str, str], timeout_secs: float):
         self.address = f'{url.rstrip("/")}:predict'
         self._headers, self._timeout_secs = headers, timeout_secs
+        # Left to itself, urllib keeps the certificates that the process's first call found.
+        self._tls = ssl.create_default_context()
 
     def predict(self, inputs: Mapping[str, np.ndarray]) -> Any:
         """Returns the outputs, by name unless there is but one."""
@@ -157,7 +160,7 @@ class _Rest:
         for name, value in self._headers.items():
             request.add_unredirected_header(name, value)  # Not to be told to whom the server may point.
         try:
-            with urllib.request.urlopen(request, timeout=self._timeout_secs) as answer:
+            with urllib.request.urlopen(request, timeout=self._timeout_secs, context=self._tls) as answer:
                 return json.loads(answer.read())['outputs']
         except urllib.error.HTTPError as error:
             raise _Failure(_reason(error), passing=error.code in (408, 429, 503, 504)) from error

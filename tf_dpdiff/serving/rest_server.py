@@ -241,7 +241,9 @@ def _spec(match) -> model_pb2.ModelSpec:
 
 
 def _as_json(message) -> dict:
-    return json_format.MessageToDict(message, preserving_proto_field_name=True, including_default_value_fields=True)
+    return json_format.MessageToDict(message,
+                                     preserving_proto_field_name=True,
+                                     always_print_fields_with_no_presence=True)
 
 
 def _json(value, code: int = 200) -> responses.Response:
