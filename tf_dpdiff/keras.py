@@ -4,14 +4,15 @@ It is Keras 2, by the package tf-keras: KerasCV's layers and tensorflow-privacy'
 are made for it. From TensorFlow 2.16 on `tf.keras` is Keras 3, unless TF_USE_LEGACY_KERAS is set before it is first
 used, as `import tf_dpdiff` does. Models and layers of the two do not mix.
 
-Keras 3 would also change, beside this file:
+What Keras 3 would change beside this file:
 
-*   `networks/layers.py`, `networks/adapters.py`: `add_weight(experimental_autocast=...)`.
-*   `privacy/optimizer.py`: `apply_gradients(skip_gradients_aggregation=...)`, optimizers' own variables, how `fit` and
-    `compile` call an optimizer, `LossScaleOptimizer`.
-*   Names of variables ('conv_in/kernel:0'), which patterns of trainable parameters are matched with and checkpoints of
-    old runs hold: `variable.path` takes their place.
-*   `training/checkpoints.py`: how a model is tracked within `tf.train.Checkpoint`.
+*   Variables are named by their `path`, not by their `name`: patterns of trainable parameters and checkpoints of runs
+    hold names such as 'conv_in/kernel:0' (`networks/unet.py`, `networks/transfer.py`, `training/pretrained.py`,
+    `privacy/clipping.py`, `privacy/model_check.py`, `cli/sample_source.py`).
+*   `apply_gradients(skip_gradients_aggregation=...)` is gone: `training/train_step.py`, `privacy/optimizer.py`, where
+    optimizers also keep their state, meet `compile` and `fit`, and are wrapped by LossScaleOptimizer in other ways.
+*   `add_weight(experimental_autocast=...)` is called `autocast`: `networks/layers.py`.
+*   Models are tracked by `tf.train.Checkpoint` under other names: `training/checkpoints.py`.
 """
 
 import tensorflow as tf

@@ -1,0 +1,36 @@
+"""Tests of which Keras the project runs on, each in a process of its own."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def run(program, **environment):
+    given = {name: value for name, value in os.environ.items() if name != 'TF_USE_LEGACY_KERAS'}
+    return subprocess.run([sys.executable, '-c', program], cwd=ROOT, env={**given, **environment}, capture_output=True,
+                          text=True, check=False)  # yapf: disable
+
+
+@pytest.mark.parametrize('program, environment', [
+    ('import tensorflow as tf; tf.keras.layers', {}),
+    ('pass', {'TF_USE_LEGACY_KERAS': '0'}),
+])  # yapf: disable
+def test_whoever_uses_keras_3_before_us_is_told_what_to_do(program, environment):
+    ended = run(f'{program}\nfrom tf_dpdiff.privacy import optimizer', **environment)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1] == (
+        'ImportError: tf_dpdiff works with Keras 2, and this program uses tf.keras as Keras 3: import tf_dpdiff before '
+        'anything that uses tf.keras, or start the program with TF_USE_LEGACY_KERAS=1.')
+
+
+@pytest.mark.parametrize('first', ['import tensorflow as tf', 'import tf_keras', 'import tf_dpdiff'])
+def test_control_keras_2_is_that_of_tensorflow_in_any_order_of_imports(first):
+    ended = run(f'{first}\nfrom tf_dpdiff import keras\nimport tensorflow as tf\n'
+                'assert issubclass(keras.optimizers.Adam, tf.keras.optimizers.Optimizer)\n'
+                'print(tf.keras.layers.Dense is keras.layers.Dense)')
+    assert ended.stdout == 'True\n', ended.stderr
