@@ -18,6 +18,7 @@ def run(program, **environment):
 
 @pytest.mark.parametrize('program, environment', [
     ('import tensorflow as tf; tf.keras.layers', {}),
+    ('from tensorflow.keras import layers', {}),
     ('pass', {'TF_USE_LEGACY_KERAS': '0'}),
 ])  # yapf: disable
 def test_whoever_uses_keras_3_before_us_is_told_what_to_do(program, environment):
@@ -29,8 +30,9 @@ def test_whoever_uses_keras_3_before_us_is_told_what_to_do(program, environment)
 
 
 @pytest.mark.parametrize('first', ['import tensorflow as tf', 'import tf_keras', 'import tf_dpdiff'])
-def test_control_keras_2_is_that_of_tensorflow_in_any_order_of_imports(first):
+def test_keras_2_is_that_of_tensorflow_and_of_keras_cv_in_any_order_of_imports(first):
     ended = run(f'{first}\nfrom tf_dpdiff import keras\nimport tensorflow as tf\n'
-                'assert issubclass(keras.optimizers.Adam, tf.keras.optimizers.Optimizer)\n'
-                'print(tf.keras.layers.Dense is keras.layers.Dense)')
-    assert ended.stdout == 'True\n', ended.stderr
+                'from tensorflow.keras import layers\nimport keras_cv\n'
+                'assert issubclass(keras_cv.layers.RandomBrightness, keras.layers.Layer)\n'
+                'print(tf.keras.layers.Dense is layers.Dense is keras.layers.Dense)')
+    assert ended.stdout == 'Using TensorFlow backend\nTrue\n', ended.stderr

@@ -15,6 +15,8 @@ What Keras 3 would change beside this file:
 *   Models are tracked by `tf.train.Checkpoint` under other names: `training/checkpoints.py`.
 """
 
+import sys
+
 import tensorflow as tf
 import tf_keras
 from tf_keras import activations
@@ -33,3 +35,5 @@ from tf_keras import utils
 if tf.keras.Model is not tf_keras.Model:
     raise ImportError('tf_dpdiff works with Keras 2, and this program uses tf.keras as Keras 3: import tf_dpdiff '
                       'before anything that uses tf.keras, or start the program with TF_USE_LEGACY_KERAS=1.')
+# Whoever imported TensorFlow before us would find Keras 3 by this name: KerasCV does, and its layers then fail.
+sys.modules['tensorflow.keras'] = tf.keras

@@ -78,7 +78,7 @@ def test_given_numbers_are_shown_in_as_few_digits_as_they_have(value, text):
 def test_float32_is_the_next_one_that_is_not_below(value):
     above = rounding.float32_not_below(value)
     assert above >= value and np.float32(above) == above
-    assert value == above or np.nextafter(np.float32(above), np.float32(-np.inf)) < value
+    assert value == above or float(np.nextafter(np.float32(above), np.float32(-np.inf))) < value
 
 
 def test_control_float32_by_itself_may_be_below():
