@@ -7,12 +7,13 @@ how far its numbers can be trusted, so that no answer is below the truth.
 import functools
 import math
 from typing import Iterator, NamedTuple, Optional, Tuple
-import warnings
 
 import dp_accounting
 from dp_accounting import rdp
 from dp_accounting.pld import privacy_loss_distribution
 import numpy as np
+
+from tf_dpdiff.privacy import renyi
 
 # Less noise hides nothing: one step on the whole data set costs an epsilon of 500,000. It counts as no noise.
 SMALLEST_NOISE_MULTIPLIER = 1e-3
@@ -23,11 +24,9 @@ _RDP_ORDERS = (1.02, 1.05, *(1.0 + x / 10.0 for x in range(1, 100)), *range(11, 
                768, 1024)
 # Tell within a few percent how large epsilon is, in milliseconds.
 _ROUGH_RDP_ORDERS = (2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256, 1024)
-# Against quadrature in extended precision, log E[(p / q)^order] of a step was at most 2e-13 too small, over noise
-# multipliers from 0.05 to 10^6 and sampling probabilities from 10^-9 to 1; this is added to it.
+# Against quadrature in extended precision, log E[(p / q)^order] of a step was at most 2e-13 too small, of itself or of 1,
+# over noise multipliers from 0.05 to 10^6 and sampling probabilities from 10^-9 to 1; more of both is added to it.
 _RDP_ROUNDING = 1e-12
-# From here on the series of fractional orders may converge slowly: the next whole order bounds them.
-_MAX_NOISE_OF_FRACTIONAL_ORDERS = 1e3
 
 # Of the privacy loss. Any interval gives an upper bound, a coarser one a looser bound; the finest is fine enough for
 # four digits of epsilon at the recipes' settings (epsilon from which on, interval).
@@ -185,21 +184,14 @@ def _variance(noise_multiplier: float, q: float) -> float:
 def _rdp_epsilon(steps: Tuple[Steps, ...], delta: float, orders: Tuple[float, ...]) -> float:
     total = np.zeros(len(orders))
     for noise_multiplier, sampling_probability, count in steps:
-        of_a_step = _step_rdp(noise_multiplier, sampling_probability, orders)
-        total += count * (of_a_step + _RDP_ROUNDING / (np.array(orders) - 1.0))
+        of_a_step = _step_log_moments(noise_multiplier, sampling_probability, orders)
+        total += count * (of_a_step + _RDP_ROUNDING * np.maximum(of_a_step, 1.0)) / (np.array(orders) - 1.0)
     return float(rdp.compute_epsilon(orders, total, delta)[0])
 
 
 @functools.lru_cache(maxsize=64)
-def _step_rdp(noise_multiplier: float, sampling_probability: float, orders: Tuple[float, ...]) -> np.ndarray:
-    if noise_multiplier > _MAX_NOISE_OF_FRACTIONAL_ORDERS:
-        orders = [math.ceil(order) for order in orders]  # It rises with the order.
-    event = dp_accounting.PoissonSampledDpEvent(sampling_probability, dp_accounting.GaussianDpEvent(noise_multiplier))
-    accountant = rdp.RdpAccountant(orders, dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        # Where it is nearly zero, rounding may make it negative.
-        return np.maximum(accountant.compose(event)._rdp, 0.0)  # pylint: disable=protected-access
+def _step_log_moments(noise_multiplier: float, sampling_probability: float, orders: Tuple[float, ...]) -> np.ndarray:
+    return renyi.log_moments(noise_multiplier, sampling_probability, orders)
 
 
 @functools.lru_cache(maxsize=256)
