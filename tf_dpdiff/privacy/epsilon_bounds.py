@@ -24,8 +24,8 @@ _RDP_ORDERS = (1.02, 1.05, *(1.0 + x / 10.0 for x in range(1, 100)), *range(11, 
                768, 1024)
 # Tell within a few percent how large epsilon is, in milliseconds.
 _ROUGH_RDP_ORDERS = (2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256, 1024)
-# Against quadrature in extended precision, log E[(p / q)^order] of a step was at most 2e-13 too small, of itself or of 1,
-# over noise multipliers from 0.05 to 10^6 and sampling probabilities from 10^-9 to 1; more of both is added to it.
+# Against quadrature in extended precision, log E[(p / q)^order] of a step was too small by at most 2e-13 of itself or
+# of 1, at noise multipliers from 0.05 to 10^6 and sampling probabilities from 10^-9 to 1; more of both is added to it.
 _RDP_ROUNDING = 1e-12
 
 # Of the privacy loss. Any interval gives an upper bound, a coarser one a looser bound; the finest is fine enough for
