@@ -37,7 +37,7 @@ _COARSEST_INTERVAL = 100.0
 _LOST_SHARE, _SMALLEST_ROUGH_EPSILON = 1e-4, 1e-3
 # Points of the grid that all different steps have: what takes a second, and what a search may take many times. Their
 # composition may have five times as many, which is as quick.
-MAX_POINTS, _MAX_POINTS_OF_A_SEARCH = 200_000, 65_000
+MAX_POINTS, _MAX_POINTS_OF_A_SEARCH = 200_000, 20_000
 # The privacy loss of a step is cut where the noise is beyond this many standard deviations, with probability e^-50.
 _TAIL = 10.1
 # The composition is cut where a Chernoff bound says that less than 1e-15 is left: this many standard deviations.
@@ -49,6 +49,9 @@ _SMALL_GRID, _STEPS_PER_BLOCK = 2000, 10_000
 # precision of float64 a step: four times as much is taken off delta, and where that is not well below delta RDP takes
 # over. Besides, dp_accounting counts 1e-15 of delta as lost in each composition.
 _PLD_ROUNDING, _SMALLEST_PLD_DELTA_PER_STEP, _SMALLEST_PLD_DELTA = 2.0**-51, 2.0**-44, 1e-12
+
+# Privacy losses from which on e^-loss is no normal number of 64 bits, and from which on it is 0.
+_FEW_DIGITS, _NO_DIGITS = 708.0, 746.0
 
 
 class Steps(NamedTuple):
@@ -125,18 +128,40 @@ def by_pld(steps: Tuple[Steps, ...],
         are of use.
       for_a_search: Whether it may be coarser, and rounding may make it smaller: what is found so is to be checked.
     """
-    num_composed = sum(count if probability < 1.0 else 1 for _, probability, count in steps)
+    grid = _grid(steps, delta, interval, for_a_search)
+    by_other = by_rdp(steps, delta, rough=for_a_search)
+    if grid is None:
+        return by_other
+    rounding = 0.0 if for_a_search else _PLD_ROUNDING * _num_composed(steps)
+    return min(_pld_epsilon(steps, delta - rounding, grid), by_other)
+
+
+def num_points(steps: Tuple[Steps, ...],
+               delta: float,
+               *,
+               interval: Optional[float] = None,
+               for_a_search: bool = False) -> int:
+    """Returns how many points of a grid `by_pld` looks at, by which its work is measured; 0 where it needs none.
+
+    The points of a composition count as a fifth.
+    """
+    grid = _grid(steps, delta, interval, for_a_search)
+    return 0 if grid is None else math.ceil(_spans(steps) / grid)
+
+
+def _num_composed(steps: Tuple[Steps, ...]) -> int:
+    return sum(count if probability < 1.0 else 1 for _, probability, count in steps)
+
+
+def _grid(steps: Tuple[Steps, ...], delta: float, interval: Optional[float], for_a_search: bool) -> Optional[float]:
+    """Returns the interval of the privacy loss that is looked at, None where Renyi differential privacy takes over."""
+    num_composed = _num_composed(steps)
     if delta < max(_SMALLEST_PLD_DELTA, _SMALLEST_PLD_DELTA_PER_STEP * num_composed):
-        return by_rdp(steps, delta, rough=for_a_search)
+        return None
     rough = by_rdp(steps, delta, rough=True)
     lossless = math.sqrt(12.0 * _LOST_SHARE * max(rough, _SMALLEST_ROUGH_EPSILON) / num_composed)
     wanted = min(interval_for(rough) if interval is None else interval, 10.0**math.floor(math.log10(lossless)))
-    affordable = _affordable_interval(steps, wanted, _MAX_POINTS_OF_A_SEARCH if for_a_search else MAX_POINTS)
-    if affordable is None:
-        return by_rdp(steps, delta, rough=for_a_search)
-    rounding = 0.0 if for_a_search else _PLD_ROUNDING * num_composed
-    bound = _pld_epsilon(steps, delta - rounding, affordable)
-    return bound if affordable == wanted else min(bound, by_rdp(steps, delta, rough=for_a_search))
+    return _affordable_interval(steps, wanted, _MAX_POINTS_OF_A_SEARCH if for_a_search else MAX_POINTS)
 
 
 def interval_for(rough_epsilon: float) -> float:
@@ -151,12 +176,17 @@ def search_interval(target_epsilon: float) -> float:
 
 def _affordable_interval(steps: Tuple[Steps, ...], wanted: float, max_points: int) -> Optional[float]:
     """Returns the interval that is wanted, or one coarser by powers of ten whose grid is not too large; None: none."""
-    span = sum(_span(step) for step in steps)
-    composed_span = 4.0 * span + _COMPOSED_TAIL * math.sqrt(sum(count * _variance(s, q) for s, q, count in steps))
-    interval = wanted
-    while max(span, composed_span / 5.0) > max_points * interval:
+    spans, interval = _spans(steps), wanted
+    while spans > max_points * interval:
         interval *= 10.0
     return interval if interval <= max(wanted, _COARSEST_INTERVAL) else None
+
+
+def _spans(steps: Tuple[Steps, ...]) -> float:
+    """Returns how far the privacy losses on the grids reach: all different steps', or a fifth of the composition's."""
+    span = sum(_span(step) for step in steps)
+    composed_span = 4.0 * span + _COMPOSED_TAIL * math.sqrt(sum(count * _variance(s, q) for s, q, count in steps))
+    return max(span, composed_span / 5.0)
 
 
 def _span(step: Steps) -> float:
@@ -199,7 +229,10 @@ def _pld_epsilon(steps: Tuple[Steps, ...], delta: float, interval: float) -> flo
     composed = privacy_loss_distribution.identity(interval)
     for step in steps:
         composed = composed.compose(_compose_steps(step, interval))
-    return float(composed.get_epsilon_for_delta(delta))
+    with np.errstate(over='ignore'):  # Of a loss of 710 or so it makes infinity, and RDP takes over.
+        found = float(composed.get_epsilon_for_delta(delta))
+    # Between them e^-loss has few digits or one: the larger is above what they are good for.
+    return _NO_DIGITS if _FEW_DIGITS < found < _NO_DIGITS else found
 
 
 def _compose_steps(step: Steps, interval: float) -> privacy_loss_distribution.PrivacyLossDistribution:
