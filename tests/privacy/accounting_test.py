@@ -2,6 +2,7 @@
 
 import functools
 import math
+import warnings
 
 import dp_accounting
 from dp_accounting import pld
@@ -367,6 +368,72 @@ def test_calibration_meets_extreme_targets_without_tolerance(target, delta, samp
         lambda s: accounting.poisson_dp_sgd_event(s, sampling_probability, num_steps), target, delta)
     assert spent(found) <= target
     assert found == 0.1 or spent(0.99 * found) > target or spent(0.99 * found) == 0.0
+
+
+SLOW_SEARCHES = [
+    lambda: accounting.calibrate_noise_multiplier(lambda s: accounting.poisson_dp_sgd_event(s, 1e-9, 10**6), 1e-3,
+                                                  1e-5),
+    lambda: accounting.calibrate_noise_multiplier(lambda s: accounting.poisson_dp_sgd_event(s, 1e-6, 1000), 1e-3, 1e-5),
+    lambda: accounting.solve_num_steps(lambda n: accounting.poisson_dp_sgd_event(0.4, 1e-6, n), 0.1, 1e-5),
+    lambda: accounting.solve_sampling_probability(lambda q: accounting.poisson_dp_sgd_event(1e-3, q, 1000), 10.0, 1e-5),
+]  # yapf: disable
+
+
+def less_slow_search():
+    return accounting.solve_batch_size(lambda b: accounting.poisson_dp_sgd_event(0.4, b / 10**6, 10**4), 0.1, 1e-5,
+                                       10**6)
+
+
+def points_of_grids(monkeypatch, solve):
+    """Returns how many points a search has looked at: those of the steps' grids, and a fifth of the compositions'."""
+    sizes = []
+    make, compose = privacy_loss_distribution.from_gaussian_mechanism, pld_pmf.DensePLDPmf.self_compose
+
+    def made(*args, **options):
+        found = make(*args, **options)
+        sizes.append(found._pmf_remove.size)
+        return found
+
+    def composed(self, *args):
+        found = compose(self, *args)
+        sizes.append(found.size / 10.0)  # Of a step there are two: units are added or removed.
+        return found
+
+    for cached in (epsilon_bounds._step_pld, epsilon_bounds._pld_epsilon):
+        cached.cache_clear()
+    monkeypatch.setattr(privacy_loss_distribution, 'from_gaussian_mechanism', made)
+    monkeypatch.setattr(pld_pmf.DensePLDPmf, 'self_compose', composed)
+    assert solve() > 0.0
+    return sum(sizes)
+
+
+@pytest.mark.parametrize('solve',
+                         [less_slow_search, *(pytest.param(solve, marks=pytest.mark.long) for solve in SLOW_SEARCHES)])
+def test_search_among_extremes_ends_with_bounded_work(monkeypatch, solve):
+    assert points_of_grids(monkeypatch, solve) < 2_500_000
+
+
+@pytest.mark.long
+def test_work_of_a_search_is_bounded_by_what_it_counts(monkeypatch):
+    # The control of the test above: without a limit the first takes five million points, and with none left few.
+    usual = points_of_grids(monkeypatch, SLOW_SEARCHES[0])
+    monkeypatch.setattr(accounting, '_MAX_POINTS_OF_EXACT_TRIES', 0)
+    assert points_of_grids(monkeypatch, SLOW_SEARCHES[0]) < 0.6 * usual
+
+
+@pytest.mark.parametrize('target', [700.0, 709.5, 730.0, 745.5, 760.0])
+def test_losses_whose_exponentials_have_few_digits_are_counted_from_above(target):
+
+    def log_delta(noise_multiplier):  # The closed form of one release, in logarithms.
+        a, b = 0.5 / noise_multiplier, target * noise_multiplier
+        upper, lower = log_phi(a - b), target + log_phi(-a - b)
+        return upper + math.log1p(-math.exp(min(lower - upper, -1e-17)))
+
+    noise_multiplier = optimize.brentq(lambda s: log_delta(s) - math.log(1e-5), 0.02, 0.1)
+    event = accounting.poisson_dp_sgd_event(noise_multiplier, 1.0, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert target * (1.0 - 1e-9) <= accounting.epsilon(event, 1e-5) < 1.1 * target
 
 
 def test_budget_that_only_a_tiny_delta_makes_hard_is_met_with_little_more_noise():

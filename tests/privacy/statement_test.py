@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from importlib import metadata
 import json
 import re
 
@@ -188,3 +189,9 @@ def test_bound_on_the_tail_of_the_noise_is_printed_and_never_below_itself():
     printed = float(re.search(r'adds at most (\S+) to delta', ' '.join(made.to_text().split())).group(1))
     assert 0.0 < bound <= printed < 2.0 * bound + 1e-300 and printed < 1e-6 * CONFIG.target_delta
     assert make_statement(ledger_lib.Ledger()).to_dict()['noise_tail_adds_to_delta_at_most'] == 0.0
+
+
+def test_versions_name_what_the_claim_was_computed_with_and_what_trained():
+    versions = statement._versions()
+    for name in ('dp-accounting', 'tensorflow', 'tf-keras', 'numpy'):
+        assert versions[name.replace('-', '_')] == metadata.version(name)

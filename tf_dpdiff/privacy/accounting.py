@@ -13,7 +13,6 @@ import math
 from typing import Callable, Optional
 
 import dp_accounting
-from dp_accounting import mechanism_calibration
 
 from tf_dpdiff.privacy import epsilon_bounds
 from tf_dpdiff.privacy import rounding
@@ -27,6 +26,9 @@ _MIN_SAMPLING_PROBABILITY = 1e-9
 _MAX_NUM_STEPS = 10**6
 _MAX_STRIDES = 12
 _NEARLY_ALL = 0.999
+# Points of the privacy losses' grids in all, of which 100,000 take about a second: a search whose tries have taken
+# so many ends with the best that fits. Ordinary settings take a tenth of that.
+_MAX_POINTS_OF_COARSE_TRIES, _MAX_POINTS_OF_EXACT_TRIES = 200_000, 800_000
 
 
 class BudgetError(ValueError):
@@ -85,6 +87,8 @@ def calibrate_noise_multiplier(make_event: Callable[[float], dp_accounting.DpEve
                                target_delta: float) -> float:
     """Returns the smallest noise multiplier whose event meets the target (to 1e-4, or to 0.1% of epsilon).
 
+    Where one try takes about a second, as with very little noise, it is the smallest that a few tries find.
+
     Guarantee: `epsilon(make_event(result), target_delta) <= target_epsilon`, recomputed here, without tolerance.
 
     Args:
@@ -99,30 +103,26 @@ def calibrate_noise_multiplier(make_event: Callable[[float], dp_accounting.DpEve
       BudgetError: if no noise multiplier up to 10^6 meets the target.
     """
     _check_target(target_epsilon)
-
-    def spent(noise_multiplier: float) -> float:
-        return _searched(make_event(noise_multiplier), target_delta, target_epsilon)
-
-    floor = spent(_MAX_NOISE_MULTIPLIER)
-    if floor > target_epsilon:
+    tries = _Tries(make_event, target_epsilon, target_delta)
+    least = tries.coarse(_MAX_NOISE_MULTIPLIER)
+    if least > 0.0:
         raise BudgetError(
             f'target_epsilon={rounding.exact(target_epsilon)} at target_delta={rounding.exact(target_delta)} cannot be '
             f'met: even with a noise multiplier of {_MAX_NOISE_MULTIPLIER:g} the run would cost '
-            f'epsilon={round_up(floor)}. Take fewer steps, a smaller batch, more noise on the other releases, or a '
-            'larger target_epsilon.')
+            f'epsilon={round_up(target_epsilon + least)}. Take fewer steps, a smaller batch, more noise on the other '
+            'releases, or a larger target_epsilon.')
     # A bracket around the answer, from the middle outwards: very small noise multipliers are slow to account for.
     upper = 1.0
-    while spent(upper) > target_epsilon:
+    while tries.coarse(upper) > 0.0:
         upper *= 2.0
     lower = upper / 2.0
-    while spent(lower) <= target_epsilon and lower > _MIN_NOISE_MULTIPLIER:
+    while tries.coarse(lower) <= 0.0 and lower > _MIN_NOISE_MULTIPLIER:
         lower, upper = max(lower / 2.0, _MIN_NOISE_MULTIPLIER), lower
     found = lower  # Where the target is so lax that hardly any noise meets it.
-    if spent(lower) > target_epsilon:
-        target = target_epsilon, target_delta
-        found = _calibrate(make_event, *target, lower, upper, tolerance=1e-4, safe=upper)
-        found = _use_up(make_event, *target, found, -1e-4, limit=_MIN_NOISE_MULTIPLIER)
-    return _nearest_that_fits(make_event, found, 1e-4, target_epsilon, target_delta)
+    if tries.coarse(lower) > 0.0:
+        found = _between(tries, upper, lower, -1e-4)
+        found = _use_up(tries, found, -1e-4, limit=_MIN_NOISE_MULTIPLIER)
+    return _nearest_that_fits(tries, found, 1e-4)
 
 
 def solve_num_steps(make_event: Callable[[int], dp_accounting.DpEvent], target_epsilon: float,
@@ -130,7 +130,7 @@ def solve_num_steps(make_event: Callable[[int], dp_accounting.DpEvent], target_e
     """Returns the largest number of steps whose event meets the target.
 
     Guarantee: `epsilon(make_event(result), target_delta) <= target_epsilon < epsilon(make_event(result + 1), ...)`,
-      both computed here, without tolerance.
+      both computed here, without tolerance; only the first where each try takes about a second, and few can be made.
 
     Args:
       make_event: Maps a number of steps to everything that the run releases, other releases included.
@@ -155,7 +155,8 @@ def solve_batch_size(make_event: Callable[[int], dp_accounting.DpEvent], target_
     """Returns the largest expected batch size whose event meets the target, at most the whole data set.
 
     Guarantee: `epsilon(make_event(result), target_delta) <= target_epsilon < epsilon(make_event(result + 1), ...)`,
-      both computed here, without tolerance; only the first where the result is num_units.
+      both computed here, without tolerance; only the first where the result is num_units, or where each try takes
+      about a second, and few can be made.
 
     Args:
       make_event: Maps an expected batch size in [1, num_units] to everything that the run releases.
@@ -177,6 +178,8 @@ def solve_sampling_probability(make_event: Callable[[float], dp_accounting.DpEve
                                target_delta: float) -> float:
     """Returns the largest sampling probability whose event meets the target (to 0.01% of itself, or 0.1% of epsilon).
 
+    Where each try takes about a second it is the largest of what a few tries find.
+
     Guarantee: `epsilon(make_event(result), target_delta) <= target_epsilon`, recomputed here, without tolerance.
 
     Args:
@@ -188,24 +191,21 @@ def solve_sampling_probability(make_event: Callable[[float], dp_accounting.DpEve
       BudgetError: if not even a sampling probability of 10^-9 meets the target.
     """
     _check_target(target_epsilon)
-
-    def spent(probability: float) -> float:
-        return _searched(make_event(probability), target_delta, target_epsilon)
-
+    tries = _Tries(make_event, target_epsilon, target_delta)
     # A bracket around the answer, from small probabilities upwards: far above the target accounting is slow.
     lower = upper = 1e-3
-    while spent(lower) > target_epsilon:
+    while tries.coarse(lower) > 0.0:
         lower, upper = lower / 4.0, lower
         if lower < _MIN_SAMPLING_PROBABILITY:
-            raise _nothing_fits(f'a sampling probability of {lower:.1g}', spent(lower), target_epsilon, target_delta)
-    while spent(upper) <= target_epsilon:
+            raise _nothing_fits(f'a sampling probability of {lower:.1g}', target_epsilon + tries.coarse(lower),
+                                target_epsilon, target_delta)
+    while tries.coarse(upper) <= 0.0:
         if upper == 1.0:
-            return 1.0
+            return _nearest_that_fits(tries, 1.0, -1e-4)
         lower, upper = upper, min(2.0 * upper, 1.0)
-    target = target_epsilon, target_delta
-    found = _calibrate(make_event, *target, lower, upper, tolerance=1e-4 * lower, safe=lower)
-    found = _use_up(make_event, *target, found, 1e-4 * lower, limit=1.0)
-    return _nearest_that_fits(make_event, found, -1e-4 * lower, target_epsilon, target_delta)
+    found = _between(tries, lower, upper, 1e-4 * lower)
+    found = _use_up(tries, found, 1e-4 * lower, limit=1.0)
+    return _nearest_that_fits(tries, found, -1e-4 * lower)
 
 
 def _bound(event: dp_accounting.DpEvent, delta: float, bound: Callable[..., float], **options) -> float:
@@ -217,113 +217,136 @@ def _bound(event: dp_accounting.DpEvent, delta: float, bound: Callable[..., floa
     return bound(steps, delta, **options)
 
 
-def _searched(event: dp_accounting.DpEvent, delta: float, target_epsilon: float) -> float:
-    """Returns an upper bound of epsilon that is quick to compute, and as fine as a search for a target needs."""
-    return _bound(event,
-                  delta,
-                  epsilon_bounds.by_pld,
-                  interval=epsilon_bounds.search_interval(target_epsilon),
-                  for_a_search=True)
+class _Tries:
+    """By how much each setting that a search tries passes the target; it is computed once.
+
+    Attributes:
+      target_epsilon: > 0.
+      target_delta: In (0, 1).
+    """
+
+    def __init__(self, make_event: Callable[..., dp_accounting.DpEvent], target_epsilon: float, target_delta: float):
+        self.target_epsilon, self.target_delta = target_epsilon, target_delta
+        self._make_event = make_event
+        self._interval = epsilon_bounds.search_interval(target_epsilon)
+        self._coarse, self._exact = {}, {}
+        self._coarse_points, self._exact_points = [], []
+        self._last_key = None
+
+    def rough(self, value: float) -> float:
+        """Tells it within a few percent, in milliseconds."""
+        return _bound(self._make_event(value), self.target_delta, epsilon_bounds.by_rdp,
+                      rough=True) - self.target_epsilon
+
+    def coarse(self, value: float) -> float:
+        """Tells it as finely as a search needs: rounding may make it smaller, so what is found so is to be checked."""
+        if value not in self._coarse:
+            options = {'interval': self._interval, 'for_a_search': True}
+            event = self._make_event(value)
+            self._coarse_points.append(self._num_points(event, **options))
+            found = _bound(event, self.target_delta, epsilon_bounds.by_pld, **options)
+            self._coarse[value] = found - self.target_epsilon
+        return self._coarse[value]
+
+    def exact(self, value: float) -> float:
+        """Tells it as `epsilon` does."""
+        if value not in self._exact:
+            event = self._make_event(value)
+            self._exact_points.append(self._num_points(event))
+            self._exact[value] = epsilon(event, self.target_delta) - self.target_epsilon
+        return self._exact[value]
+
+    def enough_coarse(self) -> bool:
+        """Tells whether coarse tries have taken long."""
+        return sum(self._coarse_points) > _MAX_POINTS_OF_COARSE_TRIES
+
+    def enough_exact(self) -> bool:
+        """Tells whether exact tries have taken long."""
+        return sum(self._exact_points) > _MAX_POINTS_OF_EXACT_TRIES
+
+    def _num_points(self, event: dp_accounting.DpEvent, **options) -> float:
+        """Returns what a try takes: a third where only the number of steps is another, since their grid is at hand."""
+        points = _bound(event, self.target_delta, epsilon_bounds.num_points, **options)
+        key = [step[:2] for step in epsilon_bounds.steps_of(event) or ()], sorted(options)
+        is_known, self._last_key = key == self._last_key, key
+        return points / 3.0 if is_known else points
 
 
-class _SearchAccountant:
-    """What `calibrate_dp_mechanism` asks of an accountant, by `_searched` and its memory."""
-
-    ledger = dp_accounting.NoOpDpEvent()
-
-    def __init__(self, target_epsilon: float):
-        self._target_epsilon = target_epsilon
-        self._event = self.ledger
-
-    def compose(self, event: dp_accounting.DpEvent) -> '_SearchAccountant':
-        self._event = event
-        return self
-
-    def get_epsilon(self, delta: float) -> float:
-        return _searched(self._event, delta, self._target_epsilon)
+def _between(tries: _Tries, safe: float, other: float, stride: float) -> float:
+    """Returns about the last value that meets the target on the way from one that does to one that does not."""
+    num_strides = math.ceil((other - safe) / stride)
+    found = _last_not_above_zero(lambda n: tries.coarse(safe + n * stride),
+                                 0,
+                                 num_strides,
+                                 little=0.1 * (1.0 - _NEARLY_ALL) * tries.target_epsilon,
+                                 enough=tries.enough_coarse)
+    return safe + found * stride
 
 
-def _calibrate(make_event, target_epsilon, target_delta, lower, upper, *, tolerance, safe) -> float:
-    """Returns about where the target is met, or the safe one of two values between which it is."""
-    try:
-        return dp_accounting.calibrate_dp_mechanism(lambda: _SearchAccountant(target_epsilon),
-                                                    make_event,
-                                                    target_epsilon,
-                                                    target_delta,
-                                                    dp_accounting.ExplicitBracketInterval(lower, upper),
-                                                    tol=tolerance)
-    except mechanism_calibration.NoOptimumFoundError:
-        return safe  # Where rounding makes epsilon jump to and fro.
-
-
-def _use_up(make_event, target_epsilon, target_delta, found, tolerance, *, limit) -> float:
+def _use_up(tries: _Tries, found: float, stride: float, *, limit: float) -> float:
     """Returns what a search has found, or what uses up the target where it could not look closely enough.
 
     Args:
-      tolerance: How far one value that is tried is from the next, and whether above or below.
+      tries: Of the search.
+      found: What it has found.
+      stride: How far one value that is tried is from the next, and whether above or below.
       limit: The last value.
     """
-
-    def value(n: int) -> float:
-        return found + (n - 1) * tolerance
+    little = (1.0 - _NEARLY_ALL) * tries.target_epsilon
+    if tries.exact(found) >= -little:
+        return found
 
     def excess(n: int) -> float:
-        return epsilon(make_event(value(n)), target_delta) - target_epsilon
+        return tries.exact(found + (n - 1) * stride)
 
-    little = (1.0 - _NEARLY_ALL) * target_epsilon
-    if excess(1) >= -little:
-        return found
-    stride, last = math.ceil(0.01 * abs(found / tolerance)), 1 + int((limit - found) / tolerance)
-    return value(_search(excess, 1, stride, last, little=little))
+    first, last = math.ceil(0.01 * abs(found / stride)), 1 + int((limit - found) / stride)
+    best = _search(excess, 1, first, last, little=little, enough=tries.enough_exact)
+    return found + (best - 1) * stride
 
 
-def _nearest_that_fits(make_event, found, stride, target_epsilon, target_delta) -> float:
+def _nearest_that_fits(tries: _Tries, found: float, stride: float) -> float:
     """Returns what a search has found, or the nearest value on its safe side: the search looks less closely.
 
     Raises:
       BudgetError: if nothing near by fits.
     """
     for _ in range(_MAX_STRIDES):
-        if epsilon(make_event(found), target_delta) <= target_epsilon:
+        if tries.exact(found) <= 0.0:
             return found
         found, stride = found + stride, 2.0 * stride
-    raise BudgetError(f'no setting was found that meets epsilon={rounding.exact(target_epsilon)} at '
-                      f'delta={rounding.exact(target_delta)}: give all '
-                      'settings to learn what they cost.')
+    raise BudgetError(f'no setting was found that meets epsilon={rounding.exact(tries.target_epsilon)} at '
+                      f'delta={rounding.exact(tries.target_delta)}: give all settings to learn what they cost.')
 
 
 def _largest_whole_number(make_event, target_epsilon, target_delta, maximum) -> int:
     """Returns the largest n in [1, maximum] that meets the target, 0 where none does."""
     _check_target(target_epsilon)
-
-    def rough(n: int) -> float:
-        return _bound(make_event(n), target_delta, epsilon_bounds.by_rdp, rough=True) - target_epsilon
-
-    def coarse(n: int) -> float:
-        return _searched(make_event(n), target_delta, target_epsilon) - target_epsilon
-
-    def exact(n: int) -> float:
-        return epsilon(make_event(n), target_delta) - target_epsilon
-
+    tries = _Tries(make_event, target_epsilon, target_delta)
     # Each search begins where a quicker one has ended.
-    found = _search(rough, 0, 1, maximum, precision=2e-2)
-    found = _search(coarse, found, max(found // 10, 1), maximum, precision=2e-3)
-    return _search(exact, found, max(found // 500, 1), maximum)
+    found = _search(tries.rough, 0, 1, maximum, precision=2e-2)
+    found = _search(tries.coarse, found, max(found // 10, 1), maximum, precision=2e-3, enough=tries.enough_coarse)
+    return _search(tries.exact, found, max(found // 500, 1), maximum, enough=tries.enough_exact)
 
 
-def _search(excess: Callable[[int], float], start: int, stride: int, maximum: int, **options) -> int:
+def _search(excess: Callable[[int], float],
+            start: int,
+            stride: int,
+            maximum: int,
+            *,
+            enough: Callable[[], bool] = lambda: False,
+            **options) -> int:
     """Returns the last n up to a maximum with excess(n) <= 0, searched for from a start in strides that grow.
 
     Of 0 it is taken for granted. The options are those of `_last_not_above_zero`.
     """
     low, high = start, min(start + stride, maximum)
     while low > 0 and excess(low) > 0.0:  # Where it fitted, epsilon was computed in another way.
-        low, high, stride = max(low - stride, 0), low, 2 * stride
+        low, high, stride = max(low - stride, 0), low, 4 * stride
     while excess(high) <= 0.0:
-        if high == maximum:
-            return maximum
-        low, high, stride = high, min(high + stride, maximum), 2 * stride
-    return _last_not_above_zero(excess, low, high, **options)
+        if high == maximum or enough():
+            return high
+        low, high, stride = high, min(high + stride, maximum), 4 * stride
+    return _last_not_above_zero(excess, low, high, enough=enough, **options)
 
 
 def _last_not_above_zero(excess: Callable[[int], float],
@@ -331,13 +354,14 @@ def _last_not_above_zero(excess: Callable[[int], float],
                          high: int,
                          *,
                          precision: float = 0.0,
-                         little: float = 0.0) -> int:
+                         little: float = 0.0,
+                         enough: Callable[[], bool] = lambda: False) -> int:
     """Returns the last n with excess(n) <= 0, or one that is below it by a share of `precision` or has little to spare.
 
-    It rises, excess(low) <= 0 or low is 0, and excess(high) > 0.
+    It rises, excess(low) <= 0 or low is 0, and excess(high) > 0. Once there was enough of it, one above 0 will do.
     """
     turn = 0
-    while high - low > max(1, precision * low):
+    while high - low > max(1, precision * low) and not (low and enough()):
         below = excess(low) if low else None
         if below is not None and below > -little:
             break

@@ -7,12 +7,13 @@ how far its numbers can be trusted, so that no answer is below the truth.
 import functools
 import math
 from typing import Iterator, NamedTuple, Optional, Tuple
-import warnings
 
 import dp_accounting
 from dp_accounting import rdp
 from dp_accounting.pld import privacy_loss_distribution
 import numpy as np
+
+from tf_dpdiff.privacy import renyi
 
 # Less noise hides nothing: one step on the whole data set costs an epsilon of 500,000. It counts as no noise.
 SMALLEST_NOISE_MULTIPLIER = 1e-3
@@ -23,11 +24,9 @@ _RDP_ORDERS = (1.02, 1.05, *(1.0 + x / 10.0 for x in range(1, 100)), *range(11, 
                768, 1024)
 # Tell within a few percent how large epsilon is, in milliseconds.
 _ROUGH_RDP_ORDERS = (2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256, 1024)
-# Against quadrature in extended precision, log E[(p / q)^order] of a step was at most 2e-13 too small, over noise
-# multipliers from 0.05 to 10^6 and sampling probabilities from 10^-9 to 1; this is added to it.
+# Against quadrature in extended precision, log E[(p / q)^order] of a step was too small by at most 2e-13 of itself or
+# of 1, at noise multipliers from 0.05 to 10^6 and sampling probabilities from 10^-9 to 1; more of both is added to it.
 _RDP_ROUNDING = 1e-12
-# From here on the series of fractional orders may converge slowly: the next whole order bounds them.
-_MAX_NOISE_OF_FRACTIONAL_ORDERS = 1e3
 
 # Of the privacy loss. Any interval gives an upper bound, a coarser one a looser bound; the finest is fine enough for
 # four digits of epsilon at the recipes' settings (epsilon from which on, interval).
@@ -38,7 +37,7 @@ _COARSEST_INTERVAL = 100.0
 _LOST_SHARE, _SMALLEST_ROUGH_EPSILON = 1e-4, 1e-3
 # Points of the grid that all different steps have: what takes a second, and what a search may take many times. Their
 # composition may have five times as many, which is as quick.
-MAX_POINTS, _MAX_POINTS_OF_A_SEARCH = 200_000, 65_000
+MAX_POINTS, _MAX_POINTS_OF_A_SEARCH = 200_000, 20_000
 # The privacy loss of a step is cut where the noise is beyond this many standard deviations, with probability e^-50.
 _TAIL = 10.1
 # The composition is cut where a Chernoff bound says that less than 1e-15 is left: this many standard deviations.
@@ -50,6 +49,9 @@ _SMALL_GRID, _STEPS_PER_BLOCK = 2000, 10_000
 # precision of float64 a step: four times as much is taken off delta, and where that is not well below delta RDP takes
 # over. Besides, dp_accounting counts 1e-15 of delta as lost in each composition.
 _PLD_ROUNDING, _SMALLEST_PLD_DELTA_PER_STEP, _SMALLEST_PLD_DELTA = 2.0**-51, 2.0**-44, 1e-12
+
+# Privacy losses from which on e^-loss is no normal number of 64 bits, and from which on it is 0.
+_FEW_DIGITS, _NO_DIGITS = 708.0, 746.0
 
 
 class Steps(NamedTuple):
@@ -126,18 +128,40 @@ def by_pld(steps: Tuple[Steps, ...],
         are of use.
       for_a_search: Whether it may be coarser, and rounding may make it smaller: what is found so is to be checked.
     """
-    num_composed = sum(count if probability < 1.0 else 1 for _, probability, count in steps)
+    grid = _grid(steps, delta, interval, for_a_search)
+    by_other = by_rdp(steps, delta, rough=for_a_search)
+    if grid is None:
+        return by_other
+    rounding = 0.0 if for_a_search else _PLD_ROUNDING * _num_composed(steps)
+    return min(_pld_epsilon(steps, delta - rounding, grid), by_other)
+
+
+def num_points(steps: Tuple[Steps, ...],
+               delta: float,
+               *,
+               interval: Optional[float] = None,
+               for_a_search: bool = False) -> int:
+    """Returns how many points of a grid `by_pld` looks at, by which its work is measured; 0 where it needs none.
+
+    The points of a composition count as a fifth.
+    """
+    grid = _grid(steps, delta, interval, for_a_search)
+    return 0 if grid is None else math.ceil(_spans(steps) / grid)
+
+
+def _num_composed(steps: Tuple[Steps, ...]) -> int:
+    return sum(count if probability < 1.0 else 1 for _, probability, count in steps)
+
+
+def _grid(steps: Tuple[Steps, ...], delta: float, interval: Optional[float], for_a_search: bool) -> Optional[float]:
+    """Returns the interval of the privacy loss that is looked at, None where Renyi differential privacy takes over."""
+    num_composed = _num_composed(steps)
     if delta < max(_SMALLEST_PLD_DELTA, _SMALLEST_PLD_DELTA_PER_STEP * num_composed):
-        return by_rdp(steps, delta, rough=for_a_search)
+        return None
     rough = by_rdp(steps, delta, rough=True)
     lossless = math.sqrt(12.0 * _LOST_SHARE * max(rough, _SMALLEST_ROUGH_EPSILON) / num_composed)
     wanted = min(interval_for(rough) if interval is None else interval, 10.0**math.floor(math.log10(lossless)))
-    affordable = _affordable_interval(steps, wanted, _MAX_POINTS_OF_A_SEARCH if for_a_search else MAX_POINTS)
-    if affordable is None:
-        return by_rdp(steps, delta, rough=for_a_search)
-    rounding = 0.0 if for_a_search else _PLD_ROUNDING * num_composed
-    bound = _pld_epsilon(steps, delta - rounding, affordable)
-    return bound if affordable == wanted else min(bound, by_rdp(steps, delta, rough=for_a_search))
+    return _affordable_interval(steps, wanted, _MAX_POINTS_OF_A_SEARCH if for_a_search else MAX_POINTS)
 
 
 def interval_for(rough_epsilon: float) -> float:
@@ -152,12 +176,17 @@ def search_interval(target_epsilon: float) -> float:
 
 def _affordable_interval(steps: Tuple[Steps, ...], wanted: float, max_points: int) -> Optional[float]:
     """Returns the interval that is wanted, or one coarser by powers of ten whose grid is not too large; None: none."""
-    span = sum(_span(step) for step in steps)
-    composed_span = 4.0 * span + _COMPOSED_TAIL * math.sqrt(sum(count * _variance(s, q) for s, q, count in steps))
-    interval = wanted
-    while max(span, composed_span / 5.0) > max_points * interval:
+    spans, interval = _spans(steps), wanted
+    while spans > max_points * interval:
         interval *= 10.0
     return interval if interval <= max(wanted, _COARSEST_INTERVAL) else None
+
+
+def _spans(steps: Tuple[Steps, ...]) -> float:
+    """Returns how far the privacy losses on the grids reach: all different steps', or a fifth of the composition's."""
+    span = sum(_span(step) for step in steps)
+    composed_span = 4.0 * span + _COMPOSED_TAIL * math.sqrt(sum(count * _variance(s, q) for s, q, count in steps))
+    return max(span, composed_span / 5.0)
 
 
 def _span(step: Steps) -> float:
@@ -185,21 +214,14 @@ def _variance(noise_multiplier: float, q: float) -> float:
 def _rdp_epsilon(steps: Tuple[Steps, ...], delta: float, orders: Tuple[float, ...]) -> float:
     total = np.zeros(len(orders))
     for noise_multiplier, sampling_probability, count in steps:
-        of_a_step = _step_rdp(noise_multiplier, sampling_probability, orders)
-        total += count * (of_a_step + _RDP_ROUNDING / (np.array(orders) - 1.0))
+        of_a_step = _step_log_moments(noise_multiplier, sampling_probability, orders)
+        total += count * (of_a_step + _RDP_ROUNDING * np.maximum(of_a_step, 1.0)) / (np.array(orders) - 1.0)
     return float(rdp.compute_epsilon(orders, total, delta)[0])
 
 
 @functools.lru_cache(maxsize=64)
-def _step_rdp(noise_multiplier: float, sampling_probability: float, orders: Tuple[float, ...]) -> np.ndarray:
-    if noise_multiplier > _MAX_NOISE_OF_FRACTIONAL_ORDERS:
-        orders = [math.ceil(order) for order in orders]  # It rises with the order.
-    event = dp_accounting.PoissonSampledDpEvent(sampling_probability, dp_accounting.GaussianDpEvent(noise_multiplier))
-    accountant = rdp.RdpAccountant(orders, dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        # Where it is nearly zero, rounding may make it negative.
-        return np.maximum(accountant.compose(event)._rdp, 0.0)  # pylint: disable=protected-access
+def _step_log_moments(noise_multiplier: float, sampling_probability: float, orders: Tuple[float, ...]) -> np.ndarray:
+    return renyi.log_moments(noise_multiplier, sampling_probability, orders)
 
 
 @functools.lru_cache(maxsize=256)
@@ -207,7 +229,10 @@ def _pld_epsilon(steps: Tuple[Steps, ...], delta: float, interval: float) -> flo
     composed = privacy_loss_distribution.identity(interval)
     for step in steps:
         composed = composed.compose(_compose_steps(step, interval))
-    return float(composed.get_epsilon_for_delta(delta))
+    with np.errstate(over='ignore'):  # Of a loss of 710 or so it makes infinity, and RDP takes over.
+        found = float(composed.get_epsilon_for_delta(delta))
+    # Between them e^-loss has few digits or one: the larger is above what they are good for.
+    return _NO_DIGITS if _FEW_DIGITS < found < _NO_DIGITS else found
 
 
 def _compose_steps(step: Steps, interval: float) -> privacy_loss_distribution.PrivacyLossDistribution:

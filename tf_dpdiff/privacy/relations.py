@@ -21,14 +21,17 @@ sampled does not increase any hockey-stick divergence (joint convexity), and a s
 one-dimensional, is the worst. So the pair P = Gaussian(0, sigma^2), Q = (1 - q) Gaussian(0, sigma^2) + q Gaussian(1,
 sigma^2) dominates a step in both directions, and its composition dominates the run (Zhu, Dong and Wang 2022, theorem 11
 for Poisson sampling and theorem 10 for adaptive composition). dp_accounting's PLD and RDP accountants compute exactly
-this for the Poisson-sampled Gaussian under ADD_OR_REMOVE_ONE. Its relation REPLACE_SPECIAL is this one by definition
-(Kairouz et al. 2021, definition 1.1), and releases of dp_accounting that accept it for Poisson sampling return the same
-distribution; a test holds it against a numerical integral. A Gaussian release of all units is the case q = 1.
+this for the Poisson-sampled Gaussian under ADD_OR_REMOVE_ONE. Since 0.6 they do so too under REPLACE_SPECIAL, its name
+of this relation (Kairouz et al. 2021, definition 1.1), and by the same reduction: a record replaced by a zero record
+'results in the same privacy loss distribution' (privacy_loss_distribution.from_gaussian_mechanism). Tests hold what is
+computed here against theirs for REPLACE_SPECIAL, and against a numerical integral that knows neither. A release of all
+units is the case q = 1.
 
 'add_or_remove_one' is accepted too, for those who must state it. It has the same sensitivity and epsilon for a q that
 is fixed beforehand; the statement then says that N, which differs between neighbours, is public and not protected.
-'replace_one' (one unit replaced by any other) has sensitivities here but no accountant for Poisson sampling, so no plan
-is made for it. By group privacy (epsilon, delta) for null records gives (2 epsilon, (1 + e^epsilon) delta) for it.
+'replace_one' (one unit replaced by any other) has sensitivities here, but Poisson sampling under it has one accountant
+only, dp_accounting's PLD, which nothing independent would bound: no plan is made for it. By group privacy (epsilon,
+delta) for null records gives (2 epsilon, (1 + e^epsilon) delta) for it.
 
 References: Kairouz et al. 2021, arXiv:2103.00039, definition 1.1 (a record replaced by a null record); Zhu, Dong and
   Wang 2022, arXiv:2106.08567; Ponomareva et al. 2023, arXiv:2303.00654 (neighbours by zeroing out a record).
@@ -65,4 +68,4 @@ def check_accounted(neighboring_relation: str) -> None:
     """
     if neighboring_relation not in ACCOUNTED:
         raise ValueError(f'neighboring_relation must be one of {tuple(ACCOUNTED)}, got {neighboring_relation!r}: no '
-                         'accountant for Poisson sampling under another relation is at hand.')
+                         'epsilon is claimed under another relation.')

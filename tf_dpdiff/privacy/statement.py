@@ -237,6 +237,7 @@ def _versions() -> dict:
     return {
         'python': sys.version.split()[0],
         'tensorflow': tf.__version__,
+        'tf_keras': metadata.version('tf-keras'),
         'dp_accounting': metadata.version('dp-accounting'),
         'numpy': np.__version__,
     }
