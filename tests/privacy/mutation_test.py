@@ -47,6 +47,7 @@ TRAINER, PRIVATE_STAGE = 'training/trainer_test.py', 'training/private_stage_tes
 CLASS_MEANS, PUBLIC_IMAGES = 'training/class_means_release_test.py', 'training/public_images_test.py'
 DIVERGENCE, PROGRESS = 'training/divergence_test.py', 'training/progress_test.py'
 SUMMARIES, SECRET = 'training/summaries_test.py', 'cli/secret_test.py'
+RENYI = 'privacy/renyi_test.py'
 BUDGET, SEEDS = 'privacy/budget_test.py', 'privacy/seeds_test.py'
 MUTANTS = (
     Mutant('no clipping', 'privacy/clipping.py',
@@ -181,21 +182,20 @@ MUTANTS = (
     Mutant('delta ignored by the second accountant', 'privacy/epsilon_bounds.py',
            'rdp.compute_epsilon(orders, total, delta)', 'rdp.compute_epsilon(orders, total, 1e-2)', ACCOUNTING),
     Mutant('rounding of the convolution taken for privacy', 'privacy/epsilon_bounds.py',
-           'rounding = 0.0 if for_a_search else _PLD_ROUNDING * num_composed', 'rounding = 0.0', ACCOUNTING),
+           'rounding = 0.0 if for_a_search else _PLD_ROUNDING * _num_composed(steps)', 'rounding = 0.0', ACCOUNTING),
     Mutant('a delta below the rounding left to the convolution', 'privacy/epsilon_bounds.py',
            'if delta < max(_SMALLEST_PLD_DELTA, _SMALLEST_PLD_DELTA_PER_STEP * num_composed):', 'if False:',
            ACCOUNTING),
     Mutant('rounding of a Renyi divergence taken for privacy', 'privacy/epsilon_bounds.py',
-           '(of_a_step + _RDP_ROUNDING / (np.array(orders) - 1.0))', 'of_a_step', ACCOUNTING),
+           '(of_a_step + _RDP_ROUNDING * np.maximum(of_a_step, 1.0))', 'of_a_step', ACCOUNTING),
     Mutant('a grid as large as the question is extreme', 'privacy/epsilon_bounds.py',
-           'composed_span / 5.0) > max_points * interval:', 'composed_span / 5.0) > 8 * max_points * interval:',
-           ACCOUNTING),
+           'while spans > max_points * interval:', 'while spans > 8 * max_points * interval:', ACCOUNTING),
     Mutant('equal steps of two runs counted once', 'privacy/epsilon_bounds.py',
            'counts[key] = counts.get(key, 0) + count', 'counts[key] = count', 'privacy/budget_test.py'),
-    Mutant('calibration 1% too low', 'privacy/accounting.py', 'return _nearest_that_fits(make_event, found, 1e-4,',
-           'return 0.99 * _nearest_that_fits(make_event, found, 1e-4,', ACCOUNTING),
-    Mutant('calibration 1% too high', 'privacy/accounting.py', 'return _nearest_that_fits(make_event, found, 1e-4,',
-           'return 1.01 * _nearest_that_fits(make_event, found, 1e-4,', ACCOUNTING),
+    Mutant('calibration 1% too low', 'privacy/accounting.py', 'return _nearest_that_fits(tries, found, 1e-4)',
+           'return 0.99 * _nearest_that_fits(tries, found, 1e-4)', ACCOUNTING),
+    Mutant('calibration 1% too high', 'privacy/accounting.py', 'return _nearest_that_fits(tries, found, 1e-4)',
+           'return 1.01 * _nearest_that_fits(tries, found, 1e-4)', ACCOUNTING),
     Mutant('budget may be passed', 'privacy/budget.py', 'if charged.overdrawn_by():', 'if False:',
            'privacy/budget_test.py'),
     Mutant('budget forgets the runs before', 'privacy/budget.py',
@@ -439,6 +439,13 @@ MUTANTS = (
     Mutant('weights that overflow pass for finite ones', 'training/divergence.py',
            'return bool(all_finite([unet.denoise(network, *self._view) for network in self._networks]))', 'return True',
            DIVERGENCE),
+    Mutant('a series of Renyi divergences is cut behind a negative term', 'privacy/renyi.py', 'if signs[-1] < 0.0:',
+           'if signs[-1] > 0.0:', RENYI),
+    Mutant('the other part of a Renyi divergence is left out', 'privacy/renyi.py',
+           'signs * np.exp(sizes - largest)).sum()', 'signs * np.exp(sizes - largest))[0].sum()', RENYI),
+    Mutant('between orders the divergence is that of the order below', 'privacy/renyi.py',
+           'return np.interp(orders, *_lower_convex_envelope([1.0, *orders], [0.0, *found]))',
+           'return np.concatenate([[0.0], found])[:-1]', RENYI),
     Mutant('the bar moves before its epsilon', 'training/loop.py',
            'self._show(bar, scalars)  # Before the bar moves: it may show itself when it does.\n'
            '                bar.update()', 'bar.update()\n                self._show(bar, scalars)', PROGRESS),
