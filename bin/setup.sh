@@ -133,7 +133,9 @@ show_progress() {
       'Installing collected '* | 'Prepared '*) what='all fetched, now written to .venv' ;;
       *) continue ;;
     esac
-    if [[ -t 2 ]]; then
+    if [[ ! $what ]]; then
+      continue
+    elif [[ -t 2 ]]; then
       printf '\r\033[Ktf_dpdiff: %.68s' "$done of $all $kind: $what" >&2
     elif [[ $line == $large ]] || ((SECONDS >= next)); then
       say "$done of $all $kind: $what"
