@@ -176,7 +176,7 @@ attempt_until_done() {
       say "could not set up .venv; the whole log is in $VENV/setup.log"
       return 1
     elif [[ ! $pause ]] || ! grep Downloading "$VENV/setup.log" >/dev/null; then
-      say "no connection to the package index: call again with one; what was fetched is kept" \
+      say "no connection to what .venv is made from: call again with one; what was fetched is kept" \
         "(log: $VENV/setup.log)"
       return 1
     fi
