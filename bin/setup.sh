@@ -167,18 +167,22 @@ attempt() {  # $1: what create needs; $2: the sum of the lock.
 # Goes on after a cut connection: what was fetched lies in the cache of pip or uv. Without any connection
 # from the start there is nothing to wait for.
 attempt_until_done() {
-  local pause before cut='retry|retries|connection|timed out|timeout|incompleteread|failed to fetch|dns error'
+  local pause before said cut='retry|retries|connection|timed out|timeout|incompleteread|failed to fetch|dns error'
   for pause in 5 15 30 60 ''; do
     before=$(wc -l <"$VENV/setup.log")
     if attempt "$@"; then return; fi
-    if ! tail -n "+$((before + 1))" "$VENV/setup.log" | grep -iE "$cut" >/dev/null; then
-      tail -n 15 "$VENV/setup.log" >&2
-      say "could not set up .venv; the whole log is in $VENV/setup.log"
-      return 1
-    elif [[ ! $pause ]] || ! grep Downloading "$VENV/setup.log" >/dev/null; then
-      say "no connection to what .venv is made from: call again with one; what was fetched is kept" \
-        "(log: $VENV/setup.log)"
-      return 1
+    said=$(tail -n "+$((before + 1))" "$VENV/setup.log")
+    # pip before 25.1 takes a file that was cut off for a whole one, of the wrong hash: worth another two attempts.
+    if [[ $said != *'  Downloading '*'DO NOT MATCH THE HASHES'* || $pause != *5 ]]; then
+      if ! grep -iE "$cut" <<<"$said" >/dev/null; then
+        tail -n 25 "$VENV/setup.log" >&2
+        say "could not set up .venv; the whole log is in $VENV/setup.log"
+        return 1
+      elif [[ ! $pause ]] || ! grep Downloading "$VENV/setup.log" >/dev/null; then
+        say "no connection to what .venv is made from: call again with one; what was fetched is kept" \
+          "(log: $VENV/setup.log)"
+        return 1
+      fi
     fi
     say "the connection was cut; going on in $pause s"
     sleep "$pause"

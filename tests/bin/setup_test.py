@@ -455,6 +455,17 @@ def test_what_is_no_matter_of_the_connection_is_not_tried_again(fresh, pauses):
     assert pauses.read_text() == '' and fresh.installations() == ['one==1']
 
 
+def test_file_that_old_pip_takes_for_whole_is_fetched_again_but_not_for_ever(fresh, pauses):
+    says = pathlib.Path(f'{fresh.calls}.says')
+    says.write_text('  Downloading tensorflow.whl (572.9 MB)\nERROR: THESE PACKAGES DO NOT MATCH THE HASHES\n')
+    failure = pathlib.Path(f'{fresh.calls}.fail')
+    failure.touch()
+    process = fresh.run()
+    assert process.returncode == 1 and 'DO NOT MATCH THE HASHES' in process.err
+    assert process.err.rstrip().endswith(str(fresh.venv / 'setup.log'))
+    assert pauses.read_text().split() == ['5', '15'] and fresh.installations() == ['one==1'] * 3
+
+
 def _asked_for(checkout):
     return [line for line in checkout.calls.read_text().splitlines() if line.startswith('asked for')]
 
