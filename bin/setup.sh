@@ -172,7 +172,7 @@ attempt_until_done() {
     before=$(wc -l <"$VENV/setup.log")
     if attempt "$@"; then return; fi
     said=$(tail -n "+$((before + 1))" "$VENV/setup.log")
-    # pip before 25.1 takes a file that was cut off for a whole one, of the wrong hash: worth another two attempts.
+    # pip 24 takes a file that was cut off for a whole one, of the wrong hash: worth another two attempts.
     if [[ $said != *'  Downloading '*'DO NOT MATCH THE HASHES'* || $pause != *5 ]]; then
       if ! grep -iE "$cut" <<<"$said" >/dev/null; then
         tail -n 25 "$VENV/setup.log" >&2
