@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 
 import pytest
 import yaml
@@ -182,13 +183,33 @@ def test_image_is_made_from_what_is_there(objects):
     assert all((ROOT / name).exists() for name in copied)
     entry, = re.findall(r'^ENTRYPOINT \["(.*)"\]$', text, re.M)
     assert f'{entry} = tf_dpdiff.cli.train:run' in (ROOT / 'setup.cfg').read_text()
-    assert '--require-hashes' in text and f"tensorflow[and-cuda]=={locked('tensorflow')}" in text
+    assert f"tensorflow[and-cuda]=={locked('tensorflow')}" in text
+    assert re.search(r'^FROM python:3[.]1[123]-slim$', text, re.M)  # A Python that the lock is made for.
+    check_installation_of_the_lock(text)
     user, = re.findall(r'--uid (\d+)', text)
     pod = pods_of(objects)['spec']
     assert int(user) == pod['securityContext']['runAsUser'] == pod['securityContext']['fsGroup']
     container, = pod['containers']
     assert f'{folder}/runs' in [mount['mountPath'] for mount in container['volumeMounts']]
     assert any(argument.startswith('--workdir=runs/') for argument in container['args'])
+
+
+def check_installation_of_the_lock(text):
+    """Checks that all is installed by hash, and what promise is built with before it."""
+    steps = re.findall(r'pip install ((?:[^\n]|\\\n)*?--requirement \S+)', text)
+    assert len(steps) == 2 and all({'--no-deps', '--require-hashes'} <= {*step.split()} for step in steps)
+    assert 'setuptools.lock' in steps[0] and 'requirements.lock' in steps[1]
+    assert {'--no-build-isolation', '--ignore-requires-python'} <= {*steps[1].split()}
+    program, = re.findall(r"awk '(.*)' requirements\.lock >\S*setuptools\.lock", text)
+    kept, lock = kept_by(program)
+    assert re.findall(r'^[a-z]\S*', kept, re.M) == [f"setuptools=={locked('setuptools')}"]
+    assert kept in lock and kept.count('--hash=') == 2
+
+
+def kept_by(program):
+    """Returns what awk keeps of the lock, and the lock."""
+    lock = ROOT / 'requirements.lock'
+    return subprocess.run(['awk', program, lock], capture_output=True, text=True, check=True).stdout, lock.read_text()
 
 
 def test_probes_ask_the_port_that_the_server_has_for_them():
@@ -215,13 +236,36 @@ def test_tpu_script_names_the_tpu_and_its_notice(monkeypatch):
 
 @pytest.mark.skipif(not shutil.which('awk'), reason='there is no awk')
 def test_tpu_script_installs_all_of_the_lock_but_tensorflow():
-    program, = re.findall(r"awk '(.*)' requirements", TPU.read_text())
-    kept = subprocess.run(['awk', program, ROOT / 'requirements.lock'], capture_output=True, text=True, check=True)
-    before, after = ({*re.findall(r'^\S+==\S+|--hash\S+', text, re.M)}
-                     for text in ((ROOT / 'requirements.lock').read_text(), kept.stdout))
+    text = TPU.read_text()
+    check_installation_of_the_lock(text)
+    program, = re.findall(r"awk '(.*)' requirements\.lock >\S*/requirements\.lock", text)
+    kept, lock = kept_by(program)
+    before, after = ({*re.findall(r'^\S+==\S+|--hash\S+', part, re.M)} for part in (lock, kept))
     left_out = {name for name in before - after if not name.startswith('--hash')}
     assert left_out == {f"tensorflow=={locked('tensorflow')}"} and len(before) - len(after) < 60
     assert f"tpu-vm-tf-{locked('tensorflow')}-pod-" in (EXAMPLES / 'tpu' / 'README.md').read_text()
+
+
+PYTHON3 = f"""#!/usr/bin/env bash
+if [[ $1 != -c ]]; then echo goes on; exit 7; fi
+exec {sys.executable} -S -c "import sys; sys.version_info = tuple(map(int, '$PYTHON_IS'.split('.')))
+$2"
+"""
+
+
+@pytest.mark.parametrize('tensorflow, python, is_right', [('2.21.1', '3.11.9', True), ('2.21.0', '3.13.0', True),
+                                                          ('2.20.0', '3.12.1', False), ('2.21.0', '3.10.12', False),
+                                                          ('2.21.0', '3.14.0', False)])  # yapf: disable
+def test_tpu_script_refuses_a_machine_of_another_version(tmp_path, tensorflow, python, is_right):
+    (tmp_path / 'python3').write_text(PYTHON3)
+    (tmp_path / 'python3').chmod(0o755)
+    (tmp_path / 'tensorflow.py').write_text(f'__version__ = {tensorflow!r}')
+    environment = {'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'HOME': str(tmp_path), 'PYTHONPATH': str(tmp_path),
+                   'PYTHON_IS': python, 'TPU_NAME': 'local'}  # yapf: disable
+    ended = subprocess.run(['bash', TPU], env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == ((7, 'goes on\n') if is_right else (1, ''))
+    if not is_right:
+        assert ended.stderr.startswith('needs TensorFlow 2.21 on Python 3.11 to 3.13; this machine has ' + tensorflow)
 
 
 @pytest.mark.parametrize('readme', READMES, ids=lambda path: path.parent.name)

@@ -6,11 +6,21 @@ set -euo pipefail
 workdir=${WORKDIR:-runs/cifar10}
 venv=$HOME/tf_dpdiff_venv
 
+python3 -c 'import sys, tensorflow as tf
+python = sys.version.split()[0]
+if tf.__version__.split(".")[:2] != ["2", "21"] or not (3, 11) <= sys.version_info < (3, 14):
+  sys.exit(f"needs TensorFlow 2.21 on Python 3.11 to 3.13; this machine has {tf.__version__} on {python}")'
+
 # TensorFlow itself comes with the machine, built for its TPU, and PyPI's is not: all of the lock but that.
 if [[ ! -x $venv/bin/tf_dpdiff_train ]]; then
   python3 -m venv --system-site-packages "$venv"
   awk '/^[a-z]/ { keep = !/^tensorflow==/ } keep' requirements.lock >"$venv/requirements.lock"
-  "$venv/bin/python" -m pip install --no-deps --require-hashes --requirement "$venv/requirements.lock"
+  # setuptools comes first: it builds promise, the one package without a wheel.
+  awk '/^[a-z]/ { keep = /^setuptools==/ } keep' requirements.lock >"$venv/setuptools.lock"
+  "$venv/bin/python" -m pip install --no-deps --require-hashes --requirement "$venv/setuptools.lock"
+  # What tensorflow-privacy says of Pythons is out of date.
+  "$venv/bin/python" -m pip install --no-deps --no-build-isolation --ignore-requires-python --require-hashes \
+    --requirement "$venv/requirements.lock"
   "$venv/bin/python" -m pip install --no-deps --no-build-isolation .
 fi
 
