@@ -367,8 +367,7 @@ def check_layer(layer):
 
 # What is refused, beside its harmless relative that must pass.
 REFUSED = [
-    (lambda: check_layer(keras.layers.BatchNormalization()),
-     lambda: check_layer(keras.layers.LayerNormalization())),
+    (lambda: check_layer(keras.layers.BatchNormalization()), lambda: check_layer(keras.layers.LayerNormalization())),
     (lambda: model_check.check_loss(lambda y, p: tf.reduce_mean(p, -1) - tf.reduce_mean(p), [4]),
      lambda: model_check.check_loss(lambda y, p: tf.reduce_mean(tf.square(p - y), -1), [4])),
     (lambda: check_views(lambda images, units: tf.concat([timesteps_of(units[:2]), -timesteps_of(units[:1])], 0)),
