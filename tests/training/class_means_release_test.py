@@ -35,7 +35,8 @@ def fixture_releases(monkeypatch):
 
 
 def make_trainer(workdir, **changes):
-    return toy.make_trainer(workdir, pretraining=None, **changes)
+    """A run without a public stage, and without the steps of the others, of which a release knows nothing."""
+    return toy.without_steps(toy.make_trainer(workdir, pretraining=None, **changes))
 
 
 def assert_same(first, second):
@@ -91,8 +92,9 @@ def test_run_whose_means_are_missing_or_damaged_is_refused(tmp_path, releases):
     path = tmp_path / warm_start_lib.MEANS_FILE
     whole = path.read_bytes()
     path.unlink()
+    resumed = make_trainer(tmp_path)  # Reads the file each time that it is to run.
     with pytest.raises(FileNotFoundError, match='must not be made again. Put the file back from a copy'):
-        make_trainer(tmp_path).run(NEVER)
+        resumed.run(NEVER)
     with np.load(io.BytesIO(whole)) as arrays:
         fields = dict(arrays)
     buffer = io.BytesIO()
@@ -100,15 +102,15 @@ def test_run_whose_means_are_missing_or_damaged_is_refused(tmp_path, releases):
     for broken in (whole[:-30], b'', buffer.getvalue()):
         path.write_bytes(broken)
         with pytest.raises(ValueError, match='is not as it was written'):
-            make_trainer(tmp_path).run(NEVER)
+            resumed.run(NEVER)
     buffer = io.BytesIO()
     np.savez(buffer, **{**fields, 'run_id': 'another'})
     path.write_bytes(buffer.getvalue())
     with pytest.raises(FileNotFoundError, match='the noisy class means of this run'):
-        make_trainer(tmp_path).run(NEVER)
+        resumed.run(NEVER)
     path.write_bytes(whole)  # Control.
-    make_trainer(tmp_path).run(NEVER)
-    assert len(releases) == 1
+    resumed.run(NEVER)
+    assert len(releases) == 1 and resumed.is_done
 
 
 def test_owners_are_counted_once(tmp_path, monkeypatch):

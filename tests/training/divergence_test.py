@@ -38,11 +38,20 @@ def set_bias(network, value):
     network.get_layer('conv_out').bias.assign([value])
 
 
+@pytest.fixture(name='checked', scope='module')
+def fixture_checked(small_network):
+    """Two networks, their check, which is traced once, and the weights that they were made with."""
+    del small_network
+    networks = make_networks()
+    return networks, divergence.NetworkCheck(networks, (4, 4, 1), 3), [n.get_weights() for n in networks]
+
+
 @pytest.mark.parametrize('which', [0, 1])
 @pytest.mark.parametrize('value, of_weights', [(np.nan, True), (np.inf, True), (-np.inf, True), (3.4e38, False)])
-def test_check_finds_weights_and_predictions_that_are_not_finite(which, value, of_weights):
-    networks = make_networks()
-    check = divergence.NetworkCheck(networks, (4, 4, 1), 3)
+def test_check_finds_weights_and_predictions_that_are_not_finite(checked, which, value, of_weights):
+    networks, check, start = checked
+    for network, weights in zip(networks, start):
+        network.set_weights(weights)
     assert check.weights_are_finite() and check.predictions_are_finite()  # Control.
     for weight in networks[which].get_layer('conv_out').weights:
         weight.assign(tf.fill(weight.shape, value))
@@ -83,8 +92,11 @@ def read_checkpoint(workdir):
     return checkpoints.read_run(workdir / 'checkpoints'), network
 
 
-@pytest.mark.parametrize('every_secs, last_good', [(0.0, 2), (1e9, 0)])
-@pytest.mark.parametrize('fault', FAULTS)
+@pytest.mark.parametrize('fault, every_secs, last_good', [
+    *((fault, 0.0, 2) for fault in FAULTS),
+    ('loss', 1e9, 0),
+    *(pytest.param(fault, 1e9, 0, marks=pytest.mark.long) for fault in ('weights', 'average')),
+])
 def test_diverged_run_stops_at_that_step_and_keeps_the_last_good_weights(tmp_path, fault, every_secs, last_good):
     with pytest.raises(divergence.DivergedError) as error:
         make_failing_loop(tmp_path, fault, every_secs=every_secs).run(NEVER)
@@ -102,8 +114,13 @@ def test_control_run_that_does_not_diverge_goes_on_to_its_end(tmp_path):
     assert not found.has_diverged and loop_test.count(network) == 4
 
 
-@pytest.mark.parametrize('fault', FAULTS)
-@pytest.mark.parametrize('failing', [0, 1])
+@pytest.mark.parametrize('fault, failing', [
+    ('loss', 0),
+    ('loss', 1),
+    ('weights', 0),
+    ('average', 1),
+    *(pytest.param(*others, marks=pytest.mark.long) for others in (('weights', 1), ('average', 0))),
+])
 def test_all_workers_stop_where_one_finds_that_the_run_has_diverged(tmp_path, fault, failing):
 
     def run(workers):

@@ -76,13 +76,34 @@ def weights(model):
 
 
 @pytest.fixture(name='public', scope='module')
-def fixture_public(tmp_path_factory):
-    """A finished public run with its checkpoint: its folder and its trainer."""
+def fixture_public(tmp_path_factory, small_network):
+    """A finished public run with its checkpoint: its folder, its trainer, and its weights at first and by step."""
+    del small_network
     workdir = tmp_path_factory.mktemp('public')
     trainer = make_public(workdir)
+    run_step, by_step = trainer._stages[0].run_step, [weights(trainer.model)]
+
+    def run_and_look(step):
+        assert step + 1 == len(by_step)
+        scalars = run_step(step)
+        by_step.append(weights(trainer.model))
+        return scalars
+
+    trainer._stages[0].run_step = run_and_look
     trainer.run(NEVER)
     trainer.to_pretrained().write(workdir / pretrained.FOLDER)
-    return workdir, trainer
+    return workdir, trainer, by_step
+
+
+@pytest.fixture(name='stopped', scope='module')
+def fixture_stopped(tmp_path_factory, public):
+    """A private run from that checkpoint, stopped after its first step: its folder, its trainer, its weights before."""
+    workdir = tmp_path_factory.mktemp('stopped')
+    trainer = make_private(workdir, public[0])
+    before = weights(trainer.model), weights(trainer.average)
+    with pytest.raises(interruption.Interrupted):
+        trainer.run(StopAfter(0))
+    return workdir, trainer, before
 
 
 def test_public_run_has_no_secret_and_is_resumed_bit_for_bit(tmp_path, public):
@@ -101,43 +122,27 @@ def test_public_run_has_no_secret_and_is_resumed_bit_for_bit(tmp_path, public):
     assert 'no secret' in (tmp_path / 'checkpoints' / 'README').read_text()
 
 
-def test_average_is_taken_over_the_steps_and_is_what_comes_out(public):
-    _, trainer = public
-    last = make_public(public[0] / 'no_average', max_ema_decay=0.0)
-    last.run(NEVER)
-    for name, value in weights(last.model).items():
-        np.testing.assert_array_equal(weights(last.average)[name], value)
-    # The same steps, averaged: not the last weights, but what both networks hold at the end.
-    assert any(not np.allclose(weights(trainer.average)[n], v) for n, v in weights(last.model).items())
+def test_average_follows_its_formula_and_is_what_comes_out(public):
+    _, trainer, (expected, *by_step) = public
+    assert len(by_step) == 4
+    for step, after in enumerate(by_step):
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = {name: decay * value + (1 - decay) * after[name] for name, value in expected.items()}
+    for name, value in weights(trainer.average).items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-5, atol=1e-7)
+    # Not the last weights, but what both networks hold at the end.
+    assert any(not np.allclose(weights(trainer.average)[name], value) for name, value in by_step[-1].items())
     for name, value in weights(trainer.average).items():
         np.testing.assert_array_equal(weights(trainer.model)[name], value)
 
 
-def test_average_follows_its_formula(tmp_path):
-    trainer = make_public(tmp_path)
-    expected = weights(trainer.model)
-    run_step, seen = trainer._stages[0].run_step, []
-
-    def run_and_average(step):
-        scalars = run_step(step)
-        decay = min(0.5, (1 + step) / (10 + step))
-        for name, value in weights(trainer.model).items():
-            expected[name] = decay * expected[name] + (1 - decay) * value
-        seen.append(step)
-        return scalars
-
-    trainer._stages[0].run_step = run_and_average
-    trainer.run(NEVER)
-    assert seen == [0, 1, 2, 3]
-    for name, value in weights(trainer.average).items():
-        np.testing.assert_allclose(value, expected[name], rtol=1e-5, atol=1e-7)
-
-
-def test_batch_in_chunks_takes_the_same_steps(tmp_path, public):
-    chunked = make_public(tmp_path, images_per_chunk=1)
+def test_batch_in_chunks_takes_the_same_steps_and_no_average_is_the_last_weights(tmp_path, public):
+    # A step does not know of the average: one run without, and in chunks, takes the steps of one that has it.
+    chunked = make_public(tmp_path, images_per_chunk=1, max_ema_decay=0.0)
     chunked.run(NEVER)
-    for name, value in weights(public[1].average).items():
-        np.testing.assert_allclose(weights(chunked.average)[name], value, rtol=1e-3, atol=1e-5)
+    for name, value in public[2][-1].items():
+        np.testing.assert_allclose(weights(chunked.model)[name], value, rtol=1e-3, atol=1e-5)
+        np.testing.assert_array_equal(weights(chunked.model)[name], weights(chunked.average)[name])
     with pytest.raises(ValueError, match='images_per_chunk must divide batch_size=5, got 2'):
         make_public(tmp_path, images_per_chunk=2)
 
@@ -186,30 +191,31 @@ def test_loss_of_a_checkpoint_is_that_of_its_averaged_network_on_its_images(publ
     assert abs(loss - mean) > spread
 
 
-def test_private_run_starts_from_the_average_with_class_embeddings_of_its_own(tmp_path, public):
-    scratch = weights(make_private(tmp_path / 'scratch', None).model)
-    started = make_private(tmp_path / 'started', public[0])
+def test_private_run_starts_from_the_average_with_class_embeddings_of_its_own(tmp_path, public, stopped):
+    scratch = weights(make_private(tmp_path, None).model)
+    _, trainer, (of_model, of_average) = stopped
     origin = weights(public[1].average)
-    for name, value in weights(started.model).items():
+    for name, value in of_model.items():
         if 'class_embedding' in name:
             assert value.shape[0] == 4 and origin[name].shape[0] == 6
             np.testing.assert_array_equal(value[:3], scratch[name][:3])
             np.testing.assert_array_equal(value[3], origin[name][5])  # "No class" means the same in both.
         else:
             np.testing.assert_array_equal(value, origin[name])
-    np.testing.assert_array_equal(weights(started.average)['conv_in/kernel:0'], origin['conv_in/kernel:0'])
-    started.run(NEVER)
-    assert "30 images of 'random strokes'" in started.statement().to_text()
-    assert started.state.ledger.count(plan_lib.DP_SGD_STEP) == 2
+    np.testing.assert_array_equal(of_average['conv_in/kernel:0'], origin['conv_in/kernel:0'])
+    assert "30 images of 'random strokes'" in trainer.statement().to_text()
+    assert trainer.state.ledger.count(plan_lib.DP_SGD_STEP) == 1
 
 
-def test_private_run_is_resumed_from_its_own_weights(tmp_path, public):
-    with pytest.raises(interruption.Interrupted):
-        make_private(tmp_path, public[0]).run(StopAfter(0))
-    resumed = make_private(tmp_path, public[0])
+# What is held in memory at a time may be another when a run is resumed.
+@pytest.mark.parametrize('changes', [{}, {'memory_budget_gib': 1.0}])
+def test_private_run_is_resumed_from_its_own_weights(public, stopped, changes):
+    workdir, trainer, (start, _) = stopped
+    resumed = make_private(workdir, public[0], **changes)
     assert resumed.resumed and resumed.state.step == 1
-    origin = weights(public[1].average)
-    assert any(not np.array_equal(v, origin[n]) for n, v in weights(resumed.model).items() if 'class' not in n)
+    for name, value in weights(trainer.model).items():
+        np.testing.assert_array_equal(weights(resumed.model)[name], value)
+    assert any(not np.array_equal(v, start[n]) for n, v in weights(resumed.model).items() if 'class' not in n)
 
 
 def test_resuming_from_another_checkpoint_is_refused_and_from_the_same_elsewhere_is_not(tmp_path, public):
@@ -292,18 +298,10 @@ def test_private_images_are_refused_as_public_ones(tmp_path):
     stage = stages.PretrainingConfig(private, 2, 4, OPTIMIZATION)
     with pytest.raises(ValueError, match="20 of the 20 different private images .'toy'. are among the public ones"):
         make_private(tmp_path / 'run', None, images=private, pretraining=stage)
-    trainer = make_public(tmp_path / 'public', public=private)
-    trainer.run(NEVER)
+    trainer = make_public(tmp_path / 'public', public=private)  # Trained or not, its images are named.
     trainer.to_pretrained().write(tmp_path / 'public' / 'pretrained')
     with pytest.raises(ValueError, match='are among the public ones'):
         make_private(tmp_path / 'run', tmp_path / 'public', images=private)
-
-
-def test_what_is_held_in_memory_at_a_time_may_change_when_a_run_is_resumed(tmp_path, public):
-    with pytest.raises(interruption.Interrupted):
-        make_private(tmp_path, public[0]).run(StopAfter(0))
-    resumed = make_private(tmp_path, public[0], memory_budget_gib=1.0)
-    assert resumed.resumed and resumed.state.step == 1
 
 
 def test_source_that_was_not_made_public_is_refused():

@@ -46,23 +46,28 @@ def is_bound_of_each_step(found, plan):
 
 def run(workdir, stop=NEVER, **config):
     """Runs a trainer whose steps compute nothing: they are recorded, which is all that epsilon hangs on."""
-    trainer = toy.make_trainer(workdir, privacy=PRIVACY, config=loop_lib.TrainerConfig(**config))
-    *public, private = trainer._stages
-
-    def record_step(unused_step):
-        trainer.state.ledger = trainer._plan.record_step(trainer.state.ledger)
-        return {}
-
-    private.run_step = record_step
-    for stage in public:
-        stage.run_step = lambda unused_step: {'loss': 1.0}
+    trainer = toy.without_steps(toy.make_trainer(workdir, privacy=PRIVACY, config=loop_lib.TrainerConfig(**config)))
     trainer.run(stop)
     return trainer
 
 
-@pytest.mark.parametrize('log_every_steps', [1, 7, 1000])
+def assert_release_of_the_warm_start_is_shown(trainer, screen):
+    """Checks that what the warm start has released is shown from its first moment."""
+    cost = trainer._plan.epsilon(trainer._plan.planned_ledger(0))
+    found = shown(screen, 'warm_start')
+    assert {step for step, _ in found} == {0, 1, 2} and len(found) >= 4
+    assert all(cost <= float(epsilon) <= 1.01 * cost for _, epsilon in found[1:])
+
+
+# What is shown could hang on what is logged: of every step, now and then, hardly ever.
+@pytest.mark.parametrize('log_every_steps', [
+    pytest.param(1, marks=pytest.mark.long),
+    7,
+    pytest.param(1000, marks=pytest.mark.long),
+])
 def test_bar_shows_the_epsilon_of_each_step_and_ends_with_that_of_the_statement(tmp_path, screen, log_every_steps):
     trainer = run(tmp_path, log_every_steps=log_every_steps)
+    assert_release_of_the_warm_start_is_shown(trainer, screen)
     assert not [epsilon for _, epsilon in shown(screen, 'pretraining') if epsilon]
     found = shown(screen, 'finetuning')
     # The bar is there before its first epsilon is.
@@ -83,11 +88,3 @@ def test_warm_start_and_a_resumed_run_show_what_was_spent_before_their_first_ste
     trainer = run(tmp_path)
     assert shown(screen, 'finetuning')[1] == before and before[0] == 5
     assert is_bound_of_each_step(shown(screen, 'finetuning')[1:], trainer._plan)
-
-
-def test_release_of_the_warm_start_is_shown_from_its_first_moment(tmp_path, screen):
-    trainer = run(tmp_path)
-    cost = trainer._plan.epsilon(trainer._plan.planned_ledger(0))
-    found = shown(screen, 'warm_start')
-    assert {step for step, _ in found} == {0, 1, 2} and len(found) >= 4
-    assert all(cost <= float(epsilon) <= 1.01 * cost for _, epsilon in found[1:])

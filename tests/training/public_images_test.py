@@ -55,6 +55,22 @@ def make_trainer(workdir, private=PRIVATE, warm_start=WARM_START, **changes):
     return toy.make_trainer(workdir, private, warm_start=warm_start, **arguments)
 
 
+@pytest.fixture(name='trained', scope='module', autouse=True)
+def fixture_trained():
+    """Classifiers by what they were trained by: one is trained once, for all runs."""
+    trained, train = {}, public_classifier.train
+
+    def train_once(config, public):
+        key = config, public.fingerprint()
+        if key not in trained:
+            trained[key] = train(config, public)
+        return trained[key]
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(public_classifier, 'train', train_once)
+        yield trained
+
+
 def read_means(workdir):
     with np.load(workdir / warm_start_lib.FEATURE_MEANS_FILE) as arrays:
         return dict(arrays)
@@ -112,7 +128,7 @@ def test_statement_names_the_release_and_the_public_images(unbroken):
 def test_resumed_run_reads_the_release_and_never_makes_it_again(tmp_path, releases):
     said, written = [], []
     while True:
-        trainer = make_trainer(tmp_path, on_release=said.append)
+        trainer = toy.without_steps(make_trainer(tmp_path, on_release=said.append))
         try:
             trainer.run(StopAfter(1))
             break
@@ -138,7 +154,7 @@ def test_run_that_was_killed_before_the_ledger_was_saved_reads_the_release(tmp_p
     before = read_means(tmp_path)
     resumed = make_trainer(tmp_path)
     assert not resumed.state.ledger.count(MECHANISM)
-    resumed.run(NEVER)
+    toy.without_steps(resumed).run(NEVER)
     np.testing.assert_equal(read_means(tmp_path), before)
     assert len(releases) == 1
     assert resumed.state.ledger.count(MECHANISM) == 1
@@ -157,18 +173,15 @@ def test_nothing_is_made_from_the_release_before_file_and_ledger_hold_them(tmp_p
         trainer.run(NEVER)
 
 
-def stop_in_the_warm_start(workdir):
-    with pytest.raises(interruption.Interrupted):
-        make_trainer(workdir).run(StopAfter(0))
-    return workdir / warm_start_lib.FEATURE_MEANS_FILE
-
-
 def test_run_whose_release_is_missing_or_damaged_is_refused(tmp_path, releases):
-    path = stop_in_the_warm_start(tmp_path)
+    with pytest.raises(interruption.Interrupted):
+        toy.without_steps(make_trainer(tmp_path)).run(StopAfter(0))
+    path = tmp_path / warm_start_lib.FEATURE_MEANS_FILE
     whole = path.read_bytes()
     path.unlink()
+    resumed = toy.without_steps(make_trainer(tmp_path))  # Reads the file each time that it is to run.
     with pytest.raises(FileNotFoundError, match='must not be made again. Put the file back from a copy'):
-        make_trainer(tmp_path).run(NEVER)
+        resumed.run(NEVER)
     path.write_bytes(whole)
     arrays = read_means(tmp_path)
     for name, value in (('noisy_sums', np.zeros([3, 7])), ('rows', arrays['rows'] + 140),
@@ -176,22 +189,22 @@ def test_run_whose_release_is_missing_or_damaged_is_refused(tmp_path, releases):
         changed = {**arrays, name: value}
         np.savez(path, **{key: array for key, array in changed.items() if array is not None})
         with pytest.raises(ValueError, match='is not as it was written'):
-            make_trainer(tmp_path).run(NEVER)
+            resumed.run(NEVER)
     path.write_bytes(whole[:-30])
     with pytest.raises(ValueError, match='is not as it was written'):
-        make_trainer(tmp_path).run(NEVER)
+        resumed.run(NEVER)
     np.savez(path, **{**arrays, 'run_id': 'another'})
     with pytest.raises(FileNotFoundError, match='the noisy feature means of this run'):
-        make_trainer(tmp_path).run(NEVER)
+        resumed.run(NEVER)
     path.write_bytes(whole)  # Control.
-    make_trainer(tmp_path).run(NEVER)
-    assert len(releases) == 1
+    resumed.run(NEVER)
+    assert len(releases) == 1 and resumed.is_done
 
 
 def test_release_of_another_run_is_not_taken_for_that_of_this_one(tmp_path, unbroken):
     other = read_means(unbroken[0])
     np.savez(tmp_path / warm_start_lib.FEATURE_MEANS_FILE, **other)
-    trainer = make_trainer(tmp_path)
+    trainer = toy.without_steps(make_trainer(tmp_path))
     trainer.run(NEVER)
     found = read_means(tmp_path)
     assert found['run_id'] == trainer.state.run_id != other['run_id']
@@ -203,7 +216,7 @@ def test_images_are_chosen_by_the_noisy_sums_and_not_by_the_exact_ones(tmp_path,
     monkeypatch.setattr(feature_means.FeatureMeansConfig, 'exact_vector',
                         lambda *arguments: exact.append(exact_vector(*arguments)) or exact[-1])
     release = dataclasses.replace(RELEASE, noise_multiplier=3.0)
-    trainer = make_trainer(tmp_path, warm_start=dataclasses.replace(WARM_START, release=release))
+    trainer = toy.without_steps(make_trainer(tmp_path, warm_start=dataclasses.replace(WARM_START, release=release)))
     with pytest.raises(interruption.Interrupted):
         trainer.run(StopAfter(0))
     found = read_means(tmp_path)
@@ -220,7 +233,7 @@ def test_images_are_chosen_by_the_noisy_sums_and_not_by_the_exact_ones(tmp_path,
 
 def test_owners_are_counted_once(tmp_path):
     owned = dataclasses.replace(PRIVATE, owners=np.arange(60) % 30, unit='one patient')
-    trainer = make_trainer(tmp_path, owned)
+    trainer = toy.without_steps(make_trainer(tmp_path, owned))
     trainer.run(NEVER)
     assert 2.0**0.5 * np.sum(read_means(tmp_path)['noisy_sums'][:, -1]) == pytest.approx(30, abs=5 * 0.5 * 6**0.5)
     assert trainer.state.ledger == trainer._plan.planned_ledger()
@@ -264,7 +277,7 @@ def test_scorer_finds_the_mean_that_is_nearest_and_is_read_from_the_run(unbroken
     found = read_means(workdir)
     means = RELEASE.means(found['noisy_sums'], toy.PRIVACY.neighboring_relation)
     again = public_features.scorer_from_arrays(public_features.to_arrays(features, means), (8, 8, 1))
-    np.testing.assert_allclose(again(chosen.images.images_uint8), scores, atol=1e-5)  # The classifier is repeated, too.
+    np.testing.assert_allclose(again(chosen.images.images_uint8), scores, atol=1e-5)
     # Squared distances but for a number that all classes share.
     directions = feature_means.directions(features(chosen.images.images_uint8))
     distances = np.sum((directions[:, None] - means.means)**2, axis=2) - 7 * means.noise_variance
@@ -295,8 +308,11 @@ def test_images_of_a_class_have_features_of_one_direction(features):
     assert np.mean(nearest == PUBLIC.labels) > 0.9
 
 
-def test_classifier_learns_and_is_repeated_by_its_public_seed():
-    first, again = (public_classifier.train(QUICK, PUBLIC) for _ in range(2))
+def test_classifier_learns_and_is_repeated_by_its_public_seed(trained):
+    first = public_classifier.train(QUICK, PUBLIC)
+    trained.clear()
+    again = public_classifier.train(QUICK, PUBLIC)
+    assert first is not again
     for ours, theirs in zip(first.get_weights(), again.get_weights()):
         np.testing.assert_array_equal(ours, theirs)
     assert np.mean(np.argmax(first(PUBLIC.images_uint8), axis=1) == PUBLIC.labels) > 0.9

@@ -10,11 +10,11 @@ from unittest import mock
 import numpy as np
 import tensorflow as tf
 
-from tests.conftest import build_small_network
 from tf_dpdiff import keras
 from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.data import datasets
 from tf_dpdiff.diffusion import process as process_lib
+from tf_dpdiff.networks import layers
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import seeds
@@ -49,10 +49,24 @@ def make_private_images():
                                  (np.arange(NUM_UNITS) % NUM_CLASSES).astype(np.int32), ('a', 'b', 'c'))
 
 
+def build_network():
+    """Returns a network of three convolutions: replicas trace it twice each, and what they add up is any gradients."""
+    x_t = keras.layers.Input((4, 4, 1))
+    t, labels = (keras.layers.Input([], dtype=tf.int32) for _ in range(2))
+    embedding = keras.layers.Add()([
+        layers.TimestepEmbedding(4, 8, name='timestep_embedding')(t),
+        layers.ClassEmbedding(NUM_CLASSES, 8, name='class_embedding')(labels)
+    ])
+    h = keras.layers.Conv2D(8, 3, padding='same', name='conv_in')(x_t)
+    h = keras.layers.Add()([h, keras.layers.Reshape((1, 1, 8))(embedding)])
+    h = keras.layers.Conv2D(8, 3, padding='same', activation='relu', name='conv')(h)
+    return keras.Model([x_t, t, labels], keras.layers.Conv2D(1, 1, name='conv_out')(h))
+
+
 def make_networks(replicas):
     """Returns a network and its average, with the same weights whatever the replicas."""
     with replicas.scope():
-        model, average = (build_small_network(NETWORK, (4, 4, 1), NUM_CLASSES) for _ in range(2))
+        model, average = (build_network() for _ in range(2))
     weights = [
         0.3 * np.random.default_rng(i).standard_normal(weight.shape) for i, weight in enumerate(model.get_weights())
     ]

@@ -3,7 +3,10 @@
 import dataclasses
 import functools
 import os
+import pathlib
+import shutil
 import time
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -22,6 +25,7 @@ from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import seeds
 from tf_dpdiff.training import loop as loop_lib
 from tf_dpdiff.training import summaries as summaries_lib
+from tf_dpdiff.training import trainer as trainer_lib
 
 pytestmark = pytest.mark.usefixtures('small_network')
 EVERY_STEP = loop_lib.TrainerConfig(log_every_steps=1)
@@ -131,44 +135,75 @@ def test_neither_times_of_steps_and_restarts_nor_the_machine_are_told(tmp_path, 
     assert seconds[-1] - seconds[0] <= 1
 
 
-def draw_grid(average):
+class GridDrawer:
     """Samples 3 images in 2 steps; also uses TensorFlow's global generator, which training must not depend on."""
-    tf.random.normal([5])
-    sample = samplers.make_image_sampler(functools.partial(unet.denoise, average),
-                                         process=process_lib.DiffusionProcess(),
-                                         config=samplers.SamplerConfig(num_steps=2),
-                                         image_shape=(4, 4, 1),
-                                         num_classes=3)
-    return np.concatenate(list(sample(tf.range(3), tf.range(3, dtype=tf.int64)).numpy()))
+
+    def __init__(self):
+        self._sample = None
+
+    def __call__(self, average):
+        tf.random.normal([5])
+        self._sample = self._sample or samplers.make_image_sampler(functools.partial(unet.denoise, average),
+                                                                   process=process_lib.DiffusionProcess(),
+                                                                   config=samplers.SamplerConfig(num_steps=2),
+                                                                   image_shape=(4, 4, 1),
+                                                                   num_classes=3)
+        return np.concatenate(list(self._sample(tf.range(3), tf.range(3, dtype=tf.int64)).numpy()))
 
 
 def make_trainer(workdir, config=EVERY_STEP, **changes):
     """A run with a fixed secret."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(seeds.PrivateSeed, 'from_os_entropy', lambda: seeds.PrivateSeed(toy.SECRET))
-        return toy.make_trainer(workdir, config=config, **{'draw_grid': draw_grid, **changes})
+        return toy.make_trainer(workdir, config=config, **{'draw_grid': GridDrawer(), **changes})
+
+
+class Whole(NamedTuple):
+    """A whole run with grids at every step.
+
+    Attributes:
+      workdir: Its folder.
+      trainer: Its trainer.
+      at_finetuning: A copy of its folder as it was when the private stage began.
+    """
+    workdir: pathlib.Path
+    trainer: trainer_lib.Trainer
+    at_finetuning: pathlib.Path
 
 
 @pytest.fixture(name='unbroken', scope='module')
 def fixture_unbroken(tmp_path_factory, small_network):
-    """A whole run with grids at every step: its folder and its trainer."""
+    """A whole run with grids at every step."""
     del small_network
-    workdir = tmp_path_factory.mktemp('unbroken')
-    trainer = make_trainer(workdir)
+    folder = tmp_path_factory.mktemp('unbroken')
+    trainer = make_trainer(folder / 'run')
+    begin = trainer._stages[2].begin
+
+    def copy_and_begin():
+        shutil.copytree(folder / 'run', folder / 'at_finetuning')
+        begin()
+
+    trainer._stages[2].begin = copy_and_begin
     trainer.run(NEVER)
-    return workdir, trainer
+    return Whole(folder / 'run', trainer, folder / 'at_finetuning')
 
 
-def test_grids_do_not_change_what_is_learnt(tmp_path, unbroken):
-    without = make_trainer(tmp_path, draw_grid=None)
-    without.run(NEVER)
+def test_neither_grids_nor_a_trace_change_what_is_learnt_and_the_trace_is_private(tmp_path, unbroken):
+    # One run that is traced and draws nothing beside one that draws grids and is not traced.
+    traced = make_trainer(tmp_path, dataclasses.replace(EVERY_STEP, profile_steps=(1, 2)), draw_grid=None)
+    traced.run(NEVER)
     assert not any(tag.endswith('/samples') for tag in steps(tmp_path))
-    np.testing.assert_array_equal(toy.weights(without.average), toy.weights(unbroken[1].average))
-    np.testing.assert_array_equal(toy.weights(without.model), toy.weights(unbroken[1].model))
+    np.testing.assert_array_equal(toy.weights(traced.average), toy.weights(unbroken.trainer.average))
+    np.testing.assert_array_equal(toy.weights(traced.model), toy.weights(unbroken.trainer.model))
+    (trace,) = tmp_path.rglob('*.xplane.pb')
+    assert trace.is_relative_to(tmp_path / 'non_private' / 'tensorboard' / 'plugins' / 'profile')
+    assert not (unbroken.workdir / 'non_private').exists()  # Control: not asked for, not there.
 
 
 def test_run_that_crashed_shows_the_same_as_one_that_did_not(tmp_path, unbroken):
-    crashing = make_trainer(tmp_path, dataclasses.replace(EVERY_STEP, checkpoint_every_secs=1e9))
+    workdir = tmp_path / 'run'
+    shutil.copytree(unbroken.at_finetuning, workdir)  # Goes on from there.
+    crashing = make_trainer(workdir, dataclasses.replace(EVERY_STEP, checkpoint_every_secs=1e9))
     run_step = crashing._stages[2].run_step
 
     def crash_at_the_last_step(step):
@@ -179,13 +214,13 @@ def test_run_that_crashed_shows_the_same_as_one_that_did_not(tmp_path, unbroken)
     crashing._stages[2].run_step = crash_at_the_last_step
     with pytest.raises(KeyboardInterrupt):
         crashing.run(NEVER)
-    assert steps(tmp_path)['finetuning/samples'] == [1, 2]  # Shown already, and lost with the weights.
-    make_trainer(tmp_path).run(NEVER)
-    assert shown(tmp_path) == shown(unbroken[0])
+    assert steps(workdir)['finetuning/samples'] == [1, 2]  # Shown already, and lost with the weights.
+    make_trainer(workdir).run(NEVER)
+    assert shown(workdir) == shown(unbroken.workdir)
 
 
 def test_stages_show_what_they_are_to_show(unbroken):
-    found = shown(unbroken[0] / 'tensorboard')
+    found = shown(unbroken.workdir / 'tensorboard')
     for stage, num_steps in toy.STEPS.items():
         names = {tag.split('/')[1] for run, tag in found if run == stage}
         expected = {'learning_rate', 'ema_decay', 'samples'}
@@ -196,7 +231,7 @@ def test_stages_show_what_they_are_to_show(unbroken):
             [step for step, _ in found[stage, f'{stage}/{name}']] == list(range(1, num_steps + 1)) for name in names)
     decays = [value for _, value in found['finetuning', 'finetuning/ema_decay']]
     np.testing.assert_allclose(decays, [(1 + n) / (10 + n) for n in range(3)], rtol=1e-6)
-    plan = unbroken[1]._plan
+    plan = unbroken.trainer._plan
     for step, epsilon in found['finetuning',
                                'finetuning/epsilon_spent']:  # An upper bound of the exact cost, and not by much.
         exact = plan.epsilon(plan.planned_ledger(step))
@@ -209,10 +244,16 @@ def test_grids_are_few_evenly_spaced_and_the_last_is_at_the_end(num_steps, count
     assert loop_lib._evenly_spaced(num_steps, count) == expected
 
 
+def make_trainer_without_steps(workdir, **changes):
+    """A run whose steps compute nothing and whose grids are empty: whether they are shown hangs on the ledger alone."""
+    return toy.without_steps(
+        make_trainer(workdir, draw_grid=lambda unused_average: np.zeros([4, 4, 1], np.uint8), **changes))
+
+
 @pytest.mark.parametrize('forgotten, hidden', [('record_step', {'finetuning'}),
                                                ('record_warm_start_release', {'warm_start', 'finetuning'})])
 def test_no_grid_is_shown_of_weights_that_the_ledger_does_not_hold(tmp_path, monkeypatch, forgotten, hidden):
-    trainer = make_trainer(tmp_path)
+    trainer = make_trainer_without_steps(tmp_path)
     planned = [trainer._plan.planned_ledger(number) for number in range(toy.STEPS['finetuning'] + 1)]
     monkeypatch.setattr(plan_lib.DpSgdPlan, 'planned_ledger', lambda unused_plan, number: planned[number])
     monkeypatch.setattr(plan_lib.DpSgdPlan, forgotten, lambda unused_plan, ledger: ledger)
@@ -223,17 +264,8 @@ def test_no_grid_is_shown_of_weights_that_the_ledger_does_not_hold(tmp_path, mon
 
 def test_no_grid_is_shown_of_private_training_without_noise(tmp_path):
     plan = plan_lib.make_plan(dataclasses.replace(toy.PRIVACY, noise_multiplier=0.0), 20)
-    make_trainer(tmp_path, plan=plan, warm_start=None).run(NEVER)
+    make_trainer_without_steps(tmp_path, plan=plan, warm_start=None).run(NEVER)
     assert {tag.split('/')[0] for tag in steps(tmp_path) if tag.endswith('/samples')} == {'pretraining'}
-
-
-def test_trace_is_private_and_changes_nothing(tmp_path, unbroken):
-    traced = make_trainer(tmp_path, dataclasses.replace(EVERY_STEP, profile_steps=(1, 2)))
-    traced.run(NEVER)
-    (trace,) = tmp_path.rglob('*.xplane.pb')
-    assert trace.is_relative_to(tmp_path / 'non_private' / 'tensorboard' / 'plugins' / 'profile')
-    np.testing.assert_array_equal(toy.weights(traced.average), toy.weights(unbroken[1].average))
-    assert not (unbroken[0] / 'non_private').exists()  # Control: not asked for, not there.
 
 
 @pytest.mark.parametrize('field, value', [('log_every_steps', 0), ('grids_per_stage', -1), ('profile_steps', (3, 3)),

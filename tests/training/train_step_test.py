@@ -26,7 +26,7 @@ CONFIG = plan_lib.DpSgdConfig(target_delta=1e-4,
                               num_steps=10,
                               l2_norm_clip=1e-2,
                               noise_multiplier=2.0)
-SEED = seeds.PrivateSeed(bytes(range(32)))
+SEED, OTHER_SEED = seeds.PrivateSeed(bytes(range(32))), seeds.PrivateSeed(bytes(32))
 VIEWS = views_lib.ViewSampler(process_lib.DiffusionProcess(),
                               views_lib.ViewsConfig(augmentation_multiplicity=3),
                               num_classes=3)
@@ -42,10 +42,16 @@ def make_model():
     return model
 
 
+def make_step(units_per_chunk=4, secret=SEED.reveal(), images_per_unit=1, views_per_chunk=3, **changes):
+    """Returns a step, its network and average, and the weights that they begin with; of a kind it is traced once."""
+    config = dataclasses.replace(CONFIG, **changes)
+    return make_step_of_kind(units_per_chunk, secret, config, images_per_unit, views_per_chunk)
+
+
 @functools.lru_cache()  # Tracing takes seconds.
-def make_step(units_per_chunk, secret, changes, images_per_unit=1, views_per_chunk=3):
+def make_step_of_kind(units_per_chunk, secret, config, images_per_unit, views_per_chunk):
     model, average = make_model(), make_model()
-    plan = plan_lib.make_plan(dataclasses.replace(CONFIG, **dict(changes)), 12)
+    plan = plan_lib.make_plan(config, 12)
     private_step = train_step.make_private_step(model,
                                                 average,
                                                 model.trainable_variables,
@@ -63,8 +69,8 @@ def take_step(units, units_per_chunk=4, step=0, seed=SEED, views_per_chunk=3, **
     """Returns the update of all weights by one SGD step, float [parameters], the network and its average."""
     private_step, model, average, start = make_step(units_per_chunk,
                                                     seed.reveal(),
-                                                    tuple(changes.items()),
-                                                    views_per_chunk=views_per_chunk)
+                                                    views_per_chunk=views_per_chunk,
+                                                    **changes)
     model.set_weights(start)
     average.set_weights(start)
     before = flat(model.trainable_variables)
@@ -95,16 +101,17 @@ def expected_update(units, clip):
     return -total / CONFIG.expected_batch_size
 
 
-@pytest.mark.parametrize('clip', [1e-2, float('inf')])
-def test_step_without_noise_is_the_average_of_clipped_unit_gradients(clip):
+@pytest.mark.parametrize('clip, units_per_chunk', [(1e-2, 4), (float('inf'), 8)])
+def test_step_without_noise_is_the_average_of_clipped_unit_gradients(clip, units_per_chunk):
     units = [0, 3, 4, 7, 8, 10]
-    update, _, _ = take_step(units, noise_multiplier=0.0, l2_norm_clip=clip)
+    update, _, _ = take_step(units, units_per_chunk, noise_multiplier=0.0, l2_norm_clip=clip)
     expected = expected_update(units, clip)
     np.testing.assert_allclose(update, expected, atol=2e-4 * np.abs(expected).max())
     assert np.linalg.norm(expected) > 1e-3
 
 
-@pytest.mark.parametrize('units_per_chunk, views_per_chunk', [(1, 3), (2, 3), (8, 3), (2, 1)])
+@pytest.mark.parametrize('units_per_chunk, views_per_chunk',
+                         [(1, 3), *(pytest.param(size, 3, marks=pytest.mark.long) for size in (2, 8)), (2, 1)])
 def test_update_does_not_depend_on_the_chunk_sizes(units_per_chunk, views_per_chunk):
     units = [0, 3, 4, 7, 8, 10]
     first, _, _ = take_step(units, units_per_chunk=4)
@@ -134,9 +141,13 @@ def test_empty_batch_is_a_noise_only_step_with_noise_added_once(units_per_chunk)
     assert stats.kstest(noise_of_steps(units_per_chunk=units_per_chunk) / 2.0, 'norm').pvalue > 1e-3
 
 
-@pytest.mark.parametrize('factor', [2 / 3, 3 / 2])
-def test_control_noise_of_another_scale_is_noticed(factor):
-    assert stats.kstest(noise_of_steps(noise_multiplier=2.0 * factor) / 2.0, 'norm').pvalue < 1e-6
+# Noise of another scale, for the controls. One of them has another secret, which changes no scale.
+TOO_LITTLE, TOO_MUCH = {'noise_multiplier': 4 / 3}, {'noise_multiplier': 3.0, 'seed': OTHER_SEED}
+
+
+@pytest.mark.parametrize('changes', [TOO_LITTLE, TOO_MUCH])
+def test_control_noise_of_another_scale_is_noticed(changes):
+    assert stats.kstest(noise_of_steps(**changes) / 2.0, 'norm').pvalue < 1e-6
 
 
 @pytest.mark.parametrize('clipping', plan_lib.CLIPPINGS)
@@ -150,7 +161,7 @@ def test_step_draws_noise_of_the_scale_of_the_clip_however_it_is_clipped(clippin
 
 @pytest.mark.long
 def test_step_compiled_by_xla_adds_the_same_noise():
-    private_step, model, _, start = make_step(4, SEED.reveal(), ())
+    private_step, model, _, start = make_step()
     compiled = tf.function(private_step, jit_compile=True, autograph=False)
 
     def update(units):
@@ -165,9 +176,11 @@ def test_step_compiled_by_xla_adds_the_same_noise():
 
 
 def test_noise_is_independent_between_steps_and_runs():
-    draws = [noise_only(), noise_only(step=1), noise_only(seed=seeds.PrivateSeed(bytes(32)))]
+    # A correlation knows no scale.
+    draws = [noise_only(), noise_only(step=1), noise_only(**TOO_MUCH), noise_only(**TOO_LITTLE)]
     correlations = np.corrcoef(draws)
-    assert np.abs(correlations[np.triu_indices(3, 1)]).max() < 0.1
+    assert np.abs(correlations[:3, :3][np.triu_indices(3, 1)]).max() < 0.1
+    assert correlations[0, 3] > 0.99  # Control: the same step of the same secret.
 
 
 def test_moving_average_follows_the_warm_up():
@@ -179,25 +192,24 @@ def test_moving_average_follows_the_warm_up():
 
 def noise_of_averages(**changes):
     """Returns by how much four steps without units move the average, over what the noise should move it by."""
-    moved = []
+    moved, start = [], flat(make_model().variables)
     for step in range(4):
         _, _, average = take_step([-1] * 4, step=step, **changes)
         # The first decay is 1 / 10, later ones are min(0.5, (1 + n) / (10 + n)).
-        moved.append(
-            (flat(average.variables) - flat(make_model().variables)) / (1.0 - min(0.5, (1 + step) / (10 + step))))
+        moved.append((flat(average.variables) - start) / (1.0 - min(0.5, (1 + step) / (10 + step))))
     return np.concatenate(moved) * CONFIG.expected_batch_size / CONFIG.l2_norm_clip / 2.0
 
 
 def test_moving_average_takes_in_all_noise_of_each_step():
     assert stats.kstest(noise_of_averages(), 'norm').pvalue > 1e-3
-    # Control: an average of steps without noise, or with half of it, is noticed.
-    for factor in (0.0, 0.5):
-        assert stats.kstest(noise_of_averages(noise_multiplier=2.0 * factor), 'norm').pvalue < 1e-6
+    # Control: an average of steps without noise, or with two thirds of it, is noticed.
+    for changes in ({'noise_multiplier': 0.0}, TOO_LITTLE):
+        assert stats.kstest(noise_of_averages(**changes), 'norm').pvalue < 1e-6
 
 
 def test_row_of_padding_is_no_unit_whatever_it_shows():
     units, bright = np.array([0, 3, -1, -1]), IMAGES.copy()
-    private_step, model, _, start = make_step(4, SEED.reveal(), (('noise_multiplier', 0.0),))
+    private_step, model, _, start = make_step(noise_multiplier=0.0)
 
     def update(pixels):
         model.set_weights(start)
@@ -216,8 +228,8 @@ def test_row_of_padding_is_no_unit_whatever_it_shows():
 
 def test_step_is_traced_once_for_batches_of_any_size():
     for size in (2, 4, 12):
-        take_step(np.arange(size), units_per_chunk=2)
-    assert make_step(2, SEED.reveal(), (), views_per_chunk=3)[0].experimental_get_tracing_count() == 1
+        take_step(np.arange(size))
+    assert make_step()[0].experimental_get_tracing_count() == 1
 
 
 def owner_update(images_of_owner, rest=(1, 2)):
@@ -227,7 +239,7 @@ def owner_update(images_of_owner, rest=(1, 2)):
     dataset = datasets.ImageDataset('owned', images, np.ones([len(images)], np.int32), ('a', 'b', 'c'), 'one patient',
                                     owners, 3)
     gathered = pipelines.gather_units(dataset, np.array([0, 1, 2, -1]), num_views=3, seed=1, step=0)
-    private_step, model, _, start = make_step(4, SEED.reveal(), (('noise_multiplier', 0.0),), images_per_unit=3)
+    private_step, model, _, start = make_step(images_per_unit=3, noise_multiplier=0.0)
     model.set_weights(start)
     before = flat(model.trainable_variables)
     private_step([gathered], tf.constant(0, tf.int64))

@@ -2,7 +2,10 @@
 
 import dataclasses
 import os
+import pathlib
+import shutil
 import stat
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -62,6 +65,24 @@ def make_trainer(workdir, private=None, privacy=PRIVACY, config=loop_lib.Trainer
     return trainer_lib.Trainer(workdir, private or make_dataset(), **{**arguments, **changes})
 
 
+def without_steps(trainer):
+    """Makes the steps of a run compute nothing: private ones are recorded, which is all that its ledger knows of them.
+
+    Returns:
+      The trainer.
+    """
+    *public, private = trainer._stages
+
+    def record_step(unused_step):
+        trainer.state.ledger = trainer._plan.record_step(trainer.state.ledger)
+        return {}
+
+    private.run_step = record_step
+    for stage in public:
+        stage.run_step = lambda unused_step: {'loss': 1.0}
+    return trainer
+
+
 def weights(model):
     return np.concatenate([w.ravel() for w in model.get_weights()])
 
@@ -75,15 +96,52 @@ def fixture_fixed_secret(monkeypatch):
     monkeypatch.setattr(seeds.PrivateSeed, 'from_os_entropy', lambda: seeds.PrivateSeed(SECRET))
 
 
+class Whole(NamedTuple):
+    """A whole run with the fixed secret.
+
+    Attributes:
+      workdir: Its folder.
+      trainer: Its trainer.
+      at_finetuning: A copy of its folder as it was when the private stage began.
+      steps: Its private steps as they were made, compiled.
+      sizes: How many rows the batches of its private steps had.
+    """
+    workdir: pathlib.Path
+    trainer: trainer_lib.Trainer
+    at_finetuning: pathlib.Path
+    steps: list
+    sizes: set
+
+
 @pytest.fixture(name='unbroken', scope='module')
-def fixture_unbroken(tmp_path_factory):
-    """A whole run with the fixed secret: its folder and its trainer."""
-    workdir = tmp_path_factory.mktemp('unbroken')
+def fixture_unbroken(tmp_path_factory, small_network):
+    """A whole run with the fixed secret."""
+    del small_network
+    folder, made, sizes = tmp_path_factory.mktemp('unbroken'), [], set()
+    make_private_step, gather_units = train_step.make_private_step, pipelines.gather_units
+
+    def recorded_make(*args, **kwargs):
+        made.append(make_private_step(*args, **kwargs))
+        return made[-1]
+
+    def recorded_gather(dataset, units, **kwargs):
+        sizes.add(len(units))
+        return gather_units(dataset, units, **kwargs)
+
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(seeds.PrivateSeed, 'from_os_entropy', lambda: seeds.PrivateSeed(SECRET))
-        trainer = make_trainer(workdir)
-    trainer.run(NEVER)
-    return workdir, trainer
+        monkeypatch.setattr(train_step, 'make_private_step', recorded_make)
+        monkeypatch.setattr(pipelines, 'gather_units', recorded_gather)
+        trainer = make_trainer(folder / 'run')
+        begin = trainer._stages[2].begin
+
+        def copy_and_begin():
+            shutil.copytree(folder / 'run', folder / 'at_finetuning')
+            begin()
+
+        trainer._stages[2].begin = copy_and_begin
+        trainer.run(NEVER)
+    return Whole(folder / 'run', trainer, folder / 'at_finetuning', made, sizes)
 
 
 def test_run_stopped_after_every_other_step_equals_one_never_stopped(tmp_path, fixed_secret, unbroken):
@@ -97,12 +155,14 @@ def test_run_stopped_after_every_other_step_equals_one_never_stopped(tmp_path, f
             stopped_in.append(broken.state.stage)
             assert len(stopped_in) < 10
     assert set(stopped_in) == set(STEPS)
-    np.testing.assert_array_equal(weights(broken.average), weights(unbroken[1].average))
-    assert broken.state.ledger == unbroken[1].state.ledger == broken._plan.planned_ledger()
+    np.testing.assert_array_equal(weights(broken.average), weights(unbroken.trainer.average))
+    assert broken.state.ledger == unbroken.trainer.state.ledger == broken._plan.planned_ledger()
 
 
-def test_step_lost_in_a_crash_is_repeated_with_the_same_draws_and_counted_once(tmp_path, fixed_secret, unbroken):
-    crashing = make_trainer(tmp_path, config=loop_lib.TrainerConfig(checkpoint_every_secs=1e9))
+def test_step_lost_in_a_crash_is_repeated_with_the_same_draws_and_counted_once(tmp_path, unbroken):
+    workdir = tmp_path / 'run'
+    shutil.copytree(unbroken.at_finetuning, workdir)  # Goes on from there.
+    crashing = make_trainer(workdir, config=loop_lib.TrainerConfig(checkpoint_every_secs=1e9))
     run_step = crashing._stages[2].run_step
 
     def crash_at_the_last_step(step):
@@ -114,22 +174,22 @@ def test_step_lost_in_a_crash_is_repeated_with_the_same_draws_and_counted_once(t
     with pytest.raises(KeyboardInterrupt):
         crashing.run(NEVER)
     assert crashing.state.ledger.count(plan_lib.DP_SGD_STEP) == 2  # Two steps that no checkpoint knows of.
-    resumed = make_trainer(tmp_path)
+    resumed = make_trainer(workdir)
     assert resumed.state.ledger.count(plan_lib.DP_SGD_STEP) == 0
     resumed.run(NEVER)
-    np.testing.assert_array_equal(weights(resumed.average), weights(unbroken[1].average))
-    assert resumed.state.ledger == unbroken[1].state.ledger
+    np.testing.assert_array_equal(weights(resumed.average), weights(unbroken.trainer.average))
+    assert resumed.state.ledger == unbroken.trainer.state.ledger
 
 
 def test_control_another_secret_gives_other_weights(tmp_path, unbroken):
     other = make_trainer(tmp_path)
     other.run(NEVER)
-    assert not np.allclose(weights(other.average), weights(unbroken[1].average), atol=1e-5)
+    assert not np.allclose(weights(other.average), weights(unbroken.trainer.average), atol=1e-5)
 
 
 def test_finished_run_does_nothing_more(unbroken):
-    workdir, first = unbroken
-    again = make_trainer(workdir)
+    first = unbroken.trainer
+    again = make_trainer(unbroken.workdir)
     assert again.resumed and again.is_done
     again.run(NEVER)
     np.testing.assert_array_equal(weights(again.average), weights(first.average))
@@ -143,22 +203,20 @@ def test_finished_run_does_nothing_more(unbroken):
     ({'target_delta': 1e-5}, 'target_delta'),
     ({'num_steps': 4}, 'num_steps'),
 ])  # yapf: disable
-def test_resuming_with_another_plan_is_refused_naming_the_difference(tmp_path, change, message):
-    make_trainer(tmp_path)
+def test_resuming_with_another_plan_is_refused_naming_the_difference(unbroken, change, message):
     with pytest.raises(checkpoints.CheckpointMismatchError, match=f'begun with another configuration .*{message}'):
-        make_trainer(tmp_path, privacy=dataclasses.replace(PRIVACY, **change))
+        make_trainer(unbroken.workdir, privacy=dataclasses.replace(PRIVACY, **change))
 
 
-def test_resuming_with_other_data_or_another_network_is_refused(tmp_path):
-    make_trainer(tmp_path)
+def test_resuming_with_other_data_or_another_network_is_refused(unbroken):
     with pytest.raises(checkpoints.CheckpointMismatchError, match='the private images or labels are not the same'):
-        make_trainer(tmp_path, private=make_dataset(seed=1))
+        make_trainer(unbroken.workdir, private=make_dataset(seed=1))
     with pytest.raises(checkpoints.CheckpointMismatchError, match='base_channels: 4 then, 8 now'):
-        make_trainer(tmp_path, network=dataclasses.replace(NETWORK, base_channels=8))
+        make_trainer(unbroken.workdir, network=dataclasses.replace(NETWORK, base_channels=8))
 
 
 def test_secret_is_in_the_private_checkpoint_and_nowhere_else(unbroken):
-    workdir, trainer = unbroken
+    workdir, trainer = unbroken.workdir, unbroken.trainer
     secret = trainer.state.private_seed
     purposes = ('noise', 'sampling', 'views', 'class_means', 'images_of_owners')
     derived = [secret.derive(purpose) for purpose in purposes]
@@ -188,7 +246,7 @@ def tags(folder):
 
 
 def test_private_numbers_are_not_written_by_default(unbroken):
-    workdir, _ = unbroken
+    workdir = unbroken.workdir
     assert not (workdir / 'non_private').exists()
     assert {tag.split('/')[0] for tag in tags(workdir)} == {'pretraining', 'warm_start', 'finetuning'}
     assert 'pretraining/loss' in tags(workdir) and 'finetuning/loss' not in tags(workdir)
@@ -214,25 +272,9 @@ def test_single_stage_trains_the_chosen_variables_and_keeps_private_numbers_apar
     assert not any('non_private' in tag for tag in tags(tmp_path / 'tensorboard'))
 
 
-def test_step_is_traced_once_in_a_run_whose_batches_differ_in_size(tmp_path, fixed_secret, monkeypatch):
-    made, sizes = [], set()
-    make_private_step, gather_units = train_step.make_private_step, pipelines.gather_units
-
-    def recorded_make(*args, **kwargs):
-        made.append(make_private_step(*args, **kwargs))
-        return made[-1]
-
-    def recorded_gather(dataset, units, **kwargs):
-        sizes.add(len(units))
-        return gather_units(dataset, units, **kwargs)
-
-    monkeypatch.setattr(train_step, 'make_private_step', recorded_make)
-    monkeypatch.setattr(pipelines, 'gather_units', recorded_gather)
-    plan = plan_lib.make_plan(dataclasses.replace(PRIVACY, num_steps=8), 20)
-    trainer = make_trainer(tmp_path, plan=plan, pretraining=None, warm_start=None)
-    trainer.run(NEVER)
-    assert len(sizes) > 1
-    assert [step.experimental_get_tracing_count() for step in made] == [1]
+def test_step_is_traced_once_in_a_run_whose_batches_differ_in_size(unbroken):
+    assert len(unbroken.sizes) > 1
+    assert [step.experimental_get_tracing_count() for step in unbroken.steps] == [1]
 
 
 def test_public_images_of_another_shape_are_refused(tmp_path):
@@ -254,15 +296,15 @@ def test_network_that_mixes_examples_is_refused_before_anything_is_trained(tmp_p
     assert not (tmp_path / 'checkpoints').exists()
 
 
-def test_owners_are_the_units_of_a_run(tmp_path):
+def test_owners_are_the_units_of_a_run(tmp_path, unbroken):
     images = make_dataset()
     owned = dataclasses.replace(images, owners=np.arange(20) % 5, unit='one patient')
     release = class_means.ClassMeansConfig(3.0, 2.0)
     plan = plan_lib.make_plan(dataclasses.replace(PRIVACY, expected_batch_size=3), 5, release)
-    trainer = make_trainer(tmp_path, private=owned, plan=plan)
+    trainer = make_trainer(tmp_path, private=owned, plan=plan, pretraining=None)
     trainer.run(NEVER)
     assert trainer.state.ledger == plan.planned_ledger() and plan.sampling_probability == 0.6
     assert 'Protected unit: one patient (an owner with all of its images)' in trainer.statement().to_text()
-    assert '(each single image)' in make_trainer(tmp_path / 'images').statement().to_text()  # Control.
+    assert '(each single image)' in unbroken.trainer.statement().to_text()  # Control.
     with pytest.raises(ValueError, match="the plan is for 5 units, data set 'toy' has 20"):
         make_trainer(tmp_path / 'other', private=images, plan=plan)
