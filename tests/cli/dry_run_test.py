@@ -44,7 +44,7 @@ FACTS = [
     pytest.param('imagenet32.gin', ('81,151,491', '204,800,000', '1,281,167 of 32x32x3'), None,
                  marks=pytest.mark.long),
     ('mnist_cpu.gin', ('654,180', '983,040 views', '60,000, 20 steps of dpmpp_2m: 1,200,000 forward passes'), None),
-    ('mnist_cpu_eps1.gin', ('654,180', '327,680 views'), None),
+    pytest.param('mnist_cpu_eps1.gin', ('654,180', '327,680 views'), None, marks=pytest.mark.long),  # The same network.
     ('cifar10_cpu.gin',
      ('1,120,556', '983,040 views', '4 epochs of 100,000 images',
       '60,000, 10 steps of dpmpp_2m, the best of 4 candidates: 2,400,000 forward passes of one image'), None),

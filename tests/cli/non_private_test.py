@@ -1,7 +1,10 @@
 """Tests that nothing is measured on held-out private images unasked, and that what is measured is marked."""
 
+import contextlib
+import io
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -22,13 +25,21 @@ QUICK = ('UNetConfig.base_channels = 4', 'random_strokes.num_images = 20', 'Pret
 MARK = '(not to be released)'
 
 
-@pytest.fixture(name='my_gin')
-def fixture_my_gin(tmp_path):
+@pytest.fixture(name='my_gin', scope='module')
+def fixture_my_gin(tmp_path_factory):
     """A file of a person who builds on digits.gin, beside images of their own."""
+    folder = tmp_path_factory.mktemp('own')
     images = np.random.default_rng(0).integers(0, 256, [400, 8, 8, 1]).astype(np.uint8)
-    np.savez(tmp_path / 'own.npz', images=images, labels=np.arange(400) % 10)
-    path = tmp_path / 'my.gin'
+    np.savez(folder / 'own.npz', images=images, labels=np.arange(400) % 10)
+    path = folder / 'my.gin'
     path.write_text("include 'digits.gin'\nDATA = @npz_images()\nnpz_images.path = 'own.npz'\n" + '\n'.join(QUICK))
+    return path
+
+
+def with_more(my_gin, name, *bindings):
+    """Writes a file beside another one, which says more."""
+    path = my_gin.with_name(name)
+    path.write_text('\n'.join([my_gin.read_text(), *bindings]))
     return path
 
 
@@ -41,18 +52,26 @@ def words(printed):
     return ' '.join(re.sub('[│┃━┏┓┗┛┡┩╇┳┻─└┘┴]', ' ', printed).split())
 
 
-@pytest.mark.usefixtures('small_network')
-def test_who_includes_the_digits_measures_nothing_on_images_of_their_own(my_gin, tmp_path, capsys, monkeypatch):
+@pytest.fixture(name='unasked', scope='module')
+def fixture_unasked(my_gin, tmp_path_factory, small_network):
+    """A run of the file as it is, which cannot read held-out images, to be copied; and what it printed."""
+    del small_network
+    workdir, out, err = tmp_path_factory.mktemp('unasked') / 'run', io.StringIO(), io.StringIO()
 
     def refuse(self):
         raise AssertionError(f'held-out images of {self.spec.name} were read')
 
-    monkeypatch.setattr(datasets.PrivateData, 'held_out', property(refuse))
-    assert run(my_gin, tmp_path / 'run') == command.DONE
-    printed = capsys.readouterr()
-    assert "train: no classifier is tested on the held-out images of 'own'" in printed.err
-    assert 'accuracy' not in printed.out and 'real images' not in printed.out
-    assert not (tmp_path / 'run' / 'non_private').exists()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setattr(datasets.PrivateData, 'held_out', property(refuse))
+        assert run(my_gin, workdir) == command.DONE
+    return workdir, out.getvalue(), err.getvalue()
+
+
+def test_who_includes_the_digits_measures_nothing_on_images_of_their_own(unasked):
+    workdir, out, err = unasked
+    assert "train: no classifier is tested on the held-out images of 'own'" in err
+    assert 'accuracy' not in out and 'real images' not in out and 'statement' in out
+    assert not (workdir / 'non_private').exists()
 
 
 @pytest.mark.usefixtures('small_network')
@@ -64,8 +83,7 @@ def test_who_includes_the_digits_measures_nothing_on_images_of_their_own(my_gin,
         marks=pytest.mark.long)
 ])
 def test_who_asks_for_it_measures_and_is_told_that_it_must_not_be_released(my_gin, tmp_path, capsys, asked_by):
-    my_gin.write_text(f'{my_gin.read_text()}\n{asked_by}')
-    assert run(my_gin, tmp_path / 'run') == command.DONE
+    assert run(with_more(my_gin, 'asked.gin', asked_by), tmp_path / 'run') == command.DONE
     printed = capsys.readouterr()
     said = words(printed.out)
     entry, = json.loads((tmp_path / 'run' / 'non_private' / 'utility.json').read_text())['classifiers']
@@ -108,13 +126,11 @@ def test_selection_is_marked_where_real_images_were_looked_at(tmp_path, capsys, 
 
 
 @pytest.mark.usefixtures('small_network')
-def test_audit_and_attack_are_marked(my_gin, tmp_path, capsys):
-    bindings = ('audit.pretraining = None', 'audit.warm_start = None', 'AuditConfig.num_canaries = 20')
-    my_gin.write_text('\n'.join([my_gin.read_text(), *bindings]))
-    assert verbs.call(audit, f'--gin_file={my_gin}', f'--workdir={tmp_path / "audit"}') == command.DONE
+def test_audit_and_attack_are_marked(my_gin, unasked, tmp_path, capsys):
+    audited = with_more(my_gin, 'audited.gin', 'audit.pretraining = None', 'audit.warm_start = None',
+                        'AuditConfig.num_canaries = 20')  # yapf: disable
+    assert verbs.call(audit, f'--gin_file={audited}', f'--workdir={tmp_path / "audit"}') == command.DONE
     assert words(capsys.readouterr().out).startswith(f'audit {MARK}')
-    assert run(my_gin, tmp_path / 'run') == command.DONE
-    capsys.readouterr()
-    flags = [f'--gin_file={my_gin}', f'--workdir={tmp_path / "run"}', '--membership']
-    assert verbs.call(audit, *flags) == command.DONE
+    workdir = shutil.copytree(unasked[0], tmp_path / 'run')
+    assert verbs.call(audit, f'--gin_file={audited}', f'--workdir={workdir}', '--membership') == command.DONE
     assert words(capsys.readouterr().out).startswith(f'membership attack {MARK}')

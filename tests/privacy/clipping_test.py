@@ -1,5 +1,7 @@
 """Tests of per-unit clipping: a batch-of-one loop is the oracle, neighbouring batches bound the sensitivity."""
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -10,7 +12,17 @@ from tf_dpdiff.privacy import clipping
 layers = keras.layers
 
 
+@pytest.fixture(autouse=True, scope='module')
+def fixture_graphs_are_shared():
+    """Most tests look at the same few graphs with other numbers, and it is the tracing that takes time."""
+    yield
+    for cached in (make_model, compiled_clipped_sum, compiled_clip_and_sum):
+        cached.cache_clear()
+
+
+@functools.lru_cache(maxsize=None)
 def make_model(kind):
+    """Returns a model whose weights no test changes."""
     keras.utils.set_random_seed(1)
     if kind == 'dense':
         return keras.Sequential([layers.Dense(5, activation='tanh', input_shape=(3,)), layers.Dense(1)])
@@ -32,6 +44,13 @@ def unit_loss(model):
     return lambda unit: tf.reduce_mean(tf.square(model(unit[0], training=True) - unit[1]))
 
 
+@functools.lru_cache(maxsize=None)
+def compiled_clipped_sum(model, clipper, jit_compile, **options):
+    return tf.function(lambda batch, is_padding: clipper.clipped_sum(unit_loss(model), model.trainable_variables, batch,
+                                                                     is_padding, **options),
+                       jit_compile=jit_compile)
+
+
 def clipped_sum(model,
                 batch,
                 is_padding=None,
@@ -39,14 +58,12 @@ def clipped_sum(model,
                 units_per_chunk=3,
                 per_layer=False,
                 jit_compile=False,
+                cls=clipping.PerUnitClipper,
                 **options):
     if is_padding is None:
         is_padding = np.zeros([len(batch[0])], bool)
-    clipper = clipping.PerUnitClipper(clip, per_layer)
-    compute = tf.function(lambda batch, is_padding: clipper.clipped_sum(
-        unit_loss(model), model.trainable_variables, batch, is_padding, units_per_chunk=units_per_chunk, **options),
-                          jit_compile=jit_compile)
-    result = compute(batch, tf.constant(is_padding))
+    compute = compiled_clipped_sum(model, cls(clip, per_layer), jit_compile, units_per_chunk=units_per_chunk, **options)
+    result = compute(tuple(batch), tf.constant(is_padding))
     return np.concatenate([s.numpy().ravel() for s in result.sums]), result.diagnostics
 
 
@@ -131,7 +148,7 @@ def test_norm_of_one_unit_never_exceeds_the_clip(clip, scale, per_layer):
     assert np.linalg.norm(total.astype(np.float64)) <= clip
 
 
-def neighbouring_sums(kind, change, clip=0.05, adversarial=1.0, per_layer=False):
+def neighbouring_sums(kind, change, adversarial=1.0, **options):
     """Returns the clipped sums of a batch and of its neighbour, in which the last unit is changed."""
     model = make_model(kind)
     x, y = make_batch(model, 6)
@@ -144,12 +161,9 @@ def neighbouring_sums(kind, change, clip=0.05, adversarial=1.0, per_layer=False)
     if change == 'zero':
         x_other[-1], y_other[-1] = 0.0, 0.0
         is_padding[-1] = True
-    before, _ = clipped_sum(model, (x, y), clip=clip, per_layer=per_layer)
-    after, _ = clipped_sum(model, (tf.constant(x_other), tf.constant(y_other)),
-                           is_padding,
-                           clip=clip,
-                           per_layer=per_layer)
-    return np.linalg.norm((before - after).astype(np.float64)), clip
+    before, _ = clipped_sum(model, (x, y), clip=0.05, **options)
+    after, _ = clipped_sum(model, (tf.constant(x_other), tf.constant(y_other)), is_padding, clip=0.05, **options)
+    return np.linalg.norm((before - after).astype(np.float64)), 0.05
 
 
 RELATION_OF_CHANGE = {'remove': 'add_or_remove_one', 'zero': 'replace_with_zero', 'replace': 'replace_one'}
@@ -166,16 +180,16 @@ def test_neighbours_differ_by_at_most_the_sensitivity(kind, change, adversarial,
     assert difference > 0.3 * clip  # Or the bound would hold for a clipper that does nothing.
 
 
-def test_control_a_clipper_that_skips_a_unit_breaks_the_bound(monkeypatch):
-    original = clipping.PerUnitClipper.clip_and_sum
+class SkipsLargeUnits(clipping.PerUnitClipper):
 
-    def skips_large_units(self, gradients, *arguments):
-        clipped = original(self, gradients, *arguments)
+    def clip_and_sum(self, gradients, *arguments):
+        clipped = super().clip_and_sum(gradients, *arguments)
         unclipped = tf.cast(clipped.norms > 3.0, tf.float32)
         return clipped._replace(sums=[s + tf.tensordot(unclipped, g, axes=1) for s, g in zip(clipped.sums, gradients)])
 
-    monkeypatch.setattr(clipping.PerUnitClipper, 'clip_and_sum', skips_large_units)
-    difference, clip = neighbouring_sums('dense', 'replace', adversarial=1e2)
+
+def test_control_a_clipper_that_skips_a_unit_breaks_the_bound():
+    difference, clip = neighbouring_sums('dense', 'replace', adversarial=1e2, cls=SkipsLargeUnits)
     assert difference > 2.0 * clip * (1.0 + 1e-5)
 
 
@@ -249,19 +263,30 @@ PADDING_OF_EIGHT = {
 }
 
 
-@pytest.mark.parametrize('where', PADDING_OF_EIGHT)
-def test_chunks_behind_the_last_unit_are_not_computed(where):
-    padded, expected = PADDING_OF_EIGHT[where]
-    model = make_model('dense')
-    batch, is_padding = make_batch(model, 8), np.isin(np.arange(8), padded)
-    computed = tf.Variable(0)
+@pytest.fixture(name='computed', scope='module')
+def fixture_computed():
+    """Counts the chunks that are computed."""
+    return tf.Variable(0)
+
+
+@pytest.fixture(name='count', scope='module')
+def fixture_count(computed):
 
     def count(chunk):
         computed.assign_add(1)
         return chunk
 
+    return count
+
+
+@pytest.mark.parametrize('where', PADDING_OF_EIGHT)
+def test_chunks_behind_the_last_unit_are_not_computed(where, computed, count):
+    padded, expected = PADDING_OF_EIGHT[where]
+    model = make_model('dense')
+    batch, is_padding = make_batch(model, 8), np.isin(np.arange(8), padded)
+    before = int(computed)
     total, diagnostics = clipped_sum(model, batch, is_padding, units_per_chunk=2, prepare_fn=count)
-    assert computed.numpy() == expected
+    assert int(computed) - before == expected
     units = [tf.boolean_mask(x, ~is_padding) for x in batch]
     np.testing.assert_allclose(total, np.zeros_like(total) + looped_sum(model, units, 0.1), rtol=2e-4, atol=1e-7)
     assert float(diagnostics['num_units']) == 8 - len(padded)
@@ -325,10 +350,15 @@ def test_clip_that_float32_does_not_carry_is_refused(clip):
         clipping.PerUnitClipper(clip)
 
 
+@functools.lru_cache(maxsize=None)
+def compiled_clip_and_sum(clip, jit_compile):
+    return tf.function(lambda g: clipping.PerUnitClipper(clip).clip_and_sum([g[None]], tf.constant([False])),
+                       jit_compile=jit_compile)
+
+
 def share_of_a_unit(gradient, clip, jit_compile=False):
     """Returns the norm of what a unit of one gradient adds to the sum, in float64."""
-    clip_and_sum = tf.function(lambda g: clipping.PerUnitClipper(clip).clip_and_sum([g[None]], tf.constant([False])),
-                               jit_compile=jit_compile)
+    clip_and_sum = compiled_clip_and_sum(clip, jit_compile)
     return np.linalg.norm(clip_and_sum(tf.constant(gradient, tf.float32)).sums[0].numpy().astype(np.float64))
 
 

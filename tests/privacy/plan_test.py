@@ -18,6 +18,7 @@ CONFIG = plan_lib.DpSgdConfig(target_delta=1e-4,
                               num_steps=50,
                               l2_norm_clip=0.1,
                               target_epsilon=4.0)
+GIVEN = dataclasses.replace(CONFIG, target_epsilon=None, noise_multiplier=50.0)  # Where no calibration is looked at.
 
 
 @functools.lru_cache()  # Calibration takes seconds.
@@ -36,7 +37,7 @@ def test_parts_of_a_plan_agree():
 
 
 def test_noise_follows_the_sensitivity_that_the_clipper_names():
-    once, doubled = (plan_lib.make_plan(dataclasses.replace(CONFIG, l2_norm_clip=c), 1000) for c in (0.1, 0.2))
+    once, doubled = make_plan(), plan_lib.make_plan(dataclasses.replace(CONFIG, l2_norm_clip=0.2), 1000)
     assert doubled.noise.stddev == pytest.approx(2.0 * once.noise.stddev)
     assert doubled.config.noise_multiplier == once.config.noise_multiplier
 
@@ -73,13 +74,12 @@ def test_class_means_are_paid_from_the_same_budget():
 
 
 def test_each_round_of_the_class_means_is_paid():
-    one, four = (make_plan(CONFIG, class_means.ClassMeansConfig(6.0, 1.0, *several)) for several in ((), (10, 4)))
+    four = make_plan(CONFIG, class_means.ClassMeansConfig(6.0, 1.0, 10, 4))
     assert [(release.mechanism, release.count) for release in four.planned_ledger().releases] == [('noisy_class_means',
                                                                                                    4),
                                                                                                   ('dp_sgd_step', 50)]
-    # Four rounds of noise 6 are as one of noise 3.
+    # Four rounds of noise 6 are as one of noise 3, and not as one of noise 6.
     as_four = make_plan(CONFIG, class_means.ClassMeansConfig(3.0, 1.0))
-    assert four.config.noise_multiplier > one.config.noise_multiplier
     assert four.config.noise_multiplier == pytest.approx(as_four.config.noise_multiplier, rel=1e-3)
 
 
@@ -97,7 +97,7 @@ def test_feature_means_are_paid_from_the_same_budget():
 def test_kind_of_the_warm_start_and_its_settings_are_in_the_fingerprint():
     releases = [None, class_means.ClassMeansConfig(3.0, 1.0), feature_means.FeatureMeansConfig(3.0),
                 feature_means.FeatureMeansConfig(4.0)]  # yapf: disable
-    prints = [str(make_plan(CONFIG, release).fingerprint()['warm_start_release']) for release in releases]
+    prints = [str(make_plan(GIVEN, release).fingerprint()['warm_start_release']) for release in releases]
     assert len(set(prints)) == 4
 
 
@@ -123,7 +123,7 @@ def test_no_step_beyond_the_plan_is_recorded():
 
 @pytest.mark.parametrize('several', [(), (10, 4)])
 def test_ledger_of_all_steps_equals_the_planned_one(several):
-    plan = make_plan(CONFIG, class_means.ClassMeansConfig(3.0, 1.0, *several))
+    plan = make_plan(GIVEN, class_means.ClassMeansConfig(3.0, 1.0, *several))
     ledger = plan.record_warm_start_release(ledger_lib.Ledger())
     for _ in range(50):
         ledger = plan.record_step(ledger)

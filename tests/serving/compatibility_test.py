@@ -116,12 +116,28 @@ def test_an_input_is_compatible_where_the_server_takes_whatever_it_took(old, new
 
 
 @pytest.fixture(name='toy_run', scope='module')
-def fixture_toy_run(tmp_path_factory):
+def fixture_toy_run(tmp_path_factory, small_network):
+    del small_network
     return sampling.make_run(tmp_path_factory.mktemp('runs') / 'toys')
 
 
 def export_run(run, folder, *flags):
     return verbs.call(export_verb, f'--workdir={run}', f'--output={folder}', '--warmup_batch_sizes=none', *flags)
+
+
+@pytest.fixture(name='put', scope='module')
+def fixture_put(toy_run, tmp_path_factory):
+    """Returns a function that puts what bin/export makes of step counts at a path, as a version; made once for all."""
+    folder = tmp_path_factory.mktemp('exported')
+
+    def put(steps, version):
+        if not (folder / steps).exists():
+            assert export_run(toy_run, folder / steps, f'--num_steps={steps}') == command.DONE
+        # Of a sudden, as by bin/export: a server may be watching.
+        version.parent.mkdir(exist_ok=True)
+        shutil.copytree(folder / steps / '1', version.with_name('writing')).rename(version)
+
+    return put
 
 
 def contents(folder):
@@ -133,10 +149,10 @@ def contents(folder):
     pytest.param('1,2', '1', "sample_png, serving_default: input 'num_steps' is gone", marks=pytest.mark.long),
     pytest.param('1,2,3', '3,4', 'num_steps is no longer 1 or 2', marks=pytest.mark.long),
 ])  # yapf: disable
-def test_command_refuses_what_breaks_clients_in_one_line_and_does_it_if_told_so(toy_run, tmp_path, capsys, before, now,
-                                                                                words):
+def test_command_refuses_what_breaks_clients_in_one_line_and_does_it_if_told_so(toy_run, put, tmp_path, capsys, before,
+                                                                                now, words):
     folder = tmp_path / 'served'
-    assert export_run(toy_run, folder, f'--num_steps={before}') == command.DONE
+    put(before, folder / '1')
     here = contents(folder)
     capsys.readouterr()
     assert export_run(toy_run, folder, f'--num_steps={now}') == command.WRONG_USE
@@ -149,16 +165,16 @@ def test_command_refuses_what_breaks_clients_in_one_line_and_does_it_if_told_so(
     assert version_folders.numbers(folder) == [3, 2, 1]
 
 
-def test_compatible_version_needs_no_flag(toy_run, tmp_path):
-    for steps in ('1,2', '3,2,1'):
-        assert export_run(toy_run, tmp_path / 'served', f'--num_steps={steps}') == command.DONE
-    for sampler in ('ddim', 'ancestral'):
-        assert export_run(toy_run, tmp_path / 'one', f'--sampler={sampler}') == command.DONE
+def test_compatible_version_needs_no_flag(toy_run, put, tmp_path):
+    put('1,2', tmp_path / 'served' / '1')
+    assert export_run(toy_run, tmp_path / 'served', '--num_steps=3,2,1') == command.DONE
+    put('1', tmp_path / 'one' / '1')
+    assert export_run(toy_run, tmp_path / 'one', '--sampler=ancestral') == command.DONE
 
 
-def test_live_client_is_answered_as_before_after_a_refused_export(toy_run, tmp_path):
+def test_live_client_is_answered_as_before_after_a_refused_export(toy_run, put, tmp_path):
     folder = tmp_path / toy_models.NAME
-    assert export_run(toy_run, folder, '--num_steps=1') == command.DONE
+    put('1', folder / '1')
     with toy_models.serving(folder) as server:
         endpoint = client.Endpoint(f'grpc://127.0.0.1:{server.grpc_port}/{toy_models.NAME}', attempts=1)
 
@@ -169,15 +185,15 @@ def test_live_client_is_answered_as_before_after_a_refused_export(toy_run, tmp_p
         assert export_run(toy_run, folder, '--num_steps=1,2') == command.WRONG_USE
         server._manager.refresh()  # pylint: disable=protected-access
         np.testing.assert_array_equal(draw(), images)
-        assert export_run(toy_run, folder, '--num_steps=1,2', '--allow_incompatible') == command.DONE
+        put('1,2', folder / '2')
         toy_models.wait_until(lambda: server.newest_version() == 2)
         with pytest.raises(client.EndpointError, match='num_steps'):  # Control: this is what the check is for.
             draw()
 
 
-def test_a_run_that_is_exported_again_by_training_goes_through_the_same_check(toy_run, tmp_path):
+def test_a_run_that_is_exported_again_by_training_goes_through_the_same_check(toy_run, put, tmp_path):
     run = shutil.copytree(toy_run, tmp_path / 'run')
-    assert export_run(run, run / 'saved_model', '--num_steps=1,2', '--allow_incompatible') == command.DONE
+    put('1,2', run / 'saved_model' / '2')
     description = run_files.read_model(run)
     network = unet.build_unet(description.network, description.image_shape, len(sampling.NAMES))
     statement = statement_lib.PublicStatement(('toys',), 10)
@@ -196,23 +212,35 @@ def fixture_fixed(toy_run):
     return export.ImageSampler(network, description.process, samplers.SamplerConfig('ddim', 1))
 
 
+@pytest.fixture(name='of_two', scope='module')
+def fixture_of_two(fixed):
+    """The same with two step counts, which breaks the clients of the one."""
+    return fixed.with_step_counts((1, 2))
+
+
 def write(sampler, folder):
     return export.export_saved_model(sampler, folder, [], warmup_batch_sizes=())
 
 
-def test_what_no_server_can_have_loaded_is_not_compared_with(fixed, tmp_path):
-    version = write(fixed, tmp_path)
+@pytest.fixture(name='version', scope='module')
+def fixture_version(fixed, tmp_path_factory):
+    """The sampler as it is exported; to be copied."""
+    return write(fixed, tmp_path_factory.mktemp('fixed'))
+
+
+def test_what_no_server_can_have_loaded_is_not_compared_with(fixed, of_two, version, tmp_path):
+    version = shutil.copytree(version, tmp_path / '1')
     shutil.copytree(version, tmp_path / '2')
     (tmp_path / '2' / 'saved_model.pb').write_bytes(b'damaged')
     shutil.copytree(version, tmp_path / '3', ignore=shutil.ignore_patterns('variables.index'))  # Is being copied.
     assert write(fixed, tmp_path).name == '4'
     shutil.rmtree(tmp_path / '4')
     with pytest.raises(ValueError, match=f"clients of {version} could not use"):
-        write(fixed.with_step_counts((1, 2)), tmp_path)
+        write(of_two, tmp_path)
 
 
-def test_version_that_appears_while_another_is_written_is_compared_with_too(fixed, tmp_path, monkeypatch):
-    write(fixed.with_step_counts((1, 2)), tmp_path / 'other')
+def test_version_that_appears_while_another_is_written_is_compared_with_too(fixed, of_two, tmp_path, monkeypatch):
+    write(of_two, tmp_path / 'other')
     rename, served = os.rename, tmp_path / 'served'
 
     def rename_after_another(source, target):
@@ -229,16 +257,16 @@ def test_version_that_appears_while_another_is_written_is_compared_with_too(fixe
 @pytest.mark.parametrize(
     'newest', [0, pytest.param(10**18, marks=pytest.mark.long),
                pytest.param(17 * 10**17, marks=pytest.mark.long)])
-def test_a_new_version_is_newer_than_any_that_a_server_knows(fixed, tmp_path, newest):
-    write(fixed, tmp_path).rename(tmp_path / str(newest))
+def test_a_new_version_is_newer_than_any_that_a_server_knows(fixed, of_two, version, tmp_path, newest):
+    shutil.copytree(version, tmp_path / str(newest))
     assert write(fixed, tmp_path).name == str(newest + 1)
     assert export.find_version(tmp_path).name == str(newest + 1)
     with pytest.raises(ValueError, match='could not use'):
-        write(fixed.with_step_counts((1, 2)), tmp_path)
+        write(of_two, tmp_path)
 
 
-def test_there_is_nothing_behind_the_largest_version(fixed, tmp_path):
-    write(fixed, tmp_path).rename(tmp_path / str(2**63 - 1))
+def test_there_is_nothing_behind_the_largest_version(fixed, version, tmp_path):
+    shutil.copytree(version, tmp_path / str(2**63 - 1))
     with pytest.raises(ValueError, match=f'holds the largest version there can be, {2**63 - 1}: export elsewhere'):
         write(fixed, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [str(2**63 - 1)]

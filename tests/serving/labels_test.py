@@ -35,11 +35,13 @@ _MODELS = {
 
 
 @pytest.fixture(name='runs', scope='module')
-def fixture_runs(tmp_path_factory):
+def fixture_runs(tmp_path_factory, small_network):
     """A finished run of each kind, whose model was exported by bin/export, and its description."""
+    del small_network
     folder, found = tmp_path_factory.mktemp('runs'), {}
+    plain = sampling.make_run(folder / 'plain')
     for kind, (changes, _, _) in _MODELS.items():
-        run = sampling.make_run(folder / kind.replace(' ', '_'))
+        run = shutil.copytree(plain, folder / kind.replace(' ', '_'), ignore=shutil.ignore_patterns('saved_model'))
         description = run_files.read_model(run)._replace(**changes)
         description.write(run)
         flags = [f'--workdir={run}', f'--output={run / toy_models.NAME}', '--warmup_batch_sizes=1,2']
@@ -48,22 +50,28 @@ def fixture_runs(tmp_path_factory):
     return found
 
 
+@pytest.fixture(name='signatures', scope='module')
+def fixture_signatures(runs):
+    """Those of each kind of model."""
+    return {kind: tf.saved_model.load(str(run / toy_models.NAME / '1')).signatures for kind, (run, _) in runs.items()}
+
+
 def tensors(label):
     return {'labels': tf.constant([label], tf.int32), 'seeds': tf.constant([5], tf.int64)}
 
 
 @pytest.mark.parametrize('kind', _MODELS)
 @pytest.mark.parametrize('label', [-1, 0, 2, 3, 4])
-def test_saved_model_draws_trained_labels_alone_and_says_why(runs, kind, label):
+def test_saved_model_draws_trained_labels_alone_and_says_why(signatures, kind, label):
     _, trained, words = _MODELS[kind]
-    signatures = tf.saved_model.load(str(runs[kind][0] / toy_models.NAME / '1')).signatures
     for name in ('serving_default', 'sample_png'):
+        signature = signatures[kind][name]
         if label in trained:
-            output, = signatures[name](**tensors(label)).values()
+            output, = signature(**tensors(label)).values()
             assert len(output) == 1
             continue
         with pytest.raises(tf.errors.InvalidArgumentError) as error:
-            signatures[name](**tensors(label))
+            signature(**tensors(label))
         assert words in error.value.message and f'[{label}]' in error.value.message
 
 
@@ -121,12 +129,13 @@ def test_command_refuses_them_in_one_line_and_writes_nothing(runs, tmp_path, cap
                                           ('unlabelled', [3, 3, 3, 3])])  # yapf: disable
 def test_command_draws_the_classes_or_no_class_by_itself(runs, tmp_path, kind, labels):
     run = runs[kind][0]
-    for place, where in {'checkpoint': {'num_steps': 1}, 'export': {'saved_model': run / toy_models.NAME,
-                                                                    'workdir': None}}.items():  # yapf: disable
+    exported = {'saved_model': run / toy_models.NAME, 'workdir': None}
+    for place, where in {'checkpoint': {'num_steps': 1}, 'export': exported}.items():
         drawn = sampling.draw(run, tmp_path / place, num_images=4, **where)
         assert drawn.labels.tolist() == labels
     asked = 'no_class' if 3 in _MODELS[kind][1] else 'dog'
-    assert {*sampling.draw(run, tmp_path / 'asked', classes=asked).labels} == {3 if asked == 'no_class' else 2}
+    drawn = sampling.draw(run, tmp_path / 'asked', num_images=4, classes=asked, **exported)
+    assert {*drawn.labels} == {3 if asked == 'no_class' else 2}
 
 
 def make_old_export(run, description, folder):
@@ -157,12 +166,13 @@ def test_older_export_is_loaded_and_not_asked_for_what_it_was_not_trained_on(run
 ])
 def test_version_that_takes_fewer_labels_is_refused_in_place_of_one_that_took_more(runs, tmp_path, capsys, before, now,
                                                                                    words):
-    flags = [f'--output={tmp_path / "served"}', '--warmup_batch_sizes=none']
-    assert verbs.call(export_verb, f'--workdir={runs[before][0]}', *flags) == command.DONE
-    code = verbs.call(export_verb, f'--workdir={runs[now][0]}', *flags)
+    served = shutil.copytree(runs[before][0] / toy_models.NAME, tmp_path / 'served')
+    arguments = [export_verb, f'--workdir={runs[now][0]}', f'--output={served}', '--warmup_batch_sizes=none']
+    code = verbs.call(*arguments)
     assert code == (command.WRONG_USE if words else command.DONE)
-    assert not words or f'could not use the new version: {words}. Export it' in capsys.readouterr().err
-    assert verbs.call(export_verb, f'--workdir={runs[now][0]}', *flags, '--allow_incompatible') == command.DONE
+    if words:
+        assert f'could not use the new version: {words}. Export it' in capsys.readouterr().err
+        assert verbs.call(*arguments, '--allow_incompatible') == command.DONE
 
 
 def test_client_sends_no_label_that_the_model_was_not_trained_on():
