@@ -36,3 +36,10 @@ def test_keras_2_is_that_of_tensorflow_and_of_keras_cv_in_any_order_of_imports(f
                 'assert issubclass(keras_cv.layers.RandomBrightness, keras.layers.Layer)\n'
                 'print(tf.keras.layers.Dense is layers.Dense is keras.layers.Dense)')
     assert ended.stdout == 'Using TensorFlow backend\nTrue\n', ended.stderr
+
+
+def test_images_vary_where_tensorflow_was_imported_first():
+    ended = run('import tensorflow as tf\nfrom tf_dpdiff.data import augmentation\n'
+                'augmenter = augmentation.Augmenter(augmentation.AugmentationConfig(brightness=0.2))\n'
+                'print(augmenter(tf.ones([1, 4, 4, 1]), tf.fill([1, augmenter.num_uniforms], 0.9)).shape)')
+    assert ended.stdout == '(1, 4, 4, 1)\n', ended.stderr

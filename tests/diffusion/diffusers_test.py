@@ -1,9 +1,8 @@
 """Tests of schedules and samplers against those of the `diffusers` package, which is no dependency of the project.
 
-To run them, install it into a folder of its own, with a NumPy that TensorFlow 2.15 works with, and show that to Python,
-without -I, which would not look there:
+To run them, install it into a folder of its own, and show that to Python, without -I, which would not look there:
 
-    .venv/bin/python -m pip install --target FOLDER diffusers torch 'numpy<2'
+    .venv/bin/python -m pip install --target FOLDER diffusers torch
     PYTHONPATH=FOLDER .venv/bin/python -m pytest tests/diffusion/diffusers_test.py
 
 All of them passed with diffusers 0.42.1 and torch 2.13.0.

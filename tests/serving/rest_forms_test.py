@@ -26,7 +26,7 @@ from tf_dpdiff.serving import status
 _MODEL = f'/v1/models/{toy_models.NAME}'
 _PREDICT = f'{_MODEL}:predict'
 _GOOD = b'{"inputs": {"labels": [1], "seeds": [2]}}'
-_PACKED = gzip.compress(_GOOD)
+_PACKED = gzip.compress(_GOOD, mtime=0)  # As names of tests tell: the same in each process.
 _ANSWER = {'outputs': toy_models.images_of([1], [2]).tolist()}
 _LIMIT = toy_models.quick_limits().max_message_bytes
 

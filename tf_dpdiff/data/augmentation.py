@@ -273,6 +273,8 @@ def _make_layers(variations: Sequence[_Variation], uniforms: _SuppliedUniforms) 
     if any(variation.by_keras_cv for variation in variations):
         # Takes three seconds, so only where it is needed.
         with contextlib.redirect_stdout(io.StringIO()):  # It announces its backend.
+            from tf_dpdiff import keras  # pylint: disable=g-import-not-at-top
+            del keras  # It sees to it that KerasCV finds Keras 2.
             import keras_cv  # pylint: disable=g-import-not-at-top
     layers = []
     for variation in variations:
