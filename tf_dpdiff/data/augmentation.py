@@ -5,6 +5,7 @@ KerasCV is imported here and nowhere else.
 
 import contextlib
 import dataclasses
+import importlib
 import io
 import numbers
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Union
@@ -273,8 +274,7 @@ def _make_layers(variations: Sequence[_Variation], uniforms: _SuppliedUniforms) 
     if any(variation.by_keras_cv for variation in variations):
         # Takes three seconds, so only where it is needed.
         with contextlib.redirect_stdout(io.StringIO()):  # It announces its backend.
-            from tf_dpdiff import keras  # pylint: disable=g-import-not-at-top
-            del keras  # It sees to it that KerasCV finds Keras 2.
+            importlib.import_module('tf_dpdiff.keras')  # Sees to it that KerasCV finds Keras 2.
             import keras_cv  # pylint: disable=g-import-not-at-top
     layers = []
     for variation in variations:
