@@ -18,7 +18,7 @@ def run(program, **environment):
 
 @pytest.mark.parametrize('program, environment', [
     ('import tensorflow as tf; tf.keras.layers', {}),
-    ('from tensorflow.keras import layers', {}),
+    pytest.param('from tensorflow.keras import layers', {}, marks=pytest.mark.long),
     ('pass', {'TF_USE_LEGACY_KERAS': '0'}),
 ])  # yapf: disable
 def test_whoever_uses_keras_3_before_us_is_told_what_to_do(program, environment):
@@ -29,7 +29,10 @@ def test_whoever_uses_keras_3_before_us_is_told_what_to_do(program, environment)
         'anything that uses tf.keras, or start the program with TF_USE_LEGACY_KERAS=1.')
 
 
-@pytest.mark.parametrize('first', ['import tensorflow as tf', 'import tf_keras', 'import tf_dpdiff'])
+@pytest.mark.parametrize('first', [
+    'import tensorflow as tf', pytest.param('import tf_keras', marks=pytest.mark.long),
+    pytest.param('import tf_dpdiff', marks=pytest.mark.long)
+])  # yapf: disable
 def test_keras_2_is_that_of_tensorflow_and_of_keras_cv_in_any_order_of_imports(first):
     ended = run(f'{first}\nfrom tf_dpdiff import keras\nimport tensorflow as tf\n'
                 'from tensorflow.keras import layers\nimport keras_cv\n'
