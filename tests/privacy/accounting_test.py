@@ -219,6 +219,13 @@ def test_epsilon_at_a_tiny_delta_is_finite_and_not_below_the_closed_form(noise_m
     assert spent <= accounting.epsilon(more, delta, accountant=accountant) < math.inf
 
 
+@pytest.mark.parametrize('delta, is_resolved', [(1e-9, True), (1e-11, False), (5e-13, False)])
+def test_delta_that_the_rounding_of_a_convolution_comes_near_is_left_to_renyi_divergences(delta, is_resolved):
+    event = direct_event(1.2, 1.0 / 60.0, 1000)
+    assert (accounting.epsilon(event, delta) < accounting.epsilon(event, delta, accountant='rdp')) is is_resolved
+    assert direct_epsilon(1.2, 1.0 / 60.0, 1000, delta) < accounting.epsilon(event, delta, accountant='rdp')
+
+
 def test_dp_accounting_itself_finds_no_epsilon_for_many_steps_at_a_tiny_delta():
     # The control of the test above: what takes over there is needed.
     assert direct_epsilon(1.2, 1.0 / 60.0, 1000, 1e-15) == math.inf
