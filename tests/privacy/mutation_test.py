@@ -485,8 +485,10 @@ MUTANTS = (
     Mutant('models that are of no use are exported', 'cli/run_output.py',
            'divergence.check_released(average, model.image_shape, len(model.class_names))', 'pass',
            'cli/divergence_test.py'),
-    Mutant('a public classifier that diverged chooses images', 'training/public_classifier.py',
+    Mutant('a public classifier that has diverged is trained on', 'training/public_classifier.py',
            "if not math.isfinite(logs['loss']):", 'if False:', DIVERGENCE),
+    Mutant('a public classifier that diverged in its last step chooses images', 'training/public_classifier.py',
+           'if not divergence.all_finite([*model.weights, model(public.images_uint8[:1])]):', 'if False:', DIVERGENCE),
 )  # yapf: disable
 
 

@@ -202,12 +202,15 @@ def test_private_loss_that_is_not_finite_is_not_looked_at(tmp_path, monkeypatch)
     assert asked and trainer.is_done and trainer.state.ledger == trainer._plan.planned_ledger()
 
 
-def test_public_classifier_that_diverges_releases_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize('changes, where', [({}, r'by step [2-9] of 80: the loss is'),
+                                            ({'num_epochs': 1, 'batch_size': 140}, 'at its end')])  # yapf: disable
+def test_public_classifier_that_diverges_releases_nothing(tmp_path, monkeypatch, changes, where):
     monkeypatch.setattr(feature_means.FeatureMeansConfig, 'release', refuse)
-    classifier = dataclasses.replace(public_images_test.QUICK, learning_rate=1e38)
+    classifier = dataclasses.replace(public_images_test.QUICK, learning_rate=1e38, **changes)
     warm_start = dataclasses.replace(public_images_test.WARM_START, classifier=classifier)
     trainer = public_images_test.make_trainer(tmp_path, warm_start=warm_start)
-    with pytest.raises(divergence.DivergedError, match='the public classifier diverged .*of PublicClassifierConfig'):
+    with pytest.raises(divergence.DivergedError,
+                       match=f'the public classifier diverged {where}.*of PublicClassifierConfig'):
         trainer.run(NEVER)
     assert not trainer.state.ledger.releases and not (tmp_path / warm_start_lib.FEATURE_MEANS_FILE).exists()
 
