@@ -249,6 +249,7 @@ class Stripes(tf.Module):
 
     def __init__(self):
         super().__init__()
+        self.labels, self.step_counts = range(4), ()
 
         @tf.function(input_signature=[tf.TensorSpec([None], tf.int32), tf.TensorSpec([None], tf.int64)])
         def sample_stripes(labels, seeds):
