@@ -219,9 +219,7 @@ def _rdp_epsilon(steps: Tuple[Steps, ...], delta: float, orders: Tuple[float, ..
     return float(rdp.compute_epsilon(orders, total, delta)[0])
 
 
-@functools.lru_cache(maxsize=64)
-def _step_log_moments(noise_multiplier: float, sampling_probability: float, orders: Tuple[float, ...]) -> np.ndarray:
-    return renyi.log_moments(noise_multiplier, sampling_probability, orders)
+_step_log_moments = functools.lru_cache(maxsize=64)(renyi.log_moments)  # Of a curve over steps all points share it.
 
 
 @functools.lru_cache(maxsize=256)
