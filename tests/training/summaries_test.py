@@ -177,14 +177,7 @@ def fixture_unbroken(tmp_path_factory, small_network):
     del small_network
     folder = tmp_path_factory.mktemp('unbroken')
     trainer = make_trainer(folder / 'run')
-    begin = trainer._stages[2].begin
-
-    def copy_and_begin():
-        shutil.copytree(folder / 'run', folder / 'at_finetuning')
-        begin()
-
-    trainer._stages[2].begin = copy_and_begin
-    trainer.run(NEVER)
+    toy.run_and_copy(trainer, folder / 'run', folder / 'at_finetuning')
     return Whole(folder / 'run', trainer, folder / 'at_finetuning')
 
 

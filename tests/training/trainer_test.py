@@ -83,6 +83,19 @@ def without_steps(trainer):
     return trainer
 
 
+def run_and_copy(trainer, workdir, at_finetuning):
+    """Runs a whole run; copies its folder as it is when the private stage begins, to go on from there."""
+    private = trainer._stages[2]
+    begin = private.begin
+
+    def copy_and_begin():
+        shutil.copytree(workdir, at_finetuning)
+        begin()
+
+    private.begin = copy_and_begin
+    trainer.run(NEVER)
+
+
 def weights(model):
     return np.concatenate([w.ravel() for w in model.get_weights()])
 
@@ -133,14 +146,7 @@ def fixture_unbroken(tmp_path_factory, small_network):
         monkeypatch.setattr(train_step, 'make_private_step', recorded_make)
         monkeypatch.setattr(pipelines, 'gather_units', recorded_gather)
         trainer = make_trainer(folder / 'run')
-        begin = trainer._stages[2].begin
-
-        def copy_and_begin():
-            shutil.copytree(folder / 'run', folder / 'at_finetuning')
-            begin()
-
-        trainer._stages[2].begin = copy_and_begin
-        trainer.run(NEVER)
+        run_and_copy(trainer, folder / 'run', folder / 'at_finetuning')
     return Whole(folder / 'run', trainer, folder / 'at_finetuning', made, sizes)
 
 
