@@ -214,6 +214,7 @@ def test_ablations_spend_as_many_views_on_settings_that_there_are(name):
 def test_commands_of_a_row_read_what_they_are_given(row):
     for verb, bindings in (('train', row.bindings), ('evaluate', (*row.of_evaluation, *results.WIDE_RESNET))):
         gin_config.parse(row.gin_files, bindings, verb)
+        assert all(f'{binding.partition(" =")[0]} =' in gin.config_str() for binding in bindings)
 
 
 @pytest.mark.parametrize('name, arguments, said', [

@@ -92,6 +92,7 @@ def test_file_that_may_not_be_read_is_one_line(refused, tmp_path):
 def test_files_of_other_systems_and_letters_are_read(tmp_path, content):
     (tmp_path / 'my.gin').write_bytes(content.encode())
     gin_config.parse([str(tmp_path / 'my.gin')], [], 'train')
+    assert gin.query_parameter('TARGET_EPSILON/gin.macro.value') == 10.0
 
 
 @pytest.mark.parametrize('folder', ['.', 'elsewhere'])

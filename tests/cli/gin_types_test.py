@@ -95,6 +95,7 @@ def test_value_that_another_command_would_read_is_checked_too(tmp_path):
 ])  # yapf: disable
 def test_value_that_fits_is_not_refused(binding):
     gin_config.parse(['gin/digits.gin'], binding.splitlines(), 'train')
+    assert f'{binding.partition(" =")[0]} =' in gin.config_str()
 
 
 def test_list_becomes_a_tuple_so_that_the_same_settings_are_equal():

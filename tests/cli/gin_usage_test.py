@@ -129,6 +129,8 @@ HONEST = [
 @pytest.mark.parametrize('content, verb', HONEST)
 def test_honest_variant_is_not_refused(tmp_path, content, verb):
     parse(tmp_path, content, verb=verb)
+    last_bound = re.findall(r'([\w./]+) = ', content)[-1]
+    assert f'{last_bound} =' in gin.config_str()
 
 
 @pytest.mark.parametrize('content, verb', HONEST)
