@@ -44,23 +44,39 @@ _BATCHES = {'batches': 100, 'views': 10}
 def start_data(flags, kind, name):
     """Starts a case that draws batches from a source, or views with an augmentation."""
     option = f'--source={name}' if kind == 'batches' else f'--augmentation={name}'
-    return measuring.Case(name, 'our_data.py', kind, option, f'--num_images={flags.num_images}',
-                          f'--units={flags.units}', f'--views={flags.views}',
-                          f'--units_per_chunk={flags.units_per_chunk}', f'--batches={_BATCHES[kind]}')
+    return measuring.Case(
+        name,
+        'our_data.py',
+        kind,
+        option,
+        f'--num_images={flags.num_images}',
+        f'--units={flags.units}',
+        f'--views={flags.views}',
+        f'--units_per_chunk={flags.units_per_chunk}',
+        f'--batches={_BATCHES[kind]}',
+    )
 
 
 def start_step(flags, network):
     """Starts the private step of a network."""
-    return measuring.Case(network, 'our_step.py', 'private', f'--network={network}', f'--units={flags.units}',
-                          f'--views={flags.views}', f'--units_per_chunk={flags.units_per_chunk}')
+    return measuring.Case(
+        network,
+        'our_step.py',
+        'private',
+        f'--network={network}',
+        f'--units={flags.units}',
+        f'--views={flags.views}',
+        f'--units_per_chunk={flags.units_per_chunk}',
+    )
 
 
 def measure(flags):
     """Runs the steps in turns with what draws batches, then with what draws views."""
     seconds_of_steps, found = {network: [] for network in flags.networks}, {}
     with contextlib.ExitStack() as steps_stack:
-        steps = reporting.start_all(steps_stack,
-                                    [functools.partial(start_step, flags, name) for name in flags.networks])
+        steps = reporting.start_all(
+            steps_stack, [functools.partial(start_step, flags, name) for name in flags.networks]
+        )
         for kind, names in (('batches', our_data.SOURCES), ('views', tuple(our_data.AUGMENTATIONS))):
             print(f'{kind} ...', file=sys.stderr, flush=True)
             with contextlib.ExitStack() as stack:
@@ -86,10 +102,11 @@ def measure(flags):
             network: {
                 'parameters': parameters[network],
                 'units_per_sec': flags.units / statistics.median(seconds),
-                'seconds': seconds
-            } for network, seconds in seconds_of_steps.items()
+                'seconds': seconds,
+            }
+            for network, seconds in seconds_of_steps.items()
         },
-        **found
+        **found,
     }
 
 
@@ -110,11 +127,17 @@ def tables(results):
             ]
             lines.append([f'{kind}: {_WORDS[name]}', f'{row["units_per_sec"]:,.0f}', *shares])
     for network in networks:
-        lines.append([f'private step, {network} parameters', f'{results["steps"][network]["units_per_sec"]:,.0f}',
-                      *[''] * len(networks)])  # yapf: disable
+        lines.append(
+            [
+                f'private step, {network} parameters',
+                f'{results["steps"][network]["units_per_sec"]:,.0f}',
+                *[''] * len(networks),
+            ]
+        )
     title = (
         f'{results["units_a_step"]} units a step, K = {results["views_a_unit"]}, {results["num_images"]:,} images; '
-        'shares are of a step of the network of so many parameters')
+        'shares are of a step of the network of so many parameters'
+    )
     return [
         reporting.Table(title, ['', 'units a second', *(f'share of a step, {network}' for network in networks)], lines)
     ]
@@ -127,8 +150,13 @@ def draw(results, path):
     bars += [(f'batches: {_WORDS[name]}', pictures.OURS, row) for name, row in results['batches'].items()]
     labels, colors, rows = zip(*bars)
     figure, panels = pictures.new_panels(1, 1, 3.8)
-    pictures.draw_log_bars(panels[0][0], labels, colors, [row['units_per_sec'] for row in rows],
-                           f'units a second, K = {results["views_a_unit"]}')
+    pictures.draw_log_bars(
+        panels[0][0],
+        labels,
+        colors,
+        [row['units_per_sec'] for row in rows],
+        f'units a second, K = {results["views_a_unit"]}',
+    )
     pictures.save(figure, path)
 
 
@@ -148,8 +176,11 @@ def main():
             (min(flags.units, flags.views, flags.units_per_chunk, flags.rounds) > 0, 'numbers must be at least 1.'),
             (flags.units % flags.units_per_chunk == 0, '--units must be whole chunks of --units_per_chunk.'),
             # A unit is ten images where it is an owner; the digits are 1,437.
-            (flags.units <= min(1437, flags.num_images // our_data.IMAGES_OF_OWNER),
-             f'--units must be at most 1,437, and --num_images {our_data.IMAGES_OF_OWNER} times as many.'))
+            (
+                flags.units <= min(1437, flags.num_images // our_data.IMAGES_OF_OWNER),
+                f'--units must be at most 1,437, and --num_images {our_data.IMAGES_OF_OWNER} times as many.',
+            ),
+        )
         return measure(flags)
 
     reporting.run(parser, measure=measure_checked, tables=tables, draw=draw)

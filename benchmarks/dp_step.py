@@ -104,12 +104,14 @@ class NetworkBenchmark:
 
     def _start(self, stack, key, choice, cell):
         _say(f'{cell}: {key} {choice}')
-        case = engines_lib.start(key,
-                                 choice,
-                                 cell,
-                                 reference=self._reference,
-                                 python=self._python(key),
-                                 timeout_secs=self._flags.timeout_secs)
+        case = engines_lib.start(
+            key,
+            choice,
+            cell,
+            reference=self._reference,
+            python=self._python(key),
+            timeout_secs=self._flags.timeout_secs,
+        )
         return stack.enter_context(contextlib.closing(case))
 
     def _predict(self, key, choice, cell):
@@ -242,8 +244,11 @@ def _complete_shares(rows):
         plain = rows.get(engines_lib.PLAIN_OF[ENGINES[key].framework], {})
         if 'seconds' in row and 'seconds' in plain and 'share_of_plain' not in row:
             # Ours took part in the group of the plain step too: there they were neighbours in time.
-            row['share_of_plain'] = (plain['ours_times_as_fast'] if key == 'ours' else
-                                     statistics.median(plain['seconds']) / statistics.median(row['seconds']))
+            row['share_of_plain'] = (
+                plain['ours_times_as_fast']
+                if key == 'ours'
+                else statistics.median(plain['seconds']) / statistics.median(row['seconds'])
+            )
 
 
 def _reason(error):
@@ -269,15 +274,12 @@ def write_reference(network, path):
     """Runs reference.py."""
     _say(f'{network}: reference')
     done = subprocess.run(
-        [sys.executable, '-I',
-         str(measuring.ROOT / 'benchmarks' / 'reference.py'),
-         str(path), f'--network={network}'],
-        env={
-            **os.environ, 'TF_CPP_MIN_LOG_LEVEL': '3'
-        },
+        [sys.executable, '-I', str(measuring.ROOT / 'benchmarks' / 'reference.py'), str(path), f'--network={network}'],
+        env={**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '3'},
         capture_output=True,
         text=True,
-        check=False)
+        check=False,
+    )
     if done.returncode:
         raise measuring.CaseError(f'reference.py: {(done.stderr.strip() or "failed").splitlines()[-1]}')
 
@@ -302,8 +304,10 @@ def _start_results(flags, pythons):
         results['versions_of_peers'] = {**before['versions_of_peers'], **results['versions_of_peers']}
         for name in ('versions', 'versions_of_peers', 'rounds'):
             if before[name] != results[name]:
-                raise measuring.CaseError(f'{name} of {flags.output} are {before[name]}, and {results[name]} here: '
-                                          'measure it whole, without --add.')
+                raise measuring.CaseError(
+                    f'{name} of {flags.output} are {before[name]}, and {results[name]} here: '
+                    'measure it whole, without --add.'
+                )
         results['differences_from_ours'] = before['differences_from_ours']
         results['rows'] = [row for row in before['rows'] if not _is_wanted(row, flags)]
         results['load_before'] = max(before['load_before'], results['load_before'])
@@ -312,8 +316,12 @@ def _start_results(flags, pythons):
 
 def _is_wanted(row, flags):
     """Returns whether a row stands for a cell that nobody has measured and that the flags ask for."""
-    return (row.get('reason') == _NOT_MEASURED and row['network'] in flags.networks and row['units'] in flags.units and
-            row['views'] in flags.views)
+    return (
+        row.get('reason') == _NOT_MEASURED
+        and row['network'] in flags.networks
+        and row['units'] in flags.units
+        and row['views'] in flags.views
+    )
 
 
 def measure(flags):
@@ -322,16 +330,20 @@ def measure(flags):
     results = _start_results(flags, pythons)
     for network in flags.networks:
         kept = {(row['units'], row['views']) for row in results['rows'] if row['network'] == network}
-        cells = [engines_lib.Cell(network, *size) for size in itertools.product(flags.units, flags.views)
-                 if size not in kept]  # yapf: disable
+        cells = [
+            engines_lib.Cell(network, *size) for size in itertools.product(flags.units, flags.views) if size not in kept
+        ]
         # The largest memory comes last: it is predicted from what came before.
         cells.sort(key=lambda cell: (cell.units**2 * cell.views, cell.units))
         measured = [cell for cell in cells if cell.views_of_step <= flags.max_views]
         if measured:
             _measure_network(flags, network, measured, pythons, results)
-        results['rows'] += [{
-            'network': network, 'units': cell.units, 'views': cell.views, 'engine': key, 'reason': _NOT_MEASURED
-        } for cell in cells if cell not in measured for key in flags.engines]  # yapf: disable
+        results['rows'] += [
+            {'network': network, 'units': cell.units, 'views': cell.views, 'engine': key, 'reason': _NOT_MEASURED}
+            for cell in cells
+            if cell not in measured
+            for key in flags.engines
+        ]
     return results
 
 
@@ -359,20 +371,34 @@ def main():
     parser.add_argument('--views', type=int, nargs='+', default=[1, 4, 16, 64], help='K (default: 1 4 16 64)')
     parser.add_argument('--max_views', type=int, default=1024, help='of a step (default: %(default)s)')
     parser.add_argument('--rounds', type=int, default=5, help='of one step of each (default: %(default)s)')
-    parser.add_argument('--engines', nargs='+', choices=ENGINES, default=list(ENGINES), metavar='ENGINE',
-                        help=f'of {", ".join(ENGINES)} (default: all)')  # yapf: disable
+    parser.add_argument(
+        '--engines',
+        nargs='+',
+        choices=ENGINES,
+        default=list(ENGINES),
+        metavar='ENGINE',
+        help=f'of {", ".join(ENGINES)} (default: all)',
+    )
     parser.add_argument('--add', action='store_true', help='keep the cells that --output holds, measure the others')
-    parser.add_argument('--environments', type=pathlib.Path, default=environments.FOLDER,
-                        help='folder below which those of peers are made (default: %(default)s)')  # yapf: disable
+    parser.add_argument(
+        '--environments',
+        type=pathlib.Path,
+        default=environments.FOLDER,
+        help='folder below which those of peers are made (default: %(default)s)',
+    )
     parser.add_argument('--timeout_secs', type=float, default=1800.0, help='of a step (default: %(default)s)')
 
     def checked_measure(flags):
-        reporting.check(parser.error, (min(flags.units + flags.views + [flags.rounds, flags.max_views])
-                                       >= 1, 'numbers must be at least 1'),
-                        (flags.output or not flags.add, '--add needs --output'),
-                        (min(flags.units) * min(flags.views) <= flags.max_views, '--max_views leaves nothing'),
-                        (set(flags.networks) <= set(
-                            engines_lib.NETWORKS), f'--networks must be of {", ".join(engines_lib.NETWORKS)}'))
+        reporting.check(
+            parser.error,
+            (min(flags.units + flags.views + [flags.rounds, flags.max_views]) >= 1, 'numbers must be at least 1'),
+            (flags.output or not flags.add, '--add needs --output'),
+            (min(flags.units) * min(flags.views) <= flags.max_views, '--max_views leaves nothing'),
+            (
+                set(flags.networks) <= set(engines_lib.NETWORKS),
+                f'--networks must be of {", ".join(engines_lib.NETWORKS)}',
+            ),
+        )
         return measure(flags)
 
     reporting.run(parser, measure=checked_measure, tables=dp_step_report.tables, draw=dp_step_report.draw)

@@ -29,19 +29,37 @@ def tables(results):
         private = [key for key in keys if engines_lib.ENGINES[key].is_private]
         if private:
             found += [
-                _table(f'{network}: private steps, views a second (ours is so many times as fast)', cells, private,
-                       _throughput),
-                _table(f'{network}: private steps as a share of plain ones of the same framework', cells, private,
-                       lambda row: f'{row["share_of_plain"]:.0%}' if 'share_of_plain' in row else '-'),
+                _table(
+                    f'{network}: private steps, views a second (ours is so many times as fast)',
+                    cells,
+                    private,
+                    _throughput,
+                ),
+                _table(
+                    f'{network}: private steps as a share of plain ones of the same framework',
+                    cells,
+                    private,
+                    lambda row: f'{row["share_of_plain"]:.0%}' if 'share_of_plain' in row else '-',
+                ),
             ]
         plain = [key for key in keys if not engines_lib.ENGINES[key].is_private]
         if plain:
             found.append(
-                _table(f'{network}: plain steps, views a second (our private one is so many times as fast)', cells,
-                       plain, _throughput))
+                _table(
+                    f'{network}: plain steps, views a second (our private one is so many times as fast)',
+                    cells,
+                    plain,
+                    _throughput,
+                )
+            )
         found.append(
-            _table(f'{network}: peak memory of the process, GiB; seconds of the first step', cells, keys,
-                   lambda row: f'{row["peak_memory_gib"]:.1f}; {row["first_step_secs"]:.0f}'))
+            _table(
+                f'{network}: peak memory of the process, GiB; seconds of the first step',
+                cells,
+                keys,
+                lambda row: f'{row["peak_memory_gib"]:.1f}; {row["first_step_secs"]:.0f}',
+            )
+        )
     return found
 
 
@@ -87,8 +105,11 @@ def draw(results, path):
 
 def _speeds(rows):
     """Returns {(network, units, views, engine): times as fast as our plain step}, where both were measured."""
-    ratios = {(row['network'], row['units'], row['views'], row['engine']): row['ours_times_as_fast']
-              for row in rows if row.get('ours_times_as_fast')}  # yapf: disable
+    ratios = {
+        (row['network'], row['units'], row['views'], row['engine']): row['ours_times_as_fast']
+        for row in rows
+        if row.get('ours_times_as_fast')
+    }
     return {
         key: ratios[(*key[:3], 'ours_plain')] / ratio
         for key, ratio in ratios.items()

@@ -40,14 +40,16 @@ def run_program(name, program, *arguments, flags):
     print(f'{name}: {program} ...', file=sys.stderr, flush=True)
     started, used_before = time.perf_counter(), cpu_seconds_of_children()
     try:
-        done = subprocess.run(command,
-                              cwd=measuring.ROOT,
-                              env=environment,
-                              stdout=subprocess.DEVNULL,
-                              stderr=subprocess.PIPE,
-                              text=True,
-                              timeout=flags.timeout_secs,
-                              check=False)
+        done = subprocess.run(
+            command,
+            cwd=measuring.ROOT,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=flags.timeout_secs,
+            check=False,
+        )
     except subprocess.TimeoutExpired as error:
         raise measuring.CaseError(f'{name}: {program} took more than {flags.timeout_secs:.0f} s') from error
     secs = time.perf_counter() - started
@@ -67,13 +69,15 @@ def measure_run(gin_file, flags, folder):
     name, report = pathlib.Path(gin_file).stem, folder / 'run.json'
     of_run = [f'--gin_file={gin_file}', *(f'--gin_param={binding}' for binding in flags.gin_param)]
     result = {'name': name, 'command': shlex.join(['bin/train', *of_run])}
-    code, said, wall_secs, cpu_secs = run_program(name,
-                                                  'timed_run.py',
-                                                  f'--started={time.time()}',
-                                                  f'--report={report}',
-                                                  f'--workdir={folder / name}',
-                                                  *of_run,
-                                                  flags=flags)
+    code, said, wall_secs, cpu_secs = run_program(
+        name,
+        'timed_run.py',
+        f'--started={time.time()}',
+        f'--report={report}',
+        f'--workdir={folder / name}',
+        *of_run,
+        flags=flags,
+    )
     if code == 2 and _NOT_THERE in said:
         return {**result, 'skipped': said.split('; prepare it')[0].split('error: ')[-1]}
     if code:
@@ -91,26 +95,21 @@ def measure_run(gin_file, flags, folder):
 
 def order(rows, wall_secs):
     """Returns the rows as a list in the order of a run, each with its group and its share."""
-    return [{
-        'group': group,
-        'row': row,
-        **values, 'share': values['secs'] / wall_secs
-    }
-            for group, names in timed_run.GROUPS.items()
-            for name in names
-            for row, values in rows.items()
-            if row.partition(':')[0] == name]
+    return [
+        {'group': group, 'row': row, **values, 'share': values['secs'] / wall_secs}
+        for group, names in timed_run.GROUPS.items()
+        for name in names
+        for row, values in rows.items()
+        if row.partition(':')[0] == name
+    ]
 
 
 def measure_step(name, flags, folder, *of_step):
     """Returns the parts of a private step."""
     report = folder / 'step.json'
-    code, said, *_ = run_program(name,
-                                 'step_parts.py',
-                                 *of_step,
-                                 f'--rounds={flags.rounds}',
-                                 f'--output={report}',
-                                 flags=flags)
+    code, said, *_ = run_program(
+        name, 'step_parts.py', *of_step, f'--rounds={flags.rounds}', f'--output={report}', flags=flags
+    )
     if code:
         raise measuring.CaseError(f'{name}, parts of a step: {said}')
     return {'name': name, **json.loads(report.read_text())}
@@ -129,12 +128,19 @@ def measure(flags):
         for views in flags.num_views:
             units = flags.views_of_step // views
             steps.append(
-                measure_step(f'{flags.network}, K = {views}', flags, folder, f'--network={flags.network}',
-                             f'--units={units}', f'--views={views}'))
+                measure_step(
+                    f'{flags.network}, K = {views}',
+                    flags,
+                    folder,
+                    f'--network={flags.network}',
+                    f'--units={units}',
+                    f'--views={views}',
+                )
+            )
     return {
         'versions': measuring.versions('tensorflow', 'keras', 'numpy', 'dp-accounting'),
         'runs': runs,
-        'steps': steps
+        'steps': steps,
     }
 
 
@@ -156,12 +162,14 @@ def tables(results):
     runs = [run for run in results['runs'] if 'skipped' not in run]
     found = []
     if runs:
-        lines = [[group, *(f'{by_group(run)[group]:.1f} s, {by_group(run)[group] / run["wall_secs"]:.1%}'
-                           for run in runs)]
-                 for group in timed_run.GROUPS]  # yapf: disable
+        lines = [
+            [group, *(f'{by_group(run)[group]:.1f} s, {by_group(run)[group] / run["wall_secs"]:.1%}' for run in runs)]
+            for group in timed_run.GROUPS
+        ]
         lines.append(['together', *(f'{run["wall_secs"]:.1f} s' for run in runs)])
-        lines.append(['traces of each step', *(', '.join(f'{count}' for count in run['traces'].values())
-                                               for run in runs)])  # yapf: disable
+        lines.append(
+            ['traces of each step', *(', '.join(f'{count}' for count in run['traces'].values()) for run in runs)]
+        )
         found.append(reporting.Table('Whole runs', ['', *(run['command'] for run in runs)], lines))
     if results['steps']:
         found.append(table_of_steps(results['steps']))
@@ -177,8 +185,10 @@ def table_of_rows(run):
 
 def table_of_steps(steps):
     """Returns the shares of the parts of private steps."""
-    lines = [['units x K', *(f'{step["units"]} x {step["views"]}' for step in steps)],
-             ['parameters trained', *(f'{step["trained_parameters"]:,} of {step["parameters"]:,}' for step in steps)]]
+    lines = [
+        ['units x K', *(f'{step["units"]} x {step["views"]}' for step in steps)],
+        ['parameters trained', *(f'{step["trained_parameters"]:,} of {step["parameters"]:,}' for step in steps)],
+    ]
     lines += [
         [part, *(f'{step["parts"][part] / step["whole_secs"]:.1%}' for step in steps)] for part in step_parts.PARTS
     ]
@@ -189,10 +199,14 @@ def table_of_steps(steps):
 
 def draw(results, path):
     """Draws shares of the runs, and of the steps all but forward and backward, as stacked bars."""
-    runs = [(f'{run["name"]}\n{run["wall_secs"]:.0f} s', by_group(run), run['wall_secs'])
-            for run in results['runs'] if 'skipped' not in run]  # yapf: disable
-    steps = [(f'{step["name"]}\n{step["whole_secs"]:.2f} s', step['parts'], step['whole_secs'])
-             for step in results['steps']]  # yapf: disable
+    runs = [
+        (f'{run["name"]}\n{run["wall_secs"]:.0f} s', by_group(run), run['wall_secs'])
+        for run in results['runs']
+        if 'skipped' not in run
+    ]
+    steps = [
+        (f'{step["name"]}\n{step["whole_secs"]:.2f} s', step['parts'], step['whole_secs']) for step in results['steps']
+    ]
     shown = [bars for bars in (runs, steps) if bars]
     figure, panels = pictures.new_panels(len(shown), 1, sum(1.3 + 0.5 * len(bars) for bars in shown))
     for axes, bars in zip(panels[:, 0], shown):
@@ -229,9 +243,14 @@ def main():
     parser.add_argument('--timeout_secs', type=float, default=3600.0, help='of each measurement')
 
     def measure_checked(flags):
-        reporting.check(parser.error, (min([*flags.num_views, flags.rounds]) > 0, 'numbers must be at least 1.'),
-                        (all(1 <= views <= flags.views_of_step for views in flags.num_views),
-                         '--views_of_step must hold at least one unit of each K.'))
+        reporting.check(
+            parser.error,
+            (min([*flags.num_views, flags.rounds]) > 0, 'numbers must be at least 1.'),
+            (
+                all(1 <= views <= flags.views_of_step for views in flags.num_views),
+                '--views_of_step must hold at least one unit of each K.',
+            ),
+        )
         results = measure(flags)
         for run in results['runs']:
             if 'skipped' in run:

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import pathlib
-from typing import Optional, Tuple
 
 from benchmarks import measuring
 
@@ -17,6 +16,7 @@ class Cell:
       units: In a batch.
       views: K, of a unit.
     """
+
     network: str
     units: int
     views: int
@@ -43,12 +43,13 @@ class Engine:
       environment: Of peers/; None: ours.
       is_private: Whether it clips and adds noise.
     """
+
     label: str
     framework: str
     program: str
-    modes: Tuple[str, ...]
-    views_at_a_time: Optional[Tuple[int, ...]] = None
-    environment: Optional[str] = None
+    modes: tuple[str, ...]
+    views_at_a_time: tuple[int, ...] | None = None
+    environment: str | None = None
     is_private: bool = True
 
 
@@ -76,8 +77,9 @@ class Choice:
       mode: First argument of its program.
       views_at_a_time: Upper end of its physical batches; None: it has no choice.
     """
+
     mode: str
-    views_at_a_time: Optional[int] = None
+    views_at_a_time: int | None = None
 
     def units_per_chunk(self, cell):
         """Returns the units of a physical batch: a divisor of the units, and at least one unit."""

@@ -27,9 +27,20 @@ def make(name, folder=FOLDER):
         return python
     print(f'making {place} of {requirements.name} ...', file=sys.stderr, flush=True)
     place.parent.mkdir(parents=True, exist_ok=True)
-    for command in ([sys.executable, '-I', '-m', 'venv', '--clear', str(place)],
-                    [str(python), '-I', '-m', 'pip', 'install', '--quiet', '--disable-pip-version-check',
-                     '--requirement', str(requirements)]):  # yapf: disable
+    for command in (
+        [sys.executable, '-I', '-m', 'venv', '--clear', str(place)],
+        [
+            str(python),
+            '-I',
+            '-m',
+            'pip',
+            'install',
+            '--quiet',
+            '--disable-pip-version-check',
+            '--requirement',
+            str(requirements),
+        ],
+    ):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
@@ -40,7 +51,9 @@ def make(name, folder=FOLDER):
 
 def versions(python):
     """Returns the versions of what is installed beside a Python, by name, and its own."""
-    program = ('import importlib.metadata as m, json, platform; print(json.dumps({"python": platform.python_version(), '
-               '**{d.metadata["Name"]: d.version for d in m.distributions()}}))')
+    program = (
+        'import importlib.metadata as m, json, platform; print(json.dumps({"python": platform.python_version(), '
+        '**{d.metadata["Name"]: d.version for d in m.distributions()}}))'
+    )
     done = subprocess.run([str(python), '-I', '-c', program], capture_output=True, text=True, check=True)
     return dict(sorted(json.loads(done.stdout).items()))

@@ -69,12 +69,9 @@ class Case:
         self.name, self._timeout_secs = name, timeout_secs
         command = [str(python), '-I', str(ROOT / 'benchmarks' / program), *map(str, arguments)]
         environment = {**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '3', **(environment or {})}
-        self._process = subprocess.Popen(command,
-                                         stdin=subprocess.PIPE,
-                                         stdout=subprocess.PIPE,
-                                         stderr=subprocess.PIPE,
-                                         text=True,
-                                         env=environment)
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
         self._errors = []
         self._reader = threading.Thread(target=lambda: self._errors.extend(self._process.stderr), daemon=True)
         self._reader.start()
@@ -99,7 +96,7 @@ class Case:
         try:
             for line in self._process.stdout:
                 if line.startswith(_MARK):
-                    return json.loads(line[len(_MARK):])
+                    return json.loads(line[len(_MARK) :])
         finally:
             expired.cancel()
         status = self._process.wait()
@@ -197,4 +194,5 @@ def versions(*packages):
 def write_results(path, **results):
     """Writes results as JSON, after the machine; called by benchmarks, not in the environments of peers."""
     from tf_dpdiff import files
+
     files.write_text(path, json.dumps({'machine': describe_machine(), **results}, indent=2) + '\n')

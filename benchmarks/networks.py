@@ -21,10 +21,12 @@ NETWORKS = {
     '0.28M': (unet.UNetConfig(base_channels=16, head_channels=32, groups=8), (28, 28, 1)),
     '1.1M': (unet.UNetConfig(base_channels=32, attention_resolutions=(7,)), (28, 28, 1)),
     '4.24M': (unet.UNetConfig(base_channels=64), (28, 28, 1)),
-    '80.4M': (unet.UNetConfig(base_channels=192,
-                              channel_multipliers=(1, 2, 2, 2),
-                              num_res_blocks=2,
-                              attention_resolutions=(16,)), (32, 32, 3)),
+    '80.4M': (
+        unet.UNetConfig(
+            base_channels=192, channel_multipliers=(1, 2, 2, 2), num_res_blocks=2, attention_resolutions=(16,)
+        ),
+        (32, 32, 3),
+    ),
 }
 
 
@@ -37,6 +39,7 @@ class OurStep:
       parameters: Of the network.
       chunk: (units, views) held in memory at a time.
     """
+
     run: object
     parameters: int
     chunk: tuple
@@ -53,14 +56,16 @@ def _make_optimizer():
     return stages.OptimizationConfig(1e-3).make_optimizer(1000)
 
 
-def compile_private_step(name,
-                         num_units,
-                         num_views,
-                         *,
-                         memory_budget_gib=4.0,
-                         units_per_chunk=None,
-                         compute_dtype='float32',
-                         replicas=strategies.ONE):
+def compile_private_step(
+    name,
+    num_units,
+    num_views,
+    *,
+    memory_budget_gib=4.0,
+    units_per_chunk=None,
+    compute_dtype='float32',
+    replicas=strategies.ONE,
+):
     """Returns the private step of train_step.py as a run of ours makes it, its network, and (units, views) of a chunk.
 
     Args:
@@ -72,31 +77,34 @@ def compile_private_step(name,
       compute_dtype: As in UNetConfig.
       replicas: What computes it.
     """
-    config = stages.FinetuningConfig(stages.OptimizationConfig(1e-3),
-                                     views.ViewsConfig(num_views),
-                                     memory_budget_gib=memory_budget_gib,
-                                     units_per_chunk=units_per_chunk)
+    config = stages.FinetuningConfig(
+        stages.OptimizationConfig(1e-3),
+        views.ViewsConfig(num_views),
+        memory_budget_gib=memory_budget_gib,
+        units_per_chunk=units_per_chunk,
+    )
     plan = plan_lib.make_plan(
-        plan_lib.DpSgdConfig(target_delta=1e-5,
-                             expected_batch_size=num_units,
-                             num_steps=1000,
-                             l2_norm_clip=1e-3,
-                             noise_multiplier=2.0), 60000)
+        plan_lib.DpSgdConfig(
+            target_delta=1e-5, expected_batch_size=num_units, num_steps=1000, l2_norm_clip=1e-3, noise_multiplier=2.0
+        ),
+        60000,
+    )
     with replicas.scope():
         network, _, model, average = _make_networks(name, compute_dtype)
         chunk_sizes = config.choose_chunk_sizes(model, num_units)
-        step = train_step.make_private_step(model,
-                                            average,
-                                            model.trainable_variables,
-                                            _make_optimizer(),
-                                            plan,
-                                            views.make_view_sampler(process.DiffusionProcess(), config.views, network,
-                                                                    NUM_CLASSES),
-                                            seeds.PrivateSeed.from_os_entropy(),
-                                            images_per_unit=1,
-                                            max_ema_decay=0.99,
-                                            chunk_sizes=chunk_sizes,
-                                            replicas=replicas)
+        step = train_step.make_private_step(
+            model,
+            average,
+            model.trainable_variables,
+            _make_optimizer(),
+            plan,
+            views.make_view_sampler(process.DiffusionProcess(), config.views, network, NUM_CLASSES),
+            seeds.PrivateSeed.from_os_entropy(),
+            images_per_unit=1,
+            max_ema_decay=0.99,
+            chunk_sizes=chunk_sizes,
+            replicas=replicas,
+        )
     return step, model, chunk_sizes
 
 
@@ -126,16 +134,19 @@ def plain_step(name, num_units, num_views, *, views_per_chunk, compute_dtype='fl
     """
     network, image_shape, model, average = _make_networks(name, compute_dtype)
     images_per_chunk = views_per_chunk // num_views
-    view_sampler = views.make_view_sampler(process.DiffusionProcess(), views.ViewsConfig(num_views), network,
-                                           NUM_CLASSES)
-    step = train_step.make_public_step(model,
-                                       average,
-                                       _make_optimizer(),
-                                       view_sampler,
-                                       max_ema_decay=0.99,
-                                       batch_size=num_units,
-                                       images_per_chunk=images_per_chunk,
-                                       seed=0)
+    view_sampler = views.make_view_sampler(
+        process.DiffusionProcess(), views.ViewsConfig(num_views), network, NUM_CLASSES
+    )
+    step = train_step.make_public_step(
+        model,
+        average,
+        _make_optimizer(),
+        view_sampler,
+        max_ema_decay=0.99,
+        batch_size=num_units,
+        images_per_chunk=images_per_chunk,
+        seed=0,
+    )
     images, labels = _draw_images(num_units, image_shape)
     batch = images, labels, np.arange(num_units, dtype=np.int32)
 
@@ -148,6 +159,7 @@ def plain_step(name, num_units, num_views, *, views_per_chunk, compute_dtype='fl
 
 def _draw_images(count, image_shape):
     generator = np.random.default_rng(0)
-    return (generator.integers(0, 256,
-                               [count, *image_shape]).astype(np.uint8), generator.integers(0, NUM_CLASSES,
-                                                                                           count).astype(np.int32))
+    return (
+        generator.integers(0, 256, [count, *image_shape]).astype(np.uint8),
+        generator.integers(0, NUM_CLASSES, count).astype(np.int32),
+    )

@@ -16,6 +16,7 @@ def make_step(flags):
     import tensorflow as tf
 
     from tf_dpdiff.networks import layers
+
     channels_first = flags.layout == 'channels_first'
     norms = {
         'none': lambda: tf.identity,
@@ -53,6 +54,7 @@ def main():
     parser.add_argument('--images', type=int, default=64)
     flags = parser.parse_args()
     from benchmarks import measuring
+
     gradients = make_step(flags)
     measuring.serve(lambda: [gradient.numpy() for gradient in gradients()])
 

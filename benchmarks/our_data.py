@@ -11,15 +11,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 SOURCES = ('digits', 'memory', 'npy', 'owners')
 AUGMENTATIONS = {
     'none': {},
-    'flip': {
-        'horizontal_flip': True
-    },
-    'pad_and_crop': {
-        'pad_and_crop': 4
-    },
-    'rotation': {
-        'rotation': 0.05
-    },
+    'flip': {'horizontal_flip': True},
+    'pad_and_crop': {'pad_and_crop': 4},
+    'rotation': {'rotation': 0.05},
 }
 IMAGES_OF_OWNER, _IMAGE_SHAPE, _NUM_CLASSES = 10, (28, 28, 1), 10
 
@@ -30,6 +24,7 @@ def open_source(name, num_images, folder):
 
     from tf_dpdiff.data import datasets
     from tf_dpdiff.data import npy
+
     if name == 'digits':
         return datasets.digits().train
     generator = np.random.default_rng(0)
@@ -49,12 +44,13 @@ def make_gather(flags, folder):
     """Returns what draws a batch as stages.make_finetuning does, and facts of it."""
     from tf_dpdiff.data import pipelines
     from tf_dpdiff.privacy import sampling
+
     dataset = open_source(flags.source, flags.num_images, folder)
     sampler = sampling.PoissonSampler(flags.units / dataset.num_units)
 
     def draw(step):
         units = sampler.sample(dataset.num_units, seed=1, step=step)
-        padded, = sampling.pad_batches([units], flags.units_per_chunk, equally=False)
+        (padded,) = sampling.pad_batches([units], flags.units_per_chunk, equally=False)
         pipelines.gather_units(dataset, padded, num_views=flags.views, seed=2, step=step)
 
     return draw, {'images': len(dataset), 'units': dataset.num_units}
@@ -68,18 +64,22 @@ def make_views(flags):
     from tf_dpdiff.data import augmentation
     from tf_dpdiff.diffusion import process
     from tf_dpdiff.training import views
-    config = views.ViewsConfig(flags.views,
-                               augmentation=augmentation.AugmentationConfig(**AUGMENTATIONS[flags.augmentation]))
+
+    config = views.ViewsConfig(
+        flags.views, augmentation=augmentation.AugmentationConfig(**AUGMENTATIONS[flags.augmentation])
+    )
     view_sampler = views.ViewSampler(process.DiffusionProcess(), config, num_classes=_NUM_CLASSES)
     images = tf.constant(np.random.default_rng(0).integers(0, 256, [flags.units, 1, *_IMAGE_SHAPE], dtype=np.uint8))
     labels, units = tf.zeros([flags.units, 1], tf.int32), tf.range(flags.units, dtype=tf.int64)
 
-    @tf.function(input_signature=[
-        tf.TensorSpec([None, 1, *_IMAGE_SHAPE], tf.uint8),
-        tf.TensorSpec([None, 1], tf.int32),
-        tf.TensorSpec([None], tf.int64),
-        tf.TensorSpec([], tf.int64)
-    ])
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None, 1, *_IMAGE_SHAPE], tf.uint8),
+            tf.TensorSpec([None, 1], tf.int32),
+            tf.TensorSpec([None], tf.int64),
+            tf.TensorSpec([], tf.int64),
+        ]
+    )
     def draw_chunk(images_uint8, labels, units, step):
         return view_sampler.draw_for_units(images_uint8, labels, units, seed=tf.constant(1, tf.int64), step=step)
 
@@ -104,6 +104,7 @@ def main():
     parser.add_argument('--batches', type=int, required=True)
     flags = parser.parse_args()
     from benchmarks import measuring
+
     with tempfile.TemporaryDirectory() as folder:
         draw, facts = make_gather(flags, pathlib.Path(folder)) if flags.kind == 'batches' else make_views(flags)
         steps = itertools.count()

@@ -52,6 +52,7 @@ def main():
     from tf_dpdiff.diffusion import samplers
     from tf_dpdiff.evaluation import generate
     from tf_dpdiff.evaluation import sample_plan
+
     config = samplers.SamplerConfig(flags.sampler, flags.num_steps)
     parameters, sample_fns = make_sample_fns(flags.kind, flags.network, config)
     choice = sample_plan.ClassChoice(tuple(range(networks.NUM_CLASSES)))

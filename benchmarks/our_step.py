@@ -25,22 +25,26 @@ def main():
 
     from benchmarks import measuring
     from benchmarks import networks
+
     if flags.graph_optimization == 'off':
         tf.config.optimizer.set_experimental_options({'disable_meta_optimizer': True})
     if flags.kind == 'private':
-        step = networks.private_step(flags.network,
-                                     flags.units,
-                                     flags.views,
-                                     memory_budget_gib=flags.memory_budget_gib,
-                                     units_per_chunk=flags.units_per_chunk,
-                                     compute_dtype=flags.compute_dtype)
+        step = networks.private_step(
+            flags.network,
+            flags.units,
+            flags.views,
+            memory_budget_gib=flags.memory_budget_gib,
+            units_per_chunk=flags.units_per_chunk,
+            compute_dtype=flags.compute_dtype,
+        )
     else:
-        step = networks.plain_step(flags.network,
-                                   flags.units,
-                                   flags.views,
-                                   views_per_chunk=max(flags.views, min(flags.views_per_chunk,
-                                                                        flags.units * flags.views)),
-                                   compute_dtype=flags.compute_dtype)
+        step = networks.plain_step(
+            flags.network,
+            flags.units,
+            flags.views,
+            views_per_chunk=max(flags.views, min(flags.views_per_chunk, flags.units * flags.views)),
+            compute_dtype=flags.compute_dtype,
+        )
     numbers = itertools.count()
     measuring.serve(lambda: step.run(next(numbers)), parameters=step.parameters, chunk=step.chunk)
 

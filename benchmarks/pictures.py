@@ -8,6 +8,7 @@ def new_panels(rows, columns, height):
     """Returns a figure 8 inches wide and its axes [rows][columns]."""
     from matplotlib import figure as figure_lib
     from matplotlib.backends import backend_agg
+
     figure = figure_lib.Figure(figsize=(8.0, height), layout='constrained')
     backend_agg.FigureCanvasAgg(figure)
     panels = figure.subplots(rows, columns, squeeze=False)

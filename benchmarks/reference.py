@@ -30,6 +30,7 @@ def main():
     from tf_dpdiff.networks import unet
     from tf_dpdiff.privacy import clipping
     from tf_dpdiff.training import views as views_lib
+
     config, image_shape = networks.NETWORKS[flags.network]
     model = unet.build_unet(config, image_shape, networks.NUM_CLASSES)
     generator = np.random.default_rng(0)
@@ -40,12 +41,14 @@ def main():
     sampler = views_lib.make_view_sampler(diffusion, views_lib.ViewsConfig(_VIEWS), config, networks.NUM_CLASSES)
     images = tf.constant(generator.integers(0, 256, [_UNITS, *image_shape]), tf.uint8)
     labels = tf.constant(generator.integers(0, networks.NUM_CLASSES, _UNITS), tf.int32)
-    views = sampler.draw_for_public(images,
-                                    labels,
-                                    tf.range(_UNITS),
-                                    batch_size=_UNITS,
-                                    seed=tf.constant(0, tf.int64),
-                                    step=tf.constant(0, tf.int64))
+    views = sampler.draw_for_public(
+        images,
+        labels,
+        tf.range(_UNITS),
+        batch_size=_UNITS,
+        seed=tf.constant(0, tf.int64),
+        step=tf.constant(0, tf.int64),
+    )
     flat = tf.nest.map_structure(lambda x: tf.reshape(x, [_UNITS * _VIEWS, *x.shape[2:]]), views)
     unit_loss, variables = views_lib.unit_loss_fn(model), model.trainable_variables
     with tf.GradientTape() as tape:
@@ -54,23 +57,25 @@ def main():
     norms = []
     for unit in range(_UNITS):
         with tf.GradientTape() as tape:
-            loss = unit_loss(tf.nest.map_structure(lambda x: x[unit], views))  # pylint: disable=cell-var-from-loop
+            loss = unit_loss(tf.nest.map_structure(lambda x: x[unit], views))
         norms.append(float(tf.linalg.global_norm(tape.gradient(loss, variables))))
     l2_norm_clip = float(np.median(norms))  # Some are clipped, some are not.
-    clipped = clipping.PerUnitClipper(l2_norm_clip).clipped_sum(unit_loss,
-                                                                variables,
-                                                                views,
-                                                                tf.zeros([_UNITS], tf.bool),
-                                                                units_per_chunk=_UNITS)
+    clipped = clipping.PerUnitClipper(l2_norm_clip).clipped_sum(
+        unit_loss, variables, views, tf.zeros([_UNITS], tf.bool), units_per_chunk=_UNITS
+    )
     names = [variable.name.split(':')[0] for variable in variables]
     description = {'config': dataclasses.asdict(config), 'image_shape': image_shape, 'parameters': model.count_params()}
     np.savez(
-        flags.path, description=json.dumps(description), alphas_cumprod=diffusion.schedule.alphas_cumprod,
-        l2_norm_clip=l2_norm_clip, prediction=unet.denoise(model, flat.x_t, flat.t, flat.labels),
+        flags.path,
+        description=json.dumps(description),
+        alphas_cumprod=diffusion.schedule.alphas_cumprod,
+        l2_norm_clip=l2_norm_clip,
+        prediction=unet.denoise(model, flat.x_t, flat.t, flat.labels),
         **{f'weights/{name}': variable.numpy() for name, variable in zip(names, variables)},
         **{f'views/{name}': getattr(views, name).numpy() for name in ('x_t', 't', 'labels', 'target')},
         **{f'clipped_sum/{name}': gradient.numpy() for name, gradient in zip(names, clipped.sums)},
-        **{f'mean/{name}': gradient.numpy() for name, gradient in zip(names, mean)})  # yapf: disable
+        **{f'mean/{name}': gradient.numpy() for name, gradient in zip(names, mean)},
+    )
 
 
 if __name__ == '__main__':

@@ -1,11 +1,11 @@
 """What benchmarks have in common: cases that start together, the flags that present results, and tables."""
 
+from collections.abc import Sequence
 from concurrent import futures
 import dataclasses
 import json
 import pathlib
 import sys
-from typing import Sequence
 
 from benchmarks import measuring
 
@@ -19,6 +19,7 @@ class Table:
       columns: Their heads.
       rows: The cells.
     """
+
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -27,6 +28,7 @@ class Table:
         """Prints it for the terminal."""
         from rich import console
         from rich import table as table_lib
+
         table = table_lib.Table()
         for index, column in enumerate(self.columns):
             table.add_column(column, justify='right' if index else 'left')
@@ -71,9 +73,9 @@ def run(parser, *, measure, tables, draw):
       draw: Draws what is in the file; takes the results and a path.
     """
     parser.add_argument('--output', type=pathlib.Path, help='JSON file of the results (default: print only)')
-    parser.add_argument('--markdown',
-                        action='store_true',
-                        help="print the README's tables of --output, measure nothing")
+    parser.add_argument(
+        '--markdown', action='store_true', help="print the README's tables of --output, measure nothing"
+    )
     parser.add_argument('--picture', type=pathlib.Path, help='draw --output to this PNG file, measure nothing')
     flags = parser.parse_args()
     if flags.markdown or flags.picture:

@@ -25,7 +25,6 @@ import statistics
 import subprocess
 import sys
 import time
-from typing import Tuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
@@ -48,10 +47,11 @@ class Row:
       bindings: What differs from it.
       of_evaluation: What differs in how it is evaluated.
     """
+
     title: str
-    gin_files: Tuple[str, ...]
-    bindings: Tuple[str, ...] = ()
-    of_evaluation: Tuple[str, ...] = ()
+    gin_files: tuple[str, ...]
+    bindings: tuple[str, ...] = ()
+    of_evaluation: tuple[str, ...] = ()
 
     def flags(self, folder, verb='train'):
         """Returns the flags of bin/train or of bin/evaluate, each of which takes what it reads alone."""
@@ -69,66 +69,71 @@ _NO_REAL_IMAGES = 'UtilityConfig.real_images = False'
 _MNIST, _CIFAR10 = ('gin/mnist_cpu.gin',), ('gin/cifar10_cpu.gin',)
 # The paper's method: DP-SGD on all weights of a public model, and nothing before or after it. A step on all weights of
 # the colour network takes as long as two on norms and embeddings: half as many take as long as the recipe.
-_PLAIN = ('train.warm_start = None', 'FinetuningConfig.trainable = ()',
-          'finetuning/OptimizationConfig.learning_rate = 1e-3')
+_PLAIN = (
+    'train.warm_start = None',
+    'FinetuningConfig.trainable = ()',
+    'finetuning/OptimizationConfig.learning_rate = 1e-3',
+)
 _CIFAR10_PLAIN = (*_PLAIN, 'NUM_STEPS = 60', 'SamplerConfig.num_candidates = 1', 'SamplerConfig.num_steps = 20')
 ROWS = {
-    'mnist':
-        Row('MNIST, epsilon 10', _MNIST),
-    'mnist_eps1':
-        Row('MNIST, epsilon 1', ('gin/mnist_cpu_eps1.gin',)),
-    'mnist_plain':
-        Row("MNIST, epsilon 10, the paper's method alone", _MNIST, _PLAIN, (_NO_REAL_IMAGES,)),
-    'cifar10':
-        Row('CIFAR-10, epsilon 10', _CIFAR10),
-    'cifar10_plain':
-        Row("CIFAR-10, epsilon 10, the paper's method alone", _CIFAR10, _CIFAR10_PLAIN, (_NO_REAL_IMAGES,)),
+    'mnist': Row('MNIST, epsilon 10', _MNIST),
+    'mnist_eps1': Row('MNIST, epsilon 1', ('gin/mnist_cpu_eps1.gin',)),
+    'mnist_plain': Row("MNIST, epsilon 10, the paper's method alone", _MNIST, _PLAIN, (_NO_REAL_IMAGES,)),
+    'cifar10': Row('CIFAR-10, epsilon 10', _CIFAR10),
+    'cifar10_plain': Row(
+        "CIFAR-10, epsilon 10, the paper's method alone", _CIFAR10, _CIFAR10_PLAIN, (_NO_REAL_IMAGES,)
+    ),
 }
 
 # Each ablation begins with the same short warm start, and then sees as many views at the same epsilon: what differs is
 # how they are spent. Without a warm start so few views teach no classes.
-_ABLATION = ('WarmStartConfig.num_steps = 400', 'finetuning/OptimizationConfig.warmup_steps = 2',
-             'GenerateConfig.num_images = 5000')
-_OF_ABLATION = ('evaluate.neighbors = None', _NO_REAL_IMAGES,
-                "UtilityConfig.classifiers = (('small_cnn', {'num_epochs': 12}), 'logistic_regression')")
+_ABLATION = (
+    'WarmStartConfig.num_steps = 400',
+    'finetuning/OptimizationConfig.warmup_steps = 2',
+    'GenerateConfig.num_images = 5000',
+)
+_OF_ABLATION = (
+    'evaluate.neighbors = None',
+    _NO_REAL_IMAGES,
+    "UtilityConfig.classifiers = (('small_cnn', {'num_epochs': 12}), 'logistic_regression')",
+)
 _ALL_WEIGHTS = ('FinetuningConfig.trainable = ()', 'finetuning/OptimizationConfig.learning_rate = 5e-4')
 _UNIFORM = ('finetuning/TimestepMixture.components = ((1.0, 0, 1000),)',)
 
 
 def _ablation(title, bindings=(), *, batch_size=1024, num_steps=24, multiplicity=4):
-    sizes = (f'EXPECTED_BATCH_SIZE = {batch_size}', f'NUM_STEPS = {num_steps}',
-             f'AUGMENTATION_MULTIPLICITY = {multiplicity}')
+    sizes = (
+        f'EXPECTED_BATCH_SIZE = {batch_size}',
+        f'NUM_STEPS = {num_steps}',
+        f'AUGMENTATION_MULTIPLICITY = {multiplicity}',
+    )
     return Row(title, _MNIST, (*_ABLATION, *sizes, *bindings), _OF_ABLATION)
 
 
 ABLATIONS = {
-    'base':
-        _ablation('norms and embeddings, batch 1,024, K = 4, 24 steps'),
-    'multiplicity_1':
-        _ablation('K = 1, 96 steps', num_steps=96, multiplicity=1),
-    'multiplicity_16':
-        _ablation('K = 16, 6 steps', num_steps=6, multiplicity=16),
-    'batch_256':
-        _ablation('batch 256, 96 steps', batch_size=256, num_steps=96),
-    'batch_4096':
-        _ablation('batch 4,096, 6 steps', batch_size=4096, num_steps=6),
-    'uniform_timesteps':
-        _ablation('uniform timesteps', _UNIFORM),
-    'all_weights':
-        _ablation('all weights', _ALL_WEIGHTS),
-    'adapters':
-        _ablation('adapters of rank 8 and embeddings',
-                  ('UNetConfig.adapter_rank = 8', "FinetuningConfig.trainable = ('adapter', 'embedding')")),
-    'no_pretraining':
-        _ablation('all weights, no pre-training', (*_ALL_WEIGHTS, 'FinetuningConfig.init_from = None')),
-    'warm_start_alone':
-        _ablation('one step: the warm start alone', num_steps=1),
+    'base': _ablation('norms and embeddings, batch 1,024, K = 4, 24 steps'),
+    'multiplicity_1': _ablation('K = 1, 96 steps', num_steps=96, multiplicity=1),
+    'multiplicity_16': _ablation('K = 16, 6 steps', num_steps=6, multiplicity=16),
+    'batch_256': _ablation('batch 256, 96 steps', batch_size=256, num_steps=96),
+    'batch_4096': _ablation('batch 4,096, 6 steps', batch_size=4096, num_steps=6),
+    'uniform_timesteps': _ablation('uniform timesteps', _UNIFORM),
+    'all_weights': _ablation('all weights', _ALL_WEIGHTS),
+    'adapters': _ablation(
+        'adapters of rank 8 and embeddings',
+        ('UNetConfig.adapter_rank = 8', "FinetuningConfig.trainable = ('adapter', 'embedding')"),
+    ),
+    'no_pretraining': _ablation('all weights, no pre-training', (*_ALL_WEIGHTS, 'FinetuningConfig.init_from = None')),
+    'warm_start_alone': _ablation('one step: the warm start alone', num_steps=1),
 }
 
 # The paper's classifier: on two cores it takes longer than all else together, so one seed, and few epochs.
 WIDE_RESNET = (
     "UtilityConfig.classifiers = (('wrn_40_4', {'num_epochs': 2, 'min_steps': 1, 'compute_dtype': 'mixed_bfloat16'}),)",
-    'UtilityConfig.num_seeds = 1', _NO_REAL_IMAGES, 'evaluate.quality = None', 'evaluate.neighbors = None')
+    'UtilityConfig.num_seeds = 1',
+    _NO_REAL_IMAGES,
+    'evaluate.quality = None',
+    'evaluate.neighbors = None',
+)
 
 FURTHER_RUNS = (_NO_REAL_IMAGES,)
 
@@ -144,7 +149,8 @@ def run(row, folder, flags, of_evaluation=()):
     """
     statement = folder / 'privacy_statement.json'
     evaluation, of_wide_resnet = (
-        folder / 'non_private' / f'evaluation_{samples}' / 'evaluation.json' for samples in ('samples', 'wide_resnet'))
+        folder / 'non_private' / f'evaluation_{samples}' / 'evaluation.json' for samples in ('samples', 'wide_resnet')
+    )
     of_row = row.flags(folder, 'evaluate')
     if not statement.exists():
         _run_command('train', folder, row.flags(folder), flags)
@@ -169,9 +175,9 @@ def _run_command(verb, folder, of_command, flags, timed_as=None):
     done = subprocess.run(command, cwd=measuring.ROOT, env=environment, check=False)
     if folder.is_dir():
         secs, name = _read(folder / _SECONDS), timed_as or verb
-        files.write_text(folder / _SECONDS, json.dumps({
-            **secs, name: secs.get(name, 0.0) + time.monotonic() - started
-        }))
+        files.write_text(
+            folder / _SECONDS, json.dumps({**secs, name: secs.get(name, 0.0) + time.monotonic() - started})
+        )
     if done.returncode:
         raise measuring.CaseError(f'{folder.name}: bin/{verb} ended with exit code {done.returncode}')
 
@@ -201,13 +207,9 @@ def collect(row, statement, evaluation, secs, of_wide_resnet):
         'num_samples': evaluation['num_samples'],
         'accuracies': accuracies('synthetic_images'),
         'accuracies_of_real': accuracies('real_images'),
-        'fid': {
-            entry['images']: entry['fid'] for entry in evaluation['quality']['rows']
-        },
+        'fid': {entry['images']: entry['fid'] for entry in evaluation['quality']['rows']},
         'fid_protocol': evaluation['quality']['protocol'],
-        'hours': {
-            verb: value / 3600.0 for verb, value in secs.items()
-        },
+        'hours': {verb: value / 3600.0 for verb, value in secs.items()},
     }
 
 
@@ -279,9 +281,14 @@ def draw(results, path):
     figure, panels = pictures.new_panels(1, 1, 4.0)
     colors = (pictures.OURS, pictures.OTHER, pictures.THIRD)
     means = {
-        name: (colors[index % len(colors)], [
-            100.0 * statistics.mean(values) if values else None for values in (_accuracies(runs, name) for runs in rows)
-        ]) for index, name in enumerate(names)
+        name: (
+            colors[index % len(colors)],
+            [
+                100.0 * statistics.mean(values) if values else None
+                for values in (_accuracies(runs, name) for runs in rows)
+            ],
+        )
+        for index, name in enumerate(names)
     }
     pictures.draw_bars(panels[0][0], [runs[0]['title'] for runs in rows], means, 'accuracy on real test images, %')
     panels[0][0].legend(fontsize=9, frameon=False)
@@ -294,16 +301,19 @@ def main():
     parser.add_argument('--ablations', action='store_true', help='make the rows of the ablations, not the results')
     parser.add_argument('--rows', nargs='+', help=f'(default: all) of {", ".join(ROWS)}; of {", ".join(ABLATIONS)}')
     parser.add_argument('--runs', type=int, default=1, help='of each row, with secrets of their own (default: 1)')
-    parser.add_argument('--wide_resnet',
-                        action='store_true',
-                        help='train WRN-40-4 on the samples too, which takes long')
+    parser.add_argument(
+        '--wide_resnet', action='store_true', help='train WRN-40-4 on the samples too, which takes long'
+    )
     parser.add_argument('--folder', type=pathlib.Path, default=measuring.ROOT / 'runs' / 'results', help='of the runs')
     parser.add_argument('--data_dir', type=pathlib.Path, help='where TensorFlow Datasets has prepared data sets')
 
     def measure_checked(flags):
         names = list(_chosen(flags)[1])
-        reporting.check(parser.error, (set(flags.rows or ()) <= set(names), f'--rows must be of {", ".join(names)}.'),
-                        (flags.runs >= 1, '--runs must be at least 1.'))
+        reporting.check(
+            parser.error,
+            (set(flags.rows or ()) <= set(names), f'--rows must be of {", ".join(names)}.'),
+            (flags.runs >= 1, '--runs must be at least 1.'),
+        )
         return measure(flags)
 
     reporting.run(parser, measure=measure_checked, tables=tables, draw=draw)

@@ -43,9 +43,17 @@ def describe_network(name):
     """Returns what the peer's program makes a network of the same size from, and its number of parameters."""
     from benchmarks import networks
     from tf_dpdiff.networks import unet
+
     config, image_shape = networks.NETWORKS[name]
-    wanted = ('base_channels', 'channel_multipliers', 'num_res_blocks', 'attention_resolutions', 'middle_attention',
-              'head_channels', 'groups')
+    wanted = (
+        'base_channels',
+        'channel_multipliers',
+        'num_res_blocks',
+        'attention_resolutions',
+        'middle_attention',
+        'head_channels',
+        'groups',
+    )
     described = {key: dataclasses.asdict(config)[key] for key in wanted}
     described = {'config': described, 'image_shape': image_shape, 'num_classes': networks.NUM_CLASSES}
     return json.dumps(described), unet.build_unet(config, image_shape, networks.NUM_CLASSES).count_params()
@@ -53,8 +61,15 @@ def describe_network(name):
 
 def start_ours(flags, kind, sampler, num_steps):
     """Starts a sampler of ours."""
-    return measuring.Case(kind, 'our_sampling.py', kind, f'--network={flags.network}', f'--sampler={sampler}',
-                          f'--num_steps={num_steps}', f'--batch_size={flags.batch_size}')
+    return measuring.Case(
+        kind,
+        'our_sampling.py',
+        kind,
+        f'--network={flags.network}',
+        f'--sampler={sampler}',
+        f'--num_steps={num_steps}',
+        f'--batch_size={flags.batch_size}',
+    )
 
 
 def find_peer():
@@ -74,13 +89,15 @@ def start_theirs(flags, peer, described, sampler, num_steps):
     if isinstance(peer, measuring.CaseError):
         raise peer
     network, parameters = described
-    case = measuring.Case(DIFFUSERS,
-                          'peers/diffusers_sampling.py',
-                          f'--network={network}',
-                          f'--sampler={sampler}',
-                          f'--num_steps={num_steps}',
-                          f'--batch_size={flags.batch_size}',
-                          python=peer)
+    case = measuring.Case(
+        DIFFUSERS,
+        'peers/diffusers_sampling.py',
+        f'--network={network}',
+        f'--sampler={sampler}',
+        f'--num_steps={num_steps}',
+        f'--batch_size={flags.batch_size}',
+        python=peer,
+    )
     if abs(case.facts['parameters'] / parameters - 1.0) > 0.02:
         case.close()
         raise measuring.CaseError(f'{DIFFUSERS}: {case.facts["parameters"]} parameters, ours has {parameters}')
@@ -102,15 +119,18 @@ def measure_group(flags, peer, described, sampler, num_steps):
         seconds = measuring.take_turns(measuring.steps_of(cases), rounds)
     for case in cases:
         secs = statistics.median(seconds[case.name])
-        rows.append({
-            'implementation': case.name,
-            **common,
-            **case.facts, 'images_per_sec': flags.batch_size / secs,
-            'ms_per_evaluation': 1000.0 * secs / case.facts['evaluations'],
-            'times_as_fast_as_ours': measuring.median_ratio(seconds[LIBRARY], seconds[case.name]),
-            'peak_memory_gib': case.peak_memory_gib,
-            'seconds': seconds[case.name]
-        })
+        rows.append(
+            {
+                'implementation': case.name,
+                **common,
+                **case.facts,
+                'images_per_sec': flags.batch_size / secs,
+                'ms_per_evaluation': 1000.0 * secs / case.facts['evaluations'],
+                'times_as_fast_as_ours': measuring.median_ratio(seconds[LIBRARY], seconds[case.name]),
+                'peak_memory_gib': case.peak_memory_gib,
+                'seconds': seconds[case.name],
+            }
+        )
     return rows + missing
 
 
@@ -118,8 +138,9 @@ def measure(flags):
     """Measures each sampler and number of steps."""
     load, rows = os.getloadavg()[0], []
     if load > 0.5:
-        print(f'sampling: warning: other work runs on this machine (load {load:.1f}); compare nothing.',
-              file=sys.stderr)
+        print(
+            f'sampling: warning: other work runs on this machine (load {load:.1f}); compare nothing.', file=sys.stderr
+        )
     peer, described = find_peer(), describe_network(flags.network)
     for sampler in flags.samplers:
         for num_steps in flags.num_steps:
@@ -131,7 +152,7 @@ def measure(flags):
         'network': flags.network,
         'parameters': described[1],
         'batch_size': flags.batch_size,
-        'rows': rows
+        'rows': rows,
     }
 
 
@@ -147,15 +168,18 @@ def tables(results):
         found.setdefault((row['sampler'], row['implementation']), {})[row['num_steps']] = row
     lines = []
     for (sampler, implementation), by_count in found.items():
-        lines.append([
-            f'{sampler}, {_WORDS[implementation]}',
-            *(_numbers(by_count[count], 'images_per_sec', '{:.1f}') for count in counts),
-            *(_numbers(by_count[count], 'ms_per_evaluation', '{:.0f}') for count in counts)
-        ])
+        lines.append(
+            [
+                f'{sampler}, {_WORDS[implementation]}',
+                *(_numbers(by_count[count], 'images_per_sec', '{:.1f}') for count in counts),
+                *(_numbers(by_count[count], 'ms_per_evaluation', '{:.0f}') for count in counts),
+            ]
+        )
     title = f'{results["parameters"]:,} parameters, batches of {results["batch_size"]}'
     columns = [
-        'sampler', *(f'images/s, {count} steps' for count in counts),
-        *(f'ms an evaluation, {count} steps' for count in counts)
+        'sampler',
+        *(f'images/s, {count} steps' for count in counts),
+        *(f'ms an evaluation, {count} steps' for count in counts),
     ]
     errors = list(dict.fromkeys(row['error'] for row in results['rows'] if 'error' in row))
     return [reporting.Table('; '.join([title, *errors]), columns, lines)]
@@ -189,9 +213,11 @@ def main():
     parser.add_argument('--rounds', type=int, default=5, help='fewer for many steps (default: %(default)s)')
 
     def measure_checked(flags):
-        reporting.check(parser.error,
-                        (min([*flags.num_steps, flags.batch_size, flags.rounds]) > 0, 'numbers must be at least 1.'),
-                        (max(flags.num_steps) <= 1000, '--num_steps must be at most 1000.'))
+        reporting.check(
+            parser.error,
+            (min([*flags.num_steps, flags.batch_size, flags.rounds]) > 0, 'numbers must be at least 1.'),
+            (max(flags.num_steps) <= 1000, '--num_steps must be at most 1000.'),
+        )
         return measure(flags)
 
     reporting.run(parser, measure=measure_checked, tables=tables, draw=draw)

@@ -37,6 +37,7 @@ _VIEWS_OF_A_CASE = 2048
 @dataclasses.dataclass(frozen=True)
 class Setting:
     """What a private and a plain step have in common."""
+
     network: str
     units: int
     views: int
@@ -49,10 +50,16 @@ class Setting:
 
     def start(self, kind):
         """Starts the step as a case."""
-        return measuring.Case(f'{kind} step, {self.network}, {self.units} units, K = {self.views}', 'our_step.py', kind,
-                              f'--network={self.network}', f'--units={self.units}', f'--views={self.views}',
-                              f'--units_per_chunk={self.units_per_chunk}',
-                              f'--views_per_chunk={self.units_per_chunk * self.views}')
+        return measuring.Case(
+            f'{kind} step, {self.network}, {self.units} units, K = {self.views}',
+            'our_step.py',
+            kind,
+            f'--network={self.network}',
+            f'--units={self.units}',
+            f'--views={self.views}',
+            f'--units_per_chunk={self.units_per_chunk}',
+            f'--views_per_chunk={self.units_per_chunk * self.views}',
+        )
 
 
 def make_sweeps(flags):
@@ -95,16 +102,14 @@ def measure(flags):
                 'ms_per_view': ratio * ms_of_reference,
                 'peak_memory_gib': case.peak_memory_gib,
                 'seconds': seconds,
-                **case.facts
+                **case.facts,
             }
         row['private_over_plain'] = measuring.median_ratio(*(seconds for _, seconds, _ in found[setting]))
         return row
 
     return {
         'versions': measuring.versions('tensorflow', 'keras'),
-        'sweeps': {
-            name: [to_row(setting) for setting in sweep] for name, sweep in sweeps.items()
-        },
+        'sweeps': {name: [to_row(setting) for setting in sweep] for name, sweep in sweeps.items()},
         'large': [measure_large(units) for units in flags.large],
     }
 
@@ -112,13 +117,15 @@ def measure(flags):
 def measure_large(units):
     """Measures one private step of the large network, its first one."""
     print(f'{LARGE}, {units} units, K = {LARGE_VIEWS} ...', file=sys.stderr, flush=True)
-    with measuring.Case(f'{LARGE}, {units} units',
-                        'our_step.py',
-                        'private',
-                        f'--network={LARGE}',
-                        f'--units={units}',
-                        f'--views={LARGE_VIEWS}',
-                        timeout_secs=3600.0) as case:
+    with measuring.Case(
+        f'{LARGE}, {units} units',
+        'our_step.py',
+        'private',
+        f'--network={LARGE}',
+        f'--units={units}',
+        f'--views={LARGE_VIEWS}',
+        timeout_secs=3600.0,
+    ) as case:
         return {'units': units, 'views': LARGE_VIEWS, 'peak_memory_gib': case.peak_memory_gib, **case.facts}
 
 
@@ -148,15 +155,18 @@ def tables(results):
         head, label = _TITLES[name]
         lines = [[f'{kind} step, ms a view', *(f'{row[kind]["ms_per_view"]:.2f}' for row in rows)] for kind in KINDS]
         lines.append(['private / plain', *(f'{row["private_over_plain"]:.2f}' for row in rows)])
-        lines += [[f'{kind} step, peak memory, GiB', *(f'{row[kind]["peak_memory_gib"]:.2f}'
-                                                       for row in rows)]
-                  for kind in KINDS]
+        lines += [
+            [f'{kind} step, peak memory, GiB', *(f'{row[kind]["peak_memory_gib"]:.2f}' for row in rows)]
+            for kind in KINDS
+        ]
         found.append(reporting.Table(_describe(name, rows), [head, *map(label, rows)], lines))
     if results['large']:
         rows = results['large']
-        lines = [['units x views in memory at a time', *('x'.join(map(str, row['chunk'])) for row in rows)],
-                 ['peak memory, GiB', *(f'{row["peak_memory_gib"]:.2f}' for row in rows)],
-                 ['first step with tracing, s', *(f'{row["first_step_secs"]:.0f}' for row in rows)]]
+        lines = [
+            ['units x views in memory at a time', *('x'.join(map(str, row['chunk'])) for row in rows)],
+            ['peak memory, GiB', *(f'{row["peak_memory_gib"]:.2f}' for row in rows)],
+            ['first step with tracing, s', *(f'{row["first_step_secs"]:.0f}' for row in rows)],
+        ]
         title = f'{rows[0]["parameters"]:,} parameters, 32x32, K = {rows[0]["views"]}'
         found.append(reporting.Table(title, ['units a step', *(f'{row["units"]:,}' for row in rows)], lines))
     return found
@@ -169,15 +179,19 @@ def draw(results, path):
     for column, (name, rows) in enumerate(results['sweeps'].items()):
         xlabel, label = _TITLES[name]
         labels, positions = list(map(label, rows)), range(len(rows))
-        for axes, field, ylabel in ((panels[0][column], 'ms_per_view', 'ms a view'),
-                                    (panels[1][column], 'peak_memory_gib', 'peak memory, GiB')):
+        for axes, field, ylabel in (
+            (panels[0][column], 'ms_per_view', 'ms a view'),
+            (panels[1][column], 'peak_memory_gib', 'peak memory, GiB'),
+        ):
             series = {f'{kind} step': (colors[kind], [row[kind][field] for row in rows]) for kind in KINDS}
-            pictures.draw_lines(axes,
-                                positions,
-                                labels,
-                                series,
-                                xlabel=xlabel if axes is panels[1][column] else '',
-                                ylabel='' if column else ylabel)
+            pictures.draw_lines(
+                axes,
+                positions,
+                labels,
+                series,
+                xlabel=xlabel if axes is panels[1][column] else '',
+                ylabel='' if column else ylabel,
+            )
     panels[0][0].legend(fontsize=9, frameon=False, loc='lower left')
     pictures.save(figure, path)
 
@@ -185,10 +199,9 @@ def draw(results, path):
 def main():
     """Measures, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--networks',
-                        nargs='+',
-                        default=['0.26M', '1.1M', '4.24M'],
-                        help='the first is that of the rest')
+    parser.add_argument(
+        '--networks', nargs='+', default=['0.26M', '1.1M', '4.24M'], help='the first is that of the rest'
+    )
     parser.add_argument('--units', type=int, nargs='+', default=[16, 64, 256, 1024], help='a step')
     parser.add_argument('--views_of_a_unit', type=int, default=4, help='K where batch or network change')
     parser.add_argument('--views', type=int, nargs='+', default=[1, 2, 4, 8, 16, 32, 64], help='K')
@@ -202,11 +215,16 @@ def main():
         settings = [setting for sweep in make_sweeps(flags).values() for setting in sweep] if min(whole) > 0 else []
         reporting.check(
             parser.error,
-            (min([*whole, *flags.units, *flags.large, flags.views_in_all, flags.views_at_a_time, flags.rounds])
-             > 0, 'numbers must be at least 1.'),
+            (
+                min([*whole, *flags.units, *flags.large, flags.views_in_all, flags.views_at_a_time, flags.rounds]) > 0,
+                'numbers must be at least 1.',
+            ),
             (all(flags.views_in_all % views == 0 for views in whole), '--views_in_all must be whole units of each K.'),
-            (all(s.units % s.units_per_chunk == 0 for s in settings),
-             'a step must be whole chunks: its views a multiple of --views_at_a_time, or fewer.'))
+            (
+                all(s.units % s.units_per_chunk == 0 for s in settings),
+                'a step must be whole chunks: its views a multiple of --views_at_a_time, or fewer.',
+            ),
+        )
         return measure(flags)
 
     reporting.run(parser, measure=measure_checked, tables=tables, draw=draw)

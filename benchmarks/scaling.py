@@ -31,12 +31,14 @@ ROUNDS, STEPS = 5, 3
 def make_step(replicas):
     """Returns the private step of a network of 0.28M parameters at 28x28, on the replicas."""
     from benchmarks import networks
+
     return networks.compile_private_step(NETWORK, UNITS, NUM_VIEWS, units_per_chunk=8, replicas=replicas)[0]
 
 
 def make_batches(replicas, num_units):
     """Returns the batch of each local replica, of its part of num_units units."""
     from benchmarks import networks
+
     share = num_units // replicas.count
     return [networks.private_batch(NETWORK, share, first_unit=replica * share) for replica in replicas.local]
 
@@ -44,6 +46,7 @@ def make_batches(replicas, num_units):
 def seconds_of_step(step, batches, number):
     """Returns how long a step takes."""
     import tensorflow as tf
+
     started = time.perf_counter()
     diagnostics = step(batches, tf.constant(number, tf.int64))
     float(diagnostics['num_units'])  # Waits for its end.
@@ -55,6 +58,7 @@ def measure_overhead(output):
     import tensorflow as tf
 
     from tf_dpdiff.training import strategies
+
     places = {'multi_worker_mirrored': strategies.Replicas(tf.distribute.MultiWorkerMirroredStrategy())}
     places['mirrored'] = strategies.Replicas(tf.distribute.MirroredStrategy(['CPU:0']))
     places['default'] = strategies.ONE
@@ -75,6 +79,7 @@ def measure_case(strategy, cores, units, rounds_folder):
     import tensorflow as tf
 
     from tf_dpdiff.training import strategies
+
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(4)
     logical_cpus = 2 if strategy == strategies.MIRRORED else None
@@ -140,16 +145,19 @@ def measure_scaling(folder):
     cases = {
         'one replica': [('default', '0', None)],
         'two devices': [('mirrored', '0,1', None)],
-        'two processes': [('multi_worker_mirrored', str(i), config) for i, config in enumerate(cluster_of(2))]
+        'two processes': [('multi_worker_mirrored', str(i), config) for i, config in enumerate(cluster_of(2))],
     }
     running = {}
     for name, programs in cases.items():
         place = folder / name.replace(' ', '_')
         place.mkdir()
-        running[name] = place, [
-            start('--case', strategy, '--cores', cores, '--units', one, two, '--folder', place, tf_config=config)
-            for strategy, cores, config in programs
-        ]
+        running[name] = (
+            place,
+            [
+                start('--case', strategy, '--cores', cores, '--units', one, two, '--folder', place, tf_config=config)
+                for strategy, cores, config in programs
+            ],
+        )
         wait_for([place / f'ready.{i}' for i in range(len(programs))], running[name][1])
     seconds = {name: {one: [], two: []} for name in cases}
     for index in range(ROUNDS):
@@ -179,6 +187,7 @@ def main():
         cores = {int(core) for core in flags.cores.split(',')}
         return measure_case(flags.case, cores, flags.units, pathlib.Path(flags.folder))
     import tensorflow as tf
+
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         process = start('--overhead', folder / 'overhead.json', tf_config=cluster_of(1)[0])
@@ -190,9 +199,7 @@ def main():
         'machine': f'{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {platform.system()}',
         'versions': f'Python {platform.python_version()}, TensorFlow {tf.__version__}',
         'views_of_a_step': UNITS * NUM_VIEWS,
-        'overhead_at_one_replica': {
-            name: round(ratio, 3) for name, ratio in overhead['ratios'].items()
-        },
+        'overhead_at_one_replica': {name: round(ratio, 3) for name, ratio in overhead['ratios'].items()},
         'strong_scaling': {
             name: round(measuring.median_ratio(one[UNITS], seconds[name][UNITS]), 3) for name in seconds
         },
@@ -202,9 +209,8 @@ def main():
             if name != 'one replica'
         },
         'median_seconds_of_a_step': {
-            name: {
-                f'{units} units': round(statistics.median(found), 3) for units, found in of_case.items()
-            } for name, of_case in seconds.items()
+            name: {f'{units} units': round(statistics.median(found), 3) for units, found in of_case.items()}
+            for name, of_case in seconds.items()
         },
     }
     print(json.dumps(result, indent=2))

@@ -33,15 +33,20 @@ NUM_CLASSES = 10
 @contextlib.contextmanager
 def serving(model: pathlib.Path, flags):
     """Starts bin/serve and yields its gRPC address, and what returns its resident memory in MiB."""
-    command = [sys.executable, '-m', 'tf_dpdiff.cli', 'serve', str(model), '--rest_port=0', '--grpc_port=0',
-               '--max_queue=1024', *flags]  # yapf: disable
-    process = subprocess.Popen(command,
-                               cwd=ROOT,
-                               stdout=subprocess.PIPE,
-                               text=True,
-                               env={
-                                   **os.environ, 'PYTHONPATH': str(ROOT)
-                               })
+    command = [
+        sys.executable,
+        '-m',
+        'tf_dpdiff.cli',
+        'serve',
+        str(model),
+        '--rest_port=0',
+        '--grpc_port=0',
+        '--max_queue=1024',
+        *flags,
+    ]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, 'PYTHONPATH': str(ROOT)}
+    )
     try:
         head = [process.stdout.readline() for _ in range(3)]
         address = re.search(r'grpc://([^/\s]+)/', ''.join(head)).group(1)
@@ -63,6 +68,7 @@ def load(address: str, name: str, seeds, concurrency: int, on_answer=lambda seed
     import tensorflow as tf
     from tensorflow_serving.apis import predict_pb2
     from tensorflow_serving.apis import prediction_service_pb2_grpc
+
     waiting, latencies, errors, lock = iter(seeds), [], [], threading.Lock()
 
     def work():
@@ -98,6 +104,7 @@ def load(address: str, name: str, seeds, concurrency: int, on_answer=lambda seed
 def measure(address: str, name: str, concurrency: int, num_requests: int) -> dict:
     """Returns throughput and latency at one concurrency."""
     import numpy as np
+
     load(address, name, range(2 * concurrency), concurrency)  # Threads, connections and batch sizes that are new.
     latencies, seconds, errors = load(address, name, range(num_requests), concurrency)
     return {
@@ -116,6 +123,7 @@ def check(address: str, name: str, model: pathlib.Path, num_requests: int, concu
     import tensorflow as tf
 
     from tf_dpdiff.serving import export
+
     answers, repeated = {}, []
 
     def keep(seed, image):
@@ -158,14 +166,18 @@ def export_untrained(folder: pathlib.Path) -> pathlib.Path:
     from tf_dpdiff.diffusion import schedules
     from tf_dpdiff.networks import unet
     from tf_dpdiff.serving import export
+
     network = unet.build_unet(
-        unet.UNetConfig(base_channels=8, channel_multipliers=(1, 2), middle_attention=False, groups=2), (8, 8, 1),
-        NUM_CLASSES)
+        unet.UNetConfig(base_channels=8, channel_multipliers=(1, 2), middle_attention=False, groups=2),
+        (8, 8, 1),
+        NUM_CLASSES,
+    )
     generator = np.random.default_rng(0)
     for variable in network.trainable_variables:
         variable.assign(generator.normal(0.0, 0.2, variable.shape))
-    sampler = export.ImageSampler(network, process.DiffusionProcess(schedules.Schedule('cosine', 1000), 'v'),
-                                  samplers.SamplerConfig('ddim', 40))
+    sampler = export.ImageSampler(
+        network, process.DiffusionProcess(schedules.Schedule('cosine', 1000), 'v'), samplers.SamplerConfig('ddim', 40)
+    )
     export.export_saved_model(sampler, folder, [])
     return folder
 
@@ -180,6 +192,7 @@ def main() -> None:
     parser.add_argument('--output', type=pathlib.Path)
     flags = parser.parse_args()
     import tensorflow as tf
+
     tf.get_logger().setLevel('ERROR')
     with tempfile.TemporaryDirectory() as folder:
         model = (flags.model or export_untrained(pathlib.Path(folder) / 'digits')).resolve()
@@ -196,8 +209,9 @@ def main() -> None:
                     rows.append(measure(address, model.name, concurrency, count))
                     print(f'batching {name}:', rows[-1], flush=True)
                 if name == 'on' and flags.checked:
-                    result['checked'] = check(address, model.name, model, flags.checked, max(flags.concurrency),
-                                              resident_mib)
+                    result['checked'] = check(
+                        address, model.name, model, flags.checked, max(flags.concurrency), resident_mib
+                    )
                     print('checked:', result['checked'], flush=True)
     pairs = zip(*(result['batching'][name] for name in ('on', 'off')))
     result['throughput_on_over_off'] = {

@@ -10,12 +10,12 @@ four of norm, SiLU and 3x3 convolution, forward and backward. Above 1: faster th
 """
 
 import argparse
+from collections.abc import Mapping
 import contextlib
 import dataclasses
 import pathlib
 import statistics
 import sys
-from typing import Mapping, Tuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
@@ -36,16 +36,22 @@ class Setting:
       arguments: Of the program.
       environment: Of the process.
     """
+
     kind: str
     name: str
-    arguments: Tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def start(self, flags):
         """Starts it as a case."""
         if self.kind == STEP:
-            program = 'our_step.py', 'private', f'--network={flags.network}', f'--units={flags.units}', \
-                f'--views={flags.views}'
+            program = (
+                'our_step.py',
+                'private',
+                f'--network={flags.network}',
+                f'--units={flags.units}',
+                f'--views={flags.views}',
+            )
         else:
             program = ('our_block.py',)
         return measuring.Case(f'{self.kind}, {self.name}', *program, *self.arguments, environment=self.environment)
@@ -87,7 +93,7 @@ def measure(flags):
         'network': flags.network,
         'units': flags.units,
         'views': flags.views,
-        'rows': rows
+        'rows': rows,
     }
 
 
@@ -99,18 +105,23 @@ def _row(setting, case, ratios):
         'ratios': ratios,
         'first_step_secs': case.facts['first_step_secs'],
         'peak_memory_gib': case.peak_memory_gib,
-        'chunk': case.facts.get('chunk')
+        'chunk': case.facts.get('chunk'),
     }
 
 
 def tables(results):
     """Returns the table."""
     columns = ['setting', 'times as fast', 'lowest to highest', 'first step, s', 'peak memory, GiB']
-    lines = [[
-        f'{row["kind"]}: {row["name"]}', f'{row["times_as_fast"]:.2f}',
-        f'{min(row["ratios"]):.2f} to {max(row["ratios"]):.2f}', f'{row["first_step_secs"]:.1f}',
-        f'{row["peak_memory_gib"]:.2f}'
-    ] for row in results['rows']]
+    lines = [
+        [
+            f'{row["kind"]}: {row["name"]}',
+            f'{row["times_as_fast"]:.2f}',
+            f'{min(row["ratios"]):.2f} to {max(row["ratios"]):.2f}',
+            f'{row["first_step_secs"]:.1f}',
+            f'{row["peak_memory_gib"]:.2f}',
+        ]
+        for row in results['rows']
+    ]
     title = f'{results["network"]} parameters, {results["units"]} units, K = {results["views"]}'
     return [reporting.Table(title, columns, lines)]
 
@@ -120,8 +131,11 @@ def draw(results, path):
     rows = [row for row in results['rows'] if len(row['ratios']) > 1]
     figure, panels = pictures.new_panels(1, 1, 4.0)
     axes = panels[0][0]
-    bars = axes.barh([f'{row["kind"]}: {row["name"]}' for row in rows], [row['times_as_fast'] for row in rows],
-                     color=[pictures.OURS if row['times_as_fast'] >= 1.0 else pictures.OTHER for row in rows])
+    bars = axes.barh(
+        [f'{row["kind"]}: {row["name"]}' for row in rows],
+        [row['times_as_fast'] for row in rows],
+        color=[pictures.OURS if row['times_as_fast'] >= 1.0 else pictures.OTHER for row in rows],
+    )
     axes.bar_label(bars, fmt='%.2f', fontsize=9, padding=3)
     axes.axvline(1.0, color='black', linewidth=0.8)
     axes.invert_yaxis()
@@ -138,8 +152,11 @@ def main():
     parser.add_argument('--rounds', type=int, default=7)
 
     def measure_checked(flags):
-        reporting.check(parser.error, (min(flags.units, flags.views, flags.rounds) > 0, 'numbers must be at least 1.'),
-                        (flags.units % 16 == 0, '--units must be a multiple of 16.'))
+        reporting.check(
+            parser.error,
+            (min(flags.units, flags.views, flags.rounds) > 0, 'numbers must be at least 1.'),
+            (flags.units % 16 == 0, '--units must be a multiple of 16.'),
+        )
         return measure(flags)
 
     reporting.run(parser, measure=measure_checked, tables=tables, draw=draw)

@@ -19,11 +19,16 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from benchmarks import measuring
 
 UNITS_OF_DATA_SET = 60000  # As networks.py plans for.
-DATA, VIEWS, GRADIENTS, CLIPPING, NOISE, OPTIMIZER, AVERAGE, REST = ('data: Poisson draw, gather, pad',
-                                                                     'views: augmentation, timestep, noise',
-                                                                     'forward and backward', 'clip and sum',
-                                                                     'Gaussian noise', 'optimizer', 'moving average',
-                                                                     'rest')
+DATA, VIEWS, GRADIENTS, CLIPPING, NOISE, OPTIMIZER, AVERAGE, REST = (
+    'data: Poisson draw, gather, pad',
+    'views: augmentation, timestep, noise',
+    'forward and backward',
+    'clip and sum',
+    'Gaussian noise',
+    'optimizer',
+    'moving average',
+    'rest',
+)
 PARTS = (DATA, VIEWS, GRADIENTS, CLIPPING, NOISE, OPTIMIZER, AVERAGE, REST)
 _CLIPPED, _WHOLE = 'gradients, clipped and summed', 'whole step'
 
@@ -42,6 +47,7 @@ class MadeStep:
       dataset: The private images.
       num_views: K.
     """
+
     run: Any
     of: dict
     dataset: Any
@@ -68,6 +74,7 @@ def step_of_run(flags):
     from tf_dpdiff.training import loop
     from tf_dpdiff.training import stages
     from tf_dpdiff.training import train_step
+
     made_steps, made_stages = _keep_calls(train_step, 'make_private_step'), _keep_calls(stages, 'make_finetuning')
 
     def stop(*unused_args):
@@ -91,6 +98,7 @@ def step_of_network(flags):
     from benchmarks import networks
     from tf_dpdiff.data import datasets
     from tf_dpdiff.training import train_step
+
     made_steps = _keep_calls(train_step, 'make_private_step')
     networks.private_step(flags.network, flags.units, flags.views)
     of_step, run = made_steps[-1]
@@ -107,10 +115,11 @@ def make_data(made):
 
     from tf_dpdiff.data import pipelines
     from tf_dpdiff.privacy import sampling
+
     plan, chunk_units = made.of['plan'], made.of['chunk_sizes'].units
 
     def gather(units):
-        padded, = sampling.pad_batches([units], chunk_units, equally=False)
+        (padded,) = sampling.pad_batches([units], chunk_units, equally=False)
         return pipelines.gather_units(made.dataset, padded, num_views=made.num_views, seed=0, step=0)
 
     def draw():
@@ -124,7 +133,7 @@ def _loop_over_chunks(function, batch, units):
     import tensorflow as tf
 
     def do_chunk(index, done):
-        chunk = tf.nest.map_structure(lambda x: x[index * units:(index + 1) * units], batch)
+        chunk = tf.nest.map_structure(lambda x: x[index * units : (index + 1) * units], batch)
         for tensor in tf.nest.flatten(chunk):
             tensor.set_shape([units, *tensor.shape[1:]])
         with tf.control_dependencies(tf.nest.flatten(function(chunk))):
@@ -140,6 +149,7 @@ def make_gradients(made, batch):
 
     from tf_dpdiff.privacy import clipping
     from tf_dpdiff.training import views as views_lib
+
     of = made.of
     traced = []
 
@@ -149,8 +159,12 @@ def make_gradients(made, batch):
         def clip_and_sum(self, gradients, is_padding, layers=None):
             traced.append(layers)
             zeros = tf.zeros_like(is_padding, tf.float32)
-            return clipping.ClippedChunk([tf.cast(g[0], tf.float32) for g in gradients], zeros,
-                                         tf.logical_not(is_padding), tf.zeros_like(is_padding))
+            return clipping.ClippedChunk(
+                [tf.cast(g[0], tf.float32) for g in gradients],
+                zeros,
+                tf.logical_not(is_padding),
+                tf.zeros_like(is_padding),
+            )
 
     clipper, unit_loss = of['plan'].clipper, views_lib.unit_loss_fn(of['model'])
     zero = tf.constant(0, tf.int64)
@@ -161,12 +175,14 @@ def make_gradients(made, batch):
 
         @tf.function(autograph=False, input_signature=[specs, tf.TensorSpec([None], tf.bool)])
         def gradients(views, is_padding):
-            return used_clipper.clipped_sum(unit_loss,
-                                            of['variables'],
-                                            views,
-                                            is_padding,
-                                            units_per_chunk=of['chunk_sizes'].units,
-                                            views_per_chunk=of['chunk_sizes'].views)
+            return used_clipper.clipped_sum(
+                unit_loss,
+                of['variables'],
+                views,
+                is_padding,
+                units_per_chunk=of['chunk_sizes'].units,
+                views_per_chunk=of['chunk_sizes'].views,
+            )
 
         is_padding = tf.constant(batch[2] < 0)
         return lambda: float(gradients(views, is_padding).diagnostics['loss_sum'])
@@ -183,6 +199,7 @@ def make_updates(made):
     import tensorflow as tf
 
     from tf_dpdiff.networks import ema
+
     of = made.of
     sums = [tf.zeros(variable.shape) for variable in of['variables']]
     step = tf.constant(0, tf.int64)
@@ -203,13 +220,14 @@ def make_updates(made):
     return {
         NOISE: lambda: add_noise(step)[0].numpy(),
         OPTIMIZER: lambda: optimize(sums),
-        AVERAGE: lambda: move_average(step)
+        AVERAGE: lambda: move_average(step),
     }
 
 
 def make_parts(made):
     """Returns what is timed, by name."""
     import tensorflow as tf
+
     batch, draw_batch = make_data(made)
     chunk_units, view_sampler = made.of['chunk_sizes'].units, made.of['view_sampler']
     specs = tf.nest.map_structure(lambda x: tf.TensorSpec([None, *x.shape[1:]], x.dtype), batch)

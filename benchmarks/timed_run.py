@@ -118,6 +118,7 @@ def _time_start(timers):
     from tf_dpdiff.data import overlap
     from tf_dpdiff.data import procedural
     from tf_dpdiff.data import tfds_images
+
     for source, name in ((datasets, 'digits'), (procedural, 'random_strokes'), (tfds_images, 'tfds_images')):
         timers.wrap(IMAGES, source, name)
     timers.wrap(IMAGES, overlap, 'image_digests', 'check_is_not_private')
@@ -131,6 +132,7 @@ def _time_start(timers):
     from tf_dpdiff.privacy import plan
     from tf_dpdiff.training import strategies
     from tf_dpdiff.training import trainer
+
     timers.wrap(CONFIGURATION, gin_config, 'parse')
     timers.wrap(CONFIGURATION, strategy_flags, 'configured')
     timers.wrap(CONFIGURATION, strategies, 'start')
@@ -146,6 +148,7 @@ def _time_stages(timers):
     from tf_dpdiff.privacy import sampling
     from tf_dpdiff.training import stages
     from tf_dpdiff.training import train_step
+
     made, compiled = [], {}
 
     def keep(make):
@@ -158,8 +161,9 @@ def _time_stages(timers):
                 stage = make(*args, **kwargs)
             compiled[stage.name] = made[-1]
             stage.begin = timers.timed(IMAGES, stage.begin)
-            stage.run_step = timers.timed_from_second(f'{FIRST_STEP}: {stage.name}', f'{STEPS}: {stage.name}',
-                                                      stage.run_step)
+            stage.run_step = timers.timed_from_second(
+                f'{FIRST_STEP}: {stage.name}', f'{STEPS}: {stage.name}', stage.run_step
+            )
             return stage
 
         return make_stage
@@ -187,6 +191,7 @@ def _time_output(timers):
     from tf_dpdiff.serving import export
     from tf_dpdiff.training import checkpoints
     from tf_dpdiff.training import summaries
+
     timers.wrap(CHECKPOINTS, checkpoints, 'read_state')
     timers.wrap(CHECKPOINTS, checkpoints.RunCheckpoint, '__init__', 'save')
     timers.wrap(TENSORBOARD, summaries.Summaries, 'scalars', 'stage_image', 'flush')
@@ -228,6 +233,7 @@ def main():
     with timers.row(IMPORTS):
         _time_start(timers)
         from tf_dpdiff.cli import train
+
         compiled = _time_stages(timers)
         _time_output(timers)
     try:
@@ -238,7 +244,7 @@ def main():
     rows = {
         name: {'secs': secs, 'cpu_secs': timers.cpu_seconds[name], 'calls': int(timers.calls[name])}
         for name, secs in timers.seconds.items()
-    }  # yapf: disable
+    }
     traces = {name: step.experimental_get_tracing_count() for name, step in compiled.items()}
     flags.report.write_text(json.dumps({'rows': rows, 'traces': traces}))
     sys.exit(code)

@@ -9,11 +9,11 @@ import subprocess
 import sys
 import types
 
+import gin
 import pytest
 
 from benchmarks import results
 from benchmarks import settings
-import gin
 from tf_dpdiff.cli import gin_config
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -22,9 +22,23 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 @pytest.mark.long
 def test_server_under_load_loses_nothing(tmp_path):
     program = ROOT / 'benchmarks' / 'serving_load.py'
-    subprocess.run([sys.executable, '-I', str(program), '--requests', '10', '--concurrency', '1', '16',
-                    '--checked', '500', '--output', str(tmp_path / 'measured.json')],
-                   check=True)  # yapf: disable
+    subprocess.run(
+        [
+            sys.executable,
+            '-I',
+            str(program),
+            '--requests',
+            '10',
+            '--concurrency',
+            '1',
+            '16',
+            '--checked',
+            '500',
+            '--output',
+            str(tmp_path / 'measured.json'),
+        ],
+        check=True,
+    )
     measured = json.loads((tmp_path / 'measured.json').read_text())
     checked = measured['checked']
     assert [checked[name] for name in ('requests', 'lost', 'repeated', 'wrong')] == [500, 0, 0, 0]
@@ -45,9 +59,25 @@ def test_strategies_are_measured(tmp_path):
 def test_time_of_a_run_is_given_to_its_parts(tmp_path):
     program, measured = ROOT / 'benchmarks' / 'end_to_end.py', tmp_path / 'measured.json'
     command = [sys.executable, '-I', str(program), '--output', str(measured)]
-    subprocess.run([*command, '--gin_file', 'tests/cli/tiny_digits.gin', 'gin/mnist_cpu.gin', '--data_dir',
-                    str(tmp_path), '--network', '0.26M', '--num_views', '2', '--views_of_step', '4', '--rounds', '2'],
-                   check=True)  # yapf: disable
+    subprocess.run(
+        [
+            *command,
+            '--gin_file',
+            'tests/cli/tiny_digits.gin',
+            'gin/mnist_cpu.gin',
+            '--data_dir',
+            str(tmp_path),
+            '--network',
+            '0.26M',
+            '--num_views',
+            '2',
+            '--views_of_step',
+            '4',
+            '--rounds',
+            '2',
+        ],
+        check=True,
+    )
     results = json.loads(measured.read_text())
     digits, mnist = results['runs']
     assert "'mnist' is not prepared in" in mnist['skipped']
@@ -68,7 +98,8 @@ def run_benchmark(name, *arguments):
         [sys.executable, '-I', str(ROOT / 'benchmarks' / f'{name}.py'), *map(str, arguments)],
         capture_output=True,
         text=True,
-        check=False)
+        check=False,
+    )
 
 
 def measure_and_present(name, folder, *arguments):
@@ -85,7 +116,8 @@ def measure_and_present(name, folder, *arguments):
 
 
 STORED = sorted(
-    path.stem for path in (ROOT / 'benchmarks').glob('*.json') if path.stem not in ('scaling', 'serving_load'))
+    path.stem for path in (ROOT / 'benchmarks').glob('*.json') if path.stem not in ('scaling', 'serving_load')
+)
 
 
 @pytest.mark.parametrize('name', STORED)
@@ -99,20 +131,28 @@ def write_run(folder):
     """Writes the files of a run that results.py reads."""
 
     def evaluation(classifier, accuracies):
-        return {'utility': {'classifiers': [{'classifier': classifier, 'synthetic_images': {
-            'accuracy_of_seeds': accuracies}}]}}  # yapf: disable
+        return {
+            'utility': {
+                'classifiers': [{'classifier': classifier, 'synthetic_images': {'accuracy_of_seeds': accuracies}}]
+            }
+        }
 
     contents = {
         'privacy_statement.json': {
-            'epsilon': 2.0, 'delta': 1e-5, 'steps_run': 3, 'expected_batch_size': 4, 'augmentation_multiplicity': 5,
-            'noise_multiplier': 6.0
+            'epsilon': 2.0,
+            'delta': 1e-5,
+            'steps_run': 3,
+            'expected_batch_size': 4,
+            'augmentation_multiplicity': 5,
+            'noise_multiplier': 6.0,
         },
         'seconds.json': {'train': 1800.0},
         'non_private/evaluation_samples/evaluation.json': {
-            **evaluation('svm', [0.5, 0.7]), 'num_samples': 7,
+            **evaluation('svm', [0.5, 0.7]),
+            'num_samples': 7,
             'quality': {'protocol': 'p', 'rows': [{'images': 'synthetic', 'fid': 1.5, 'kid': 9.0}]},
         },
-    }  # yapf: disable
+    }
     for path, value in contents.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(json.dumps(value))
@@ -166,7 +206,7 @@ def test_the_papers_classifier_is_trained_on_the_same_samples_and_shown_beside_t
         found = results.run(row, folder, flags)
         assert found['accuracies'] == {'svm': [0.5, 0.7], 'wrn_40_4': [0.9]} and found['fid'] == {'synthetic': 1.5}
         assert set(found['hours']) == {'train', 'wide_resnet'} and found['hours']['train'] == 0.5
-    (program, *of_command), = ran
+    ((program, *of_command),) = ran
     assert program.endswith('bin/evaluate') and f'--samples={folder / "wide_resnet.npz"}' in of_command
     assert not (folder / 'wide_resnet.npz').exists()
     with gin.unlock_config():
@@ -177,12 +217,17 @@ def test_the_papers_classifier_is_trained_on_the_same_samples_and_shown_beside_t
 def test_runs_of_a_row_are_shown_together_and_those_whose_files_are_gone_are_kept(tmp_path, monkeypatch):
 
     def came_out(accuracies, fid):
-        return {'title': 'toy', 'epsilon': 2.0, 'hours': {'train': 0.5}, 'fid': {'synthetic': fid},
-                'accuracies': {'svm': accuracies}}  # yapf: disable
+        return {
+            'title': 'toy',
+            'epsilon': 2.0,
+            'hours': {'train': 0.5},
+            'fid': {'synthetic': fid},
+            'accuracies': {'svm': accuracies},
+        }
 
     output, made = tmp_path / 'results.json', []
     output.write_text(json.dumps({'rows': {'mnist': came_out([0.5, 0.7], 1.0)}}))
-    table, = results.tables(json.loads(output.read_text()))
+    (table,) = results.tables(json.loads(output.read_text()))
     assert table.rows == [['toy', '1', '2.0000', '0.50', '1.00', '60.0% (50.0% to 70.0%)']]
 
     def run(row, folder, flags, of_evaluation):
@@ -191,11 +236,11 @@ def test_runs_of_a_row_are_shown_together_and_those_whose_files_are_gone_are_kep
 
     monkeypatch.setattr(results, 'run', run)
     flags = argparse.Namespace(output=output, rows=['mnist'], runs=2, folder=tmp_path / 'runs', ablations=False)
-    table, = results.tables(results.measure(flags))
+    (table,) = results.tables(results.measure(flags))
     assert made == [('mnist.2', results.FURTHER_RUNS)]
-    assert table.rows == [[
-        'toy', '2', '2.0000', '0.50 (0.50 to 0.50)', '1.50 (1.00 to 2.00)', '72.5% (60.0% to 85.0%)'
-    ]]
+    assert table.rows == [
+        ['toy', '2', '2.0000', '0.50 (0.50 to 0.50)', '1.50 (1.00 to 2.00)', '72.5% (60.0% to 85.0%)']
+    ]
     assert list(json.loads(output.read_text())['rows']) == ['mnist', 'mnist.2']
 
 
@@ -205,9 +250,9 @@ def test_ablations_spend_as_many_views_on_settings_that_there_are(name):
     with gin.unlock_config():
         gin_config.parse(row.gin_files, row.bindings)
     macros = ('EXPECTED_BATCH_SIZE', 'NUM_STEPS', 'AUGMENTATION_MULTIPLICITY')
-    assert math.prod(
-        gin.query_parameter(f'{macro}/gin.macro.value') for macro in macros) == (1024 * 4 if name == 'warm_start_alone'
-                                                                                 else 98304)
+    assert math.prod(gin.query_parameter(f'{macro}/gin.macro.value') for macro in macros) == (
+        1024 * 4 if name == 'warm_start_alone' else 98304
+    )
 
 
 @pytest.mark.parametrize('row', [*results.ROWS.values(), *results.ABLATIONS.values()], ids=lambda row: row.title)
@@ -217,19 +262,22 @@ def test_commands_of_a_row_read_what_they_are_given(row):
         assert all(f'{binding.partition(" =")[0]} =' in gin.config_str() for binding in bindings)
 
 
-@pytest.mark.parametrize('name, arguments, said', [
-    ('sampling', ['--markdown', '--output=missing.json'], 'no results in missing.json'),
-    ('data', ['--picture=data.png', '--output=missing.json'], 'no results in missing.json'),
-    ('scale', ['--markdown', '--output=missing.json'], 'no results in missing.json'),
-    ('sampling', ['--num_steps=0'], 'numbers must be at least 1'),
-    ('data', ['--units=128', '--num_images=1000'], '--units must be at most'),
-    ('results', ['--rows=base'], '--rows must be of mnist, '),
-    ('results', ['--ablations', '--rows=mnist'], '--rows must be of base, '),
-    ('dp_step', ['--add'], '--add needs --output'),
-    ('settings', ['--units=8'], '--units must be a multiple of 16'),
-    ('scale', ['--views=3'], '--views_in_all must be whole units'),
-    ('scale', ['--output=missing/scale.json'], 'no such folder: missing'),
-])
+@pytest.mark.parametrize(
+    'name, arguments, said',
+    [
+        ('sampling', ['--markdown', '--output=missing.json'], 'no results in missing.json'),
+        ('data', ['--picture=data.png', '--output=missing.json'], 'no results in missing.json'),
+        ('scale', ['--markdown', '--output=missing.json'], 'no results in missing.json'),
+        ('sampling', ['--num_steps=0'], 'numbers must be at least 1'),
+        ('data', ['--units=128', '--num_images=1000'], '--units must be at most'),
+        ('results', ['--rows=base'], '--rows must be of mnist, '),
+        ('results', ['--ablations', '--rows=mnist'], '--rows must be of base, '),
+        ('dp_step', ['--add'], '--add needs --output'),
+        ('settings', ['--units=8'], '--units must be a multiple of 16'),
+        ('scale', ['--views=3'], '--views_in_all must be whole units'),
+        ('scale', ['--output=missing/scale.json'], 'no such folder: missing'),
+    ],
+)
 def test_wrong_use_of_a_benchmark_is_said_in_one_line(name, arguments, said):
     done = run_benchmark(name, *arguments)
     assert done.returncode == 2 and said in done.stderr.splitlines()[-1] and 'Traceback' not in done.stderr
@@ -243,8 +291,12 @@ def test_cost_of_a_view_and_memory_are_measured(tmp_path):
     assert [row['units'] for row in (few, many)] == [2, 16]
     # What is held in memory does not grow with the batch.
     assert all(row[kind]['chunk'] == [2, 2] for row in (few, many) for kind in ('private', 'plain'))
-    assert all(row[kind]['ms_per_view'] > 0.0 for rows in measured['sweeps'].values() for row in rows
-               for kind in ('private', 'plain'))  # yapf: disable
+    assert all(
+        row[kind]['ms_per_view'] > 0.0
+        for rows in measured['sweeps'].values()
+        for row in rows
+        for kind in ('private', 'plain')
+    )
     assert [row['private']['chunk'] for row in measured['sweeps']['views']] == [[4, 1], [1, 8]]
     assert [row['parameters'] for row in measured['large']] == [80391171]
 
@@ -265,9 +317,12 @@ def test_samplers_are_measured(tmp_path):
     tiny = ['--network=0.26M', '--num_steps', 3, '--batch_size=2', '--rounds=1']
     measured = measure_and_present('sampling', tmp_path, '--samplers', 'ddim', 'edm_heun', *tiny)
     assert [(row['implementation'], row['sampler']) for row in measured['rows']] == [
-        ('library', 'ddim'), ('exported', 'ddim'), ('diffusers', 'ddim'), ('library', 'edm_heun'),
-        ('diffusers', 'edm_heun')
-    ]  # yapf: disable
+        ('library', 'ddim'),
+        ('exported', 'ddim'),
+        ('diffusers', 'ddim'),
+        ('library', 'edm_heun'),
+        ('diffusers', 'edm_heun'),
+    ]
     for row in measured['rows']:
         # The peer's environment may be impossible to make on this machine.
         if row['implementation'] == 'diffusers' and 'error' in row:
@@ -283,33 +338,29 @@ def from_benchmarks(name):
     return importlib.import_module(f'benchmarks.{name}')
 
 
-@pytest.mark.parametrize('measured, wanted, predicted', [
-    ({}, 10, None),
-    ({
-        10: 2.0
-    }, 10, 2.0),
-    ({
-        10: 2.0
-    }, 40, 8.0),
-    ({
-        10: 1.0,
-        20: 2.0,
-        40: 5.0
-    }, 80, 11.0),
-    ({
-        10: 3.0,
-        20: 2.0
-    }, 40, 2.0),
-])
+@pytest.mark.parametrize(
+    'measured, wanted, predicted',
+    [
+        ({}, 10, None),
+        ({10: 2.0}, 10, 2.0),
+        ({10: 2.0}, 40, 8.0),
+        ({10: 1.0, 20: 2.0, 40: 5.0}, 80, 11.0),
+        ({10: 3.0, 20: 2.0}, 40, 2.0),
+    ],
+)
 def test_memory_is_predicted_from_the_largest_that_were_measured(measured, wanted, predicted):
     assert from_benchmarks('engines').predict_memory_gib(measured, wanted) == predicted
 
 
 def test_physical_batches_are_whole_units_that_divide_the_batch():
     engines = from_benchmarks('engines')
-    sizes = [[engines.Choice('vmap', at_a_time).units_per_chunk(engines.Cell('1.1M', units, views))
-              for at_a_time in (16, 64, 256)]
-             for units, views in [(16, 1), (12, 4), (16, 64), (7, 2)]]  # yapf: disable
+    sizes = [
+        [
+            engines.Choice('vmap', at_a_time).units_per_chunk(engines.Cell('1.1M', units, views))
+            for at_a_time in (16, 64, 256)
+        ]
+        for units, views in [(16, 1), (12, 4), (16, 64), (7, 2)]
+    ]
     assert sizes == [[16, 16, 16], [4, 12, 12], [1, 1, 4], [7, 7, 7]]
     by_hand = engines.choices(engines.ENGINES['torch_by_hand'], engines.Cell('1.1M', 16, 64))
     assert [(choice.mode, choice.views_at_a_time) for choice in by_hand] == [('vmap', 16), ('vmap', 256), ('loop', 16)]
@@ -317,12 +368,22 @@ def test_physical_batches_are_whole_units_that_divide_the_batch():
 
 def test_tables_of_the_step_hold_every_engine_and_reason():
     rows = [
-        {'engine': 'ours', 'views_per_sec': 100.0, 'share_of_plain': 0.9, 'peak_memory_gib': 1.5,
-         'first_step_secs': 12.0},
+        {
+            'engine': 'ours',
+            'views_per_sec': 100.0,
+            'share_of_plain': 0.9,
+            'peak_memory_gib': 1.5,
+            'first_step_secs': 12.0,
+        },
         {'engine': 'tf_privacy', 'reason': 'out of memory (predicted 28 GiB)'},
-        {'engine': 'ours_plain', 'views_per_sec': 111.0, 'ours_times_as_fast': 0.9, 'peak_memory_gib': 2.0,
-         'first_step_secs': 6.0},
-    ]  # yapf: disable
+        {
+            'engine': 'ours_plain',
+            'views_per_sec': 111.0,
+            'ours_times_as_fast': 0.9,
+            'peak_memory_gib': 2.0,
+            'first_step_secs': 6.0,
+        },
+    ]
     common = {'network': '1.1M', 'units': 64, 'views': 4}
     tables = from_benchmarks('dp_step_report').tables({'rows': [{**common, **row} for row in rows]})
     shown = '\n'.join(table.markdown() for table in tables)
@@ -339,7 +400,7 @@ def test_speeds_are_drawn_beside_our_plain_step_of_the_same_cell():
         {**common, 'views': 1, 'engine': 'ours_plain', 'ours_times_as_fast': 0.8},
         {**common, 'views': 1, 'engine': 'tf_privacy', 'reason': 'out of memory'},
         {**common, 'views': 4, 'engine': 'ours', 'ours_times_as_fast': 1.0},
-    ]  # yapf: disable
+    ]
     assert report._speeds(rows) == {('1.1M', 16, 1, 'ours'): 0.8, ('1.1M', 16, 1, 'opacus'): 0.4}
 
 
@@ -349,7 +410,7 @@ def test_rows_measured_before_say_how_an_engine_is_run_and_what_memory_it_takes(
     rows = [
         {**common, 'units': 256, 'views': 1, 'views_at_a_time': 64, 'peak_memory_gib': 2.0},
         {**common, 'units': 16, 'views': 1, 'views_at_a_time': 16, 'peak_memory_gib': 1.0},
-    ]  # yapf: disable
+    ]
     cell = engines.Cell('1.1M', 1024, 1)
     benchmark = dp_step.NetworkBenchmark(argparse.Namespace(engines=['opacus']), [cell], {}, None)
     benchmark.remember_rows(rows)
@@ -357,11 +418,14 @@ def test_rows_measured_before_say_how_an_engine_is_run_and_what_memory_it_takes(
     assert choice == engines.Choice('hooks', 64) and benchmark._predict('opacus', choice, cell) == 2.0
 
 
-@pytest.mark.parametrize(('asked', 'views', 'tried', 'chosen'), [
-    ((16, 64), 64, [(4, 1), (4, 4)], 256),
-    ((16, 256), 1, [(256, 16), (256, 64), (256, 256)], 256),
-    ((16,), 1, [], 16),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    ('asked', 'views', 'tried', 'chosen'),
+    [
+        ((16, 64), 64, [(4, 1), (4, 4)], 256),
+        ((16, 256), 1, [(256, 16), (256, 64), (256, 256)], 256),
+        ((16,), 1, [], 16),
+    ],
+)
 def test_physical_batch_is_chosen_by_steps_of_few_views(asked, views, tried, chosen, monkeypatch):
     dp_step, engines = from_benchmarks('dp_step'), from_benchmarks('engines')
     cells = [engines.Cell('1.1M', units, views) for units in asked]
@@ -379,23 +443,25 @@ def test_physical_batch_is_chosen_by_steps_of_few_views(asked, views, tried, cho
 
 def test_results_that_are_added_to_keep_the_other_cells_and_the_highest_load(tmp_path, monkeypatch):
     dp_step = from_benchmarks('dp_step')
-    flags = argparse.Namespace(networks=['1.1M'], units=[16], views=[1, 4], engines=['ours'], rounds=5, max_views=1,
-                               output=tmp_path / 'measured.json', add=True)  # yapf: disable
+    flags = argparse.Namespace(
+        networks=['1.1M'],
+        units=[16],
+        views=[1, 4],
+        engines=['ours'],
+        rounds=5,
+        max_views=1,
+        output=tmp_path / 'measured.json',
+        add=True,
+    )
     before = dp_step._start_results(argparse.Namespace(**{**vars(flags), 'add': False}), {})
-    measured, wanted, other = ({
-        'network': '1.1M',
-        'units': 16,
-        'views': views,
-        'engine': 'ours'
-    } for views in (1, 4, 64))
+    measured, wanted, other = (
+        {'network': '1.1M', 'units': 16, 'views': views, 'engine': 'ours'} for views in (1, 4, 64)
+    )
     wanted['reason'] = other['reason'] = 'not measured'
     peers = {'torch': {'torch': '2.0'}}
     flags.output.write_text(
-        json.dumps({
-            **before, 'rows': [measured, wanted, other],
-            'load_before': 1e6,
-            'versions_of_peers': peers
-        }))
+        json.dumps({**before, 'rows': [measured, wanted, other], 'load_before': 1e6, 'versions_of_peers': peers})
+    )
     monkeypatch.setattr(dp_step, '_measure_network', lambda *unused: pytest.fail('one cell is wanted, and too large'))
     found = dp_step.measure(flags)
     assert sorted(found['rows'], key=lambda row: row['views']) == [measured, wanted, other]
@@ -413,7 +479,7 @@ def test_comparisons_with_engines_that_are_not_asked_for_again_are_kept(monkeypa
     assert found['differences_from_ours'] == {
         '1.1M': {'opacus hooks': {'gradient': 1e-6}, 'jax_plain plain': {'gradient': 2e-6}},
         '4.24M': {'jax_plain plain': {'gradient': 2e-6}},
-    }  # yapf: disable
+    }
 
 
 def test_share_of_a_plain_step_that_ran_in_another_group_is_completed():
@@ -424,11 +490,16 @@ def test_share_of_a_plain_step_that_ran_in_another_group_is_completed():
         'opacus': {'seconds': [1.0], 'share_of_plain': 0.5},
         'jax_privacy': {'seconds': [1.0]},
         'jax_plain': {'reason': 'out of memory'},
-    }  # yapf: disable
+    }
     from_benchmarks('dp_step')._complete_shares(rows)
     assert {key: row.get('share_of_plain') for key, row in rows.items()} == {
-        'ours': 0.9, 'tf_privacy': 0.2, 'ours_plain': 1.0, 'opacus': 0.5, 'jax_privacy': None, 'jax_plain': None
-    }  # yapf: disable
+        'ours': 0.9,
+        'tf_privacy': 0.2,
+        'ours_plain': 1.0,
+        'opacus': 0.5,
+        'jax_privacy': None,
+        'jax_plain': None,
+    }
 
 
 @pytest.mark.long

@@ -27,15 +27,14 @@ def start_workers(*command, count=2):
 
     def start(index):
         tf_config = json.dumps({'cluster': cluster, 'task': {'type': 'worker', 'index': index}})
-        return subprocess.Popen([sys.executable, '-m', *map(str, command)],
-                                cwd=ROOT,
-                                env={
-                                    **os.environ, 'TF_CONFIG': tf_config,
-                                    'TF_CPP_MIN_LOG_LEVEL': '3'
-                                },
-                                stdout=subprocess.DEVNULL,
-                                stderr=subprocess.PIPE,
-                                text=True)
+        return subprocess.Popen(
+            [sys.executable, '-m', *map(str, command)],
+            cwd=ROOT,
+            env={**os.environ, 'TF_CONFIG': tf_config, 'TF_CPP_MIN_LOG_LEVEL': '3'},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     return [start(index) for index in range(count)]
 

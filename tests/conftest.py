@@ -30,10 +30,12 @@ def build_small_network(config, image_shape, num_classes):
     """Stands in for build_unet: one residual block of config.base_channels channels."""
     x_t = keras.layers.Input(image_shape)
     t, labels = (keras.layers.Input([], dtype=tf.int32) for _ in range(2))
-    embedding = keras.layers.Add()([
-        layers.TimestepEmbedding(4, 8, name='timestep_embedding')(t),
-        layers.ClassEmbedding(num_classes, 8, name='class_embedding')(labels)
-    ])
+    embedding = keras.layers.Add()(
+        [
+            layers.TimestepEmbedding(4, 8, name='timestep_embedding')(t),
+            layers.ClassEmbedding(num_classes, 8, name='class_embedding')(labels),
+        ]
+    )
     h = keras.layers.Conv2D(config.base_channels, 3, padding='same', name='conv_in')(x_t)
     h = layers.ResidualBlock(config.base_channels, 2, name='block')([h, embedding])
     return keras.Model([x_t, t, labels], keras.layers.Conv2D(image_shape[-1], 1, name='conv_out')(h))

@@ -39,15 +39,13 @@ from tf_dpdiff.training import trainer as trainer_lib
 from tf_dpdiff.training import views as views_lib
 
 pytestmark = pytest.mark.usefixtures('small_network')
-CONFIG = plan_lib.DpSgdConfig(target_delta=1e-4,
-                              expected_batch_size=200,
-                              num_steps=20,
-                              l2_norm_clip=0.1,
-                              target_epsilon=4.0)
+CONFIG = plan_lib.DpSgdConfig(
+    target_delta=1e-4, expected_batch_size=200, num_steps=20, l2_norm_clip=0.1, target_epsilon=4.0
+)
 SECRET = seeds.PrivateSeed(bytes(range(32)))
 
 
-@functools.lru_cache()
+@functools.lru_cache
 def make_plan(config=CONFIG):
     return plan_lib.make_plan(config, 1000)
 
@@ -61,15 +59,25 @@ def clipped_sum(units, clip=2.0, is_padding=None, **options):
     """Returns the clipped sum of units, float32 [units, K, 40], each averaged over its views."""
     options = {'units_per_chunk': 4, **options}
     padding = np.zeros([len(units)], bool) if is_padding is None else np.array(is_padding)
-    return clipping.PerUnitClipper(clip).clipped_sum(lambda unit: tf.reduce_mean(tf.linalg.matvec(unit, WEIGHTS)),
-                                                     [WEIGHTS], tf.constant(units), tf.constant(padding),
-                                                     **options).sums[0].numpy()
+    return (
+        clipping.PerUnitClipper(clip)
+        .clipped_sum(
+            lambda unit: tf.reduce_mean(tf.linalg.matvec(unit, WEIGHTS)),
+            [WEIGHTS],
+            tf.constant(units),
+            tf.constant(padding),
+            **options,
+        )
+        .sums[0]
+        .numpy()
+    )
 
 
 def gradient_of(optimizer, units):
     """Returns what an optimizer makes of units, float32 [40]."""
-    return optimizer.compute_unit_gradients(lambda unit: tf.linalg.tensordot(unit, WEIGHTS, 1), units,
-                                            [WEIGHTS])[0][0].numpy()
+    return optimizer.compute_unit_gradients(lambda unit: tf.linalg.tensordot(unit, WEIGHTS, 1), units, [WEIGHTS])[0][
+        0
+    ].numpy()
 
 
 class DividesByBatchAtHand(optimizer_lib.VectorizedDPSGD):
@@ -165,10 +173,16 @@ def is_standard_normal(values):
     return stats.kstest(values, 'norm').pvalue > 1e-3
 
 
-@pytest.mark.parametrize('options', [
-    {'units_per_chunk': 1}, {'units_per_chunk': 3}, {'units_per_chunk': 50}, {'views_per_chunk': 2},
-    {'views_per_chunk': 1, 'units_per_chunk': 2}
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'options',
+    [
+        {'units_per_chunk': 1},
+        {'units_per_chunk': 3},
+        {'units_per_chunk': 50},
+        {'views_per_chunk': 2},
+        {'views_per_chunk': 1, 'units_per_chunk': 2},
+    ],
+)
 def test_line_5_sum_does_not_depend_on_how_the_batch_is_cut(options):
     np.testing.assert_allclose(clipped_sum(UNITS, **options), clipped_sum(UNITS), atol=1e-5)
 
@@ -201,10 +215,18 @@ def test_line_6_steps_stop_before_the_budget_would_be_passed():
         plan_lib.make_plan(careless, 1000)
 
 
-@pytest.mark.parametrize('changes', [
-    {}, {'expected_batch_size': 201}, {'noise_multiplier': 50.0}, {'l2_norm_clip': 0.2}, {'target_delta': 2e-4},
-    {'clipping': 'per_layer'}, 'other data'
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {},
+        {'expected_batch_size': 201},
+        {'noise_multiplier': 50.0},
+        {'l2_norm_clip': 0.2},
+        {'target_delta': 2e-4},
+        {'clipping': 'per_layer'},
+        'other data',
+    ],
+)
 def test_line_6_resuming_under_another_contract_is_refused(tmp_path, changes):
 
     def configuration(plan, data):
@@ -231,18 +253,18 @@ def make_trainer(workdir, log_non_private=False):
     images = generator.integers(0, 256, [20, 4, 4, 1]).astype(np.uint8)
     optimization = stages.OptimizationConfig(0.01)
     config = plan_lib.DpSgdConfig(1e-4, 8, 4, 1e-2, noise_multiplier=1.0)
-    return trainer_lib.Trainer(workdir,
-                               datasets.ImageDataset('toy', images, (np.arange(20) % 2).astype(np.int32), ('a', 'b')),
-                               network=unet.UNetConfig(base_channels=4, groups=2),
-                               process=process_lib.DiffusionProcess(),
-                               plan=plan_lib.make_plan(config, 20),
-                               pretraining=None,
-                               warm_start=None,
-                               finetuning=stages.FinetuningConfig(optimization,
-                                                                  views_lib.ViewsConfig(),
-                                                                  units_per_chunk=4),
-                               config=loop_lib.TrainerConfig(log_non_private=log_non_private, log_every_steps=1),
-                               on_release=lambda means: None)
+    return trainer_lib.Trainer(
+        workdir,
+        datasets.ImageDataset('toy', images, (np.arange(20) % 2).astype(np.int32), ('a', 'b')),
+        network=unet.UNetConfig(base_channels=4, groups=2),
+        process=process_lib.DiffusionProcess(),
+        plan=plan_lib.make_plan(config, 20),
+        pretraining=None,
+        warm_start=None,
+        finetuning=stages.FinetuningConfig(optimization, views_lib.ViewsConfig(), units_per_chunk=4),
+        config=loop_lib.TrainerConfig(log_non_private=log_non_private, log_every_steps=1),
+        on_release=lambda means: None,
+    )
 
 
 NEVER, AT_ONCE = (types.SimpleNamespace(requested=requested, reason='a test') for requested in (False, True))
@@ -275,8 +297,9 @@ def weights_of(trainer):
     return np.concatenate([w.ravel() for w in trainer.average.get_weights()])
 
 
-def test_line_7_resumed_run_reaches_the_same_weights_and_counts_each_step_once(tmp_path, monkeypatch, whole_run,
-                                                                               other_run):
+def test_line_7_resumed_run_reaches_the_same_weights_and_counts_each_step_once(
+    tmp_path, monkeypatch, whole_run, other_run
+):
     monkeypatch.setattr(seeds.PrivateSeed, 'from_os_entropy', lambda: SECRET)
     stopped = make_trainer(tmp_path)
     with pytest.raises(interruption.Interrupted):
@@ -368,12 +391,18 @@ def check_layer(layer):
 # What is refused, beside its harmless relative that must pass.
 REFUSED = [
     (lambda: check_layer(keras.layers.BatchNormalization()), lambda: check_layer(keras.layers.LayerNormalization())),
-    (lambda: model_check.check_loss(lambda y, p: tf.reduce_mean(p, -1) - tf.reduce_mean(p), [4]),
-     lambda: model_check.check_loss(lambda y, p: tf.reduce_mean(tf.square(p - y), -1), [4])),
-    (lambda: check_views(lambda images, units: tf.concat([timesteps_of(units[:2]), -timesteps_of(units[:1])], 0)),
-     lambda: check_views(lambda images, units: timesteps_of(units))),
-    (lambda: check_views(lambda images, units: tf.roll(images, 1, 0)),
-     lambda: check_views(lambda images, units: images)),
+    (
+        lambda: model_check.check_loss(lambda y, p: tf.reduce_mean(p, -1) - tf.reduce_mean(p), [4]),
+        lambda: model_check.check_loss(lambda y, p: tf.reduce_mean(tf.square(p - y), -1), [4]),
+    ),
+    (
+        lambda: check_views(lambda images, units: tf.concat([timesteps_of(units[:2]), -timesteps_of(units[:1])], 0)),
+        lambda: check_views(lambda images, units: timesteps_of(units)),
+    ),
+    (
+        lambda: check_views(lambda images, units: tf.roll(images, 1, 0)),
+        lambda: check_views(lambda images, units: images),
+    ),
     (lambda: views_lib.ViewsConfig(timesteps=lambda losses: losses), views_lib.ViewsConfig),
 ]
 REFUSED_NAMES = ['BatchNorm', 'batch-coupled loss', 'antithetic timesteps', 'mix-up', 'loss-aware timesteps']
@@ -423,11 +452,19 @@ def test_line_11_clipper_that_skips_one_unit_is_noticed(skips_a_unit):
 
 
 NAMED = {
-    'unit': 'one patient', 'neighboring_relation': 'null record', 'delta': '0.0001', 'sampling': 'drawn with',
-    'noise_multiplier': 'noise multiplier', 'l2_norm_clip': 'L2 norm of 0.1', 'steps_run': '20 times',
-    'augmentation_multiplicity': '8 view', 'num_units_treated_as_public': '1000 units', 'not_covered': 'Not covered',
-    'versions': 'dp_accounting', 'epsilon_by_accountant': 'PLD'
-}  # yapf: disable
+    'unit': 'one patient',
+    'neighboring_relation': 'null record',
+    'delta': '0.0001',
+    'sampling': 'drawn with',
+    'noise_multiplier': 'noise multiplier',
+    'l2_norm_clip': 'L2 norm of 0.1',
+    'steps_run': '20 times',
+    'augmentation_multiplicity': '8 view',
+    'num_units_treated_as_public': '1000 units',
+    'not_covered': 'Not covered',
+    'versions': 'dp_accounting',
+    'epsilon_by_accountant': 'PLD',
+}
 
 
 def what_is_missing(fields, text):

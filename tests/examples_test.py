@@ -29,16 +29,20 @@ _MESSAGES = {
     'PrometheusConfig': {'enable': (1, _FIELD.TYPE_BOOL, None), 'path': (2, _FIELD.TYPE_STRING, None)},
     'MonitoringConfig': {'prometheus_config': (1, _FIELD.TYPE_MESSAGE, '.examples.PrometheusConfig')},
     'BatchingParameters': {
-        'max_batch_size': (1, _FIELD.TYPE_MESSAGE, _INT64), 'batch_timeout_micros': (2, _FIELD.TYPE_MESSAGE, _INT64),
-        'max_enqueued_batches': (3, _FIELD.TYPE_MESSAGE, _INT64), 'num_batch_threads': (4, _FIELD.TYPE_MESSAGE, _INT64),
-        'allowed_batch_sizes': (6, _FIELD.TYPE_INT64, None)}
-}  # yapf: disable
+        'max_batch_size': (1, _FIELD.TYPE_MESSAGE, _INT64),
+        'batch_timeout_micros': (2, _FIELD.TYPE_MESSAGE, _INT64),
+        'max_enqueued_batches': (3, _FIELD.TYPE_MESSAGE, _INT64),
+        'num_batch_threads': (4, _FIELD.TYPE_MESSAGE, _INT64),
+        'allowed_batch_sizes': (6, _FIELD.TYPE_INT64, None),
+    },
+}
 
 
 def message(name):
     """Returns an empty message of TensorFlow Serving's configuration."""
-    file = descriptor_pb2.FileDescriptorProto(name='examples.proto', package='examples', syntax='proto3',
-                                              dependency=[wrappers_pb2.DESCRIPTOR.name])  # yapf: disable
+    file = descriptor_pb2.FileDescriptorProto(
+        name='examples.proto', package='examples', syntax='proto3', dependency=[wrappers_pb2.DESCRIPTOR.name]
+    )
     for message_name, fields in _MESSAGES.items():
         described = file.message_type.add(name=message_name)
         for field, (number, kind, type_name) in fields.items():
@@ -70,17 +74,17 @@ def test_batches_are_those_of_the_warm_up_and_of_the_command():
 
 def test_metrics_are_where_prometheus_looks(compose):
     monitoring = read('monitoring.config', message('MonitoringConfig')).prometheus_config
-    job, = yaml.safe_load((SERVING / 'prometheus.yml').read_text())['scrape_configs']
+    (job,) = yaml.safe_load((SERVING / 'prometheus.yml').read_text())['scrape_configs']
     assert monitoring.enable and monitoring.path == job['metrics_path']
-    (target,), = [static['targets'] for static in job['static_configs']]
+    ((target,),) = [static['targets'] for static in job['static_configs']]
     host, port = target.split(':')
     assert host in compose['services'] and f'--rest_api_port={port}' in compose['services'][host]['command']
 
 
 def test_models_lie_in_the_mounted_folder_and_are_asked_for_by_the_health_check(compose):
-    config, = read('models.config', model_server_config_pb2.ModelServerConfig()).model_config_list.config
+    (config,) = read('models.config', model_server_config_pb2.ModelServerConfig()).model_config_list.config
     serving = compose['services']['serving']
-    mount, = [volume for volume in serving['volumes'] if volume['target'] == '/models']
+    (mount,) = [volume for volume in serving['volumes'] if volume['target'] == '/models']
     assert mount['read_only'] and mount['source'].endswith('saved_models}')
     assert config.base_path == f'/models/{config.name}' and config.model_platform == 'tensorflow'
     assert f'GET /v1/models/{config.name} HTTP' in serving['healthcheck']['test'][-1]
@@ -104,8 +108,12 @@ def test_compose_accepts_its_file():
             pytest.skip('docker has no compose')
     except FileNotFoundError:
         pytest.skip('docker is not installed')
-    checked = subprocess.run(['docker', 'compose', '--profile', 'monitoring', '--file', SERVING / 'docker-compose.yml',
-                              'config', '--quiet'], capture_output=True, text=True, check=False)  # yapf: disable
+    checked = subprocess.run(
+        ['docker', 'compose', '--profile', 'monitoring', '--file', SERVING / 'docker-compose.yml', 'config', '--quiet'],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert checked.returncode == 0, checked.stderr
 
 

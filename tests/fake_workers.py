@@ -54,7 +54,7 @@ def play(do, count=2):
     def play_one(index):
         try:
             return do(workers_lib.Workers(index, count, exchange.sum_vectors_of(index)))
-        except Exception as error:  # pylint: disable=broad-except
+        except Exception as error:
             return error
         finally:
             exchange.leave(index)

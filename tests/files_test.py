@@ -106,12 +106,15 @@ def test_text_is_written_as_utf8(tmp_path, text):
     assert (tmp_path / 'a.txt').read_bytes() == text.encode('utf-8')
 
 
-@pytest.mark.parametrize('content, reason', [
-    (b'{"a": 1', 'Expecting'),
-    (b'', 'Expecting value'),
-    (b'[1, 2]', 'holds no JSON object'),
-    (b'{"a": "\xff"}', 'utf-8'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'content, reason',
+    [
+        (b'{"a": 1', 'Expecting'),
+        (b'', 'Expecting value'),
+        (b'[1, 2]', 'holds no JSON object'),
+        (b'{"a": "\xff"}', 'utf-8'),
+    ],
+)
 def test_damaged_json_is_one_line_that_names_the_file(tmp_path, content, reason):
     path = tmp_path / 'a.json'
     path.write_bytes(content)
@@ -147,8 +150,9 @@ def test_held_file_holds_others_off_until_its_process_is_killed(tmp_path):
         assert is_held(path) and not is_held(tmp_path / 'other')
     assert not is_held(path) and path.exists()
     root = pathlib.Path(__file__).resolve().parent.parent
-    with subprocess.Popen([sys.executable, '-c', HOLD, path], cwd=root, stdin=subprocess.PIPE,
-                          stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, '-c', HOLD, path], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
         assert process.stdout.readline() == b'held\n' and is_held(path)
         process.kill()
         process.wait()

@@ -8,10 +8,10 @@ import shutil
 import subprocess
 import sys
 
+import gin
 import pytest
 import yaml
 
-import gin
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import gin_config
 from tf_dpdiff.cli import serve
@@ -40,7 +40,7 @@ def strategy_of(arguments, monkeypatch):
     monkeypatch.setattr(command, 'run', lambda parser, unused_main, argv: seen.append(parser.parse_args(argv)))
     with pytest.raises(SystemExit):
         train.run(arguments)
-    flags, = seen
+    (flags,) = seen
     gin_config.parse(flags.gin_file, flags.gin_param)
     started = []
     monkeypatch.setattr(strategies, 'start', started.append)
@@ -74,8 +74,13 @@ def test_slurm_script_asks_for_workers_that_find_each_other(monkeypatch):
     assert re.fullmatch(r'USR1@\d+', options['signal'])  # With `B:` the workers would hear nothing of it.
     nodes = int(options['nodes'])
     # What Slurm then tells the last worker.
-    told = {'PROCID': nodes - 1, 'NODEID': nodes - 1, 'STEP_NUM_TASKS': nodes, 'STEP_NODELIST': f'gpu[1-{nodes}]',
-            'STEP_TASKS_PER_NODE': f'1(x{nodes})'}  # yapf: disable
+    told = {
+        'PROCID': nodes - 1,
+        'NODEID': nodes - 1,
+        'STEP_NUM_TASKS': nodes,
+        'STEP_NODELIST': f'gpu[1-{nodes}]',
+        'STEP_TASKS_PER_NODE': f'1(x{nodes})',
+    }
     for name, value in told.items():
         monkeypatch.setenv(f'SLURM_{name}', str(value))
     resolver = clusters.resolve(config.cluster, config.port, config.num_workers, config.service)
@@ -89,15 +94,18 @@ exit $ENDS_WITH
 """
 
 
-@pytest.mark.parametrize('ends_with, has_checkpoint, restarts, is_requeued', [
-    ('1', True, None, True),
-    ('137', True, '19', True),
-    ('0', True, None, False),
-    ('2', True, None, False),
-    ('1', False, None, False),
-    ('1', True, '20', False),
-    ('TERM', True, None, False),
-])
+@pytest.mark.parametrize(
+    'ends_with, has_checkpoint, restarts, is_requeued',
+    [
+        ('1', True, None, True),
+        ('137', True, '19', True),
+        ('0', True, None, False),
+        ('2', True, None, False),
+        ('1', False, None, False),
+        ('1', True, '20', False),
+        ('TERM', True, None, False),
+    ],
+)
 def test_slurm_script_goes_on_where_that_makes_sense(tmp_path, ends_with, has_checkpoint, restarts, is_requeued):
     fakes = {'srun': SRUN, 'scontrol': '#!/usr/bin/env bash\necho "$@" >scontrol.args\n'}
     for name, text in fakes.items():
@@ -107,8 +115,13 @@ def test_slurm_script_goes_on_where_that_makes_sense(tmp_path, ends_with, has_ch
     checkpoints.mkdir(parents=True)
     if has_checkpoint:
         (checkpoints / checkpoint_folders.README).touch()
-    environment = {'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'SLURM_SUBMIT_DIR': str(tmp_path), 'SLURM_JOB_ID': '77',
-                   'ENDS_WITH': ends_with, **({'SLURM_RESTART_COUNT': restarts} if restarts else {})}  # yapf: disable
+    environment = {
+        'PATH': f'{tmp_path}:{os.environ["PATH"]}',
+        'SLURM_SUBMIT_DIR': str(tmp_path),
+        'SLURM_JOB_ID': '77',
+        'ENDS_WITH': ends_with,
+        **({'SLURM_RESTART_COUNT': restarts} if restarts else {}),
+    }
     ended = subprocess.run(['bash', SBATCH], env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == (1 if ends_with == 'TERM' else int(ends_with)), ended.stderr
     requeued = tmp_path / 'scontrol.args'
@@ -123,7 +136,7 @@ def test_slurm_script_goes_on_where_that_makes_sense(tmp_path, ends_with, has_ch
 
 def test_pods_find_each_other(objects, monkeypatch):
     job, pod = objects['Job']['spec'], pods_of(objects)['spec']
-    container, = pod['containers']
+    (container,) = pod['containers']
     config, flags = strategy_of(container['args'], monkeypatch)
     assert (config.name, config.cluster) == (strategies.MULTI_WORKER, clusters.KUBERNETES)
     assert flags.gin_file == ['gin/cifar10.gin']
@@ -144,7 +157,7 @@ def test_pods_find_each_other(objects, monkeypatch):
 def test_service_and_network_policy_are_of_the_pods_and_of_nobody_else(objects):
     labels = pods_of(objects)['metadata']['labels']
     policy = objects['NetworkPolicy']['spec']
-    (rule,), = [rule['from'] for rule in policy['ingress']]
+    ((rule,),) = [rule['from'] for rule in policy['ingress']]
     assert objects['Service']['spec']['selector'] == labels
     assert policy['podSelector']['matchLabels'] == labels and policy['policyTypes'] == ['Ingress']
     assert rule == {'podSelector': {'matchLabels': labels}}
@@ -163,7 +176,7 @@ def test_failures_of_pods_are_told_apart(objects):
 
 def test_volumes_are_there_and_data_are_read_only(objects):
     pod = pods_of(objects)['spec']
-    container, = pod['containers']
+    (container,) = pod['containers']
     mounts = {mount['name']: mount for mount in container['volumeMounts']}
     volumes = {volume['name']: volume for volume in pod['volumes']}
     assert mounts.keys() == volumes.keys()
@@ -171,25 +184,25 @@ def test_volumes_are_there_and_data_are_read_only(objects):
     assert volumes['runs']['persistentVolumeClaim']['claimName'] == claim['metadata']['name']
     assert claim['spec']['accessModes'] == ['ReadWriteMany']  # All pods mount it, on several nodes.
     assert mounts['data']['readOnly']
-    data, = [variable['value'] for variable in container['env'] if variable['name'] == 'TFDS_DATA_DIR']
+    (data,) = [variable['value'] for variable in container['env'] if variable['name'] == 'TFDS_DATA_DIR']
     assert data.startswith(mounts['data']['mountPath'] + '/')
 
 
 def test_image_is_made_from_what_is_there(objects):
     text = (EXAMPLES / 'kubernetes' / 'Dockerfile').read_text()
-    folder, = re.findall(r'^WORKDIR (\S+)$', text, re.M)
+    (folder,) = re.findall(r'^WORKDIR (\S+)$', text, re.M)
     copied = [name for line in re.findall(r'^COPY (.*) \S+$', text, re.M) for name in line.split()]
     assert {'requirements.lock', 'tf_dpdiff', 'gin'} <= {*copied} and not {'.', 'runs', '.venv'} & {*copied}
     assert all((ROOT / name).exists() for name in copied)
-    entry, = re.findall(r'^ENTRYPOINT \["(.*)"\]$', text, re.M)
+    (entry,) = re.findall(r'^ENTRYPOINT \["(.*)"\]$', text, re.M)
     assert f'{entry} = tf_dpdiff.cli.train:run' in (ROOT / 'setup.cfg').read_text()
-    assert f"tensorflow[and-cuda]=={locked('tensorflow')}" in text
+    assert f'tensorflow[and-cuda]=={locked("tensorflow")}' in text
     assert re.search(r'^FROM python:3[.]1[123]-slim$', text, re.M)  # A Python that the lock is made for.
     check_installation_of_the_lock(text)
-    user, = re.findall(r'--uid (\d+)', text)
+    (user,) = re.findall(r'--uid (\d+)', text)
     pod = pods_of(objects)['spec']
     assert int(user) == pod['securityContext']['runAsUser'] == pod['securityContext']['fsGroup']
-    container, = pod['containers']
+    (container,) = pod['containers']
     assert f'{folder}/runs' in [mount['mountPath'] for mount in container['volumeMounts']]
     assert any(argument.startswith('--workdir=runs/') for argument in container['args'])
 
@@ -200,9 +213,9 @@ def check_installation_of_the_lock(text):
     assert len(steps) == 2 and all({'--no-deps', '--require-hashes'} <= {*step.split()} for step in steps)
     assert 'setuptools.lock' in steps[0] and 'requirements.lock' in steps[1]
     assert {'--no-build-isolation', '--ignore-requires-python'} <= {*steps[1].split()}
-    program, = re.findall(r"awk '(.*)' requirements\.lock >\S*setuptools\.lock", text)
+    (program,) = re.findall(r"awk '(.*)' requirements\.lock >\S*setuptools\.lock", text)
     kept, lock = kept_by(program)
-    assert re.findall(r'^[a-z]\S*', kept, re.M) == [f"setuptools=={locked('setuptools')}"]
+    assert re.findall(r'^[a-z]\S*', kept, re.M) == [f'setuptools=={locked("setuptools")}']
     assert kept in lock and kept.count('--hash=') == 2
 
 
@@ -213,8 +226,8 @@ def kept_by(program):
 
 
 def test_probes_ask_the_port_that_the_server_has_for_them():
-    text, = re.findall(r'^```yaml\n(.*?)^```$', (EXAMPLES / 'kubernetes' / 'README.md').read_text(), re.M | re.S)
-    container, = yaml.safe_load(text)['containers']
+    (text,) = re.findall(r'^```yaml\n(.*?)^```$', (EXAMPLES / 'kubernetes' / 'README.md').read_text(), re.M | re.S)
+    (container,) = yaml.safe_load(text)['containers']
     program, *arguments = container['command']
     assert f'{program} = tf_dpdiff.cli.serve:run' in (ROOT / 'setup.cfg').read_text()
     flags = serve.make_parser().parse_args(arguments)
@@ -224,7 +237,7 @@ def test_probes_ask_the_port_that_the_server_has_for_them():
 
 
 def locked(package):
-    version, = re.findall(rf'^{package}==(\S+)', (ROOT / 'requirements.lock').read_text(), re.M)
+    (version,) = re.findall(rf'^{package}==(\S+)', (ROOT / 'requirements.lock').read_text(), re.M)
     return version
 
 
@@ -238,12 +251,12 @@ def test_tpu_script_names_the_tpu_and_its_notice(monkeypatch):
 def test_tpu_script_installs_all_of_the_lock_but_tensorflow():
     text = TPU.read_text()
     check_installation_of_the_lock(text)
-    program, = re.findall(r"awk '(.*)' requirements\.lock >\S*/requirements\.lock", text)
+    (program,) = re.findall(r"awk '(.*)' requirements\.lock >\S*/requirements\.lock", text)
     kept, lock = kept_by(program)
     before, after = ({*re.findall(r'^\S+==\S+|--hash\S+', part, re.M)} for part in (lock, kept))
     left_out = {name for name in before - after if not name.startswith('--hash')}
-    assert left_out == {f"tensorflow=={locked('tensorflow')}"} and len(before) - len(after) < 60
-    assert f"tpu-vm-tf-{locked('tensorflow')}-pod-" in (EXAMPLES / 'tpu' / 'README.md').read_text()
+    assert left_out == {f'tensorflow=={locked("tensorflow")}'} and len(before) - len(after) < 60
+    assert f'tpu-vm-tf-{locked("tensorflow")}-pod-' in (EXAMPLES / 'tpu' / 'README.md').read_text()
 
 
 PYTHON3 = f"""#!/usr/bin/env bash
@@ -253,15 +266,27 @@ $2"
 """
 
 
-@pytest.mark.parametrize('tensorflow, python, is_right', [('2.21.1', '3.11.9', True), ('2.21.0', '3.13.0', True),
-                                                          ('2.20.0', '3.12.1', False), ('2.21.0', '3.10.12', False),
-                                                          ('2.21.0', '3.14.0', False)])  # yapf: disable
+@pytest.mark.parametrize(
+    'tensorflow, python, is_right',
+    [
+        ('2.21.1', '3.11.9', True),
+        ('2.21.0', '3.13.0', True),
+        ('2.20.0', '3.12.1', False),
+        ('2.21.0', '3.10.12', False),
+        ('2.21.0', '3.14.0', False),
+    ],
+)
 def test_tpu_script_refuses_a_machine_of_another_version(tmp_path, tensorflow, python, is_right):
     (tmp_path / 'python3').write_text(PYTHON3)
     (tmp_path / 'python3').chmod(0o755)
     (tmp_path / 'tensorflow.py').write_text(f'__version__ = {tensorflow!r}')
-    environment = {'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'HOME': str(tmp_path), 'PYTHONPATH': str(tmp_path),
-                   'PYTHON_IS': python, 'TPU_NAME': 'local'}  # yapf: disable
+    environment = {
+        'PATH': f'{tmp_path}:{os.environ["PATH"]}',
+        'HOME': str(tmp_path),
+        'PYTHONPATH': str(tmp_path),
+        'PYTHON_IS': python,
+        'TPU_NAME': 'local',
+    }
     ended = subprocess.run(['bash', TPU], env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == ((7, 'goes on\n') if is_right else (1, ''))
     if not is_right:

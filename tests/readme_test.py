@@ -4,10 +4,10 @@ import pathlib
 import re
 import shlex
 
+import gin
 import numpy as np
 import pytest
 
-import gin
 from tf_dpdiff import keras
 from tf_dpdiff.cli import account
 from tf_dpdiff.cli import audit
@@ -24,8 +24,17 @@ from tf_dpdiff.data import datasets
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / 'README.md').read_text()
-VERBS = {'train': train, 'sample': sample, 'evaluate': evaluate, 'select': select, 'export': export, 'account': account,
-         'audit': audit, 'serve': serve, 'tensorboard': tensorboard}  # yapf: disable
+VERBS = {
+    'train': train,
+    'sample': sample,
+    'evaluate': evaluate,
+    'select': select,
+    'export': export,
+    'account': account,
+    'audit': audit,
+    'serve': serve,
+    'tensorboard': tensorboard,
+}
 COMMANDS = sorted(set(re.findall(rf'^(bin/(?:{"|".join(VERBS)}) .*)$', README, re.M)))
 
 
@@ -52,8 +61,9 @@ def test_commands_were_found():
 
 
 def test_pictures_and_files_that_it_names_exist():
-    named = re.findall(r'\]\((?!http)([\w./]+)\)', README) + re.findall(r'`(gin/[\w/]+\.gin|requirements\.lock)`',
-                                                                        README)
+    named = re.findall(r'\]\((?!http)([\w./]+)\)', README) + re.findall(
+        r'`(gin/[\w/]+\.gin|requirements\.lock)`', README
+    )
     assert named
     for name in named:
         assert (ROOT / name).exists(), name
@@ -67,10 +77,15 @@ def test_own_images_work_as_written(tmp_path, monkeypatch, capsys):
     np.savez(tmp_path / 'my_images.npz', images=images, labels=np.arange(1600) % 4)
     gin.clear_config()
     with pytest.raises(SystemExit) as ended:
-        train.run([
-            '--gin_file=my.gin', '--workdir=runs/mine', '--dry_run', '--gin_param=train.utility = None',
-            '--gin_param=DpSgdConfig.noise_multiplier = 20.0'
-        ])
+        train.run(
+            [
+                '--gin_file=my.gin',
+                '--workdir=runs/mine',
+                '--dry_run',
+                '--gin_param=train.utility = None',
+                '--gin_param=DpSgdConfig.noise_multiplier = 20.0',
+            ]
+        )
     assert ended.value.code == command.DONE
     num_images = datasets.npz_images(str(tmp_path / 'my_images.npz')).spec.num_images
     assert abs(num_images - 1280) < 5.0 * np.sqrt(1600 * 0.2 * 0.8)  # One in five is held out, more or less.
@@ -98,7 +113,7 @@ def test_optimizer_snippet_trains_on_any_number_of_images():
     snippet = re.search(r'```python\n(from tf_dpdiff import keras\n.*?)```', README, re.S).group(1)
     inputs = keras.Input([8, 8, 1])
     names = {'inputs': inputs, 'outputs': keras.layers.Dense(10)(keras.layers.Flatten()(inputs))}
-    exec(snippet, names)  # pylint: disable=exec-used
+    exec(snippet, names)
     before = names['model'].get_weights()
     history = names['model'].fit(np.zeros([1797, 8, 8, 1]), np.zeros([1797]), batch_size=256, verbose=0)
     assert np.isfinite(history.history['loss']).all() and not np.array_equal(names['model'].get_weights()[0], before[0])

@@ -4,9 +4,9 @@ import json
 import pathlib
 import re
 
+import gin
 import pytest
 
-import gin
 from tf_dpdiff.cli import gin_config
 from tf_dpdiff.training import pretrained
 
@@ -36,8 +36,13 @@ def test_its_card_says_what_it_is(folder):
     model, card = pretrained.read(folder), (folder / 'README.md').read_text()
     described = json.loads((folder / 'pretrained.json').read_text())
     assert model.sha256 in card
-    for fact in (f'{described["num_parameters"]:,} parameters', f'{model.num_images:,} images',
-                 f'{model.num_steps:,} steps', f'{model.batch_size} images a step', f'loss {model.loss:.4f}'):
+    for fact in (
+        f'{described["num_parameters"]:,} parameters',
+        f'{model.num_images:,} images',
+        f'{model.num_steps:,} steps',
+        f'{model.batch_size} images a step',
+        f'loss {model.loss:.4f}',
+    ):
         assert fact in card, fact
 
 

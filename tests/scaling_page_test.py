@@ -46,8 +46,10 @@ def work_of_page(devices, units_per_chunk, images_per_chunk):
     """Returns the two stages of the paper's CIFAR-10."""
     largest = planner.largest_sampled_share(50000, 16384, devices, units_per_chunk)
     images = planner.largest_equal_share(1024, devices, images_per_chunk)
-    return (planner.StageWork('pre-training', 200000, 1024, 1, images,
-                              81151491), planner.StageWork('private steps', 200, 16384, 128, largest, 80391171))
+    return (
+        planner.StageWork('pre-training', 200000, 1024, 1, images, 81151491),
+        planner.StageWork('private steps', 200, 16384, 128, largest, 80391171),
+    )
 
 
 def gigaflops():
@@ -57,7 +59,7 @@ def gigaflops():
 
 @pytest.mark.parametrize('machine', MACHINES)
 def test_table_by_utilization_is_that_of_the_planner(machine):
-    row, = [line for line in PAGE.splitlines() if line.startswith(f'| {machine} |')]
+    (row,) = [line for line in PAGE.splitlines() if line.startswith(f'| {machine} |')]
     _, _, peak, *cells, _ = [cell.strip() for cell in row.split('|')]
     works = work_of_page(*MACHINES[machine])
     assert len(cells) == 3

@@ -34,8 +34,9 @@ def test_several_flags_are_told_in_one_exchange_and_each_is_that_of_any_worker()
 
 
 def test_all_workers_learn_which_of_them_has_another_value():
-    ended = fake_workers.play(lambda workers: workers.check_same(f'{workers.index // 2}', 'the colour', cure='paint'),
-                              4)
+    ended = fake_workers.play(
+        lambda workers: workers.check_same(f'{workers.index // 2}', 'the colour', cure='paint'), 4
+    )
     for error in ended:
         assert isinstance(error, workers_lib.WorkersDisagreeError)
         assert str(error) == 'worker 2, 3 and worker 0 differ in the colour: paint.'
@@ -58,16 +59,24 @@ def test_variables_of_the_first_worker_are_copied_bit_for_bit():
 
 
 # What TensorFlow says where another worker was killed or has been started anew.
-OF_OTHERS = ('{{function_node f}} Collective ops is aborted by: Socket closed\nmuch more',
-             'Connection reset\nAdditional GRPC error information from remote target /job:worker/replica:0/task:1',
-             "Device /job:worker/task:1 current incarnation doesn't match with one in the group.",
-             'RecvAsync is cancelled.')  # yapf: disable
+OF_OTHERS = (
+    '{{function_node f}} Collective ops is aborted by: Socket closed\nmuch more',
+    'Connection reset\nAdditional GRPC error information from remote target /job:worker/replica:0/task:1',
+    "Device /job:worker/task:1 current incarnation doesn't match with one in the group.",
+    'RecvAsync is cancelled.',
+)
 
 
-@pytest.mark.parametrize('error', [
-    tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError,
-    tf.errors.FailedPreconditionError
-])
+@pytest.mark.parametrize(
+    'error',
+    [
+        tf.errors.UnavailableError,
+        tf.errors.AbortedError,
+        tf.errors.CancelledError,
+        tf.errors.DeadlineExceededError,
+        tf.errors.FailedPreconditionError,
+    ],
+)
 @pytest.mark.parametrize('message', OF_OTHERS)
 def test_lost_worker_is_one_clear_line(error, message):
     with pytest.raises(workers_lib.WorkerLostError, match='another worker is gone') as lost:
@@ -80,11 +89,14 @@ def test_lost_worker_is_one_clear_line(error, message):
             raise tf.errors.ResourceExhaustedError(None, None, 'out of memory')
 
 
-@pytest.mark.parametrize('error, message', [
-    (tf.errors.FailedPreconditionError, '{{function_node f}} Could not find variable nope. Container worker ...'),
-    (tf.errors.FailedPreconditionError, '/runs/a; Directory not empty'),
-    (tf.errors.CancelledError, 'Iterator was cancelled'),
-])
+@pytest.mark.parametrize(
+    'error, message',
+    [
+        (tf.errors.FailedPreconditionError, '{{function_node f}} Could not find variable nope. Container worker ...'),
+        (tf.errors.FailedPreconditionError, '/runs/a; Directory not empty'),
+        (tf.errors.CancelledError, 'Iterator was cancelled'),
+    ],
+)
 def test_what_a_worker_itself_failed_in_is_not_put_down_to_another(error, message):
     with pytest.raises(error):
         with workers_lib.together():

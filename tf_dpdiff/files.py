@@ -1,11 +1,12 @@
 """Files that appear whole or not at all, and files that one process holds at a time."""
 
+from collections.abc import Iterator
 import contextlib
 import json
 import os
 import pathlib
 import tempfile
-from typing import Any, Dict, Iterator, Union
+from typing import Any
 
 try:
     import fcntl
@@ -14,7 +15,7 @@ except ImportError:  # Not on Windows.
 
 
 @contextlib.contextmanager
-def replacing(path: Union[str, os.PathLike]) -> Iterator[pathlib.Path]:
+def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Yields a temporary path beside `path`, which takes its place when the block ends without an error.
 
     Example:
@@ -33,7 +34,7 @@ def replacing(path: Union[str, os.PathLike]) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def holding(path: Union[str, os.PathLike]) -> Iterator[None]:
+def holding(path: str | os.PathLike) -> Iterator[None]:
     """A context in which no other process can hold the same file; made if it is missing, and left where it is.
 
     The operating system lets go of it when the process ends, however it ends. Where the file system has no such locks
@@ -56,13 +57,13 @@ def holding(path: Union[str, os.PathLike]) -> Iterator[None]:
         os.close(descriptor)
 
 
-def write_text(path: Union[str, os.PathLike], text: str) -> None:
+def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes a text file that is never seen half written."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding='utf-8')
 
 
-def read_json(path: Union[str, os.PathLike]) -> Dict[str, Any]:
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
     """Reads a file that holds one JSON object.
 
     Raises:

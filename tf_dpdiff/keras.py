@@ -33,7 +33,9 @@ from tf_keras import Sequential
 from tf_keras import utils
 
 if tf.keras.Model is not tf_keras.Model:
-    raise ImportError('tf_dpdiff works with Keras 2, and this program uses tf.keras as Keras 3: import tf_dpdiff '
-                      'before anything that uses tf.keras, or start the program with TF_USE_LEGACY_KERAS=1.')
+    raise ImportError(
+        'tf_dpdiff works with Keras 2, and this program uses tf.keras as Keras 3: import tf_dpdiff '
+        'before anything that uses tf.keras, or start the program with TF_USE_LEGACY_KERAS=1.'
+    )
 # Whoever imported TensorFlow before us would find Keras 3 by this name: KerasCV does, and its layers then fail.
 sys.modules['tensorflow.keras'] = tf.keras

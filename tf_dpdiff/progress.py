@@ -1,21 +1,22 @@
 """Progress bars of long work, on standard error."""
 
 import sys
-from typing import Optional
 
 import tqdm
 
 _NAME_WIDTH = 11
 
 
-def bar(total: Optional[int],
-        name: str,
-        unit: str,
-        *,
-        initial: int = 0,
-        delay_secs: float = 0.0,
-        leave: bool = True,
-        disable: bool = False) -> tqdm.tqdm:
+def bar(
+    total: int | None,
+    name: str,
+    unit: str,
+    *,
+    initial: int = 0,
+    delay_secs: float = 0.0,
+    leave: bool = True,
+    disable: bool = False,
+) -> tqdm.tqdm:
     """Returns a progress bar with rate and time left; in a log it says so twice a minute at most.
 
     Args:
@@ -27,12 +28,14 @@ def bar(total: Optional[int],
       leave: Whether the bar stays when the work is done.
       disable: Shows nothing.
     """
-    return tqdm.tqdm(total=total,
-                     initial=initial,
-                     desc=name.ljust(_NAME_WIDTH),
-                     unit=unit,
-                     delay=delay_secs,
-                     leave=leave,
-                     disable=disable,
-                     dynamic_ncols=True,
-                     mininterval=0.2 if sys.stderr.isatty() else 30.0)
+    return tqdm.tqdm(
+        total=total,
+        initial=initial,
+        desc=name.ljust(_NAME_WIDTH),
+        unit=unit,
+        delay=delay_secs,
+        leave=leave,
+        disable=disable,
+        dynamic_ncols=True,
+        mininterval=0.2 if sys.stderr.isatty() else 30.0,
+    )

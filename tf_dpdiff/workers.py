@@ -3,9 +3,9 @@
 Results do not depend on how many there are. The first worker (0) alone reads and writes the run's folder.
 """
 
+from collections.abc import Callable, Sequence
 import contextlib
 import re
-from typing import Callable, List, Optional, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -13,8 +13,10 @@ import tensorflow as tf
 # What TensorFlow says of other workers. Errors of these kinds may also be this worker's own, of a variable that is not
 # initialized or of work that it called off itself.
 _AMBIGUOUS = (tf.errors.FailedPreconditionError, tf.errors.CancelledError)
-_OF_OTHERS = re.compile(r'Collective|remote target|incarnation|BufRendezvous|coordination service|'
-                        r'(Group|group|RecvAsync|RecvFromRemoteAsync) is cancelled')
+_OF_OTHERS = re.compile(
+    r'Collective|remote target|incarnation|BufRendezvous|coordination service|'
+    r'(Group|group|RecvAsync|RecvFromRemoteAsync) is cancelled'
+)
 
 
 class WorkersDisagreeError(ValueError):
@@ -40,7 +42,8 @@ def together():
             raise
         raise WorkerLostError(
             'another worker is gone or cannot be reached; what was saved stands. End all workers, and '
-            'start them again with the same command.') from error
+            'start them again with the same command.'
+        ) from error
 
 
 class Workers:
@@ -55,10 +58,7 @@ class Workers:
         worker alone.
     """
 
-    def __init__(self,
-                 index: int = 0,
-                 count: int = 1,
-                 sum_vectors: Optional[Callable[[np.ndarray], np.ndarray]] = None):
+    def __init__(self, index: int = 0, count: int = 1, sum_vectors: Callable[[np.ndarray], np.ndarray] | None = None):
         self.index, self.count, self._sum_vectors = index, count, sum_vectors
 
     def together(self):
@@ -74,7 +74,7 @@ class Workers:
         """Returns whether the flag is set at any worker."""
         return self.any_of([flag])[0]
 
-    def any_of(self, flags: Sequence[bool]) -> List[bool]:
+    def any_of(self, flags: Sequence[bool]) -> list[bool]:
         """Returns of each flag whether it is set at any worker; equally many at all of them, told in one exchange."""
         return [bool(total) for total in self._sum(np.array(flags, np.float32))]
 
@@ -82,7 +82,7 @@ class Workers:
         """Returns when all workers are here."""
         self.any(False)
 
-    def gather(self, payload: bytes) -> List[bytes]:
+    def gather(self, payload: bytes) -> list[bytes]:
         """Returns the bytes that each worker gave, in the order of the workers."""
         if self.count == 1:
             return [payload]
@@ -90,18 +90,16 @@ class Workers:
         rows = self._gather_rows(payload.ljust(max(sizes), b'\0'))
         return [row[:size] for row, size in zip(rows, sizes)]
 
-    def broadcast(self, payload: Optional[bytes]) -> bytes:
+    def broadcast(self, payload: bytes | None) -> bytes:
         """Returns the bytes that the first worker gave; what the others give does not count."""
         if self.count == 1:
             return payload
         size = int.from_bytes(self._sum_bytes((len(payload) if self.is_first else 0).to_bytes(8, 'little')), 'little')
         return self._sum_bytes(payload if self.is_first else bytes(size))
 
-    def check_same(self,
-                   value: str,
-                   what: str,
-                   *,
-                   cure: str = 'all workers must be started with the same command on the same data') -> None:
+    def check_same(
+        self, value: str, what: str, *, cure: str = 'all workers must be started with the same command on the same data'
+    ) -> None:
         """Checks that all workers have the same value.
 
         Args:
@@ -117,11 +115,11 @@ class Workers:
         if differing:
             raise WorkersDisagreeError(f'worker {", ".join(differing)} and worker 0 differ in {what}: {cure}.')
 
-    def _gather_rows(self, row: bytes) -> List[bytes]:
+    def _gather_rows(self, row: bytes) -> list[bytes]:
         """Returns the bytes that each worker gave, equally many at all of them."""
         before, after = self.index * len(row), (self.count - self.index - 1) * len(row)
         rows = self._sum_bytes(bytes(before) + row + bytes(after))
-        return [rows[i * len(row):(i + 1) * len(row)] for i in range(self.count)]
+        return [rows[i * len(row) : (i + 1) * len(row)] for i in range(self.count)]
 
     def _sum_bytes(self, payload: bytes) -> bytes:
         """Returns the sum of bytes of which all but one worker give zeros, equally many at all of them."""

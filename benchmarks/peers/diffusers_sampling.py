@@ -15,20 +15,10 @@ import diffusers
 import torch
 
 _SCHEDULERS = {
-    'ddim': (diffusers.DDIMScheduler, {
-        'clip_sample': True
-    }),
-    'ancestral': (diffusers.DDPMScheduler, {
-        'clip_sample': True,
-        'variance_type': 'fixed_small'
-    }),
-    'dpmpp_2m': (diffusers.DPMSolverMultistepScheduler, {
-        'algorithm_type': 'dpmsolver++',
-        'solver_order': 2
-    }),
-    'edm_heun': (diffusers.HeunDiscreteScheduler, {
-        'clip_sample': True
-    }),
+    'ddim': (diffusers.DDIMScheduler, {'clip_sample': True}),
+    'ancestral': (diffusers.DDPMScheduler, {'clip_sample': True, 'variance_type': 'fixed_small'}),
+    'dpmpp_2m': (diffusers.DPMSolverMultistepScheduler, {'algorithm_type': 'dpmsolver++', 'solver_order': 2}),
+    'edm_heun': (diffusers.HeunDiscreteScheduler, {'clip_sample': True}),
 }
 
 
@@ -38,17 +28,19 @@ def make_network(config, image_shape, num_classes):
     widths = [config['base_channels'] * multiplier for multiplier in config['channel_multipliers']]
     attends = [height // 2**level in config['attention_resolutions'] for level in range(len(widths))]
     kind = ('DownBlock2D', 'AttnDownBlock2D'), ('UpBlock2D', 'AttnUpBlock2D')
-    return diffusers.UNet2DModel(sample_size=height,
-                                 in_channels=channels,
-                                 out_channels=channels,
-                                 block_out_channels=tuple(widths),
-                                 layers_per_block=config['num_res_blocks'],
-                                 down_block_types=tuple(kind[0][attention] for attention in attends),
-                                 up_block_types=tuple(kind[1][attention] for attention in reversed(attends)),
-                                 add_attention=config['middle_attention'],
-                                 attention_head_dim=config['head_channels'],
-                                 norm_num_groups=config['groups'],
-                                 num_class_embeds=num_classes + 1)
+    return diffusers.UNet2DModel(
+        sample_size=height,
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=tuple(widths),
+        layers_per_block=config['num_res_blocks'],
+        down_block_types=tuple(kind[0][attention] for attention in attends),
+        up_block_types=tuple(kind[1][attention] for attention in reversed(attends)),
+        add_attention=config['middle_attention'],
+        attention_head_dim=config['head_channels'],
+        norm_num_groups=config['groups'],
+        num_class_embeds=num_classes + 1,
+    )
 
 
 def main():
@@ -60,14 +52,14 @@ def main():
     parser.add_argument('--batch_size', type=int, required=True)
     flags = parser.parse_args()
     from benchmarks import measuring
+
     described = json.loads(flags.network)
     height, width, channels = described['image_shape']
     network = make_network(**described).eval()
     make, options = _SCHEDULERS[flags.sampler]
-    scheduler = make(num_train_timesteps=1000,
-                     beta_schedule='squaredcos_cap_v2',
-                     prediction_type='v_prediction',
-                     **options)
+    scheduler = make(
+        num_train_timesteps=1000, beta_schedule='squaredcos_cap_v2', prediction_type='v_prediction', **options
+    )
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(flags.batch_size) % described['num_classes']
 
@@ -88,11 +80,13 @@ def main():
             raise RuntimeError('not all images were drawn')
 
     scheduler.set_timesteps(flags.num_steps)
-    measuring.serve(draw,
-                    parameters=sum(parameter.numel() for parameter in network.parameters()),
-                    evaluations=len(scheduler.timesteps),
-                    threads=torch.get_num_threads(),
-                    versions=measuring.versions('diffusers', 'torch'))
+    measuring.serve(
+        draw,
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        evaluations=len(scheduler.timesteps),
+        threads=torch.get_num_threads(),
+        versions=measuring.versions('diffusers', 'torch'),
+    )
 
 
 if __name__ == '__main__':

@@ -30,8 +30,10 @@ class Step:
         self._weights = {name: jnp.asarray(array) for name, array in given.weights.items()}
         self.parameters = sum(array.size for array in given.weights.values())
         images, labels = given.draw_images(units)
-        self._chunks = [(images[start:start + units_per_chunk], labels[start:start + units_per_chunk])
-                        for start in range(0, units, units_per_chunk)]
+        self._chunks = [
+            (images[start : start + units_per_chunk], labels[start : start + units_per_chunk])
+            for start in range(0, units, units_per_chunk)
+        ]
         self._gradient_sum = self.make_gradient_sum(given.l2_norm_clip)
         optimizer = optax.chain(optax.scale(1.0 / units), optax.adam(peer_case.LEARNING_RATE))
         if self.is_private:
@@ -96,6 +98,7 @@ class Step:
 
 class Plain(Step):
     """Training without privacy."""
+
     is_private = False
 
     def make_gradient_sum(self, l2_norm_clip):
@@ -110,6 +113,7 @@ class Plain(Step):
 
 class Private(Step):
     """jax_privacy."""
+
     is_private = True
 
     def make_gradient_sum(self, l2_norm_clip):

@@ -13,10 +13,9 @@ def _dense(parameters, name, x):
 
 
 def _conv(parameters, name, x, stride=1):
-    y = jax.lax.conv_general_dilated(x,
-                                     parameters[f'{name}/kernel'], (stride, stride),
-                                     'SAME',
-                                     dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    y = jax.lax.conv_general_dilated(
+        x, parameters[f'{name}/kernel'], (stride, stride), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+    )
     return y + parameters[f'{name}/bias']
 
 

@@ -48,8 +48,10 @@ class Given:
     def draw_images(self, units):
         """Returns images uint8 [units, height, width, channels] and labels int32 [units]."""
         generator = np.random.default_rng(0)
-        return (generator.integers(0, 256, [units, *self.image_shape]).astype(np.uint8),
-                generator.integers(0, 10, units).astype(np.int32))
+        return (
+            generator.integers(0, 256, [units, *self.image_shape]).astype(np.uint8),
+            generator.integers(0, 10, units).astype(np.int32),
+        )
 
 
 def run(description, engines):
@@ -94,5 +96,6 @@ def _check(given, engine_class):
 
 def _difference(theirs, ours):
     theirs, ours = (
-        np.concatenate([np.asarray(array, np.float64).ravel() for array in arrays]) for arrays in (theirs, ours))
+        np.concatenate([np.asarray(array, np.float64).ravel() for array in arrays]) for arrays in (theirs, ours)
+    )
     return float(np.linalg.norm(theirs - ours) / np.linalg.norm(ours))

@@ -14,17 +14,20 @@ from benchmarks.peers import peer_case
 
 class Vectorized:
     """VectorizedDPKerasAdamOptimizer, in a tf.function."""
+
     is_private = True
 
     def __init__(self, given, units, views, units_per_chunk, noise_multiplier):
         del units_per_chunk  # It has none.
         import tensorflow as tf
+
         sys.skip_tf_privacy_import = True  # The package, as a whole, no longer works with today's TensorFlow.
         from tensorflow_privacy.privacy.optimizers import dp_optimizer_keras_vectorized
 
         from tf_dpdiff.diffusion import process
         from tf_dpdiff.networks import unet
         from tf_dpdiff.training import views as views_lib
+
         tf.get_logger().setLevel('ERROR')
         self._units = units
         network = unet.UNetConfig(**given.config)
@@ -36,7 +39,8 @@ class Vectorized:
             l2_norm_clip=given.l2_norm_clip,
             noise_multiplier=noise_multiplier,
             num_microbatches=units,
-            learning_rate=peer_case.LEARNING_RATE)
+            learning_rate=peer_case.LEARNING_RATE,
+        )
         self._view_losses = views_lib.view_losses_fn(self._model)
         self._views = views_lib.Views
         sampler = views_lib.make_view_sampler(process.DiffusionProcess(), views_lib.ViewsConfig(views), network, 10)
@@ -45,12 +49,14 @@ class Vectorized:
 
         @tf.function
         def compiled_step():
-            drawn = sampler.draw_for_public(images,
-                                            labels,
-                                            tf.range(units),
-                                            batch_size=units,
-                                            seed=tf.constant(0, tf.int64),
-                                            step=self._steps_taken.assign_add(1))
+            drawn = sampler.draw_for_public(
+                images,
+                labels,
+                tf.range(units),
+                batch_size=units,
+                seed=tf.constant(0, tf.int64),
+                step=self._steps_taken.assign_add(1),
+            )
             self._optimizer.apply_gradients(self._compute(drawn))
             return tf.constant(0)
 
@@ -63,10 +69,10 @@ class Vectorized:
     def _compute(self, views):
         """Returns what the optimizer makes of views [units, K, ...]: (gradient, variable) pairs."""
         import tensorflow as tf
+
         flat = tf.nest.map_structure(lambda x: tf.reshape(x, tf.concat([[-1], tf.shape(x)[2:]], 0)), views)
         variables = self._model.trainable_variables
-        return self._optimizer._compute_gradients(  # pylint: disable=protected-access
-            lambda: self._view_losses(flat), variables)
+        return self._optimizer._compute_gradients(lambda: self._view_losses(flat), variables)
 
     def predict(self, x_t, t, labels):
         """Returns the prediction for arrays of views."""

@@ -19,6 +19,7 @@ from benchmarks.peers import torch_unet
 
 class Step:
     """A step: chunks of units are drawn and added up, then the optimizer takes over."""
+
     is_private = True
 
     def __init__(self, given, units, views, units_per_chunk, noise_multiplier):
@@ -71,8 +72,10 @@ class Step:
         raise NotImplementedError
 
     def _from_arrays(self, x_t, t, labels, target=None):
-        images = (None if images is None else torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
-                  for images in (x_t, target))
+        images = (
+            None if images is None else torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+            for images in (x_t, target)
+        )
         x_t, target = images
         return x_t, torch.from_numpy(t.astype('int64')), torch.from_numpy(labels.astype('int64')), target
 
@@ -84,7 +87,7 @@ class Step:
     def gradient(self, views):
         """Returns what views [units, K, ...] add up to, arrays by name."""
         for start in range(0, self.units, self.units_per_chunk):
-            chunk = [views[name][start:start + self.units_per_chunk] for name in ('x_t', 't', 'labels', 'target')]
+            chunk = [views[name][start : start + self.units_per_chunk] for name in ('x_t', 't', 'labels', 'target')]
             self.add(self._from_arrays(*(array.reshape(-1, *array.shape[2:]) for array in chunk)), False)
         found = dict(zip((name for name, _ in self.network.named_parameters()), self.added()))
         return {keras_name: torch_unet.to_keras(keras_name, found[name]) for name, keras_name in self.names.items()}
@@ -92,6 +95,7 @@ class Step:
 
 class Plain(Step):
     """Training without privacy."""
+
     is_private = False
 
     def add(self, views, is_last):
@@ -112,11 +116,14 @@ class Hooks(Step):
         super().__init__(*args)
         from opacus import grad_sample
         from opacus import optimizers
+
         self.model = grad_sample.GradSampleModule(self.network, loss_reduction='sum')
-        self.optimizer = optimizers.DPOptimizer(self.optimizer,
-                                                noise_multiplier=self.noise_multiplier,
-                                                max_grad_norm=self.given.l2_norm_clip,
-                                                expected_batch_size=self.units)
+        self.optimizer = optimizers.DPOptimizer(
+            self.optimizer,
+            noise_multiplier=self.noise_multiplier,
+            max_grad_norm=self.given.l2_norm_clip,
+            expected_batch_size=self.units,
+        )
 
     def add(self, views, is_last):
         self.optimizer.zero_grad()

@@ -93,7 +93,7 @@ class Upsample(nn.Module):
 class Downsample(nn.Conv2d):
     """Halves height and width; 'same' padding of an even size by a stride of 2 adds one pixel, behind."""
 
-    def forward(self, input):  # pylint: disable=redefined-builtin
+    def forward(self, input):
         return super().forward(functional.pad(input, (0, 1, 0, 1)))
 
 

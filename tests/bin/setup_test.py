@@ -19,12 +19,26 @@ import pytest
 _BIN = pathlib.Path(__file__).resolve().parents[2] / 'bin'
 _VERBS = ('train', 'sample', 'evaluate', 'select', 'export', 'account', 'audit', 'serve', 'tensorboard')
 # Besides Python and uv, the programs that a set-up may use.
-_TOOLS = ('awk', 'bash', 'cat', 'cksum', 'dirname', 'env', 'flock', 'grep', 'mkdir', 'readlink', 'rm', 'sleep', 'tail',
-          'wc')
+_TOOLS = (
+    'awk',
+    'bash',
+    'cat',
+    'cksum',
+    'dirname',
+    'env',
+    'flock',
+    'grep',
+    'mkdir',
+    'readlink',
+    'rm',
+    'sleep',
+    'tail',
+    'wc',
+)
 _VERSION = f'{sys.version_info[0]}.{sys.version_info[1]}'
 _OTHER_VERSION = '3.12' if _VERSION == '3.13' else '3.13'
 
-_UV = r'''#!/bin/bash
+_UV = r"""#!/bin/bash
 echo "$1 $2 PYTHONHOME=${PYTHONHOME-} VIRTUAL_ENV=${VIRTUAL_ENV-}" >>"$CALLS"
 case $1 in
   --version) ;;
@@ -42,7 +56,7 @@ case $1 in
     if [[ -e $CALLS.fail ]]; then echo 'a hash of another file'; exit 2; fi
     rm "${4%/bin/python}/half_written" ;;
 esac
-'''
+"""
 
 _BROKEN = '#!/bin/bash\nexit 127\n'
 
@@ -52,7 +66,7 @@ def _passing_for(version):
     return f'''#!/bin/bash
 [[ $1 == -I && $2 == -c ]] || exit 9
 exec "{sys.executable}" -I -c \\
-  'import sys; sys.version_info = ({version.replace(".", ", ")}, 1)
+  'import sys; sys.version_info = ({version.replace('.', ', ')}, 1)
 sys.executable = sys.argv.pop(1); exec(sys.argv.pop(1))' "$0" "${{@:3}}"
 '''
 
@@ -60,10 +74,10 @@ sys.executable = sys.argv.pop(1); exec(sys.argv.pop(1))' "$0" "${{@:3}}"
 _TOO_NEW = _passing_for('3.14')
 _TOO_OLD = _passing_for('3.10')
 
-_COMMAND = '''
+_COMMAND = """
 import os, sys
 print(os.getcwd(), __file__, sys.executable, *sys.argv[1:], sep='\\n')
-'''
+"""
 
 
 class _Checkout:
@@ -108,13 +122,14 @@ class _Checkout:
                 'HOME': str(self.root.parent),
                 'CALLS': str(self.calls),
                 'MAKES_ENVIRONMENTS': sys.executable,
-                **environment
+                **environment,
             },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             universal_newlines=True,
-            start_new_session=True)
+            start_new_session=True,
+        )
 
     def run(self, *args, **kwargs):
         process = self.start(*args, **kwargs)
@@ -163,7 +178,10 @@ def test_fresh_checkout_is_set_up_and_runs_the_command(fresh, verb):
     assert process.out.splitlines() == [
         '/',
         str(fresh.root / 'tf_dpdiff' / 'cli' / '__main__.py'),
-        str(fresh.venv / 'bin' / 'python'), verb, '--workdir=a b', ''
+        str(fresh.venv / 'bin' / 'python'),
+        verb,
+        '--workdir=a b',
+        '',
     ]
     assert fresh.installations() == ['one==1']
 
@@ -379,11 +397,14 @@ def test_progress_is_one_rewritten_line_on_a_terminal(fresh):
     assert making.startswith('tf_dpdiff: making .venv')
     shown = progress.split('\r\x1b[K')
     assert shown[1:-1] == [
-        f'tf_dpdiff: {text}' for text in ('0 of 1 large packages: scipy (33.7MiB)',
-                                          '0 of 2 large packages: tensorflow (546.1MiB)',
-                                          '1 of 2 large packages: tensorflow (546.1MiB)',
-                                          '2 of 2 large packages: tensorflow (546.1MiB)',
-                                          '2 of 2 large packages: all fetched, now written to .venv')
+        f'tf_dpdiff: {text}'
+        for text in (
+            '0 of 1 large packages: scipy (33.7MiB)',
+            '0 of 2 large packages: tensorflow (546.1MiB)',
+            '1 of 2 large packages: tensorflow (546.1MiB)',
+            '2 of 2 large packages: tensorflow (546.1MiB)',
+            '2 of 2 large packages: all fetched, now written to .venv',
+        )
     ]
     assert shown[-1].startswith('tf_dpdiff: .venv is ready')
 
@@ -392,13 +413,15 @@ def _run_on_terminal(checkout):
     """Returns the process of bin/train whose standard error is a terminal, and what it said there."""
     outside, inside = os.openpty()
     environment = {'PATH': str(checkout.path), 'CALLS': str(checkout.calls), 'MAKES_ENVIRONMENTS': sys.executable}
-    process = subprocess.run([str(checkout.root / 'bin' / 'train')],
-                             env=environment,
-                             stdin=subprocess.DEVNULL,
-                             stdout=subprocess.DEVNULL,
-                             stderr=inside,
-                             timeout=120,
-                             check=False)
+    process = subprocess.run(
+        [str(checkout.root / 'bin' / 'train')],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=inside,
+        timeout=120,
+        check=False,
+    )
     os.close(inside)
     said = os.read(outside, 1 << 16).decode()
     os.close(outside)
@@ -559,7 +582,8 @@ def test_nothing_the_caller_has_shadows_the_package(ready, tmp_path):
     (tmp_path / 'tf_dpdiff').mkdir()
     (tmp_path / 'tf_dpdiff' / '__init__.py').write_text('raise ImportError("shadowed")')
     _assert_ran(
-        ready.run(cwd=str(tmp_path), PYTHONPATH=str(tmp_path), PYTHONHOME='/nonexistent', VIRTUAL_ENV='/nonexistent'))
+        ready.run(cwd=str(tmp_path), PYTHONPATH=str(tmp_path), PYTHONHOME='/nonexistent', VIRTUAL_ENV='/nonexistent')
+    )
 
 
 def test_callers_environment_does_not_reach_the_installer(fresh):
@@ -585,8 +609,10 @@ def test_commands_at_once_set_up_once(fresh):
     assert sum('making .venv' in error for error in errors) == 1
 
 
-@pytest.mark.parametrize('arguments, expected', [([], ['--numprocesses', '2']), (['-m', 'long'], ['-m', 'long']),
-                                                 (['tests/a b_test.py'], ['tests/a b_test.py'])])  # yapf: disable
+@pytest.mark.parametrize(
+    'arguments, expected',
+    [([], ['--numprocesses', '2']), (['-m', 'long'], ['-m', 'long']), (['tests/a b_test.py'], ['tests/a b_test.py'])],
+)
 def test_whole_suite_is_shared_by_two_processes_and_a_part_of_it_is_not(ready, arguments, expected):
     (ready.root / 'pytest.py').write_text(_COMMAND)
     process = ready.run(ready.root / 'bin' / 'test', *arguments)

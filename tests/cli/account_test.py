@@ -8,11 +8,11 @@ import stat
 import time
 
 from dp_accounting import pld
+import gin
 import numpy as np
 from PIL import Image
 import pytest
 
-import gin
 from tf_dpdiff.cli import account
 from tf_dpdiff.cli import budget_file
 from tf_dpdiff.cli import command
@@ -67,10 +67,13 @@ def test_noise_is_found_and_what_is_printed_meets_the_target(capsys):
     assert float(rows[4][1]) == pytest.approx(direct_epsilon(float(shown.group(1)), 16384 / 50000, 100), rel=1e-3)
 
 
-@pytest.mark.parametrize('flags, solved, name, more', [
-    (('--noise_multiplier=17.5', '--epsilon=1', '--expected_batch_size=16384'), 'num_steps', 'num_steps', 1),
-    (('--noise_multiplier=17.5', '--epsilon=1', '--num_steps=200'), 'batch', 'expected_batch_size', 1),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'flags, solved, name, more',
+    [
+        (('--noise_multiplier=17.5', '--epsilon=1', '--expected_batch_size=16384'), 'num_steps', 'num_steps', 1),
+        (('--noise_multiplier=17.5', '--epsilon=1', '--num_steps=200'), 'batch', 'expected_batch_size', 1),
+    ],
+)
 def test_whole_numbers_are_the_largest_that_fit(capsys, flags, solved, name, more):
     fields = call_for_json(capsys, '--num_units=50000', '--delta=1e-5', *flags)
     assert fields['solved'] == solved
@@ -118,12 +121,15 @@ def test_plot_is_drawn(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize('flags, said', [
-    (('--num_units=100', '--expected_batch_size=10', '--delta=0.01'), 'is not below 1 / 100 units'),
-    (('--sampling_probability=0.01', '--delta=0.5'), 'is not below 1 / 100 units'),
-    (('--sampling_probability=0.01', '--num_units=1000', '--delta=1e-3'), 'is not below 1 / 1,000 units'),
-    (('--sampling_probability=0.01', '--delta=1e-4'), 'it is for fewer than 10,000 units'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'flags, said',
+    [
+        (('--num_units=100', '--expected_batch_size=10', '--delta=0.01'), 'is not below 1 / 100 units'),
+        (('--sampling_probability=0.01', '--delta=0.5'), 'is not below 1 / 100 units'),
+        (('--sampling_probability=0.01', '--num_units=1000', '--delta=1e-3'), 'is not below 1 / 1,000 units'),
+        (('--sampling_probability=0.01', '--delta=1e-4'), 'it is for fewer than 10,000 units'),
+    ],
+)
 def test_delta_that_is_too_large_for_the_data_is_cautioned_against(capsys, flags, said):
     assert call('account', *flags, '--num_steps=2', '--noise_multiplier=5') == command.DONE
     error = capsys.readouterr().err
@@ -159,8 +165,9 @@ EXTREME_PLANS = [
 @pytest.mark.parametrize('flags', EXTREME_PLANS)
 def test_extreme_plan_is_answered_and_its_parts_agree(capsys, flags):
     fields = call_for_json(capsys, *flags)
-    event = accounting.poisson_dp_sgd_event(fields['noise_multiplier'], fields['sampling_probability'],
-                                            fields['num_steps'])
+    event = accounting.poisson_dp_sgd_event(
+        fields['noise_multiplier'], fields['sampling_probability'], fields['num_steps']
+    )
     assert fields['epsilon'] == accounting.epsilon(event, fields['delta']) <= fields['epsilon_by_accountant']['rdp']
     assert fields['target_epsilon'] is None or fields['epsilon'] <= fields['target_epsilon'] < 1.02 * fields['epsilon']
     assert fields['epsilon_over_steps'][-1]['pld'] == fields['epsilon'] < float('inf')
@@ -180,31 +187,43 @@ def test_work_that_takes_longer_shows_that_it_goes_on(capsys, monkeypatch):
     assert capsys.readouterr().err == 'account: computing ...\n'
 
 
-@pytest.mark.parametrize('flags, message', [
-    ((), 'give --delta and all but one of'),
-    (('--delta=1e-5',), 'all but one of --noise_multiplier, --num_steps, the batch'),
-    ((*CIFAR10,), 'all but one of --noise_multiplier, --epsilon'),
-    ((*CIFAR10, '--epsilon=nan'), '--epsilon must be finite and > 0, got nan'),
-    ((*CIFAR10, '--noise_multiplier=0'), '--noise_multiplier must be finite and > 0, got 0.0'),
-    ((*CIFAR10, '--noise_multiplier=1e-9'), '--noise_multiplier must be at least 0.001, got 1e-09: less noise hides'),
-    ((*CIFAR10, '--epsilon=1', '--warm_start_noise_multiplier=1e-4'), '--warm_start_noise_multiplier must be at least'),
-    ((*CIFAR10, '--epsilon=1', f'--num_units={10**13}'), '--num_units must be at most 1,000,000,000,000'),
-    ((*CIFAR10, '--epsilon=1', '--num_units=9'), '--expected_batch_size=16384 is larger than the data set of 9 units'),
-    ((*CIFAR10, '--epsilon=1', '--sampling_probability=0.1'), 'say the same'),
-    ((*CIFAR10, '--epsilon=1', '--delta=1'), '--delta must be in (0, 1), got 1.0'),
-    ((*CIFAR10, '--epsilon=1', '--num_steps=0'), '--num_steps must be at least 1, got 0'),
-    ((*CIFAR10, '--epsilon=1', '--num_steps=1.5'), 'invalid int value'),
-    ((*CIFAR10, '--epsilon=1', '--warm_start_noise_multiplier=1'), 'cannot be met'),
-    ((*CIFAR10, '--epsilon=1', '--warm_start_num_rounds=2'), 'needs --warm_start_noise_multiplier'),
-    ((*CIFAR10, '--epsilon=1', '--plot=a.pdf'), 'must end in .png'),
-    (('--delta=1e-5', '--expected_batch_size=9', '--num_steps=9', '--epsilon=1'), 'needs --num_units'),
-    (('--create',), '--create needs a --budget_file'),
-    (('--workdir=runs/x',), '--workdir needs a --budget_file'),
-    (('--budget_file=nowhere.json',), 'no budget file at'),
-    (('--budget_file=nowhere.json', '--create', '--epsilon=1'), '--create takes --epsilon and --delta'),
-    (('--budget_file=nowhere.json', '--create', '--epsilon=1', '--delta=2'), 'delta must be in (0, 1), got 2.0'),
-    (('--budget_file=nowhere.json', '--num_steps=3'), '--budget_file does not go with --num_steps'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'flags, message',
+    [
+        ((), 'give --delta and all but one of'),
+        (('--delta=1e-5',), 'all but one of --noise_multiplier, --num_steps, the batch'),
+        ((*CIFAR10,), 'all but one of --noise_multiplier, --epsilon'),
+        ((*CIFAR10, '--epsilon=nan'), '--epsilon must be finite and > 0, got nan'),
+        ((*CIFAR10, '--noise_multiplier=0'), '--noise_multiplier must be finite and > 0, got 0.0'),
+        (
+            (*CIFAR10, '--noise_multiplier=1e-9'),
+            '--noise_multiplier must be at least 0.001, got 1e-09: less noise hides',
+        ),
+        (
+            (*CIFAR10, '--epsilon=1', '--warm_start_noise_multiplier=1e-4'),
+            '--warm_start_noise_multiplier must be at least',
+        ),
+        ((*CIFAR10, '--epsilon=1', f'--num_units={10**13}'), '--num_units must be at most 1,000,000,000,000'),
+        (
+            (*CIFAR10, '--epsilon=1', '--num_units=9'),
+            '--expected_batch_size=16384 is larger than the data set of 9 units',
+        ),
+        ((*CIFAR10, '--epsilon=1', '--sampling_probability=0.1'), 'say the same'),
+        ((*CIFAR10, '--epsilon=1', '--delta=1'), '--delta must be in (0, 1), got 1.0'),
+        ((*CIFAR10, '--epsilon=1', '--num_steps=0'), '--num_steps must be at least 1, got 0'),
+        ((*CIFAR10, '--epsilon=1', '--num_steps=1.5'), 'invalid int value'),
+        ((*CIFAR10, '--epsilon=1', '--warm_start_noise_multiplier=1'), 'cannot be met'),
+        ((*CIFAR10, '--epsilon=1', '--warm_start_num_rounds=2'), 'needs --warm_start_noise_multiplier'),
+        ((*CIFAR10, '--epsilon=1', '--plot=a.pdf'), 'must end in .png'),
+        (('--delta=1e-5', '--expected_batch_size=9', '--num_steps=9', '--epsilon=1'), 'needs --num_units'),
+        (('--create',), '--create needs a --budget_file'),
+        (('--workdir=runs/x',), '--workdir needs a --budget_file'),
+        (('--budget_file=nowhere.json',), 'no budget file at'),
+        (('--budget_file=nowhere.json', '--create', '--epsilon=1'), '--create takes --epsilon and --delta'),
+        (('--budget_file=nowhere.json', '--create', '--epsilon=1', '--delta=2'), 'delta must be in (0, 1), got 2.0'),
+        (('--budget_file=nowhere.json', '--num_steps=3'), '--budget_file does not go with --num_steps'),
+    ],
+)
 def test_wrong_use_is_one_clear_line_and_exit_code_2(tmp_path, monkeypatch, capsys, flags, message):
     monkeypatch.chdir(tmp_path)
     assert call('account', *flags) == command.WRONG_USE
@@ -221,8 +240,10 @@ def fixture_budget_path(tmp_path):
 
 
 def test_total_that_protects_hardly_is_cautioned_against_when_the_file_is_made(tmp_path, capsys):
-    assert call('account', f'--budget_file={tmp_path / "budget.json"}', '--create', '--epsilon=500',
-                '--delta=0.1') == command.DONE
+    assert (
+        call('account', f'--budget_file={tmp_path / "budget.json"}', '--create', '--epsilon=500', '--delta=0.1')
+        == command.DONE
+    )
     error = capsys.readouterr().err
     assert 'epsilon = 500.0000 is above 10' in error and 'it is for fewer than 10 units' in error
 
@@ -230,8 +251,9 @@ def test_total_that_protects_hardly_is_cautioned_against_when_the_file_is_made(t
 def test_budget_file_is_made_once_and_for_its_owner_only(budget_path, capsys):
     assert stat.S_IMODE(budget_path.stat().st_mode) == 0o600
     before = budget_path.read_text()
-    assert call('account', f'--budget_file={budget_path}', '--create', '--epsilon=99',
-                '--delta=1e-5') == command.WRONG_USE
+    assert (
+        call('account', f'--budget_file={budget_path}', '--create', '--epsilon=99', '--delta=1e-5') == command.WRONG_USE
+    )
     assert 'would forget what its runs have cost' in capsys.readouterr().err
     assert budget_path.read_text() == before
 
@@ -260,7 +282,7 @@ def fixture_charged(tiny_run, tmp_path_factory):
 def test_run_is_charged_and_settled_under_its_public_name(charged, capsys):
     path, workdir = charged
     statement = json.loads((workdir / 'privacy_statement.json').read_text())
-    entry, = budget_file.read(path).entries
+    (entry,) = budget_file.read(path).entries
     assert re.fullmatch('[0-9a-f]{16}', statement['run_id']) and entry.run_id == statement['run_id']
     assert entry.status == budget_lib.SETTLED and json.loads(entry.ledger.to_json()) == statement['releases']
     fields = call_for_json(capsys, f'--budget_file={path}')
@@ -293,8 +315,16 @@ def test_second_run_that_would_pass_the_total_is_refused_before_it_begins(charge
     path, _ = charged
     before = path.read_text()
     for more in ((), ('--dry_run',)):
-        assert call('train', *tiny('ClassMeansConfig.noise_multiplier = 1.6'), f'--workdir={tmp_path / "run"}',
-                    f'--budget_file={path}', *more) == command.WRONG_USE
+        assert (
+            call(
+                'train',
+                *tiny('ClassMeansConfig.noise_multiplier = 1.6'),
+                f'--workdir={tmp_path / "run"}',
+                f'--budget_file={path}',
+                *more,
+            )
+            == command.WRONG_USE
+        )
         error = capsys.readouterr().err.strip()
         assert 'the privacy budget would be passed: the 1 run(s) so far cost' in error and '\n' not in error
     assert path.read_text() == before and not (tmp_path / 'run' / 'checkpoints').exists()
@@ -303,8 +333,16 @@ def test_second_run_that_would_pass_the_total_is_refused_before_it_begins(charge
 def test_dry_run_says_what_would_be_spent_and_writes_nothing(charged, tmp_path, capsys):
     path, _ = charged
     before = path.read_text()
-    assert call('train', *tiny('ClassMeansConfig.noise_multiplier = 9.0'), f'--workdir={tmp_path / "run"}',
-                f'--budget_file={path}', '--dry_run') == command.DONE
+    assert (
+        call(
+            'train',
+            *tiny('ClassMeansConfig.noise_multiplier = 9.0'),
+            f'--workdir={tmp_path / "run"}',
+            f'--budget_file={path}',
+            '--dry_run',
+        )
+        == command.DONE
+    )
     out = ' '.join(capsys.readouterr().out.replace('│', ' ').split())
     assert 'with this run, 2 run(s) cost epsilon = ' in out and 'of 3.5 at delta = 1e-05' in out
     assert path.read_text() == before and not (tmp_path / 'run').exists()
@@ -323,27 +361,29 @@ def test_finished_run_is_recorded_afterwards_and_once(charged, budget_path, caps
     flags = (f'--budget_file={budget_path}', f'--workdir={workdir}')
     fields = call_for_json(capsys, *flags)
     assert [run['status'] for run in fields['runs']] == ['settled']
-    assert budget_file.read(budget_path).data_fingerprint == checkpoints.read_identity(workdir /
-                                                                                       'checkpoints').data_fingerprint
+    assert (
+        budget_file.read(budget_path).data_fingerprint
+        == checkpoints.read_identity(workdir / 'checkpoints').data_fingerprint
+    )
     before = budget_path.read_text()
     assert call('account', *flags) == command.WRONG_USE
     assert 'is in the budget already' in capsys.readouterr().err and budget_path.read_text() == before
 
 
-@pytest.mark.parametrize('others, message', [(('f', 'one image', 10.0), 'belongs to other data'),
-                                             ((None, 'one patient', 10.0), "protects 'one patient'")])
+@pytest.mark.parametrize(
+    'others, message',
+    [(('f', 'one image', 10.0), 'belongs to other data'), ((None, 'one patient', 10.0), "protects 'one patient'")],
+)
 def test_finished_run_that_does_not_belong_to_the_budget_is_refused(charged, tmp_path, capsys, others, message):
     fingerprint, unit, total = others
     fingerprint = fingerprint or checkpoints.read_identity(charged[1] / 'checkpoints').data_fingerprint
     path = tmp_path / 'budget.json'
     budget_file.create(
         path,
-        budget_lib.Budget(total, 1e-5).reserve('first',
-                                               _ledger(4.0),
-                                               dataset='digits',
-                                               data_fingerprint=fingerprint,
-                                               unit=unit,
-                                               time='now'))
+        budget_lib.Budget(total, 1e-5).reserve(
+            'first', _ledger(4.0), dataset='digits', data_fingerprint=fingerprint, unit=unit, time='now'
+        ),
+    )
     before = path.read_text()
     assert call('account', f'--budget_file={path}', f'--workdir={charged[1]}') == command.WRONG_USE
     error = capsys.readouterr().err.strip()
@@ -374,15 +414,23 @@ def test_finished_run_that_does_not_fit_is_on_record_and_the_file_refuses_what_c
     assert fields['is_overdrawn'] and fields['overdrawn_by'] == budget.overdrawn_by() and fields['epsilon_left'] == 0.0
     before = path.read_text()
     for more in ((), ('--dry_run',)):
-        assert call('train', *tiny('ClassMeansConfig.noise_multiplier = 50.0', 'DpSgdConfig.noise_multiplier = 50.0'),
-                    f'--workdir={tmp_path / "run"}', f'--budget_file={path}', *more) == command.WRONG_USE
+        assert (
+            call(
+                'train',
+                *tiny('ClassMeansConfig.noise_multiplier = 50.0', 'DpSgdConfig.noise_multiplier = 50.0'),
+                f'--workdir={tmp_path / "run"}',
+                f'--budget_file={path}',
+                *more,
+            )
+            == command.WRONG_USE
+        )
         assert 'overdrawn by epsilon=' in capsys.readouterr().err.splitlines()[-1]
     assert path.read_text() == before and not (tmp_path / 'run' / 'checkpoints').exists()
 
 
 @pytest.mark.parametrize(
-    'release', [ledger_lib.Release('dp_sgd_step', 0.0, 0.2, 50),
-                ledger_lib.Release('dp_sgd_step', 3.0, None, 50)])
+    'release', [ledger_lib.Release('dp_sgd_step', 0.0, 0.2, 50), ledger_lib.Release('dp_sgd_step', 3.0, None, 50)]
+)
 def test_finished_run_without_a_guarantee_overdraws_the_file_for_good(charged, tmp_path, capsys, monkeypatch, release):
     path, workdir = tmp_path / 'budget.json', tmp_path / 'run'
     fingerprint, released = _small_budget(path, charged), ledger_lib.Ledger((release,))
@@ -391,8 +439,10 @@ def test_finished_run_without_a_guarantee_overdraws_the_file_for_good(charged, t
     statement.update(releases=json.loads(released.to_json()), guarantee_claimed=False, epsilon=None)
     (workdir / 'privacy_statement.json').write_text(json.dumps(statement))
     monkeypatch.setattr(
-        checkpoints, 'read_identity',
-        lambda unused_folder: checkpoints.RunIdentity(statement['run_id'], fingerprint, released, False))
+        checkpoints,
+        'read_identity',
+        lambda unused_folder: checkpoints.RunIdentity(statement['run_id'], fingerprint, released, False),
+    )
     assert call('account', f'--budget_file={path}', f'--workdir={workdir}') == command.FAILED
     captured = capsys.readouterr()
     assert 'overdrawn for good' in captured.err and 'infinite by PLD' in captured.out
@@ -433,11 +483,14 @@ def test_beginning_of_a_run_is_on_record_even_where_the_rest_is_refused(charged,
     assert not (tmp_path / 'run' / 'checkpoints').exists()
 
 
-@pytest.mark.parametrize('change, message', [
-    ({'run_id': '0123456789abcdef'}, 'are not of the same run'),
-    ({'releases': []}, 'are not of the same run'),
-    ({'releases': 3}, 'is damaged'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        ({'run_id': '0123456789abcdef'}, 'are not of the same run'),
+        ({'releases': []}, 'are not of the same run'),
+        ({'releases': 3}, 'is damaged'),
+    ],
+)
 def test_statement_that_is_not_of_the_checkpoint_is_refused(charged, budget_path, tmp_path, capsys, change, message):
     statement = json.loads((charged[1] / 'privacy_statement.json').read_text())
     workdir = tmp_path / 'run'

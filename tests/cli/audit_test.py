@@ -33,16 +33,31 @@ def fixture_data(tmp_path_factory):
 
 
 OF_AUDIT = ('audit.pretraining = None', f'AuditConfig.num_canaries = {NUM_CANARIES}')
-OF_TRAINING = ('train.pretraining = None', 'train.warm_start = None', 'train.utility = None',
-               'SamplerConfig.num_steps = 2', 'GenerateConfig.num_images = 4', 'GenerateConfig.chunk_size = 4')
+OF_TRAINING = (
+    'train.pretraining = None',
+    'train.warm_start = None',
+    'train.utility = None',
+    'SamplerConfig.num_steps = 2',
+    'GenerateConfig.num_images = 4',
+    'GenerateConfig.chunk_size = 4',
+)
 
 
 def tiny(data, workdir, *more, of_verb=OF_AUDIT):
-    bindings = ('DATA = @npz_images()', f"npz_images.path = '{data}'", 'UNetConfig.base_channels = 4', 'NUM_STEPS = 60',
-                'EXPECTED_BATCH_SIZE = 60', 'AUGMENTATION_MULTIPLICITY = 4',
-                "FinetuningConfig.trainable = ('class_embedding', 'block/')",
-                'finetuning/OptimizationConfig.learning_rate = 0.03', 'FinetuningConfig.max_ema_decay = 0.5',
-                *NOISE, *of_verb, *more)  # yapf: disable
+    bindings = (
+        'DATA = @npz_images()',
+        f"npz_images.path = '{data}'",
+        'UNetConfig.base_channels = 4',
+        'NUM_STEPS = 60',
+        'EXPECTED_BATCH_SIZE = 60',
+        'AUGMENTATION_MULTIPLICITY = 4',
+        "FinetuningConfig.trainable = ('class_embedding', 'block/')",
+        'finetuning/OptimizationConfig.learning_rate = 0.03',
+        'FinetuningConfig.max_ema_decay = 0.5',
+        *NOISE,
+        *of_verb,
+        *more,
+    )
     return ['--gin_file=gin/audit_digits.gin', f'--workdir={workdir}'] + [f'--gin_param={b}' for b in bindings]
 
 
@@ -64,8 +79,9 @@ def read(workdir, name='audit'):
 def fixture_leak(data, tmp_path_factory, small_network):
     """A finished audit of training without noise."""
     workdir = tmp_path_factory.mktemp('audits') / 'leak'
-    assert verbs.call(audit, *tiny(data, workdir,
-                                   *NO_NOISE)) == command.DONE  # Nothing is claimed, so nothing is refuted.
+    assert (
+        verbs.call(audit, *tiny(data, workdir, *NO_NOISE)) == command.DONE
+    )  # Nothing is claimed, so nothing is refuted.
     return workdir
 
 
@@ -84,8 +100,15 @@ def test_training_at_epsilon_one_stays_below_its_claim(data, tmp_path, capsys):
     # Below the claim by the theorem in 19 runs of 20, and by far in this one: the attack is not perfect.
     assert found['epsilon_lower_bound'] < 1.0
     out = words(capsys.readouterr().out)
-    for fact in ('proven epsilon', 'lower bound', 'most that can be shown', 'no fault was found', 'AUC',
-                 'needs at least 1,000 non-members', 'not to be released'):
+    for fact in (
+        'proven epsilon',
+        'lower bound',
+        'most that can be shown',
+        'no fault was found',
+        'AUC',
+        'needs at least 1,000 non-members',
+        'not to be released',
+    ):
         assert fact in out
 
 
@@ -98,10 +121,18 @@ def test_implementation_that_forgets_the_noise_is_caught(data, tmp_path, capsys,
 
 
 def test_everything_is_in_the_private_folders(leak, data):
-    assert {path.name for path in (leak / 'non_private').iterdir()
-           } >= {'audit.json', 'audit.png', 'canary_inclusions.json'}
-    assert {path.name for path in leak.iterdir()
-           } == {'.lock', 'checkpoints', 'non_private', 'operative_config.gin', 'tensorboard'}
+    assert {path.name for path in (leak / 'non_private').iterdir()} >= {
+        'audit.json',
+        'audit.png',
+        'canary_inclusions.json',
+    }
+    assert {path.name for path in leak.iterdir()} == {
+        '.lock',
+        'checkpoints',
+        'non_private',
+        'operative_config.gin',
+        'tensorboard',
+    }
     assert (leak / 'non_private' / 'audit.png').read_bytes().startswith(b'\x89PNG')
     assert 'not to be released' in read(leak)['note']
     assert read(leak)['membership_attack']['num_non_members'] == num_of(data, 'held_out')
@@ -119,7 +150,6 @@ def test_stopped_audit_goes_on_with_the_same_canaries(data, tmp_path, capsys, mo
     arguments = tiny(data, tmp_path, 'NUM_STEPS = 3', 'AuditConfig.confidence = 0.999999')
 
     class StopAtOnce(interruption.StopRequest):
-
         def __init__(self):
             super().__init__()
             self.requested = True
@@ -136,11 +166,22 @@ def test_stopped_audit_goes_on_with_the_same_canaries(data, tmp_path, capsys, mo
 
 
 def test_mislabelled_canaries_after_public_pretraining_and_warm_start(data, tmp_path):
-    stages = ('audit.pretraining = @PretrainingConfig()', 'audit.warm_start = @WarmStartConfig()',
-              'random_strokes.num_images = 20', 'random_strokes.image_size = 4', 'random_strokes.num_classes = 2',
-              'PretrainingConfig.num_steps = 2', 'WarmStartConfig.num_steps = 2', 'WarmStartConfig.num_images = 20')
-    mislabelled = ("AuditConfig.kind = 'mislabelled'", 'AuditConfig.num_canaries = 10', 'NUM_STEPS = 2',
-                   'TARGET_EPSILON = 10.0')
+    stages = (
+        'audit.pretraining = @PretrainingConfig()',
+        'audit.warm_start = @WarmStartConfig()',
+        'random_strokes.num_images = 20',
+        'random_strokes.image_size = 4',
+        'random_strokes.num_classes = 2',
+        'PretrainingConfig.num_steps = 2',
+        'WarmStartConfig.num_steps = 2',
+        'WarmStartConfig.num_images = 20',
+    )
+    mislabelled = (
+        "AuditConfig.kind = 'mislabelled'",
+        'AuditConfig.num_canaries = 10',
+        'NUM_STEPS = 2',
+        'TARGET_EPSILON = 10.0',
+    )
     flags = tiny(data, tmp_path, *stages, *mislabelled)
     assert verbs.call(audit, *flags) == command.DONE
     found = read(tmp_path)
@@ -188,13 +229,19 @@ def test_dry_run_fails_where_the_audit_would_for_a_checkpoint_that_is_not_there(
     assert capsys.readouterr().err.startswith(f'audit: error: no public checkpoint in {tmp_path / "none"}: ')
 
 
-@pytest.mark.parametrize('more, message', [
-    (('audit.warm_start = @WarmStartConfig()',), "set audit.warm_start = None, or AuditConfig.kind = 'mislabelled'"),
-    (("AuditConfig.kind = 'mislabelled'",), 'num_canaries=120 mislabelled canaries are made of held-out images'),
-    (('AuditConfig.timesteps = (1000,)',), 'losses at timestep 1000 are asked for; the schedule has 1000'),
-    (("AuditConfig.kind = 'own'",), "must be one of ('own_class', 'mislabelled'), got 'own'"),
-    (('AuditConfig.num_canary = 3',), 'Did you mean AuditConfig.num_canaries?'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'more, message',
+    [
+        (
+            ('audit.warm_start = @WarmStartConfig()',),
+            "set audit.warm_start = None, or AuditConfig.kind = 'mislabelled'",
+        ),
+        (("AuditConfig.kind = 'mislabelled'",), 'num_canaries=120 mislabelled canaries are made of held-out images'),
+        (('AuditConfig.timesteps = (1000,)',), 'losses at timestep 1000 are asked for; the schedule has 1000'),
+        (("AuditConfig.kind = 'own'",), "must be one of ('own_class', 'mislabelled'), got 'own'"),
+        (('AuditConfig.num_canary = 3',), 'Did you mean AuditConfig.num_canaries?'),
+    ],
+)
 def test_wrong_configuration_is_one_clear_line_before_anything_is_trained(data, tmp_path, capsys, more, message):
     assert verbs.call(audit, *tiny(data, tmp_path, *more)) == command.WRONG_USE
     error = capsys.readouterr().err.strip()

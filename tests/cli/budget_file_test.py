@@ -22,7 +22,8 @@ def _reserve(path, run_id, barrier=None):
     try:
         budget_file.update(
             path,
-            lambda budget: budget.reserve(run_id, _ledger(), dataset='toy', data_fingerprint='f', unit='u', time='now'))
+            lambda budget: budget.reserve(run_id, _ledger(), dataset='toy', data_fingerprint='f', unit='u', time='now'),
+        )
         return 'reserved'
     except accounting.BudgetError:
         return 'refused'

@@ -8,11 +8,11 @@ import shutil
 import subprocess
 import sys
 
+import gin
 import numpy as np
 import pytest
 import tensorflow as tf
 
-import gin
 from tf_dpdiff import cli
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import evaluate
@@ -114,8 +114,14 @@ def test_export_makes_versions_with_the_sampler_asked_for(run, tmp_path):
 def test_dry_run_says_what_the_run_would_be_and_writes_nothing(tmp_path, capsys):
     assert call('train', '--gin_file=gin/digits.gin', f'--workdir={tmp_path / "none"}', '--dry_run') == command.DONE
     out = capsys.readouterr().out
-    for fact in ('DpSgdConfig.target_epsilon', 'parameters', 'views', 'PRIVACY STATEMENT', 'epsilon = ',
-                 'noisy class means'):
+    for fact in (
+        'DpSgdConfig.target_epsilon',
+        'parameters',
+        'views',
+        'PRIVACY STATEMENT',
+        'epsilon = ',
+        'noisy class means',
+    ):
         assert fact in out
     assert not (tmp_path / 'none').exists()
 
@@ -124,8 +130,10 @@ def test_patients_of_ones_own_images_are_what_is_protected(tmp_path, capsys):
     images = np.random.default_rng(0).integers(0, 256, [400, 8, 8, 1]).astype(np.uint8)
     np.savez(tmp_path / 'own.npz', images=images, labels=np.arange(400) % 10, owners=np.arange(400) // 10)
     own = [
-        'DATA = @npz_images()', f'npz_images.path = "{tmp_path / "own.npz"}"', 'npz_images.unit = "one patient"',
-        'EXPECTED_BATCH_SIZE = 16'
+        'DATA = @npz_images()',
+        f'npz_images.path = "{tmp_path / "own.npz"}"',
+        'npz_images.unit = "one patient"',
+        'EXPECTED_BATCH_SIZE = 16',
     ]
     assert call('train', *tiny(*own), '--dry_run') == command.DONE
     out = capsys.readouterr().out
@@ -145,25 +153,36 @@ def test_unit_that_would_not_be_protected_is_refused(tmp_path, capsys):
     assert 'Protected unit' not in error.out
 
 
-@pytest.mark.parametrize('flags, message', [
-    (['--gin_file=gin/digits.gin', '--gin_param=DpSgdConfig.num_stps = 3'], 'Did you mean DpSgdConfig.num_steps?'),
-    (['--gin_file=gin/digits.gin', '--gin_param=DpSgdConfg.num_steps = 3'], 'Did you mean DpSgdConfig?'),
-    (['--gin_file=gin/digits.gin', '--gin_param=train.sampler = @SamplerConfg()'], 'Did you mean SamplerConfig?'),
-    (['--gin_file=gin/digits.gin', '--gin_param=NUM_STEPS = %STEPS'], 'uses %STEPS, which it does not define'),
-    (['--gin_file=gin/digits.gin', '--gin_param=NUM_STEPS = (3'], 'EOF'),
-    (['--gin_file=gin/base/private.gin'], 'REQUIRED'),
-    (['--gin_file=nowhere.gin'], 'no such configuration: nowhere.gin; the project has audit_digits.gin, camelyon.gin'),
-    ([], 'give a configuration'),
-    (['--gin_fil=gin/digits.gin'], 'unrecognized arguments: --gin_fil'),
-    (tiny('TARGET_EPSILON = 0.001', 'DpSgdConfig.noise_multiplier = None'),
-     'target_epsilon=0.001 at target_delta=0.0001 cannot be met'),
-    (tiny('EXPECTED_BATCH_SIZE = 5000'), 'expected_batch_size=5000 is larger than the data set of 1437 units'),
-    (tiny("SamplerConfig.name = 'plms'"), "must be one of ('ddim', 'ancestral', 'dpmpp_2m', 'edm_heun'), got 'plms'"),
-    (tiny('SamplerConfig.num_steps = 2000'), 'num_steps=2000 of the sampler exceeds the 1000 timesteps'),
-    (tiny("FinetuningConfig.trainable = ('nrom',)"), "no trainable variable matches 'nrom'"),
-    (tiny('TIMESTEP_MIXTURE = ((0.5, 0, 100),)'), 'must add up to 1, got 0.5'),
-    (tiny('UNetConfig.channel_multipliers = (1, 1, 1, 1, 1)'), 'cannot be halved 4 times'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'flags, message',
+    [
+        (['--gin_file=gin/digits.gin', '--gin_param=DpSgdConfig.num_stps = 3'], 'Did you mean DpSgdConfig.num_steps?'),
+        (['--gin_file=gin/digits.gin', '--gin_param=DpSgdConfg.num_steps = 3'], 'Did you mean DpSgdConfig?'),
+        (['--gin_file=gin/digits.gin', '--gin_param=train.sampler = @SamplerConfg()'], 'Did you mean SamplerConfig?'),
+        (['--gin_file=gin/digits.gin', '--gin_param=NUM_STEPS = %STEPS'], 'uses %STEPS, which it does not define'),
+        (['--gin_file=gin/digits.gin', '--gin_param=NUM_STEPS = (3'], 'EOF'),
+        (['--gin_file=gin/base/private.gin'], 'REQUIRED'),
+        (
+            ['--gin_file=nowhere.gin'],
+            'no such configuration: nowhere.gin; the project has audit_digits.gin, camelyon.gin',
+        ),
+        ([], 'give a configuration'),
+        (['--gin_fil=gin/digits.gin'], 'unrecognized arguments: --gin_fil'),
+        (
+            tiny('TARGET_EPSILON = 0.001', 'DpSgdConfig.noise_multiplier = None'),
+            'target_epsilon=0.001 at target_delta=0.0001 cannot be met',
+        ),
+        (tiny('EXPECTED_BATCH_SIZE = 5000'), 'expected_batch_size=5000 is larger than the data set of 1437 units'),
+        (
+            tiny("SamplerConfig.name = 'plms'"),
+            "must be one of ('ddim', 'ancestral', 'dpmpp_2m', 'edm_heun'), got 'plms'",
+        ),
+        (tiny('SamplerConfig.num_steps = 2000'), 'num_steps=2000 of the sampler exceeds the 1000 timesteps'),
+        (tiny("FinetuningConfig.trainable = ('nrom',)"), "no trainable variable matches 'nrom'"),
+        (tiny('TIMESTEP_MIXTURE = ((0.5, 0, 100),)'), 'must add up to 1, got 0.5'),
+        (tiny('UNetConfig.channel_multipliers = (1, 1, 1, 1, 1)'), 'cannot be halved 4 times'),
+    ],
+)
 def test_wrong_use_is_one_clear_line_and_exit_code_2(tmp_path, capsys, flags, message):
     assert call('train', *flags, f'--workdir={tmp_path / "run"}') == command.WRONG_USE
     error = capsys.readouterr().err.strip()
@@ -179,8 +198,9 @@ def test_folder_that_cannot_be_written_to_is_one_clear_line(tmp_path, capsys):
     assert 'cannot write to --workdir=' in error and '\n' not in error
 
 
-@pytest.mark.parametrize('verb, message', [('sample', 'holds no run'), ('export', 'holds no run'),
-                                           ('evaluate', 'no samples at')])  # yapf: disable
+@pytest.mark.parametrize(
+    'verb, message', [('sample', 'holds no run'), ('export', 'holds no run'), ('evaluate', 'no samples at')]
+)
 def test_verbs_that_need_a_run_say_where_they_looked(tmp_path, capsys, verb, message):
     flags = tiny() if verb == 'evaluate' else []
     assert call(verb, *flags, f'--workdir={tmp_path}') == command.WRONG_USE
@@ -188,19 +208,22 @@ def test_verbs_that_need_a_run_say_where_they_looked(tmp_path, capsys, verb, mes
     assert message in error and str(tmp_path) in error and '\n' not in error
 
 
-@pytest.mark.parametrize('name, content, message', [
-    ('model.json', '{"image_shape": [8,', 'is damaged .*restore it from a copy'),
-    ('model.json', '{"image_shape": [8, 8, 1]}', "is damaged or of another version: KeyError.'class_names'"),
-    ('report.json', '[]', 'is damaged .it holds no JSON object.*restore it from a copy'),
-    ('privacy_statement.json', '', 'is damaged .*restore it from a copy'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'name, content, message',
+    [
+        ('model.json', '{"image_shape": [8,', 'is damaged .*restore it from a copy'),
+        ('model.json', '{"image_shape": [8, 8, 1]}', "is damaged or of another version: KeyError.'class_names'"),
+        ('report.json', '[]', 'is damaged .it holds no JSON object.*restore it from a copy'),
+        ('privacy_statement.json', '', 'is damaged .*restore it from a copy'),
+    ],
+)
 def test_damaged_file_of_a_run_is_one_line_that_names_it(run, tmp_path, capsys, name, content, message):
     shutil.copytree(run, tmp_path / 'run')
     (tmp_path / 'run' / name).write_text(content)
     verbs = {
         'model.json': ('export', ()),
         'report.json': ('evaluate', tiny()),
-        'privacy_statement.json': ('train', tiny())
+        'privacy_statement.json': ('train', tiny()),
     }
     verb, flags = verbs[name]
     assert call(verb, f'--workdir={tmp_path / "run"}', *flags) == command.WRONG_USE
@@ -211,8 +234,14 @@ def test_damaged_file_of_a_run_is_one_line_that_names_it(run, tmp_path, capsys, 
 @pytest.mark.parametrize('verb', ['sample', 'evaluate', 'select'])
 def test_error_is_all_that_a_process_says(tmp_path, verb):
     environment = {name: value for name, value in os.environ.items() if name != 'TF_CPP_MIN_LOG_LEVEL'}
-    ended = subprocess.run([sys.executable, '-m', 'tf_dpdiff.cli', verb, f'--workdir={tmp_path / "none"}'],
-                           cwd=ROOT, env=environment, capture_output=True, text=True, check=False)  # yapf: disable
+    ended = subprocess.run(
+        [sys.executable, '-m', 'tf_dpdiff.cli', verb, f'--workdir={tmp_path / "none"}'],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert ended.returncode == command.WRONG_USE and ended.stdout == ''
     assert re.fullmatch(f'{verb}: error: [^\\n]*\\n', ended.stderr)
 
@@ -236,9 +265,16 @@ def test_resuming_with_another_budget_is_refused(run, capsys):
     assert 'begun with another configuration' in error and 'target_epsilon: 10 then, 9 now' in error
 
 
-@pytest.mark.parametrize('error, code', [(ValueError('a\nb'), command.WRONG_USE), (RuntimeError('x'), command.FAILED),
-                                         (OSError(28, 'No space left on device'), command.FAILED),
-                                         (KeyboardInterrupt(), command.FAILED), (MemoryError(), command.FAILED)])
+@pytest.mark.parametrize(
+    'error, code',
+    [
+        (ValueError('a\nb'), command.WRONG_USE),
+        (RuntimeError('x'), command.FAILED),
+        (OSError(28, 'No space left on device'), command.FAILED),
+        (KeyboardInterrupt(), command.FAILED),
+        (MemoryError(), command.FAILED),
+    ],
+)
 def test_any_error_is_one_line_with_its_exit_code(capsys, error, code):
 
     def fail(unused_flags):

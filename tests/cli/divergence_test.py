@@ -52,25 +52,33 @@ def test_run_whose_public_stage_diverges_costs_nothing_and_leaves_nothing(tmp_pa
     assert code == command.FAILED and line.startswith('train: error: pretraining diverged by step ')
     assert 'no privacy is spent' in line and 'learning_rate' in line
     assert json.loads(budget.read_text()) == before
-    assert not [name for name in (*RELEASED, 'privacy_statement.txt', 'noisy_class_means.npz') if
-                (workdir / name).exists()]  # yapf: disable
+    assert not [
+        name for name in (*RELEASED, 'privacy_statement.txt', 'noisy_class_means.npz') if (workdir / name).exists()
+    ]
 
 
 @pytest.mark.usefixtures('small_network')
-@pytest.mark.parametrize('stage, mechanisms', [('warm_start', ['noisy_class_means']),
-                                               ('finetuning', ['noisy_class_means', 'dp_sgd_step'])])
-def test_run_whose_later_stage_diverges_is_charged_for_what_it_released_and_is_over(tmp_path, capsys, budget, stage,
-                                                                                    mechanisms):
+@pytest.mark.parametrize(
+    'stage, mechanisms', [('warm_start', ['noisy_class_means']), ('finetuning', ['noisy_class_means', 'dp_sgd_step'])]
+)
+def test_run_whose_later_stage_diverges_is_charged_for_what_it_released_and_is_over(
+    tmp_path, capsys, budget, stage, mechanisms
+):
     workdir = tmp_path / 'run'
-    bindings = (HUGE.format(stage), 'finetuning/OptimizationConfig.warmup_steps = 0', 'train.pretraining = None',
-                'FinetuningConfig.trainable = ()')  # yapf: disable
+    bindings = (
+        HUGE.format(stage),
+        'finetuning/OptimizationConfig.warmup_steps = 0',
+        'train.pretraining = None',
+        'FinetuningConfig.trainable = ()',
+    )
     code, line = run(workdir, capsys, *bindings, budget=budget)
     assert code == command.FAILED and line.startswith(f'train: error: {stage} diverged by step ')
     statement = json.loads((workdir / 'privacy_statement.json').read_text())
-    assert [(release['mechanism'], release['count']) for release in statement['releases']
-           ] == [(mechanism, 1) for mechanism in mechanisms]
-    assert f"epsilon = {rounding.round_up(statement['epsilon'])} at delta = 0.0001, and stays spent" in line
-    entry, = budget_file.read(budget).entries
+    assert [(release['mechanism'], release['count']) for release in statement['releases']] == [
+        (mechanism, 1) for mechanism in mechanisms
+    ]
+    assert f'epsilon = {rounding.round_up(statement["epsilon"])} at delta = 0.0001, and stays spent' in line
+    (entry,) = budget_file.read(budget).entries
     assert entry.status == 'settled' and json.loads(entry.ledger.to_json()) == statement['releases']
     assert not [name for name in RELEASED if (workdir / name).exists()]
     found = checkpoints.read_run(workdir / 'checkpoints')
@@ -87,8 +95,9 @@ def test_run_whose_later_stage_diverges_is_charged_for_what_it_released_and_is_o
 
 
 @pytest.mark.usefixtures('small_network')
-def test_trained_run_that_cannot_be_sampled_leaves_its_statement_and_nothing_else(tmp_path, capsys, budget,
-                                                                                  monkeypatch):
+def test_trained_run_that_cannot_be_sampled_leaves_its_statement_and_nothing_else(
+    tmp_path, capsys, budget, monkeypatch
+):
 
     def refuse(*unused_arguments, **unused_options):
         raise divergence.DivergedError('nothing can be sampled')
@@ -99,7 +108,7 @@ def test_trained_run_that_cannot_be_sampled_leaves_its_statement_and_nothing_els
         code, line = run(workdir, capsys, *bindings, budget=budget)
     assert (code, line) == (command.FAILED, 'train: error: nothing can be sampled')
     statement = json.loads((workdir / 'privacy_statement.json').read_text())
-    entry, = budget_file.read(budget).entries
+    (entry,) = budget_file.read(budget).entries
     assert entry.status == 'settled' and statement['steps_run'] == 3
     assert not [name for name in RELEASED if (workdir / name).exists()]
     # Control: where it can be sampled, the same command goes on from there.
@@ -111,8 +120,13 @@ def test_trained_run_that_cannot_be_sampled_leaves_its_statement_and_nothing_els
 def test_public_run_that_diverges_leaves_no_checkpoint_to_start_from(tmp_path, capsys):
     images = np.random.default_rng(0).integers(0, 256, [300, 28, 28, 1]).astype(np.uint8)
     np.savez(tmp_path / 'public.npz', images=images, labels=np.arange(300) % 2)
-    bindings = ('OptimizationConfig.learning_rate = 1e30', 'PUBLIC_DATA = @npz_images()', 'NUM_STEPS = 5',
-                f'npz_images.path = "{tmp_path / "public.npz"}"', 'BATCH_SIZE = 4')  # yapf: disable
+    bindings = (
+        'OptimizationConfig.learning_rate = 1e30',
+        'PUBLIC_DATA = @npz_images()',
+        'NUM_STEPS = 5',
+        f'npz_images.path = "{tmp_path / "public.npz"}"',
+        'BATCH_SIZE = 4',
+    )
     flags = ['--gin_file=gin/grey28.gin', *(f'--gin_param={binding}' for binding in bindings)]
     assert verbs.call(train, *flags, f'--workdir={tmp_path / "run"}') == command.FAILED
     line = capsys.readouterr().err.strip().splitlines()[-1]

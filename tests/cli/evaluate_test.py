@@ -31,19 +31,20 @@ from tf_dpdiff.privacy import seeds
 from tf_dpdiff.privacy import statement as statement_lib
 from tf_dpdiff.training import checkpoints
 
-QUICK = ("UtilityConfig.classifiers = ('rbf_svm', ('logistic_regression', {'C': 0.5}))", 'UtilityConfig.num_seeds = 1',
-         'UtilityConfig.curve_sizes = (100, 300)')
+QUICK = (
+    "UtilityConfig.classifiers = ('rbf_svm', ('logistic_regression', {'C': 0.5}))",
+    'UtilityConfig.num_seeds = 1',
+    'UtilityConfig.curve_sizes = (100, 300)',
+)
 RELEASE = ('evaluate.accuracy_release = @AccuracyReleaseConfig()', 'AccuracyReleaseConfig.noise_multiplier = 4.0')
 ACCURACY_ALONE = ('evaluate.quality = None', 'evaluate.neighbors = None', 'UtilityConfig.curve_sizes = ()')
 DELTA = 1e-4
 
 
 def make_statement(noise_multiplier):
-    config = plan_lib.DpSgdConfig(target_delta=DELTA,
-                                  expected_batch_size=200,
-                                  num_steps=10,
-                                  l2_norm_clip=0.1,
-                                  noise_multiplier=noise_multiplier)
+    config = plan_lib.DpSgdConfig(
+        target_delta=DELTA, expected_batch_size=200, num_steps=10, l2_norm_clip=0.1, noise_multiplier=noise_multiplier
+    )
     plan = plan_lib.make_plan(config, 1437)
     return statement_lib.PrivacyStatement('one image', 'digits', plan, plan.planned_ledger(), 8, run_id='run')
 
@@ -63,12 +64,14 @@ def make_run(workdir, noise_multiplier=5.0):
     state = checkpoints.RunState(seeds.PrivateSeed.from_os_entropy())
     state.run_id, state.ledger = statement.run_id, statement.ledger
     checkpoints.RunCheckpoint(workdir / 'checkpoints', {'data_fingerprint': train.fingerprint()}).save(state)
-    run_report.write(workdir,
-                     title='A run',
-                     facts={'epsilon': '1'},
-                     points=statement.epsilon_over_steps(),
-                     delta=DELTA,
-                     configuration='A = 1\n')
+    run_report.write(
+        workdir,
+        title='A run',
+        facts={'epsilon': '1'},
+        points=statement.epsilon_over_steps(),
+        delta=DELTA,
+        configuration='A = 1\n',
+    )
     return workdir
 
 
@@ -107,20 +110,28 @@ def test_everything_is_measured_with_its_protocol(evaluated):
     by_name = {entry['classifier']: entry for entry in results['utility']['classifiers']}
     for entry in by_name.values():
         assert entry['synthetic_images']['accuracy'] > 0.8 and entry['real_images']['accuracy'] > 0.9
-    assert [point['num_synthetic'] for point in results['utility']['curve'] if point['classifier'] == 'rbf_svm'
-           ] == [100, 300]
+    assert [point['num_synthetic'] for point in results['utility']['curve'] if point['classifier'] == 'rbf_svm'] == [
+        100,
+        300,
+    ]
     assert results['neighbors']['exact_copies']['synthetic'] == 0
 
 
 def test_page_shows_what_was_measured_beside_statement_and_configuration(evaluated):
     page = (evaluated / 'report.html').read_text()
     assert re.findall('<h2>(.*?)</h2>', page) == [
-        'Samples', 'Denoising', 'Quality', 'Downstream accuracy', 'Nearest private images', 'Epsilon over steps',
-        'Privacy statement', 'Configuration'
+        'Samples',
+        'Denoising',
+        'Quality',
+        'Downstream accuracy',
+        'Nearest private images',
+        'Epsilon over steps',
+        'Privacy statement',
+        'Configuration',
     ]
     results = json.loads((evaluated / 'evaluation.json').read_text())
-    assert f"{results['quality']['rows'][0]['fid']:.2f}" in page
-    assert f"{results['utility']['classifiers'][0]['synthetic_images']['accuracy']:.1%}" in page
+    assert f'{results["quality"]["rows"][0]["fid"]:.2f}' in page
+    assert f'{results["utility"]["classifiers"][0]["synthetic_images"]["accuracy"]:.1%}' in page
     assert results['neighbors']['verdict'] in page
     assert results['quality']['protocol']['weights_sha256'][:16] in page
     assert 'must not be released' in page.split('<h2>')[0]
@@ -129,20 +140,37 @@ def test_page_shows_what_was_measured_beside_statement_and_configuration(evaluat
 
 def test_page_that_may_be_released_holds_nothing_that_was_measured(run, evaluated):
     assert re.findall('<h2>(.*?)</h2>', (run / 'report.html').read_text()) == [
-        'Samples', 'Denoising', 'Epsilon over steps', 'Privacy statement', 'Configuration', 'What this page holds'
+        'Samples',
+        'Denoising',
+        'Epsilon over steps',
+        'Privacy statement',
+        'Configuration',
+        'What this page holds',
     ]
     names = {path.name for path in run.iterdir()}
     assert names == {
-        'samples.npz', 'samples.png', 'denoising.png', 'epsilon.png', 'privacy_statement.txt', 'privacy_statement.json',
-        'report.json', 'report.html', 'non_private', 'checkpoints'
+        'samples.npz',
+        'samples.png',
+        'denoising.png',
+        'epsilon.png',
+        'privacy_statement.txt',
+        'privacy_statement.json',
+        'report.json',
+        'report.html',
+        'non_private',
+        'checkpoints',
     }
     del evaluated
 
 
 def test_settings_of_a_file_reach_what_is_measured(tmp_path, capsys):
     workdir = make_run(tmp_path / 'run')
-    less = ('QualityConfig.max_images = 100', 'NeighborsConfig.max_samples = 50', 'FeaturesConfig.num_steps = 3',
-            'evaluate.utility = None')  # yapf: disable
+    less = (
+        'QualityConfig.max_images = 100',
+        'NeighborsConfig.max_samples = 50',
+        'FeaturesConfig.num_steps = 3',
+        'evaluate.utility = None',
+    )
     assert call(workdir, bindings=less) == command.DONE
     results = json.loads((workdir / 'non_private' / 'evaluation_samples' / 'evaluation.json').read_text())
     assert results['quality']['protocol']['num_reference'] == 100 and results['neighbors']['num_synthetic'] == 50
@@ -159,9 +187,11 @@ def words(printed):
 
 def test_what_another_runs_file_asks_for_and_is_not_at_hand_is_left_out_and_said(tmp_path, capsys):
     workdir = make_run(tmp_path / 'run')
-    (tmp_path / 'my.gin').write_text("include 'digits.gin'\n"
-                                     "UtilityConfig.classifiers = ('rbf_svm',)\n"
-                                     'QualityConfig.neighbors = 400\nevaluate.neighbors = None\n')
+    (tmp_path / 'my.gin').write_text(
+        "include 'digits.gin'\n"
+        "UtilityConfig.classifiers = ('rbf_svm',)\n"
+        'QualityConfig.neighbors = 400\nevaluate.neighbors = None\n'
+    )
     flags = [f'--gin_file={tmp_path / "my.gin"}', f'--workdir={workdir}']
     assert verbs.call(evaluate, *flags) == command.DONE
     printed = capsys.readouterr()
@@ -169,7 +199,7 @@ def test_what_another_runs_file_asks_for_and_is_not_at_hand_is_left_out_and_said
     assert saying == [
         'evaluate: left out of UtilityConfig.curve_sizes, since there are 719 samples: 1,000, 2,000, 5,000.',
         'evaluate: quality metrics with neighbors=400 need at least 401 images of each kind, got 719 synthetic, '
-        '1437 training, 360 held-out ones.'
+        '1437 training, 360 held-out ones.',
     ]
     results = json.loads((workdir / 'non_private' / 'evaluation_samples' / 'evaluation.json').read_text())
     assert [point['num_synthetic'] for point in results['utility']['curve']] == [100, 200, 500]
@@ -180,14 +210,22 @@ def test_images_too_small_for_networks_are_measured_by_the_others(tmp_path, caps
     images = np.random.default_rng(0).integers(0, 256, [200, 6, 6, 1]).astype(np.uint8)
     np.savez(tmp_path / 'own.npz', images=images, labels=np.arange(200) % 2)
     generate.write_npz(tmp_path / 'samples.npz', images[:50], np.arange(50) % 2, ('0', '1'))
-    own = ('DATA = @npz_images()', f'npz_images.path = "{tmp_path / "own.npz"}"', 'FeaturesConfig.num_steps = 2',
-           'UtilityConfig.num_seeds = 1', 'UtilityConfig.curve_sizes = ()')
+    own = (
+        'DATA = @npz_images()',
+        f'npz_images.path = "{tmp_path / "own.npz"}"',
+        'FeaturesConfig.num_steps = 2',
+        'UtilityConfig.num_seeds = 1',
+        'UtilityConfig.curve_sizes = ()',
+    )
     flags = [f'--gin_param={binding}' for binding in own]
     assert verbs.call(evaluate, '--gin_file=gin/digits.gin', *flags, f'--workdir={tmp_path}') == command.DONE
     assert 'since images of 6x6 are too small: small_cnn.' in capsys.readouterr().err
     results = json.loads((tmp_path / 'non_private' / 'evaluation_samples' / 'evaluation.json').read_text())
-    assert [entry['classifier'] for entry in results['utility']['classifiers']
-           ] == ['logistic_regression', 'gradient_boosting', 'rbf_svm']
+    assert [entry['classifier'] for entry in results['utility']['classifiers']] == [
+        'logistic_regression',
+        'gradient_boosting',
+        'rbf_svm',
+    ]
 
 
 def test_every_number_on_the_console_is_marked(tmp_path, capsys):
@@ -242,7 +280,7 @@ def test_accuracy_is_released_with_noise_and_charged(tmp_path, capsys):
     assert released['epsilon_of_all_releases'] == budget.epsilon() > released['epsilon']
     assert budget.epsilon() == pytest.approx(accounting.epsilon(together.dp_event(), DELTA), rel=1e-6)
     page = (workdir / 'report.html').read_text()
-    assert f"{released['accuracy']['rbf_svm']:.1%}" in page and 'Gaussian mechanism' in page
+    assert f'{released["accuracy"]["rbf_svm"]:.1%}' in page and 'Gaussian mechanism' in page
     assert 'RELEASED in' in capsys.readouterr().out
     # A second release would cost again: it is not made unasked. A page that a crash kept back is made good.
     (workdir / 'report.html').write_text('')
@@ -261,8 +299,13 @@ def test_accuracy_on_images_without_owners_is_not_released_for_a_budget_of_patie
     digits = datasets.digits()
     owned = dataclasses.replace(digits.train, unit='one patient', owners=np.arange(len(digits.train)) // 3)
     with pytest.raises(command.UsageError, match="protects 'one patient', but the held-out images name no owners"):
-        released_accuracy.check(tmp_path, tmp_path / 'a.budget', accuracy_release.AccuracyReleaseConfig(4.0),
-                                datasets.PrivateData(train=owned, held_out=digits.held_out), None)  # yapf: disable
+        released_accuracy.check(
+            tmp_path,
+            tmp_path / 'a.budget',
+            accuracy_release.AccuracyReleaseConfig(4.0),
+            datasets.PrivateData(train=owned, held_out=digits.held_out),
+            None,
+        )
 
 
 def evaluate_as_two(workdir, *bindings, of_second=None, **arguments):
@@ -271,11 +314,9 @@ def evaluate_as_two(workdir, *bindings, of_second=None, **arguments):
 
     def evaluate_as(workers):
         samples_path = (workers.index and of_second) or workdir / 'samples.npz'
-        return gin_config.call(evaluate.evaluate,
-                               workdir=workdir,
-                               samples_path=samples_path,
-                               workers=workers,
-                               **arguments)
+        return gin_config.call(
+            evaluate.evaluate, workdir=workdir, samples_path=samples_path, workers=workers, **arguments
+        )
 
     return fake_workers.play(evaluate_as)
 
@@ -285,9 +326,10 @@ def test_two_workers_measure_what_one_does_and_release_it_once(run, evaluated, t
     workdir = make_run(tmp_path / 'run')
     budget_path = make_budget(tmp_path / 'digits.budget', workdir)
     assert evaluate_as_two(workdir, *RELEASE, budget_file=budget_path) == [command.DONE] * 2
-    of_one, of_two = (json.loads(path.read_text())
-                      for path in (run.parent / 'first.json',
-                                   workdir / 'non_private' / 'evaluation_samples' / 'evaluation.json'))
+    of_one, of_two = (
+        json.loads(path.read_text())
+        for path in (run.parent / 'first.json', workdir / 'non_private' / 'evaluation_samples' / 'evaluation.json')
+    )
     for name in ('quality', 'utility', 'neighbors', 'num_samples'):
         assert of_two[name] == of_one[name]
     assert len(budget_file.read(budget_path).entries) == 2
@@ -438,14 +480,20 @@ def test_release_on_samples_of_another_model_is_refused(tmp_path, budget_path, c
     assert not budget_file.read(budget_path).entries
 
 
-@pytest.mark.parametrize('change, message', [
-    ({'images': np.zeros([40, 6, 6, 1], np.uint8)}, "of shape (6, 6, 1), 'digits' of (8, 8, 1)"),
-    ({'labels': np.arange(40) % 11}, 'samples without a class'),
-    ({'class_names': [f'digit {i}' for i in range(10)]}, 'holds the classes digit 0'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        ({'images': np.zeros([40, 6, 6, 1], np.uint8)}, "of shape (6, 6, 1), 'digits' of (8, 8, 1)"),
+        ({'labels': np.arange(40) % 11}, 'samples without a class'),
+        ({'class_names': [f'digit {i}' for i in range(10)]}, 'holds the classes digit 0'),
+    ],
+)
 def test_samples_of_other_data_are_refused(tmp_path, capsys, change, message):
-    arrays = {'images': np.zeros([40, 8, 8, 1], np.uint8), 'labels': np.arange(40) % 10,
-              'class_names': [str(i) for i in range(10)]}  # yapf: disable
+    arrays = {
+        'images': np.zeros([40, 8, 8, 1], np.uint8),
+        'labels': np.arange(40) % 10,
+        'class_names': [str(i) for i in range(10)],
+    }
     np.savez(tmp_path / 'other.npz', **{**arrays, **change})
     assert call(tmp_path / 'run', f'--samples={tmp_path / "other.npz"}') == command.WRONG_USE
     assert message in error_of(capsys)

@@ -2,9 +2,9 @@
 
 import os
 
+import gin
 import pytest
 
-import gin
 from tests.cli import verbs
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import gin_config
@@ -24,7 +24,7 @@ def fixture_refused(tmp_path, capsys):
         error = capsys.readouterr().err.strip()
         assert error.startswith('train: error: ') and '\n' not in error and 'Traceback' not in error
         assert not (tmp_path / 'run').exists()
-        return error[len('train: error: '):].replace(str(tmp_path), 'HERE')
+        return error[len('train: error: ') :].replace(str(tmp_path), 'HERE')
 
     return refuse
 
@@ -32,28 +32,40 @@ def fixture_refused(tmp_path, capsys):
 DIGITS = "include 'digits.gin'\n"
 
 
-@pytest.mark.parametrize('content, said', [
-    (b'\xef\xbb\xbfA = 1', 'HERE/my.gin begins with a byte-order mark: save it as UTF-8 without one.'),
-    (DIGITS.encode('utf-16'), 'HERE/my.gin, line 1: this is no text in UTF-8: save the file as UTF-8.'),
-    (DIGITS.encode('utf-16-le'), 'HERE/my.gin holds zero bytes, as text in UTF-16 does: save it as UTF-8.'),
-    (DIGITS.encode('utf-32-be'), 'HERE/my.gin holds zero bytes, as text in UTF-16 does: save it as UTF-8.'),
-    (DIGITS.encode() + '# Größe\n'.encode('latin-1'), 'HERE/my.gin, line 2: this is no text in UTF-8'),
-    ("NUM_STEPS = (3", 'HERE/my.gin, line 1: a bracket or a quote is left open'),
-    (DIGITS + 'SamplerConfig.name = ddim', "HERE/my.gin, line 2: ddim is no value: a text stands in quotes, 'ddim',"),
-    (DIGITS + "SamplerConfig.name = 'ddim", 'HERE/my.gin, line 2: '),
-    (DIGITS + 'SamplerConfig.name = @ddim', "HERE/my.gin, line 2: No configurable matching reference '@ddim'."),
-    (DIGITS + 'NUM_STEPS = 3 4', 'HERE/my.gin, line 2: Expected newline.'),
-    (DIGITS + 'NUM_STEPS == 3', 'HERE/my.gin, line 2: '),
-    (DIGITS + '\n\nDpSgdConfg.num_steps = 3', "HERE/my.gin, line 4: No configurable matching 'DpSgdConfg'. Did you"),
-    (DIGITS + "X = (('mlp', {'width': 2, 'width': 3}),)", "HERE/my.gin, line 2: the key 'width' is given twice"),
-    (DIGITS + "X = {[1]: 2}", 'HERE/my.gin, line 2: unhashable'),
-    ('include 3', 'HERE/my.gin, line 1: Expected file path as string'),
-    ("include 'nowhere.gin'", "HERE/my.gin, line 1: there is no 'nowhere.gin' to include, neither beside this file"),
-    ("include 'models'", 'gin/models is a folder, not a configuration file'),
-    ("include 'my.gin'", 'the include goes round in a circle'),
-    ('import nothing_of_this_name', "HERE/my.gin, line 1: No module named 'nothing_of_this_name'."),
-    ('from __gin__ import dynamic_registration', 'is not for configurations of this project'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'content, said',
+    [
+        (b'\xef\xbb\xbfA = 1', 'HERE/my.gin begins with a byte-order mark: save it as UTF-8 without one.'),
+        (DIGITS.encode('utf-16'), 'HERE/my.gin, line 1: this is no text in UTF-8: save the file as UTF-8.'),
+        (DIGITS.encode('utf-16-le'), 'HERE/my.gin holds zero bytes, as text in UTF-16 does: save it as UTF-8.'),
+        (DIGITS.encode('utf-32-be'), 'HERE/my.gin holds zero bytes, as text in UTF-16 does: save it as UTF-8.'),
+        (DIGITS.encode() + '# Größe\n'.encode('latin-1'), 'HERE/my.gin, line 2: this is no text in UTF-8'),
+        ('NUM_STEPS = (3', 'HERE/my.gin, line 1: a bracket or a quote is left open'),
+        (
+            DIGITS + 'SamplerConfig.name = ddim',
+            "HERE/my.gin, line 2: ddim is no value: a text stands in quotes, 'ddim',",
+        ),
+        (DIGITS + "SamplerConfig.name = 'ddim", 'HERE/my.gin, line 2: '),
+        (DIGITS + 'SamplerConfig.name = @ddim', "HERE/my.gin, line 2: No configurable matching reference '@ddim'."),
+        (DIGITS + 'NUM_STEPS = 3 4', 'HERE/my.gin, line 2: Expected newline.'),
+        (DIGITS + 'NUM_STEPS == 3', 'HERE/my.gin, line 2: '),
+        (
+            DIGITS + '\n\nDpSgdConfg.num_steps = 3',
+            "HERE/my.gin, line 4: No configurable matching 'DpSgdConfg'. Did you",
+        ),
+        (DIGITS + "X = (('mlp', {'width': 2, 'width': 3}),)", "HERE/my.gin, line 2: the key 'width' is given twice"),
+        (DIGITS + 'X = {[1]: 2}', 'HERE/my.gin, line 2: unhashable'),
+        ('include 3', 'HERE/my.gin, line 1: Expected file path as string'),
+        (
+            "include 'nowhere.gin'",
+            "HERE/my.gin, line 1: there is no 'nowhere.gin' to include, neither beside this file",
+        ),
+        ("include 'models'", 'gin/models is a folder, not a configuration file'),
+        ("include 'my.gin'", 'the include goes round in a circle'),
+        ('import nothing_of_this_name', "HERE/my.gin, line 1: No module named 'nothing_of_this_name'."),
+        ('from __gin__ import dynamic_registration', 'is not for configurations of this project'),
+    ],
+)
 def test_file_that_cannot_be_read_is_one_line_that_names_it(refused, content, said):
     assert said in refused(content)
 
@@ -97,9 +109,12 @@ def test_files_of_other_systems_and_letters_are_read(tmp_path, content):
 
 @pytest.mark.parametrize('folder', ['.', 'elsewhere'])
 def test_include_is_found_beside_the_including_file_wherever_one_stands(tmp_path, monkeypatch, folder):
-    for name, content in (('elsewhere/other.gin', ''), ('mine/my.gin', "include 'parts/a.gin'"),
-                          ('mine/parts/a.gin', "include 'other.gin'\nNUM_STEPS = 7"),
-                          ('mine/parts/other.gin', "include 'digits.gin'\nTARGET_DELTA = 1e-6")):
+    for name, content in (
+        ('elsewhere/other.gin', ''),
+        ('mine/my.gin', "include 'parts/a.gin'"),
+        ('mine/parts/a.gin', "include 'other.gin'\nNUM_STEPS = 7"),
+        ('mine/parts/other.gin', "include 'digits.gin'\nTARGET_DELTA = 1e-6"),
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
     monkeypatch.chdir(tmp_path / folder)
@@ -127,9 +142,11 @@ def test_file_that_is_included_twice_is_no_circle_and_binds_nothing_in_vain(tmp_
 
 
 def test_imported_module_registers_what_a_file_refers_to(tmp_path, monkeypatch):
-    (tmp_path / 'sources_of_a_hospital.py').write_text('import gin\nfrom tf_dpdiff.data import datasets\n\n\n'
-                                                       '@gin.register\ndef scans() -> datasets.PrivateData:\n'
-                                                       '    return datasets.digits()\n')  # yapf: disable
+    (tmp_path / 'sources_of_a_hospital.py').write_text(
+        'import gin\nfrom tf_dpdiff.data import datasets\n\n\n'
+        '@gin.register\ndef scans() -> datasets.PrivateData:\n'
+        '    return datasets.digits()\n'
+    )
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / 'my.gin').write_text(f'import sources_of_a_hospital\n{DIGITS}DATA = @scans()')
     gin_config.parse([str(tmp_path / 'my.gin')], [], 'train')

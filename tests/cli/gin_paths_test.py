@@ -4,10 +4,10 @@ import glob
 import os
 import shutil
 
+import gin
 import numpy as np
 import pytest
 
-import gin
 from tests.cli import verbs
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import gin_config
@@ -23,13 +23,19 @@ PATHS = {
     'image_folder.path': ('DATA = @image_folder()', 'image_folder.path'),
     'tfds_images.data_dir': ('DATA = @tfds_images()\ntfds_images.name = "mnist"', 'tfds_images.data_dir'),
     'tfrecord_images.pattern': ('DATA = @tfrecord_images()', 'tfrecord_images.pattern'),
-    'tfrecord_images.held_out_pattern':
-        ('DATA = @tfrecord_images()\ntfrecord_images.pattern = "/x"', 'tfrecord_images.held_out_pattern'),
+    'tfrecord_images.held_out_pattern': (
+        'DATA = @tfrecord_images()\ntfrecord_images.pattern = "/x"',
+        'tfrecord_images.held_out_pattern',
+    ),
     'wilds_camelyon17.root': ('DATA = @wilds_camelyon17()', 'wilds_camelyon17.root'),
-    'wilds_camelyon17.cache_dir':
-        ('DATA = @wilds_camelyon17()\nwilds_camelyon17.root = "/x"', 'wilds_camelyon17.cache_dir'),
-    'public/npz_images.path': ('PretrainingConfig.dataset = @public_images()\n'
-                               'public_images.data = @public/npz_images()', 'public/npz_images.path'),
+    'wilds_camelyon17.cache_dir': (
+        'DATA = @wilds_camelyon17()\nwilds_camelyon17.root = "/x"',
+        'wilds_camelyon17.cache_dir',
+    ),
+    'public/npz_images.path': (
+        'PretrainingConfig.dataset = @public_images()\npublic_images.data = @public/npz_images()',
+        'public/npz_images.path',
+    ),
     'FinetuningConfig.init_from': ('', 'FinetuningConfig.init_from'),
     'train.budget_file': ('', 'train.budget_file'),
     'evaluate.budget_file': ('', 'evaluate.budget_file'),
@@ -93,13 +99,17 @@ def test_path_is_relative_to_the_file_that_says_it_and_not_to_one_that_includes_
     assert resolved(path, 'FinetuningConfig.init_from', "START = 'x'") == os.path.join(os.getcwd(), 'x')
 
 
-@pytest.mark.parametrize('name, parameter, below_root', [
-    ('mnist_cpu.gin', 'FinetuningConfig.init_from', 'saved_models/grey28'),
-    ('cifar10.gin', 'FinetuningConfig.init_from', 'runs/imagenet32'),
-    ('camelyon.gin', 'wilds_camelyon17.root', 'data/camelyon17_v1.0'),
-])
-def test_path_in_a_file_of_the_project_is_below_the_root_from_any_folder(tmp_path, monkeypatch, name, parameter,
-                                                                         below_root):
+@pytest.mark.parametrize(
+    'name, parameter, below_root',
+    [
+        ('mnist_cpu.gin', 'FinetuningConfig.init_from', 'saved_models/grey28'),
+        ('cifar10.gin', 'FinetuningConfig.init_from', 'runs/imagenet32'),
+        ('camelyon.gin', 'wilds_camelyon17.root', 'data/camelyon17_v1.0'),
+    ],
+)
+def test_path_in_a_file_of_the_project_is_below_the_root_from_any_folder(
+    tmp_path, monkeypatch, name, parameter, below_root
+):
     monkeypatch.chdir(tmp_path)
     assert resolved(f'gin/{name}', parameter) == str(ROOT / below_root)
     path = write(tmp_path, 'my.gin', f"include '{name}'")
@@ -132,8 +142,11 @@ def test_path_that_was_meant_from_the_working_folder_says_what_it_means_now(tmp_
 
 
 def test_pattern_matches_below_a_folder_with_brackets_in_its_name(tmp_path):
-    path = write(tmp_path, 'scans [2024]/my.gin', "include 'digits.gin'\nDATA = @tfrecord_images()\n"
-                 "tfrecord_images.pattern = 'part-*'")  # yapf: disable
+    path = write(
+        tmp_path,
+        'scans [2024]/my.gin',
+        "include 'digits.gin'\nDATA = @tfrecord_images()\ntfrecord_images.pattern = 'part-*'",
+    )
     write(tmp_path, 'scans [2024]/part-1', '')
     assert glob.glob(resolved(path, 'tfrecord_images.pattern')) == [str(tmp_path / 'scans [2024]' / 'part-1')]
 
@@ -157,12 +170,17 @@ def test_folder_of_features_is_a_path(tmp_path, monkeypatch):
 def test_dry_run_reads_the_same_data_from_any_folder(tmp_path, monkeypatch, capsys, folder):
     images = np.random.default_rng(0).integers(0, 256, [400, 8, 8, 1]).astype(np.uint8)
     np.savez(tmp_path / 'own.npz', images=images, labels=np.arange(400) % 10)
-    path = write(tmp_path, 'my.gin', "include 'digits.gin'\nDATA = @npz_images()\nnpz_images.path = 'own.npz'\n"
-                 'EXPECTED_BATCH_SIZE = 20\nDpSgdConfig.noise_multiplier = 20.0')  # yapf: disable
+    path = write(
+        tmp_path,
+        'my.gin',
+        "include 'digits.gin'\nDATA = @npz_images()\nnpz_images.path = 'own.npz'\n"
+        'EXPECTED_BATCH_SIZE = 20\nDpSgdConfig.noise_multiplier = 20.0',
+    )
     (tmp_path / 'elsewhere').mkdir()
     np.savez(tmp_path / 'elsewhere' / 'own.npz', images=images[:100], labels=np.arange(100) % 10)
     monkeypatch.chdir(tmp_path / folder)
     assert verbs.call(train, f'--gin_file={path}', '--workdir=run', '--dry_run') == command.DONE
     said = capsys.readouterr().out
     assert 'of 8x8x1, 10 classes' in said and f"npz_images.path = '{tmp_path / 'own.npz'}'" in said.replace(
-        '\\\n    ', '')  # yapf: disable
+        '\\\n    ', ''
+    )

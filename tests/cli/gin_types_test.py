@@ -2,11 +2,12 @@
 
 import collections.abc
 import inspect
+import types
 import typing
 
+import gin
 import pytest
 
-import gin
 from tests.cli import verbs
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import gin_config
@@ -55,8 +56,8 @@ WRONG = [
     ('PretrainingConfig.dataset = @digits()', 'what is made by @public_images(), got @digits().'),
     ("quick/UtilityConfig.classifiers = ('mlp', 3)", 'quick/UtilityConfig.classifiers wants a tuple, each item'),
     ('quick/UtilityConfig.curve_sizes = 100', 'quick/UtilityConfig.curve_sizes wants a tuple, each item a whole'),
-    ("train.budget_file = 3", 'train.budget_file wants a text or None, got the whole number 3.'),
-]  # yapf: disable
+    ('train.budget_file = 3', 'train.budget_file wants a text or None, got the whole number 3.'),
+]
 
 
 @pytest.mark.parametrize('binding, said', WRONG)
@@ -86,13 +87,22 @@ def test_value_that_another_command_would_read_is_checked_too(tmp_path):
     assert 'AuditConfig.num_canaries wants a whole number' in refusal(files=[str(tmp_path / 'my.gin')])
 
 
-@pytest.mark.parametrize('binding', [
-    'TARGET_EPSILON = 10', 'TARGET_EPSILON = None', 'UNetConfig.channel_multipliers = [1, 2]',
-    'UNetConfig.attention_resolutions = ()', 'TIMESTEP_MIXTURE = [[1, 0, 1000]]', 'FinetuningConfig.trainable = ()',
-    'train.pretraining = None', "train.budget_file = 'a.budget'", 'TrainerConfig.profile_steps = (1, 2)',
-    "quick/UtilityConfig.classifiers = ('mlp', ('rbf_svm', {'C': 1}), @a/ClassifierConfig())\n"
-    "a/ClassifierConfig.name = 'small_cnn'\na/ClassifierConfig.options = (('width', 2),)",
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'binding',
+    [
+        'TARGET_EPSILON = 10',
+        'TARGET_EPSILON = None',
+        'UNetConfig.channel_multipliers = [1, 2]',
+        'UNetConfig.attention_resolutions = ()',
+        'TIMESTEP_MIXTURE = [[1, 0, 1000]]',
+        'FinetuningConfig.trainable = ()',
+        'train.pretraining = None',
+        "train.budget_file = 'a.budget'",
+        'TrainerConfig.profile_steps = (1, 2)',
+        "quick/UtilityConfig.classifiers = ('mlp', ('rbf_svm', {'C': 1}), @a/ClassifierConfig())\n"
+        "a/ClassifierConfig.name = 'small_cnn'\na/ClassifierConfig.options = (('width', 2),)",
+    ],
+)
 def test_value_that_fits_is_not_refused(binding):
     gin_config.parse(['gin/digits.gin'], binding.splitlines(), 'train')
     assert f'{binding.partition(" =")[0]} =' in gin.config_str()
@@ -106,7 +116,7 @@ def test_list_becomes_a_tuple_so_that_the_same_settings_are_equal():
 def samples_of(annotation):
     """Returns a value that fits an annotation, or None where only a reference does, and one that does not fit."""
     kind, of = typing.get_origin(annotation), typing.get_args(annotation)
-    if kind is typing.Union:
+    if kind in (typing.Union, types.UnionType):
         return samples_of(of[0])[0], '1.0j'
     if kind is tuple and Ellipsis not in of:
         return f'({", ".join(samples_of(item)[0] for item in of)},)', f'({samples_of(of[0])[1]},)'
@@ -115,8 +125,9 @@ def samples_of(annotation):
         return f'({right},)' if right else '()', f'({wrong},)'
     if kind is collections.abc.Mapping:
         return '{}', '3'
-    return {int: ('7', '7.5'), float: ('0.5', "'0.5'"), str: ("'x'", '3'),
-            bool: ('True', '1')}.get(annotation, (None, '3.5'))  # yapf: disable
+    return {int: ('7', '7.5'), float: ('0.5', "'0.5'"), str: ("'x'", '3'), bool: ('True', '1')}.get(
+        annotation, (None, '3.5')
+    )
 
 
 def check(name, parameter, value):

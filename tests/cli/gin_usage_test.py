@@ -3,10 +3,10 @@
 import pathlib
 import re
 
+import gin
 import numpy as np
 import pytest
 
-import gin
 from tests.cli import verbs
 from tf_dpdiff.cli import audit
 from tf_dpdiff.cli import command
@@ -75,19 +75,34 @@ def test_command_refuses_it_in_one_line_before_anything_is_made(tmp_path, capsys
     assert not (tmp_path / 'run').exists()
 
 
-@pytest.mark.parametrize('content, said', [
-    ("include 'digits.gin'\nTARGET_EPSILON = 1.0\nTARGET_EPSILON = 2.0", 'line 3 binds it to 2.0, and what comes'),
-    ("TARGET_EPSILON = 1.0\ninclude 'digits.gin'", 'digits.gin, line .* binds it to 10.0'),
-    ("include 'privacy/eps1.gin'\ninclude 'digits.gin'", 'digits.gin, line .* binds it to 10.0'),
-    ("include 'mnist.gin'\nTARGET_EPSILON = 1.0\ninclude 'privacy/eps10.gin'", 'eps10.gin, line .* binds it to 10.0'),
-    ("include 'base/private.gin'\nTARGET_EPSILON = 1.0\ninclude 'models/mnist.gin'\ninclude 'privacy/eps5.gin'",
-     'eps5.gin, line .* binds it to 5.0'),
-    ("include 'digits.gin'\nTARGET_EPSILON = 1.0\nDpSgdConfig.target_epsilon = 5.0", 'nothing reads %TARGET_EPSILON'),
-    ("include 'digits.gin'\ntrain.pretraining = None\naudit.pretraining = None\nPretrainingConfig.num_steps = 9",
-     r'nothing calls @PretrainingConfig\(\)'),
-    ("include 'digits.gin'\ntrain.warm_start = None\naudit.warm_start = None\nClassMeansConfig.num_rounds = 9",
-     r'nothing calls @ClassMeansConfig\(\)'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'content, said',
+    [
+        ("include 'digits.gin'\nTARGET_EPSILON = 1.0\nTARGET_EPSILON = 2.0", 'line 3 binds it to 2.0, and what comes'),
+        ("TARGET_EPSILON = 1.0\ninclude 'digits.gin'", 'digits.gin, line .* binds it to 10.0'),
+        ("include 'privacy/eps1.gin'\ninclude 'digits.gin'", 'digits.gin, line .* binds it to 10.0'),
+        (
+            "include 'mnist.gin'\nTARGET_EPSILON = 1.0\ninclude 'privacy/eps10.gin'",
+            'eps10.gin, line .* binds it to 10.0',
+        ),
+        (
+            "include 'base/private.gin'\nTARGET_EPSILON = 1.0\ninclude 'models/mnist.gin'\ninclude 'privacy/eps5.gin'",
+            'eps5.gin, line .* binds it to 5.0',
+        ),
+        (
+            "include 'digits.gin'\nTARGET_EPSILON = 1.0\nDpSgdConfig.target_epsilon = 5.0",
+            'nothing reads %TARGET_EPSILON',
+        ),
+        (
+            "include 'digits.gin'\ntrain.pretraining = None\naudit.pretraining = None\nPretrainingConfig.num_steps = 9",
+            r'nothing calls @PretrainingConfig\(\)',
+        ),
+        (
+            "include 'digits.gin'\ntrain.warm_start = None\naudit.warm_start = None\nClassMeansConfig.num_rounds = 9",
+            r'nothing calls @ClassMeansConfig\(\)',
+        ),
+    ],
+)
 def test_value_that_a_file_binds_and_another_line_undoes_is_refused(tmp_path, content, said):
     assert re.search(said, refusal(tmp_path, content))
 
@@ -109,21 +124,30 @@ HONEST = [
     ("include 'digits.gin'\nDATA = @mine/npz_images()\nmine/npz_images.path = 'x.npz'", 'train'),
     ("include 'digits.gin'\ntrain.utility = None\nevaluate.quality = None\nUtilityConfig.num_seeds = 1", 'train'),
     ("include 'digits.gin'\ntrain.utility = None\nevaluate.quality = None\nUtilityConfig.num_seeds = 1", 'evaluate'),
-    ("include 'digits.gin'\nselect.data = %DATA\nselect.selection = @SelectionConfig()\n"
-     "SelectionConfig.candidates = ('mlp', 'rbf_svm')\nAuditConfig.num_canaries = 5", 'train'),
-    ("include 'digits.gin'\nfinetuning/ViewsConfig.timesteps = @LogNormalSigma()\nLogNormalSigma.mean = -1.0",
-     'train'),
+    (
+        "include 'digits.gin'\nselect.data = %DATA\nselect.selection = @SelectionConfig()\n"
+        "SelectionConfig.candidates = ('mlp', 'rbf_svm')\nAuditConfig.num_canaries = 5",
+        'train',
+    ),
+    ("include 'digits.gin'\nfinetuning/ViewsConfig.timesteps = @LogNormalSigma()\nLogNormalSigma.mean = -1.0", 'train'),
     ("include 'digits.gin'\nSamplerConfig:\n  name = 'dpmpp_2m'\n  num_steps = 7", 'train'),
-    ("include 'models/digits.gin'\ninclude 'base/private.gin'\ninclude 'data/digits.gin'\ninclude 'privacy/eps1.gin'\n"
-     'TARGET_DELTA = 1e-5\nEXPECTED_BATCH_SIZE = 9\nNUM_STEPS = 3\nAUGMENTATION_MULTIPLICITY = 1\n'
-     'TIMESTEP_MIXTURE = ((1.0, 0, 1000),)\nfinetuning/OptimizationConfig.learning_rate = 1.0', 'train'),
+    (
+        "include 'models/digits.gin'\ninclude 'base/private.gin'\n"
+        "include 'data/digits.gin'\ninclude 'privacy/eps1.gin'\n"
+        'TARGET_DELTA = 1e-5\nEXPECTED_BATCH_SIZE = 9\nNUM_STEPS = 3\nAUGMENTATION_MULTIPLICITY = 1\n'
+        'TIMESTEP_MIXTURE = ((1.0, 0, 1000),)\nfinetuning/OptimizationConfig.learning_rate = 1.0',
+        'train',
+    ),
     ("include 'mnist_cpu.gin'\ninclude 'privacy/eps1.gin'\ntrain.warm_start = None", 'train'),
     ("include 'cifar10_cpu.gin'\nWarmStartConfig.classifier = None", 'train'),
     ("include 'colour32.gin'\nPUBLIC_DATA = @tfds_images()\ntfds_images.name = 'cifar10'", 'train'),
     ("include 'digits.gin'\nX = 7\nY = %X\nNUM_STEPS = %Y", 'train'),
-    ("include 'digits.gin'\nevaluate.accuracy_release = @AccuracyReleaseConfig()\n"
-     'AccuracyReleaseConfig.noise_multiplier = 4.0', 'evaluate'),
-]  # yapf: disable
+    (
+        "include 'digits.gin'\nevaluate.accuracy_release = @AccuracyReleaseConfig()\n"
+        'AccuracyReleaseConfig.noise_multiplier = 4.0',
+        'evaluate',
+    ),
+]
 
 
 @pytest.mark.parametrize('content, verb', HONEST)
@@ -153,12 +177,19 @@ def test_run_files_of_the_project_bind_nothing_in_vain(path):
         gin_config.parse([str(path)], ['NUMBER_OF_STEPS = 3'], verb)
 
 
-@pytest.mark.parametrize('verb, flag', [
-    ('train', 'evaluate.quality = None'), ('train', 'SelectionConfig.num_seeds = 2'),
-    ('train', 'AuditConfig.num_canaries = 5'), ('evaluate', 'TARGET_EPSILON = 1.0'),
-    ('evaluate', 'FinetuningConfig.init_from = None'), ('select', 'UtilityConfig.num_seeds = 2'),
-    ('audit', 'SamplerConfig.num_steps = 3'), ('audit', 'train.pretraining = None'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'verb, flag',
+    [
+        ('train', 'evaluate.quality = None'),
+        ('train', 'SelectionConfig.num_seeds = 2'),
+        ('train', 'AuditConfig.num_canaries = 5'),
+        ('evaluate', 'TARGET_EPSILON = 1.0'),
+        ('evaluate', 'FinetuningConfig.init_from = None'),
+        ('select', 'UtilityConfig.num_seeds = 2'),
+        ('audit', 'SamplerConfig.num_steps = 3'),
+        ('audit', 'train.pretraining = None'),
+    ],
+)
 def test_flag_that_only_another_command_reads_is_refused_and_a_line_of_a_file_is_not(verb, flag):
     files = ['gin/select_digits.gin']
     with pytest.raises(command.UsageError, match=f'is not used: bin/{verb} does not read it'):
@@ -193,25 +224,39 @@ def test_strategy_of_a_flag_is_not_bound_by_another_flag_and_wins_over_a_file(tm
         assert 'no samples at' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('binding', ['train.workdir = "x"', 'train.dry_run = True', 'train.replicas = None',
-                                     'train.hardware = None', 'evaluate.samples_path = "x"', 'select.workers = None',
-                                     'audit.membership_only = True'])  # yapf: disable
+@pytest.mark.parametrize(
+    'binding',
+    [
+        'train.workdir = "x"',
+        'train.dry_run = True',
+        'train.replicas = None',
+        'train.hardware = None',
+        'evaluate.samples_path = "x"',
+        'select.workers = None',
+        'audit.membership_only = True',
+    ],
+)
 def test_what_the_command_itself_gives_is_no_setting(tmp_path, binding):
     assert 'is no setting' in refusal(tmp_path, f"include 'digits.gin'\n{binding}")
 
 
-@pytest.mark.parametrize('binding, said', [
-    ('NUM_STEPS = %STEPS', 'the configuration uses %STEPS, which it does not define. Did you mean NUM_STEPS?'),
-    ('NUM_STEPS = %NUM_STEP/S', 'uses %NUM_STEP/S, which it does not define'),
-    ('FinetuningConfig.optimization = @finetunning/OptimizationConfig()',
-     "nothing is bound in the scope 'finetunning'. Did you mean finetuning?"),
-    ('train.privacy = @private/DpSgdConfig()', "nothing is bound in the scope 'private'"),
-    ('NUM_STEPS = %NUM_STEPS', 'goes round in a circle: NUM_STEPS -> NUM_STEPS.'),
-    ('A = %B\nB = %C\nC = %A\nNUM_STEPS = %A', 'goes round in a circle: A -> B -> C -> A.'),
-    ('TIMESTEP_MIXTURE = (%TIMESTEP_MIXTURE,)', 'goes round in a circle'),
-    ('train.data = @train()', '@train() is a command, not a value'),
-    ('UtilityConfig.num_seeds = @train()', '@train() is a command, not a value'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'binding, said',
+    [
+        ('NUM_STEPS = %STEPS', 'the configuration uses %STEPS, which it does not define. Did you mean NUM_STEPS?'),
+        ('NUM_STEPS = %NUM_STEP/S', 'uses %NUM_STEP/S, which it does not define'),
+        (
+            'FinetuningConfig.optimization = @finetunning/OptimizationConfig()',
+            "nothing is bound in the scope 'finetunning'. Did you mean finetuning?",
+        ),
+        ('train.privacy = @private/DpSgdConfig()', "nothing is bound in the scope 'private'"),
+        ('NUM_STEPS = %NUM_STEPS', 'goes round in a circle: NUM_STEPS -> NUM_STEPS.'),
+        ('A = %B\nB = %C\nC = %A\nNUM_STEPS = %A', 'goes round in a circle: A -> B -> C -> A.'),
+        ('TIMESTEP_MIXTURE = (%TIMESTEP_MIXTURE,)', 'goes round in a circle'),
+        ('train.data = @train()', '@train() is a command, not a value'),
+        ('UtilityConfig.num_seeds = @train()', '@train() is a command, not a value'),
+    ],
+)
 def test_reference_that_leads_nowhere_is_refused(tmp_path, binding, said):
     assert said in refusal(tmp_path, f"include 'digits.gin'\n{binding}")
 

@@ -17,21 +17,25 @@ import tensorflow as tf
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 # Long enough to be ended ten times while it trains.
 BINDINGS = [
-    'PretrainingConfig.num_steps = 150', 'WarmStartConfig.num_steps = 150', 'NUM_STEPS = 300',
-    'EXPECTED_BATCH_SIZE = 200', 'TrainerConfig.checkpoint_every_secs = 0.5'
-]  # yapf: disable
+    'PretrainingConfig.num_steps = 150',
+    'WarmStartConfig.num_steps = 150',
+    'NUM_STEPS = 300',
+    'EXPECTED_BATCH_SIZE = 200',
+    'TrainerConfig.checkpoint_every_secs = 0.5',
+]
 
 
 def start(workdir):
-    flags = ['--gin_file=tests/cli/tiny_digits.gin', f'--workdir={workdir}'
-            ] + [f'--gin_param={binding}' for binding in BINDINGS]
-    return subprocess.Popen([sys.executable, '-m', 'tf_dpdiff.cli', 'train', *flags],
-                            cwd=ROOT,
-                            stderr=subprocess.DEVNULL,
-                            stdout=subprocess.DEVNULL,
-                            env={
-                                **os.environ, 'PYTHONPATH': str(ROOT)
-                            })
+    flags = ['--gin_file=tests/cli/tiny_digits.gin', f'--workdir={workdir}'] + [
+        f'--gin_param={binding}' for binding in BINDINGS
+    ]
+    return subprocess.Popen(
+        [sys.executable, '-m', 'tf_dpdiff.cli', 'train', *flags],
+        cwd=ROOT,
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    )
 
 
 def newest(workdir):

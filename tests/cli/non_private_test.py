@@ -17,11 +17,21 @@ from tf_dpdiff.cli import train
 from tf_dpdiff.data import datasets
 from tf_dpdiff.evaluation import generate
 
-QUICK = ('UNetConfig.base_channels = 4', 'random_strokes.num_images = 20', 'PretrainingConfig.num_steps = 1',
-         'WarmStartConfig.num_steps = 1', 'WarmStartConfig.num_images = 20', 'NUM_STEPS = 1',
-         'EXPECTED_BATCH_SIZE = 10', 'AUGMENTATION_MULTIPLICITY = 1', 'DpSgdConfig.noise_multiplier = 30.0',
-         'ClassMeansConfig.noise_multiplier = 9.0', 'SamplerConfig.num_steps = 2', 'GenerateConfig.num_images = 40',
-         'GenerateConfig.chunk_size = 40')  # yapf: disable
+QUICK = (
+    'UNetConfig.base_channels = 4',
+    'random_strokes.num_images = 20',
+    'PretrainingConfig.num_steps = 1',
+    'WarmStartConfig.num_steps = 1',
+    'WarmStartConfig.num_images = 20',
+    'NUM_STEPS = 1',
+    'EXPECTED_BATCH_SIZE = 10',
+    'AUGMENTATION_MULTIPLICITY = 1',
+    'DpSgdConfig.noise_multiplier = 30.0',
+    'ClassMeansConfig.noise_multiplier = 9.0',
+    'SamplerConfig.num_steps = 2',
+    'GenerateConfig.num_images = 40',
+    'GenerateConfig.chunk_size = 40',
+)
 MARK = '(not to be released)'
 
 
@@ -75,20 +85,24 @@ def test_who_includes_the_digits_measures_nothing_on_images_of_their_own(unasked
 
 
 @pytest.mark.usefixtures('small_network')
-@pytest.mark.parametrize('asked_by', [
-    'quick/UtilityConfig.only_public_data = False',
-    pytest.param(
-        'train.utility = @mine/UtilityConfig()\nmine/UtilityConfig.classifiers = ("rbf_svm",)\n'
-        'mine/UtilityConfig.curve_sizes = (10, 1000)',
-        marks=pytest.mark.long)
-])
+@pytest.mark.parametrize(
+    'asked_by',
+    [
+        'quick/UtilityConfig.only_public_data = False',
+        pytest.param(
+            'train.utility = @mine/UtilityConfig()\nmine/UtilityConfig.classifiers = ("rbf_svm",)\n'
+            'mine/UtilityConfig.curve_sizes = (10, 1000)',
+            marks=pytest.mark.long,
+        ),
+    ],
+)
 def test_who_asks_for_it_measures_and_is_told_that_it_must_not_be_released(my_gin, tmp_path, capsys, asked_by):
     assert run(with_more(my_gin, 'asked.gin', asked_by), tmp_path / 'run') == command.DONE
     printed = capsys.readouterr()
     said = words(printed.out)
-    entry, = json.loads((tmp_path / 'run' / 'non_private' / 'utility.json').read_text())['classifiers']
+    (entry,) = json.loads((tmp_path / 'run' / 'non_private' / 'utility.json').read_text())['classifiers']
     for source in ('synthetic_images', 'real_images'):
-        accuracy = f"rbf_svm on {source.replace('_', ' ')} {entry[source]['accuracy']:.1%}"
+        accuracy = f'rbf_svm on {source.replace("_", " ")} {entry[source]["accuracy"]:.1%}'
         assert re.search(rf'{re.escape(accuracy)} of \d+ held-out real images {re.escape(MARK)}', said)
     assert ('since there are 40 samples: 1,000' in printed.err) == ('mine' in asked_by)  # Known before the first step.
     (events,) = (tmp_path / 'run' / 'non_private' / 'tensorboard').glob('events*')
@@ -127,8 +141,9 @@ def test_selection_is_marked_where_real_images_were_looked_at(tmp_path, capsys, 
 
 @pytest.mark.usefixtures('small_network')
 def test_audit_and_attack_are_marked(my_gin, unasked, tmp_path, capsys):
-    audited = with_more(my_gin, 'audited.gin', 'audit.pretraining = None', 'audit.warm_start = None',
-                        'AuditConfig.num_canaries = 20')  # yapf: disable
+    audited = with_more(
+        my_gin, 'audited.gin', 'audit.pretraining = None', 'audit.warm_start = None', 'AuditConfig.num_canaries = 20'
+    )
     assert verbs.call(audit, f'--gin_file={audited}', f'--workdir={tmp_path / "audit"}') == command.DONE
     assert words(capsys.readouterr().out).startswith(f'audit {MARK}')
     workdir = shutil.copytree(unasked[0], tmp_path / 'run')

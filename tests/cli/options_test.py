@@ -17,13 +17,21 @@ TINY = pathlib.Path(__file__).resolve().parent / 'tiny_digits.gin'
 
 @pytest.mark.long
 def test_dropout_bfloat16_adapters_label_drop_and_guidance_go_through_a_whole_run(tmp_path):
-    bindings = ['UNetConfig.dropout = 0.1', 'UNetConfig.compute_dtype = "mixed_bfloat16"',
-                'UNetConfig.adapter_rank = 2', 'UNetConfig.adapter_targets = ("residual",)',
-                'FinetuningConfig.trainable = ("adapter", "class_embedding")',
-                'finetuning/ViewsConfig.label_drop_probability = 0.2', 'SamplerConfig.guidance_scale = 2.0',
-                'SamplerConfig.name = "edm_heun"', 'SamplerConfig.thresholding = "dynamic"', 'train.utility = None',
-                'finetuning/ViewsConfig.timesteps = @LogNormalSigma()', 'train.pretraining = None',
-                'train.warm_start = None']  # yapf: disable
+    bindings = [
+        'UNetConfig.dropout = 0.1',
+        'UNetConfig.compute_dtype = "mixed_bfloat16"',
+        'UNetConfig.adapter_rank = 2',
+        'UNetConfig.adapter_targets = ("residual",)',
+        'FinetuningConfig.trainable = ("adapter", "class_embedding")',
+        'finetuning/ViewsConfig.label_drop_probability = 0.2',
+        'SamplerConfig.guidance_scale = 2.0',
+        'SamplerConfig.name = "edm_heun"',
+        'SamplerConfig.thresholding = "dynamic"',
+        'train.utility = None',
+        'finetuning/ViewsConfig.timesteps = @LogNormalSigma()',
+        'train.pretraining = None',
+        'train.warm_start = None',
+    ]
     workdir = tmp_path / 'run'
     flags = [f'--gin_file={TINY}', f'--workdir={workdir}', *(f'--gin_param={b}' for b in bindings)]
     assert verbs.call(train, *flags) == command.DONE

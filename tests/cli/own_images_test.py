@@ -34,12 +34,16 @@ UNFIT = {
     'objects': (arrays(owners=np.array([f'p{i}' for i in range(COUNT)], object)), 'store owners.astype(str)'),
     'labels from 1': (arrays(labels=np.arange(COUNT) % 2 + 1), 'subtract 1 from each'),
     'class names': (arrays(class_names=np.array(['a', 'a'])), "two classes are called 'a'"),
-}  # yapf: disable
+}
 
 
 def flags_of(path):
-    bindings = ['DATA = @npz_images()', f'npz_images.path = "{path}"', 'random_strokes.num_classes = 2',
-                'EXPECTED_BATCH_SIZE = 8']  # yapf: disable
+    bindings = [
+        'DATA = @npz_images()',
+        f'npz_images.path = "{path}"',
+        'random_strokes.num_classes = 2',
+        'EXPECTED_BATCH_SIZE = 8',
+    ]
     return [f'--gin_file={TINY}', *(f'--gin_param={binding}' for binding in bindings)]
 
 

@@ -26,11 +26,17 @@ def fixture_flags(tmp_path_factory):
     images = np.random.default_rng(0).integers(0, 256, [400, 8, 8, 3]).astype(np.uint8)
     images[:5] = datasets.digits().train.images_uint8[:5]  # As many as pass for chance.
     np.savez(path, images=images, labels=np.arange(400) % 20)
-    bindings = ['warm_start/public_images.data = @npz_images()', 'warm_start/public_images.image_shape = (8, 8, 1)',
-                f'npz_images.path = "{path}"', 'FeatureMeansConfig.noise_multiplier = 5.0',
-                'WarmStartConfig.images_per_class = 9', 'PublicClassifierConfig.num_epochs = 1',
-                'WarmStartConfig.num_images = None', 'train.pretraining = None',
-                'train.utility = None']  # yapf: disable
+    bindings = [
+        'warm_start/public_images.data = @npz_images()',
+        'warm_start/public_images.image_shape = (8, 8, 1)',
+        f'npz_images.path = "{path}"',
+        'FeatureMeansConfig.noise_multiplier = 5.0',
+        'WarmStartConfig.images_per_class = 9',
+        'PublicClassifierConfig.num_epochs = 1',
+        'WarmStartConfig.num_images = None',
+        'train.pretraining = None',
+        'train.utility = None',
+    ]
     files = [f'--gin_file={name}' for name in (TINY, 'gin/stages/public_images.gin')]
     return files + [f'--gin_param={binding}' for binding in bindings]
 
@@ -50,8 +56,10 @@ def test_run_says_which_public_images_stand_for_which_private_ones(flags, tmp_pa
     width, height = Image.open(tmp_path / 'chosen_public_images.png').size
     assert width > 300 and height > 50
     statement = json.loads((tmp_path / 'privacy_statement.json').read_text())
-    assert [(release['mechanism'], release['count']) for release in statement['releases']] == [('noisy_feature_means',
-                                                                                                1), ('dp_sgd_step', 3)]
+    assert [(release['mechanism'], release['count']) for release in statement['releases']] == [
+        ('noisy_feature_means', 1),
+        ('dp_sgd_step', 3),
+    ]
     assert any('letters (public)' in phrase for phrase in statement['public_data'])
     assert any('among those public ones too, of which a run refuses more' in item for item in statement['not_covered'])
     assert not any('5' in item for item in statement['not_covered'])
@@ -66,8 +74,9 @@ def test_best_of_several_candidates_is_sampled_by_every_verb(flags, tmp_path, ca
         expected = dict(samples)
     count = len(expected['labels'])
     assert verbs.call(export, f'--workdir={run}', f'--output={exported}', '--warmup_batch_sizes=none') == command.DONE
-    for number, source in enumerate(([f'--workdir={run}'], [f'--saved_model={exported}'],
-                                     [f'--workdir={run}', '--num_candidates=1'])):  # yapf: disable
+    for number, source in enumerate(
+        ([f'--workdir={run}'], [f'--saved_model={exported}'], [f'--workdir={run}', '--num_candidates=1'])
+    ):
         path = tmp_path / f'{number}.npz'
         assert verbs.call(sample, *source, f'--num_images={count}', f'--output={path}') == command.DONE
         with np.load(path) as samples:
@@ -76,8 +85,10 @@ def test_best_of_several_candidates_is_sampled_by_every_verb(flags, tmp_path, ca
     means = run / 'noisy_feature_means.npz'
     with np.load(means) as stored:
         arrays = dict(stored)
-    for damage, message in ((lambda: np.savez(means, **{**arrays, 'run_id': 'another'}), 'it is of another run'),
-                            (means.unlink, 'noisy_feature_means.npz is missing')):  # yapf: disable
+    for damage, message in (
+        (lambda: np.savez(means, **{**arrays, 'run_id': 'another'}), 'it is of another run'),
+        (means.unlink, 'noisy_feature_means.npz is missing'),
+    ):
         damage()
         capsys.readouterr()
         given = [f'--workdir={run}', '--num_candidates=3', f'--output={tmp_path / "none.npz"}']
@@ -93,14 +104,20 @@ def test_dry_run_says_it_too_and_writes_nothing(flags, tmp_path, capsys):
     assert not (tmp_path / 'none').exists()
 
 
-@pytest.mark.parametrize('binding, message', [
-    ('warm_start/public_images.image_shape = (16, 16, 1)', 'must have the shape of the private images'),
-    ('FeatureMeansConfig.noise_multiplier = 50.0', 'noise_multiplier=50 of the noisy feature means would hide a class'),
-    ('WarmStartConfig.images_per_class = None', 'images_per_class of WarmStartConfig is needed'),
-    ("warm_start/public_images.labels = 'drop'", 'has images without a label'),
-    ('WarmStartConfig.public = None', 'public of WarmStartConfig is needed'),
-    ('WarmStartConfig.release = @ClassMeansConfig()', 'public of WarmStartConfig means nothing'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'binding, message',
+    [
+        ('warm_start/public_images.image_shape = (16, 16, 1)', 'must have the shape of the private images'),
+        (
+            'FeatureMeansConfig.noise_multiplier = 50.0',
+            'noise_multiplier=50 of the noisy feature means would hide a class',
+        ),
+        ('WarmStartConfig.images_per_class = None', 'images_per_class of WarmStartConfig is needed'),
+        ("warm_start/public_images.labels = 'drop'", 'has images without a label'),
+        ('WarmStartConfig.public = None', 'public of WarmStartConfig is needed'),
+        ('WarmStartConfig.release = @ClassMeansConfig()', 'public of WarmStartConfig means nothing'),
+    ],
+)
 def test_wrong_configuration_is_one_clear_line(flags, tmp_path, capsys, binding, message):
     workdir = tmp_path / 'none'
     assert verbs.call(train, *flags, f'--gin_param={binding}', f'--workdir={workdir}') == command.WRONG_USE

@@ -4,10 +4,10 @@ import functools
 import json
 import pathlib
 
+import gin
 import numpy as np
 import pytest
 
-import gin
 from tests.cli import verbs
 from tests.data import camelyon17_layout
 from tf_dpdiff.cli import account
@@ -18,16 +18,32 @@ from tf_dpdiff.data import datasets
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 RUN_FILES = sorted(path.name for path in (ROOT / 'gin').glob('*.gin'))
-SMALL = ('UNetConfig.base_channels = 4', 'UNetConfig.channel_multipliers = (1,)', 'UNetConfig.num_res_blocks = 1',
-         'UNetConfig.attention_resolutions = ()', 'UNetConfig.middle_attention = False', 'UNetConfig.groups = 2',
-         'NUM_STEPS = 2', 'SamplerConfig.num_steps = 2', 'GenerateConfig.num_images = 20',
-         'GenerateConfig.chunk_size = 20')  # yapf: disable
+SMALL = (
+    'UNetConfig.base_channels = 4',
+    'UNetConfig.channel_multipliers = (1,)',
+    'UNetConfig.num_res_blocks = 1',
+    'UNetConfig.attention_resolutions = ()',
+    'UNetConfig.middle_attention = False',
+    'UNetConfig.groups = 2',
+    'NUM_STEPS = 2',
+    'SamplerConfig.num_steps = 2',
+    'GenerateConfig.num_images = 20',
+    'GenerateConfig.chunk_size = 20',
+)
 SMALL_PUBLIC = SMALL + ('BATCH_SIZE = 4', 'PretrainingConfig.images_per_chunk = 2')
-SMALL_PRIVATE = SMALL + ('EXPECTED_BATCH_SIZE = 4', 'AUGMENTATION_MULTIPLICITY = 2',
-                         'DpSgdConfig.noise_multiplier = 9.0')  # yapf: disable
+SMALL_PRIVATE = SMALL + (
+    'EXPECTED_BATCH_SIZE = 4',
+    'AUGMENTATION_MULTIPLICITY = 2',
+    'DpSgdConfig.noise_multiplier = 9.0',
+)
 SMALL_RECIPES = {'cifar10_cpu.gin', 'colour32.gin', 'grey28.gin', 'mnist_cpu.gin', 'mnist_cpu_eps1.gin'}
-DIGITS = {'audit_digits.gin', 'digits.gin', 'digits_from_mnist.gin', 'mnist8.gin',
-          'select_digits.gin'}  # Not the paper's.
+DIGITS = {
+    'audit_digits.gin',
+    'digits.gin',
+    'digits_from_mnist.gin',
+    'mnist8.gin',
+    'select_digits.gin',
+}  # Not the paper's.
 
 
 def run(*flags):
@@ -119,24 +135,34 @@ def test_recipe_of_another_set_from_scratch_runs(tmp_path):
     assert statement['epsilon'] <= 10.0 and statement['steps_run'] == 2 and statement['public_data'] == []
 
 
-@pytest.mark.parametrize('public_name, name, shape', [
-    ('imagenet32.gin', 'cifar10.gin', (32, 32, 3)),
-    ('colour32.gin', 'cifar10_cpu.gin', (32, 32, 3)),
-    ('grey28.gin', 'mnist_cpu.gin', (28, 28, 1)),
-    ('grey28.gin', 'mnist_cpu_eps1.gin', (28, 28, 1)),
-])
+@pytest.mark.parametrize(
+    'public_name, name, shape',
+    [
+        ('imagenet32.gin', 'cifar10.gin', (32, 32, 3)),
+        ('colour32.gin', 'cifar10_cpu.gin', (32, 32, 3)),
+        ('grey28.gin', 'mnist_cpu.gin', (28, 28, 1)),
+        ('grey28.gin', 'mnist_cpu_eps1.gin', (28, 28, 1)),
+    ],
+)
 def test_recipe_from_a_public_checkpoint_runs(tmp_path, run_public_once, public_name, name, shape):
     start = run_public_once(public_name)
     bindings = write_images(tmp_path / 'images.npz', shape)
     bindings = [*SMALL_PRIVATE, *bindings, f'FinetuningConfig.init_from = "{start}"']
     if 'mnist' in name:
-        bindings += ['WarmStartConfig.num_steps = 2', 'WarmStartConfig.num_images = 20',
-                     'ClassMeansConfig.noise_multiplier = 50.0']  # yapf: disable
+        bindings += [
+            'WarmStartConfig.num_steps = 2',
+            'WarmStartConfig.num_images = 20',
+            'ClassMeansConfig.noise_multiplier = 50.0',
+        ]
     if name == 'cifar10_cpu.gin':
         write_images(tmp_path / 'other.npz', shape, seed=3)
-        bindings += ['PUBLIC_DATA = @other/npz_images()', f'other/npz_images.path = "{tmp_path / "other.npz"}"',
-                     'FeatureMeansConfig.noise_multiplier = 0.5', 'PublicClassifierConfig.num_epochs = 1',
-                     'WarmStartConfig.num_steps = 2']  # yapf: disable
+        bindings += [
+            'PUBLIC_DATA = @other/npz_images()',
+            f'other/npz_images.path = "{tmp_path / "other.npz"}"',
+            'FeatureMeansConfig.noise_multiplier = 0.5',
+            'PublicClassifierConfig.num_epochs = 1',
+            'WarmStartConfig.num_steps = 2',
+        ]
     assert run(*flags_of(name, tmp_path / 'run', bindings)) == command.DONE
     statement = check_run(tmp_path / 'run')
     assert 0.0 < statement['epsilon'] <= 10.0 and 'public (public)' in statement['public_data'][0]
@@ -144,8 +170,11 @@ def test_recipe_from_a_public_checkpoint_runs(tmp_path, run_public_once, public_
 
 
 def test_checkpoint_of_the_large_recipe_is_refused_by_the_small_one(tmp_path, public, capsys):
-    bindings = [*SMALL_PRIVATE, *write_images(tmp_path / 'images.npz', (32, 32, 3)),
-                f'FinetuningConfig.init_from = "{public}"']  # yapf: disable
+    bindings = [
+        *SMALL_PRIVATE,
+        *write_images(tmp_path / 'images.npz', (32, 32, 3)),
+        f'FinetuningConfig.init_from = "{public}"',
+    ]
     assert run(*flags_of('cifar10_cpu.gin', tmp_path / 'run', bindings)) == command.WRONG_USE
     assert "parameterization is 'epsilon' in the checkpoint and 'v' here" in capsys.readouterr().err
 
@@ -158,8 +187,12 @@ def test_recipe_from_scratch_runs_and_spends_its_budget_but_does_not_pass_it(mni
 
 def test_unlabelled_public_images_give_samples_of_no_class(tmp_path, small_network):
     del small_network
-    bindings = [f'npz_images.path = "{tmp_path / "public.npz"}"', 'PUBLIC_DATA = @npz_images()',
-                'public_images.labels = "drop"', 'public_images.num_classes = 3']  # yapf: disable
+    bindings = [
+        f'npz_images.path = "{tmp_path / "public.npz"}"',
+        'PUBLIC_DATA = @npz_images()',
+        'public_images.labels = "drop"',
+        'public_images.num_classes = 3',
+    ]
     write_images(tmp_path / 'public.npz', (32, 32, 3))
     assert run(*flags_of('imagenet32.gin', tmp_path / 'run', [*SMALL_PUBLIC, *bindings])) == command.DONE
     check_run(tmp_path / 'run')
@@ -181,8 +214,12 @@ def test_digits_start_from_a_model_of_another_public_set(tmp_path, small_network
     bindings = write_images(tmp_path / 'public.npz', (28, 28, 1), seed=1)[1:] + ['PUBLIC_DATA = @npz_images()']
     public = tmp_path / 'public'
     assert run(*flags_of('mnist8.gin', public, [*SMALL, 'BATCH_SIZE = 4', *bindings])) == command.DONE
-    bindings = ['EXPECTED_BATCH_SIZE = 4', f'FinetuningConfig.init_from = "{public}"', 'train.utility = None',
-                'DpSgdConfig.noise_multiplier = 9.0']  # yapf: disable
+    bindings = [
+        'EXPECTED_BATCH_SIZE = 4',
+        f'FinetuningConfig.init_from = "{public}"',
+        'train.utility = None',
+        'DpSgdConfig.noise_multiplier = 9.0',
+    ]
     assert run(*flags_of('digits_from_mnist.gin', tmp_path / 'run', [*SMALL, *bindings])) == command.DONE
     assert "images of 'public (public)'" in check_run(tmp_path / 'run')['public_data'][0]
 
@@ -190,8 +227,11 @@ def test_digits_start_from_a_model_of_another_public_set(tmp_path, small_network
 @pytest.mark.parametrize('unit, num_units, batch', [('image', 16, 4), ('patient', 4, 2)])
 def test_camelyon_runs_with_the_image_and_with_the_patient_as_unit(tmp_path, public, unit, num_units, batch):
     camelyon17_layout.write(tmp_path, centers=(0, 1, 2, 3))
-    bindings = [f'wilds_camelyon17.root = "{tmp_path}"', f'wilds_camelyon17.unit = "{unit}"',
-                f'FinetuningConfig.init_from = "{public}"']  # yapf: disable
+    bindings = [
+        f'wilds_camelyon17.root = "{tmp_path}"',
+        f'wilds_camelyon17.unit = "{unit}"',
+        f'FinetuningConfig.init_from = "{public}"',
+    ]
     bindings = [*SMALL_PRIVATE, *bindings, f'EXPECTED_BATCH_SIZE = {batch}']
     assert run(*flags_of('camelyon.gin', tmp_path / 'run', bindings)) == command.DONE
     statement = check_run(tmp_path / 'run')
@@ -215,18 +255,33 @@ def test_recipes_say_what_is_unconfirmed_and_what_they_need():
         assert 'unconfirmed' in header.lower() or name in SMALL_RECIPES, name
 
 
-@pytest.mark.parametrize('name, binding, message', [
-    ('imagenet32.gin', 'train.privacy = @DpSgdConfig()', "DpSgdConfig needs 'target_delta'"),
-    ('imagenet32.gin', 'train.pretraining = None', 'binds no private images (train.data), and no public ones either'),
-    ('imagenet32.gin', 'TrainerConfig.log_non_private = True', 'log_non_private is for private runs'),
-    ('imagenet32.gin', 'PretrainingConfig.dataset = @public/tfds_images()', 'by @public_images()'),
-    ('digits.gin', 'random_strokes.image_size = 16', 'must have the shape and the number of classes of the private'),
-    ('imagenet32.gin', 'train.utility = @UtilityConfig()', 'but what belongs to them (train.utility)'),
-    ('digits.gin', 'train.privacy = None', 'train.privacy and train.finetuning must be bound too'),
-    ('digits.gin', 'SamplerConfig.guidance_scale = 2.0', 'guidance_scale=2 of the sampler needs a model'),
-    ('digits.gin', 'FinetuningConfig.init_from = "runs/none"', 'either has a public stage of its own or starts from'),
-    ('digits.gin', 'UNetConfig.compute_dtype = "mixed_float16"', 'mixed_float16'),
-])
+@pytest.mark.parametrize(
+    'name, binding, message',
+    [
+        ('imagenet32.gin', 'train.privacy = @DpSgdConfig()', "DpSgdConfig needs 'target_delta'"),
+        (
+            'imagenet32.gin',
+            'train.pretraining = None',
+            'binds no private images (train.data), and no public ones either',
+        ),
+        ('imagenet32.gin', 'TrainerConfig.log_non_private = True', 'log_non_private is for private runs'),
+        ('imagenet32.gin', 'PretrainingConfig.dataset = @public/tfds_images()', 'by @public_images()'),
+        (
+            'digits.gin',
+            'random_strokes.image_size = 16',
+            'must have the shape and the number of classes of the private',
+        ),
+        ('imagenet32.gin', 'train.utility = @UtilityConfig()', 'but what belongs to them (train.utility)'),
+        ('digits.gin', 'train.privacy = None', 'train.privacy and train.finetuning must be bound too'),
+        ('digits.gin', 'SamplerConfig.guidance_scale = 2.0', 'guidance_scale=2 of the sampler needs a model'),
+        (
+            'digits.gin',
+            'FinetuningConfig.init_from = "runs/none"',
+            'either has a public stage of its own or starts from',
+        ),
+        ('digits.gin', 'UNetConfig.compute_dtype = "mixed_float16"', 'mixed_float16'),
+    ],
+)
 def test_parts_that_do_not_belong_together_are_one_clear_line(tmp_path, capsys, name, binding, message):
     # Where there is noise it is given: calibrating it takes a while, and says so.
     has_noise = name == 'digits.gin' and not binding.startswith('train.privacy')

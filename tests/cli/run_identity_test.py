@@ -73,14 +73,17 @@ def test_released_run_whose_checkpoints_fell_back_is_not_trained_and_released_an
     assert sampling.contents(run) == before
 
 
-@pytest.mark.parametrize('written, shown', [
-    ("image_folder.path = '/data/hospital/john_doe/'", "image_folder.path = '.../john_doe'"),
-    ('a.path = "/home/o\'brien/ward3/x.npz"', "a.path = '.../x.npz'"),
-    ("a.path = \\\n    '/data/x.npz'\nb.c = 1\n", "a.path = \\\n    '.../x.npz'\nb.c = 1\n"),
-    ("a.paths = ('/data/john doe '\n           'ward/x',\n 'y/z')\n", "a.paths = ('.../x',\n '.../z')\n"),
-    ("a.path = 'C:\\\\data\\\\x'", "a.path = '.../x'"),
-    ("a.path = '/'", "a.path = '.../'"),
-    ("# A comment / with a slash\nscope/A.b = @f()\nA.c = %M\nA.d = 'name'\n",) * 2,
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'written, shown',
+    [
+        ("image_folder.path = '/data/hospital/john_doe/'", "image_folder.path = '.../john_doe'"),
+        ('a.path = "/home/o\'brien/ward3/x.npz"', "a.path = '.../x.npz'"),
+        ("a.path = \\\n    '/data/x.npz'\nb.c = 1\n", "a.path = \\\n    '.../x.npz'\nb.c = 1\n"),
+        ("a.paths = ('/data/john doe '\n           'ward/x',\n 'y/z')\n", "a.paths = ('.../x',\n '.../z')\n"),
+        ("a.path = 'C:\\\\data\\\\x'", "a.path = '.../x'"),
+        ("a.path = '/'", "a.path = '.../'"),
+        ("# A comment / with a slash\nscope/A.b = @f()\nA.c = %M\nA.d = 'name'\n",) * 2,
+    ],
+)
 def test_configuration_that_is_sent_on_holds_no_paths(written, shown):
     assert run_output.cut_paths(written) == shown

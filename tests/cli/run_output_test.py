@@ -31,8 +31,9 @@ def fixture_model(small_network):
     """The description of a run, and its averaged network, with weights that were drawn and not trained."""
     del small_network
     process = process_lib.DiffusionProcess(schedules.Schedule('cosine', 50), 'v')
-    description = run_files.ModelDescription((4, 4, 1), ('a', 'b', 'c'), unet.UNetConfig(base_channels=4), process,
-                                             samplers.SamplerConfig('ddim', 2))
+    description = run_files.ModelDescription(
+        (4, 4, 1), ('a', 'b', 'c'), unet.UNetConfig(base_channels=4), process, samplers.SamplerConfig('ddim', 2)
+    )
     network, generator = unet.build_unet(description.network, (4, 4, 1), 3), np.random.default_rng(0)
     network.set_weights([generator.normal(0.0, 0.3, weight.shape) for weight in network.get_weights()])
     return description, network
@@ -40,12 +41,9 @@ def fixture_model(small_network):
 
 def draw(model, workers, stop=GO_ON, samples=SAMPLES, **changes):
     description, network = model
-    return run_output.draw(network,
-                           description._replace(**changes),
-                           samples,
-                           workdir=NOWHERE,
-                           stop=stop,
-                           workers=workers)
+    return run_output.draw(
+        network, description._replace(**changes), samples, workdir=NOWHERE, stop=stop, workers=workers
+    )
 
 
 @pytest.mark.parametrize('labelled', [True, False])
@@ -56,9 +54,9 @@ def test_samples_are_those_of_the_network_on_any_devices_and_workers(model, monk
     sampler = run_output.make_image_sampler(network, description._replace(labelled=labelled), NOWHERE)
     seeds = np.arange(30)
     labels = (seeds % 3 if labelled else np.full(30, 3)).astype(np.int32)
-    expected = np.concatenate([
-        sampler.sample(tf.constant(labels[rows]), tf.constant(seeds[rows]))['images'] for rows in seeds.reshape(-1, 6)
-    ])
+    expected = np.concatenate(
+        [sampler.sample(tf.constant(labels[rows]), tf.constant(seeds[rows]))['images'] for rows in seeds.reshape(-1, 6)]
+    )
     for count in (1, 2):
         for images, found in fake_workers.play(lambda workers: draw(model, workers, labelled=labelled), count):
             np.testing.assert_array_equal(found, labels[5:28])
@@ -71,11 +69,14 @@ def test_stop_of_one_worker_interrupts_all(model):
         assert isinstance(error, interruption.Interrupted) and 'stopped while sampling' in str(error)
 
 
-@pytest.mark.parametrize('at_second', [
-    {'samples': dataclasses.replace(SAMPLES, num_images=24)},
-    {'samples': dataclasses.replace(SAMPLES, seed=1000)},
-    {'sampler': samplers.SamplerConfig('ddim', 3)},
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'at_second',
+    [
+        {'samples': dataclasses.replace(SAMPLES, num_images=24)},
+        {'samples': dataclasses.replace(SAMPLES, seed=1000)},
+        {'sampler': samplers.SamplerConfig('ddim', 3)},
+    ],
+)
 def test_workers_of_other_settings_draw_nothing_together(model, at_second):
     for error in fake_workers.play(lambda workers: draw(model, workers, **(at_second if workers.index else {}))):
         assert isinstance(error, workers_lib.WorkersDisagreeError) and 'the settings of the samples' in str(error)

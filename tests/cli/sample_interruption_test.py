@@ -68,15 +68,14 @@ finally:
 
 
 def start(flags, *, kill_after=-1, devices=1):
-    return subprocess.Popen([sys.executable, '-c', _PROCESS,
-                             str(kill_after), str(devices), *flags],
-                            cwd=ROOT,
-                            stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE,
-                            text=True,
-                            env={
-                                **os.environ, 'PYTHONPATH': str(ROOT)
-                            })
+    return subprocess.Popen(
+        [sys.executable, '-c', _PROCESS, str(kill_after), str(devices), *flags],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    )
 
 
 def test_two_devices_make_the_same_files_as_one(toy_run, tmp_path):
@@ -143,16 +142,19 @@ def test_ctrl_c_keeps_finished_shards_and_the_same_command_goes_on(toy_run, tmp_
     assert sampling.contents(tmp_path / 'broken') == sampling.contents(tmp_path / 'whole')
 
 
-@pytest.mark.parametrize('changes, words', [
-    ({'seed': 1}, 'seed: 0 then, 1 now'),
-    ({'num_images': 61}, 'num_images: 60 then, 61 now'),
-    ({'shard_size': 20}, 'shard_size: 10 then, 20 now'),
-    ({'classes': 'dog'}, 'classes: cat, öwl, dog then, dog now'),
-    ({'class_weights': 'dog=1,cat=2'}, 'class_weights: None then'),
-    ({'kind': 'png'}, 'format: npz then, png now'),
-    ({'num_steps': 1}, 'drawn_by: an exported model then, a checkpoint now'),
-    ({'workdir': 'other'}, 'model_sha256: '),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'changes, words',
+    [
+        ({'seed': 1}, 'seed: 0 then, 1 now'),
+        ({'num_images': 61}, 'num_images: 60 then, 61 now'),
+        ({'shard_size': 20}, 'shard_size: 10 then, 20 now'),
+        ({'classes': 'dog'}, 'classes: cat, öwl, dog then, dog now'),
+        ({'class_weights': 'dog=1,cat=2'}, 'class_weights: None then'),
+        ({'kind': 'png'}, 'format: npz then, png now'),
+        ({'num_steps': 1}, 'drawn_by: an exported model then, a checkpoint now'),
+        ({'workdir': 'other'}, 'model_sha256: '),
+    ],
+)
 def test_going_on_with_other_settings_is_refused(toy_run, other_toy_run, begun, capsys, changes, words):
     if 'workdir' in changes:
         changes = {'workdir': other_toy_run}
@@ -168,8 +170,12 @@ def test_truncated_shard_is_named_and_drawn_again_and_the_rest_kept(toy_run, tmp
     output, arguments = tmp_path / 'set', {'kind': kind, 'shard_size': 10}
     sampling.draw(toy_run, output, **arguments)
     before = sampling.contents(tmp_path)
-    name = {'tfds': f'toy_set/{tfds_writer.VERSION}/toy_set-train.tfrecord-00002-of-00006', 'png': 'öwl/0000022.png',
-            'npz': 'samples-00002-of-00006.npz', 'npz file': ''}[kind]  # yapf: disable
+    name = {
+        'tfds': f'toy_set/{tfds_writer.VERSION}/toy_set-train.tfrecord-00002-of-00006',
+        'png': 'öwl/0000022.png',
+        'npz': 'samples-00002-of-00006.npz',
+        'npz file': '',
+    }[kind]
     path = tmp_path / 'set.npz' if kind == 'npz file' else output / name
     path.write_bytes(path.read_bytes()[:-9])
     times = {other: other.stat().st_mtime_ns for other in tmp_path.rglob('*') if '0003' in other.name}
@@ -210,8 +216,11 @@ class FullDisk:
 @sampling.formats
 def test_full_disk_is_one_line_and_finished_shards_are_kept(toy_run, tmp_path, kind, monkeypatch, capsys):
     # Each shard is written in one piece.
-    owner, name, calls = {'tfds': (tfds_writer.RecordWriter, 'add', 2), 'png': (pathlib.Path, 'write_bytes', 25),
-                          'npz': (np, 'savez_compressed', 2)}[kind.split()[0]]  # yapf: disable
+    owner, name, calls = {
+        'tfds': (tfds_writer.RecordWriter, 'add', 2),
+        'png': (pathlib.Path, 'write_bytes', 25),
+        'npz': (np, 'savez_compressed', 2),
+    }[kind.split()[0]]
     with monkeypatch.context() as patch:
         full = FullDisk(getattr(owner, name), calls)
         patch.setattr(owner, name, lambda *arguments, **keywords: full(*arguments, **keywords))
@@ -219,7 +228,8 @@ def test_full_disk_is_one_line_and_finished_shards_are_kept(toy_run, tmp_path, k
     output = tmp_path / 'disk' / ('set.npz' if kind == 'npz file' else 'set')
     assert sampling.error_of(capsys) == (
         f'sample: error: No space left on device: {output}; 2 of 6 shards are complete and '
-        'kept; make room and call it again.')
+        'kept; make room and call it again.'
+    )
     kept = sampling.contents(tmp_path / 'disk')
     assert not [path for path in kept if '/.' in f'/{path}']
     assert sampling.call(toy_run, tmp_path / 'disk' / 'set', kind, shard_size=10) == command.DONE
@@ -240,7 +250,10 @@ def test_full_disk_while_shards_are_joined_keeps_all_of_them(toy_run, tmp_path, 
     assert sampling.call(toy_run, tmp_path / 'set', 'npz file', shard_size=10) == command.DONE
     assert '6 of 6 shards are complete; putting them together' in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        'set.npz', 'set.privacy_statement.json', 'set.privacy_statement.txt', 'set.samples.json'
+        'set.npz',
+        'set.privacy_statement.json',
+        'set.privacy_statement.txt',
+        'set.samples.json',
     ]
 
 

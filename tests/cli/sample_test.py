@@ -33,8 +33,9 @@ def test_classes_are_drawn_in_equal_parts_and_with_seeds_that_count_up(toy_run, 
     assert '360 images of 3 classes in ' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('classes, labels', [('dog, cat', (2, 0)), ('öwl', (1,)), ('no_class', (3,)),
-                                             ('no_class,cat', (3, 0))])  # yapf: disable
+@pytest.mark.parametrize(
+    'classes, labels', [('dog, cat', (2, 0)), ('öwl', (1,)), ('no_class', (3,)), ('no_class,cat', (3, 0))]
+)
 def test_classes_asked_for_are_drawn_in_equal_parts(toy_run, tmp_path, classes, labels):
     drawn = sampling.draw(toy_run, tmp_path / 'set', classes=classes)
     assert drawn.labels.tolist() == [labels[seed % len(labels)] for seed in range(60)]
@@ -49,14 +50,23 @@ def test_classes_are_drawn_by_their_weights(toy_run, tmp_path):
     np.testing.assert_array_equal(drawn.images, sampling.images_of(toy_run, drawn.labels))
 
 
-@pytest.mark.parametrize('changes', [{'name': 'ancestral'}, {'num_steps': 1}, {'guidance_scale': 3.0},
-                                     {'name': 'dpmpp_2m', 'num_steps': 3, 'guidance_scale': 2.0}])  # yapf: disable
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {'name': 'ancestral'},
+        {'num_steps': 1},
+        {'guidance_scale': 3.0},
+        {'name': 'dpmpp_2m', 'num_steps': 3, 'guidance_scale': 2.0},
+    ],
+)
 def test_sampler_asked_for_draws(toy_run, tmp_path, changes):
-    drawn = sampling.draw(toy_run, tmp_path / 'set',
-                          **{'sampler' if key == 'name' else key: changes[key] for key in changes})
+    drawn = sampling.draw(
+        toy_run, tmp_path / 'set', **{'sampler' if key == 'name' else key: changes[key] for key in changes}
+    )
     description = run_files.read_model(toy_run)
     image_sampler = sample_source.load_run(
-        toy_run, description.with_sampler(dataclasses.replace(description.sampler, **changes)))
+        toy_run, description.with_sampler(dataclasses.replace(description.sampler, **changes))
+    )
     labels = np.arange(sample_plan.CHUNK_SIZE) % 3
     images = image_sampler.sample(tf.constant(labels, tf.int32), tf.range(len(labels), dtype=tf.int64))['images']
     np.testing.assert_array_equal(drawn.images, images.numpy()[:60])
@@ -64,19 +74,21 @@ def test_sampler_asked_for_draws(toy_run, tmp_path, changes):
 
 
 def test_data_set_is_loaded_by_tfds(toy_run, tmp_path):
-    assert sampling.call(toy_run, tmp_path / 'set', 'tfds', shard_size=25, classes='cat,dog,no_class',
-                         name=None) == command.DONE
-    import tensorflow_datasets as tfds  # pylint: disable=g-import-not-at-top
-    loaded, info = tfds.load('synthetic_toys_1',
-                             data_dir=tmp_path / 'set',
-                             split='train',
-                             batch_size=-1,
-                             with_info=True)
+    assert (
+        sampling.call(toy_run, tmp_path / 'set', 'tfds', shard_size=25, classes='cat,dog,no_class', name=None)
+        == command.DONE
+    )
+    import tensorflow_datasets as tfds
+
+    loaded, info = tfds.load(
+        'synthetic_toys_1', data_dir=tmp_path / 'set', split='train', batch_size=-1, with_info=True
+    )
     order = np.argsort(loaded['seed'])
     np.testing.assert_array_equal(loaded['seed'].numpy()[order], np.arange(60))
     np.testing.assert_array_equal(loaded['label'].numpy()[order], np.tile([0, 2, -1], 20))
-    np.testing.assert_array_equal(loaded['image'].numpy()[order],
-                                  sampling.images_of(toy_run, np.resize([0, 2, 3], 250))[:60])
+    np.testing.assert_array_equal(
+        loaded['image'].numpy()[order], sampling.images_of(toy_run, np.resize([0, 2, 3], 250))[:60]
+    )
     assert info.features['label'].names == list(sampling.NAMES) and info.splits['train'].num_shards == 3
     assert 'differentially private' in info.description
 
@@ -122,8 +134,10 @@ def test_statement_goes_with_the_images(toy_run, tmp_path, kind, capsys):
 
 
 def test_exported_model_with_a_description_needs_no_run(toy_run, tmp_path):
-    assert verbs.call(export_verb, f'--workdir={toy_run}', f'--output={tmp_path / "toys"}',
-                      '--num_steps=1') == command.DONE
+    assert (
+        verbs.call(export_verb, f'--workdir={toy_run}', f'--output={tmp_path / "toys"}', '--num_steps=1')
+        == command.DONE
+    )
     alone = sampling.draw(None, tmp_path / 'alone', 'tfds', saved_model=tmp_path / 'toys', name=None)
     assert (tmp_path / 'alone' / 'synthetic_toys').is_dir()
     assert alone.statement_text == (toy_run / 'privacy_statement.txt').read_text()
@@ -135,8 +149,10 @@ def test_same_seeds_are_the_same_images_however_they_are_cut(toy_run, tmp_path, 
     whole = sampling.draw(toy_run, tmp_path / 'whole', kind, num_images=600, seed=30)
     cut = sampling.draw(toy_run, tmp_path / 'cut', kind, num_images=600, seed=30, shard_size=70)
     part = sampling.draw(toy_run, tmp_path / 'part', kind, num_images=100, seed=301, shard_size=33)
-    for one, other in ((whole, cut), (sample_files.SampleSet(whole.images[271:371], whole.labels[271:371], *whole[2:]),
-                                      part)):  # yapf: disable
+    for one, other in (
+        (whole, cut),
+        (sample_files.SampleSet(whole.images[271:371], whole.labels[271:371], *whole[2:]), part),
+    ):
         np.testing.assert_array_equal(one.images, other.images)
         np.testing.assert_array_equal(one.labels, other.labels)
     if kind == 'npz file':
@@ -144,9 +160,7 @@ def test_same_seeds_are_the_same_images_however_they_are_cut(toy_run, tmp_path, 
     if kind == 'png':
         assert {
             name: value for name, value in sampling.contents(tmp_path / 'whole').items() if name != 'samples.json'
-        } == {
-            name: value for name, value in sampling.contents(tmp_path / 'cut').items() if name != 'samples.json'
-        }
+        } == {name: value for name, value in sampling.contents(tmp_path / 'cut').items() if name != 'samples.json'}
     other = sampling.draw(toy_run, tmp_path / 'other', kind, num_images=600, seed=31)
     assert not np.array_equal(whole.images, other.images)
 
@@ -158,36 +172,42 @@ def test_complete_set_is_not_drawn_again(toy_run, tmp_path, capsys):
     assert 'set is complete; nothing is drawn' in capsys.readouterr().err and sampling.contents(tmp_path) == before
 
 
-@pytest.mark.parametrize('flags, message', [
-    ({'num_images': 0}, 'num_images of the samples must be at least 1, got 0'),
-    ({'num_images': -5}, 'num_images of the samples must be at least 1, got -5'),
-    ({'shard_size': 0}, 'shard_size of the samples must be at least 1, got 0'),
-    ({'seed': -1}, 'seeds of the samples must be from 0 to 2**63 - 1, got seed=-1'),
-    ({'seed': 2**63}, 'seeds of the samples must be from 0 to 2**63 - 1'),
-    ({'classes': 'cat,cow'}, "--classes: there is no class 'cow'; there are cat, öwl, dog, and no_class"),
-    ({'classes': 'cat,cat'}, "--classes names the class 'cat' twice"),
-    ({'classes': ''}, "there is no class ''"),
-    ({'class_weights': 'cow=1'}, "--class_weights: there is no class 'cow'"),
-    ({'class_weights': 'cat'}, "'cat' is not of the form CLASS=NUMBER"),
-    ({'class_weights': 'cat=1e99999999,dog=1'}, "'cat=1e99999999' is not of the form CLASS=NUMBER"),
-    ({'class_weights': 'cat=much'}, "'cat=much' is not of the form CLASS=NUMBER"),
-    ({'class_weights': 'cat=1/0'}, "'cat=1/0' is not of the form CLASS=NUMBER"),
-    ({'class_weights': 'cat=nan'}, "'cat=nan' is not of the form CLASS=NUMBER"),
-    ({'class_weights': 'cat=-1,dog=2'}, 'weights of classes must not be negative'),
-    ({'class_weights': 'cat=0'}, 'at least one must be above 0'),
-    ({'classes': 'cat', 'class_weights': 'cat=1'}, 'give --classes or --class_weights, not both'),
-    ({'sampler': 'plms'}, "invalid choice: 'plms'"),
-    ({'num_steps': 0}, 'num_steps of the sampler must be at least 1, got 0'),
-    ({'num_steps': 51}, 'num_steps=51 of the sampler exceeds the 50 timesteps'),
-    ({'format': 'jpg'}, "invalid choice: 'jpg'"),
-    ({'name': 'toys'}, '--name=toys is for --format=tfds'),
-    ({'kind': 'tfds', 'name': 'mnist'}, "has a data set 'mnist' already"),
-    ({'kind': 'npz file', 'format': 'png'}, 'names an .npz file, and the format is png'),
-    ({'endpoint': 'localhost:8501'}, '--endpoint=localhost:8501 is no address of a model'),
-    ({'endpoint': 'http://localhost:1/v1/models/toys', 'num_steps': 1}, 'the sampler of an exported model is fixed'),
-    ({'saved_model': 'nowhere'}, 'no SavedModel in nowhere'),
-    ({'workdir': 'nowhere'}, 'nowhere holds no run'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'flags, message',
+    [
+        ({'num_images': 0}, 'num_images of the samples must be at least 1, got 0'),
+        ({'num_images': -5}, 'num_images of the samples must be at least 1, got -5'),
+        ({'shard_size': 0}, 'shard_size of the samples must be at least 1, got 0'),
+        ({'seed': -1}, 'seeds of the samples must be from 0 to 2**63 - 1, got seed=-1'),
+        ({'seed': 2**63}, 'seeds of the samples must be from 0 to 2**63 - 1'),
+        ({'classes': 'cat,cow'}, "--classes: there is no class 'cow'; there are cat, öwl, dog, and no_class"),
+        ({'classes': 'cat,cat'}, "--classes names the class 'cat' twice"),
+        ({'classes': ''}, "there is no class ''"),
+        ({'class_weights': 'cow=1'}, "--class_weights: there is no class 'cow'"),
+        ({'class_weights': 'cat'}, "'cat' is not of the form CLASS=NUMBER"),
+        ({'class_weights': 'cat=1e99999999,dog=1'}, "'cat=1e99999999' is not of the form CLASS=NUMBER"),
+        ({'class_weights': 'cat=much'}, "'cat=much' is not of the form CLASS=NUMBER"),
+        ({'class_weights': 'cat=1/0'}, "'cat=1/0' is not of the form CLASS=NUMBER"),
+        ({'class_weights': 'cat=nan'}, "'cat=nan' is not of the form CLASS=NUMBER"),
+        ({'class_weights': 'cat=-1,dog=2'}, 'weights of classes must not be negative'),
+        ({'class_weights': 'cat=0'}, 'at least one must be above 0'),
+        ({'classes': 'cat', 'class_weights': 'cat=1'}, 'give --classes or --class_weights, not both'),
+        ({'sampler': 'plms'}, "invalid choice: 'plms'"),
+        ({'num_steps': 0}, 'num_steps of the sampler must be at least 1, got 0'),
+        ({'num_steps': 51}, 'num_steps=51 of the sampler exceeds the 50 timesteps'),
+        ({'format': 'jpg'}, "invalid choice: 'jpg'"),
+        ({'name': 'toys'}, '--name=toys is for --format=tfds'),
+        ({'kind': 'tfds', 'name': 'mnist'}, "has a data set 'mnist' already"),
+        ({'kind': 'npz file', 'format': 'png'}, 'names an .npz file, and the format is png'),
+        ({'endpoint': 'localhost:8501'}, '--endpoint=localhost:8501 is no address of a model'),
+        (
+            {'endpoint': 'http://localhost:1/v1/models/toys', 'num_steps': 1},
+            'the sampler of an exported model is fixed',
+        ),
+        ({'saved_model': 'nowhere'}, 'no SavedModel in nowhere'),
+        ({'workdir': 'nowhere'}, 'nowhere holds no run'),
+    ],
+)
 def test_wrong_use_is_one_clear_line_and_writes_nothing(toy_run, tmp_path, capsys, flags, message):
     assert sampling.call(toy_run, tmp_path / 'set', **flags) == command.WRONG_USE
     assert message in sampling.error_of(capsys)
@@ -250,7 +270,8 @@ def test_server_of_another_model_is_refused(toy_run, other_toy_run, tmp_path, ca
     with servers.Server(serving(other_toy_run)) as server:
         assert sampling.call(toy_run, tmp_path / 'set', endpoint=server.url) == command.WRONG_USE
     assert 'serves another model than the one whose privacy statement is to go with its images' in sampling.error_of(
-        capsys)
+        capsys
+    )
     assert not (tmp_path / 'set').exists()
 
 
@@ -270,8 +291,10 @@ def test_server_that_fails_half_way_keeps_finished_shards(toy_run, tmp_path, cap
     good, arguments = serving(toy_run), {'num_images': 1000, 'shard_size': 250}
     with servers.Server(*[good] * 5, (500, {'error': 'out of memory'})) as server:
         assert sampling.call(toy_run, tmp_path / 'set', endpoint=server.url, **arguments) == command.FAILED
-        assert sampling.error_of(
-            capsys) == f'sample: error: {server.url}:predict: HTTP 500 Internal Server Error: out of memory.'
+        assert (
+            sampling.error_of(capsys)
+            == f'sample: error: {server.url}:predict: HTTP 500 Internal Server Error: out of memory.'
+        )
     assert len(list((tmp_path / 'set').glob('samples-*'))) == 2
     with servers.Server(good) as server:  # It may have moved.
         served = sampling.draw(toy_run, tmp_path / 'set', endpoint=server.url, **arguments)

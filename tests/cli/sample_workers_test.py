@@ -22,8 +22,9 @@ SET = {'kind': 'tfds', 'num_images': 2000, 'shard_size': 130}
 
 
 def start(run, output, **flags):
-    return cluster.start_workers('tf_dpdiff.cli', 'sample', *sampling.flags_of(run, output, **flags),
-                                 '--strategy=multi_worker_mirrored')
+    return cluster.start_workers(
+        'tf_dpdiff.cli', 'sample', *sampling.flags_of(run, output, **flags), '--strategy=multi_worker_mirrored'
+    )
 
 
 @pytest.mark.long
@@ -95,11 +96,13 @@ class FakeStop:
 
 @pytest.mark.parametrize('asked', [0, 1])
 @pytest.mark.parametrize('after', [0, 1, 2, 5])
-def test_stop_asked_of_one_worker_ends_both_and_the_same_command_goes_on(toy_run, tmp_path, call_as_two, monkeypatch,
-                                                                         capsys, asked, after):
+def test_stop_asked_of_one_worker_ends_both_and_the_same_command_goes_on(
+    toy_run, tmp_path, call_as_two, monkeypatch, capsys, asked, after
+):
     with monkeypatch.context() as patch:
-        patch.setattr(sample.interruption, 'StopRequest',
-                      lambda: FakeStop(asked, after).of(strategy_flags.start(None).workers))
+        patch.setattr(
+            sample.interruption, 'StopRequest', lambda: FakeStop(asked, after).of(strategy_flags.start(None).workers)
+        )
         assert call_as_two(toy_run, tmp_path / 'two', num_images=3000, shard_size=130) == [command.FAILED] * 2
     assert capsys.readouterr().err.count('sample: stopped; ') == 1
     assert call_as_two(toy_run, tmp_path / 'two', num_images=3000, shard_size=130) == [command.DONE] * 2
@@ -109,12 +112,16 @@ def test_stop_asked_of_one_worker_ends_both_and_the_same_command_goes_on(toy_run
     np.testing.assert_array_equal(found.labels, labels)
 
 
-@pytest.mark.parametrize('changes, codes, message', [
-    ({'workdir': 'nowhere'}, [command.FAILED, command.WRONG_USE], 'another worker failed, and says itself why'),
-    ({'seed': 7}, [command.WRONG_USE] * 2, 'worker 1 and worker 0 differ in what is to be sampled'),
-])  # yapf: disable
-def test_workers_of_different_commands_end_at_once_and_write_nothing(toy_run, tmp_path, call_as_two, capsys, changes,
-                                                                     codes, message):
+@pytest.mark.parametrize(
+    'changes, codes, message',
+    [
+        ({'workdir': 'nowhere'}, [command.FAILED, command.WRONG_USE], 'another worker failed, and says itself why'),
+        ({'seed': 7}, [command.WRONG_USE] * 2, 'worker 1 and worker 0 differ in what is to be sampled'),
+    ],
+)
+def test_workers_of_different_commands_end_at_once_and_write_nothing(
+    toy_run, tmp_path, call_as_two, capsys, changes, codes, message
+):
     assert call_as_two(toy_run, tmp_path / 'set', of_second=changes) == codes
     assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
 
@@ -127,12 +134,15 @@ def test_set_of_other_settings_ends_both_workers(toy_run, tmp_path, call_as_two,
     assert 'was begun with other settings' in capsys.readouterr().err and sampling.contents(tmp_path) == before
 
 
-@pytest.mark.parametrize('flags, message', [
-    ({'strategy': 'mirrored'}, "strategy 'mirrored' is for the GPUs of one machine"),
-    ({'strategy': 'tpu'}, "invalid choice: 'tpu'"),
-    ({'strategy': 'multi_worker_mirrored'}, 'multi_worker_mirrored needs TF_CONFIG='),
-    ({'cluster': 'slurm'}, "cluster='slurm' is for the strategy 'multi_worker_mirrored'"),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'flags, message',
+    [
+        ({'strategy': 'mirrored'}, "strategy 'mirrored' is for the GPUs of one machine"),
+        ({'strategy': 'tpu'}, "invalid choice: 'tpu'"),
+        ({'strategy': 'multi_worker_mirrored'}, 'multi_worker_mirrored needs TF_CONFIG='),
+        ({'cluster': 'slurm'}, "cluster='slurm' is for the strategy 'multi_worker_mirrored'"),
+    ],
+)
 def test_strategy_that_cannot_be_is_one_clear_line(toy_run, tmp_path, capsys, flags, message):
     assert sampling.call(toy_run, tmp_path / 'set', **flags) == command.WRONG_USE
     assert message in sampling.error_of(capsys) and not list(tmp_path.iterdir())

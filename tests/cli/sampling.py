@@ -35,14 +35,13 @@ def make_run(workdir, *, seed=0, label_drop_probability=0.1):
     for variable in model.trainable_variables:
         variable.assign(generator.normal(0.0, 0.3, variable.shape))
     process = process_lib.DiffusionProcess(schedules.Schedule('cosine', 50), 'v')
-    description = run_files.ModelDescription((4, 4, 1), NAMES, network, process, samplers.SamplerConfig('ddim', 2),
-                                             label_drop_probability)
+    description = run_files.ModelDescription(
+        (4, 4, 1), NAMES, network, process, samplers.SamplerConfig('ddim', 2), label_drop_probability
+    )
     description.write(workdir)
-    config = plan_lib.DpSgdConfig(target_delta=1e-5,
-                                  expected_batch_size=100,
-                                  num_steps=10,
-                                  l2_norm_clip=1.0,
-                                  noise_multiplier=5.0 + seed)
+    config = plan_lib.DpSgdConfig(
+        target_delta=1e-5, expected_batch_size=100, num_steps=10, l2_norm_clip=1.0, noise_multiplier=5.0 + seed
+    )
     plan = plan_lib.make_plan(config, 5000)
     statement = statement_lib.PrivacyStatement('one image', 'toys', plan, plan.planned_ledger(), 8, run_id=str(seed))
     run_files.write_statement(workdir, statement)
@@ -56,8 +55,14 @@ def make_run(workdir, *, seed=0, label_drop_probability=0.1):
 
 def flags_of(run, output, kind='npz', num_images=60, **flags):
     """Returns the flags of a command; in the format 'npz file' the output ends in .npz."""
-    given = {'workdir': run, 'output': f'{output}.npz' if kind == 'npz file' else output, 'format': kind.split()[0],
-             'num_images': num_images, **({'name': 'toy_set'} if kind == 'tfds' else {}), **flags}  # yapf: disable
+    given = {
+        'workdir': run,
+        'output': f'{output}.npz' if kind == 'npz file' else output,
+        'format': kind.split()[0],
+        'num_images': num_images,
+        **({'name': 'toy_set'} if kind == 'tfds' else {}),
+        **flags,
+    }
     return [f'--{name}={value}' for name, value in given.items() if value is not None]
 
 
@@ -98,4 +103,4 @@ def images_of(run, labels):
         sample_fn(tf.constant(padded[seeds], tf.int32), tf.constant(seeds)).numpy()
         for seeds in np.arange(len(padded), dtype=np.int64).reshape(-1, sample_plan.CHUNK_SIZE)
     ]
-    return np.concatenate(batches)[:len(labels)]
+    return np.concatenate(batches)[: len(labels)]

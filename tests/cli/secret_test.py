@@ -43,8 +43,12 @@ def fixture_run(tmp_path_factory, small_network):
         patched.setattr(seeds.PrivateSeed, 'from_os_entropy', lambda: seeds.PrivateSeed(SECRET))
         patched.setattr(seeds.PrivateSeed, 'derive_key', record)
         flags = [f'--gin_file={TINY}', f'--workdir={workdir}', '--gin_param=train.utility = None']
-        bindings = ('TrainerConfig.log_non_private = True', 'TrainerConfig.log_every_steps = 1',
-                    'DATA = @npz_images()', f'npz_images.path = "{folder / "scans.npz"}"')  # yapf: disable
+        bindings = (
+            'TrainerConfig.log_non_private = True',
+            'TrainerConfig.log_every_steps = 1',
+            'DATA = @npz_images()',
+            f'npz_images.path = "{folder / "scans.npz"}"',
+        )
         assert verbs.call(train, *flags, *(f'--gin_param={binding}' for binding in bindings)) == command.DONE
         assert verbs.call(sample, f'--workdir={workdir}', '--num_images=20') == command.DONE
         assert verbs.call(export, f'--workdir={workdir}', f'--output={workdir / "exported"}') == command.DONE
@@ -92,7 +96,7 @@ def traces_of(purposes):
     """Returns all that would tell the secret of the run, or a part of it that cannot be guessed."""
     secret, traces = seeds.PrivateSeed(SECRET), of_bytes('the secret', SECRET)
     for start in range(0, 32, 8):
-        traces.update(of_bytes(f'bytes {start} to {start + 7} of the secret', SECRET[start:start + 8]))
+        traces.update(of_bytes(f'bytes {start} to {start + 7} of the secret', SECRET[start : start + 8]))
     for purpose in purposes:
         traces.update(of_bytes(f'the key of {purpose}', secret.derive_key(purpose)))
         derived = secret.derive(purpose)
@@ -114,19 +118,30 @@ def contents(path):
         for event in tf.compat.v1.train.summary_iterator(str(path)):
             found += [text for value in event.summary.value for text in value.tensor.string_val]
             # Scalars are float32, which hold the first digits of a seed.
-            found += [f'float32 {np.float32(x)!r};'.encode() for value in event.summary.value
-                      for x in np.ravel(tf.make_ndarray(value.tensor)) if value.tensor.dtype == 1]  # yapf: disable
+            found += [
+                f'float32 {np.float32(x)!r};'.encode()
+                for value in event.summary.value
+                for x in np.ravel(tf.make_ndarray(value.tensor))
+                if value.tensor.dtype == 1
+            ]
     return found
 
 
 def leaks(workdir, traces):
     """Returns which trace is in which file below a folder."""
-    floats = {f'{name} as float32': f'float32 {np.float32(int(trace))!r};'.encode()
-              for name, trace in traces.items() if name.endswith('as decimals')
-              and int(trace) < 2**64}  # yapf: disable
-    return {(str(path.relative_to(workdir)), name)
-            for path in sorted(workdir.rglob('*')) if path.is_file() for content in contents(path)
-            for name, trace in {**traces, **floats}.items() if trace in content}  # yapf: disable
+    floats = {
+        f'{name} as float32': f'float32 {np.float32(int(trace))!r};'.encode()
+        for name, trace in traces.items()
+        if name.endswith('as decimals') and int(trace) < 2**64
+    }
+    return {
+        (str(path.relative_to(workdir)), name)
+        for path in sorted(workdir.rglob('*'))
+        if path.is_file()
+        for content in contents(path)
+        for name, trace in {**traces, **floats}.items()
+        if trace in content
+    }
 
 
 def test_nothing_that_may_be_released_tells_the_secret_or_a_seed_that_follows_from_it(run):
@@ -135,9 +150,20 @@ def test_nothing_that_may_be_released_tells_the_secret_or_a_seed_that_follows_fr
     assert {'noise', 'sampling', 'views', 'images_of_owners'} < set(purposes)
     assert any(purpose.startswith('class_means_0_') for purpose in purposes)
     names = {path.relative_to(workdir).parts[0] for path in workdir.rglob('*') if path.is_file()}
-    assert {'operative_config.gin', 'tensorboard', 'saved_model', 'exported', 'privacy_statement.txt', 'model.json',
-            'privacy_statement.json', 'report.html', 'report.json', 'samples.npz', 'samples_20_seed_0',
-            'noisy_class_means.npz'} <= names | {path.stem for path in workdir.glob('samples_*')}  # yapf: disable
+    assert {
+        'operative_config.gin',
+        'tensorboard',
+        'saved_model',
+        'exported',
+        'privacy_statement.txt',
+        'model.json',
+        'privacy_statement.json',
+        'report.html',
+        'report.json',
+        'samples.npz',
+        'samples_20_seed_0',
+        'noisy_class_means.npz',
+    } <= names | {path.stem for path in workdir.glob('samples_*')}
     assert not leaks(workdir, traces_of(purposes))
 
 
@@ -194,8 +220,9 @@ def test_control_seed_among_scalars_of_tensorboard_or_in_an_exported_graph_is_fo
     writer.scalars('finetuning', {'number': float(derived)}, 1)
     writer.flush()
     module = tf.Module()
-    module.sample = tf.function(lambda step: step + tf.constant(derived, tf.int64),
-                                input_signature=[tf.TensorSpec([], tf.int64)])
+    module.sample = tf.function(
+        lambda step: step + tf.constant(derived, tf.int64), input_signature=[tf.TensorSpec([], tf.int64)]
+    )
     tf.saved_model.save(module, str(empty_run / 'saved_model'))
     found = leaks(empty_run, traces_of(['noise', 'sampling']))
     assert {pathlib.Path(path).parts[0] for path, _ in found} == {'tensorboard', 'saved_model'}

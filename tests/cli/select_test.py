@@ -83,9 +83,9 @@ def test_choice_is_measured_on_real_images_and_stays_private(workdir, capsys):
     printed = capsys.readouterr().out
     page = (folder / 'report.html').read_text()
     for entry in fields['candidates']:
-        assert f"{entry['real_accuracy']:.1%}" in page and f"{entry['real_accuracy']:.1%}" in printed
-    assert f"Spearman {fields['rank_correlation']['synthetic_and_real']['spearman']:.2f}" in page
-    assert f"Chosen by samples alone: {fields['chosen']}." in page
+        assert f'{entry["real_accuracy"]:.1%}' in page and f'{entry["real_accuracy"]:.1%}' in printed
+    assert f'Spearman {fields["rank_correlation"]["synthetic_and_real"]["spearman"]:.2f}' in page
+    assert f'Chosen by samples alone: {fields["chosen"]}.' in page
     assert 'must not be released' in page.split('<h2>')[0] and 'not to be released' in printed
     assert page.count('data:image/png;base64,') == 1 and re.findall('<h2>(.*?)</h2>', page) == ['Selection']
     assert re.search('PRIVATE.*?must not be released', page).group() in evaluate._WARNING
@@ -96,8 +96,10 @@ def test_samples_alone_choose_the_same_and_the_data_are_not_even_opened(workdir,
     missing = [*CANDIDATES, 'DATA = @npz_images()', f'npz_images.path = "{tmp_path / "missing.npz"}"']
     assert call(workdir, '--synthetic_only', bindings=missing) == command.DONE
     assert {path.name for path in workdir.iterdir()} == {
-        'samples.npz', 'selection_samples.json', 'selection_samples.png'
-    }  # yapf: disable
+        'samples.npz',
+        'selection_samples.json',
+        'selection_samples.png',
+    }
     content = (workdir / 'selection_samples.json').read_text()
     fields = json.loads(content)
     assert fields['samples'] == 'samples.npz' and str(tmp_path) not in content
@@ -150,30 +152,39 @@ def test_samples_of_another_name_get_files_of_their_own(workdir):
     assert (workdir / 'selection_more.json').exists() and (workdir / 'selection_more.png').exists()
 
 
-@pytest.mark.parametrize('change, flags, message', [
-    ({'images': np.zeros([40, 9, 9, 1], np.uint8)}, (), "of shape (9, 9, 1), 'digits' of (8, 8, 1)"),
-    ({'class_names': [f'digit {i}' for i in range(10)]}, (), 'holds the classes digit 0'),
-    ({'labels': np.arange(40) % 11}, (), 'samples without a class'),
-    ({'labels': np.arange(40) % 11}, ('--synthetic_only',), 'samples without a class'),
-    ({'labels': np.arange(40) - 1}, ('--synthetic_only',), 'samples without a class'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'change, flags, message',
+    [
+        ({'images': np.zeros([40, 9, 9, 1], np.uint8)}, (), "of shape (9, 9, 1), 'digits' of (8, 8, 1)"),
+        ({'class_names': [f'digit {i}' for i in range(10)]}, (), 'holds the classes digit 0'),
+        ({'labels': np.arange(40) % 11}, (), 'samples without a class'),
+        ({'labels': np.arange(40) % 11}, ('--synthetic_only',), 'samples without a class'),
+        ({'labels': np.arange(40) - 1}, ('--synthetic_only',), 'samples without a class'),
+    ],
+)
 def test_samples_that_do_not_fit_are_one_clear_line(workdir, tmp_path, capsys, change, flags, message):
-    arrays = {'images': np.zeros([40, 8, 8, 1], np.uint8), 'labels': np.arange(40) % 10,
-              'class_names': [str(i) for i in range(10)]}  # yapf: disable
+    arrays = {
+        'images': np.zeros([40, 8, 8, 1], np.uint8),
+        'labels': np.arange(40) % 10,
+        'class_names': [str(i) for i in range(10)],
+    }
     np.savez(tmp_path / 'other.npz', **{**arrays, **change})
     assert call(workdir, f'--samples={tmp_path / "other.npz"}', *flags) == command.WRONG_USE
     assert message in error_of(capsys)
     assert {path.name for path in workdir.iterdir()} == {'samples.npz'}
 
 
-@pytest.mark.parametrize('bindings, message', [
-    (("SelectionConfig.candidates = ('rbf_svm',)",), 'at least two classifiers'),
-    (("SelectionConfig.candidates = ('rbf_svm', 'rbf_svn')",), "did you mean 'rbf_svm'"),
-    (("SelectionConfig.candidates = ('mlp', ('rbf_svm', {'gama': 1}))",), "did you mean 'gamma'"),
-    (("SelectionConfig.candidates = ('mlp', 'mlp')",), "classifier 'mlp' is given twice"),
-    (('SelectionConfig.num_seed = 2',), 'Did you mean SelectionConfig.num_seeds'),
-    (('select.selection = None',), 'select.selection'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'bindings, message',
+    [
+        (("SelectionConfig.candidates = ('rbf_svm',)",), 'at least two classifiers'),
+        (("SelectionConfig.candidates = ('rbf_svm', 'rbf_svn')",), "did you mean 'rbf_svm'"),
+        (("SelectionConfig.candidates = ('mlp', ('rbf_svm', {'gama': 1}))",), "did you mean 'gamma'"),
+        (("SelectionConfig.candidates = ('mlp', 'mlp')",), "classifier 'mlp' is given twice"),
+        (('SelectionConfig.num_seed = 2',), 'Did you mean SelectionConfig.num_seeds'),
+        (('select.selection = None',), 'select.selection'),
+    ],
+)
 def test_wrong_candidates_are_one_clear_line(workdir, capsys, bindings, message):
     assert call(workdir, bindings=bindings) == command.WRONG_USE
     assert message in error_of(capsys)

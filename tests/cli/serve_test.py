@@ -42,19 +42,24 @@ class Process:
 
     def __init__(self, folder, *flags):
         arguments = [sys.executable, '-m', 'tf_dpdiff.cli', 'serve', str(folder), '--rest_port=0', '--grpc_port=0']
-        self.process = subprocess.Popen([*arguments, *flags],
-                                        cwd=_ROOT,
-                                        stdout=subprocess.PIPE,
-                                        stderr=subprocess.PIPE,
-                                        text=True,
-                                        env={
-                                            **os.environ, 'PYTHONUNBUFFERED': '1'
-                                        })
+        self.process = subprocess.Popen(
+            [*arguments, *flags],
+            cwd=_ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, 'PYTHONUNBUFFERED': '1'},
+        )
         lines = []
         while not lines or lines[-1] and not lines[-1].startswith('serving version 1'):
             lines.append(self.process.stdout.readline())
-        found = [re.fullmatch(rf'{kind}://127.0.0.1:(\d+)/{path}\n', line.split(': ', 1)[-1]) for kind, path, line in (
-            ('http', f'v1/models/{toy_models.NAME}', lines[0]), ('grpc', toy_models.NAME, lines[1]))]  # yapf: disable
+        found = [
+            re.fullmatch(rf'{kind}://127.0.0.1:(\d+)/{path}\n', line.split(': ', 1)[-1])
+            for kind, path, line in (
+                ('http', f'v1/models/{toy_models.NAME}', lines[0]),
+                ('grpc', toy_models.NAME, lines[1]),
+            )
+        ]
         assert all(found), (lines, self.process.stderr.read())
         assert lines[-1].startswith('serving version 1')
         self.more = lines[2:-1]
@@ -104,8 +109,10 @@ def test_stop_under_load_answers_requests_that_have_begun(folder, number):
         for thread in threads:
             thread.start()
         toy_models.wait_until(lambda: len(answered) > 3, 30)
-        calls = [prediction.Predict.future(toy_models.predict_request('spin', n=np.array([30000], np.int32)), 60)
-                 for _ in range(8)]  # yapf: disable
+        calls = [
+            prediction.Predict.future(toy_models.predict_request('spin', n=np.array([30000], np.int32)), 60)
+            for _ in range(8)
+        ]
         time.sleep(0.3)  # They wait in the server now.
         stopped = time.monotonic()
         code, out, err = server.end(number)
@@ -161,8 +168,8 @@ def check(port):
 
 def test_probes_are_answered_on_a_port_of_their_own_until_the_last_answer_is_given(folder):
     with Process(folder, '--health_port=0', '--grace_secs=20') as server:
-        line, = server.more
-        port, = re.fullmatch(r'health checks alone, by gRPC for everyone: 127.0.0.1:(\d+)\n', line).groups()
+        (line,) = server.more
+        (port,) = re.fullmatch(r'health checks alone, by gRPC for everyone: 127.0.0.1:(\d+)\n', line).groups()
         assert check(port) == check(server.grpc_port) == health_pb2.HealthCheckResponse.SERVING
         prediction, _ = toy_models.stubs(server)
         call = prediction.Predict.future(toy_models.predict_request('spin', n=np.array([10**6], np.int32)), 60)
@@ -191,27 +198,30 @@ def test_port_in_use_is_one_line(folder, capsys):
             assert f':{port}' in message and f'--{kind}_port' in message
 
 
-@pytest.mark.parametrize('flags, words', [
-    (['--host=0.0.0.0'], 'needs --tls_certificate, --tls_key and --token_file'),
-    (['--host=no.such.host.invalid'], 'is no address'),
-    (['--model_name=a/b'], "--model_name='a/b' cannot stand in an address"),
-    (['--max_batch_size=0'], 'max_batch_size must be at least 1'),
-    (['--allowed_batch_sizes=4'], 'allowed_batch_sizes must increase and end with max_batch_size=256'),
-    (['--allowed_batch_sizes=4,many'], "'4,many' is not whole numbers with commas between"),
-    (['--batch_timeout_ms=-1'], 'batch_timeout_secs'),
-    (['--max_queue=0'], 'max_queue must be at least 1'),
-    (['--request_timeout_secs=0'], 'request_timeout_secs must be in'),
-    (['--max_message_mib=0'], '--max_message_mib must be in'),
-    (['--max_message_mib=0.0001'], 'max_message_bytes must be in'),
-    (['--max_message_mib=nan'], 'max_message_mib'),
-    (['--poll_secs=0'], 'poll_secs must be in'),
-    (['--grace_secs=-1'], '--grace_secs must be in'),
-    (['--rest_port=70000'], 'rest_port must be in'),
-    (['--health_port=-1'], 'health_port must be in'),
-    (['--tls_certificate=missing.pem'], 'TLS needs both'),
-    (['--tls_certificate=/nope', '--tls_key=/nope2'], '--tls_certificate=/nope cannot be read: No such file'),
-    (['--token_file=missing'], '--token_file=missing cannot be read: No such file'),
-])
+@pytest.mark.parametrize(
+    'flags, words',
+    [
+        (['--host=0.0.0.0'], 'needs --tls_certificate, --tls_key and --token_file'),
+        (['--host=no.such.host.invalid'], 'is no address'),
+        (['--model_name=a/b'], "--model_name='a/b' cannot stand in an address"),
+        (['--max_batch_size=0'], 'max_batch_size must be at least 1'),
+        (['--allowed_batch_sizes=4'], 'allowed_batch_sizes must increase and end with max_batch_size=256'),
+        (['--allowed_batch_sizes=4,many'], "'4,many' is not whole numbers with commas between"),
+        (['--batch_timeout_ms=-1'], 'batch_timeout_secs'),
+        (['--max_queue=0'], 'max_queue must be at least 1'),
+        (['--request_timeout_secs=0'], 'request_timeout_secs must be in'),
+        (['--max_message_mib=0'], '--max_message_mib must be in'),
+        (['--max_message_mib=0.0001'], 'max_message_bytes must be in'),
+        (['--max_message_mib=nan'], 'max_message_mib'),
+        (['--poll_secs=0'], 'poll_secs must be in'),
+        (['--grace_secs=-1'], '--grace_secs must be in'),
+        (['--rest_port=70000'], 'rest_port must be in'),
+        (['--health_port=-1'], 'health_port must be in'),
+        (['--tls_certificate=missing.pem'], 'TLS needs both'),
+        (['--tls_certificate=/nope', '--tls_key=/nope2'], '--tls_certificate=/nope cannot be read: No such file'),
+        (['--token_file=missing'], '--token_file=missing cannot be read: No such file'),
+    ],
+)
 def test_what_cannot_be_is_refused_in_one_line(folder, capsys, flags, words):
     assert verbs.call(serve, str(folder), *flags) == command.WRONG_USE
     message = capsys.readouterr().err

@@ -3,9 +3,9 @@
 import json
 import socket
 
+import gin
 import pytest
 
-import gin
 from tests.cli import verbs
 from tests.cli.conftest import TINY
 from tf_dpdiff import files
@@ -37,23 +37,27 @@ def fixture_set_workers(monkeypatch):
 
 def error_of(capsys):
     """Returns the one line that a verb said."""
-    error, = capsys.readouterr().err.splitlines()
+    (error,) = capsys.readouterr().err.splitlines()
     assert ': error: ' in error
     return error
 
 
 @pytest.mark.parametrize('verb, flags', [(train, (f'--gin_file={TINY}',)), (audit, AUDIT)], ids=['train', 'audit'])
-@pytest.mark.parametrize('strategy, workers, said', [
-    (('--strategy=parameter_server',), (), "strategy 'parameter_server' is not supported"),
-    (('--strategy=multi_worker',), (), "name of the strategy must be one of"),
-    (('--gin_param=StrategyConfig.communication = "nccl"',), (), "communication='nccl' is for the strategy"),
-    ((MULTI_WORKER,), (), 'multi_worker_mirrored needs TF_CONFIG='),
-    ((MULTI_WORKER,), ('a:1', 'b'), "TF_CONFIG names the worker 'b', which is not HOST:PORT"),
-    ((MULTI_WORKER, '--gin_param=StrategyConfig.cluster = "slurm"'), (), 'SLURM_PROCID'),
-    ((), ('a:1', 'b:1'), 'TF_CONFIG names 2 workers: say --strategy=multi_worker_mirrored'),
-])
-def test_dry_run_refuses_a_strategy_that_the_run_would_refuse(tmp_path, capsys, set_workers, verb, flags, strategy,
-                                                              workers, said):
+@pytest.mark.parametrize(
+    'strategy, workers, said',
+    [
+        (('--strategy=parameter_server',), (), "strategy 'parameter_server' is not supported"),
+        (('--strategy=multi_worker',), (), 'name of the strategy must be one of'),
+        (('--gin_param=StrategyConfig.communication = "nccl"',), (), "communication='nccl' is for the strategy"),
+        ((MULTI_WORKER,), (), 'multi_worker_mirrored needs TF_CONFIG='),
+        ((MULTI_WORKER,), ('a:1', 'b'), "TF_CONFIG names the worker 'b', which is not HOST:PORT"),
+        ((MULTI_WORKER, '--gin_param=StrategyConfig.cluster = "slurm"'), (), 'SLURM_PROCID'),
+        ((), ('a:1', 'b:1'), 'TF_CONFIG names 2 workers: say --strategy=multi_worker_mirrored'),
+    ],
+)
+def test_dry_run_refuses_a_strategy_that_the_run_would_refuse(
+    tmp_path, capsys, set_workers, verb, flags, strategy, workers, said
+):
     if workers:
         set_workers(*workers)
     assert verbs.call(verb, *flags, f'--workdir={tmp_path / "none"}', '--dry_run', *strategy) == command.WRONG_USE
@@ -62,8 +66,9 @@ def test_dry_run_refuses_a_strategy_that_the_run_would_refuse(tmp_path, capsys, 
 
 def test_dry_run_of_several_workers_waits_for_none_and_opens_no_port(tmp_path, monkeypatch, capsys, set_workers):
     configured = []
-    monkeypatch.setattr(dry_run, 'print_private',
-                        lambda *unused, **unused_too: configured.append(gin.operative_config_str()))
+    monkeypatch.setattr(
+        dry_run, 'print_private', lambda *unused, **unused_too: configured.append(gin.operative_config_str())
+    )
     with socket.socket() as other:
         other.bind(('127.0.0.1', 0))
         set_workers(f'127.0.0.1:{other.getsockname()[1]}', 'nobody.invalid:1')

@@ -87,10 +87,15 @@ def test_epsilon_over_steps_ends_with_the_claim_of_the_statement(run, board):
     assert by_step[-1][2] == pytest.approx(statement['epsilon'], rel=1e-2)
 
 
-@pytest.mark.parametrize('shown_run, tag, picture', [('digits', 'samples', 'samples.png'),
-                                                     ('digits', 'denoising', 'denoising.png'),
-                                                     ('digits/warm_start', 'warm_start/samples', None),
-                                                     ('digits/finetuning', 'finetuning/samples', None)])
+@pytest.mark.parametrize(
+    'shown_run, tag, picture',
+    [
+        ('digits', 'samples', 'samples.png'),
+        ('digits', 'denoising', 'denoising.png'),
+        ('digits/warm_start', 'warm_start/samples', None),
+        ('digits/finetuning', 'finetuning/samples', None),
+    ],
+)
 def test_pictures_are_shown(run, board, shown_run, tag, picture):
     images = board.ask('plugin/images/images', run=shown_run, tag=tag, sample=0)
     assert [image['step'] for image in images] == ([0] if picture else [1, 2, 3])
@@ -109,7 +114,7 @@ def _png(board, image):
 
 
 def test_timesteps_are_drawn_as_configured(board):
-    (_, _, buckets), = board.ask('plugin/histograms/histograms', run='digits', tag='timesteps/finetuning')
+    ((_, _, buckets),) = board.ask('plugin/histograms/histograms', run='digits', tag='timesteps/finetuning')
     counts = {(low + high) / 2.0: count for low, high, count in buckets}
     assert sum(counts.values()) == 10_000
     # 90% lie in [100, 900): gin/digits.gin; uniform ones would be 80%.
@@ -125,16 +130,27 @@ def test_configuration_is_shown_as_it_is_released(run, board):
 def test_sweeps_have_epsilon_beside_their_settings(board):
     experiment = board.ask('plugin/hparams/experiment', request=json.dumps({'experimentName': ''}))
     names = {info['name'] for info in experiment['hparamInfos']}
-    assert {'noise_multiplier', 'learning_rate', 'expected_batch_size', 'num_steps',
-            'augmentation_multiplicity'} <= names
-    assert {info['name']['tag'] for info in experiment['metricInfos']
-           } == {'privacy/epsilon', 'finetuning/epsilon_spent'}
+    assert {
+        'noise_multiplier',
+        'learning_rate',
+        'expected_batch_size',
+        'num_steps',
+        'augmentation_multiplicity',
+    } <= names
+    assert {info['name']['tag'] for info in experiment['metricInfos']} == {
+        'privacy/epsilon',
+        'finetuning/epsilon_spent',
+    }
 
 
 def test_layout_finds_what_it_is_to_show(board):
     layout = board.ask('plugin/custom_scalars/layout')
-    assert [category['title'] for category in layout['category']
-           ] == ['Privacy', 'Private training', 'Public stages', 'PRIVATE, not to be released']
+    assert [category['title'] for category in layout['category']] == [
+        'Privacy',
+        'Private training',
+        'Public stages',
+        'PRIVATE, not to be released',
+    ]
     runs = board.ask('runs')
     for category in layout['category']:
         for chart in category['chart']:
@@ -148,12 +164,11 @@ def test_layout_finds_what_it_is_to_show(board):
 
 def test_names_tell_runs_apart_and_what_is_private_is_shown_when_asked_for(tmp_path):
     first, second = make_run(tmp_path / 'a' / 'run', private=True), make_run(tmp_path / 'b' / 'run')
-    assert tensorboard.find_events([first, second]) == {
-        'run': first / 'tensorboard', 'run_2': second / 'tensorboard'
-    }  # yapf: disable
+    assert tensorboard.find_events([first, second]) == {'run': first / 'tensorboard', 'run_2': second / 'tensorboard'}
     assert tensorboard.find_events([tmp_path / 'a'], private=True) == {
-        'run': first / 'tensorboard', 'run_non_private': first / 'non_private' / 'tensorboard'
-    }  # yapf: disable
+        'run': first / 'tensorboard',
+        'run_non_private': first / 'non_private' / 'tensorboard',
+    }
     logdir = tmp_path / 'logdir'
     logdir.mkdir()
     tensorboard.link(tensorboard.find_events([tmp_path / 'a']), logdir)
@@ -163,16 +178,19 @@ def test_names_tell_runs_apart_and_what_is_private_is_shown_when_asked_for(tmp_p
     assert {path.name for path in logdir.iterdir()} == {'run', 'run_2'}
 
 
-@pytest.mark.parametrize('flags, message', [
-    (['--workdir={tmp}/none'], 'none holds no run with TensorBoard events'),
-    (['--workdir={tmp}/run', '--workdir={tmp}/empty'], 'empty holds no run with TensorBoard events'),
-    (['--workdir={tmp}/run/non_private'], 'non_private holds no run with TensorBoard events'),
-    (['--workdir={tmp}/run', '--port=70000'], '--port must be from 0 to 65535, got 70000'),
-    (['--workdir={tmp}/run', '--port={busy}'], 'cannot listen at 127.0.0.1:{busy}'),
-    (['--workdir={tmp}/run', '--private', '--host=0.0.0.0'], 'not for --host=0.0.0.0'),
-    (['--workdir={tmp}/run', '--host=203.0.113.7'], 'cannot listen at 203.0.113.7'),
-    (['--workdir={tmp}/run', '--host=nowhere.invalid'], 'cannot listen at nowhere.invalid'),
-])
+@pytest.mark.parametrize(
+    'flags, message',
+    [
+        (['--workdir={tmp}/none'], 'none holds no run with TensorBoard events'),
+        (['--workdir={tmp}/run', '--workdir={tmp}/empty'], 'empty holds no run with TensorBoard events'),
+        (['--workdir={tmp}/run/non_private'], 'non_private holds no run with TensorBoard events'),
+        (['--workdir={tmp}/run', '--port=70000'], '--port must be from 0 to 65535, got 70000'),
+        (['--workdir={tmp}/run', '--port={busy}'], 'cannot listen at 127.0.0.1:{busy}'),
+        (['--workdir={tmp}/run', '--private', '--host=0.0.0.0'], 'not for --host=0.0.0.0'),
+        (['--workdir={tmp}/run', '--host=203.0.113.7'], 'cannot listen at 203.0.113.7'),
+        (['--workdir={tmp}/run', '--host=nowhere.invalid'], 'cannot listen at nowhere.invalid'),
+    ],
+)
 def test_wrong_use_is_one_clear_line_and_exit_code_2(tmp_path, capfd, flags, message):
     make_run(tmp_path / 'run', private=True)
     (tmp_path / 'empty').mkdir()
@@ -190,8 +208,9 @@ def test_command_says_where_it_listens_and_ends_cleanly(tmp_path, number):
     temporary.mkdir()
     command_line = [sys.executable, '-m', 'tf_dpdiff.cli', 'tensorboard', f'--workdir={run}', '--port=0']
     environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'TMPDIR': str(temporary)}
-    with subprocess.Popen(command_line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                          env=environment) as process:
+    with subprocess.Popen(
+        command_line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
         try:
             url = process.stdout.readline().strip()
             assert url.startswith('http://127.0.0.1:')
@@ -205,4 +224,4 @@ def test_command_says_where_it_listens_and_ends_cleanly(tmp_path, number):
         finally:
             process.kill()
     assert process.returncode == command.DONE
-    assert (out, error, list(temporary.iterdir())) == ("", "", [])
+    assert (out, error, list(temporary.iterdir())) == ('', '', [])

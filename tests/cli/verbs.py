@@ -1,8 +1,7 @@
 """Calls a verb as its command does, in the process of the test."""
 
-import pytest
-
 import gin
+import pytest
 
 
 def call(verb, *flags):

@@ -20,9 +20,14 @@ from tf_dpdiff.training import checkpoints
 TINY = cluster.ROOT / 'tests' / 'cli' / 'tiny_digits.gin'
 # Long enough to be stopped on the way, quick to start: one private stage. All is trained: of norms and embeddings
 # alone, before an output layer that was never trained, all gradients would be zero, and nothing but noise compared.
-BINDINGS = ('FinetuningConfig.trainable = ()', 'train.pretraining = None', 'train.warm_start = None',
-            'train.utility = None', 'TrainerConfig.grids_per_stage = 0',
-            'TrainerConfig.checkpoint_every_secs = 0.2')  # yapf: disable
+BINDINGS = (
+    'FinetuningConfig.trainable = ()',
+    'train.pretraining = None',
+    'train.warm_start = None',
+    'train.utility = None',
+    'TrainerConfig.grids_per_stage = 0',
+    'TrainerConfig.checkpoint_every_secs = 0.2',
+)
 
 
 def flags(workdir, num_steps):
@@ -31,9 +36,13 @@ def flags(workdir, num_steps):
 
 
 def start_run(workdir, num_steps):
-    return cluster.start_workers('tf_dpdiff.cli', 'train', *flags(workdir,
-                                                                  num_steps), '--strategy=multi_worker_mirrored',
-                                 '--gin_param=StrategyConfig.start_timeout_secs = 40.0')
+    return cluster.start_workers(
+        'tf_dpdiff.cli',
+        'train',
+        *flags(workdir, num_steps),
+        '--strategy=multi_worker_mirrored',
+        '--gin_param=StrategyConfig.start_timeout_secs = 40.0',
+    )
 
 
 def saved_steps(workdir):
@@ -84,8 +93,9 @@ def test_two_workers_stop_together_with_everything_saved(tmp_path):
 def test_run_of_two_workers_goes_on_and_ends_with_the_statement_of_one(tmp_path, count):
     one, two = tmp_path / 'one', tmp_path / 'two'
     stopped_at = stop_the_second(two)
-    workers = start_run(two, 60) if count == 2 else cluster.start_workers(
-        'tf_dpdiff.cli', 'train', *flags(two, 60), count=1)
+    workers = (
+        start_run(two, 60) if count == 2 else cluster.start_workers('tf_dpdiff.cli', 'train', *flags(two, 60), count=1)
+    )
     codes, said = cluster.wait_for(workers)
     assert codes == [0] * count and f'goes on in finetuning at step {stopped_at}' in said[0], said
     assert call(train, *flags(one, 60)) == 0

@@ -30,7 +30,8 @@ def test_crop_is_that_of_an_image_padded_by_tf_pad(pad, height, width):
     offsets = [(row, column) for row in range(-pad, pad + 1) for column in range(-pad, pad + 1)]
     images = some_images(len(offsets), height, width)
     cropped = augmentation_layers.PadAndCrop(pad, None).augment_images(
-        images, tuple(tf.constant(axis, tf.int32) for axis in zip(*offsets)))
+        images, tuple(tf.constant(axis, tf.int32) for axis in zip(*offsets))
+    )
     for image, ours, (row, column) in zip(images, cropped, offsets):
         padded = tf.pad(image, [[pad, pad], [pad, pad], [0, 0]], 'REFLECT')
         expected = tf.image.crop_to_bounding_box(padded, pad + row, pad + column, height, width)
@@ -55,8 +56,8 @@ def test_offsets_are_equal_parts_of_the_range_of_a_uniform(pad):
 def p_value_of_equal_chance(uniforms, pad=4):
     """Returns the chance of counts of offsets that are at least as uneven, if all are equally likely."""
     rows, columns = offsets_of(pad, *uniforms.T)
-    counts = np.bincount((rows + pad) * (2 * pad + 1) + columns + pad, minlength=(2 * pad + 1)**2)
-    assert counts.size == (2 * pad + 1)**2
+    counts = np.bincount((rows + pad) * (2 * pad + 1) + columns + pad, minlength=(2 * pad + 1) ** 2)
+    assert counts.size == (2 * pad + 1) ** 2
     return scipy.stats.chisquare(counts).pvalue
 
 
@@ -68,8 +69,9 @@ def test_all_offsets_are_equally_likely():
     assert p_value_of_equal_chance(uniforms[:, [0, 0]]) < 1e-9
 
 
-@pytest.mark.parametrize('uniform, quarters', [(0.0, 0), (0.24, 0), (0.26, 1), (0.51, 2), (0.74, 2), (0.76, 3),
-                                               (0.999, 3)])
+@pytest.mark.parametrize(
+    'uniform, quarters', [(0.0, 0), (0.24, 0), (0.26, 1), (0.51, 2), (0.74, 2), (0.76, 3), (0.999, 3)]
+)
 def test_quarter_turns_swap_and_mirror_the_axes(uniform, quarters):
     images = some_images(2, 5, 5).numpy()
     turn = augmentation_layers.QuarterTurns(Uniforms([uniform, 0.1]))

@@ -28,15 +28,32 @@ _ALL = {
     'hue': 0.1,
 }
 _NUM_UNIFORMS = {
-    'horizontal_flip': 1, 'rotation': 1, 'zoom': 2, 'translation': 2, 'contrast': 1, 'brightness': 1,
-    'vertical_flip': 1, 'rotate_90': 1, 'pad_and_crop': 2, 'saturation': 1, 'hue': 2
-}  # yapf: disable
+    'horizontal_flip': 1,
+    'rotation': 1,
+    'zoom': 2,
+    'translation': 2,
+    'contrast': 1,
+    'brightness': 1,
+    'vertical_flip': 1,
+    'rotate_90': 1,
+    'pad_and_crop': 2,
+    'saturation': 1,
+    'hue': 2,
+}
 # Uniforms that leave an image as it is.
 _IDENTITY = {
-    'horizontal_flip': [0.2], 'rotation': [0.5], 'zoom': [0.5, 0.5], 'translation': [0.5, 0.5], 'contrast': [0.5],
-    'brightness': [0.5], 'vertical_flip': [0.2], 'rotate_90': [0.1], 'pad_and_crop': [0.5, 0.5], 'saturation': [0.5],
-    'hue': [0.7, 0.0]
-}  # yapf: disable
+    'horizontal_flip': [0.2],
+    'rotation': [0.5],
+    'zoom': [0.5, 0.5],
+    'translation': [0.5, 0.5],
+    'contrast': [0.5],
+    'brightness': [0.5],
+    'vertical_flip': [0.2],
+    'rotate_90': [0.1],
+    'pad_and_crop': [0.5, 0.5],
+    'saturation': [0.5],
+    'hue': [0.7, 0.0],
+}
 
 
 def augmenter(**config):
@@ -88,12 +105,13 @@ def shifted(image, down, right, mode='constant'):
     fill = {'constant_values': -1.0} if mode == 'constant' else {}
     height, width = image.shape[:2]
     padded = np.pad(image, ((3, 3), (3, 3), (0, 0)), mode, **fill)
-    return padded[3 - down:3 - down + height, 3 - right:3 - right + width]
+    return padded[3 - down : 3 - down + height, 3 - right : 3 - right + width]
 
 
 @pytest.mark.parametrize('interpolation', ['nearest', 'bilinear'])
-@pytest.mark.parametrize('fill_mode, as_numpy', [('constant', 'constant'), ('reflect', 'symmetric'),
-                                                 ('nearest', 'edge'), ('wrap', 'wrap')])
+@pytest.mark.parametrize(
+    'fill_mode, as_numpy', [('constant', 'constant'), ('reflect', 'symmetric'), ('nearest', 'edge'), ('wrap', 'wrap')]
+)
 def test_translation_by_whole_pixels_moves_them(interpolation, fill_mode, as_numpy):
     images = some_images(5, (8, 8, 1))
     # A quarter of 8 pixels either way.
@@ -195,7 +213,7 @@ def test_variation_is_that_of_keras_cv_given_the_same_factors(name, geometry):
     for index in range(3):
         factors = [float(value) for value in _ALL[name] * (2 * uniforms[index].numpy() - 1)]
         theirs = keras_cv_layer(name, factors, geometry or {'fill_mode': 'constant', 'interpolation': 'bilinear'})
-        expected = theirs((images[index:index + 1] + 1) / 2, training=True) * 2 - 1
+        expected = theirs((images[index : index + 1] + 1) / 2, training=True) * 2 - 1
         np.testing.assert_allclose(varied[index], expected[0], atol=1e-4)
 
 
@@ -205,7 +223,7 @@ def test_variations_follow_one_another_each_with_its_own_uniforms():
     uniforms = some_uniforms(4, together.num_uniforms)
     expected, column = images, 0
     for name, value in _ALL.items():
-        expected = augmenter(**{name: value})(expected, uniforms[:, column:column + _NUM_UNIFORMS[name]])
+        expected = augmenter(**{name: value})(expected, uniforms[:, column : column + _NUM_UNIFORMS[name]])
         column += _NUM_UNIFORMS[name]
     assert column == together.num_uniforms
     np.testing.assert_allclose(together(images, uniforms), expected, atol=1e-5)
@@ -237,8 +255,9 @@ def test_nothing_is_drawn_from_a_generator(everything):
     np.testing.assert_array_equal(tf.random.get_global_generator().state, state)
 
 
-@pytest.mark.parametrize('shape, without', [((8, 8, 3), []), ((5, 9, 3), ['rotate_90']),
-                                            ((5, 9, 1), ['rotate_90', 'saturation', 'hue'])])
+@pytest.mark.parametrize(
+    'shape, without', [((8, 8, 3), []), ((5, 9, 3), ['rotate_90']), ((5, 9, 1), ['rotate_90', 'saturation', 'hue'])]
+)
 def test_varied_images_stay_in_range_and_shape(shape, without):
     images = tf.sign(some_images(20, shape))
     vary = augmenter(**{name: value for name, value in _ALL.items() if name not in without})
@@ -248,12 +267,14 @@ def test_varied_images_stay_in_range_and_shape(shape, without):
 
 
 def test_variation_is_the_same_in_a_function_of_unknown_batch_size(everything):
-    function = tf.function(everything.__call__,
-                           autograph=False,
-                           input_signature=[
-                               tf.TensorSpec([None, 8, 8, 3], tf.float32),
-                               tf.TensorSpec([None, everything.num_uniforms], tf.float32)
-                           ])
+    function = tf.function(
+        everything.__call__,
+        autograph=False,
+        input_signature=[
+            tf.TensorSpec([None, 8, 8, 3], tf.float32),
+            tf.TensorSpec([None, everything.num_uniforms], tf.float32),
+        ],
+    )
     for batch in (1, 4):
         images, uniforms = some_images(batch), some_uniforms(batch, everything.num_uniforms)
         varied = function(images, uniforms)
@@ -295,16 +316,26 @@ def test_keras_cv_is_not_imported_for_what_it_does_not_do(monkeypatch):
         augmenter(pad_and_crop=4, vertical_flip=True)
 
 
-@pytest.mark.parametrize('config, expected', [
-    ({}, 'none'),
-    ({'fill_mode': 'wrap'}, 'none'),
-    ({'pad_and_crop': 4, 'horizontal_flip': True},
-     'horizontal flip (KerasCV RandomFlip, keyed), mirror-pad 4 and crop (stateless)'),
-    ({'vertical_flip': True, 'rotate_90': True},
-     'vertical flip (KerasCV RandomFlip, keyed), quarter turns (stateless)'),
-    ({'hue': 0.1, 'saturation': 0.25},
-     'saturation up to 0.25 (KerasCV RandomSaturation, keyed), hue up to 0.1 of the circle (KerasCV RandomHue, keyed)'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'config, expected',
+    [
+        ({}, 'none'),
+        ({'fill_mode': 'wrap'}, 'none'),
+        (
+            {'pad_and_crop': 4, 'horizontal_flip': True},
+            'horizontal flip (KerasCV RandomFlip, keyed), mirror-pad 4 and crop (stateless)',
+        ),
+        (
+            {'vertical_flip': True, 'rotate_90': True},
+            'vertical flip (KerasCV RandomFlip, keyed), quarter turns (stateless)',
+        ),
+        (
+            {'hue': 0.1, 'saturation': 0.25},
+            'saturation up to 0.25 (KerasCV RandomSaturation, keyed), '
+            'hue up to 0.1 of the circle (KerasCV RandomHue, keyed)',
+        ),
+    ],
+)
 def test_description_says_who_does_what_in_order(config, expected):
     assert augmenter(**config).describe() == expected
 
@@ -316,13 +347,24 @@ def test_description_names_each_variation_once(everything):
         assert {'rotate_90': 'quarter turns', 'pad_and_crop': 'mirror-pad'}.get(name, name.replace('_', ' ')) in part
 
 
-@pytest.mark.parametrize('config, shape, message', [
-    ({'saturation': 0.5}, [8, 8, 1], r'AugmentationConfig.saturation = 0.5 needs images with 3 channels .* got 1: set'),
-    ({'hue': 0.1}, [8, 8, 4], r'AugmentationConfig.hue = 0.1 needs images with 3 channels .*, got 4: set it to 0'),
-    ({'pad_and_crop': 4}, [4, 9, 1], 'AugmentationConfig.pad_and_crop = 4 needs .* higher and wider .* got 4 x 9'),
-    ({'pad_and_crop': 4}, [9, 3, 1], 'AugmentationConfig.pad_and_crop = 4 needs .* higher and wider .* got 9 x 3'),
-    ({'rotate_90': True}, [8, 6, 3], 'AugmentationConfig.rotate_90 needs square images, got 8 x 6: set it to False'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'config, shape, message',
+    [
+        (
+            {'saturation': 0.5},
+            [8, 8, 1],
+            r'AugmentationConfig.saturation = 0.5 needs images with 3 channels .* got 1: set',
+        ),
+        ({'hue': 0.1}, [8, 8, 4], r'AugmentationConfig.hue = 0.1 needs images with 3 channels .*, got 4: set it to 0'),
+        ({'pad_and_crop': 4}, [4, 9, 1], 'AugmentationConfig.pad_and_crop = 4 needs .* higher and wider .* got 4 x 9'),
+        ({'pad_and_crop': 4}, [9, 3, 1], 'AugmentationConfig.pad_and_crop = 4 needs .* higher and wider .* got 9 x 3'),
+        (
+            {'rotate_90': True},
+            [8, 6, 3],
+            'AugmentationConfig.rotate_90 needs square images, got 8 x 6: set it to False',
+        ),
+    ],
+)
 def test_images_that_cannot_be_varied_so_are_refused(config, shape, message):
     with pytest.raises(ValueError, match=message):
         augmentation.AugmentationConfig(**config).check(shape)
@@ -346,26 +388,29 @@ def test_images_that_can_be_varied_so_are_not_refused():
         assert vary(some_images(2, shape), some_uniforms(2, vary.num_uniforms)).shape == (2, *shape)
 
 
-@pytest.mark.parametrize('name, bad, message', [
-    ('translation', 1.0, r'translation of the augmentation must be in \[0, 1\), got 1.0'),
-    ('rotation', -0.1, r'rotation of the augmentation must be in \[0, 1\), got -0.1'),
-    ('zoom', 2.0, 'zoom of the augmentation'),
-    ('contrast', float('nan'), 'contrast of the augmentation .* got nan'),
-    ('brightness', 1.5, 'brightness of the augmentation .* got 1.5'),
-    ('saturation', 1.0, r'saturation of the augmentation must be in \[0, 1\), got 1.0'),
-    ('saturation', '0.5', r"saturation of the augmentation must be in \[0, 1\), got '0.5'"),
-    ('hue', 0.6, r'hue of the augmentation must be in \[0, 0.5\], got 0.6'),
-    ('hue', float('nan'), r'hue of the augmentation must be in \[0, 0.5\], got nan'),
-    ('hue', True, r'hue of the augmentation must be in \[0, 0.5\], got True'),
-    ('pad_and_crop', -1, 'pad_and_crop of the augmentation must be a whole number .* at least 0, got -1'),
-    ('pad_and_crop', 4.0, 'pad_and_crop of the augmentation must be a whole number .* at least 0, got 4.0'),
-    ('pad_and_crop', True, 'pad_and_crop of the augmentation must be a whole number .* at least 0, got True'),
-    ('horizontal_flip', 'no', "horizontal_flip of the augmentation must be True or False, got 'no'"),
-    ('vertical_flip', 0.5, 'vertical_flip of the augmentation must be True or False, got 0.5'),
-    ('rotate_90', 2, 'rotate_90 of the augmentation must be True or False, got 2'),
-    ('fill_mode', 'mirror', "fill_mode must be .* got 'mirror'"),
-    ('interpolation', 'bicubic', "interpolation must be .* got 'bicubic'"),
-])
+@pytest.mark.parametrize(
+    'name, bad, message',
+    [
+        ('translation', 1.0, r'translation of the augmentation must be in \[0, 1\), got 1.0'),
+        ('rotation', -0.1, r'rotation of the augmentation must be in \[0, 1\), got -0.1'),
+        ('zoom', 2.0, 'zoom of the augmentation'),
+        ('contrast', float('nan'), 'contrast of the augmentation .* got nan'),
+        ('brightness', 1.5, 'brightness of the augmentation .* got 1.5'),
+        ('saturation', 1.0, r'saturation of the augmentation must be in \[0, 1\), got 1.0'),
+        ('saturation', '0.5', r"saturation of the augmentation must be in \[0, 1\), got '0.5'"),
+        ('hue', 0.6, r'hue of the augmentation must be in \[0, 0.5\], got 0.6'),
+        ('hue', float('nan'), r'hue of the augmentation must be in \[0, 0.5\], got nan'),
+        ('hue', True, r'hue of the augmentation must be in \[0, 0.5\], got True'),
+        ('pad_and_crop', -1, 'pad_and_crop of the augmentation must be a whole number .* at least 0, got -1'),
+        ('pad_and_crop', 4.0, 'pad_and_crop of the augmentation must be a whole number .* at least 0, got 4.0'),
+        ('pad_and_crop', True, 'pad_and_crop of the augmentation must be a whole number .* at least 0, got True'),
+        ('horizontal_flip', 'no', "horizontal_flip of the augmentation must be True or False, got 'no'"),
+        ('vertical_flip', 0.5, 'vertical_flip of the augmentation must be True or False, got 0.5'),
+        ('rotate_90', 2, 'rotate_90 of the augmentation must be True or False, got 2'),
+        ('fill_mode', 'mirror', "fill_mode must be .* got 'mirror'"),
+        ('interpolation', 'bicubic', "interpolation must be .* got 'bicubic'"),
+    ],
+)
 def test_bad_configuration_is_refused(name, bad, message):
     with pytest.raises(ValueError, match=message):
         augmentation.AugmentationConfig(**{name: bad})

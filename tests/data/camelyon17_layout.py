@@ -30,17 +30,19 @@ def write(root, *, centers=(0, 1, 2), patients=2, slides=1, patches=6, seed=0):
             name = f'{20 * center + patient:03d}'
             for node in range(slides):
                 for patch in range(patches):
-                    rows.append({
-                        '': str(len(rows)),
-                        'patient': name,
-                        'node': str(node),
-                        'x_coord': str(3328 + 96 * patch),
-                        'y_coord': '21792',
-                        'tumor': str(patch % 2),
-                        'slide': str(slide_number),
-                        'center': str(center),
-                        'split': str(int(patch >= patches - 2)),
-                    })
+                    rows.append(
+                        {
+                            '': str(len(rows)),
+                            'patient': name,
+                            'node': str(node),
+                            'x_coord': str(3328 + 96 * patch),
+                            'y_coord': '21792',
+                            'tumor': str(patch % 2),
+                            'slide': str(slide_number),
+                            'center': str(center),
+                            'split': str(int(patch >= patches - 2)),
+                        }
+                    )
                     pixels = generator.integers(0, 256, [96, 96, 3]).astype(np.uint8)
                     file = patch_file(root, rows[-1])
                     file.parent.mkdir(parents=True, exist_ok=True)
@@ -54,8 +56,13 @@ def write(root, *, centers=(0, 1, 2), patients=2, slides=1, patches=6, seed=0):
 def patch_file(root, row):
     """Returns the file of a row."""
     stem = f'patient_{row["patient"]}_node_{row["node"]}'
-    return (pathlib.Path(root) / 'camelyon17_v1.0' / 'patches' / stem /
-            f'patch_{stem}_x_{row["x_coord"]}_y_{row["y_coord"]}.png')
+    return (
+        pathlib.Path(root)
+        / 'camelyon17_v1.0'
+        / 'patches'
+        / stem
+        / f'patch_{stem}_x_{row["x_coord"]}_y_{row["y_coord"]}.png'
+    )
 
 
 def write_metadata(root, rows, columns=COLUMNS):

@@ -55,9 +55,11 @@ def test_unit_may_be_a_patient_or_a_slide(hospitals, unit, columns):
 
 @pytest.mark.parametrize('unit, num_owners', [('patient', 4), ('slide', 8)])
 def test_owner_with_images_in_both_parts_is_refused_at_once(hospitals, unit, num_owners):
-    with pytest.raises(ValueError,
-                       match=f'metadata.csv: with {unit}s as owners and held_out_split=.id_val.: '
-                       f'{num_owners} owner.s. have both training and held-out images, such as ') as error:
+    with pytest.raises(
+        ValueError,
+        match=f'metadata.csv: with {unit}s as owners and held_out_split=.id_val.: '
+        f'{num_owners} owner.s. have both training and held-out images, such as ',
+    ) as error:
         camelyon17.wilds_camelyon17(hospitals[0], unit=unit, held_out_split='id_val')
     assert '\n' not in str(error.value)
 
@@ -94,7 +96,7 @@ def test_cache_is_written_where_asked_for_its_owner_alone_and_read_the_second_ti
             layout.write_metadata(root, [*rows, {**rows[-1], 'x_coord': '3328'}])
         changed = camelyon17.wilds_camelyon17(root, cache_dir=cache, **options)
         with pytest.raises(FileNotFoundError, match='line 2: no such patch'):
-            changed.train  # pylint: disable=pointless-statement
+            changed.train
     assert list(cache.iterdir()) == files  # A failed attempt leaves nothing.
 
 
@@ -102,14 +104,14 @@ def test_cache_is_written_where_asked_for_its_owner_alone_and_read_the_second_ti
 def test_damaged_cache_is_named(tmp_path, content):
     root, cache = tmp_path / 'wilds', tmp_path / 'cache'
     layout.write(root, patients=1)
-    camelyon17.wilds_camelyon17(root, cache_dir=cache).train  # pylint: disable=expression-not-assigned
+    camelyon17.wilds_camelyon17(root, cache_dir=cache).train
     file = next(cache.iterdir())
     if content == 'other':
         np.save(file, np.zeros([3, 32, 32, 3], np.uint8))
     else:
         file.write_bytes(file.read_bytes()[:-100] if content == 'truncated' else content)
     with pytest.raises(ValueError, match=f'the cache {file} is damaged, delete it') as error:
-        camelyon17.wilds_camelyon17(root, cache_dir=cache).train  # pylint: disable=expression-not-assigned
+        camelyon17.wilds_camelyon17(root, cache_dir=cache).train
     assert '\n' not in str(error.value)
 
 
@@ -146,38 +148,44 @@ def patch(change):
     return lambda root, rows: change(layout.patch_file(root, rows[1]))
 
 
-@pytest.mark.parametrize('change, message', [
-    *((without(column), f"line 1: no column '{column}' among") for column in layout.COLUMNS[1:]),
-    (content(b''), "line 1: no column 'patient' among none"),
-    (content(b'\xff\xfe'), 'metadata.csv, line 1'),
-    (rewrite(lambda rows: []), 'the training split holds no images'),
-    (rewrite(lambda rows: [r for r in rows if r['tumor'] == '0']), "class 'tumor' has no training image"),
-    (rewrite(lambda rows: [r for r in rows if r['center'] != '2']), "no images of the split 'test'"),
-    (fourth(tumor='2'), 'line 5: tumor must be 0 or 1, got 2'),
-    (fourth(tumor='x'), "line 5: tumor must be a whole number, got 'x'"),
-    (fourth(patient=''), "line 5: patient must be a whole number, got ''"),
-    (fourth(node='../1'), "line 5: node must be a whole number, got '../1'"),
-    (fourth(slide='1' * 19), 'line 5: slide must have at most 18 digits'),
-    (fourth(split='2'), r'line 5: split must be 0 \(train\) or 1 \(id_val\), got 2'),
-    (lambda root, rows: layout.patch_file(root, rows[-1]).unlink(), 'line 19: no such patch: .*x_3808_y_21792.png'),
-    (patch(lambda file: file.write_bytes(b'')), 'x_3424_y_21792.png is no PNG'),
-    (patch(lambda file: file.write_bytes(file.read_bytes()[:999])), 'x_3424_y_21792.png is a damaged image'),
-    (patch(lambda file: Image.new('RGB', (32, 96)).save(file)), 'x_3424_y_21792.png is 96x32, a patch is 96x96'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        *((without(column), f"line 1: no column '{column}' among") for column in layout.COLUMNS[1:]),
+        (content(b''), "line 1: no column 'patient' among none"),
+        (content(b'\xff\xfe'), 'metadata.csv, line 1'),
+        (rewrite(lambda rows: []), 'the training split holds no images'),
+        (rewrite(lambda rows: [r for r in rows if r['tumor'] == '0']), "class 'tumor' has no training image"),
+        (rewrite(lambda rows: [r for r in rows if r['center'] != '2']), "no images of the split 'test'"),
+        (fourth(tumor='2'), 'line 5: tumor must be 0 or 1, got 2'),
+        (fourth(tumor='x'), "line 5: tumor must be a whole number, got 'x'"),
+        (fourth(patient=''), "line 5: patient must be a whole number, got ''"),
+        (fourth(node='../1'), "line 5: node must be a whole number, got '../1'"),
+        (fourth(slide='1' * 19), 'line 5: slide must have at most 18 digits'),
+        (fourth(split='2'), r'line 5: split must be 0 \(train\) or 1 \(id_val\), got 2'),
+        (lambda root, rows: layout.patch_file(root, rows[-1]).unlink(), 'line 19: no such patch: .*x_3808_y_21792.png'),
+        (patch(lambda file: file.write_bytes(b'')), 'x_3424_y_21792.png is no PNG'),
+        (patch(lambda file: file.write_bytes(file.read_bytes()[:999])), 'x_3424_y_21792.png is a damaged image'),
+        (patch(lambda file: Image.new('RGB', (32, 96)).save(file)), 'x_3424_y_21792.png is 96x32, a patch is 96x96'),
+    ],
+)
 def test_what_is_wrong_is_named_in_one_line(tmp_path, change, message):
     rows = layout.write(tmp_path, patients=1)
     change(tmp_path, rows)
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
         data = camelyon17.wilds_camelyon17(tmp_path)
-        len(data.train), len(data.held_out)  # pylint: disable=expression-not-assigned
+        len(data.train), len(data.held_out)
     assert '\n' not in str(error.value) and str(tmp_path) in str(error.value)
 
 
-@pytest.mark.parametrize('options, message', [
-    ({'unit': 'node'}, "unit of Camelyon17 must be one of image, patient, slide, got 'node'"),
-    ({'held_out_split': 'train'}, "held_out_split of Camelyon17 must be one of test, val, id_val, got 'train'"),
-    ({'image_size': 0}, 'image_size must be at least 1, got 0'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        ({'unit': 'node'}, "unit of Camelyon17 must be one of image, patient, slide, got 'node'"),
+        ({'held_out_split': 'train'}, "held_out_split of Camelyon17 must be one of test, val, id_val, got 'train'"),
+        ({'image_size': 0}, 'image_size must be at least 1, got 0'),
+    ],
+)
 def test_unknown_options_are_refused(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         camelyon17.wilds_camelyon17(tmp_path, **options)

@@ -17,19 +17,22 @@ def test_classes_are_named_by_their_numbers_or_as_given():
     assert len(classes.names_of('toy', np.arange(256, dtype=np.uint8))) == 256
 
 
-@pytest.mark.parametrize('labels, names, message', [
-    ([], None, '^toy holds no images'),
-    ([0, 1, -1], None, '^toy: image 2 has label -1, which is no class'),
-    ([0, 1, -1], 'ab', '^toy: image 2 has label -1, which is no class'),
-    ([1, 2, 3], None, r'^toy: the labels count from 1 \(to 3\) .* subtract 1'),
-    ([1, 1], None, r'^toy: the labels count from 1 \(to 1\)'),
-    ([1, 2, 3], 'abc', r'^toy: image 2 has label 3, which is not in \[0, 3\); the labels count from 1: subtract 1'),
-    ([1, 2, 3], 'ab', r'^toy: image 1 has label 2, which is not in \[0, 2\); there are 2 classes'),
-    ([1, 2, 3], 'abcd', r"^toy: class 'a' has no training image \(none has the label 0\)"),
-    ([0, 1, 3], None, '^toy: the labels have gaps: 3 different ones, the largest 3, and no image has the label 2'),
-    ([2, 3], None, '^toy: the labels have gaps: .* the label 0'),
-    ([0, 1], 'abc', "^toy: class 'c' has no training image"),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'labels, names, message',
+    [
+        ([], None, '^toy holds no images'),
+        ([0, 1, -1], None, '^toy: image 2 has label -1, which is no class'),
+        ([0, 1, -1], 'ab', '^toy: image 2 has label -1, which is no class'),
+        ([1, 2, 3], None, r'^toy: the labels count from 1 \(to 3\) .* subtract 1'),
+        ([1, 1], None, r'^toy: the labels count from 1 \(to 1\)'),
+        ([1, 2, 3], 'abc', r'^toy: image 2 has label 3, which is not in \[0, 3\); the labels count from 1: subtract 1'),
+        ([1, 2, 3], 'ab', r'^toy: image 1 has label 2, which is not in \[0, 2\); there are 2 classes'),
+        ([1, 2, 3], 'abcd', r"^toy: class 'a' has no training image \(none has the label 0\)"),
+        ([0, 1, 3], None, '^toy: the labels have gaps: 3 different ones, the largest 3, and no image has the label 2'),
+        ([2, 3], None, '^toy: the labels have gaps: .* the label 0'),
+        ([0, 1], 'abc', "^toy: class 'c' has no training image"),
+    ],
+)
 def test_labels_that_are_no_classes_are_refused(labels, names, message):
     with pytest.raises(ValueError, match=message):
         classes.names_of('toy', np.array(labels, np.int64), names)
@@ -50,24 +53,28 @@ def test_huge_labels_take_no_memory(kind, names):
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize('names, message', [
-    (('a', ''), "neither empty nor begin or end with white space, got ''"),
-    (('a', ' b'), "white space, got ' b'"),
-    (('a', 'b\n'), r"must be Unicode text without control characters, .* got 'b\\n'"),
-    (('a', 'b\0'), 'must be Unicode text without control characters'),
-    (('a', 'caf\udce9'), r"must be Unicode text .* got 'caf\\udce9'"),
-    (('a', 'b\u2028c'), 'must be Unicode text'),
-    (('a', 'no_class'), "no class can be called 'no_class'"),
-    (('a', 'b', 'a'), "two classes are called 'a'"),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'names, message',
+    [
+        (('a', ''), "neither empty nor begin or end with white space, got ''"),
+        (('a', ' b'), "white space, got ' b'"),
+        (('a', 'b\n'), r"must be Unicode text without control characters, .* got 'b\\n'"),
+        (('a', 'b\0'), 'must be Unicode text without control characters'),
+        (('a', 'caf\udce9'), r"must be Unicode text .* got 'caf\\udce9'"),
+        (('a', 'b\u2028c'), 'must be Unicode text'),
+        (('a', 'no_class'), "no class can be called 'no_class'"),
+        (('a', 'b', 'a'), "two classes are called 'a'"),
+    ],
+)
 def test_names_that_samples_could_not_be_written_under_are_refused(names, message):
     with pytest.raises(ValueError, match=f'^toy: .*{message}') as error:
         classes.check_names('toy', names)
     assert '\n' not in str(error.value) and str(error.value).isprintable()
 
 
-@pytest.mark.parametrize('names', [('0', '1'), ('cat', 'Cat'), ('öl', '猫'), ('a b', 'a, b'), ('a/b', '.'),
-                                   ('می\u200cخواهم', 'b')])  # yapf: disable
+@pytest.mark.parametrize(
+    'names', [('0', '1'), ('cat', 'Cat'), ('öl', '猫'), ('a b', 'a, b'), ('a/b', '.'), ('می\u200cخواهم', 'b')]
+)
 def test_samples_can_be_planned_of_all_classes_whose_names_are_taken(names):
     classes.check_names('toy', names)
     choice = sample_plan.ClassChoice(tuple(range(len(names))))

@@ -70,7 +70,7 @@ def test_result_does_not_depend_on_the_order_of_the_file_system(tmp_path, monkey
     listdir, scandir = os.listdir, os.scandir
     monkeypatch.setattr(os, 'listdir', lambda path: listdir(path)[::-1])
     monkeypatch.setattr(os, 'scandir', lambda path: reversed(list(scandir(path))))
-    monkeypatch.setattr(type(tmp_path), 'iterdir', lambda path: iter(sorted((path / n for n in listdir(path)))[::-1]))
+    monkeypatch.setattr(type(tmp_path), 'iterdir', lambda path: iter(sorted(path / n for n in listdir(path))[::-1]))
     other = folders.image_folder(tmp_path / 'b')
     assert one.train.fingerprint() == other.train.fingerprint()
     assert one.held_out.fingerprint() == other.held_out.fingerprint()
@@ -109,8 +109,9 @@ def test_owner_in_both_folders_is_refused_at_once(tmp_path):
     data = folders.image_folder(tmp_path, owner_from='prefix', unit='one patient')
     assert data.spec.unit == 'one patient' and data.held_out.num_units == 2
     save(tmp_path / 'test' / 'dog' / 'patient3_99.png', picture(3))
-    with pytest.raises(ValueError,
-                       match=f"^{tmp_path}: 1 owner.* both training and held-out images, such as 'patient3'"):
+    with pytest.raises(
+        ValueError, match=f"^{tmp_path}: 1 owner.* both training and held-out images, such as 'patient3'"
+    ):
         folders.image_folder(tmp_path, owner_from='prefix')
     assert len(folders.image_folder(tmp_path).held_out) == 3  # Without owners a unit is an image.
 
@@ -132,7 +133,7 @@ def test_held_out_images_stay_unread(tmp_path):
     data = folders.image_folder(tmp_path)
     assert len(data.train) == data.spec.num_images
     with pytest.raises(ValueError, match='test/dog/patient0_0.png is no PNG'):
-        data.held_out  # pylint: disable=pointless-statement
+        data.held_out
 
 
 def truncated():
@@ -141,44 +142,70 @@ def truncated():
     return buffer.getvalue()[:-40]
 
 
-@pytest.mark.parametrize('change, options, message', [
-    (lambda root: (root / 'dog' / 'a.png').write_bytes(b''), {}, r'dog/a.png is no PNG, JPEG or BMP image'),
-    (lambda root: (root / 'dog' / 'a.png').write_bytes(truncated()), {}, r'dog/a.png is a damaged image'),
-    (lambda root: save(root / 'dog' / 'a.png', picture(0, (5, 6, 3))), {},
-     r'dog/a.png is 5x6x3 .*cat/patient0_0.png is 6x5x3; give image_size'),
-    (lambda root: save(root / 'dog' / 'a.png', picture(0, (6, 5, 1))), {},
-     r'dog/a.png is 6x5x1 .*cat/patient0_0.png is 6x5x3; give channels'),
-    (lambda root: save(root / 'dog' / 'a.png', picture(0, (6, 5, 4))), {}, r'dog/a.png has transparent pixels'),
-    (lambda root: (root / 'dog' / 'a.txt').touch(), {}, r'dog/a.txt is no image file'),
-    (lambda root: (root / 'dog' / 'a.png').mkdir(), {}, r'dog/a.png is no image file'),
-    (lambda root: (root / 'dog' / 'a.png').symlink_to('b.png'), {},
-     r'^\S*/pets/dog/a.png is a link to b.png, which is not there; restore that, or remove the link'),
-    (lambda root: (root / 'dog' / 'a.png').symlink_to('a.png'), {}, 'dog/a.png is a link to a.png, which is not'),
-    (lambda root: (root / 'eel').symlink_to('/nowhere'), {}, r'pets/eel is a link to /nowhere, which is not there'),
-    (lambda root: (write(root / 'train'), (root / 'test').symlink_to('gone')), {}, 'pets/test is a link to gone'),
-    (lambda root: (root / 'eel').mkdir(), {}, r'the class folder .*eel holds no images'),
-    (lambda root: save(root / 'eel' / 'a.png', picture(0)), {}, r"class 'eel' has 1 images, too few to hold one out"),
-    (lambda root: write(root / 'train' / 'x'), {}, r'train/x/cat is no image file'),
-    (lambda root: (write(root / 'train'), save(root / 'test' / 'eel' / 'a.png', picture(0))), {},
-     r"train and test must have the same class folders; 'cat' is in one of them only"),
-    (lambda root: (root / 'train').mkdir(), {}, r'train holds no class folders'),
-    (lambda root: save(root / 'dog' / 'a.png', picture(0)), {'owner_from': 'prefix'}, r'dog/a.png names no owner'),
-    (lambda root: save(root / 'dog' / '_a.png', picture(0)), {'owner_from': 'prefix'}, r'dog/_a.png names no owner'),
-    (lambda root: None, {'owner_from': 'suffix'}, r"owner_from must be None or 'prefix', got 'suffix'"),
-    (lambda root: None, {'held_out_fraction': 1.0}, r'held_out_fraction must be in \(0, 1\), got 1.0'),
-    (lambda root: None, {'held_out_fraction': 1e-9},
-     r"pets: no image of class 'cat' would be held out with held_out_fraction=1e-09; choose another"),
-    (lambda root: None, {'unit': 'one pet'}, r"data set 'pets': unit='one pet' needs owners"),
-    (lambda root: None, {'image_size': 0}, r'image_size must be at least 1, got 0'),
-    (lambda root: None, {'channels': 4}, r'channels must be 1 \(grey\) or 3 \(colour\), got 4'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'change, options, message',
+    [
+        (lambda root: (root / 'dog' / 'a.png').write_bytes(b''), {}, r'dog/a.png is no PNG, JPEG or BMP image'),
+        (lambda root: (root / 'dog' / 'a.png').write_bytes(truncated()), {}, r'dog/a.png is a damaged image'),
+        (
+            lambda root: save(root / 'dog' / 'a.png', picture(0, (5, 6, 3))),
+            {},
+            r'dog/a.png is 5x6x3 .*cat/patient0_0.png is 6x5x3; give image_size',
+        ),
+        (
+            lambda root: save(root / 'dog' / 'a.png', picture(0, (6, 5, 1))),
+            {},
+            r'dog/a.png is 6x5x1 .*cat/patient0_0.png is 6x5x3; give channels',
+        ),
+        (lambda root: save(root / 'dog' / 'a.png', picture(0, (6, 5, 4))), {}, r'dog/a.png has transparent pixels'),
+        (lambda root: (root / 'dog' / 'a.txt').touch(), {}, r'dog/a.txt is no image file'),
+        (lambda root: (root / 'dog' / 'a.png').mkdir(), {}, r'dog/a.png is no image file'),
+        (
+            lambda root: (root / 'dog' / 'a.png').symlink_to('b.png'),
+            {},
+            r'^\S*/pets/dog/a.png is a link to b.png, which is not there; restore that, or remove the link',
+        ),
+        (lambda root: (root / 'dog' / 'a.png').symlink_to('a.png'), {}, 'dog/a.png is a link to a.png, which is not'),
+        (lambda root: (root / 'eel').symlink_to('/nowhere'), {}, r'pets/eel is a link to /nowhere, which is not there'),
+        (lambda root: (write(root / 'train'), (root / 'test').symlink_to('gone')), {}, 'pets/test is a link to gone'),
+        (lambda root: (root / 'eel').mkdir(), {}, r'the class folder .*eel holds no images'),
+        (
+            lambda root: save(root / 'eel' / 'a.png', picture(0)),
+            {},
+            r"class 'eel' has 1 images, too few to hold one out",
+        ),
+        (lambda root: write(root / 'train' / 'x'), {}, r'train/x/cat is no image file'),
+        (
+            lambda root: (write(root / 'train'), save(root / 'test' / 'eel' / 'a.png', picture(0))),
+            {},
+            r"train and test must have the same class folders; 'cat' is in one of them only",
+        ),
+        (lambda root: (root / 'train').mkdir(), {}, r'train holds no class folders'),
+        (lambda root: save(root / 'dog' / 'a.png', picture(0)), {'owner_from': 'prefix'}, r'dog/a.png names no owner'),
+        (
+            lambda root: save(root / 'dog' / '_a.png', picture(0)),
+            {'owner_from': 'prefix'},
+            r'dog/_a.png names no owner',
+        ),
+        (lambda root: None, {'owner_from': 'suffix'}, r"owner_from must be None or 'prefix', got 'suffix'"),
+        (lambda root: None, {'held_out_fraction': 1.0}, r'held_out_fraction must be in \(0, 1\), got 1.0'),
+        (
+            lambda root: None,
+            {'held_out_fraction': 1e-9},
+            r"pets: no image of class 'cat' would be held out with held_out_fraction=1e-09; choose another",
+        ),
+        (lambda root: None, {'unit': 'one pet'}, r"data set 'pets': unit='one pet' needs owners"),
+        (lambda root: None, {'image_size': 0}, r'image_size must be at least 1, got 0'),
+        (lambda root: None, {'channels': 4}, r'channels must be 1 \(grey\) or 3 \(colour\), got 4'),
+    ],
+)
 def test_what_is_wrong_is_named_in_one_line(tmp_path, change, options, message):
     write(tmp_path / 'pets')
-    folders.image_folder(tmp_path / 'pets').train  # pylint: disable=expression-not-assigned
+    folders.image_folder(tmp_path / 'pets').train
     change(tmp_path / 'pets')
     with pytest.raises(ValueError, match=message) as error:
         data = folders.image_folder(tmp_path / 'pets', **options)
-        len(data.train), len(data.held_out)  # pylint: disable=expression-not-assigned
+        len(data.train), len(data.held_out)
     assert '\n' not in str(error.value)
 
 
@@ -196,8 +223,9 @@ def test_file_or_folder_of_an_undecodable_name_is_refused(tmp_path):
     file, folder = 'patient1_\udce9.png', 'pets\udce9'
     write(tmp_path / 'pets')
     save(tmp_path / 'pets' / 'cat' / file, picture(1))
-    with pytest.raises(ValueError,
-                       match=r"name of a file in \S*/pets/cat must be Unicode .* got 'patient1_\\udce9.png'"):
+    with pytest.raises(
+        ValueError, match=r"name of a file in \S*/pets/cat must be Unicode .* got 'patient1_\\udce9.png'"
+    ):
         folders.image_folder(tmp_path / 'pets')
     write(tmp_path / folder)
     with pytest.raises(ValueError, match=r"its name must be Unicode .* got 'pets\\udce9'"):

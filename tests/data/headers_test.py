@@ -60,10 +60,19 @@ def png_of_16_bits():
     return stream.getvalue()
 
 
-@pytest.mark.parametrize('encoded', [
-    b'', b'no picture', encode()[:20], encode()[:8] + b'\xff' * 30, encode('CMYK', 'JPEG'), encode(kind='GIF'),
-    png_of_16_bits(), encode(kind='JPEG')[:10]
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'encoded',
+    [
+        b'',
+        b'no picture',
+        encode()[:20],
+        encode()[:8] + b'\xff' * 30,
+        encode('CMYK', 'JPEG'),
+        encode(kind='GIF'),
+        png_of_16_bits(),
+        encode(kind='JPEG')[:10],
+    ],
+)
 def test_what_decoding_refuses_for_its_header_is_refused_in_the_same_words(encoded):
     with pytest.raises(ValueError) as of_pixels:
         images.decode(encoded, 'a.png')
@@ -79,14 +88,17 @@ def test_pixels_are_not_decoded(monkeypatch):
     assert shape_of(encoded) == shape_of(damaged) == (40, 70, 3)
 
 
-@pytest.mark.parametrize('fit, mode, size, message', [
-    ({}, 'RGB', (7, 5), 'b.png is 5x7x3 .*, a.png is 4x7x3; give image_size'),
-    ({}, 'L', (7, 4), 'b.png is 4x7x1 .*, a.png is 4x7x3; give channels'),
-    ({'image_size': 6}, 'L', (9, 9), 'b.png is 6x6x1 .*, a.png is 6x6x3; give channels'),
-    ({'image_size': 6}, 'RGB', (9, 2), None),
-    ({'channels': 1}, 'L', (7, 4), None),
-    ({'image_size': 6, 'channels': 3}, 'L', (20, 3), None),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'fit, mode, size, message',
+    [
+        ({}, 'RGB', (7, 5), 'b.png is 5x7x3 .*, a.png is 4x7x3; give image_size'),
+        ({}, 'L', (7, 4), 'b.png is 4x7x1 .*, a.png is 4x7x3; give channels'),
+        ({'image_size': 6}, 'L', (9, 9), 'b.png is 6x6x1 .*, a.png is 6x6x3; give channels'),
+        ({'image_size': 6}, 'RGB', (9, 2), None),
+        ({'channels': 1}, 'L', (7, 4), None),
+        ({'image_size': 6, 'channels': 3}, 'L', (20, 3), None),
+    ],
+)
 def test_shape_is_compared_as_it_will_be_brought_to_size_and_channels(fit, mode, size, message):
     first, other = encode(), encode(mode, size=size)
     shape = images.fit(images.decode(first, 'a.png'), **{'image_size': None, 'channels': None, **fit}).shape

@@ -30,8 +30,9 @@ def png_of_16_bits():
         return struct.pack('>I', len(content)) + kind + content + struct.pack('>I', zlib.crc32(kind + content))
 
     header = struct.pack('>IIBBBBB', 2, 2, 16, 2, 0, 0, 0)
-    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(bytes(26))) + chunk(
-        b'IEND', b'')
+    return (
+        b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(bytes(26))) + chunk(b'IEND', b'')
+    )
 
 
 COLOUR = Image.fromarray(PIXELS)
@@ -40,35 +41,42 @@ TURNED = Image.Exif()
 TURNED[0x0112] = 6  # A quarter turn.
 
 
-@pytest.mark.parametrize('encoded, expected', [
-    (encode(COLOUR), PIXELS),
-    (encode(COLOUR, 'BMP'), PIXELS),
-    (encode(Image.fromarray(GREY)), GREY[..., None]),
-    (encode(COLOUR.convert('RGBA')), PIXELS),
-    (encode(Image.fromarray(GREY).convert('LA')), GREY[..., None]),
-    (encode(COLOUR.quantize(256)), np.asarray(COLOUR.quantize(256).convert('RGB'))),
-    (encode(Image.fromarray(GREY > 99)), (GREY > 99)[..., None] * 255),
-    (encode(COLOUR, exif=TURNED), np.rot90(PIXELS, -1)),
-], ids=['png', 'bmp', 'grey', 'opaque', 'opaque grey', 'palette', 'black and white', 'turned'])  # yapf: disable
+@pytest.mark.parametrize(
+    'encoded, expected',
+    [
+        (encode(COLOUR), PIXELS),
+        (encode(COLOUR, 'BMP'), PIXELS),
+        (encode(Image.fromarray(GREY)), GREY[..., None]),
+        (encode(COLOUR.convert('RGBA')), PIXELS),
+        (encode(Image.fromarray(GREY).convert('LA')), GREY[..., None]),
+        (encode(COLOUR.quantize(256)), np.asarray(COLOUR.quantize(256).convert('RGB'))),
+        (encode(Image.fromarray(GREY > 99)), (GREY > 99)[..., None] * 255),
+        (encode(COLOUR, exif=TURNED), np.rot90(PIXELS, -1)),
+    ],
+    ids=['png', 'bmp', 'grey', 'opaque', 'opaque grey', 'palette', 'black and white', 'turned'],
+)
 def test_decoded_pixels_are_those_that_were_stored(encoded, expected):
     decoded = images.decode(encoded, 'a file')
     assert decoded.dtype == np.uint8
     np.testing.assert_array_equal(decoded, expected)
 
 
-@pytest.mark.parametrize('encoded, message', [
-    (b'', 'a file is no PNG, JPEG or BMP image'),
-    (b'GIF89a', 'a file is no PNG, JPEG or BMP image'),
-    (encode(COLOUR, 'GIF'), 'a file is no PNG, JPEG or BMP image'),
-    (encode(COLOUR)[:-80], 'a file is a damaged image: '),
-    (encode(COLOUR, 'JPEG')[:-80], 'a file is a damaged image: .*truncated'),
-    (encode(COLOUR)[:60] + bytes(20) + encode(COLOUR)[80:], 'a file is a damaged image: '),
-    (png_of_16_bits(), 'a file has 16 bits a channel'),
-    (encode(Image.fromarray(GREY.astype(np.uint16))), 'a file has 16 bits a channel'),
-    (encode(TRANSPARENT), 'a file has transparent pixels'),
-    (encode(COLOUR, transparency=tuple(map(int, PIXELS[0, 0]))), 'a file has transparent pixels'),
-    (encode(COLOUR.convert('CMYK'), 'JPEG'), 'a file is of mode CMYK'),
-])
+@pytest.mark.parametrize(
+    'encoded, message',
+    [
+        (b'', 'a file is no PNG, JPEG or BMP image'),
+        (b'GIF89a', 'a file is no PNG, JPEG or BMP image'),
+        (encode(COLOUR, 'GIF'), 'a file is no PNG, JPEG or BMP image'),
+        (encode(COLOUR)[:-80], 'a file is a damaged image: '),
+        (encode(COLOUR, 'JPEG')[:-80], 'a file is a damaged image: .*truncated'),
+        (encode(COLOUR)[:60] + bytes(20) + encode(COLOUR)[80:], 'a file is a damaged image: '),
+        (png_of_16_bits(), 'a file has 16 bits a channel'),
+        (encode(Image.fromarray(GREY.astype(np.uint16))), 'a file has 16 bits a channel'),
+        (encode(TRANSPARENT), 'a file has transparent pixels'),
+        (encode(COLOUR, transparency=tuple(map(int, PIXELS[0, 0]))), 'a file has transparent pixels'),
+        (encode(COLOUR.convert('CMYK'), 'JPEG'), 'a file is of mode CMYK'),
+    ],
+)
 def test_what_would_lose_information_is_refused_in_one_line(encoded, message):
     with pytest.raises(ValueError, match=message) as error:
         images.decode(encoded, 'a file')
@@ -96,12 +104,19 @@ def test_shrinking_by_a_whole_factor_is_the_rounded_mean_of_blocks():
     pixels = np.random.default_rng(2).integers(0, 256, [4, 96, 96, 3]).astype(np.uint8)
     means = pixels.reshape([4, 32, 3, 32, 3, 3]).mean((2, 4))
     np.testing.assert_array_equal(images.resize(pixels, 32, 32), np.round(means))
-    assert np.abs(images.resize(pixels[..., :1], 32, 32)[0, ..., 0].astype(int) -
-                  Image.fromarray(pixels[0, ..., 0]).resize((32, 32), Image.BOX)).max() <= 1  # yapf: disable
+    assert (
+        np.abs(
+            images.resize(pixels[..., :1], 32, 32)[0, ..., 0].astype(int)
+            - Image.fromarray(pixels[0, ..., 0]).resize((32, 32), Image.BOX)
+        ).max()
+        <= 1
+    )
 
 
-@pytest.mark.parametrize('size, method', [((5, 7), 'area'), ((8, 12), 'area'), ((9, 12), 'area'),
-                                          ((20, 13), 'bilinear'), ((9, 30), 'bilinear')])
+@pytest.mark.parametrize(
+    'size, method',
+    [((5, 7), 'area'), ((8, 12), 'area'), ((9, 12), 'area'), ((20, 13), 'bilinear'), ((9, 30), 'bilinear')],
+)
 def test_resizing_agrees_with_tensorflow(size, method):
     pixels = np.stack([PIXELS, PIXELS[::-1]])
     expected = tf.image.resize(pixels, size, method).numpy()
@@ -144,7 +159,7 @@ def exif(*entries, cut=None):
 
 
 UP = (0x0112, 3, 1, struct.pack('<HH', 6, 0))  # Turned by a quarter.
-LOST = (0x010e, 2, 1000, struct.pack('<I', 5000))  # A text that is not there.
+LOST = (0x010E, 2, 1000, struct.pack('<I', 5000))  # A text that is not there.
 
 
 def with_chunk(encoded, kind, content):
@@ -159,14 +174,24 @@ def malformed_mpo():
     return encoded[:2] + b'\xff\xe2' + struct.pack('>H', 30) + b'MPF\0II*\0' + b'\xff' * 20 + encoded[2:]
 
 
-@pytest.mark.parametrize('encoded, message', [
-    (encode(Image.new('1', (60, 40))), r'^a file is too large \(Image size \(2400 pixels\) exceeds .*\); shrink it'),
-    (encode(Image.new('1', (200, 100))), r'^a file is too large \(Image size \(20000 pixels\) exceeds'),
-    (encode(COLOUR, 'JPEG', exif=exif(LOST, UP, cut=20)), r'^a file has damaged metadata \(Corrupt EXIF .* got 4\)'),
-    (encode(COLOUR, 'JPEG', exif=exif(LOST, UP, cut=30)), '^a file has damaged metadata .* which way is up'),
-    (encode(COLOUR, exif=exif(LOST, UP, cut=30)[6:]), '^a file has damaged metadata .* which way is up'),
-    (encode(COLOUR, 'JPEG', exif=exif((0x0112, 3, 9, struct.pack('<I', 5000)))), '^a file has damaged metadata'),
-], ids=['large', 'twice as large', 'cut', 'cut behind an entry', 'cut in a PNG', 'lost orientation'])  # yapf: disable
+@pytest.mark.parametrize(
+    'encoded, message',
+    [
+        (
+            encode(Image.new('1', (60, 40))),
+            r'^a file is too large \(Image size \(2400 pixels\) exceeds .*\); shrink it',
+        ),
+        (encode(Image.new('1', (200, 100))), r'^a file is too large \(Image size \(20000 pixels\) exceeds'),
+        (
+            encode(COLOUR, 'JPEG', exif=exif(LOST, UP, cut=20)),
+            r'^a file has damaged metadata \(Corrupt EXIF .* got 4\)',
+        ),
+        (encode(COLOUR, 'JPEG', exif=exif(LOST, UP, cut=30)), '^a file has damaged metadata .* which way is up'),
+        (encode(COLOUR, exif=exif(LOST, UP, cut=30)[6:]), '^a file has damaged metadata .* which way is up'),
+        (encode(COLOUR, 'JPEG', exif=exif((0x0112, 3, 9, struct.pack('<I', 5000)))), '^a file has damaged metadata'),
+    ],
+    ids=['large', 'twice as large', 'cut', 'cut behind an entry', 'cut in a PNG', 'lost orientation'],
+)
 def test_what_pillow_warns_of_is_refused_in_our_words(monkeypatch, encoded, message):
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 2000)
     with warnings.catch_warnings(record=True) as warned:
@@ -176,13 +201,20 @@ def test_what_pillow_warns_of_is_refused_in_our_words(monkeypatch, encoded, mess
     assert not warned and '\n' not in str(error.value) and 'site-packages' not in str(error.value)
 
 
-@pytest.mark.parametrize('encoded, expected', [
-    (encode(COLOUR, exif=exif(LOST, UP)[6:]), np.rot90(PIXELS, -1)),
-    (encode(COLOUR, exif=exif((0x010f, 3, 2, bytes(4)), UP)[6:]), np.rot90(PIXELS, -1)),
-    (with_chunk(encode(COLOUR), b'acTL', bytes(8)), PIXELS),
-    (malformed_mpo(), np.asarray(Image.open(io.BytesIO(encode(COLOUR, 'JPEG'))))),
-    (encode(COLOUR.quantize(256), transparency=bytes([255] * 256)), np.asarray(COLOUR.quantize(256).convert('RGB'))),
-], ids=['lost text', 'too many entries', 'no animation', 'no second picture', 'opaque palette'])  # yapf: disable
+@pytest.mark.parametrize(
+    'encoded, expected',
+    [
+        (encode(COLOUR, exif=exif(LOST, UP)[6:]), np.rot90(PIXELS, -1)),
+        (encode(COLOUR, exif=exif((0x010F, 3, 2, bytes(4)), UP)[6:]), np.rot90(PIXELS, -1)),
+        (with_chunk(encode(COLOUR), b'acTL', bytes(8)), PIXELS),
+        (malformed_mpo(), np.asarray(Image.open(io.BytesIO(encode(COLOUR, 'JPEG'))))),
+        (
+            encode(COLOUR.quantize(256), transparency=bytes([255] * 256)),
+            np.asarray(COLOUR.quantize(256).convert('RGB')),
+        ),
+    ],
+    ids=['lost text', 'too many entries', 'no animation', 'no second picture', 'opaque palette'],
+)
 def test_what_changes_no_pixel_is_silent(encoded, expected):
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter('always')
@@ -216,17 +248,20 @@ def test_shapes_of_grey_and_colour_images_are_taken(shape):
     images.check_image_shape('toy', shape)
 
 
-@pytest.mark.parametrize('shape, message', [
-    ((8, 8), r'image_shape must be \(height, width, channels\), got \(8, 8\)'),
-    ((8, 0, 1), r'image_shape must be .* got \(8, 0, 1\)'),
-    ((1, 8, 8), r'1x8x8 .* have 8 channels .* first, put them last: images.transpose\(0, 2, 3, 1\)'),
-    ((3, 32, 32), r'3x32x32 .* have 32 channels .* images.transpose'),
-    ((4, 32, 32), 'images.transpose'),
-    ((1, 8, 2), 'images.transpose'),
-    ((32, 32, 4), r'have 4 channels .* transparency, put them on a background or drop it: images\[..., :3\]'),
-    ((32, 32, 2), r'have 2 channels .* drop it: images\[..., :1\]'),
-    ((32, 32, 5), 'keep or compute one or three'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'shape, message',
+    [
+        ((8, 8), r'image_shape must be \(height, width, channels\), got \(8, 8\)'),
+        ((8, 0, 1), r'image_shape must be .* got \(8, 0, 1\)'),
+        ((1, 8, 8), r'1x8x8 .* have 8 channels .* first, put them last: images.transpose\(0, 2, 3, 1\)'),
+        ((3, 32, 32), r'3x32x32 .* have 32 channels .* images.transpose'),
+        ((4, 32, 32), 'images.transpose'),
+        ((1, 8, 2), 'images.transpose'),
+        ((32, 32, 4), r'have 4 channels .* transparency, put them on a background or drop it: images\[..., :3\]'),
+        ((32, 32, 2), r'have 2 channels .* drop it: images\[..., :1\]'),
+        ((32, 32, 5), 'keep or compute one or three'),
+    ],
+)
 def test_other_shapes_are_refused_with_the_cure(shape, message):
     with pytest.raises(ValueError, match=f'^toy: .*{message}'):
         images.check_image_shape('toy', shape)

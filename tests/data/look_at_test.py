@@ -22,7 +22,7 @@ FAULTS = {
     'size': ((7, 5, 3), None),
     'kind': ((6, 5, 1), None),
     'no picture': (None, b'no picture'),
-    'empty': (None, b'')
+    'empty': (None, b''),
 }
 
 
@@ -57,7 +57,7 @@ def tfrecords_of(tmp_path, part=None, fault=None, **options):
                 encoded = put(fault) if is_faulty else encode((6, 5, 3), number)
                 features = {
                     'image/encoded': tf.train.Feature(bytes_list=tf.train.BytesList(value=[encoded])),
-                    'image/class/label': tf.train.Feature(int64_list=tf.train.Int64List(value=[number % 2]))
+                    'image/class/label': tf.train.Feature(int64_list=tf.train.Int64List(value=[number % 2])),
                 }
                 example = tf.train.Example(features=tf.train.Features(feature=features))
                 writer.write(example.SerializeToString())
@@ -80,9 +80,9 @@ def test_image_that_stops_a_run_stops_its_plan_in_the_same_words(tmp_path, monke
     data = SOURCES[source](tmp_path, part, fault)
     decoded = []
     with monkeypatch.context() as patched:
-        patched.setattr(images,
-                        'decode',
-                        lambda *arguments, decode=images.decode: decoded.append(1) or decode(*arguments))
+        patched.setattr(
+            images, 'decode', lambda *arguments, decode=images.decode: decoded.append(1) or decode(*arguments)
+        )
         said = error_of(data.look_at, part)
         data.look_at({'train': 'held_out', 'held_out': 'train'}[part])  # The other part is as it should be.
     assert len(decoded) <= 2  # The first record of a set of files says which shape the others must have.
@@ -91,8 +91,14 @@ def test_image_that_stops_a_run_stops_its_plan_in_the_same_words(tmp_path, monke
 
 
 @pytest.mark.parametrize('source', SOURCES)
-@pytest.mark.parametrize('options, faults', [({'image_size': 4}, ('size',)), ({'channels': 1}, ('kind',)),
-                                             ({'image_size': 4, 'channels': 3}, ('size', 'kind'))])  # yapf: disable
+@pytest.mark.parametrize(
+    'options, faults',
+    [
+        ({'image_size': 4}, ('size',)),
+        ({'channels': 1}, ('kind',)),
+        ({'image_size': 4, 'channels': 3}, ('size', 'kind')),
+    ],
+)
 def test_images_that_are_made_alike_stop_neither(tmp_path, source, options, faults):
     for fault in faults:
         (tmp_path / fault).mkdir()
@@ -115,7 +121,7 @@ def test_raw_pixels_of_records_are_looked_at(tmp_path):
             pixels = bytes(range(number, number + (12 if number != 20 else 11)))
             features = {
                 'image/encoded': tf.train.Feature(bytes_list=tf.train.BytesList(value=[pixels])),
-                'image/class/label': tf.train.Feature(int64_list=tf.train.Int64List(value=[number % 2]))
+                'image/class/label': tf.train.Feature(int64_list=tf.train.Int64List(value=[number % 2])),
             }
             writer.write(tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString())
     data = tfrecords.tfrecord_images(str(tmp_path / 'raw'), raw_shape=(3, 4, 1))

@@ -22,18 +22,22 @@ def test_parts_are_disjoint_and_the_same_each_time(tmp_path):
     assert len(data.train) + len(data.held_out) == 40 and data.train.image_shape == (6, 5, 3)
     assert set(data.train.labels) == set(data.held_out.labels) == set(range(4))
     assert data.train.fingerprint() == again.train.fingerprint()
-    keys = {image.tobytes() for image in data.train.images_uint8
-           } | {image.tobytes() for image in data.held_out.images_uint8}
+    keys = {image.tobytes() for image in data.train.images_uint8} | {
+        image.tobytes() for image in data.held_out.images_uint8
+    }
     assert len(keys) == 40
-    assert data.train.unit == 'one image' and data.train.name == 'own' and data.train.class_names == ('0', '1', '2',
-                                                                                                      '3')
+    assert (
+        data.train.unit == 'one image' and data.train.name == 'own' and data.train.class_names == ('0', '1', '2', '3')
+    )
 
 
 def sides(path, **options):
     """Returns the images and labels that are trained on and those that are held out."""
     data = datasets.npz_images(path, **options)
-    return [{(image.tobytes(), label) for image, label in zip(part.images_uint8, part.labels)}
-            for part in (data.train, data.held_out)]  # yapf: disable
+    return [
+        {(image.tobytes(), label) for image, label in zip(part.images_uint8, part.labels)}
+        for part in (data.train, data.held_out)
+    ]
 
 
 def test_no_image_moves_when_another_one_is_removed_or_comes_before_it(tmp_path):
@@ -62,21 +66,26 @@ def test_pixels_that_are_hashed_are_those_of_each_image(tmp_path, monkeypatch, s
 
 
 def test_grey_images_and_names_of_classes(tmp_path):
-    path = write(tmp_path / 'own.npz',
-                 images=np.random.default_rng(0).integers(0, 256, [40, 6, 5]).astype(np.uint8),
-                 class_names=np.array(['a', 'b', 'c', 'd']))
+    path = write(
+        tmp_path / 'own.npz',
+        images=np.random.default_rng(0).integers(0, 256, [40, 6, 5]).astype(np.uint8),
+        class_names=np.array(['a', 'b', 'c', 'd']),
+    )
     data = datasets.npz_images(path)
     assert data.train.image_shape == (6, 5, 1) and data.train.class_names == ('a', 'b', 'c', 'd')
 
 
-@pytest.mark.parametrize('changes, message', [
-    ({'images': None}, 'not an .npz file with the arrays'),
-    ({'images': np.zeros([40, 6, 5, 3])}, 'images must be uint8'),
-    ({'labels': np.zeros([39], int)}, '40 images but labels of shape'),
-    ({'labels': np.linspace(0, 1, 40)}, 'labels must be whole numbers'),
-    ({'labels': np.arange(40) - 1}, 'labels must be whole numbers'),
-    ({'labels': np.arange(40)}, "class '0' has 1 images"),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        ({'images': None}, 'not an .npz file with the arrays'),
+        ({'images': np.zeros([40, 6, 5, 3])}, 'images must be uint8'),
+        ({'labels': np.zeros([39], int)}, '40 images but labels of shape'),
+        ({'labels': np.linspace(0, 1, 40)}, 'labels must be whole numbers'),
+        ({'labels': np.arange(40) - 1}, 'labels must be whole numbers'),
+        ({'labels': np.arange(40)}, "class '0' has 1 images"),
+    ],
+)
 def test_unfit_file_is_named_with_what_is_wrong(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message) as error:
         datasets.npz_images(write(tmp_path / 'own.npz', **changes))
@@ -105,15 +114,18 @@ def test_nobody_owns_images_on_both_sides(tmp_path, owners):
         assert set(same) == {whose[data.train.images_uint8[index].tobytes()]}
 
 
-@pytest.mark.parametrize('changes, message', [
-    ({'owners': np.zeros([39], int)}, 'owners must be one whole number or name an image'),
-    ({'owners': np.zeros([40])}, 'owners must be one whole number or name an image'),
-    ({'owners': np.zeros([40], int)}, "class '0' has 10 images, too few to hold one out: images of one owner"),
-    ({'owners': np.arange(40) % 4}, "class '.' has 10 images, too few to hold one out: images of one owner"),
-    ({'owners': np.array(['a', 'b', '', ''] * 10)}, "own.npz: image 2 names no owner: ''"),
-    ({'owners': np.array([b'a', b''] * 20)}, "own.npz: image 1 names no owner: b''"),
-    ({'owners': np.arange(40) % 4 - 1}, 'own.npz: image 0 names no owner: -1'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        ({'owners': np.zeros([39], int)}, 'owners must be one whole number or name an image'),
+        ({'owners': np.zeros([40])}, 'owners must be one whole number or name an image'),
+        ({'owners': np.zeros([40], int)}, "class '0' has 10 images, too few to hold one out: images of one owner"),
+        ({'owners': np.arange(40) % 4}, "class '.' has 10 images, too few to hold one out: images of one owner"),
+        ({'owners': np.array(['a', 'b', '', ''] * 10)}, "own.npz: image 2 names no owner: ''"),
+        ({'owners': np.array([b'a', b''] * 20)}, "own.npz: image 1 names no owner: b''"),
+        ({'owners': np.arange(40) % 4 - 1}, 'own.npz: image 0 names no owner: -1'),
+    ],
+)
 def test_unfit_owners_are_named_with_what_is_wrong(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         datasets.npz_images(write(tmp_path / 'own.npz', **changes))
@@ -149,23 +161,45 @@ def test_damaged_pixels_are_named_when_they_are_read(tmp_path, save, owners):
     save(path, labels=np.arange(400) % 4, images=images, **owners)
     content = bytearray(path.read_bytes())
     middle = len(content) // 2
-    content[middle:middle + 50] = bytes(50)
+    content[middle : middle + 50] = bytes(50)
     path.write_bytes(content)
     with pytest.raises(ValueError, match='own.npz is not an .npz file') as error:
-        datasets.npz_images(str(path)).train  # pylint: disable=expression-not-assigned
+        datasets.npz_images(str(path)).train
     assert '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize('name, near', [
-    ('owner', 'owners'), ('Owners', 'owners'), ('OWNERS', 'owners'), ('patient_id', 'owners'),
-    ('patient_ids', 'owners'), ('PatientID', 'owners'), ('subject', 'owners'), ('person', 'owners'),
-    ('pid', 'owners'), ('ids', 'owners'),
-    ('user_id', 'owners'), ('onwers', 'owners'), ('label', 'labels'), ('Labels', 'labels'), ('targets', 'labels'),
-    ('y', 'labels'), ('y_train', 'labels'), ('classes', 'labels'), ('image', 'images'), ('Images', 'images'),
-    ('x', 'images'), ('X_train', 'images'), ('class_name', 'class_names'), ('names', 'class_names'),
-    ('categories', 'class_names'),
-    ('weights', None), ('arr_0', None),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'name, near',
+    [
+        ('owner', 'owners'),
+        ('Owners', 'owners'),
+        ('OWNERS', 'owners'),
+        ('patient_id', 'owners'),
+        ('patient_ids', 'owners'),
+        ('PatientID', 'owners'),
+        ('subject', 'owners'),
+        ('person', 'owners'),
+        ('pid', 'owners'),
+        ('ids', 'owners'),
+        ('user_id', 'owners'),
+        ('onwers', 'owners'),
+        ('label', 'labels'),
+        ('Labels', 'labels'),
+        ('targets', 'labels'),
+        ('y', 'labels'),
+        ('y_train', 'labels'),
+        ('classes', 'labels'),
+        ('image', 'images'),
+        ('Images', 'images'),
+        ('x', 'images'),
+        ('X_train', 'images'),
+        ('class_name', 'class_names'),
+        ('names', 'class_names'),
+        ('categories', 'class_names'),
+        ('weights', None),
+        ('arr_0', None),
+    ],
+)
 @pytest.mark.parametrize('replaced', [False, True])
 def test_array_that_nothing_reads_is_refused_and_the_nearest_known_one_is_named(tmp_path, name, near, replaced):
     path = write(tmp_path / 'own.npz', **{name: np.arange(40) // 4, **({near: None} if near and replaced else {})})
@@ -186,8 +220,10 @@ def test_nothing_else_may_lie_in_the_file(tmp_path, member):
 
 
 def test_array_that_is_there_twice_is_refused(tmp_path):
-    path, other = write(tmp_path / 'own.npz', owners=np.arange(40) // 4), write(tmp_path / 'other.npz',
-                                                                                owners=np.arange(40))
+    path, other = (
+        write(tmp_path / 'own.npz', owners=np.arange(40) // 4),
+        write(tmp_path / 'other.npz', owners=np.arange(40)),
+    )
     with zipfile.ZipFile(other) as archive:
         content = archive.read('owners.npy')
     with zipfile.ZipFile(path, 'a') as archive, pytest.warns(UserWarning, match='Duplicate name'):
@@ -201,12 +237,15 @@ def test_samples_of_ours_may_be_public_images(tmp_path):
     assert datasets.npz_images(path).spec.class_names == ('a', 'b', 'c', 'd')
 
 
-@pytest.mark.parametrize('name, values, cure', [
-    ('images', [np.zeros([6, 5, 3], np.uint8), np.zeros([7, 5, 3], np.uint8)] * 20, r'store numpy.stack\(images\)'),
-    ('labels', np.arange(40) % 4, r'store labels.astype\(numpy.int64\)'),
-    ('owners', np.arange(40) // 4, r'store owners.astype\(str\), or numbers'),
-    ('class_names', ['a', 'b', 'c', 'd'], r'store class_names.astype\(str\)'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'name, values, cure',
+    [
+        ('images', [np.zeros([6, 5, 3], np.uint8), np.zeros([7, 5, 3], np.uint8)] * 20, r'store numpy.stack\(images\)'),
+        ('labels', np.arange(40) % 4, r'store labels.astype\(numpy.int64\)'),
+        ('owners', np.arange(40) // 4, r'store owners.astype\(str\), or numbers'),
+        ('class_names', ['a', 'b', 'c', 'd'], r'store class_names.astype\(str\)'),
+    ],
+)
 def test_array_of_objects_is_named_with_the_cure_and_never_read(tmp_path, name, values, cure):
     objects = np.empty([len(values)], object)
     objects[:] = [values[i] for i in range(len(values))]
@@ -215,14 +254,17 @@ def test_array_of_objects_is_named_with_the_cure_and_never_read(tmp_path, name, 
         datasets.npz_images(path)
 
 
-@pytest.mark.parametrize('names, message', [
-    (np.array([b'cat', b'dog', b'eel', b'fox']), None),
-    (np.array(['cat', 'dog', 'eel']), r'image 3 has label 3, which is not in \[0, 3\)'),
-    (np.array(['cat', 'dog', 'eel', 'fox', 'gnu']), "class 'gnu' has no training image"),
-    (np.array(['cat', 'dog', 'eel', 'eel']), "two classes are called 'eel'"),
-    (np.array([['cat', 'dog', 'eel', 'fox']]), 'class_names must be one text a class'),
-    (np.array([b'cat', b'dog', b'eel', b'caf\xe9']), 'the name of a class must be Unicode'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'names, message',
+    [
+        (np.array([b'cat', b'dog', b'eel', b'fox']), None),
+        (np.array(['cat', 'dog', 'eel']), r'image 3 has label 3, which is not in \[0, 3\)'),
+        (np.array(['cat', 'dog', 'eel', 'fox', 'gnu']), "class 'gnu' has no training image"),
+        (np.array(['cat', 'dog', 'eel', 'eel']), "two classes are called 'eel'"),
+        (np.array([['cat', 'dog', 'eel', 'fox']]), 'class_names must be one text a class'),
+        (np.array([b'cat', b'dog', b'eel', b'caf\xe9']), 'the name of a class must be Unicode'),
+    ],
+)
 def test_names_of_classes_are_one_text_each(tmp_path, names, message):
     path = write(tmp_path / 'own.npz', class_names=names)
     if message is None:

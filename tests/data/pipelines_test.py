@@ -67,15 +67,15 @@ def owned():
     """Ten images of five owners, one of whom has none; each image is one grey level of its own."""
     images = np.repeat(np.arange(1, 11, dtype=np.uint8), 4).reshape(10, 2, 2, 1)
     owners = np.array([3, 0, 3, 1, 3, 0, 3, 4, 3, 3])
-    return datasets.ImageDataset('owned', images, (np.arange(10) % 3).astype(np.int32), ('a', 'b', 'c'), 'one patient',
-                                 owners, 5)
+    return datasets.ImageDataset(
+        'owned', images, (np.arange(10) % 3).astype(np.int32), ('a', 'b', 'c'), 'one patient', owners, 5
+    )
 
 
 def pick(units, dataset=None, **changes):
-    return pipelines.gather_units(dataset or owned(), np.array(units), **{
-        **dict(num_views=6, seed=1, step=2),
-        **changes
-    })
+    return pipelines.gather_units(
+        dataset or owned(), np.array(units), **{**dict(num_views=6, seed=1, step=2), **changes}
+    )
 
 
 def test_views_of_an_owner_look_at_this_owners_images_alone():

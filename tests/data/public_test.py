@@ -29,12 +29,19 @@ def test_images_that_fit_are_taken_as_they_are_and_nothing_else_is_read():
     assert images.class_names == ('a', 'b', 'c') and images.name == 'photos (public)'
 
 
-@pytest.mark.parametrize('shape, expected', [
-    ((6, 8, 1), lambda image: np.asarray(Image.fromarray(image).convert('L'))[..., None]),
-    ((3, 4, 3), lambda image: np.floor(image.reshape(3, 2, 4, 2, 3).mean((1, 3)) + 0.5)),
-    ((2, 2, 1), lambda image: np.floor(
-        np.asarray(Image.fromarray(image).convert('L')).reshape(2, 3, 2, 4).mean((1, 3)) + 0.5)[..., None]),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'shape, expected',
+    [
+        ((6, 8, 1), lambda image: np.asarray(Image.fromarray(image).convert('L'))[..., None]),
+        ((3, 4, 3), lambda image: np.floor(image.reshape(3, 2, 4, 2, 3).mean((1, 3)) + 0.5)),
+        (
+            (2, 2, 1),
+            lambda image: np.floor(
+                np.asarray(Image.fromarray(image).convert('L')).reshape(2, 3, 2, 4).mean((1, 3)) + 0.5
+            )[..., None],
+        ),
+    ],
+)
 def test_images_are_brought_to_the_shape_of_the_task(shape, expected, monkeypatch):
     monkeypatch.setattr(public, '_BATCH', 4)
     data = source()
@@ -43,12 +50,15 @@ def test_images_are_brought_to_the_shape_of_the_task(shape, expected, monkeypatc
     np.testing.assert_array_equal(images.images_uint8, [expected(image) for image in data.train.images_uint8])
 
 
-@pytest.mark.parametrize('options', [
-    {},
-    {'image_shape': (4, 4, 1), 'labels': 'drop', 'num_classes': 7},
-    {'max_images': 4, 'num_classes': 5},
-    {'max_images': 100},
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'options',
+    [
+        {},
+        {'image_shape': (4, 4, 1), 'labels': 'drop', 'num_classes': 7},
+        {'max_images': 4, 'num_classes': 5},
+        {'max_images': 100},
+    ],
+)
 def test_spec_is_known_before_the_images_are_read_once(options):
     reads = []
 
@@ -74,19 +84,15 @@ def test_grey_becomes_colour():
     np.testing.assert_array_equal(images.images_uint8, np.repeat(data.train.images_uint8, 3, -1))
 
 
-@pytest.mark.parametrize('options, labels, num_classes', [
-    ({}, np.arange(9) % 3, 3),
-    ({
-        'num_classes': 5
-    }, np.arange(9) % 3, 5),
-    ({
-        'labels': 'drop'
-    }, np.full(9, 3), 3),
-    ({
-        'labels': 'drop',
-        'num_classes': 2
-    }, np.full(9, 2), 2),
-])
+@pytest.mark.parametrize(
+    'options, labels, num_classes',
+    [
+        ({}, np.arange(9) % 3, 3),
+        ({'num_classes': 5}, np.arange(9) % 3, 5),
+        ({'labels': 'drop'}, np.full(9, 3), 3),
+        ({'labels': 'drop', 'num_classes': 2}, np.full(9, 2), 2),
+    ],
+)
 def test_labels_are_kept_or_dropped(options, labels, num_classes):
     images = public.public_images(source(), **options).images
     np.testing.assert_array_equal(images.labels, labels)
@@ -101,14 +107,17 @@ def test_fewer_images_are_spread_over_the_source():
     assert len(public.public_images(data, max_images=100).images) == 9
 
 
-@pytest.mark.parametrize('options, message', [
-    ({'image_shape': (4, 4)}, r'image_shape must be \(height, width, channels\), got \(4, 4\)'),
-    ({'image_shape': (4, 4, 2)}, r'channels must be 1 \(grey\) or 3 \(colour\), got 2'),
-    ({'labels': 'lose'}, "labels must be 'keep' or 'drop', got 'lose'"),
-    ({'num_classes': 2}, "num_classes=2, but 'photos' has 3 classes"),
-    ({'num_classes': 0, 'labels': 'drop'}, 'num_classes must be at least 1, got 0'),
-    ({'max_images': 0}, 'max_images must be at least 1, got 0'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        ({'image_shape': (4, 4)}, r'image_shape must be \(height, width, channels\), got \(4, 4\)'),
+        ({'image_shape': (4, 4, 2)}, r'channels must be 1 \(grey\) or 3 \(colour\), got 2'),
+        ({'labels': 'lose'}, "labels must be 'keep' or 'drop', got 'lose'"),
+        ({'num_classes': 2}, "num_classes=2, but 'photos' has 3 classes"),
+        ({'num_classes': 0, 'labels': 'drop'}, 'num_classes must be at least 1, got 0'),
+        ({'max_images': 0}, 'max_images must be at least 1, got 0'),
+    ],
+)
 def test_unfit_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        public.public_images(source(), **options).images  # pylint: disable=expression-not-assigned
+        public.public_images(source(), **options).images

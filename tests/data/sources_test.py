@@ -71,9 +71,12 @@ def open_tfrecords(folder, images, labels, owners):
 
 
 def open_tfds(folder, images, labels, owners):
-    import tensorflow_datasets as tfds  # pylint: disable=g-import-not-at-top
-    features = {'image': tfds.features.Image(shape=images.shape[1:], encoding_format='png'),
-                'label': tfds.features.ClassLabel(num_classes=3)}  # yapf: disable
+    import tensorflow_datasets as tfds
+
+    features = {
+        'image': tfds.features.Image(shape=images.shape[1:], encoding_format='png'),
+        'label': tfds.features.ClassLabel(num_classes=3),
+    }
     if owners is not None:
         features['owner'] = tfds.features.Text() if isinstance(owners[0], str) else tfds.features.Scalar(np.int64)
     columns = {'image': images, 'label': labels, **({} if owners is None else {'owner': owners})}
@@ -81,12 +84,14 @@ def open_tfds(folder, images, labels, owners):
     features = tfds.features.FeaturesDict(features)
     signature = {key: tf.TensorSpec(feature.shape, feature.tf_dtype) for key, feature in features.items()}
     split = tf.data.Dataset.from_generator(lambda: iter(rows), output_signature=signature)
-    tfds.dataset_builders.store_as_tfds_dataset(name='toy',
-                                                version='1.0.0',
-                                                data_dir=folder,
-                                                features=features,
-                                                split_datasets={'train': split},
-                                                disable_shuffling=True)
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name='toy',
+        version='1.0.0',
+        data_dir=folder,
+        features=features,
+        split_datasets={'train': split},
+        disable_shuffling=True,
+    )
     return tfds_images.tfds_images('toy', data_dir=folder, held_out_split='train', owner_key=owners and 'owner')
 
 
@@ -118,7 +123,7 @@ def refusal(open_source, folder, *, images=None, labels=LABELS, owners=None):
 
 
 def with_last(*names):
-    return [*OWNERS[:-len(names)], *names]
+    return [*OWNERS[: -len(names)], *names]
 
 
 @pytest.mark.parametrize('name', SOURCES)
@@ -129,8 +134,9 @@ def test_every_source_takes_good_data(tmp_path, name):
     assert name == 'folders' or refusal(SOURCES[name], tmp_path / 'numbers', owners=numbers) is None
 
 
-@pytest.mark.parametrize('missing', ['', ' ', 'nan', 'NaN', 'None', 'null', 'NA', '<NA>', 'n.a.', 'NaT',
-                                     'unknown', '-1', 'pnan', '?'])  # yapf: disable
+@pytest.mark.parametrize(
+    'missing', ['', ' ', 'nan', 'NaN', 'None', 'null', 'NA', '<NA>', 'n.a.', 'NaT', 'unknown', '-1', 'pnan', '?']
+)
 @pytest.mark.parametrize('name', ['npz', 'npy', 'folders', 'tfrecords', 'camelyon17'])
 def test_every_source_refuses_images_of_nobody(tmp_path, name, missing):
     said = refusal(OWNED[name], tmp_path / 'own', owners=with_last(missing, missing))
@@ -152,47 +158,60 @@ def test_camelyon17_knows_a_patient_whose_zeros_were_lost(tmp_path):
     assert "names its owner '001'" in refusal(open_camelyon17, tmp_path / 'lost', owners=owners)
 
 
-@pytest.mark.parametrize('owners, message', [(with_last('nan'), "names no owner: 'nan'"),
-                                             (with_last('P1'), "names its owner 'P1'")])
+@pytest.mark.parametrize(
+    'owners, message', [(with_last('nan'), "names no owner: 'nan'"), (with_last('P1'), "names its owner 'P1'")]
+)
 def test_tfds_refuses_the_same(tmp_path, owners, message):
     assert message in refusal(open_tfds, tmp_path, owners=owners)
 
 
 @pytest.mark.parametrize('name', ARRAYS)
-@pytest.mark.parametrize('owners, message', [
-    (np.array([0.0, 1.0, np.nan] * 12), 'names no owner: nan'),
-    (np.arange(36.0), 'got float64; store owners.astype(numpy.int64)'),
-    (np.arange(36.0) + 2.0**53, 'got float64; such large ones are rounded'),
-    ((np.arange(36) + 2**24).astype(np.float32), 'got float32; such large ones are rounded'),
-    (np.arange(36) / 2, 'got float64; no owner is a fraction'),
-    (np.array(['1.23E+17', 'a', 'b'] * 12), "'1.23E+17', which is a rounded number"),
-    (np.arange(36) % 2 == 0, 'got bool'),
-    (np.array(OWNERS, object), 'holds Python objects (dtype object), which are not read; store owners.astype(str)'),
-    (np.array(with_last(None), object), 'store owners.astype(str)'),
-    (np.array(with_last(' '), 'S'), "names no owner: b' '"),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'owners, message',
+    [
+        (np.array([0.0, 1.0, np.nan] * 12), 'names no owner: nan'),
+        (np.arange(36.0), 'got float64; store owners.astype(numpy.int64)'),
+        (np.arange(36.0) + 2.0**53, 'got float64; such large ones are rounded'),
+        ((np.arange(36) + 2**24).astype(np.float32), 'got float32; such large ones are rounded'),
+        (np.arange(36) / 2, 'got float64; no owner is a fraction'),
+        (np.array(['1.23E+17', 'a', 'b'] * 12), "'1.23E+17', which is a rounded number"),
+        (np.arange(36) % 2 == 0, 'got bool'),
+        (np.array(OWNERS, object), 'holds Python objects (dtype object), which are not read; store owners.astype(str)'),
+        (np.array(with_last(None), object), 'store owners.astype(str)'),
+        (np.array(with_last(' '), 'S'), "names no owner: b' '"),
+    ],
+)
 def test_owners_that_are_neither_whole_numbers_nor_names_are_refused_with_the_cure(tmp_path, name, owners, message):
     assert message in refusal(ARRAYS[name], tmp_path, owners=owners)
 
 
 @pytest.mark.parametrize('name', ['npz', 'npy', 'tfrecords'])
-@pytest.mark.parametrize('labels, message', [
-    (LABELS + 1, 'the labels count from 1 (to 3) and must count from 0: subtract 1 from each'),
-    (LABELS * 2, 'the labels have gaps: 3 different ones, the largest 4, and no image has the label 1'),
-    (LABELS * 10**7, 'the labels have gaps: 3 different ones, the largest 20000000, and no image has the label 1'),
-    (LABELS - 1, 'label -1'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'labels, message',
+    [
+        (LABELS + 1, 'the labels count from 1 (to 3) and must count from 0: subtract 1 from each'),
+        (LABELS * 2, 'the labels have gaps: 3 different ones, the largest 4, and no image has the label 1'),
+        (LABELS * 10**7, 'the labels have gaps: 3 different ones, the largest 20000000, and no image has the label 1'),
+        (LABELS - 1, 'label -1'),
+    ],
+)
 def test_labels_that_do_not_count_from_0_are_named_for_what_they_are(tmp_path, name, labels, message):
     assert message in refusal(SOURCES[name], tmp_path, labels=labels)
 
 
 @pytest.mark.parametrize('name', ARRAYS)
-@pytest.mark.parametrize('labels, cure', [
-    (LABELS.astype(float), 'store labels.astype(numpy.int64)'),
-    (np.array(['cat', 'dog', 'eel'])[LABELS], 'numpy.unique(labels, return_inverse=True)'),
-    (np.eye(3)[LABELS], 'store labels.argmax(axis=1)'),
-    (LABELS.astype(object), 'holds Python objects (dtype object), which are not read; store labels.astype(numpy.int'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'labels, cure',
+    [
+        (LABELS.astype(float), 'store labels.astype(numpy.int64)'),
+        (np.array(['cat', 'dog', 'eel'])[LABELS], 'numpy.unique(labels, return_inverse=True)'),
+        (np.eye(3)[LABELS], 'store labels.argmax(axis=1)'),
+        (
+            LABELS.astype(object),
+            'holds Python objects (dtype object), which are not read; store labels.astype(numpy.int',
+        ),
+    ],
+)
 def test_labels_that_are_no_whole_numbers_are_refused_with_the_cure(tmp_path, name, labels, cure):
     assert cure in refusal(ARRAYS[name], tmp_path, labels=labels)
 
@@ -200,18 +219,21 @@ def test_labels_that_are_no_whole_numbers_are_refused_with_the_cure(tmp_path, na
 def test_tfds_names_the_class_without_an_image(tmp_path):
     data = open_tfds(tmp_path, pictures(), LABELS % 2, None)
     with pytest.raises(ValueError, match="class '2' has no training image"):
-        data.train  # pylint: disable=pointless-statement
+        data.train
 
 
 @pytest.mark.parametrize('name', ARRAYS)
-@pytest.mark.parametrize('shape, cure', [
-    ((1, 8, 8), 'have 8 channels .* if their channels come first, put them last: images.transpose(0, 2, 3, 1)'),
-    ((3, 8, 6), 'have 6 channels .* images.transpose(0, 2, 3, 1)'),
-    ((4, 8, 8), 'have 8 channels .* images.transpose(0, 2, 3, 1)'),
-    ((8, 6, 4), 'have 4 channels .* drop it: images[..., :3]'),
-    ((8, 6, 2), 'have 2 channels .* drop it: images[..., :1]'),
-    ((8, 6, 12), 'have 12 channels .* keep or compute one or three of them'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'shape, cure',
+    [
+        ((1, 8, 8), 'have 8 channels .* if their channels come first, put them last: images.transpose(0, 2, 3, 1)'),
+        ((3, 8, 6), 'have 6 channels .* images.transpose(0, 2, 3, 1)'),
+        ((4, 8, 8), 'have 8 channels .* images.transpose(0, 2, 3, 1)'),
+        ((8, 6, 4), 'have 4 channels .* drop it: images[..., :3]'),
+        ((8, 6, 2), 'have 2 channels .* drop it: images[..., :1]'),
+        ((8, 6, 12), 'have 12 channels .* keep or compute one or three of them'),
+    ],
+)
 def test_images_that_no_set_of_samples_can_hold_are_refused(tmp_path, name, shape, cure):
     said = refusal(ARRAYS[name], tmp_path, images=pictures(shape))
     first, second = cure.split(' .* ')

@@ -26,15 +26,16 @@ def held_out(units, fraction=0.3):
 
 def held_out_by_permutation(units, fraction=0.3):
     """The control: a split that is drawn for all units together."""
-    return {units[row] for row in model_selection.train_test_split(range(len(units)), test_size=fraction,
-                                                                   random_state=0)[1]}  # yapf: disable
+    return {
+        units[row] for row in model_selection.train_test_split(range(len(units)), test_size=fraction, random_state=0)[1]
+    }
 
 
 def num_moved(split):
     """Returns how many units change sides at most when another one is removed or added, or others come in between."""
     units = [f'unit {i}'.encode() for i in range(NUM_UNITS)]
     before, most = split(units), 0
-    others = [units[:i] + units[i + 1:] for i in range(NUM_UNITS)]
+    others = [units[:i] + units[i + 1 :] for i in range(NUM_UNITS)]
     others += [units[:i] + [f'new {i}'.encode()] + units[i:] for i in range(0, NUM_UNITS, 10)] + [units[::-1]]
     for other in others:
         both = set(units) & set(other)
@@ -77,11 +78,11 @@ def test_position_is_the_hash_of_the_salted_id():
 
 
 def test_sides_are_the_same_in_another_process():
-    program = ('from tf_dpdiff.data import splitting\n'
-               'print(*(splitting.position(str(i).encode()) for i in range(50)))')
+    program = 'from tf_dpdiff.data import splitting\nprint(*(splitting.position(str(i).encode()) for i in range(50)))'
     for seed in ('1', '2'):
-        printed = subprocess.run([sys.executable, '-c', program], env={'PYTHONHASHSEED': seed}, check=True,
-                                 capture_output=True, text=True).stdout  # yapf: disable
+        printed = subprocess.run(
+            [sys.executable, '-c', program], env={'PYTHONHASHSEED': seed}, check=True, capture_output=True, text=True
+        ).stdout
         assert list(map(int, printed.split())) == [splitting.position(str(i).encode()) for i in range(50)]
 
 
@@ -94,15 +95,23 @@ def test_images_of_an_owner_are_together_and_owners_are_known_by_their_text():
         np.testing.assert_array_equal(splitting.owner_positions(same), positions)
 
 
-@pytest.mark.parametrize('labels, units, fraction, message', [
-    ([0] * 20 + [1], None, 0.3, "^toy: class 'b' has 1 images, too few to hold one out"),
-    ([0] * 20, None, 0.3, "^toy: class 'b' has 0 images, too few"),
-    ([0] * 20 + [1] * 5, [*range(20)] + [99] * 5, 0.3, "^toy: class 'b' has 5 images, .* identical images stay"),
-    ([0, 1] * 10, [7] * 20, 0.3, "^toy: class 'a' has 10 images, .* images of one owner .* stay together"),
-    ([0, 1] * 10, None, 1e-9, "^toy: no image of class 'a' would be held out with .*=1e-09; choose another held_out_f"),
-    ([0, 1] * 10, None, 1 - 1e-9, "^toy: no image of class 'a' would be trained on .*; choose another held_out_f"),
-    ([0, 1] * 10, None, 1.0, r'held_out_fraction must be in \(0, 1\), got 1.0'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'labels, units, fraction, message',
+    [
+        ([0] * 20 + [1], None, 0.3, "^toy: class 'b' has 1 images, too few to hold one out"),
+        ([0] * 20, None, 0.3, "^toy: class 'b' has 0 images, too few"),
+        ([0] * 20 + [1] * 5, [*range(20)] + [99] * 5, 0.3, "^toy: class 'b' has 5 images, .* identical images stay"),
+        ([0, 1] * 10, [7] * 20, 0.3, "^toy: class 'a' has 10 images, .* images of one owner .* stay together"),
+        (
+            [0, 1] * 10,
+            None,
+            1e-9,
+            "^toy: no image of class 'a' would be held out with .*=1e-09; choose another held_out_f",
+        ),
+        ([0, 1] * 10, None, 1 - 1e-9, "^toy: no image of class 'a' would be trained on .*; choose another held_out_f"),
+        ([0, 1] * 10, None, 1.0, r'held_out_fraction must be in \(0, 1\), got 1.0'),
+    ],
+)
 def test_class_without_an_image_on_a_side_is_named(labels, units, fraction, message):
     positions = positions_of(str(unit).encode() for unit in units or range(len(labels)))
     with pytest.raises(ValueError, match=message) as error:
@@ -110,9 +119,10 @@ def test_class_without_an_image_on_a_side_is_named(labels, units, fraction, mess
     assert '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize('owners, named', [
-    (['a', 'b', '', ''], "''"), (['a', 'b', ' \t'], r"' \\t'"), ([b'a', b'b', b''], "b''"), ([0, 5, -1, -1], '-1'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'owners, named',
+    [(['a', 'b', '', ''], "''"), (['a', 'b', ' \t'], r"' \\t'"), ([b'a', b'b', b''], "b''"), ([0, 5, -1, -1], '-1')],
+)
 def test_images_of_nobody_are_named(owners, named):
     with pytest.raises(ValueError, match=f'^row 2 names no owner: {named}; each image needs a name or a number from 0'):
         splitting.check_owners(np.array(owners), lambda row: f'row {row}')
@@ -131,13 +141,16 @@ def test_owner_on_both_sides_is_named(train, other):
     splitting.check_owners_apart('toy', np.array(train), np.array(['4', '33']))
 
 
-@pytest.mark.parametrize('train, other, named', [
-    (['p1', 'p2'], ['P1', 'q'], "'p1', written 'P1' among the held-out ones"),
-    (['p1', 'p2'], ['p 1', 'q'], "'p1', written 'p 1'"),
-    ([7, 8], ['007', 'q'], "'7', written '007'"),
-    ([7, 8], ['7.0', 'q'], "'7', written '7.0'"),
-    ([b'p1', b'p2'], ['p1\u200b', 'q'], "'p1', written "),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'train, other, named',
+    [
+        (['p1', 'p2'], ['P1', 'q'], "'p1', written 'P1' among the held-out ones"),
+        (['p1', 'p2'], ['p 1', 'q'], "'p1', written 'p 1'"),
+        ([7, 8], ['007', 'q'], "'7', written '007'"),
+        ([7, 8], ['7.0', 'q'], "'7', written '7.0'"),
+        ([b'p1', b'p2'], ['p1\u200b', 'q'], "'p1', written "),
+    ],
+)
 def test_owner_on_both_sides_is_named_in_whatever_spelling(train, other, named):
     with pytest.raises(ValueError, match=rf'^toy: 1 owner\(s\) have both .* such as {named}'):
         splitting.check_owners_apart('toy', np.array(train), np.array(other))

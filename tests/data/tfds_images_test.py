@@ -12,13 +12,17 @@ from tf_dpdiff.data import tfds_images
 REAL = os.environ.get('TF_DPDIFF_TFDS_DIR')
 
 
-def prepare(data_dir, name='toy', version='1.0.0', num_images=(12, 6), shape=(6, 5, 3), owners=None, sizes=(6,),
-            labels=None):  # yapf: disable
+def prepare(
+    data_dir, name='toy', version='1.0.0', num_images=(12, 6), shape=(6, 5, 3), owners=None, sizes=(6,), labels=None
+):
     """Prepares a data set offline; returns the images and labels of each split."""
-    import tensorflow_datasets as tfds  # pylint: disable=g-import-not-at-top
+    import tensorflow_datasets as tfds
+
     fixed = shape if len(sizes) == 1 else (None, None, shape[2])
-    features = {'image': tfds.features.Image(shape=fixed, encoding_format='png'),
-                'label': tfds.features.ClassLabel(names=['a', 'b', 'c'])}  # yapf: disable
+    features = {
+        'image': tfds.features.Image(shape=fixed, encoding_format='png'),
+        'label': tfds.features.ClassLabel(names=['a', 'b', 'c']),
+    }
     if owners is not None:
         features['owner'] = tfds.features.Text() if isinstance(owners[0], str) else tfds.features.Scalar(np.int64)
     features = tfds.features.FeaturesDict(features)
@@ -27,19 +31,20 @@ def prepare(data_dir, name='toy', version='1.0.0', num_images=(12, 6), shape=(6,
         rows = []
         for i in range(count):
             size = (sizes[i % len(sizes)], *shape[1:])
-            rows.append({'image': generator.integers(0, 256, size).astype(np.uint8),
-                         'label': i % 3 if labels is None else labels[i]})  # yapf: disable
+            rows.append(
+                {
+                    'image': generator.integers(0, 256, size).astype(np.uint8),
+                    'label': i % 3 if labels is None else labels[i],
+                }
+            )
             if owners is not None:
                 rows[-1]['owner'] = owners[i]
         signature = {key: tf.TensorSpec(feature.shape, feature.tf_dtype) for key, feature in features.items()}
         splits[split] = tf.data.Dataset.from_generator(lambda rows=rows: iter(rows), output_signature=signature)
         expected[split] = [row['image'] for row in rows], [row['label'] for row in rows]
-    tfds.dataset_builders.store_as_tfds_dataset(name=name,
-                                                version=version,
-                                                data_dir=data_dir,
-                                                features=features,
-                                                split_datasets=splits,
-                                                disable_shuffling=True)
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name=name, version=version, data_dir=data_dir, features=features, split_datasets=splits, disable_shuffling=True
+    )
     return expected
 
 
@@ -74,10 +79,9 @@ def test_images_and_labels_are_those_that_were_prepared(toy):
 def test_slices_folder_of_the_environment_and_unit(toy, monkeypatch):
     data_dir, expected = toy
     monkeypatch.setenv('TFDS_DATA_DIR', str(data_dir))
-    data = tfds_images.tfds_images('toy:1.0.0',
-                                   train_split='train[:50%]',
-                                   held_out_split='train[50%:]',
-                                   unit='one image')
+    data = tfds_images.tfds_images(
+        'toy:1.0.0', train_split='train[:50%]', held_out_split='train[50%:]', unit='one image'
+    )
     assert data.spec.num_images == 6 and data.spec == data.train.spec and data.train.unit == 'one image'
     np.testing.assert_array_equal(data.held_out.images_uint8, expected['train'][0][6:])
 
@@ -102,11 +106,9 @@ def test_unit_may_be_an_owner(tmp_path, owners):
     assert data.spec.num_units == len(names) and [names[i] for i in data.train.owners] == owners
 
 
-@pytest.mark.parametrize('options, noted', [({}, True), ({
-    'unit': 'one image'
-}, False), ({
-    'owner_key': 'owner'
-}, False)])
+@pytest.mark.parametrize(
+    'options, noted', [({}, True), ({'unit': 'one image'}, False), ({'owner_key': 'owner'}, False)]
+)
 def test_owners_that_nobody_asks_for_are_not_passed_over_in_silence(tmp_path, capsys, options, noted):
     prepare(tmp_path, owners=list('cabcabcabcab'))
     tfds_images.tfds_images('toy', data_dir=tmp_path, **options)
@@ -129,7 +131,7 @@ def test_owner_in_both_splits_is_refused_when_the_held_out_part_is_read(tmp_path
     mixed = tfds_images.tfds_images('toy', **{**options, 'train_split': 'train[5:]'})
     assert mixed.train.num_units == 4
     with pytest.raises(ValueError, match=r"the splits 'train\[5:\]' and 'test': 1 owner\(s\) have both .* such as 'c'"):
-        mixed.held_out  # pylint: disable=pointless-statement
+        mixed.held_out
 
 
 def test_images_of_several_sizes_are_resized(tmp_path):
@@ -138,8 +140,9 @@ def test_images_of_several_sizes_are_resized(tmp_path):
         tfds_images.tfds_images('toy', data_dir=tmp_path)
     data = tfds_images.tfds_images('toy', data_dir=tmp_path, image_size=3)
     assert data.train.image_shape == data.spec.image_shape == (3, 3, 3)
-    np.testing.assert_array_equal(data.train.images_uint8[0],
-                                  np.floor(expected['train'][0][0].reshape(3, 2, 3, 2, 3).mean((1, 3)) + 0.5))
+    np.testing.assert_array_equal(
+        data.train.images_uint8[0], np.floor(expected['train'][0][0].reshape(3, 2, 3, 2, 3).mean((1, 3)) + 0.5)
+    )
 
 
 def test_held_out_images_stay_unread(tmp_path):
@@ -148,7 +151,7 @@ def test_held_out_images_stay_unread(tmp_path):
     data = tfds_images.tfds_images('toy', data_dir=tmp_path)
     assert len(data.train) == 12
     with pytest.raises(ValueError, match=r"toy/1.0.0: record 0 or one of the next 512 of the split 'test' cannot be"):
-        data.held_out  # pylint: disable=pointless-statement
+        data.held_out
 
 
 @pytest.mark.parametrize('name', tfds_images.PUBLISHED_SIZES)
@@ -164,31 +167,37 @@ def test_run_can_be_planned_before_the_data_are_there(tmp_path, name):
             getattr(data, part)
 
 
-@pytest.mark.parametrize('options', [{'name': 'toy'}, {'name': 'mnist', 'train_split': 'train[:9]'},
-                                     {'name': 'mnist', 'owner_key': 'owner'}])  # yapf: disable
+@pytest.mark.parametrize(
+    'options', [{'name': 'toy'}, {'name': 'mnist', 'train_split': 'train[:9]'}, {'name': 'mnist', 'owner_key': 'owner'}]
+)
 def test_what_is_not_prepared_is_named_with_the_cure(tmp_path, options):
-    with pytest.raises(FileNotFoundError,
-                       match=f"'{options['name']}' is not prepared in {tmp_path}; prepare it with "
-                       r'.venv/bin/python -c "import tensorflow_datasets as tfds; tfds.load\(') as error:
+    with pytest.raises(
+        FileNotFoundError,
+        match=f"'{options['name']}' is not prepared in {tmp_path}; prepare it with "
+        r'.venv/bin/python -c "import tensorflow_datasets as tfds; tfds.load\(',
+    ) as error:
         tfds_images.tfds_images(data_dir=tmp_path, **options)
     assert '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize('options, message', [
-    ({'held_out_split': 'validation'}, "toy/1.0.0 has no split 'validation'; it has test, train"),
-    ({'train_split': 'train[:'}, r"has no split 'train\[:'"),
-    ({'train_split': 'train[:0]'}, r"the split 'train\[:0\]' holds no images"),
-    ({'train_split': 'train[:2]'}, r"the split 'train\[:2\]': class 'c' has no training image"),
-    ({'image_key': 'picture'}, "there is no feature 'picture'; there are image, label"),
-    ({'owner_key': 'patient'}, "there is no feature 'patient'"),
-    ({'owner_key': 'image'}, "the feature 'image' is neither a whole number nor a text"),
-    ({'image_key': 'label'}, "the feature 'label' is no image of 8-bit pixels"),
-    ({'label_key': 'image'}, "the feature 'image' is no class label"),
-    ({'image_size': 0}, 'image_size must be at least 1, got 0'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        ({'held_out_split': 'validation'}, "toy/1.0.0 has no split 'validation'; it has test, train"),
+        ({'train_split': 'train[:'}, r"has no split 'train\[:'"),
+        ({'train_split': 'train[:0]'}, r"the split 'train\[:0\]' holds no images"),
+        ({'train_split': 'train[:2]'}, r"the split 'train\[:2\]': class 'c' has no training image"),
+        ({'image_key': 'picture'}, "there is no feature 'picture'; there are image, label"),
+        ({'owner_key': 'patient'}, "there is no feature 'patient'"),
+        ({'owner_key': 'image'}, "the feature 'image' is neither a whole number nor a text"),
+        ({'image_key': 'label'}, "the feature 'label' is no image of 8-bit pixels"),
+        ({'label_key': 'image'}, "the feature 'image' is no class label"),
+        ({'image_size': 0}, 'image_size must be at least 1, got 0'),
+    ],
+)
 def test_what_is_wrong_with_the_options_is_said_in_one_line(toy, options, message):
     with pytest.raises(ValueError, match=message) as error:
-        tfds_images.tfds_images('toy', data_dir=toy[0], **options).train  # pylint: disable=expression-not-assigned
+        tfds_images.tfds_images('toy', data_dir=toy[0], **options).train
     assert '\n' not in str(error.value)
 
 
@@ -214,19 +223,25 @@ def replace_image(folder):
             writer.write(record.SerializeToString())
 
 
-@pytest.mark.parametrize('damage, message', [
-    (damage_records, "record 0 or one of the next 512 of the split 'train' cannot be read: truncated record"),
-    (drop_records, "record 0 .* of the split 'train' cannot be read|the split 'train' holds 7 records, 12 expected"),
-    (replace_image, "record 0 or one of the next 512 of the split 'train' cannot be read"),
-    (lambda folder: next(folder.glob('toy-train*')).unlink(), "of the split 'train' cannot be read"),
-    (lambda folder: (folder / 'dataset_info.json').write_text('{'), 'is not a prepared data set'),
-    (lambda folder: (folder / 'features.json').write_text('{'), 'is not a prepared data set'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'damage, message',
+    [
+        (damage_records, "record 0 or one of the next 512 of the split 'train' cannot be read: truncated record"),
+        (
+            drop_records,
+            "record 0 .* of the split 'train' cannot be read|the split 'train' holds 7 records, 12 expected",
+        ),
+        (replace_image, "record 0 or one of the next 512 of the split 'train' cannot be read"),
+        (lambda folder: next(folder.glob('toy-train*')).unlink(), "of the split 'train' cannot be read"),
+        (lambda folder: (folder / 'dataset_info.json').write_text('{'), 'is not a prepared data set'),
+        (lambda folder: (folder / 'features.json').write_text('{'), 'is not a prepared data set'),
+    ],
+)
 def test_damaged_data_are_named_in_one_line(tmp_path, damage, message):
     prepare(tmp_path)
     damage(tmp_path / 'toy' / '1.0.0')
     with pytest.raises(ValueError, match=message) as error:
-        tfds_images.tfds_images('toy', data_dir=tmp_path).train  # pylint: disable=expression-not-assigned
+        tfds_images.tfds_images('toy', data_dir=tmp_path).train
     assert '\n' not in str(error.value) and str(tmp_path) in str(error.value)
 
 

@@ -43,13 +43,16 @@ def test_tfds_loads_images_labels_and_seeds(tmp_path, channels):
         write_shard(folder / tfds_writer.shard_name('toy_set', shard, 2), tmp_path, first=10 * shard, channels=channels)
         for shard in range(2)
     ]
-    tfds_writer.write_metadata(folder,
-                               image_shape=(5, 4, channels),
-                               class_names=('cat', 'dog', 'öwl'),
-                               shard_lengths=[10, 10],
-                               num_bytes=123,
-                               description='Said of it.')
-    import tensorflow_datasets as tfds  # pylint: disable=g-import-not-at-top
+    tfds_writer.write_metadata(
+        folder,
+        image_shape=(5, 4, channels),
+        class_names=('cat', 'dog', 'öwl'),
+        shard_lengths=[10, 10],
+        num_bytes=123,
+        description='Said of it.',
+    )
+    import tensorflow_datasets as tfds
+
     loaded, info = tfds.load('toy_set', data_dir=tmp_path / 'data', split='train', batch_size=-1, with_info=True)
     expected = dict(zip(('image', 'label', 'seed'), map(np.concatenate, zip(*shards))))
     order = np.argsort(loaded['seed'])

@@ -13,9 +13,11 @@ _SEEDS = np.array([5, -6, 7, 8, 2**40, 5, 0], np.int64)
 
 def sample_images(labels, seeds):
     """Images of two pixels: noise of the seed, and the label."""
-    noise = tf.map_fn(lambda seed: tf.random.stateless_uniform([2, 1, 1], [seed, 1], 0, 256, tf.int32),
-                      seeds,
-                      fn_output_signature=tf.int32)
+    noise = tf.map_fn(
+        lambda seed: tf.random.stateless_uniform([2, 1, 1], [seed, 1], 0, 256, tf.int32),
+        seeds,
+        fn_output_signature=tf.int32,
+    )
     return tf.cast(noise + tf.cast(labels, tf.int32)[:, None, None, None], tf.uint8)
 
 

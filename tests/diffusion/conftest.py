@@ -11,10 +11,12 @@ def make_sampler(denoiser, process, config, *, image_shape=(2, 2, 1), num_classe
 
     Labels are 0 where none are given.
     """
-    function = tf.function(lambda labels, seeds: samplers.sample(
-        denoiser, labels, seeds, process=process, config=config, image_shape=image_shape, num_classes=num_classes),
-                           input_signature=[tf.TensorSpec([None], tf.int32),
-                                            tf.TensorSpec([None], tf.int64)])
+    function = tf.function(
+        lambda labels, seeds: samplers.sample(
+            denoiser, labels, seeds, process=process, config=config, image_shape=image_shape, num_classes=num_classes
+        ),
+        input_signature=[tf.TensorSpec([None], tf.int32), tf.TensorSpec([None], tf.int64)],
+    )
 
     def sample(seeds, labels=None):
         labels = tf.zeros([len(seeds)], tf.int32) if labels is None else tf.constant(labels, tf.int32)

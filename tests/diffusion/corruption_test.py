@@ -52,7 +52,7 @@ def test_variance_is_preserved_at_every_timestep(name):
     schedule = schedules.Schedule(name)
     signal, noise = corruption.gather_coefficients(schedule, tf.range(1000))
     assert signal.shape == noise.shape == (1000, 1, 1, 1)
-    np.testing.assert_allclose(signal.numpy()**2 + noise.numpy()**2, 1.0, rtol=1e-6)
+    np.testing.assert_allclose(signal.numpy() ** 2 + noise.numpy() ** 2, 1.0, rtol=1e-6)
     # Neither is lost to float32.
     assert signal.numpy().min() > 0 and noise.numpy().min() > 0
 

@@ -52,25 +52,29 @@ def network(process, x_t, t):
     x_t = np.asarray(x_t, np.float64)
     x_start = 0.9 * np.tanh(x_t + t / 1000) + 0.4 * np.sin(3 * x_t)
     noise = (x_t - np.sqrt(alpha) * x_start) / np.sqrt(1 - alpha)
-    target = parameterization.training_target(process.parameterization, x_start, noise, np.sqrt(alpha),
-                                              np.sqrt(1 - alpha))
+    target = parameterization.training_target(
+        process.parameterization, x_start, noise, np.sqrt(alpha), np.sqrt(1 - alpha)
+    )
     return np.asarray(target, np.float32)
 
 
 def our_images(process, config):
     """Returns what the sampler draws, float32 [seeds, *_IMAGE_SHAPE]."""
-    return samplers.sample(lambda x_t, t, labels: tf.constant(network(process, x_t, int(t[0]))),
-                           tf.zeros([len(_SEEDS)], tf.int32),
-                           tf.constant(_SEEDS, tf.int64),
-                           process=process,
-                           config=config,
-                           image_shape=_IMAGE_SHAPE,
-                           num_classes=0).numpy()
+    return samplers.sample(
+        lambda x_t, t, labels: tf.constant(network(process, x_t, int(t[0]))),
+        tf.zeros([len(_SEEDS)], tf.int32),
+        tf.constant(_SEEDS, tf.int64),
+        process=process,
+        config=config,
+        image_shape=_IMAGE_SHAPE,
+        num_classes=0,
+    ).numpy()
 
 
 def noise_of_draw(draw):
     return torch.from_numpy(
-        samplers.seeded_noise(tf.constant(_SEEDS, tf.int64), tf.constant(draw), _IMAGE_SHAPE).numpy())
+        samplers.seeded_noise(tf.constant(_SEEDS, tf.int64), tf.constant(draw), _IMAGE_SHAPE).numpy()
+    )
 
 
 def their_images(process, scheduler, start, **step_options):
@@ -89,9 +93,11 @@ def make_scheduler(make, process, **options):
     Its alphas_cumprod, which another test compares, are replaced by ours in float64: theirs in float32 leave an error
     of a thousandth in the least sigma.
     """
-    scheduler = make(num_train_timesteps=process.schedule.num_timesteps,
-                     prediction_type=_PREDICTION_TYPES[process.parameterization],
-                     **options)
+    scheduler = make(
+        num_train_timesteps=process.schedule.num_timesteps,
+        prediction_type=_PREDICTION_TYPES[process.parameterization],
+        **options,
+    )
     scheduler.alphas_cumprod = torch.from_numpy(process.schedule.alphas_cumprod)
     return scheduler
 
@@ -102,7 +108,7 @@ def thresholding_of(name):
         'clip_sample': name == 'static',
         'thresholding': name == 'dynamic',
         'dynamic_thresholding_ratio': 0.9,
-        'sample_max_value': 1e6
+        'sample_max_value': 1e6,
     }
 
 
@@ -112,8 +118,12 @@ def assert_same(ours, theirs):
     assert 0.1 < (np.abs(ours) < 0.99).mean() and np.std(ours) > 0.2
 
 
-_CASES = [('cosine', 'v', 'static'), ('linear', 'epsilon', 'static'), ('linear', 'x_start', 'none'),
-          ('cosine', 'x_start', 'dynamic')]
+_CASES = [
+    ('cosine', 'v', 'static'),
+    ('linear', 'epsilon', 'static'),
+    ('linear', 'x_start', 'none'),
+    ('cosine', 'x_start', 'dynamic'),
+]
 
 
 @pytest.mark.parametrize('schedule, predicts, thresholding', _CASES)
@@ -134,14 +144,14 @@ def test_ddim_is_that_of_diffusers(schedule, predicts, thresholding, num_steps):
 def test_ancestral_is_ddpm_of_diffusers(monkeypatch, schedule, predicts, thresholding, num_steps):
     process = process_lib.DiffusionProcess(schedules.Schedule(schedule), predicts)
     config = samplers.SamplerConfig('ancestral', num_steps, thresholding=thresholding, dynamic_percentile=0.9)
-    scheduler = make_scheduler(diffusers.DDPMScheduler,
-                               process,
-                               **thresholding_of(thresholding),
-                               variance_type='fixed_small')
+    scheduler = make_scheduler(
+        diffusers.DDPMScheduler, process, **thresholding_of(thresholding), variance_type='fixed_small'
+    )
     scheduler.set_timesteps(timesteps=sampling_steps.evenly_spaced(process.schedule, num_steps).tolist())
     draws = iter(range(1, num_steps))
-    monkeypatch.setattr('diffusers.schedulers.scheduling_ddpm.randn_tensor',
-                        lambda *unused, **also_unused: noise_of_draw(next(draws)))
+    monkeypatch.setattr(
+        'diffusers.schedulers.scheduling_ddpm.randn_tensor', lambda *unused, **also_unused: noise_of_draw(next(draws))
+    )
     assert_same(our_images(process, config), their_images(process, scheduler, noise_of_draw(0)))
     assert next(draws, None) is None
 
@@ -150,19 +160,23 @@ def dpm_solver_of_diffusers(process, num_steps, thresholding, order):
     """Returns what DPM-Solver++ of diffusers makes of the noise that we start from, at our timesteps."""
     options = thresholding_of(thresholding)
     del options['clip_sample']  # Theirs has none.
-    scheduler = make_scheduler(diffusers.DPMSolverMultistepScheduler,
-                               process,
-                               **options,
-                               algorithm_type='dpmsolver++',
-                               solver_order=order,
-                               solver_type='midpoint',
-                               final_sigmas_type='zero')
+    scheduler = make_scheduler(
+        diffusers.DPMSolverMultistepScheduler,
+        process,
+        **options,
+        algorithm_type='dpmsolver++',
+        solver_order=order,
+        solver_type='midpoint',
+        final_sigmas_type='zero',
+    )
     scheduler.set_timesteps(timesteps=sampling_steps.spaced_in_sigma(process.schedule, num_steps).tolist())
     return their_images(process, scheduler, noise_of_draw(0))
 
 
-@pytest.mark.parametrize('schedule, predicts, thresholding', [('cosine', 'v', 'none'), ('linear', 'epsilon', 'dynamic'),
-                                                              ('linear', 'x_start', 'none')])
+@pytest.mark.parametrize(
+    'schedule, predicts, thresholding',
+    [('cosine', 'v', 'none'), ('linear', 'epsilon', 'dynamic'), ('linear', 'x_start', 'none')],
+)
 @pytest.mark.parametrize('num_steps', [1, 2, 10, 25])
 def test_dpmpp_2m_is_that_of_diffusers(schedule, predicts, thresholding, num_steps):
     process = process_lib.DiffusionProcess(schedules.Schedule(schedule), predicts)
@@ -177,8 +191,10 @@ def test_control_dpm_solver_of_another_order_is_noticed():
         assert_same(ours, dpm_solver_of_diffusers(process, 25, 'none', order=1))
 
 
-@pytest.mark.parametrize('schedule, predicts, thresholding', [('cosine', 'v', 'static'), ('linear', 'epsilon', 'none'),
-                                                              ('linear', 'v', 'static')])
+@pytest.mark.parametrize(
+    'schedule, predicts, thresholding',
+    [('cosine', 'v', 'static'), ('linear', 'epsilon', 'none'), ('linear', 'v', 'static')],
+)
 @pytest.mark.parametrize('num_steps', [1, 10, 25])
 def test_edm_heun_is_heun_of_diffusers(schedule, predicts, thresholding, num_steps):
     process = process_lib.DiffusionProcess(schedules.Schedule(schedule), predicts)

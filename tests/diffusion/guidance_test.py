@@ -61,10 +61,12 @@ def test_scale_zero_is_the_unconditional_prediction():
 
 @pytest.mark.parametrize('scale', [1.0, 2.0])
 def test_prediction_of_a_network_in_half_precision_is_guided_in_float32(scale):
-    guided = guidance.guide(lambda x_t, t, labels: tf.cast(network(x_t, t, labels), tf.bfloat16),
-                            _LABELS,
-                            scale=scale,
-                            num_classes=_NUM_CLASSES)(_X_T, tf.constant(7))
+    guided = guidance.guide(
+        lambda x_t, t, labels: tf.cast(network(x_t, t, labels), tf.bfloat16),
+        _LABELS,
+        scale=scale,
+        num_classes=_NUM_CLASSES,
+    )(_X_T, tf.constant(7))
     assert guided.dtype == tf.float32
     rounded = [tf.cast(tf.cast(p, tf.bfloat16), tf.float32).numpy() for p in predictions()]
     np.testing.assert_allclose(guided, rounded[1] + scale * (rounded[0] - rounded[1]), atol=1e-6)

@@ -13,7 +13,7 @@ def test_loss_is_the_mean_squared_error_of_each_view(leading):
     prediction, target = (generator.normal(size=[*leading, 4, 5, 3]).astype(np.float32) for _ in range(2))
     loss = losses.view_losses(tf.constant(prediction), tf.constant(target))
     assert loss.shape == leading
-    expected = [np.mean((prediction[view] - target[view])**2) for view in np.ndindex(*leading)]
+    expected = [np.mean((prediction[view] - target[view]) ** 2) for view in np.ndindex(*leading)]
     np.testing.assert_allclose(np.reshape(loss, -1), expected, rtol=1e-5)
 
 
@@ -30,5 +30,5 @@ def test_loss_of_a_low_precision_prediction_is_taken_in_float32():
     target = tf.random.stateless_normal([2, 8, 8, 1], [0, 2])
     loss = losses.view_losses(prediction, target)
     assert loss.dtype == tf.float32
-    expected = np.mean((tf.cast(prediction, tf.float32).numpy() - target.numpy())**2, axis=(1, 2, 3))
+    expected = np.mean((tf.cast(prediction, tf.float32).numpy() - target.numpy()) ** 2, axis=(1, 2, 3))
     np.testing.assert_allclose(loss, expected, rtol=1e-5)

@@ -18,8 +18,12 @@ def corrupted(t):
     x_start = tf.constant(generator.uniform(-1, 1, [5, 4, 4, 3]), tf.float32)
     noise = tf.constant(generator.normal(size=[5, 4, 4, 3]), tf.float32)
     ts = tf.fill([5], t)
-    return (x_start, noise, corruption.q_sample(_SCHEDULE, x_start, ts,
-                                                noise), *corruption.gather_coefficients(_SCHEDULE, ts))
+    return (
+        x_start,
+        noise,
+        corruption.q_sample(_SCHEDULE, x_start, ts, noise),
+        *corruption.gather_coefficients(_SCHEDULE, ts),
+    )
 
 
 @pytest.mark.parametrize('t', [1, 30, 300, 700, 970])
@@ -64,12 +68,15 @@ def test_targets_are_those_of_their_papers(t):
     np.testing.assert_allclose(signal_rate * x_t - noise_rate * target('v'), x_start, atol=1e-5)
 
 
-@pytest.mark.parametrize('make', [
-    lambda name: parameterization.check(name),
-    lambda name: process.DiffusionProcess(parameterization=name),
-    lambda name: parameterization.training_target(name, 0.0, 0.0, 1.0, 0.0),
-    lambda name: parameterization.to_x_start_and_noise(name, 0.0, 0.0, 1.0, 0.0),
-])
+@pytest.mark.parametrize(
+    'make',
+    [
+        lambda name: parameterization.check(name),
+        lambda name: process.DiffusionProcess(parameterization=name),
+        lambda name: parameterization.training_target(name, 0.0, 0.0, 1.0, 0.0),
+        lambda name: parameterization.to_x_start_and_noise(name, 0.0, 0.0, 1.0, 0.0),
+    ],
+)
 def test_unknown_parameterization_is_refused(make):
     with pytest.raises(ValueError, match="one of .*'epsilon', 'v', 'x_start'.* got 'score'"):
         make('score')

@@ -42,7 +42,7 @@ def looks_gaussian(images, mean, stddev):
     spread = (z**2).sum()
     spread = 2 * min(stats.chi2.cdf(spread, z.size), stats.chi2.sf(spread, z.size))
     # The mean over an image is as spread as that of independent pixels.
-    of_images = ((z.mean(axis=1) * np.sqrt(z.shape[1]))**2).sum()
+    of_images = ((z.mean(axis=1) * np.sqrt(z.shape[1])) ** 2).sum()
     of_images = 2 * min(stats.chi2.cdf(of_images, len(z)), stats.chi2.sf(of_images, len(z)))
     return min(location, spread, of_images) > 1e-4
 
@@ -63,8 +63,14 @@ def fixture_gaussian_samples(make_sampler):
     return sample
 
 
-_EVERY = [('ddim', 'epsilon'), ('ddim', 'v'), ('ddim', 'x_start'), ('ancestral', 'v'), ('dpmpp_2m', 'v'),
-          ('edm_heun', 'v')]
+_EVERY = [
+    ('ddim', 'epsilon'),
+    ('ddim', 'v'),
+    ('ddim', 'x_start'),
+    ('ancestral', 'v'),
+    ('dpmpp_2m', 'v'),
+    ('edm_heun', 'v'),
+]
 
 
 @pytest.mark.parametrize('sampler, predicts', _EVERY)
@@ -99,17 +105,19 @@ def fixture_flow_error():
                 return gaussian_denoiser(process)(x_t, t, labels)
 
             config = samplers.SamplerConfig(sampler, num_steps, thresholding='none')
-            images = samplers.sample(denoiser,
-                                     tf.zeros([len(seeds)], tf.int32),
-                                     tf.constant(seeds, tf.int64),
-                                     process=process,
-                                     config=config,
-                                     image_shape=(6, 7, 1),
-                                     num_classes=0).numpy()
+            images = samplers.sample(
+                denoiser,
+                tf.zeros([len(seeds)], tf.int32),
+                tf.constant(seeds, tf.int64),
+                process=process,
+                config=config,
+                image_shape=(6, 7, 1),
+                num_classes=0,
+            ).numpy()
             first = process.schedule.alphas_cumprod[int(seen[0])]
             sigma = np.sqrt(1 / first - 1)
             expected = _MEAN + (noise / np.sqrt(first) - _MEAN) * _STDDEV / np.sqrt(_STDDEV**2 + sigma**2)
-            error = np.sqrt(np.mean((images - expected)**2))
+            error = np.sqrt(np.mean((images - expected) ** 2))
             cache[sampler, num_steps] = error, len(seen)
         return cache[sampler, num_steps]
 
@@ -120,7 +128,7 @@ def fixture_flow_error():
 def test_error_falls_with_the_order_of_the_sampler(flow_error, sampler, order):
     # The orders are each other's control.
     ratio = flow_error(sampler, 25)[0] / flow_error(sampler, 50)[0]
-    assert 2**(order - 0.3) < ratio < 2**(order + 0.5)
+    assert 2 ** (order - 0.3) < ratio < 2 ** (order + 0.5)
 
 
 @pytest.mark.parametrize('sampler, num_steps', [('dpmpp_2m', 12), ('dpmpp_2m', 25), ('edm_heun', 25)])

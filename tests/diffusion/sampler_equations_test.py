@@ -82,7 +82,7 @@ def edm_heun_reference(schedule, config, draws):
     x = draws[0] / np.sqrt(alphas_cumprod[0])
 
     def slope(x, i):
-        return (x - predict(x / np.sqrt(1 + t[i]**2), timesteps[i], config.thresholding)) / t[i]
+        return (x - predict(x / np.sqrt(1 + t[i] ** 2), timesteps[i], config.thresholding)) / t[i]
 
     for i in range(len(timesteps)):
         d = slope(x, i)
@@ -106,9 +106,17 @@ def reference(process, config, draws):
 
 
 @pytest.mark.parametrize('sampler', samplers.SAMPLERS)
-@pytest.mark.parametrize('schedule, num_steps, thresholding', [('cosine', 1, 'static'), ('linear', 2, 'static'),
-                                                               ('linear', 7, 'none'), ('cosine', 12, 'dynamic'),
-                                                               ('cosine', 20, 'static'), ('linear', 20, 'dynamic')])
+@pytest.mark.parametrize(
+    'schedule, num_steps, thresholding',
+    [
+        ('cosine', 1, 'static'),
+        ('linear', 2, 'static'),
+        ('linear', 7, 'none'),
+        ('cosine', 12, 'dynamic'),
+        ('cosine', 20, 'static'),
+        ('linear', 20, 'dynamic'),
+    ],
+)
 def test_sampler_follows_its_equations(make_sampler, sampler, schedule, num_steps, thresholding):
     process = process_of(schedule)
     config = samplers.SamplerConfig(sampler, num_steps, thresholding=thresholding)
@@ -142,13 +150,15 @@ def test_ancestral_step_is_the_posterior_of_ddpm():
         return x_start
 
     seeds = np.arange(6)
-    samplers.sample(recorder,
-                    tf.zeros([6], tf.int32),
-                    tf.constant(seeds, tf.int64),
-                    process=process,
-                    config=samplers.SamplerConfig('ancestral', 4),
-                    image_shape=_IMAGE_SHAPE,
-                    num_classes=0)
+    samplers.sample(
+        recorder,
+        tf.zeros([6], tf.int32),
+        tf.constant(seeds, tf.int64),
+        process=process,
+        config=samplers.SamplerConfig('ancestral', 4),
+        image_shape=_IMAGE_SHAPE,
+        num_classes=0,
+    )
     draws = seeded_draws(seeds, 4)
     alphas_cumprod = process.schedule.alphas_cumprod
     assert [t for _, t in seen] == [3, 2, 1, 0]
@@ -157,7 +167,9 @@ def test_ancestral_step_is_the_posterior_of_ddpm():
         before, after = alphas_cumprod[t - 1], alphas_cumprod[t]
         alpha = after / before
         beta = 1 - alpha
-        mean = (np.sqrt(before) * beta / (1 - after) * x_start.numpy() + np.sqrt(alpha) * (1 - before) /
-                (1 - after) * seen[i][0])
+        mean = (
+            np.sqrt(before) * beta / (1 - after) * x_start.numpy()
+            + np.sqrt(alpha) * (1 - before) / (1 - after) * seen[i][0]
+        )
         variance = (1 - before) / (1 - after) * beta
         np.testing.assert_allclose(seen[i + 1][0], mean + np.sqrt(variance) * draws[i + 1], atol=1e-5)

@@ -20,7 +20,7 @@ _SEEDS = np.array([5, 2**40, 7, 0, -3, 8, 9, 10])
 _CONFIGS = [samplers.SamplerConfig(name, 5) for name in samplers.SAMPLERS] + [
     samplers.SamplerConfig('ddim', 5, guidance_scale=3.0),
     samplers.SamplerConfig('dpmpp_2m', 5, guidance_scale=2.0, thresholding='dynamic', dynamic_percentile=0.8),
-    samplers.SamplerConfig('edm_heun', 5, thresholding='none')
+    samplers.SamplerConfig('edm_heun', 5, thresholding='none'),
 ]
 
 
@@ -93,13 +93,15 @@ def test_one_step_gives_images_too(draw, config):
 
 @pytest.mark.parametrize('config', _CONFIGS, ids=name_of)
 def test_loop_in_a_graph_gives_what_python_gives(draw, config):
-    images = samplers.sample(network,
-                             tf.constant(_LABELS, tf.int32),
-                             tf.constant(_SEEDS, tf.int64),
-                             process=process_of(),
-                             config=config,
-                             image_shape=_IMAGE_SHAPE,
-                             num_classes=_NUM_CLASSES)
+    images = samplers.sample(
+        network,
+        tf.constant(_LABELS, tf.int32),
+        tf.constant(_SEEDS, tf.int64),
+        process=process_of(),
+        config=config,
+        image_shape=_IMAGE_SHAPE,
+        num_classes=_NUM_CLASSES,
+    )
     np.testing.assert_allclose(images, draw(config, _SEEDS, _LABELS), atol=1e-5)
 
 
@@ -115,13 +117,15 @@ def test_network_is_evaluated_as_often_as_said(name, num_steps, scale, batch):
         return network(x_t, t, labels)
 
     config = samplers.SamplerConfig(name, num_steps, guidance_scale=scale)
-    samplers.sample(denoiser,
-                    tf.constant(_LABELS, tf.int32),
-                    tf.constant(_SEEDS, tf.int64),
-                    process=process_of(),
-                    config=config,
-                    image_shape=_IMAGE_SHAPE,
-                    num_classes=_NUM_CLASSES)
+    samplers.sample(
+        denoiser,
+        tf.constant(_LABELS, tf.int32),
+        tf.constant(_SEEDS, tf.int64),
+        process=process_of(),
+        config=config,
+        image_shape=_IMAGE_SHAPE,
+        num_classes=_NUM_CLASSES,
+    )
     assert batches == [batch] * (2 * num_steps - 1 if name == 'edm_heun' else num_steps)
     assert sum(batches) == len(_LABELS) * config.evaluations_per_image
     of_two = dataclasses.replace(config, num_candidates=2)
@@ -171,18 +175,21 @@ def test_draws_of_one_image_are_independent_standard_normal():
 
 @pytest.mark.parametrize('name', samplers.SAMPLERS)
 def test_more_steps_than_timesteps_are_refused(make_sampler, name):
-    with pytest.raises(ValueError, match='num_steps=21 of the sampler exceeds the schedule\'s 20 timesteps'):
+    with pytest.raises(ValueError, match="num_steps=21 of the sampler exceeds the schedule's 20 timesteps"):
         make_sampler(network, process_of(), samplers.SamplerConfig(name, 21))([0])
 
 
-@pytest.mark.parametrize('arguments, message', [
-    ({'name': 'euler'}, "one of .*'ddim', 'ancestral', 'dpmpp_2m', 'edm_heun'.* got 'euler'"),
-    ({'num_steps': 0}, 'num_steps of the sampler must be at least 1, got 0'),
-    ({'guidance_scale': -1.0}, 'guidance_scale must be a finite number, at least 0, got -1.0'),
-    ({'guidance_scale': float('nan')}, 'guidance_scale must be a finite number, at least 0, got nan'),
-    ({'thresholding': 'clip'}, "thresholding must be one of .*'static', 'dynamic', 'none'.*, got 'clip'"),
-    ({'dynamic_percentile': 99.5}, r'dynamic_percentile must be in \(0, 1\], got 99.5'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        ({'name': 'euler'}, "one of .*'ddim', 'ancestral', 'dpmpp_2m', 'edm_heun'.* got 'euler'"),
+        ({'num_steps': 0}, 'num_steps of the sampler must be at least 1, got 0'),
+        ({'guidance_scale': -1.0}, 'guidance_scale must be a finite number, at least 0, got -1.0'),
+        ({'guidance_scale': float('nan')}, 'guidance_scale must be a finite number, at least 0, got nan'),
+        ({'thresholding': 'clip'}, "thresholding must be one of .*'static', 'dynamic', 'none'.*, got 'clip'"),
+        ({'dynamic_percentile': 99.5}, r'dynamic_percentile must be in \(0, 1\], got 99.5'),
+    ],
+)
 def test_bad_sampler_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         samplers.SamplerConfig(**arguments)
@@ -197,11 +204,9 @@ def test_image_sampler_passes_labels_on_and_returns_pixels():
         x_start = tf.gather(tf.cast(levels, tf.float32), labels) / 127.5 - 1.0
         return tf.ones_like(x_t) * x_start[:, None, None, None]
 
-    sample_images = samplers.make_image_sampler(denoiser,
-                                                process=process,
-                                                config=config,
-                                                image_shape=(3, 5, 2),
-                                                num_classes=4)
+    sample_images = samplers.make_image_sampler(
+        denoiser, process=process, config=config, image_shape=(3, 5, 2), num_classes=4
+    )
     images = tf.function(sample_images)(tf.constant([2, 0, 1, 3, 1]), tf.range(5, dtype=tf.int64))
     assert images.dtype == tf.uint8 and images.shape == (5, 3, 5, 2)
     expected = np.array([128, 0, 3, 255, 3])[:, None, None, None]
@@ -212,13 +217,12 @@ def test_image_sampler_passes_labels_on_and_returns_pixels():
 def test_image_sampler_survives_being_saved(tmp_path, name):
     config = samplers.SamplerConfig(name, 4, guidance_scale=2.0, thresholding='dynamic')
     module = tf.Module()
-    module.sample = tf.function(samplers.make_image_sampler(network,
-                                                            process=process_of(),
-                                                            config=config,
-                                                            image_shape=_IMAGE_SHAPE,
-                                                            num_classes=_NUM_CLASSES),
-                                input_signature=[tf.TensorSpec([None], tf.int32),
-                                                 tf.TensorSpec([None], tf.int64)])
+    module.sample = tf.function(
+        samplers.make_image_sampler(
+            network, process=process_of(), config=config, image_shape=_IMAGE_SHAPE, num_classes=_NUM_CLASSES
+        ),
+        input_signature=[tf.TensorSpec([None], tf.int32), tf.TensorSpec([None], tf.int64)],
+    )
     tf.saved_model.save(module, str(tmp_path))
     labels, seeds = tf.constant(_LABELS, tf.int32), tf.constant(_SEEDS, tf.int64)
     images = tf.saved_model.load(str(tmp_path)).sample(labels, seeds)
@@ -228,14 +232,16 @@ def test_image_sampler_survives_being_saved(tmp_path, name):
 @pytest.mark.parametrize('config', _CONFIGS, ids=name_of)
 def test_path_begins_with_the_noise_and_ends_with_the_image(draw, config):
     process = process_of()
-    path = samplers.denoising_path(network,
-                                   tf.constant(_LABELS, tf.int32),
-                                   tf.constant(_SEEDS, tf.int64),
-                                   num_frames=4,
-                                   process=process,
-                                   config=config,
-                                   image_shape=_IMAGE_SHAPE,
-                                   num_classes=_NUM_CLASSES)
+    path = samplers.denoising_path(
+        network,
+        tf.constant(_LABELS, tf.int32),
+        tf.constant(_SEEDS, tf.int64),
+        num_frames=4,
+        process=process,
+        config=config,
+        image_shape=_IMAGE_SHAPE,
+        num_classes=_NUM_CLASSES,
+    )
     assert path.shape == (4, len(_SEEDS), *_IMAGE_SHAPE) and path.dtype == np.uint8
     noise = samplers.seeded_noise(tf.constant(_SEEDS, tf.int64), tf.constant(0), _IMAGE_SHAPE).numpy()
     shown = np.clip(np.round((noise + 1.0) * 127.5), 0, 255).astype(int)
@@ -247,14 +253,16 @@ def test_path_begins_with_the_noise_and_ends_with_the_image(draw, config):
 
 
 def test_path_of_few_steps_has_fewer_frames():
-    path = samplers.denoising_path(network,
-                                   tf.constant([0]),
-                                   tf.constant([0], tf.int64),
-                                   num_frames=9,
-                                   process=process_of(),
-                                   config=samplers.SamplerConfig('ddim', 3),
-                                   image_shape=_IMAGE_SHAPE,
-                                   num_classes=_NUM_CLASSES)
+    path = samplers.denoising_path(
+        network,
+        tf.constant([0]),
+        tf.constant([0], tf.int64),
+        num_frames=9,
+        process=process_of(),
+        config=samplers.SamplerConfig('ddim', 3),
+        image_shape=_IMAGE_SHAPE,
+        num_classes=_NUM_CLASSES,
+    )
     assert len(path) == 4  # Before each of the three steps, and after the last.
 
 

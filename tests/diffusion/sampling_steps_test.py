@@ -31,7 +31,7 @@ def test_sigmas_are_the_nearest_ones_to_those_of_edm(schedule, num_steps):
     for i in range(num_steps):
         # Equation 5 of Karras et al. 2022 with rho = 7.
         share = i / (num_steps - 1) if num_steps > 1 else 0.0
-        wanted = (80**(1 / 7) + share * (sigmas.min()**(1 / 7) - 80**(1 / 7)))**7
+        wanted = (80 ** (1 / 7) + share * (sigmas.min() ** (1 / 7) - 80 ** (1 / 7))) ** 7
         assert sequence[i] == np.argmin([abs(np.log(sigma / wanted)) for sigma in sigmas])
 
 
@@ -42,8 +42,9 @@ def test_schedule_with_less_noise_is_begun_at_its_last_timestep():
 
 
 @pytest.mark.parametrize('schedule', schedules.SCHEDULES)
-@pytest.mark.parametrize('num_timesteps, num_steps', [(1000, 100), (1000, 500), (1000, 1000), (20, 20), (20, 15),
-                                                      (2, 2)])
+@pytest.mark.parametrize(
+    'num_timesteps, num_steps', [(1000, 100), (1000, 500), (1000, 1000), (20, 20), (20, 15), (2, 2)]
+)
 def test_no_timestep_is_visited_twice_where_there_are_more_steps_than_sigmas_nearby(schedule, num_timesteps, num_steps):
     sequence = sampling_steps.spaced_in_sigma(schedules.Schedule(schedule, num_timesteps), num_steps)
     assert sequence.dtype == np.int32 and len(sequence) == num_steps
@@ -53,7 +54,7 @@ def test_no_timestep_is_visited_twice_where_there_are_more_steps_than_sigmas_nea
 
 @pytest.mark.parametrize('spacing', _SPACINGS)
 def test_more_steps_than_timesteps_are_refused(spacing):
-    with pytest.raises(ValueError, match='num_steps=21 of the sampler exceeds the schedule\'s 20 timesteps'):
+    with pytest.raises(ValueError, match="num_steps=21 of the sampler exceeds the schedule's 20 timesteps"):
         spacing(schedules.Schedule('cosine', 20), 21)
 
 

@@ -22,7 +22,7 @@ def test_linear_schedule_ends_at_the_same_noise_with_another_number_of_timesteps
 def test_cosine_schedule_is_that_of_its_paper(num_timesteps):
 
     def f(t):
-        return np.cos((t / num_timesteps + 0.008) / 1.008 * np.pi / 2)**2
+        return np.cos((t / num_timesteps + 0.008) / 1.008 * np.pi / 2) ** 2
 
     expected, alpha_cumprod = [], 1.0
     for t in range(1, num_timesteps + 1):

@@ -14,8 +14,10 @@ def images_of(scales, shape=(5, 4, 3)):
 
 def threshold(images, name, percentile=0.995):
     """Returns thresholded images, from one tf.function for any batch size."""
-    function = tf.function(lambda x: thresholding.threshold(x, name, dynamic_percentile=percentile),
-                           input_signature=[tf.TensorSpec([None, *images.shape[1:]])])
+    function = tf.function(
+        lambda x: thresholding.threshold(x, name, dynamic_percentile=percentile),
+        input_signature=[tf.TensorSpec([None, *images.shape[1:]])],
+    )
     return function(images).numpy()
 
 
@@ -59,15 +61,18 @@ def test_dynamic_thresholding_of_an_image_does_not_depend_on_the_others():
     images = images_of([3.0, 0.5, 2.0])
     together = threshold(images, 'dynamic')
     for i in range(3):
-        np.testing.assert_array_equal(threshold(images[i:i + 1], 'dynamic')[0], together[i])
+        np.testing.assert_array_equal(threshold(images[i : i + 1], 'dynamic')[0], together[i])
 
 
-@pytest.mark.parametrize('name, percentile, message', [
-    ('clip', 0.5, r"thresholding must be one of \('static', 'dynamic', 'none'\), got 'clip'"),
-    ('dynamic', 0.0, r'dynamic_percentile must be in \(0, 1\], got 0.0'),
-    ('dynamic', 99.5, r'dynamic_percentile must be in \(0, 1\], got 99.5'),
-    ('static', float('nan'), r'dynamic_percentile must be in \(0, 1\], got nan'),
-])
+@pytest.mark.parametrize(
+    'name, percentile, message',
+    [
+        ('clip', 0.5, r"thresholding must be one of \('static', 'dynamic', 'none'\), got 'clip'"),
+        ('dynamic', 0.0, r'dynamic_percentile must be in \(0, 1\], got 0.0'),
+        ('dynamic', 99.5, r'dynamic_percentile must be in \(0, 1\], got 99.5'),
+        ('static', float('nan'), r'dynamic_percentile must be in \(0, 1\], got nan'),
+    ],
+)
 def test_bad_thresholding_is_refused(name, percentile, message):
     with pytest.raises(ValueError, match=message):
         thresholding.threshold(tf.zeros([1, 2, 2, 1]), name, dynamic_percentile=percentile)

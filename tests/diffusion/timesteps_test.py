@@ -63,7 +63,8 @@ def test_drawn_timesteps_have_the_stated_probabilities(mixture):
         ((0.1, 0, 5), (0.7, 5, 31), (0.2, 31, 50)),  # Another edge.
         ((0.7, 0, 5), (0.1, 5, 30), (0.2, 30, 50)),  # The weights in another order.
         ((1.0, 0, 50),),
-    ])
+    ],
+)
 def test_control_another_mixture_is_noticed(control):
     drawn = draw(timesteps.TimestepMixture(control), [100_000]).numpy()
     assert not fits(drawn, _MIXTURES[1].probabilities(60))
@@ -106,18 +107,21 @@ def test_each_timestep_depends_on_its_own_uniforms_alone():
     assert len(set(one_by_one)) > 10
 
 
-@pytest.mark.parametrize('components, message', [
-    ((), 'must not be empty'),
-    (((1.0, 0),), r'\(weight, low, high\), got \(1.0, 0\)'),
-    (((0.0, 0, 10), (1.0, 0, 10)), r'must be in \(0, 1\], got \(0.0, 0, 10\)'),
-    (((1.5, 0, 10), (-0.5, 0, 10)), r'must be in \(0, 1\], got \(1.5, 0, 10\)'),
-    (((float('nan'), 0, 10),), r'must be in \(0, 1\], got \(nan, 0, 10\)'),
-    (((1.0, 10, 10),), r'0 <= low < high, got \(1.0, 10, 10\)'),
-    (((1.0, -1, 10),), r'0 <= low < high, got \(1.0, -1, 10\)'),
-    (((1.0, 0, 9.5),), r'whole numbers.* got \(1.0, 0, 9.5\)'),
-    (((1.0, 0, float('inf')),), r'whole numbers.* got \(1.0, 0, inf\)'),
-    (((0.5, 0, 10), (0.4, 10, 20)), 'add up to 1, got 0.9'),
-])
+@pytest.mark.parametrize(
+    'components, message',
+    [
+        ((), 'must not be empty'),
+        (((1.0, 0),), r'\(weight, low, high\), got \(1.0, 0\)'),
+        (((0.0, 0, 10), (1.0, 0, 10)), r'must be in \(0, 1\], got \(0.0, 0, 10\)'),
+        (((1.5, 0, 10), (-0.5, 0, 10)), r'must be in \(0, 1\], got \(1.5, 0, 10\)'),
+        (((float('nan'), 0, 10),), r'must be in \(0, 1\], got \(nan, 0, 10\)'),
+        (((1.0, 10, 10),), r'0 <= low < high, got \(1.0, 10, 10\)'),
+        (((1.0, -1, 10),), r'0 <= low < high, got \(1.0, -1, 10\)'),
+        (((1.0, 0, 9.5),), r'whole numbers.* got \(1.0, 0, 9.5\)'),
+        (((1.0, 0, float('inf')),), r'whole numbers.* got \(1.0, 0, inf\)'),
+        (((0.5, 0, 10), (0.4, 10, 20)), 'add up to 1, got 0.9'),
+    ],
+)
 def test_bad_components_are_refused(components, message):
     with pytest.raises(ValueError, match=message):
         timesteps.TimestepMixture(components)
@@ -133,7 +137,7 @@ def test_whole_numbers_may_be_written_as_floats():
 def test_component_beyond_the_schedule_is_refused():
     mixture = timesteps.TimestepMixture(((0.5, 0, 100), (0.5, 100, 1000)))
     mixture.check(1000)
-    with pytest.raises(ValueError, match='ends at 1000, beyond the schedule\'s 999 timesteps'):
+    with pytest.raises(ValueError, match="ends at 1000, beyond the schedule's 999 timesteps"):
         mixture.check(999)
     with pytest.raises(ValueError, match='beyond the schedule'):
         mixture.probabilities(999)
@@ -154,7 +158,7 @@ def test_mixture_needs_no_more_of_a_schedule_than_its_number_of_timesteps():
     np.testing.assert_array_equal(mixture.probabilities(schedule), mixture.probabilities(60))
     uniforms = tf.constant([0.1, 0.4, 0.9]), tf.constant([0.3, 0.8, 0.6])
     np.testing.assert_array_equal(mixture.from_uniforms(*uniforms, schedule), mixture.from_uniforms(*uniforms))
-    with pytest.raises(ValueError, match='ends at 50, beyond the schedule\'s 40 timesteps'):
+    with pytest.raises(ValueError, match="ends at 50, beyond the schedule's 40 timesteps"):
         mixture.check(schedules.Schedule('linear', 40))
 
 
@@ -212,13 +216,16 @@ def test_timestep_of_log_normal_sigma_depends_on_one_uniform_alone():
     assert (np.diff(whole.reshape(-1)[np.argsort(uniforms.reshape(-1))]) >= 0).all() and len(set(one_by_one)) > 10
 
 
-@pytest.mark.parametrize('arguments, message', [
-    ({'mean': float('nan')}, 'the mean of ln sigma must be finite, got nan'),
-    ({'mean': -float('inf')}, 'the mean of ln sigma must be finite, got -inf'),
-    ({'stddev': 0.0}, 'the stddev of ln sigma must be positive and finite, got 0.0'),
-    ({'stddev': -1.0}, 'the stddev of ln sigma must be positive and finite, got -1.0'),
-    ({'stddev': float('inf')}, 'the stddev of ln sigma must be positive and finite, got inf'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        ({'mean': float('nan')}, 'the mean of ln sigma must be finite, got nan'),
+        ({'mean': -float('inf')}, 'the mean of ln sigma must be finite, got -inf'),
+        ({'stddev': 0.0}, 'the stddev of ln sigma must be positive and finite, got 0.0'),
+        ({'stddev': -1.0}, 'the stddev of ln sigma must be positive and finite, got -1.0'),
+        ({'stddev': float('inf')}, 'the stddev of ln sigma must be positive and finite, got inf'),
+    ],
+)
 def test_bad_log_normal_sigma_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         timesteps.LogNormalSigma(**arguments)

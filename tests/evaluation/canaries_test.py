@@ -49,9 +49,12 @@ def test_mislabelled_canaries_are_held_out_images_with_a_wrong_label_and_no_long
     assert all(true_label[image.tobytes()] != label for image, label in zip(made.images_uint8, made.labels))
     assert set(made.labels) == {0, 1, 2}
     canary_images, rest = (
-        {i.tobytes() for i in images} for images in (made.images_uint8, made.non_members.images_uint8))
+        {i.tobytes() for i in images} for images in (made.images_uint8, made.non_members.images_uint8)
+    )
     assert len(rest) == 5 and not canary_images & rest
-    assert all(true_label[i.tobytes()] == l for i, l in zip(made.non_members.images_uint8, made.non_members.labels))
+    assert all(
+        true_label[i.tobytes()] == label for i, label in zip(made.non_members.images_uint8, made.non_members.labels)
+    )
 
 
 def test_canaries_are_public_and_the_same_again():
@@ -70,11 +73,9 @@ def test_number_of_units_does_not_depend_on_who_is_in(kind, owners):
     for included in (np.zeros(10, bool), np.ones(10, bool), np.arange(10) % 2 == 0):
         audited = canaries_lib.insert(data.train, made, included)
         assert audited.num_units == real_units + 10 and len(audited) == 20 + included.sum()
-        images, labels, units = pipelines.gather_units(audited,
-                                                       np.arange(audited.num_units),
-                                                       num_views=2,
-                                                       seed=1,
-                                                       step=0)
+        images, labels, units = pipelines.gather_units(
+            audited, np.arange(audited.num_units), num_views=2, seed=1, step=0
+        )
         np.testing.assert_array_equal(units[:real_units], np.arange(real_units))
         np.testing.assert_array_equal(units[real_units:] >= 0, included)
         np.testing.assert_array_equal(images[real_units:][included][:, 1], made.images_uint8[included])
@@ -86,11 +87,10 @@ def test_canaries_change_no_draw_of_the_real_units():
     data = make_data(np.arange(20) // 4)
     made = make('own_class', 10, data)
     gathered = [
-        pipelines.gather_units(canaries_lib.insert(data.train, made, included),
-                               np.arange(5),
-                               num_views=3,
-                               seed=1,
-                               step=2) for included in (np.zeros(10, bool), np.ones(10, bool))
+        pipelines.gather_units(
+            canaries_lib.insert(data.train, made, included), np.arange(5), num_views=3, seed=1, step=2
+        )
+        for included in (np.zeros(10, bool), np.ones(10, bool))
     ]
     for first, second in zip(*gathered):
         np.testing.assert_array_equal(first, second)
@@ -113,15 +113,18 @@ def test_score_is_what_the_own_label_lowers_the_loss_below_no_class():
     np.testing.assert_allclose(canaries_lib.scores(image_loss, made), 1.0 - 0.1 * np.arange(3, 13))
 
 
-@pytest.mark.parametrize('arguments, message', [
-    ({'num_canaries': 1}, 'num_canaries must be at least 2, got 1'),
-    ({'kind': 'own'}, "must be one of .'own_class', 'mislabelled'., got 'own'"),
-    ({'timesteps': ()}, 'timesteps of the audit must be one or more'),
-    ({'timesteps': (-1,)}, 'each at least 0, got .-1,.'),
-    ({'draws_per_timestep': 0}, 'draws_per_timestep of the audit must be at least 1, got 0'),
-    ({'guess_fraction': 0.0}, 'guess_fraction must be in .0, 1., got 0.0'),
-    ({'confidence': 1.0}, 'confidence must be in .0, 1., got 1.0'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        ({'num_canaries': 1}, 'num_canaries must be at least 2, got 1'),
+        ({'kind': 'own'}, "must be one of .'own_class', 'mislabelled'., got 'own'"),
+        ({'timesteps': ()}, 'timesteps of the audit must be one or more'),
+        ({'timesteps': (-1,)}, 'each at least 0, got .-1,.'),
+        ({'draws_per_timestep': 0}, 'draws_per_timestep of the audit must be at least 1, got 0'),
+        ({'guess_fraction': 0.0}, 'guess_fraction must be in .0, 1., got 0.0'),
+        ({'confidence': 1.0}, 'confidence must be in .0, 1., got 1.0'),
+    ],
+)
 def test_wrong_configuration_is_refused_naming_the_value(arguments, message):
     with pytest.raises(ValueError, match=message):
         canaries_lib.AuditConfig(**arguments)

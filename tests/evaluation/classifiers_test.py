@@ -21,19 +21,27 @@ QUICK = {
     'gradient_boosting': {'max_iter': 10},
     'rbf_svm': {},
     'mlp': {'num_epochs': 30},
-}  # yapf: disable
+}
 # Of scikit-learn itself: options of ours, the class, its options.
 DIRECT = [
     ('rbf_svm', {}, lambda seed: svm.SVC()),
     ('rbf_svm', {'C': 30.0, 'gamma': 0.1}, lambda seed: svm.SVC(C=30.0, gamma=0.1)),
     ('logistic_regression', {'C': 0.1}, lambda seed: linear_model.LogisticRegression(C=0.1, max_iter=1000)),
-    ('gradient_boosting', {'learning_rate': 0.3, 'max_iter': 8, 'max_leaf_nodes': 5, 'l2_regularization': 0.5},
-     lambda seed: ensemble.HistGradientBoostingClassifier(
-         learning_rate=0.3, max_iter=8, max_leaf_nodes=5, l2_regularization=0.5, early_stopping=False)),
-    ('mlp', {'width': 20, 'learning_rate': 0.01, 'num_epochs': 20, 'weight_decay': 0.3},
-     lambda seed: neural_network.MLPClassifier(
-         (20,), learning_rate_init=0.01, max_iter=20, alpha=0.3, random_state=seed)),
-]  # yapf: disable
+    (
+        'gradient_boosting',
+        {'learning_rate': 0.3, 'max_iter': 8, 'max_leaf_nodes': 5, 'l2_regularization': 0.5},
+        lambda seed: ensemble.HistGradientBoostingClassifier(
+            learning_rate=0.3, max_iter=8, max_leaf_nodes=5, l2_regularization=0.5, early_stopping=False
+        ),
+    ),
+    (
+        'mlp',
+        {'width': 20, 'learning_rate': 0.01, 'num_epochs': 20, 'weight_decay': 0.3},
+        lambda seed: neural_network.MLPClassifier(
+            (20,), learning_rate_init=0.01, max_iter=20, alpha=0.3, random_state=seed
+        ),
+    ),
+]
 
 
 @pytest.fixture(name='digits', scope='module')
@@ -157,51 +165,59 @@ def test_few_images_raise_no_warning(digits):
             assert len(classifiers.fit(config, images[:40], labels[:40], 10)(images[:3])) == 3
 
 
-@pytest.mark.parametrize('images, labels, validation, message', [
-    (0, [], None, 'a classifier needs images and a label of each, got 0 and 0'),
-    (3, [0, 1], None, 'got 3 and 2'),
-    (2, [0, 3], None, r'labels of a classifier must be in \[0, 3\), got 0 to 3'),
-    (2, [-1, 2], None, 'got -1 to 2'),
-    (2, [0, 1], (0, []), 'validation of a classifier needs images and a label of each, got 0 and 0'),
-    (2, [0, 1], (1, [3]), r'labels of validation of a classifier must be in \[0, 3\), got 3 to 3'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'images, labels, validation, message',
+    [
+        (0, [], None, 'a classifier needs images and a label of each, got 0 and 0'),
+        (3, [0, 1], None, 'got 3 and 2'),
+        (2, [0, 3], None, r'labels of a classifier must be in \[0, 3\), got 0 to 3'),
+        (2, [-1, 2], None, 'got -1 to 2'),
+        (2, [0, 1], (0, []), 'validation of a classifier needs images and a label of each, got 0 and 0'),
+        (2, [0, 1], (1, [3]), r'labels of validation of a classifier must be in \[0, 3\), got 3 to 3'),
+    ],
+)
 def test_images_that_cannot_be_learned_from_are_refused(images, labels, validation, message):
 
     def pair(count, labels):
         return np.zeros([count, 8, 8, 1], np.uint8), np.array(labels, np.int32)
 
     with pytest.raises(ValueError, match=message):
-        classifiers.fit(classifiers.ClassifierConfig('small_cnn'),
-                        *pair(images, labels),
-                        3,
-                        validation=validation and pair(*validation))
+        classifiers.fit(
+            classifiers.ClassifierConfig('small_cnn'),
+            *pair(images, labels),
+            3,
+            validation=validation and pair(*validation),
+        )
 
 
-@pytest.mark.parametrize('name, options, message', [
-    ('rbf_svn', {}, "one of .*'wrn_40_4', .* got 'rbf_svn' .did you mean 'rbf_svm'"),
-    ('zebra', {}, "got 'zebra'[.]"),
-    (7, {}, 'got 7[.]'),
-    (['rbf_svm'], {}, r"got \['rbf_svm'\]"),
-    ('rbf_svm', {'gama': 1.0}, "'rbf_svm' has no option 'gama' .did you mean 'gamma'.*; it has C, gamma"),
-    ('rbf_svm', {'width': 1.0}, "has no option 'width'; it has C, gamma"),
-    ('rbf_svm', {'C': 0.0}, "C of 'rbf_svm' must be a number above 0, got 0.0"),
-    ('rbf_svm', {'C': True}, 'got True'),
-    ('rbf_svm', {'C': '1'}, "got '1'"),
-    ('rbf_svm', {'C': float('nan')}, 'got nan'),
-    ('rbf_svm', {'gamma': 'auto'}, "'scale' or a number above 0, got 'auto'"),
-    ('rbf_svm', {'gamma': float('inf')}, 'got inf'),
-    ('mlp', (('width', 2), ('width', 3)), "options of 'mlp' must be named once each"),
-    ('rbf_svm', 'C', "options of 'rbf_svm' must be names with values, got 'C'"),
-    ('rbf_svm', ('C', 1.0), 'must be names with values'),
-    ('rbf_svm', 3, 'must be names with values, got 3'),
-    ('mlp', {'width': 2.0}, 'a whole number, at least 1, got 2.0'),
-    ('gradient_boosting', {'max_leaf_nodes': 1}, 'a whole number, at least 2, got 1'),
-    ('gradient_boosting', {'max_depth': True}, 'None or a whole number, at least 1, got True'),
-    ('small_cnn', {'shift': 1.0}, r'a number in \[0, 1\), got 1.0'),
-    ('small_cnn', {'flip': 1}, 'True or False, got 1'),
-    ('wrn_40_4', {'weight_decay': -1.0}, 'a number, at least 0, got -1.0'),
-    ('small_cnn', {'compute_dtype': 'float16'}, "one of .'float32', 'mixed_bfloat16'., got 'float16'"),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'name, options, message',
+    [
+        ('rbf_svn', {}, "one of .*'wrn_40_4', .* got 'rbf_svn' .did you mean 'rbf_svm'"),
+        ('zebra', {}, "got 'zebra'[.]"),
+        (7, {}, 'got 7[.]'),
+        (['rbf_svm'], {}, r"got \['rbf_svm'\]"),
+        ('rbf_svm', {'gama': 1.0}, "'rbf_svm' has no option 'gama' .did you mean 'gamma'.*; it has C, gamma"),
+        ('rbf_svm', {'width': 1.0}, "has no option 'width'; it has C, gamma"),
+        ('rbf_svm', {'C': 0.0}, "C of 'rbf_svm' must be a number above 0, got 0.0"),
+        ('rbf_svm', {'C': True}, 'got True'),
+        ('rbf_svm', {'C': '1'}, "got '1'"),
+        ('rbf_svm', {'C': float('nan')}, 'got nan'),
+        ('rbf_svm', {'gamma': 'auto'}, "'scale' or a number above 0, got 'auto'"),
+        ('rbf_svm', {'gamma': float('inf')}, 'got inf'),
+        ('mlp', (('width', 2), ('width', 3)), "options of 'mlp' must be named once each"),
+        ('rbf_svm', 'C', "options of 'rbf_svm' must be names with values, got 'C'"),
+        ('rbf_svm', ('C', 1.0), 'must be names with values'),
+        ('rbf_svm', 3, 'must be names with values, got 3'),
+        ('mlp', {'width': 2.0}, 'a whole number, at least 1, got 2.0'),
+        ('gradient_boosting', {'max_leaf_nodes': 1}, 'a whole number, at least 2, got 1'),
+        ('gradient_boosting', {'max_depth': True}, 'None or a whole number, at least 1, got True'),
+        ('small_cnn', {'shift': 1.0}, r'a number in \[0, 1\), got 1.0'),
+        ('small_cnn', {'flip': 1}, 'True or False, got 1'),
+        ('wrn_40_4', {'weight_decay': -1.0}, 'a number, at least 0, got -1.0'),
+        ('small_cnn', {'compute_dtype': 'float16'}, "one of .'float32', 'mixed_bfloat16'., got 'float16'"),
+    ],
+)
 def test_unknown_name_or_wrong_option_is_one_clear_line(name, options, message):
     with pytest.raises(ValueError, match=message) as caught:
         classifiers.ClassifierConfig(name, options)
@@ -226,32 +242,30 @@ def test_configuration_may_be_written_as_a_name_or_a_pair():
 
 
 def test_titles_tell_apart_what_differs_and_nothing_else():
-    configs = [('rbf_svm', {
-        'C': 10.0
-    }), ('rbf_svm', {
-        'C': 1.0,
-        'gamma': 0.5
-    }), 'mlp', ('logistic_regression', {
-        'C': 0.1,
-        'max_iter': 50
-    }), ('logistic_regression', {
-        'C': 0.10000001,
-        'max_iter': 50
-    })]
-    assert classifiers.titles([classifiers.as_config(config) for config in configs
-                              ]) == ('rbf_svm C=10 gamma=scale', 'rbf_svm C=1 gamma=0.5', 'mlp',
-                                     'logistic_regression C=0.1', 'logistic_regression C=0.10000001')
+    configs = [
+        ('rbf_svm', {'C': 10.0}),
+        ('rbf_svm', {'C': 1.0, 'gamma': 0.5}),
+        'mlp',
+        ('logistic_regression', {'C': 0.1, 'max_iter': 50}),
+        ('logistic_regression', {'C': 0.10000001, 'max_iter': 50}),
+    ]
+    assert classifiers.titles([classifiers.as_config(config) for config in configs]) == (
+        'rbf_svm C=10 gamma=scale',
+        'rbf_svm C=1 gamma=0.5',
+        'mlp',
+        'logistic_regression C=0.1',
+        'logistic_regression C=0.10000001',
+    )
 
 
-@pytest.mark.parametrize('configs', [('mlp', 'rbf_svm', 'mlp'), (('rbf_svm', {
-    'C': 1.0
-}), 'rbf_svm'), (('rbf_svm', {
-    'C': 1
-}), ('rbf_svm', {
-    'C': 1.0
-}), ('rbf_svm', {
-    'C': 2.0
-}))])
+@pytest.mark.parametrize(
+    'configs',
+    [
+        ('mlp', 'rbf_svm', 'mlp'),
+        (('rbf_svm', {'C': 1.0}), 'rbf_svm'),
+        (('rbf_svm', {'C': 1}), ('rbf_svm', {'C': 1.0}), ('rbf_svm', {'C': 2.0})),
+    ],
+)
 def test_two_equal_classifiers_are_refused(configs):
     with pytest.raises(ValueError, match='is given twice'):
         classifiers.titles([classifiers.as_config(config) for config in configs])

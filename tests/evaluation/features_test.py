@@ -52,11 +52,14 @@ def fixture_trainings(monkeypatch):
     return done
 
 
-@pytest.mark.parametrize('fields, message', [
-    ({'source': ''}, "source of the features must be .* got ''"),
-    ({'seed': -1}, 'seed of the features must be at least 0, got -1'),
-    ({'num_steps': 0}, 'num_steps of the features must be at least 1, got 0'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'fields, message',
+    [
+        ({'source': ''}, "source of the features must be .* got ''"),
+        ({'seed': -1}, 'seed of the features must be at least 0, got -1'),
+        ({'num_steps': 0}, 'num_steps of the features must be at least 1, got 0'),
+    ],
+)
 def test_config_is_validated(fields, message):
     with pytest.raises(ValueError, match=message):
         features.FeaturesConfig(**fields)
@@ -120,9 +123,16 @@ def other_weights(path):
         np.savez(file, *weights)
 
 
-@pytest.mark.parametrize('name, damage', [('classifier.json', cut), ('classifier.npz', cut), ('classifier.npz', remove),
-                                          ('classifier.npz', other_weights),
-                                          ('classifier.json', lambda path: path.write_text('[]'))])
+@pytest.mark.parametrize(
+    'name, damage',
+    [
+        ('classifier.json', cut),
+        ('classifier.npz', cut),
+        ('classifier.npz', remove),
+        ('classifier.npz', other_weights),
+        ('classifier.json', lambda path: path.write_text('[]')),
+    ],
+)
 def test_damaged_cache_is_trained_anew_with_one_line(name, damage, cache, trainings, capsys):
     damage(cache / name)
     features.load(CONFIG, make_images(), cache)
@@ -165,7 +175,7 @@ def test_features_of_any_image_size_do_not_depend_on_the_rest_of_the_batch(shape
 
 def test_trained_features_have_a_mean_square_of_one_and_their_scale_leaves_the_logits_alone(trained):
     data = make_images()
-    assert np.mean(trained[0](data.images_uint8).pool**2) == pytest.approx(1.0, rel=1e-4)
+    assert np.mean(trained[0](data.images_uint8).pool ** 2) == pytest.approx(1.0, rel=1e-4)
     network = feature_network.build_feature_network((8, 8, 1), 3, seed=0)
     pool, logits = network(data.images_uint8)
     feature_network.scale_features(network, 5.0)
@@ -239,8 +249,9 @@ def test_offline_inception_is_one_clear_line(tmp_path, monkeypatch):
 def test_another_saved_model_is_refused_in_one_line(tmp_path):
     tf.saved_model.save(FakeInception(side=32), str(tmp_path / 'size'))
     module = tf.Module()
-    module.__call__ = tf.function(lambda images: {'logits': images[:, 0, 0]},
-                                  input_signature=[tf.TensorSpec([None, 299, 299, 3], tf.float32)])
+    module.__call__ = tf.function(
+        lambda images: {'logits': images[:, 0, 0]}, input_signature=[tf.TensorSpec([None, 299, 299, 3], tf.float32)]
+    )
     tf.saved_model.save(module, str(tmp_path / 'outputs'))
     (tmp_path / 'damaged').mkdir()
     (tmp_path / 'damaged' / 'saved_model.pb').write_bytes(b'no graph')

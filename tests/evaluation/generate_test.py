@@ -78,7 +78,7 @@ def test_grid_has_a_row_a_class_and_its_images_in_order():
     cells = {(0, 0): 1, (0, 1): 4, (0, 2): 7, (2, 0): 0, (2, 1): 2, (2, 2): 5, (2, 3): 6, (3, 0): 3}
     for row in range(4):
         for column in range(4):
-            cell = grid[row * 3:row * 3 + 2, column * 4:column * 4 + 3]
+            cell = grid[row * 3 : row * 3 + 2, column * 4 : column * 4 + 3]
             expected = images[cells[row, column]] if (row, column) in cells else 0
             np.testing.assert_array_equal(cell, np.broadcast_to(expected, cell.shape))
     lines = np.concatenate([grid[2::3].ravel(), grid[:, 3::4].ravel()])
@@ -140,8 +140,9 @@ def test_failed_writing_leaves_what_was_there(tmp_path):
 
 
 def test_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError,
-                       match=f'no samples at {re.escape(str(tmp_path))}/a.npz; make some with bin/sample'):
+    with pytest.raises(
+        FileNotFoundError, match=f'no samples at {re.escape(str(tmp_path))}/a.npz; make some with bin/sample'
+    ):
         generate.read_npz(tmp_path / 'a.npz')
 
 
@@ -193,11 +194,13 @@ def test_network_that_predicts_no_numbers_gives_a_clear_error_and_no_images(num_
     @tf.function
     def sample(labels, seeds):
         process = process_lib.DiffusionProcess(schedules.Schedule('cosine', 10), 'v')
-        broken = samplers.make_image_sampler(lambda x_t, t, labels: x_t * np.inf,
-                                             process=process,
-                                             config=samplers.SamplerConfig('ddim', 2),
-                                             image_shape=(2, 2, 1),
-                                             num_classes=3)
+        broken = samplers.make_image_sampler(
+            lambda x_t, t, labels: x_t * np.inf,
+            process=process,
+            config=samplers.SamplerConfig('ddim', 2),
+            image_shape=(2, 2, 1),
+            num_classes=3,
+        )
         return broken(labels, seeds)
 
     config = generate.GenerateConfig(num_images=8, chunk_size=4)

@@ -23,8 +23,9 @@ def make_model():
 
 def make_images(count, seed=0):
     generator = np.random.default_rng(seed)
-    return generator.integers(0, 256, [count, 4, 4, 1]).astype(np.uint8), generator.integers(0, 4,
-                                                                                             count).astype(np.int32)
+    return generator.integers(0, 256, [count, 4, 4, 1]).astype(np.uint8), generator.integers(0, 4, count).astype(
+        np.int32
+    )
 
 
 def make_loss(chunk_size=3, timesteps=(10, 60), **options):
@@ -42,16 +43,16 @@ def test_loss_is_the_mean_over_timesteps_and_draws_that_all_images_share():
         for draw, t in enumerate((10, 10, 60, 60)):
             signal, rate = np.sqrt(alphas[t]), np.sqrt(1.0 - alphas[t])
             prediction = 0.5 * (signal * x_start + rate * noise[draw]) + 0.1 * label - 0.01 * t
-            found.append(np.mean((prediction - (signal * noise[draw] - rate * x_start))**2))
+            found.append(np.mean((prediction - (signal * noise[draw] - rate * x_start)) ** 2))
         expected.append(np.mean(found))
     np.testing.assert_allclose(make_loss()(images, labels), expected, rtol=1e-4)
 
 
 def test_loss_does_not_depend_on_the_chunk_size():
     images, labels = make_images(7)
-    np.testing.assert_allclose(make_loss(chunk_size=3)(images, labels),
-                               make_loss(chunk_size=7)(images, labels),
-                               rtol=1e-5)
+    np.testing.assert_allclose(
+        make_loss(chunk_size=3)(images, labels), make_loss(chunk_size=7)(images, labels), rtol=1e-5
+    )
 
 
 def test_timestep_beyond_the_schedule_is_refused():

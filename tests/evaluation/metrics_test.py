@@ -28,19 +28,24 @@ def on_line(*positions):
 
 def frechet_by_scipy(a, b):
     root = linalg.sqrtm(np.cov(a, rowvar=False) @ np.cov(b, rowvar=False)).real
-    return np.sum((a.mean(0) - b.mean(0))**2) + np.trace(np.cov(a, rowvar=False) + np.cov(b, rowvar=False) - 2 * root)
+    return np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(np.cov(a, rowvar=False) + np.cov(b, rowvar=False) - 2 * root)
 
 
 def frechet_by_nuclear_norm(a, b):
     """Of singular covariances too: with X'X = (n - 1) S the trace of (S T)^(1/2) is the nuclear norm of X Y'."""
     x, y = ((points - points.mean(0)) / np.sqrt(len(points) - 1) for points in (a, b))
-    return np.sum((a.mean(0) - b.mean(0))**2) + np.sum(x**2) + np.sum(y**2) - 2 * np.linalg.norm(x @ y.T, 'nuc')
+    return np.sum((a.mean(0) - b.mean(0)) ** 2) + np.sum(x**2) + np.sum(y**2) - 2 * np.linalg.norm(x @ y.T, 'nuc')
 
 
-@pytest.mark.parametrize('oracle, sizes, dimension', [(frechet_by_scipy, (200, 200), 16),
-                                                      (frechet_by_scipy, (90, 300), 7),
-                                                      (frechet_by_nuclear_norm, (90, 300), 7),
-                                                      (frechet_by_nuclear_norm, (10, 12), 32)])
+@pytest.mark.parametrize(
+    'oracle, sizes, dimension',
+    [
+        (frechet_by_scipy, (200, 200), 16),
+        (frechet_by_scipy, (90, 300), 7),
+        (frechet_by_nuclear_norm, (90, 300), 7),
+        (frechet_by_nuclear_norm, (10, 12), 32),
+    ],
+)
 @pytest.mark.parametrize('dtype', [np.float32, np.float64])
 def test_frechet_distance_equals_the_equation(oracle, sizes, dimension, dtype):
     a, b = (make_points(size, dimension, seed).astype(dtype) for seed, size in enumerate(sizes))
@@ -52,7 +57,7 @@ def test_frechet_distance_equals_the_equation(oracle, sizes, dimension, dtype):
 def test_frechet_distance_of_shifted_scaled_and_equal_sets_is_known():
     a = make_points(100, 5)
     assert metrics.frechet_distance(a, a + [3.0, 0.0, 0.0, -4.0, 0.0]) == pytest.approx(25.0, rel=1e-9)
-    scaled = np.sum(a.mean(0)**2) + np.trace(np.cov(a, rowvar=False))  # (2 - 1)^2 of both terms.
+    scaled = np.sum(a.mean(0) ** 2) + np.trace(np.cov(a, rowvar=False))  # (2 - 1)^2 of both terms.
     assert metrics.frechet_distance(a, 2.0 * a) == pytest.approx(scaled, rel=1e-9)
     assert 0.0 <= metrics.frechet_distance(a, a) < 1e-9
     assert np.isnan(metrics.frechet_distance(a, np.full_like(a, np.nan)))
@@ -61,11 +66,11 @@ def test_frechet_distance_of_shifted_scaled_and_equal_sets_is_known():
 def kernel_distance_by_loops(a, b):
 
     def kernel(x, y):
-        return (np.dot(x, y) / a.shape[1] + 1.0)**3
+        return (np.dot(x, y) / a.shape[1] + 1.0) ** 3
 
     within = [
-        sum(kernel(x, y) for i, x in enumerate(c) for j, y in enumerate(c) if i != j) / (len(c) *
-                                                                                         (len(c) - 1)) for c in (a, b)
+        sum(kernel(x, y) for i, x in enumerate(c) for j, y in enumerate(c) if i != j) / (len(c) * (len(c) - 1))
+        for c in (a, b)
     ]
     return sum(within) - 2.0 * np.mean([[kernel(x, y) for y in b] for x in a])
 
@@ -81,7 +86,7 @@ def test_kernel_distance_equals_the_unbiased_estimate():
 def test_kernel_distance_in_blocks_is_their_mean_with_its_standard_error(monkeypatch):
     monkeypatch.setattr(metrics, '_KID_BLOCK_SIZE', 16)
     a, b = make_points(48, 8).astype(np.float32), make_points(48, 8, seed=1).astype(np.float32)
-    blocks = [kernel_distance_by_loops(a[i:i + 16].astype(float), b[i:i + 16].astype(float)) for i in (0, 16, 32)]
+    blocks = [kernel_distance_by_loops(a[i : i + 16].astype(float), b[i : i + 16].astype(float)) for i in (0, 16, 32)]
     value, error = metrics.kernel_distance(a, b)
     assert value == pytest.approx(np.mean(blocks), rel=1e-6)
     assert error == pytest.approx(np.std(blocks, ddof=1) / np.sqrt(3), rel=1e-6)
@@ -90,7 +95,8 @@ def test_kernel_distance_in_blocks_is_their_mean_with_its_standard_error(monkeyp
 def test_kernel_distance_is_not_biased_by_few_images():
     generator = np.random.default_rng(0)
     draws = np.array(
-        [metrics.kernel_distance(*generator.normal(size=[2, 12, 4]).astype(np.float32))[0] for _ in range(300)])
+        [metrics.kernel_distance(*generator.normal(size=[2, 12, 4]).astype(np.float32))[0] for _ in range(300)]
+    )
     error = draws.std() / np.sqrt(len(draws))
     assert abs(draws.mean()) < 4.0 * error and draws.min() < 0.0
     # The control: an estimate with the diagonal would be off by far more.
@@ -105,9 +111,15 @@ def test_inception_score_equals_the_equation():
     assert metrics.inception_score(logits.astype(np.float32)) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize('logits, expected', [(1e3 * np.eye(10)[np.arange(200) % 10], 10.0),
-                                              (1e3 * np.eye(10)[np.arange(200) % 2], 2.0),
-                                              (np.tile([3.0, -1.0, 0.5], [50, 1]), 1.0), (np.zeros([50, 1]), 1.0)])
+@pytest.mark.parametrize(
+    'logits, expected',
+    [
+        (1e3 * np.eye(10)[np.arange(200) % 10], 10.0),
+        (1e3 * np.eye(10)[np.arange(200) % 2], 2.0),
+        (np.tile([3.0, -1.0, 0.5], [50, 1]), 1.0),
+        (np.zeros([50, 1]), 1.0),
+    ],
+)
 def test_inception_score_counts_the_classes_that_are_seen_with_certainty(logits, expected):
     assert metrics.inception_score(logits) == pytest.approx(expected, rel=1e-9)
 
@@ -195,11 +207,14 @@ def test_precision_and_recall_hold_no_matrix_of_all_distances(monkeypatch):
     assert peak < 4000 * 4000 * 8 / 3
 
 
-@pytest.mark.parametrize('fields, message', [
-    ({'neighbors': 0}, 'neighbors of the quality metrics must be at least 1, got 0'),
-    ({'max_images': 3}, 'max_images of the quality metrics must be at least 4, got 3'),
-    ({'max_images': 10, 'neighbors': 10}, 'max_images of the quality metrics must be at least 11, got 10'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'fields, message',
+    [
+        ({'neighbors': 0}, 'neighbors of the quality metrics must be at least 1, got 0'),
+        ({'max_images': 3}, 'max_images of the quality metrics must be at least 4, got 3'),
+        ({'max_images': 10, 'neighbors': 10}, 'max_images of the quality metrics must be at least 11, got 10'),
+    ],
+)
 def test_config_is_validated(fields, message):
     with pytest.raises(ValueError, match=message):
         metrics.QualityConfig(**fields)
@@ -230,11 +245,9 @@ def fixture_measured(digits, extractor):
 
 
 def measure(data, extractor, synthetic, **fields):
-    return metrics.measure(metrics.QualityConfig(**fields),
-                           extractor,
-                           synthetic=synthetic,
-                           train=data.train,
-                           held_out=data.held_out)
+    return metrics.measure(
+        metrics.QualityConfig(**fields), extractor, synthetic=synthetic, train=data.train, held_out=data.held_out
+    )
 
 
 def raw_pixels(images_uint8):
@@ -300,12 +313,23 @@ def test_protocol_holds_what_a_number_depends_on(digits, extractor, measured):
         'inception_score_splits': 1,
         'notes': measured['protocol']['notes'],
         'tfgan_version': '2.1.0',
-    }  # yapf: disable
+    }
     line = metrics.protocol_line(measured)
     assert '\n' not in line
-    for words in ('small CNN', '64-d', extractor.weights_sha256[:16], 'resize: none', "360 of 'digits held out'",
-                  'blocks of up to 1,024', 'one split', '3 neighbours', 'TF-GAN 2.1.0', 'no values to compare with',
-                  'of 400 synthetic, 1,437 training, 360 held-out images, 360 of each are drawn', 'FIDs of 360 images'):
+    for words in (
+        'small CNN',
+        '64-d',
+        extractor.weights_sha256[:16],
+        'resize: none',
+        "360 of 'digits held out'",
+        'blocks of up to 1,024',
+        'one split',
+        '3 neighbours',
+        'TF-GAN 2.1.0',
+        'no values to compare with',
+        'of 400 synthetic, 1,437 training, 360 held-out images, 360 of each are drawn',
+        'FIDs of 360 images',
+    ):
         assert words in line
     again = measure(digits, extractor, digits.train.images_uint8[:200], max_images=100, neighbors=5)['protocol']
     assert (again['num_synthetic'], again['num_reference'], again['neighbors']) == (100, 100, 5)
@@ -342,8 +366,10 @@ def test_four_images_of_one_class_suffice_and_are_noted(sizes):
     assert 'published' not in notes  # Which is said of the small classifier only.
 
 
-@pytest.mark.parametrize('sizes, counts', [((3, 9, 8), '3 synthetic, 9 training, 8 held-out ones'),
-                                           ((9, 8, 1), '9 synthetic, 8 training, 1 held-out ones')])
+@pytest.mark.parametrize(
+    'sizes, counts',
+    [((3, 9, 8), '3 synthetic, 9 training, 8 held-out ones'), ((9, 8, 1), '9 synthetic, 8 training, 1 held-out ones')],
+)
 def test_too_few_images_are_refused_in_one_line(sizes, counts):
     synthetic = make_data(sizes[0], 1).train.images_uint8
     with pytest.raises(ValueError, match=f'need at least 4 images of each kind, got {counts}') as caught:

@@ -34,15 +34,17 @@ def make_images(count, seed=0, shape=SHAPE):
 
 
 def find(synthetic, train, held_out, **fields):
-    return neighbors.find(neighbors.NeighborsConfig(**fields),
-                          EXTRACTOR,
-                          synthetic=synthetic,
-                          train=make_dataset(train),
-                          held_out=make_dataset(held_out, 'held out'))
+    return neighbors.find(
+        neighbors.NeighborsConfig(**fields),
+        EXTRACTOR,
+        synthetic=synthetic,
+        train=make_dataset(train),
+        held_out=make_dataset(held_out, 'held out'),
+    )
 
 
 def nearest_by_loops(queries, references, count):
-    distances = np.array([[np.sqrt(np.sum((q - r)**2)) for r in references] for q in queries])
+    distances = np.array([[np.sqrt(np.sum((q - r) ** 2)) for r in references] for q in queries])
     rows = np.argsort(distances, axis=1, kind='stable')[:, :count]
     return np.take_along_axis(distances, rows, axis=1), rows
 
@@ -53,8 +55,9 @@ def nearest_by_loops(queries, references, count):
 def test_nearest_equals_all_distances_in_chunks_of_any_size(dtype, count, chunk_values, monkeypatch):
     chunks = []
     fit = sklearn.neighbors.NearestNeighbors.fit
-    monkeypatch.setattr(sklearn.neighbors.NearestNeighbors, 'fit',
-                        lambda self, x: chunks.append(len(x)) or fit(self, x))
+    monkeypatch.setattr(
+        sklearn.neighbors.NearestNeighbors, 'fit', lambda self, x: chunks.append(len(x)) or fit(self, x)
+    )
     monkeypatch.setattr(neighbors, '_CHUNK_VALUES', chunk_values)
     generator = np.random.default_rng(0)
     queries, references = (generator.normal(size=[size, 5]).astype(dtype) for size in (9, 40))
@@ -85,8 +88,8 @@ def test_nearest_reads_no_more_than_a_chunk_of_a_file_at_a_time(tmp_path, monkey
     found = neighbors.nearest(make_images(5, 1), mapped, 3, to_points=to_points)
     assert max(read) == 20
     expected = nearest_by_loops(
-        make_images(5, 1).reshape(5, -1).astype(float),
-        mapped.reshape(100, -1).astype(float), 3)
+        make_images(5, 1).reshape(5, -1).astype(float), mapped.reshape(100, -1).astype(float), 3
+    )
     np.testing.assert_array_equal(found[1], expected[1])
 
 
@@ -181,8 +184,10 @@ def test_quantiles_are_those_of_all_distances():
     result = find(synthetic, train, held_out)
     fields = result.to_dict()
     weights = np.linspace(0.5, 2.0, 16)
-    for name, to_points in (('pixels', lambda x: x.reshape(-1, 16) / 255.0), ('features',
-                                                                              lambda x: x.reshape(-1, 16) * weights)):
+    for name, to_points in (
+        ('pixels', lambda x: x.reshape(-1, 16) / 255.0),
+        ('features', lambda x: x.reshape(-1, 16) * weights),
+    ):
         for kind, images in (('synthetic', synthetic), ('held_out', held_out)):
             distances = nearest_by_loops(to_points(images), to_points(train), 1)[0][:, 0]
             found = fields['spaces'][name]['quantiles'][kind]
@@ -197,8 +202,10 @@ def test_result_says_what_was_searched_and_is_json():
     assert json.loads(json.dumps(fields, allow_nan=False)) == fields
     assert (fields['features'], fields['weights_sha256']) == ('weighted pixels', 'abc')
     assert (fields['num_synthetic'], fields['num_held_out'], fields['num_train']) == (30, 30, 70)
-    assert [space['distance'] for space in fields['spaces'].values()
-           ] == ['Euclidean, of features', 'Euclidean, of pixels in [0, 1]']
+    assert [space['distance'] for space in fields['spaces'].values()] == [
+        'Euclidean, of features',
+        'Euclidean, of pixels in [0, 1]',
+    ]
     assert 'a heuristic, not a proof' in fields['verdict'] and '\n' not in fields['verdict']
 
 
@@ -215,21 +222,24 @@ def test_picture_shows_the_nearest_samples_beside_held_out_images(space, sizes, 
     assert np.all(cells[:, count + 1] == cells[0, count + 1, 0, 0, 0])  # The grey field.
     to_points = {
         'pixels': lambda images: images.reshape(len(images), -1).astype(np.float64),
-        'features': lambda images: run(images)[0].numpy().astype(np.float64)
+        'features': lambda images: run(images)[0].numpy().astype(np.float64),
     }[space]
     for first, images in ((0, synthetic), (count + 2, held_out)):
         distances, rows = nearest_by_loops(to_points(images), to_points(train), count)
         order = np.argsort(distances[:, 0])[:4]
-        np.testing.assert_array_equal(cells[:len(order), first], images[order])
-        np.testing.assert_array_equal(cells[:len(order), first + 1:first + 1 + count], train[rows[order]])
-        assert not cells[len(order):, first:first + 1 + count].any()  # No such sample.
+        np.testing.assert_array_equal(cells[: len(order), first], images[order])
+        np.testing.assert_array_equal(cells[: len(order), first + 1 : first + 1 + count], train[rows[order]])
+        assert not cells[len(order) :, first : first + 1 + count].any()  # No such sample.
 
 
-@pytest.mark.parametrize('fields, message', [
-    ({'max_samples': 0}, 'max_samples of the nearest neighbours must be at least 1, got 0'),
-    ({'shown': 0}, 'shown of the nearest neighbours must be at least 1, got 0'),
-    ({'space': 'pixel'}, r"space of the nearest neighbours must be one of \('features', 'pixels'\), got 'pixel'"),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'fields, message',
+    [
+        ({'max_samples': 0}, 'max_samples of the nearest neighbours must be at least 1, got 0'),
+        ({'shown': 0}, 'shown of the nearest neighbours must be at least 1, got 0'),
+        ({'space': 'pixel'}, r"space of the nearest neighbours must be one of \('features', 'pixels'\), got 'pixel'"),
+    ],
+)
 def test_config_is_validated(fields, message):
     with pytest.raises(ValueError, match=message):
         neighbors.NeighborsConfig(**fields)

@@ -12,15 +12,17 @@ from tf_dpdiff.data import datasets
 from tf_dpdiff.evaluation import network_training
 from tf_dpdiff.networks import classifiers
 
-CONFIG = network_training.TrainingConfig(optimizer='adam',
-                                         learning_rate=3e-3,
-                                         num_epochs=4,
-                                         min_steps=40,
-                                         batch_size=32,
-                                         weight_decay=1e-4,
-                                         shift=0.125,
-                                         flip=False,
-                                         patience=6)
+CONFIG = network_training.TrainingConfig(
+    optimizer='adam',
+    learning_rate=3e-3,
+    num_epochs=4,
+    min_steps=40,
+    batch_size=32,
+    weight_decay=1e-4,
+    shift=0.125,
+    flip=False,
+    patience=6,
+)
 NO_AUGMENTATION = dataclasses.replace(CONFIG, shift=0.0)
 
 
@@ -28,8 +30,10 @@ NO_AUGMENTATION = dataclasses.replace(CONFIG, shift=0.0)
 def fixture_digits():
     """Images and labels to train on, and to validate with."""
     data = datasets.digits()
-    return (data.train.images_uint8[:200], data.train.labels[:200]), (data.held_out.images_uint8[:100],
-                                                                      data.held_out.labels[:100])
+    return (data.train.images_uint8[:200], data.train.labels[:200]), (
+        data.held_out.images_uint8[:100],
+        data.held_out.labels[:100],
+    )
 
 
 def small_cnn(num_classes=10, seed=0):
@@ -76,7 +80,8 @@ def test_same_seed_gives_the_same_weights_bit_for_bit_and_another_seed_others(di
         ((0.9, 0.7, 0.3, 0.5, 0.6, 0.2), 0, 6),
         ((0.1, 0.2, 0.3, 0.4, 0.5, 0.6), 5, 6),
         ((0.5, 0.5, 0.5, 0.5, 0.5, 0.5), 0, 6),  # The first of equals.
-    ])
+    ],
+)
 def test_weights_of_the_best_validation_are_kept(digits, monkeypatch, scores, kept, trained):
     model = small_cnn()
     seen, weights = log_validations(monkeypatch, model, scores)
@@ -107,8 +112,10 @@ def test_validation_images_are_not_trained_on(digits):
     """The same choice of weights gives the same classifier, whatever the validation images show."""
     config = dataclasses.replace(CONFIG, num_epochs=1)
     images, labels = digits[1]
-    found = [train(digits, config, validation=pair)[0].get_weights() for pair in
-             (None, (images, labels), (255 - images, labels), (images, 9 - labels))]  # yapf: disable
+    found = [
+        train(digits, config, validation=pair)[0].get_weights()
+        for pair in (None, (images, labels), (255 - images, labels), (images, 9 - labels))
+    ]
     for weights in found[1:]:
         assert_weights_equal(found[0], weights)
 
@@ -116,8 +123,10 @@ def test_validation_images_are_not_trained_on(digits):
 def test_validation_chooses_between_epochs_and_control_of_wrong_labels_chooses_otherwise(digits):
     config = dataclasses.replace(CONFIG, num_epochs=6, min_steps=120)
     images, labels = digits[1]
-    accuracies = [np.mean(train(digits, config, validation=pair)[1](images).argmax(axis=-1) == labels)
-                  for pair in ((images, labels), (images, (labels + 1) % 10))]  # yapf: disable
+    accuracies = [
+        np.mean(train(digits, config, validation=pair)[1](images).argmax(axis=-1) == labels)
+        for pair in ((images, labels), (images, (labels + 1) % 10))
+    ]
     assert accuracies[0] > accuracies[1] + 0.1
 
 
@@ -134,7 +143,8 @@ def test_score_is_accuracy_and_then_likelihood():
         (200, 3, 60, 32, 60),  # A small set is gone through more often.
         (10, 2, 1, 32, 2),
         (33, 4, 10, 32, 12),
-    ])
+    ],
+)
 def test_number_of_steps_is_what_was_said(digits, monkeypatch, num_images, epochs, min_steps, batch_size, steps):
     images, labels = (part[:num_images] for part in digits[0])
     batches = []
@@ -149,11 +159,12 @@ def test_every_image_comes_once_before_any_comes_again(num_images, batch_size):
     batches = network_training._batches(num_images, batch_size, np.random.default_rng(0))
     rows = np.concatenate([next(batches) for _ in range(5 * num_images)])
     for start in range(0, len(rows) - num_images + 1, num_images):
-        assert sorted(rows[start:start + num_images]) == list(range(num_images))
+        assert sorted(rows[start : start + num_images]) == list(range(num_images))
 
 
-@pytest.mark.parametrize('shift, flip, expected', [(0.0, False, 1), (0.125, False, 9), (0.0, True, 2),
-                                                   (0.25, True, 50)])
+@pytest.mark.parametrize(
+    'shift, flip, expected', [(0.0, False, 1), (0.125, False, 9), (0.0, True, 2), (0.25, True, 50)]
+)
 def test_augmentation_moves_and_mirrors_evenly_with_black_at_the_edges(shift, flip, expected):
     image = np.arange(1, 65, dtype=np.uint8).reshape(8, 8, 1)
     config = dataclasses.replace(CONFIG, shift=shift, flip=flip)
@@ -165,7 +176,7 @@ def test_augmentation_moves_and_mirrors_evenly_with_black_at_the_edges(shift, fl
     for down in range(-most, most + 1):
         for right in range(-most, most + 1):
             padded = np.pad(image, ((most, most), (most, most), (0, 0)))
-            moved = padded[most + down:most + down + 8, most + right:most + right + 8]
+            moved = padded[most + down : most + down + 8, most + right : most + right + 8]
             views |= {moved.tobytes()} | ({moved[:, ::-1].tobytes()} if flip else set())
     tally = collections.Counter(view.tobytes() for view in found)
     assert set(tally) == views and len(views) == expected
@@ -174,8 +185,14 @@ def test_augmentation_moves_and_mirrors_evenly_with_black_at_the_edges(shift, fl
 
 
 def test_weight_decay_shrinks_kernels(digits):
-    norms = [sum(np.sum(w**2) for w in train(digits, dataclasses.replace(NO_AUGMENTATION, weight_decay=decay))[0].
-                 get_weights() if w.ndim > 1) for decay in (0.0, 0.1)]  # yapf: disable
+    norms = [
+        sum(
+            np.sum(w**2)
+            for w in train(digits, dataclasses.replace(NO_AUGMENTATION, weight_decay=decay))[0].get_weights()
+            if w.ndim > 1
+        )
+        for decay in (0.0, 0.1)
+    ]
     assert norms[1] < 0.9 * norms[0]
 
 

@@ -48,21 +48,25 @@ def grid():
     return np.random.default_rng(0).integers(0, 256, [6, 9, 3]).astype(np.uint8)
 
 
-def write(tmp_path,
-          grid,
-          *,
-          statement='The training is (9.99, 1e-4)-differentially private.\nMore.',
-          cell='89.9% ± 0.3%',
-          caption='A look.',
-          **replaced):
+def write(
+    tmp_path,
+    grid,
+    *,
+    statement='The training is (9.99, 1e-4)-differentially private.\nMore.',
+    cell='89.9% ± 0.3%',
+    caption='A look.',
+    **replaced,
+):
     generate.write_png(tmp_path / 'grid.png', grid)
     sections = [
         report.Section('Samples', report.picture(tmp_path / 'grid.png', alt=caption, caption=caption)),
         report.Section(
             'Numbers',
-            report.heading('Beside') + report.table(
-                ('classifier', 'accuracy'), [('svm', cell)]) + report.paragraph('A note.')),
-        report.Section('Statement', report.preformatted(statement))
+            report.heading('Beside')
+            + report.table(('classifier', 'accuracy'), [('svm', cell)])
+            + report.paragraph('A note.'),
+        ),
+        report.Section('Statement', report.preformatted(statement)),
     ]
     arguments = {'title': 'Digits', 'facts': {'epsilon': '9.99', 'delta': '1e-4'}, 'sections': sections}
     report.write_page(tmp_path / 'report.html', **{**arguments, **replaced})
@@ -116,8 +120,17 @@ def test_warning_stands_above_everything_else(tmp_path, grid):
     assert text.index('Not for &lt;everybody&gt;.') < text.index('class="facts"')
 
 
-@pytest.mark.parametrize('where, tag, count', [('title', 'h1', 1), ('warning', 'p', 1), ('statement', 'pre', 1),
-                                               ('facts', 'td', 1), ('cell', 'td', 1), ('caption', 'figcaption', 1)])
+@pytest.mark.parametrize(
+    'where, tag, count',
+    [
+        ('title', 'h1', 1),
+        ('warning', 'p', 1),
+        ('statement', 'pre', 1),
+        ('facts', 'td', 1),
+        ('cell', 'td', 1),
+        ('caption', 'figcaption', 1),
+    ],
+)
 def test_text_is_never_taken_for_html(tmp_path, grid, where, tag, count):
     plain = {'facts': {'b': 'c', 'd': 'e'}, 'warning': 'plain', 'cell': 'plain'}
     plain_tags = [name for name, _ in Page(write(tmp_path, grid, **plain)).tags]

@@ -33,9 +33,19 @@ def images_of(labels, seeds):
 
 
 def make_plan(layout=('npz', 'set'), **changes):
-    arguments = {'num_images': 11, 'seed': 3, 'choice': sample_plan.ClassChoice((0, 1, 2)), 'image_shape': (2, 3, 1),
-                 'class_names': _NAMES, 'format': layout[0], 'name': 'toy_set' if layout[0] == 'tfds' else None,
-                 'origin': {'model': 'abc'}, 'shard_size': 4, 'chunk_size': 3, **changes}  # yapf: disable
+    arguments = {
+        'num_images': 11,
+        'seed': 3,
+        'choice': sample_plan.ClassChoice((0, 1, 2)),
+        'image_shape': (2, 3, 1),
+        'class_names': _NAMES,
+        'format': layout[0],
+        'name': 'toy_set' if layout[0] == 'tfds' else None,
+        'origin': {'model': 'abc'},
+        'shard_size': 4,
+        'chunk_size': 3,
+        **changes,
+    }
     return sample_plan.SamplePlan(**arguments)
 
 
@@ -112,17 +122,24 @@ def test_data_set_of_tfds_says_what_is_promised_and_is_read_by_all_its_names(tmp
     whole = sample_files.read(tmp_path / 'set')
     for path in (version, version.parent):
         np.testing.assert_array_equal(sample_files.read(path).images, whole.images)
-    import tensorflow_datasets as tfds  # pylint: disable=g-import-not-at-top
+    import tensorflow_datasets as tfds
+
     loaded = tfds.load('toy_set', data_dir=tmp_path / 'set', split='train', batch_size=-1)
     order = np.argsort(loaded['seed'])
     np.testing.assert_array_equal(loaded['image'].numpy()[order], whole.images)
     np.testing.assert_array_equal(loaded['label'].numpy()[order], whole.labels)
 
 
-@pytest.mark.parametrize('fields, words', [
-    ({'guarantee_claimed': False, 'epsilon': None, 'private_data': None, 'public_data': ['x']}, 'public images alone'),
-    ({'guarantee_claimed': False, 'epsilon': None, 'dataset': 'toys'}, 'NO PRIVACY GUARANTEE IS CLAIMED'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'fields, words',
+    [
+        (
+            {'guarantee_claimed': False, 'epsilon': None, 'private_data': None, 'public_data': ['x']},
+            'public images alone',
+        ),
+        ({'guarantee_claimed': False, 'epsilon': None, 'dataset': 'toys'}, 'NO PRIVACY GUARANTEE IS CLAIMED'),
+    ],
+)
 def test_no_more_is_said_than_the_statement_claims(tmp_path, fields, words):
     (tmp_path / 'statement.json').write_text(json.dumps(fields))
     said = sample_files.describe(tmp_path / 'statement.json')
@@ -221,8 +238,9 @@ def _change(path):
 
 
 @layouts
-@pytest.mark.parametrize('damage, words', [(_truncate, 'bytes'), (_change, 'its contents have changed'),
-                                           (pathlib.Path.unlink, 'is missing')])  # yapf: disable
+@pytest.mark.parametrize(
+    'damage, words', [(_truncate, 'bytes'), (_change, 'its contents have changed'), (pathlib.Path.unlink, 'is missing')]
+)
 def test_damaged_shard_is_named_and_drawn_again_and_the_rest_kept(tmp_path, statements, layout, damage, words):
     plan = make_plan(layout)
     output = tmp_path / layout[1]
@@ -250,17 +268,12 @@ def test_other_plan_is_refused_and_changes_nothing(tmp_path, statements, layout)
     for should_stop in (lambda: True, lambda: False):  # A set that is begun, and one that is complete.
         make(output, make_plan(layout), statements, should_stop=should_stop)
         before = contents(tmp_path)
-        for changes, words in (({
-                'seed': 4
-        }, 'seed: 3 then, 4 now'), ({
-                'origin': {
-                    'model': 'xyz'
-                }
-        }, 'model: abc then'), ({
-                'num_images': 12
-        }, 'num_images: 11 then, 12 now'), ({
-                'choice': sample_plan.ClassChoice((1,))
-        }, 'classes: cat, öwl, dog then, öwl now')):
+        for changes, words in (
+            ({'seed': 4}, 'seed: 3 then, 4 now'),
+            ({'origin': {'model': 'xyz'}}, 'model: abc then'),
+            ({'num_images': 12}, 'num_images: 11 then, 12 now'),
+            ({'choice': sample_plan.ClassChoice((1,))}, 'classes: cat, öwl, dog then, öwl now'),
+        ):
             with pytest.raises(ValueError, match=re.escape(words)) as error:
                 make(output, make_plan(layout, **changes), statements)
             assert str(output) in str(error.value)
@@ -309,19 +322,25 @@ class Full:
 def test_full_disk_is_one_line_and_keeps_what_is_there(tmp_path, statements, layout, monkeypatch):
     plan, python_error = make_plan(layout), OSError(errno.ENOSPC, 'No space left on device')
     owner, name, calls, error = {
-        'tfds': (tfds_writer.RecordWriter, 'add', 3,
-                 tf.errors.ResourceExhaustedError(None, None, '/a/b; No space left on device')),
+        'tfds': (
+            tfds_writer.RecordWriter,
+            'add',
+            3,
+            tf.errors.ResourceExhaustedError(None, None, '/a/b; No space left on device'),
+        ),
         'png': (pathlib.Path, 'write_bytes', 6, python_error),
-        'npz': (np, 'savez_compressed', 1, python_error)
-    }[layout[0]]  # yapf: disable
+        'npz': (np, 'savez_compressed', 1, python_error),
+    }[layout[0]]
     full = Full(getattr(owner, name), calls, error)
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, lambda *arguments, **keywords: full(*arguments, **keywords))
         with pytest.raises(OSError) as raised:
             make(tmp_path / layout[1], plan, statements)
     message = str(raised.value)
-    assert message == (f'No space left on device: {tmp_path / layout[1]}; 1 of 3 shards are complete and kept; make '
-                       'room and call it again.')
+    assert message == (
+        f'No space left on device: {tmp_path / layout[1]}; 1 of 3 shards are complete and kept; make '
+        'room and call it again.'
+    )
     assert not list(tmp_path.rglob(sample_writing._TEMPORARY))  # What was begun takes no room.
     files, drawn = make(tmp_path / layout[1], plan, statements)
     assert files.complete and drawn == list(range(7, 14))
@@ -331,7 +350,7 @@ def test_failed_drawing_is_no_fault_of_the_disk(tmp_path, statements):
 
     def pieces():
         raise tf.errors.ResourceExhaustedError(None, None, 'OOM when allocating tensor')
-        yield  # pylint: disable=unreachable
+        yield
 
     with sample_writing.open_for_writing(tmp_path / 'set', make_plan(), statements) as files:
         with pytest.raises(tf.errors.ResourceExhaustedError, match='OOM'):
@@ -366,10 +385,13 @@ def test_samples_of_a_run_have_its_statement_and_those_of_others_do_not(tmp_path
         assert found.statement_text == statement and found.class_names == _NAMES and len(found.images) == 3
 
 
-@pytest.mark.parametrize('names, message', [({}, 'the label 10000000, but 5 images'),
-                                            ({
-                                                'class_names': np.array(_NAMES)
-                                            }, 'the label 10000000, but 3 classes')])
+@pytest.mark.parametrize(
+    'names, message',
+    [
+        ({}, 'the label 10000000, but 5 images'),
+        ({'class_names': np.array(_NAMES)}, 'the label 10000000, but 3 classes'),
+    ],
+)
 def test_label_that_is_no_class_is_refused_before_as_many_names_are_made(tmp_path, names, message):
     labels = np.array([0, 1, 2, 0, 10**7])
     np.savez(tmp_path / 'others.npz', images=np.zeros([5, 2, 3, 1], np.uint8), labels=labels, **names)
@@ -382,10 +404,12 @@ def test_shards_are_joined_in_order(tmp_path):
     images, labels = expected_set(plan)
     for shard in range(4):
         rows = slice(10 * shard, 10 * shard + 10)
-        np.savez(tmp_path / sample_formats.paths(plan, shard)[0],
-                 images=images[rows],
-                 labels=labels[rows],
-                 seeds=np.arange(3, 43)[rows])
+        np.savez(
+            tmp_path / sample_formats.paths(plan, shard)[0],
+            images=images[rows],
+            labels=labels[rows],
+            seeds=np.arange(3, 43)[rows],
+        )
     sample_formats.join_arrays(plan, tmp_path, tmp_path / 'all.npz')
     with np.load(tmp_path / 'all.npz', allow_pickle=False) as arrays:
         np.testing.assert_array_equal(arrays['images'], images)

@@ -13,8 +13,16 @@ _NAMES = ('cat', 'dog', 'bird')
 
 
 def make_plan(**changes):
-    arguments = {'num_images': 25, 'seed': 0, 'choice': sample_plan.ClassChoice((0, 1, 2)), 'image_shape': (2, 2, 1),
-                 'class_names': _NAMES, 'shard_size': 10, 'chunk_size': 7, **changes}  # yapf: disable
+    arguments = {
+        'num_images': 25,
+        'seed': 0,
+        'choice': sample_plan.ClassChoice((0, 1, 2)),
+        'image_shape': (2, 2, 1),
+        'class_names': _NAMES,
+        'shard_size': 10,
+        'chunk_size': 7,
+        **changes,
+    }
     return sample_plan.SamplePlan(**arguments)
 
 
@@ -34,7 +42,7 @@ def test_weighted_classes_are_those_of_exact_arithmetic(weights, start):
     labels = sample_plan.ClassChoice(tuple(range(len(weights))), weights).labels(seeds)
     for seed, label in zip(seeds.tolist(), labels):
         place = seed * 0x9E3779B97F4A7C15 % 2**64
-        ends = [sum(weights[:k + 1]) / sum(weights) * 2**64 for k in range(len(weights))]
+        ends = [sum(weights[: k + 1]) / sum(weights) * 2**64 for k in range(len(weights))]
         assert label == next(k for k, end in enumerate(ends) if place < int(end))
         assert weights[label] > 0
 
@@ -57,11 +65,14 @@ def test_shards_hold_each_seed_once():
     assert [plan.seeds_of(shard) for shard in range(3)] == [(13, 23), (23, 33), (33, 38)]
 
 
-@pytest.mark.parametrize('choice', [
-    sample_plan.ClassChoice((0, 1, 2)),
-    sample_plan.ClassChoice((2, 0), (fractions.Fraction(1, 3), fractions.Fraction(2))),
-    sample_plan.ClassChoice((3,))
-])
+@pytest.mark.parametrize(
+    'choice',
+    [
+        sample_plan.ClassChoice((0, 1, 2)),
+        sample_plan.ClassChoice((2, 0), (fractions.Fraction(1, 3), fractions.Fraction(2))),
+        sample_plan.ClassChoice((3,)),
+    ],
+)
 def test_plan_comes_back_from_json(choice):
     plan = make_plan(choice=choice, origin={'model': 'abc', 'sampler.num_steps': 3})
     again = sample_plan.from_json(json.loads(json.dumps(plan.to_json())))
@@ -76,23 +87,26 @@ def test_differences_are_named_then_and_now():
     assert len(found) == 2 and not sample_plan.differences(now, now)
 
 
-@pytest.mark.parametrize('changes, message', [
-    ({'num_images': 0}, 'num_images of the samples must be at least 1, got 0'),
-    ({'shard_size': 0}, 'shard_size of the samples must be at least 1, got 0'),
-    ({'seed': -1}, 'seeds of the samples must be from 0 .* got seed=-1'),
-    ({'seed': 2**63 - 5}, 'seeds of the samples must be from 0'),
-    ({'format': 'jpg'}, "format of the samples must be one of .* got 'jpg'"),
-    ({'name': 'toy'}, 'a name is what samples of the format tfds have'),
-    ({'format': 'tfds'}, 'a name is what samples of the format tfds have'),
-    ({'format': 'tfds', 'name': 'mnist'}, "has a data set 'mnist' already"),
-    ({'class_names': ('a', 'b')}, None),
-    ({'class_names': ('a',)}, 'there is no class 2 among 1'),
-    ({'class_names': ('a', 'a', 'b')}, 'classes must have distinct names'),
-    ({'class_names': ('a', 'no_class', 'b')}, "none of them 'no_class'"),
-    ({'class_names': ('a', 'b/c', 'd'), 'format': 'png'}, "the class 'b/c' can name no folder"),
-    ({'class_names': ('a', '..', 'd'), 'format': 'png'}, "the class '..' can name no folder"),
-    ({'class_names': ('a', '..', 'd'), 'format': 'npz'}, None),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        ({'num_images': 0}, 'num_images of the samples must be at least 1, got 0'),
+        ({'shard_size': 0}, 'shard_size of the samples must be at least 1, got 0'),
+        ({'seed': -1}, 'seeds of the samples must be from 0 .* got seed=-1'),
+        ({'seed': 2**63 - 5}, 'seeds of the samples must be from 0'),
+        ({'format': 'jpg'}, "format of the samples must be one of .* got 'jpg'"),
+        ({'name': 'toy'}, 'a name is what samples of the format tfds have'),
+        ({'format': 'tfds'}, 'a name is what samples of the format tfds have'),
+        ({'format': 'tfds', 'name': 'mnist'}, "has a data set 'mnist' already"),
+        ({'class_names': ('a', 'b')}, None),
+        ({'class_names': ('a',)}, 'there is no class 2 among 1'),
+        ({'class_names': ('a', 'a', 'b')}, 'classes must have distinct names'),
+        ({'class_names': ('a', 'no_class', 'b')}, "none of them 'no_class'"),
+        ({'class_names': ('a', 'b/c', 'd'), 'format': 'png'}, "the class 'b/c' can name no folder"),
+        ({'class_names': ('a', '..', 'd'), 'format': 'png'}, "the class '..' can name no folder"),
+        ({'class_names': ('a', '..', 'd'), 'format': 'npz'}, None),
+    ],
+)
 def test_bad_plans_are_refused_by_name_and_value(changes, message):
     if message is None:
         make_plan(**changes)
@@ -101,14 +115,17 @@ def test_bad_plans_are_refused_by_name_and_value(changes, message):
         make_plan(**changes)
 
 
-@pytest.mark.parametrize('classes, weights, message', [
-    ((), None, 'at least one'),
-    ((1, 1), None, 'distinct labels'),
-    ((-1,), None, 'distinct labels from 0'),
-    ((0, 1), (1,), '1 weights for 2 classes'),
-    ((0, 1), (1, -1), 'must not be negative'),
-    ((0, 1), (0, 0), 'at least one must be above 0'),
-])
+@pytest.mark.parametrize(
+    'classes, weights, message',
+    [
+        ((), None, 'at least one'),
+        ((1, 1), None, 'distinct labels'),
+        ((-1,), None, 'distinct labels from 0'),
+        ((0, 1), (1,), '1 weights for 2 classes'),
+        ((0, 1), (1, -1), 'must not be negative'),
+        ((0, 1), (0, 0), 'at least one must be above 0'),
+    ],
+)
 def test_bad_choices_of_classes_are_refused(classes, weights, message):
     with pytest.raises(ValueError, match=message):
         sample_plan.ClassChoice(classes, weights and tuple(map(fractions.Fraction, weights)))

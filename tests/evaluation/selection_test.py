@@ -53,8 +53,17 @@ def fixture_fits(monkeypatch):
     calls = []
 
     def fit(config, images, labels, num_classes, *, validation=None, seed=0):
-        calls.append({'config': config, 'images': images, 'labels': labels, 'num_classes': num_classes,
-                      'validation': validation, 'seed': seed, 'tested': []})  # yapf: disable
+        calls.append(
+            {
+                'config': config,
+                'images': images,
+                'labels': labels,
+                'num_classes': num_classes,
+                'validation': validation,
+                'seed': seed,
+                'tested': [],
+            }
+        )
         tested = calls[-1]['tested']
 
         def predict(test):
@@ -71,18 +80,21 @@ def keys(images):
     return {image.tobytes() for image in images}
 
 
-@pytest.mark.parametrize('fields, message', [
-    ({'candidates': ('rbf_svm',)}, "candidates of the selection must be at least two classifiers, got .'rbf_svm',"),
-    ({'candidates': 'rbf_svm'}, "at least two classifiers, got 'rbf_svm'"),
-    ({'candidates': None}, 'got None'),
-    ({'candidates': ('mlp', 'rbf_svm', 'mlp')}, "classifier 'mlp' is given twice"),
-    ({'candidates': ('mlp', 'rbf_svn')}, "did you mean 'rbf_svm'"),
-    ({'num_seeds': 0}, 'num_seeds of the selection must be a whole number, at least 1, got 0'),
-    ({'num_seeds': 1.5}, 'got 1.5'),
-    ({'validation_fraction': 0.0}, r'validation_fraction of the selection must be in \(0, 1\), got 0.0'),
-    ({'validation_fraction': 1.0}, 'got 1.0'),
-    ({'seed': -1}, 'seed of the selection must be a whole number, at least 0, got -1'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'fields, message',
+    [
+        ({'candidates': ('rbf_svm',)}, "candidates of the selection must be at least two classifiers, got .'rbf_svm',"),
+        ({'candidates': 'rbf_svm'}, "at least two classifiers, got 'rbf_svm'"),
+        ({'candidates': None}, 'got None'),
+        ({'candidates': ('mlp', 'rbf_svm', 'mlp')}, "classifier 'mlp' is given twice"),
+        ({'candidates': ('mlp', 'rbf_svn')}, "did you mean 'rbf_svm'"),
+        ({'num_seeds': 0}, 'num_seeds of the selection must be a whole number, at least 1, got 0'),
+        ({'num_seeds': 1.5}, 'got 1.5'),
+        ({'validation_fraction': 0.0}, r'validation_fraction of the selection must be in \(0, 1\), got 0.0'),
+        ({'validation_fraction': 1.0}, 'got 1.0'),
+        ({'seed': -1}, 'seed of the selection must be a whole number, at least 0, got -1'),
+    ],
+)
 def test_config_is_validated(fields, message):
     with pytest.raises(ValueError, match=message):
         selection.SelectionConfig(**{'candidates': CANDIDATES, **fields})
@@ -96,7 +108,7 @@ def test_rank_correlation_is_that_of_scipy_and_of_a_count_by_hand(seed):
     assert found['spearman'] == pytest.approx(stats.spearmanr(first, second)[0])
     assert found['kendall'] == pytest.approx(stats.kendalltau(first, second)[0])
     ranks = np.argsort(np.argsort(first)), np.argsort(np.argsort(second))
-    assert found['spearman'] == pytest.approx(1 - 6 * np.sum((ranks[0] - ranks[1])**2) / (9 * (81 - 1)))
+    assert found['spearman'] == pytest.approx(1 - 6 * np.sum((ranks[0] - ranks[1]) ** 2) / (9 * (81 - 1)))
     signs = [np.sign((first[i] - first[j]) * (second[i] - second[j])) for i in range(9) for j in range(i)]
     assert found['kendall'] == pytest.approx(np.mean(signs))
 
@@ -110,7 +122,8 @@ def test_rank_correlation_is_that_of_scipy_and_of_a_count_by_hand(seed):
         ([1, 1, 2], [1, 2, 3], np.sqrt(3) / 2, 2 / np.sqrt(6)),  # With ties: tau-b.
         ([1, 1, 1], [1, 2, 3], None, None),
         ([1, 2, 3], [5, 5, 5], None, None),
-    ])
+    ],
+)
 def test_rank_correlation_of_hand_made_numbers(first, second, spearman, kendall):
     found = selection.rank_correlation(first, second)
     assert found == {'spearman': spearman and pytest.approx(spearman), 'kendall': kendall and pytest.approx(kendall)}
@@ -120,11 +133,17 @@ def test_regret_is_what_the_choice_loses_either_way_it_is_trained():
     found = result(candidate('a', 0.9, 0.7, 0.80), candidate('b', 0.8, 0.6, 0.95), candidate('c', 0.1, 0.75, 0.95))
     regret = found.to_dict()['regret']
     assert regret['transfer'] == {
-        'best': 'c', 'best_accuracy': 0.75, 'chosen_accuracy': 0.7, 'regret': pytest.approx(0.05)
-    }  # yapf: disable
+        'best': 'c',
+        'best_accuracy': 0.75,
+        'chosen_accuracy': 0.7,
+        'regret': pytest.approx(0.05),
+    }
     assert regret['real'] == {  # The first of equals.
-        'best': 'b', 'best_accuracy': 0.95, 'chosen_accuracy': 0.80, 'regret': pytest.approx(0.15)
-    }  # yapf: disable
+        'best': 'b',
+        'best_accuracy': 0.95,
+        'chosen_accuracy': 0.80,
+        'regret': pytest.approx(0.15),
+    }
 
 
 def test_choice_that_is_best_on_real_images_has_no_regret():
@@ -135,7 +154,7 @@ def test_choice_that_is_best_on_real_images_has_no_regret():
         'synthetic_and_transfer': {'spearman': None, 'kendall': None},
         'synthetic_and_real': {'spearman': pytest.approx(1.0), 'kendall': pytest.approx(1.0)},
         'transfer_and_real': {'spearman': None, 'kendall': None},
-    }  # yapf: disable
+    }
 
 
 def test_ties_are_broken_by_the_order_given_and_named(samples, fits):
@@ -143,10 +162,9 @@ def test_ties_are_broken_by_the_order_given_and_named(samples, fits):
     names = ['a', 'b', 'c']
     for order in (names, names[::-1]):
         widths = {'a': 3, 'b': 7, 'c': 5}
-        config = selection.SelectionConfig(tuple(('mlp', {
-            'width': widths[name]
-        }) for name in order),
-                                           measure_on_real=False)
+        config = selection.SelectionConfig(
+            tuple(('mlp', {'width': widths[name]}) for name in order), measure_on_real=False
+        )
         found = selection.select(config, *samples, None, None)
         assert [entry.settings['width'] for entry in found.candidates] == [widths[name] for name in order]
         assert found.chosen.settings['width'] == widths[order[0]] and len(found.tied_with) == 2
@@ -196,8 +214,12 @@ def test_another_seed_compares_by_other_samples_and_the_same_by_the_same(samples
 def test_candidates_with_random_weights_are_trained_once_a_seed(samples, fits):
     config = selection.SelectionConfig(('rbf_svm', 'mlp'), num_seeds=3, seed=5, measure_on_real=False)
     selection.select(config, *samples, None, None)
-    assert [(call['config'].name, call['seed']) for call in fits] == [('rbf_svm', 5), ('mlp', 5), ('mlp', 6),
-                                                                      ('mlp', 7)]
+    assert [(call['config'].name, call['seed']) for call in fits] == [
+        ('rbf_svm', 5),
+        ('mlp', 5),
+        ('mlp', 6),
+        ('mlp', 7),
+    ]
 
 
 def test_private_images_are_not_touched_unless_allowed(samples):
@@ -214,11 +236,14 @@ def test_private_images_are_not_touched_unless_allowed(samples):
 def test_choice_does_not_depend_on_private_images(digits, samples):
     config = selection.SelectionConfig((*CANDIDATES, CNN))
     wrong = dataclasses.replace(digits.train, labels=9 - digits.train.labels)
-    found = [selection.select(dataclasses.replace(config, measure_on_real=is_real), *samples, train, digits.held_out)
-             for is_real, train in ((True, digits.train), (True, wrong), (False, None))]  # yapf: disable
+    found = [
+        selection.select(dataclasses.replace(config, measure_on_real=is_real), *samples, train, digits.held_out)
+        for is_real, train in ((True, digits.train), (True, wrong), (False, None))
+    ]
     for other in found[1:]:
-        assert [(entry.title, entry.synthetic_accuracy) for entry in found[0].candidates
-               ] == [(entry.title, entry.synthetic_accuracy) for entry in other.candidates]
+        assert [(entry.title, entry.synthetic_accuracy) for entry in found[0].candidates] == [
+            (entry.title, entry.synthetic_accuracy) for entry in other.candidates
+        ]
     assert found[0].candidates[0].real_accuracy > 0.9 > 0.2 > found[1].candidates[0].real_accuracy
 
 
@@ -227,11 +252,16 @@ def test_accuracies_are_those_of_classifiers_trained_directly(digits, samples):
     found = selection.select(config, *samples, digits.train, digits.held_out)
     assert json.loads(json.dumps(found.to_dict())) == found.to_dict()
     assert [entry.synthetic_accuracy for entry in found.candidates] == sorted(
-        (entry.synthetic_accuracy for entry in found.candidates), reverse=True)
+        (entry.synthetic_accuracy for entry in found.candidates), reverse=True
+    )
     test, truth = digits.held_out.images_uint8, digits.held_out.labels
     for entry in found.candidates:
-        predict = classifiers.fit(classifiers.ClassifierConfig(entry.classifier, entry.settings),
-                                  digits.train.images_uint8, digits.train.labels, 10)  # yapf: disable
+        predict = classifiers.fit(
+            classifiers.ClassifierConfig(entry.classifier, entry.settings),
+            digits.train.images_uint8,
+            digits.train.labels,
+            10,
+        )
         assert entry.real_accuracy == np.mean(predict(test).argmax(axis=-1) == truth)
         assert entry.transfer_accuracy > 0.7 or entry.title == 'rbf_svm C=0.001 gamma=scale'
     assert found.chosen.title != 'rbf_svm C=0.001 gamma=scale'
@@ -265,8 +295,9 @@ def test_too_few_samples_are_refused(samples):
 @pytest.mark.parametrize('synthetic', [(1.0, 0.9, 0.1), (0.5, 0.5, 0.5), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)])
 def test_picture_is_drawn_of_any_accuracies(tmp_path, synthetic, num_real):
     real = (0.5, 0.99, 0.1) if num_real else (None,) * 3
-    found = result(*(candidate(str(row), *values, values[1]) for row, values in enumerate(zip(synthetic, real))),
-                   num_real=num_real)
+    found = result(
+        *(candidate(str(row), *values, values[1]) for row, values in enumerate(zip(synthetic, real))), num_real=num_real
+    )
     selection_picture.draw_selection(tmp_path / 'picture.png', found.to_dict())
     assert (tmp_path / 'picture.png').read_bytes().startswith(b'\x89PNG')
     assert [path.name for path in tmp_path.iterdir()] == ['picture.png']

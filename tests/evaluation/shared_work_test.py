@@ -222,11 +222,8 @@ def test_choice_of_several_workers_is_that_of_one(data):
     config = selection.SelectionConfig((*CLASSIFIERS, ('rbf_svm', {'C': 1e-3})), num_seeds=2)
 
     def select(workers):
-        return selection.select(config,
-                                samples.images_uint8,
-                                samples.labels,
-                                data.train,
-                                data.held_out,
-                                workers=workers).to_dict()
+        return selection.select(
+            config, samples.images_uint8, samples.labels, data.train, data.held_out, workers=workers
+        ).to_dict()
 
     assert fake_workers.play(select) == [select(workers_lib.ALONE)] * 2

@@ -30,12 +30,9 @@ def as_dataset(images, labels, class_names):
 
 @pytest.fixture(name='measured', scope='module')
 def fixture_measured(digits):
-    config = utility.UtilityConfig(('logistic_regression', ('small_cnn', {
-        'num_epochs': 2,
-        'min_steps': 40
-    })),
-                                   num_seeds=2,
-                                   curve_sizes=(60, 200))
+    config = utility.UtilityConfig(
+        ('logistic_regression', ('small_cnn', {'num_epochs': 2, 'min_steps': 40})), num_seeds=2, curve_sizes=(60, 200)
+    )
     real = as_dataset(*part(digits.train, 400, 800), digits.train.class_names)
     return utility.measure(config, *part(digits.train, 0, 400), real, digits.held_out)
 
@@ -52,9 +49,11 @@ def test_accuracies_are_those_of_scikit_learn_on_the_same_split(digits, measured
         assert found['accuracy'] == found['accuracy_mean'] == pytest.approx(np.mean(right))
         assert found['accuracy_std'] is None
         assert found['validation_accuracy'] == pytest.approx(
-            direct.score(images[apart].reshape(-1, 64) / 255, labels[apart]))
-        assert [row['recall'] for row in found['per_class']
-               ] == pytest.approx([right[test_labels == label].mean() for label in range(10)])
+            direct.score(images[apart].reshape(-1, 64) / 255, labels[apart])
+        )
+        assert [row['recall'] for row in found['per_class']] == pytest.approx(
+            [right[test_labels == label].mean() for label in range(10)]
+        )
         assert np.trace(found['confusion']) == right.sum() and np.sum(found['confusion']) == 360
     assert entry['synthetic_images'] != entry['real_images']
 
@@ -63,18 +62,23 @@ def test_result_is_json_and_names_what_was_compared(measured):
     fields = json.loads(json.dumps(measured.fields))
     assert fields == measured.fields
     assert [fields[name] for name in ('num_synthetic', 'num_real', 'num_test', 'num_seeds')] == [400, 400, 360, 2]
-    assert [(point['classifier'], point['num_synthetic']) for point in fields['curve']
-           ] == [(name, size) for name in ('logistic_regression', 'small_cnn') for size in (60, 200)]
+    assert [(point['classifier'], point['num_synthetic']) for point in fields['curve']] == [
+        (name, size) for name in ('logistic_regression', 'small_cnn') for size in (60, 200)
+    ]
     for entry in fields['classifiers']:
         assert entry['synthetic_images']['accuracy'] == np.mean(
-            measured.predictions[entry['classifier']] == datasets.digits().held_out.labels)
+            measured.predictions[entry['classifier']] == datasets.digits().held_out.labels
+        )
     # Parts of samples differ from seed to seed, also where the classifier itself does not.
     assert all(point['accuracy_std'] > 0.0 for point in fields['curve'] if point['num_synthetic'] == 60)
 
 
 def test_more_samples_make_a_better_classifier(measured):
-    points = {point['num_synthetic']: point for point in measured.fields['curve']
-              if point['classifier'] == 'logistic_regression'}  # yapf: disable
+    points = {
+        point['num_synthetic']: point
+        for point in measured.fields['curve']
+        if point['classifier'] == 'logistic_regression'
+    }
     assert points[200]['accuracy_mean'] > points[60]['accuracy_mean'] + 0.02
 
 
@@ -106,8 +110,13 @@ def test_ensemble_averages_probabilities_over_seeds(monkeypatch):
     assert found['accuracy_mean'] == pytest.approx(1.25 / 3)
     assert found['accuracy_std'] == pytest.approx(np.std([0.75, 0.25, 0.25], ddof=1))
     assert found['confusion'] == [[3, 0], [1, 0]]
-    assert found['per_class'][0] == {'class': 'a', 'images': 3, 'recall': 1.0, 'precision': 0.75,
-                                     'f1': pytest.approx(6 / 7)}  # yapf: disable
+    assert found['per_class'][0] == {
+        'class': 'a',
+        'images': 3,
+        'recall': 1.0,
+        'precision': 0.75,
+        'f1': pytest.approx(6 / 7),
+    }
     assert found['per_class'][1]['precision'] == found['per_class'][1]['recall'] == 0.0
 
 
@@ -117,13 +126,22 @@ def test_training_and_early_stopping_see_one_source_and_never_held_out_images(mo
     config = utility.UtilityConfig(('small_cnn', 'rbf_svm'), num_seeds=2, curve_sizes=(10,), validation_fraction=0.2)
     data = [as_dataset(*constant_images(value, 30), ('a', 'b')) for value in (2, 3)]
     utility.measure(config, *constant_images(1, 40), *data)
-    seen = [(config.name, len(images), set(images.ravel()) | set(validation[0].ravel()), seed)
-            for config, images, _, validation, seed in recorder.calls]
+    seen = [
+        (config.name, len(images), set(images.ravel()) | set(validation[0].ravel()), seed)
+        for config, images, _, validation, seed in recorder.calls
+    ]
     assert seen == [
-        ('small_cnn', 32, {1}, 0), ('small_cnn', 32, {1}, 1), ('small_cnn', 24, {2}, 0), ('small_cnn', 24, {2}, 1),
-        ('small_cnn', 8, {1}, 0), ('small_cnn', 8, {1}, 1), ('rbf_svm', 32, {1}, 0), ('rbf_svm', 24, {2}, 0),
-        ('rbf_svm', 8, {1}, 0), ('rbf_svm', 8, {1}, 1)
-    ]  # yapf: disable
+        ('small_cnn', 32, {1}, 0),
+        ('small_cnn', 32, {1}, 1),
+        ('small_cnn', 24, {2}, 0),
+        ('small_cnn', 24, {2}, 1),
+        ('small_cnn', 8, {1}, 0),
+        ('small_cnn', 8, {1}, 1),
+        ('rbf_svm', 32, {1}, 0),
+        ('rbf_svm', 24, {2}, 0),
+        ('rbf_svm', 8, {1}, 0),
+        ('rbf_svm', 8, {1}, 1),
+    ]
 
 
 class Unreadable(datasets.ImageDataset):
@@ -169,15 +187,18 @@ def test_split_of_few_images_sets_one_apart_and_of_one_is_refused():
         utility.stratified_split(np.zeros([1]), 0.1, 0)
 
 
-@pytest.mark.parametrize('fields, message', [
-    ({'classifiers': ()}, 'must name at least one'),
-    ({'classifiers': ('random_forest',)}, "got 'random_forest'"),
-    ({'classifiers': ('rbf_svm', 'rbf_svm')}, "'rbf_svm' is given twice"),
-    ({'num_seeds': 0}, 'num_seeds .* got 0'),
-    ({'validation_fraction': 1.0}, 'validation_fraction .* got 1.0'),
-    ({'curve_sizes': (100, 1)}, r'curve_sizes .* got \(1, 100\)'),
-    ({'seed': -1}, 'seed .* got -1'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'fields, message',
+    [
+        ({'classifiers': ()}, 'must name at least one'),
+        ({'classifiers': ('random_forest',)}, "got 'random_forest'"),
+        ({'classifiers': ('rbf_svm', 'rbf_svm')}, "'rbf_svm' is given twice"),
+        ({'num_seeds': 0}, 'num_seeds .* got 0'),
+        ({'validation_fraction': 1.0}, 'validation_fraction .* got 1.0'),
+        ({'curve_sizes': (100, 1)}, r'curve_sizes .* got \(1, 100\)'),
+        ({'seed': -1}, 'seed .* got -1'),
+    ],
+)
 def test_config_is_validated(fields, message):
     with pytest.raises(ValueError, match=message):
         utility.UtilityConfig(**fields)
@@ -199,16 +220,22 @@ def no_images():
     raise AssertionError('images were read')
 
 
-@pytest.mark.parametrize('num_samples, kept, left_out', [
-    (2000, (100, 200, 2000), None), (1999, (100, 200), ': 2,000'), (150, (100,), ': 200, 2,000'),
-    (99, (), ': 100, 200, 2,000')
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'num_samples, kept, left_out',
+    [
+        (2000, (100, 200, 2000), None),
+        (1999, (100, 200), ': 2,000'),
+        (150, (100,), ': 200, 2,000'),
+        (99, (), ': 100, 200, 2,000'),
+    ],
+)
 def test_sizes_of_a_curve_beyond_the_samples_at_hand_are_left_out_in_one_line(num_samples, kept, left_out):
     config = utility.UtilityConfig(('rbf_svm',), curve_sizes=(2000, 100, 200))
     fitting, said = utility.fitting(config, of_shape((8, 8, 1)), num_samples)
     assert fitting == dataclasses.replace(config, curve_sizes=kept)
-    assert [left_out in sentence and f'there are {num_samples:,} samples' in sentence
-            for sentence in said] == [True] * bool(left_out)  # yapf: disable
+    assert [left_out in sentence and f'there are {num_samples:,} samples' in sentence for sentence in said] == [
+        True
+    ] * bool(left_out)
 
 
 @pytest.mark.parametrize('shape, kept', [((8, 8, 1), 3), ((28, 20, 3), 3), ((7, 8, 1), 1), ((20, 4, 1), 1)])
@@ -219,8 +246,9 @@ def test_networks_that_images_are_too_small_for_are_left_out_and_the_rest_is_mea
     assert kept == 3 or 'left out of UtilityConfig.classifiers' in said[0] and ': wrn_40_4, small_cnn' in said[0]
     images = np.random.default_rng(0).integers(0, 256, [8, *shape]).astype(np.uint8)
     for classifier in fitting.classifiers[1:]:  # The wide network is as the small one in this, and slow to build.
-        quick = classifiers.ClassifierConfig(classifier.name, {'num_epochs': 1, 'min_steps': 1}
-                                             if classifier.name == 'small_cnn' else {})  # yapf: disable
+        quick = classifiers.ClassifierConfig(
+            classifier.name, {'num_epochs': 1, 'min_steps': 1} if classifier.name == 'small_cnn' else {}
+        )
         assert classifiers.fit(quick, images, np.arange(8) % 2, 2)(images).shape == (8, 2)
 
 
@@ -229,8 +257,10 @@ def test_images_that_no_classifier_is_for_are_refused():
         utility.fitting(utility.UtilityConfig(('small_cnn',)), of_shape((4, 4, 1)), 100)
 
 
-@pytest.mark.parametrize('only_public_data, is_public, measures', [(True, True, True), (True, False, False),
-                                                                   (False, False, True), (False, True, True)])
+@pytest.mark.parametrize(
+    'only_public_data, is_public, measures',
+    [(True, True, True), (True, False, False), (False, False, True), (False, True, True)],
+)
 def test_what_is_for_public_data_alone_measures_nothing_on_private_ones(only_public_data, is_public, measures):
     config = utility.UtilityConfig(('rbf_svm',), only_public_data=only_public_data)
     fitting, said = utility.fitting(config, of_shape((8, 8, 1), is_public=is_public), 100)

@@ -75,9 +75,9 @@ def test_layer_with_an_activation_is_refused():
 def test_new_adapted_network_is_the_network_without_adapters():
     plain, adapted = (unet.build_unet(config, (4, 4, 1), 3) for config in (_PLAIN, _ADAPTED))
     randomize(plain.variables)
-    transfer.carry_over_weights({v.name.split(':')[0]: v.numpy() for v in plain.variables},
-                                adapted,
-                                keep_class_embedding=True)
+    transfer.carry_over_weights(
+        {v.name.split(':')[0]: v.numpy() for v in plain.variables}, adapted, keep_class_embedding=True
+    )
     np.testing.assert_array_equal(adapted(inputs_for()), plain(inputs_for()))
     # Control: it would not be if what is zero at first were not.
     randomize([v for v in adapted.variables if v.name.endswith('adapter_up:0')])
@@ -91,11 +91,14 @@ def test_rank_zero_is_the_network_as_it_was():
     assert not any(isinstance(m, (adapters.AdaptedDense, adapters.AdaptedConv2D)) for m in without.submodules)
 
 
-@pytest.mark.parametrize('role, layers', [
-    ('attention', ['attention/qkv', 'attention/out']),
-    ('residual', ['0/conv_in', '1/conv_in', '0/conv_out', '1/conv_out']),
-    ('embedding', ['embedding_dense', 'timestep_embedding/dense_in', 'timestep_embedding/dense_out']),
-])
+@pytest.mark.parametrize(
+    'role, layers',
+    [
+        ('attention', ['attention/qkv', 'attention/out']),
+        ('residual', ['0/conv_in', '1/conv_in', '0/conv_out', '1/conv_out']),
+        ('embedding', ['embedding_dense', 'timestep_embedding/dense_in', 'timestep_embedding/dense_out']),
+    ],
+)
 def test_adapters_are_on_the_layers_of_the_roles_asked_for(role, layers, adapted):
     model = unet.build_unet(dataclasses.replace(_ADAPTED, adapter_targets=(role,)), (4, 4, 1), 3)
     found = {v.name for v in model.variables if is_adapter(v)}

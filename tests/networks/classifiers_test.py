@@ -9,8 +9,12 @@ import tensorflow as tf
 from tf_dpdiff import keras
 from tf_dpdiff.networks import classifiers
 
-BUILDERS = {'wide_resnet': lambda shape, num_classes, **options: classifiers.wide_resnet(
-    shape, num_classes, depth=10, width=1, **options), 'small_cnn': classifiers.small_cnn}  # yapf: disable
+BUILDERS = {
+    'wide_resnet': lambda shape, num_classes, **options: classifiers.wide_resnet(
+        shape, num_classes, depth=10, width=1, **options
+    ),
+    'small_cnn': classifiers.small_cnn,
+}
 
 
 def layers_of(model, kind):
@@ -40,14 +44,21 @@ def test_wrn_40_4_has_the_parameters_of_the_paper(wrn_40_4):
 
 
 def test_wrn_40_4_has_three_groups_of_six_blocks_that_halve_the_image_twice(wrn_40_4):
-    convolutions = collections.Counter((layer.kernel_size[0], layer.filters, layer.strides[0], layer.output_shape[1])
-                                       for layer in layers_of(wrn_40_4, keras.layers.Conv2D))
+    convolutions = collections.Counter(
+        (layer.kernel_size[0], layer.filters, layer.strides[0], layer.output_shape[1])
+        for layer in layers_of(wrn_40_4, keras.layers.Conv2D)
+    )
     assert convolutions == {
         (3, 16, 1, 32): 1,
-        (1, 64, 1, 32): 1, (3, 64, 1, 32): 12,
-        (1, 128, 2, 16): 1, (3, 128, 2, 16): 1, (3, 128, 1, 16): 11,
-        (1, 256, 2, 8): 1, (3, 256, 2, 8): 1, (3, 256, 1, 8): 11,
-    }  # yapf: disable
+        (1, 64, 1, 32): 1,
+        (3, 64, 1, 32): 12,
+        (1, 128, 2, 16): 1,
+        (3, 128, 2, 16): 1,
+        (3, 128, 1, 16): 11,
+        (1, 256, 2, 8): 1,
+        (3, 256, 2, 8): 1,
+        (3, 256, 1, 8): 11,
+    }
     assert len(layers_of(wrn_40_4, keras.layers.Add)) == 18
     assert not any(layer.use_bias for layer in layers_of(wrn_40_4, keras.layers.Conv2D))
 
@@ -106,19 +117,22 @@ def test_no_two_layers_start_alike():
     sizes = collections.Counter(kernel.size for kernel in kernels)
     assert max(sizes.values()) > 1
     for row, one in enumerate(kernels):
-        for two in kernels[row + 1:]:
+        for two in kernels[row + 1 :]:
             assert one.size != two.size or not np.array_equal(one, two)
 
 
-@pytest.mark.parametrize('build, message', [
-    (lambda: classifiers.wide_resnet((32, 32, 3), 10, depth=28 + 1), 'depth .* 10, 16, 22, ..., got 29'),
-    (lambda: classifiers.wide_resnet((32, 32, 3), 10, depth=4), 'depth .* got 4'),
-    (lambda: classifiers.wide_resnet((32, 32, 3), 10, width=0), 'width of a classifier must be at least 1, got 0'),
-    (lambda: classifiers.wide_resnet((7, 32, 3), 10), r'at least 8x8, got \(7, 32, 3\)'),
-    (lambda: classifiers.small_cnn((32, 7, 3), 10), r'at least 8x8, got \(32, 7, 3\)'),
-    (lambda: classifiers.small_cnn((8, 8, 1), 10, width=0), 'width of a classifier must be at least 1, got 0'),
-    (lambda: classifiers.wide_resnet((8, 8, 1), 10, compute_dtype='float16'), "'mixed_bfloat16'.*, got 'float16'"),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'build, message',
+    [
+        (lambda: classifiers.wide_resnet((32, 32, 3), 10, depth=28 + 1), 'depth .* 10, 16, 22, ..., got 29'),
+        (lambda: classifiers.wide_resnet((32, 32, 3), 10, depth=4), 'depth .* got 4'),
+        (lambda: classifiers.wide_resnet((32, 32, 3), 10, width=0), 'width of a classifier must be at least 1, got 0'),
+        (lambda: classifiers.wide_resnet((7, 32, 3), 10), r'at least 8x8, got \(7, 32, 3\)'),
+        (lambda: classifiers.small_cnn((32, 7, 3), 10), r'at least 8x8, got \(32, 7, 3\)'),
+        (lambda: classifiers.small_cnn((8, 8, 1), 10, width=0), 'width of a classifier must be at least 1, got 0'),
+        (lambda: classifiers.wide_resnet((8, 8, 1), 10, compute_dtype='float16'), "'mixed_bfloat16'.*, got 'float16'"),
+    ],
+)
 def test_impossible_network_is_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()

@@ -25,10 +25,16 @@ def operations_of_gradient(layer, inputs):
     return {operation.type for operation in graph.get_operations()}
 
 
-SETTINGS = [dict(kernel_size=3, padding='same'), dict(kernel_size=1), dict(kernel_size=1, padding='same'),
-            dict(kernel_size=(2, 3), padding='same'), dict(kernel_size=3, padding='same', strides=2),
-            dict(kernel_size=3), dict(kernel_size=3, padding='same', dilation_rate=2),
-            dict(kernel_size=3, padding='same', groups=2)]  # yapf: disable
+SETTINGS = [
+    dict(kernel_size=3, padding='same'),
+    dict(kernel_size=1),
+    dict(kernel_size=1, padding='same'),
+    dict(kernel_size=(2, 3), padding='same'),
+    dict(kernel_size=3, padding='same', strides=2),
+    dict(kernel_size=3),
+    dict(kernel_size=3, padding='same', dilation_rate=2),
+    dict(kernel_size=3, padding='same', groups=2),
+]
 
 
 @pytest.mark.parametrize('settings', SETTINGS, ids=str)

@@ -10,7 +10,9 @@ from tf_dpdiff.networks import layers
 from tf_dpdiff.networks import unet
 
 _SHAPE = (8, 8, 16)
-_SEEDS = np.concatenate([np.arange(-100, 100), np.random.default_rng(0).integers(-2**31, 2**31, 300)]).astype(np.int32)
+_SEEDS = np.concatenate([np.arange(-100, 100), np.random.default_rng(0).integers(-(2**31), 2**31, 300)]).astype(
+    np.int32
+)
 
 
 def masks(seeds=_SEEDS, rate=0.3, salt=0, shape=_SHAPE):
@@ -59,8 +61,13 @@ def largest_correlation(kept, other=None):
     if other is not None:
         pairs = [(x, other - other.mean())]
     else:
-        pairs = [(x[1:], x[:-1]), (x[:, 1:], x[:, :-1]), (x[:, :, 1:], x[:, :, :-1]), (x[..., 1:], x[..., :-1]),
-                 (x[1:, ..., :-1], x[:-1, ..., 1:])]
+        pairs = [
+            (x[1:], x[:-1]),
+            (x[:, 1:], x[:, :-1]),
+            (x[:, :, 1:], x[:, :, :-1]),
+            (x[..., 1:], x[..., :-1]),
+            (x[1:, ..., :-1], x[:-1, ..., 1:]),
+        ]
     return max(abs(np.mean(a * b)) / x.var() * np.sqrt(a.size) for a, b in pairs)
 
 
@@ -104,8 +111,8 @@ def z_of_mean(outputs, inputs):
 def test_expectation_is_kept():
     inputs = np.random.default_rng(1).uniform(1.0, 2.0, _SHAPE).astype(np.float32)
     outputs = dropout.SeededDropout(0.3)(
-        [tf.constant(np.broadcast_to(inputs, [len(_SEEDS), *_SHAPE])),
-         tf.constant(_SEEDS)], training=True).numpy()
+        [tf.constant(np.broadcast_to(inputs, [len(_SEEDS), *_SHAPE])), tf.constant(_SEEDS)], training=True
+    ).numpy()
     assert abs(z_of_mean(outputs, inputs)) < 4.5
     # Control: 1% more would be noticed.
     assert abs(z_of_mean(1.01 * outputs, inputs)) > 4.5
@@ -171,7 +178,7 @@ def views_of(units, views=2, seed=0):
     """Returns x_t, t, labels and seeds of units."""
     generator = np.random.default_rng(seed)
     whole = [tf.constant(generator.integers(0, 10, [units, views]), tf.int32) for _ in range(2)]
-    seeds = tf.constant(generator.integers(-2**31, 2**31, [units, views]), tf.int32)
+    seeds = tf.constant(generator.integers(-(2**31), 2**31, [units, views]), tf.int32)
     return [tf.constant(generator.normal(size=[units, views, 4, 4, 1]), tf.float32), *whole, seeds]
 
 
@@ -203,8 +210,9 @@ def test_every_block_has_another_salt(model):
 
 
 def test_dropout_adds_an_input_and_no_variable(model):
-    plain = unet.build_unet(unet.UNetConfig(base_channels=4, channel_multipliers=(1,), middle_attention=False,
-                                            groups=2), (4, 4, 1), 10)  # yapf: disable
+    plain = unet.build_unet(
+        unet.UNetConfig(base_channels=4, channel_multipliers=(1,), middle_attention=False, groups=2), (4, 4, 1), 10
+    )
     assert model.input_names == plain.input_names + ['dropout_seeds']
     assert [v.name for v in model.variables] == [v.name for v in plain.variables]
     plain.set_weights(model.get_weights())

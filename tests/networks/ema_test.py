@@ -22,7 +22,8 @@ def test_averages_are_those_of_numpy():
     averages = [tf.Variable(variable) for variable in variables]
     expected = [variable.numpy().astype(np.float64) for variable in variables]
     update = tf.function(
-        lambda n: [ema.update_average(a, v, ema.ema_decay(0.9, n)) for a, v in zip(averages, variables)])
+        lambda n: [ema.update_average(a, v, ema.ema_decay(0.9, n)) for a, v in zip(averages, variables)]
+    )
     for n in range(50):
         for variable in variables:
             variable.assign(generator.normal(size=variable.shape))

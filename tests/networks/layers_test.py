@@ -117,7 +117,7 @@ def test_timestep_embedding_is_sinusoids_and_two_dense_layers():
     layer(tf.constant(t))
     randomize(layer)
     # Ho et al. 2020 take the positions of Vaswani et al. 2017: wavelengths from 2 pi to 10,000 x 2 pi.
-    frequencies = np.array([1.0, 10000**(-1 / 3), 10000**(-2 / 3)])
+    frequencies = np.array([1.0, 10000 ** (-1 / 3), 10000 ** (-2 / 3)])
     code = np.concatenate([np.cos(np.outer(t, frequencies)), np.sin(np.outer(t, frequencies))], axis=1)
     hidden = code @ layer.dense_in.kernel.numpy() + layer.dense_in.bias.numpy()
     expected = hidden / (1 + np.exp(-hidden)) @ layer.dense_out.kernel.numpy() + layer.dense_out.bias.numpy()
@@ -184,7 +184,7 @@ def test_self_attention_is_softmax_attention_over_pixels(channels, head_channels
     expected = np.zeros([2, 12, channels])
     for head in range(channels // head_channels):
         columns = slice(head * head_channels, (head + 1) * head_channels)
-        q, k, v = (qkv[..., part * channels:(part + 1) * channels][..., columns] for part in range(3))
+        q, k, v = (qkv[..., part * channels : (part + 1) * channels][..., columns] for part in range(3))
         for image in range(2):
             for pixel in range(12):
                 weights = np.exp(k[image] @ q[image, pixel] / np.sqrt(head_channels))
@@ -223,17 +223,25 @@ _CASES = {
     'TimestepEmbedding': (lambda: layers.TimestepEmbedding(4, 6), np.arange(6, dtype=np.int32).reshape(3, 2) * 7),
     'ClassEmbedding': (lambda: layers.ClassEmbedding(5, 3), np.array([[0, 5], [2, 2], [1, 4]], np.int32)),
     'ResidualBlock': (lambda: layers.ResidualBlock(4, 2), (image_of(4), random_array([_UNITS, _VIEWS, 6], 8))),
-    'ResidualBlock, other':
-        (lambda: layers.ResidualBlock(6, 2, scale_shift=True), (image_of(4), random_array([_UNITS, _VIEWS, 6], 8))),
+    'ResidualBlock, other': (
+        lambda: layers.ResidualBlock(6, 2, scale_shift=True),
+        (image_of(4), random_array([_UNITS, _VIEWS, 6], 8)),
+    ),
     'SelfAttention': (lambda: layers.SelfAttention(2, 2), image_of(4)),
     'Upsample': (lambda: layers.Upsample(3), image_of(4)),
     'AdaptedDense': (lambda: adapters.AdaptedDense(5, adapter_rank=2, adapter_alpha=3.0), image_of(4)),
-    'AdaptedConv2D': (lambda: adapters.AdaptedConv2D(5, 3, padding='same', adapter_rank=2, adapter_alpha=3.0),
-                      image_of(4)),
-    'TimestepEmbedding, adapted':
-        (lambda: layers.TimestepEmbedding(4, 6, _ADAPTERS), np.arange(6, dtype=np.int32).reshape(3, 2) * 7),
-    'ResidualBlock, adapted':
-        (lambda: layers.ResidualBlock(4, 2, adapters=_ADAPTERS), (image_of(4), random_array([_UNITS, _VIEWS, 6], 8))),
+    'AdaptedConv2D': (
+        lambda: adapters.AdaptedConv2D(5, 3, padding='same', adapter_rank=2, adapter_alpha=3.0),
+        image_of(4),
+    ),
+    'TimestepEmbedding, adapted': (
+        lambda: layers.TimestepEmbedding(4, 6, _ADAPTERS),
+        np.arange(6, dtype=np.int32).reshape(3, 2) * 7,
+    ),
+    'ResidualBlock, adapted': (
+        lambda: layers.ResidualBlock(4, 2, adapters=_ADAPTERS),
+        (image_of(4), random_array([_UNITS, _VIEWS, 6], 8)),
+    ),
     'SelfAttention, adapted': (lambda: layers.SelfAttention(2, 2, _ADAPTERS), image_of(4)),
 }
 
@@ -264,10 +272,9 @@ def gradients_of_unit(layer, inputs):
 
 def test_every_layer_is_a_case():
     classes = {
-        name for name, value in {
-            **vars(layers),
-            **vars(adapters)
-        }.items() if isinstance(value, type) and issubclass(value, keras.layers.Layer)
+        name
+        for name, value in {**vars(layers), **vars(adapters)}.items()
+        if isinstance(value, type) and issubclass(value, keras.layers.Layer)
     }
     # These two have no variables, and a test of their own.
     assert {key.split(',')[0] for key in _CASES} | {'ToPatches', 'FromPatches'} == classes
@@ -329,7 +336,7 @@ def test_layer_that_was_built_is_not_built_again(make, inputs):
     layer.build([array.shape for array in unit] if isinstance(unit, tuple) else unit.shape)
     before = [variable.ref() for variable in layer.weights]
     apply(layer, unit)
-    assert [variable.ref() for variable in layer.weights][:len(before)] == before
+    assert [variable.ref() for variable in layer.weights][: len(before)] == before
     assert len(layer.weights) == len(build(make, inputs).weights)
 
 

@@ -75,10 +75,14 @@ def test_prediction_is_close_to_that_in_float32(models):
 
 def test_softmax_and_statistics_of_norms_are_taken_in_float32(models):
     graph = tf.function(models[1]).get_concrete_function(inputs_for()).graph
-    found = {kind: {op.inputs[0].dtype for op in graph.get_operations() if op.type == kind}
-             for kind in ('Softmax', 'Mean', 'Rsqrt', 'Cos', 'Conv2D')}  # yapf: disable
-    assert found == {**dict.fromkeys(['Softmax', 'Mean', 'Rsqrt', 'Cos'], {tf.float32}),
-                     'Conv2D': {tf.float32, tf.bfloat16}}  # yapf: disable
+    found = {
+        kind: {op.inputs[0].dtype for op in graph.get_operations() if op.type == kind}
+        for kind in ('Softmax', 'Mean', 'Rsqrt', 'Cos', 'Conv2D')
+    }
+    assert found == {
+        **dict.fromkeys(['Softmax', 'Mean', 'Rsqrt', 'Cos'], {tf.float32}),
+        'Conv2D': {tf.float32, tf.bfloat16},
+    }
 
 
 def test_sinusoids_tell_neighbouring_timesteps_apart_in_bfloat16():
@@ -125,8 +129,11 @@ def fixture_gradients():
     """Gradients of two units: mapped in bfloat16, in a loop in bfloat16, in a loop in float32."""
     exact, mixed = random_models(channel_multipliers=(1,))
     views = [tf.reshape(x, [2, 2, *x.shape[1:]]) for x in inputs_for(4)]
-    mapped = tf.function(lambda units: tf.vectorized_map(
-        lambda unit: gradients_of_unit(mixed, unit), units, fallback_to_while_loop=False))(views)
+    mapped = tf.function(
+        lambda units: tf.vectorized_map(
+            lambda unit: gradients_of_unit(mixed, unit), units, fallback_to_while_loop=False
+        )
+    )(views)
     loops = ([gradients_of_unit(model, [x[unit] for x in views]) for unit in range(2)] for model in (mixed, exact))
     return [mapped, *([tf.stack(of_units) for of_units in zip(*loop)] for loop in loops)]
 

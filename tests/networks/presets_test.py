@@ -2,10 +2,10 @@
 
 import functools
 
+import gin
 import pytest
 import tensorflow as tf
 
-import gin
 from tf_dpdiff import keras
 from tf_dpdiff.cli import gin_config
 from tf_dpdiff.networks import unet
@@ -13,7 +13,7 @@ from tf_dpdiff.networks import unet
 _PRESETS = {'digits': ((8, 8, 1), 40_841), 'mnist': ((28, 28, 1), 4.24e6), 'imagenet32': ((32, 32, 3), 80.4e6)}
 
 
-@functools.lru_cache()
+@functools.lru_cache
 def config_of(name):
     gin.clear_config()
     gin_config.parse([f'gin/models/{name}.gin'], [])
@@ -22,7 +22,7 @@ def config_of(name):
     return config
 
 
-@functools.lru_cache()
+@functools.lru_cache
 def variables_of(name):
     """Returns names and shapes of the variables of the network for ten classes; the network itself may be large."""
     model = unet.build_unet(config_of(name), _PRESETS[name][0], 10)
@@ -46,9 +46,15 @@ def test_attention_is_where_the_presets_have_it():
     assert found == {
         'digits': set(),
         'mnist': {'middle_attention'},
-        'imagenet32': {'middle_attention', 'down_1_0_attention', 'down_1_1_attention', 'up_1_0_attention',
-                       'up_1_1_attention', 'up_1_2_attention'}
-    }  # yapf: disable
+        'imagenet32': {
+            'middle_attention',
+            'down_1_0_attention',
+            'down_1_1_attention',
+            'up_1_0_attention',
+            'up_1_1_attention',
+            'up_1_2_attention',
+        },
+    }
 
 
 def test_names_of_variables_do_not_depend_on_what_was_built_before():

@@ -81,19 +81,22 @@ def without(weights, name):
 
 
 _REFUSED = {
-    'missing': (lambda w: without(w, 'middle_0/norm_in/beta'),
-                'middle_0/norm_in/beta is missing in the checkpoint and [4] here; nothing else differs.'),
-    'extra': (lambda w: {
-        **w, 'up_9/kernel': np.zeros([2, 3])
-    }, 'up_9/kernel is [2, 3] in the checkpoint and missing here; nothing else differs.'),
-    'of another shape': (lambda w: {
-        **w, 'conv_in/bias': np.zeros([7]),
-        'out_norm/beta': np.zeros([7]),
-        'more': np.zeros([])
-    }, 'conv_in/bias is [7] in the checkpoint and [4] here; 3 variables differ.'),
-    'with another table': (lambda w: {
-        **w, _TABLE: np.zeros([6, 8])
-    }, f'{_TABLE} is [6, 8] in the checkpoint and [6, 16] here; nothing else differs.'),
+    'missing': (
+        lambda w: without(w, 'middle_0/norm_in/beta'),
+        'middle_0/norm_in/beta is missing in the checkpoint and [4] here; nothing else differs.',
+    ),
+    'extra': (
+        lambda w: {**w, 'up_9/kernel': np.zeros([2, 3])},
+        'up_9/kernel is [2, 3] in the checkpoint and missing here; nothing else differs.',
+    ),
+    'of another shape': (
+        lambda w: {**w, 'conv_in/bias': np.zeros([7]), 'out_norm/beta': np.zeros([7]), 'more': np.zeros([])},
+        'conv_in/bias is [7] in the checkpoint and [4] here; 3 variables differ.',
+    ),
+    'with another table': (
+        lambda w: {**w, _TABLE: np.zeros([6, 8])},
+        f'{_TABLE} is [6, 8] in the checkpoint and [6, 16] here; nothing else differs.',
+    ),
 }
 
 
@@ -133,8 +136,9 @@ _OTHER = {
 @pytest.mark.parametrize('name, value', _OTHER.items())
 def test_field_of_the_architecture_that_differs_is_named_with_both_values(name, value):
     there, here = unet.UNetConfig(), dataclasses.replace(unet.UNetConfig(), **{name: value})
-    assert transfer.architecture_differences(
-        there, here) == [f'{name} is {getattr(there, name)!r} in the checkpoint and {value!r} here']
+    assert transfer.architecture_differences(there, here) == [
+        f'{name} is {getattr(there, name)!r} in the checkpoint and {value!r} here'
+    ]
     assert not transfer.architecture_differences(here, here)
 
 
@@ -143,21 +147,21 @@ def test_several_differences_are_all_named():
     assert [phrase.split()[0] for phrase in differences] == list(_OTHER)
 
 
-@pytest.mark.parametrize('fields', [{
-    'dropout': 0.2
-}, {
-    'compute_dtype': 'mixed_bfloat16'
-}, {
-    'adapter_rank': 4,
-    'adapter_alpha': 1.0,
-    'adapter_targets': ('residual',)
-}])
+@pytest.mark.parametrize(
+    'fields',
+    [
+        {'dropout': 0.2},
+        {'compute_dtype': 'mixed_bfloat16'},
+        {'adapter_rank': 4, 'adapter_alpha': 1.0, 'adapter_targets': ('residual',)},
+    ],
+)
 def test_what_weights_do_not_depend_on_is_no_difference(fields):
     assert not transfer.architecture_differences(unet.UNetConfig(), unet.UNetConfig(**fields))
 
 
-@pytest.mark.parametrize('name, value', [('adapter_rank', 2), ('adapter_alpha', 1.0),
-                                         ('adapter_targets', ('residual',))])
+@pytest.mark.parametrize(
+    'name, value', [('adapter_rank', 2), ('adapter_alpha', 1.0), ('adapter_targets', ('residual',))]
+)
 def test_adapters_of_a_checkpoint_must_be_those_of_the_network(name, value):
     there = unet.UNetConfig(adapter_rank=4)
     differences = transfer.architecture_differences(there, dataclasses.replace(there, **{name: value}))

@@ -17,13 +17,15 @@ from tf_dpdiff.privacy import clipping
 _DIGITS = unet.UNetConfig(base_channels=8, channel_multipliers=(1, 2), middle_attention=False, groups=8)
 _SMALL = unet.UNetConfig(base_channels=4, channel_multipliers=(1,), middle_attention=False, groups=2)
 _PATCHES = dataclasses.replace(_DIGITS, patch_size=2)
-_RICH = unet.UNetConfig(base_channels=4,
-                        channel_multipliers=(1, 3),
-                        num_res_blocks=2,
-                        attention_resolutions=(4,),
-                        head_channels=2,
-                        groups=2,
-                        scale_shift=True)
+_RICH = unet.UNetConfig(
+    base_channels=4,
+    channel_multipliers=(1, 3),
+    num_res_blocks=2,
+    attention_resolutions=(4,),
+    head_channels=2,
+    groups=2,
+    scale_shift=True,
+)
 
 
 def inputs_for(image_shape, batch=3, seed=0):
@@ -31,18 +33,15 @@ def inputs_for(image_shape, batch=3, seed=0):
     return [tf.constant(x_t), tf.constant(np.arange(batch) * 30, tf.int32), tf.constant(np.arange(batch), tf.int32)]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def new_model(config, image_shape):
     """Builds a model for ten classes; shared by tests that leave its weights alone."""
     return unet.build_unet(config, image_shape, 10)
 
 
-@pytest.mark.parametrize('config, image_shape', [
-    (_DIGITS, (8, 8, 1)),
-    (_SMALL, (5, 7, 3)),
-    (_RICH, (8, 4, 3)),
-    (_PATCHES, (8, 12, 3)),
-])
+@pytest.mark.parametrize(
+    'config, image_shape', [(_DIGITS, (8, 8, 1)), (_SMALL, (5, 7, 3)), (_RICH, (8, 4, 3)), (_PATCHES, (8, 12, 3))]
+)
 def test_output_has_the_shape_of_the_input_and_is_zero_at_first(config, image_shape):
     outputs = new_model(config, image_shape)(inputs_for(image_shape))
     assert outputs.shape == (3, *image_shape) and outputs.dtype == tf.float32
@@ -64,8 +63,14 @@ def count_by_hand(config, image_shape, num_classes):
     def residual(channels_in, channels_out):
         code = 2 * channels_out if config.scale_shift else channels_out
         skip = conv(channels_in, channels_out, 1) if channels_in != channels_out else 0
-        return (norm(channels_in) + conv(channels_in, channels_out) + dense(units, code) + norm(channels_out) +
-                conv(channels_out, channels_out) + skip)
+        return (
+            norm(channels_in)
+            + conv(channels_in, channels_out)
+            + dense(units, code)
+            + norm(channels_out)
+            + conv(channels_out, channels_out)
+            + skip
+        )
 
     def attention(channels):
         return norm(channels) + dense(channels, 3 * channels) + dense(channels, channels)
@@ -99,8 +104,9 @@ def count_by_hand(config, image_shape, num_classes):
     return total + norm(channels) + conv(channels, image_channels)
 
 
-@pytest.mark.parametrize('config, image_shape', [(_DIGITS, (8, 8, 1)), (_SMALL, (5, 7, 3)), (_RICH, (8, 4, 3)),
-                                                 (_PATCHES, (8, 12, 3))])
+@pytest.mark.parametrize(
+    'config, image_shape', [(_DIGITS, (8, 8, 1)), (_SMALL, (5, 7, 3)), (_RICH, (8, 4, 3)), (_PATCHES, (8, 12, 3))]
+)
 def test_number_of_parameters_is_that_counted_by_hand(config, image_shape):
     model = new_model(config, image_shape)
     assert model.count_params() == count_by_hand(config, image_shape, 10)
@@ -108,13 +114,24 @@ def test_number_of_parameters_is_that_counted_by_hand(config, image_shape):
     assert not model.non_trainable_variables
 
 
-@pytest.mark.parametrize('config, image_shape, attention', [
-    (_DIGITS, (8, 8, 1), set()),
-    (_RICH, (8, 4, 3), {
-        'down_1_0_attention', 'down_1_1_attention', 'middle_attention', 'up_1_0_attention', 'up_1_1_attention',
-        'up_1_2_attention'
-    }),
-])
+@pytest.mark.parametrize(
+    'config, image_shape, attention',
+    [
+        (_DIGITS, (8, 8, 1), set()),
+        (
+            _RICH,
+            (8, 4, 3),
+            {
+                'down_1_0_attention',
+                'down_1_1_attention',
+                'middle_attention',
+                'up_1_0_attention',
+                'up_1_1_attention',
+                'up_1_2_attention',
+            },
+        ),
+    ],
+)
 def test_attention_is_at_the_levels_that_ask_for_it(config, image_shape, attention):
     model = new_model(config, image_shape)
     assert {layer.name for layer in model.layers if 'attention' in layer.name} == attention
@@ -173,56 +190,39 @@ def test_image_that_cannot_be_halved_is_refused(image_shape):
         unet.build_unet(config, image_shape, 10)
 
 
-@pytest.mark.parametrize('image_shape, message', [
-    ((6, 8, 1), 'arrays of patches of 3x4 cannot be halved 1 times'),
-    ((8, 7, 1), 'images of 8x7 cannot be cut into patches of 2x2: take a patch_size that divides both'),
-])
+@pytest.mark.parametrize(
+    'image_shape, message',
+    [
+        ((6, 8, 1), 'arrays of patches of 3x4 cannot be halved 1 times'),
+        ((8, 7, 1), 'images of 8x7 cannot be cut into patches of 2x2: take a patch_size that divides both'),
+    ],
+)
 def test_image_that_cannot_be_cut_into_patches_is_refused(image_shape, message):
     with pytest.raises(ValueError, match=message):
         unet.build_unet(_PATCHES, image_shape, 10)
 
 
-@pytest.mark.parametrize('arguments, message', [
-    ({
-        'base_channels': 0
-    }, 'base_channels of the UNet must be at least 1, got 0'),
-    ({
-        'num_res_blocks': 0
-    }, 'num_res_blocks of the UNet must be at least 1, got 0'),
-    ({
-        'head_channels': -1
-    }, 'head_channels of the UNet must be at least 1, got -1'),
-    ({
-        'groups': 0
-    }, 'groups of the UNet must be at least 1, got 0'),
-    ({
-        'channel_multipliers': ()
-    }, r'channel_multipliers must be whole numbers of at least 1, got \(\)'),
-    ({
-        'channel_multipliers': (1, 0)
-    }, r'channel_multipliers must be whole numbers of at least 1, got \(1, 0\)'),
-    ({
-        'dropout': 1.0
-    }, r'dropout must be in \[0, 1\), got 1.0'),
-    ({
-        'compute_dtype': 'float64'
-    }, "compute_dtype must be one of .*, got 'float64'"),
-    ({
-        'compute_dtype': 'mixed_float16'
-    }, 'loss scaling'),
-    ({
-        'adapter_rank': -1
-    }, 'adapter_rank must be at least 0, got -1'),
-    ({
-        'adapter_alpha': 0.0
-    }, 'adapter_alpha must be > 0, got 0.0'),
-    ({
-        'adapter_targets': ('attention', 'skip')
-    }, r"adapter_targets must name some of .*, got \('attention', 'skip'\)"),
-    ({
-        'adapter_targets': ()
-    }, r'adapter_targets must name some of .*, got \(\)'),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        ({'base_channels': 0}, 'base_channels of the UNet must be at least 1, got 0'),
+        ({'num_res_blocks': 0}, 'num_res_blocks of the UNet must be at least 1, got 0'),
+        ({'head_channels': -1}, 'head_channels of the UNet must be at least 1, got -1'),
+        ({'groups': 0}, 'groups of the UNet must be at least 1, got 0'),
+        ({'channel_multipliers': ()}, r'channel_multipliers must be whole numbers of at least 1, got \(\)'),
+        ({'channel_multipliers': (1, 0)}, r'channel_multipliers must be whole numbers of at least 1, got \(1, 0\)'),
+        ({'dropout': 1.0}, r'dropout must be in \[0, 1\), got 1.0'),
+        ({'compute_dtype': 'float64'}, "compute_dtype must be one of .*, got 'float64'"),
+        ({'compute_dtype': 'mixed_float16'}, 'loss scaling'),
+        ({'adapter_rank': -1}, 'adapter_rank must be at least 0, got -1'),
+        ({'adapter_alpha': 0.0}, 'adapter_alpha must be > 0, got 0.0'),
+        (
+            {'adapter_targets': ('attention', 'skip')},
+            r"adapter_targets must name some of .*, got \('attention', 'skip'\)",
+        ),
+        ({'adapter_targets': ()}, r'adapter_targets must name some of .*, got \(\)'),
+    ],
+)
 def test_bad_configuration_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         unet.UNetConfig(**arguments)
@@ -263,8 +263,13 @@ def hidden_loops(loss_fn, variables, batch, caplog):
     """Returns the operations that TensorFlow's warnings say to be run in a loop when per-unit gradients are traced."""
     caplog.clear()
     with caplog.at_level(logging.WARNING, logger='tensorflow'):
-        tf.function(lambda: clipping.PerUnitClipper(1.0).clipped_sum(
-            loss_fn, variables, batch, tf.zeros([2], tf.bool), units_per_chunk=2).sums).get_concrete_function()
+        tf.function(
+            lambda: (
+                clipping.PerUnitClipper(1.0)
+                .clipped_sum(loss_fn, variables, batch, tf.zeros([2], tf.bool), units_per_chunk=2)
+                .sums
+            )
+        ).get_concrete_function()
     messages = [record.getMessage() for record in caplog.records if 'while_loop' in record.getMessage()]
     found = [re.match(r'(?:Using a while_loop for converting )?(\w+)', message) for message in messages]
     assert all(found)
@@ -272,22 +277,28 @@ def hidden_loops(loss_fn, variables, batch, caplog):
 
 
 # Two levels, attention in the middle, dropout: every kind of layer takes part.
-_LEVELS = unet.UNetConfig(base_channels=4,
-                          channel_multipliers=(1, 2),
-                          head_channels=4,
-                          groups=2,
-                          scale_shift=True,
-                          dropout=0.2,
-                          compute_dtype='mixed_bfloat16')
+_LEVELS = unet.UNetConfig(
+    base_channels=4,
+    channel_multipliers=(1, 2),
+    head_channels=4,
+    groups=2,
+    scale_shift=True,
+    dropout=0.2,
+    compute_dtype='mixed_bfloat16',
+)
 _ADAPTED = dataclasses.replace(_LEVELS, channel_multipliers=(1,), adapter_rank=2)
 
 
-@pytest.mark.parametrize('config, patterns, max_pixels, expected', [
-    (_LEVELS, ['norm', 'attention', 'embedding', 'upsample'], 0, {'Conv2DBackpropFilter'}),
-    (_ADAPTED, ['adapter', 'class_embedding'], 256, set()),
-])
-def test_per_unit_gradients_hide_no_loop_but_that_of_convolution_filters(config, patterns, max_pixels, expected, caplog,
-                                                                         monkeypatch):
+@pytest.mark.parametrize(
+    'config, patterns, max_pixels, expected',
+    [
+        (_LEVELS, ['norm', 'attention', 'embedding', 'upsample'], 0, {'Conv2DBackpropFilter'}),
+        (_ADAPTED, ['adapter', 'class_embedding'], 256, set()),
+    ],
+)
+def test_per_unit_gradients_hide_no_loop_but_that_of_convolution_filters(
+    config, patterns, max_pixels, expected, caplog, monkeypatch
+):
     # Gradients pass through every layer on their way to the first one; not all filters are trained, since each makes a
     # loop that takes a second to trace.
     monkeypatch.setattr(convolution, '_MAX_PIXELS', max_pixels)
@@ -314,6 +325,7 @@ def test_control_an_embedding_look_up_is_noticed_as_a_hidden_loop(caplog):
     embedding = keras.layers.Embedding(5, 3)
     embedding.build([None])
     units = tf.constant([[0, 1], [2, 2]])
-    loops = hidden_loops(lambda unit: tf.reduce_mean(tf.square(embedding(unit))), embedding.trainable_variables, units,
-                         caplog)
+    loops = hidden_loops(
+        lambda unit: tf.reduce_mean(tf.square(embedding(unit))), embedding.trainable_variables, units, caplog
+    )
     assert 'ResourceGather' in loops

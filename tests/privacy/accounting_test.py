@@ -59,15 +59,20 @@ def test_unsampled_gaussian_matches_the_closed_form(noise_multiplier, num_steps)
 
 
 # Noise multipliers of the paper's three settings, by PLD and Poisson sampling.
-RECIPES = [(60000, 4096, 4000, 1e-5, 2.282, 10.0), (50000, 16384, 200, 1e-5, 2.451, 10.0),
-           pytest.param(302436, 16384, 200, 3e-6, 0.763, 10.0, marks=pytest.mark.long),
-           (60000, 4096, 4000, 1e-5, 16.222, 1.0), (50000, 16384, 200, 1e-5, 17.384, 1.0),
-           (302436, 16384, 200, 3e-6, 3.259, 1.0)]
+RECIPES = [
+    (60000, 4096, 4000, 1e-5, 2.282, 10.0),
+    (50000, 16384, 200, 1e-5, 2.451, 10.0),
+    pytest.param(302436, 16384, 200, 3e-6, 0.763, 10.0, marks=pytest.mark.long),
+    (60000, 4096, 4000, 1e-5, 16.222, 1.0),
+    (50000, 16384, 200, 1e-5, 17.384, 1.0),
+    (302436, 16384, 200, 3e-6, 3.259, 1.0),
+]
 
 
 @pytest.mark.parametrize('num_units, batch_size, num_steps, delta, noise_multiplier, target', RECIPES)
-def test_recipes_are_calibrated_to_their_known_noise_and_rdp_bounds_them_from_above(num_units, batch_size, num_steps,
-                                                                                    delta, noise_multiplier, target):
+def test_recipes_are_calibrated_to_their_known_noise_and_rdp_bounds_them_from_above(
+    num_units, batch_size, num_steps, delta, noise_multiplier, target
+):
 
     def make_event(sigma):
         return accounting.poisson_dp_sgd_event(sigma, batch_size / num_units, num_steps)
@@ -92,8 +97,9 @@ def direct_epsilon(noise_multiplier, sampling_probability, num_steps, delta=1e-5
 
 
 @pytest.mark.parametrize('num_units, batch_size, num_steps, delta, noise_multiplier, target', RECIPES)
-def test_recipes_cost_what_dp_accounting_says_when_it_is_called_directly(num_units, batch_size, num_steps, delta,
-                                                                         noise_multiplier, target):
+def test_recipes_cost_what_dp_accounting_says_when_it_is_called_directly(
+    num_units, batch_size, num_steps, delta, noise_multiplier, target
+):
     arguments = noise_multiplier, batch_size / num_units, num_steps
     event = accounting.poisson_dp_sgd_event(*arguments)
     spent = accounting.epsilon(event, delta)
@@ -105,20 +111,22 @@ def test_recipes_cost_what_dp_accounting_says_when_it_is_called_directly(num_uni
     assert by_rdp >= spent
 
 
-@pytest.mark.parametrize('noise_multiplier, target',
-                         [(3.0, 2.0),
-                          (17.0, 0.5), pytest.param(1.0, 3.0, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    'noise_multiplier, target', [(3.0, 2.0), (17.0, 0.5), pytest.param(1.0, 3.0, marks=pytest.mark.long)]
+)
 def test_most_steps_are_found_and_one_more_would_pass_the_target(noise_multiplier, target):
-    found = accounting.solve_num_steps(lambda n: accounting.poisson_dp_sgd_event(noise_multiplier, 0.05, n), target,
-                                       1e-5)
+    found = accounting.solve_num_steps(
+        lambda n: accounting.poisson_dp_sgd_event(noise_multiplier, 0.05, n), target, 1e-5
+    )
     assert isinstance(found, int) and found > 10
     assert direct_epsilon(noise_multiplier, 0.05, found) <= target < direct_epsilon(noise_multiplier, 0.05, found + 1)
 
 
 @pytest.mark.parametrize('num_units, target', [(50000, 2.0), (300, 2.0), (300, 0.5)])
 def test_largest_batch_is_found_and_one_unit_more_would_pass_the_target(num_units, target):
-    found = accounting.solve_batch_size(lambda n: accounting.poisson_dp_sgd_event(3.0, n / num_units, 100), target,
-                                        1e-5, num_units)
+    found = accounting.solve_batch_size(
+        lambda n: accounting.poisson_dp_sgd_event(3.0, n / num_units, 100), target, 1e-5, num_units
+    )
     assert isinstance(found, int) and 1 < found < num_units
     assert direct_epsilon(3.0, found / num_units, 100) <= target < direct_epsilon(3.0, (found + 1) / num_units, 100)
 
@@ -142,23 +150,40 @@ def test_other_releases_leave_less_for_the_steps():
     def make_event(num_steps, others):
         return dp_accounting.ComposedDpEvent([*others, accounting.poisson_dp_sgd_event(3.0, 0.05, num_steps)])
 
-    alone, beside = (accounting.solve_num_steps(lambda n, others=others: make_event(n, others), 2.0, 1e-5)
-                     for others in ([], [dp_accounting.GaussianDpEvent(3.0)]))  # yapf: disable
+    alone, beside = (
+        accounting.solve_num_steps(lambda n, others=others: make_event(n, others), 2.0, 1e-5)
+        for others in ([], [dp_accounting.GaussianDpEvent(3.0)])
+    )
     assert 0 < beside < 0.8 * alone
 
 
-@pytest.mark.parametrize('solve, message', [
-    (lambda: accounting.solve_num_steps(lambda n: accounting.poisson_dp_sgd_event(2.0, 0.5, n), 0.1, 1e-5),
-     'one step already costs'),
-    (lambda: accounting.solve_num_steps(lambda n: accounting.poisson_dp_sgd_event(5000.0, 0.01, n), 10.0, 1e-5),
-     '1,000,000 steps and more meet'),
-    (lambda: accounting.solve_batch_size(lambda b: accounting.poisson_dp_sgd_event(1.0, b / 9, 9), 0.1, 1e-5, 9),
-     'an expected batch of one unit already costs'),
-    (lambda: accounting.solve_sampling_probability(
-        lambda q: dp_accounting.ComposedDpEvent([dp_accounting.GaussianDpEvent(20.0),
-                                                 accounting.poisson_dp_sgd_event(5.0, q, 9)]), 0.1, 1e-5),
-     'a sampling probability of .* already costs'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'solve, message',
+    [
+        (
+            lambda: accounting.solve_num_steps(lambda n: accounting.poisson_dp_sgd_event(2.0, 0.5, n), 0.1, 1e-5),
+            'one step already costs',
+        ),
+        (
+            lambda: accounting.solve_num_steps(lambda n: accounting.poisson_dp_sgd_event(5000.0, 0.01, n), 10.0, 1e-5),
+            '1,000,000 steps and more meet',
+        ),
+        (
+            lambda: accounting.solve_batch_size(lambda b: accounting.poisson_dp_sgd_event(1.0, b / 9, 9), 0.1, 1e-5, 9),
+            'an expected batch of one unit already costs',
+        ),
+        (
+            lambda: accounting.solve_sampling_probability(
+                lambda q: dp_accounting.ComposedDpEvent(
+                    [dp_accounting.GaussianDpEvent(20.0), accounting.poisson_dp_sgd_event(5.0, q, 9)]
+                ),
+                0.1,
+                1e-5,
+            ),
+            'a sampling probability of .* already costs',
+        ),
+    ],
+)
 def test_target_that_no_value_meets_is_refused_in_one_line(solve, message):
     with pytest.raises(accounting.BudgetError, match=message) as error:
         solve()
@@ -186,12 +211,16 @@ def test_target_that_needs_no_noise_gets_some():
 def test_epsilon_of_the_same_releases_is_computed_once(monkeypatch):
     made = []
     original = privacy_loss_distribution.from_gaussian_mechanism
-    monkeypatch.setattr(privacy_loss_distribution, 'from_gaussian_mechanism',
-                        lambda *args, **options: made.append(args) or original(*args, **options))
+    monkeypatch.setattr(
+        privacy_loss_distribution,
+        'from_gaussian_mechanism',
+        lambda *args, **options: made.append(args) or original(*args, **options),
+    )
 
     def spent(noise_multiplier):
-        return accounting.epsilon(dp_accounting.ComposedDpEvent([dp_accounting.GaussianDpEvent(noise_multiplier)]),
-                                  1e-5)
+        return accounting.epsilon(
+            dp_accounting.ComposedDpEvent([dp_accounting.GaussianDpEvent(noise_multiplier)]), 1e-5
+        )
 
     assert spent(3.21) == spent(3.21) and len(made) == 1
     assert spent(3.22) < spent(3.21) and len(made) == 2
@@ -202,10 +231,13 @@ SMALL_DELTAS = [1e-9, 1e-11, 1e-12, 1e-13, 1e-15, 1e-30, 1e-100, 1e-300]
 
 @pytest.mark.parametrize('accountant', accounting.ACCOUNTANTS)
 @pytest.mark.parametrize('delta', SMALL_DELTAS)
-@pytest.mark.parametrize('noise_multiplier, sampling_probability', [(0.5, 1.0), (3.0, 1.0), (30.0, 1.0), (1.0, 0.5),
-                                                                    (0.7, 0.01), (1.0, 1e-6)])  # yapf: disable
-def test_epsilon_at_a_tiny_delta_is_finite_and_not_below_the_closed_form(noise_multiplier, sampling_probability, delta,
-                                                                         accountant):
+@pytest.mark.parametrize(
+    'noise_multiplier, sampling_probability',
+    [(0.5, 1.0), (3.0, 1.0), (30.0, 1.0), (1.0, 0.5), (0.7, 0.01), (1.0, 1e-6)],
+)
+def test_epsilon_at_a_tiny_delta_is_finite_and_not_below_the_closed_form(
+    noise_multiplier, sampling_probability, delta, accountant
+):
     exact = one_step_epsilon(noise_multiplier, sampling_probability, delta)
     if sampling_probability == 1.0 and delta >= 1e-13:
         assert exact == pytest.approx(gaussian_epsilon(noise_multiplier, delta), rel=1e-3)  # The oracle's own control.
@@ -235,9 +267,9 @@ def test_dp_accounting_itself_finds_no_epsilon_for_many_steps_at_a_tiny_delta():
 def exact_epsilon_on_the_same_grid(noise_multiplier, sampling_probability, num_steps, delta, interval):
     """Epsilon with the privacy loss of a step as dp_accounting has it, composed in numbers of 80 bits."""
     worst = 0.0
-    step = privacy_loss_distribution.from_gaussian_mechanism(noise_multiplier,
-                                                             value_discretization_interval=interval,
-                                                             sampling_prob=sampling_probability)
+    step = privacy_loss_distribution.from_gaussian_mechanism(
+        noise_multiplier, value_discretization_interval=interval, sampling_prob=sampling_probability
+    )
     for pmf in (step._pmf_remove.to_dense_pmf(), step._pmf_add.to_dense_pmf()):
         size = fft.next_fast_len(20 * len(pmf._probs))
         factor, power, exponent = fft.fft(pmf._probs.astype(np.longdouble), size), np.longdouble(1.0), num_steps
@@ -259,9 +291,10 @@ def exact_epsilon_on_the_same_grid(noise_multiplier, sampling_probability, num_s
     return worst
 
 
-@pytest.mark.parametrize('noise_multiplier, sampling_probability, num_steps', [(1.2, 1.0 / 60.0, 1000),
-                                                                               (0.8, 0.01, 1000), (2.0, 0.05, 3000),
-                                                                               (2.0, 0.01, 30000)])
+@pytest.mark.parametrize(
+    'noise_multiplier, sampling_probability, num_steps',
+    [(1.2, 1.0 / 60.0, 1000), (0.8, 0.01, 1000), (2.0, 0.05, 3000), (2.0, 0.01, 30000)],
+)
 def test_rounding_of_the_convolution_never_takes_off_epsilon(noise_multiplier, sampling_probability, num_steps):
     delta = 1.01 * 2.0**-44 * num_steps  # The smallest that is left to the convolution.
     interval = 1e-3 if num_steps < 10**4 else 1e-4
@@ -274,22 +307,35 @@ def test_rounding_of_the_convolution_never_takes_off_epsilon(noise_multiplier, s
 
 def optimistic_epsilon(noise_multiplier, sampling_probability, num_steps, delta):
     """A lower bound of epsilon, by dp_accounting."""
-    step = privacy_loss_distribution.from_gaussian_mechanism(noise_multiplier,
-                                                             pessimistic_estimate=False,
-                                                             use_connect_dots=False,
-                                                             value_discretization_interval=1e-3,
-                                                             sampling_prob=sampling_probability)
+    step = privacy_loss_distribution.from_gaussian_mechanism(
+        noise_multiplier,
+        pessimistic_estimate=False,
+        use_connect_dots=False,
+        value_discretization_interval=1e-3,
+        sampling_prob=sampling_probability,
+    )
     return step.self_compose(num_steps).get_epsilon_for_delta(delta)
 
 
-EXTREMES = [(1e-3, 1.0, 1), (1e-3, 0.01, 1000), (0.03, 0.5, 10), (0.1, 0.01, 10**5), (0.3, 1e-9, 10**6),
-            (1.0, 0.01, 10**7), (1.0, 1e-4, 10**9), (5.0, 0.5, 10**7), (1e3, 0.5, 1000), (1e6, 0.3, 1),
-            (1e6, 0.999999, 10**7)]
+EXTREMES = [
+    (1e-3, 1.0, 1),
+    (1e-3, 0.01, 1000),
+    (0.03, 0.5, 10),
+    (0.1, 0.01, 10**5),
+    (0.3, 1e-9, 10**6),
+    (1.0, 0.01, 10**7),
+    (1.0, 1e-4, 10**9),
+    (5.0, 0.5, 10**7),
+    (1e3, 0.5, 1000),
+    (1e6, 0.3, 1),
+    (1e6, 0.999999, 10**7),
+]
 
 
 @pytest.mark.parametrize('noise_multiplier, sampling_probability, num_steps', EXTREMES)
-def test_extreme_settings_are_answered_with_bounded_work(monkeypatch, noise_multiplier, sampling_probability,
-                                                         num_steps):
+def test_extreme_settings_are_answered_with_bounded_work(
+    monkeypatch, noise_multiplier, sampling_probability, num_steps
+):
     sizes = []
 
     def recorded(original, *args, **options):
@@ -301,8 +347,9 @@ def test_extreme_settings_are_answered_with_bounded_work(monkeypatch, noise_mult
         cached.cache_clear()
     for name in ('self_compose', 'compose'):
         original = getattr(pld_pmf.DensePLDPmf, name)
-        monkeypatch.setattr(pld_pmf.DensePLDPmf, name, functools.partialmethod(lambda *a, o: recorded(o, *a),
-                                                                               o=original))
+        monkeypatch.setattr(
+            pld_pmf.DensePLDPmf, name, functools.partialmethod(lambda *a, o: recorded(o, *a), o=original)
+        )
     event = accounting.poisson_dp_sgd_event(noise_multiplier, sampling_probability, num_steps)
     for delta in (1e-30, 1e-9, 1e-5, 0.5):
         by_pld, by_rdp = (accounting.epsilon(event, delta, accountant=name) for name in accounting.ACCOUNTANTS)
@@ -311,20 +358,25 @@ def test_extreme_settings_are_answered_with_bounded_work(monkeypatch, noise_mult
     assert max(sizes, default=0) < 30 * epsilon_bounds.MAX_POINTS
 
 
-@pytest.mark.parametrize('noise_multiplier, sampling_probability, num_steps, delta', [(0.7, 0.01, 100, 1e-5),
-                                                                                      (1.2, 1.0 / 60.0, 1000, 1e-8),
-                                                                                      (3.0, 1e-3, 10**5, 1e-5),
-                                                                                      (30.0, 0.5, 10**4, 1e-6)])
+@pytest.mark.parametrize(
+    'noise_multiplier, sampling_probability, num_steps, delta',
+    [(0.7, 0.01, 100, 1e-5), (1.2, 1.0 / 60.0, 1000, 1e-8), (3.0, 1e-3, 10**5, 1e-5), (30.0, 0.5, 10**4, 1e-6)],
+)
 def test_epsilon_is_not_below_a_lower_bound_and_close_to_it(noise_multiplier, sampling_probability, num_steps, delta):
     event = accounting.poisson_dp_sgd_event(noise_multiplier, sampling_probability, num_steps)
     below = optimistic_epsilon(noise_multiplier, sampling_probability, num_steps, delta)
     assert below <= accounting.epsilon(event, delta) <= accounting.epsilon(event, delta, accountant='rdp')
 
 
-@pytest.mark.parametrize('axis, values, sign', [(0, (1e-3, 0.02, 0.3, 1.0, 5.0, 1e3, 1e6), -1),
-                                                (1, (1e-9, 1e-5, 1e-3, 0.1, 0.5, 0.9), 1),
-                                                (2, (1, 10, 1000, 10**5, 10**7, 10**9), 1),
-                                                (3, (1e-300, 1e-15, 1e-12, 1e-10, 1e-7, 1e-4, 0.1, 0.999), -1)])
+@pytest.mark.parametrize(
+    'axis, values, sign',
+    [
+        (0, (1e-3, 0.02, 0.3, 1.0, 5.0, 1e3, 1e6), -1),
+        (1, (1e-9, 1e-5, 1e-3, 0.1, 0.5, 0.9), 1),
+        (2, (1, 10, 1000, 10**5, 10**7, 10**9), 1),
+        (3, (1e-300, 1e-15, 1e-12, 1e-10, 1e-7, 1e-4, 0.1, 0.999), -1),
+    ],
+)
 @pytest.mark.parametrize('others', [(1.0, 0.01, 1000, 1e-5), (30.0, 0.3, 1000, 1e-9), (0.4, 1e-3, 100, 1e-11)])
 def test_epsilon_is_monotone_over_extremes(axis, values, sign, others):
     spent = []
@@ -337,7 +389,7 @@ def test_epsilon_is_monotone_over_extremes(axis, values, sign, others):
 @pytest.mark.parametrize('noise_multiplier, sampling_probability', [(1e6, 1e-3), (1e4, 1e-5), (100.0, 1e-6)])
 def test_divergence_that_rounding_hides_is_counted(noise_multiplier, sampling_probability):
     # Together the steps are as one Gaussian release of noise 1000 or less, whose epsilon is not zero.
-    num_steps = round((noise_multiplier / sampling_probability / 1000.0)**2)
+    num_steps = round((noise_multiplier / sampling_probability / 1000.0) ** 2)
     event = accounting.poisson_dp_sgd_event(noise_multiplier, sampling_probability, num_steps)
     truth = gaussian_epsilon(1000.0, 1e-6)
     assert truth > 1e-3
@@ -357,38 +409,47 @@ def test_release_that_no_accountant_covers_is_refused_by_name():
         accounting.epsilon(dp_accounting.LaplaceDpEvent(1.0), 1e-5)
 
 
-@pytest.mark.parametrize('target, delta, sampling_probability, num_steps', [(5.0, 1e-12, 1000 / 60000, 1000),
-                                                                            (5.0, 1e-15, 1000 / 60000, 1000),
-                                                                            (1.0, 1e-300, 0.1, 10),
-                                                                            (1e-3, 1e-5, 1e-6, 10),
-                                                                            (3.0, 1e-5, 0.01, 10**7),
-                                                                            (1e6, 1e-5, 0.5, 10**7),
-                                                                            (1.0, 1e-6, 1e-3, 10**4),
-                                                                            (0.5, 0.999, 0.3, 10)])
+@pytest.mark.parametrize(
+    'target, delta, sampling_probability, num_steps',
+    [
+        (5.0, 1e-12, 1000 / 60000, 1000),
+        (5.0, 1e-15, 1000 / 60000, 1000),
+        (1.0, 1e-300, 0.1, 10),
+        (1e-3, 1e-5, 1e-6, 10),
+        (3.0, 1e-5, 0.01, 10**7),
+        (1e6, 1e-5, 0.5, 10**7),
+        (1.0, 1e-6, 1e-3, 10**4),
+        (0.5, 0.999, 0.3, 10),
+    ],
+)
 def test_calibration_meets_extreme_targets_without_tolerance(target, delta, sampling_probability, num_steps):
 
     def spent(noise_multiplier):
-        return accounting.epsilon(accounting.poisson_dp_sgd_event(noise_multiplier, sampling_probability, num_steps),
-                                  delta)
+        return accounting.epsilon(
+            accounting.poisson_dp_sgd_event(noise_multiplier, sampling_probability, num_steps), delta
+        )
 
     found = accounting.calibrate_noise_multiplier(
-        lambda s: accounting.poisson_dp_sgd_event(s, sampling_probability, num_steps), target, delta)
+        lambda s: accounting.poisson_dp_sgd_event(s, sampling_probability, num_steps), target, delta
+    )
     assert spent(found) <= target
     assert found == 0.1 or spent(0.99 * found) > target or spent(0.99 * found) == 0.0
 
 
 SLOW_SEARCHES = [
-    lambda: accounting.calibrate_noise_multiplier(lambda s: accounting.poisson_dp_sgd_event(s, 1e-9, 10**6), 1e-3,
-                                                  1e-5),
+    lambda: accounting.calibrate_noise_multiplier(
+        lambda s: accounting.poisson_dp_sgd_event(s, 1e-9, 10**6), 1e-3, 1e-5
+    ),
     lambda: accounting.calibrate_noise_multiplier(lambda s: accounting.poisson_dp_sgd_event(s, 1e-6, 1000), 1e-3, 1e-5),
     lambda: accounting.solve_num_steps(lambda n: accounting.poisson_dp_sgd_event(0.4, 1e-6, n), 0.1, 1e-5),
     lambda: accounting.solve_sampling_probability(lambda q: accounting.poisson_dp_sgd_event(1e-3, q, 1000), 10.0, 1e-5),
-]  # yapf: disable
+]
 
 
 def less_slow_search():
-    return accounting.solve_batch_size(lambda b: accounting.poisson_dp_sgd_event(0.4, b / 10**6, 10**4), 0.1, 1e-5,
-                                       10**6)
+    return accounting.solve_batch_size(
+        lambda b: accounting.poisson_dp_sgd_event(0.4, b / 10**6, 10**4), 0.1, 1e-5, 10**6
+    )
 
 
 def points_of_grids(monkeypatch, solve):
@@ -414,8 +475,9 @@ def points_of_grids(monkeypatch, solve):
     return sum(sizes)
 
 
-@pytest.mark.parametrize('solve',
-                         [less_slow_search, *(pytest.param(solve, marks=pytest.mark.long) for solve in SLOW_SEARCHES)])
+@pytest.mark.parametrize(
+    'solve', [less_slow_search, *(pytest.param(solve, marks=pytest.mark.long) for solve in SLOW_SEARCHES)]
+)
 def test_search_among_extremes_ends_with_bounded_work(monkeypatch, solve):
     assert points_of_grids(monkeypatch, solve) < 2_500_000
 
@@ -445,18 +507,24 @@ def test_losses_whose_exponentials_have_few_digits_are_counted_from_above(target
 
 def test_budget_that_only_a_tiny_delta_makes_hard_is_met_with_little_more_noise():
     # By the convolution alone, which at this delta is noise, 1.2 costs 4.22.
-    found = accounting.calibrate_noise_multiplier(lambda s: accounting.poisson_dp_sgd_event(s, 1000 / 60000, 1000), 5.0,
-                                                  1e-12)
+    found = accounting.calibrate_noise_multiplier(
+        lambda s: accounting.poisson_dp_sgd_event(s, 1000 / 60000, 1000), 5.0, 1e-12
+    )
     assert 1.09 < found < 1.15
 
 
-@pytest.mark.parametrize('solve', [
-    lambda delta: accounting.solve_num_steps(lambda n: accounting.poisson_dp_sgd_event(4.0, 0.02, n), 3.0, delta),
-    lambda delta: accounting.solve_batch_size(lambda b: accounting.poisson_dp_sgd_event(1.5, b / 1000, 100), 3.0, delta,
-                                              1000),
-    lambda delta: accounting.solve_sampling_probability(lambda q: accounting.poisson_dp_sgd_event(1.5, q, 100), 3.0,
-                                                        delta),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'solve',
+    [
+        lambda delta: accounting.solve_num_steps(lambda n: accounting.poisson_dp_sgd_event(4.0, 0.02, n), 3.0, delta),
+        lambda delta: accounting.solve_batch_size(
+            lambda b: accounting.poisson_dp_sgd_event(1.5, b / 1000, 100), 3.0, delta, 1000
+        ),
+        lambda delta: accounting.solve_sampling_probability(
+            lambda q: accounting.poisson_dp_sgd_event(1.5, q, 100), 3.0, delta
+        ),
+    ],
+)
 def test_smaller_delta_leaves_less(solve):
     found = [solve(delta) for delta in (1e-5, 1e-12, 1e-15, 1e-30)]
     assert found == sorted(found, reverse=True) and found[-1] > 0 and len(set(found)) == 4
@@ -502,8 +570,9 @@ def test_target_that_another_release_already_passes_is_refused_in_one_line():
     def make_event(sigma):
         return dp_accounting.ComposedDpEvent([release, accounting.poisson_dp_sgd_event(sigma, 0.5, 100)])
 
-    with pytest.raises(accounting.BudgetError,
-                       match='target_epsilon=0.001 at target_delta=0.0001 cannot be met') as error:
+    with pytest.raises(
+        accounting.BudgetError, match='target_epsilon=0.001 at target_delta=0.0001 cannot be met'
+    ) as error:
         accounting.calibrate_noise_multiplier(make_event, 0.001, 1e-4)
     assert '\n' not in str(error.value)
 

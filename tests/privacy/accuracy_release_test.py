@@ -58,10 +58,12 @@ def test_noise_has_the_stated_law(generator):
     correct[:5000] = True  # Far from 0 and 1, where the result is cut off.
     stddev = CONFIG.stddev(len(correct), 4)
     assert stddev == pytest.approx(2.0 * np.sqrt(4.0) / 10000)
-    draws = np.concatenate([
-        CONFIG.release(correct, seed=secret(number), num_units=len(correct), generator=generator)
-        for number in range(1000)
-    ])
+    draws = np.concatenate(
+        [
+            CONFIG.release(correct, seed=secret(number), num_units=len(correct), generator=generator)
+            for number in range(1000)
+        ]
+    )
     scaled = (draws - 0.5) / stddev
     assert stats.kstest(scaled, 'norm').pvalue > 1e-3
     for wrong in (2.0 / 3.0, 1.5):  # Controls.

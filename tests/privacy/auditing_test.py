@@ -15,9 +15,9 @@ bound = functools.lru_cache(maxsize=None)(auditing.epsilon_lower_bound)
 def p_value_by_summation(epsilon, m, r, v, delta):
     """The theorem's bound, term by term."""
     q = math.exp(epsilon) / (1.0 + math.exp(epsilon))
-    pmf = [math.comb(r, k) * q**k * (1.0 - q)**(r - k) for k in range(r + 1)]
+    pmf = [math.comb(r, k) * q**k * (1.0 - q) ** (r - k) for k in range(r + 1)]
     tail = sum(pmf[v:])
-    slope = max(sum(pmf[max(0, v - i):v]) / i for i in range(1, m + 1))
+    slope = max(sum(pmf[max(0, v - i) : v]) / i for i in range(1, m + 1))
     return min(1.0, tail + 2.0 * m * delta * slope)
 
 
@@ -44,7 +44,7 @@ def test_where_2_m_delta_is_large_the_p_value_is_an_upper_bound_that_rises_with_
 
 @pytest.mark.parametrize('m', [10, 100, 1000])
 def test_all_correct_without_delta_has_a_closed_form(m):
-    q = 0.05**(1.0 / m)
+    q = 0.05 ** (1.0 / m)
     found = bound(m, m, num_correct=m, delta=0.0, confidence=0.95)
     assert found == pytest.approx(math.log(q / (1.0 - q)), abs=1e-9)
     assert found == pytest.approx(math.log(m / 3.0), abs=0.2)
@@ -120,14 +120,17 @@ def test_ties_are_broken_without_looking_at_the_truth():
     np.testing.assert_array_equal(auditing.guess_membership(np.zeros(6), 4), [-1, -1, 0, 0, 1, 1])
 
 
-@pytest.mark.parametrize('call, message', [
-    (lambda: auditing.guess_membership(np.array([1.0, np.nan])), '1 scores of 2 canaries are not finite'),
-    (lambda: auditing.guess_membership(np.zeros(3), 4), 'num_guesses must be in .0, 3., got 4'),
-    (lambda: bound(5, 6, num_correct=1, delta=0.0, confidence=0.9), 'got 1, 6 and 5'),
-    (lambda: bound(0, 0, num_correct=0, delta=0.0, confidence=0.9), 'and a canary'),
-    (lambda: bound(5, 5, num_correct=1, delta=1.0, confidence=0.9), 'delta must be in .0, 1., got 1.0'),
-    (lambda: bound(5, 5, num_correct=1, delta=0.0, confidence=1.0), 'confidence must be in .0, 1., got 1.0'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'call, message',
+    [
+        (lambda: auditing.guess_membership(np.array([1.0, np.nan])), '1 scores of 2 canaries are not finite'),
+        (lambda: auditing.guess_membership(np.zeros(3), 4), 'num_guesses must be in .0, 3., got 4'),
+        (lambda: bound(5, 6, num_correct=1, delta=0.0, confidence=0.9), 'got 1, 6 and 5'),
+        (lambda: bound(0, 0, num_correct=0, delta=0.0, confidence=0.9), 'and a canary'),
+        (lambda: bound(5, 5, num_correct=1, delta=1.0, confidence=0.9), 'delta must be in .0, 1., got 1.0'),
+        (lambda: bound(5, 5, num_correct=1, delta=0.0, confidence=1.0), 'confidence must be in .0, 1., got 1.0'),
+    ],
+)
 def test_wrong_arguments_are_refused_naming_the_value(call, message):
     with pytest.raises(ValueError, match=message):
         call()

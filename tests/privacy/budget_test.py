@@ -53,8 +53,10 @@ def test_runs_are_composed_in_one_accountant_and_not_added_up(budget):
     assert budget.epsilon('rdp') == pytest.approx(direct_epsilon(rdp.RdpAccountant()), rel=1e-2)
     alone = [accounting.epsilon(run.dp_event(), DELTA) for run in RUNS]
     assert max(alone) < budget.epsilon() < 0.9 * sum(alone)
-    assert charged(dataclasses.replace(budget, entries=(), unit=None, data_fingerprint=None),
-                   *RUNS[:2]).epsilon() < 0.99 * budget.epsilon()
+    assert (
+        charged(dataclasses.replace(budget, entries=(), unit=None, data_fingerprint=None), *RUNS[:2]).epsilon()
+        < 0.99 * budget.epsilon()
+    )
 
 
 def test_nothing_is_spent_at_first(budget):
@@ -98,11 +100,14 @@ def test_settling_puts_what_was_released_in_place_of_what_was_planned(budget):
         settled.settle('run 7', RUNS[0])
 
 
-@pytest.mark.parametrize('released, kept', [
-    (ledger(2.0, num_steps=20), ledger(2.0, num_steps=50)),
-    (ledger(2.0, num_steps=80), ledger(2.0, num_steps=80)),
-    (ledger(2.0, num_steps=80, class_means=3.0), ledger(2.0, num_steps=80, class_means=3.0)),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'released, kept',
+    [
+        (ledger(2.0, num_steps=20), ledger(2.0, num_steps=50)),
+        (ledger(2.0, num_steps=80), ledger(2.0, num_steps=80)),
+        (ledger(2.0, num_steps=80, class_means=3.0), ledger(2.0, num_steps=80, class_means=3.0)),
+    ],
+)
 def test_run_that_is_settled_twice_keeps_the_larger_truth(budget, released, kept):
     twice = charged(budget, RUNS[0]).settle('run 0', RUNS[0]).settle('run 0', released)
     assert twice.entry('run 0').ledger == kept and twice.entry('run 0').status == budget_lib.SETTLED
@@ -153,8 +158,11 @@ def test_what_has_happened_is_recorded_and_an_overdrawn_budget_lets_nothing_in(k
     assert passed.epsilon() > passed.total_epsilon and passed.overdrawn_by() == passed.epsilon() - passed.total_epsilon
     passed = budget_lib.Budget.from_json(passed.to_json())  # On file.
     assert json.loads(passed.to_json(), parse_constant=pytest.fail)  # Infinity is no JSON.
-    for run_id, planned in (('new', SMALL), ('not begun yet', ledger_lib.Ledger()),
-                            *([('run 0', RUNS[0])] if kind != 'settled' else [])):
+    for run_id, planned in (
+        ('new', SMALL),
+        ('not begun yet', ledger_lib.Ledger()),
+        *([('run 0', RUNS[0])] if kind != 'settled' else []),
+    ):
         with pytest.raises(accounting.BudgetError, match='overdrawn') as error:
             passed.reserve(run_id, planned, **ABOUT)
         assert '\n' not in str(error.value) and 'nothing more is let in' in str(error.value)
@@ -211,9 +219,13 @@ def test_finished_run_is_recorded_once(budget):
     assert charged(budget, RUNS[0]).record_finished('run 0', RUNS[0], **ABOUT) == recorded
 
 
-@pytest.mark.parametrize('changes, message', [({'data_fingerprint': 'g'}, 'belongs to other data'),
-                                              ({'unit': 'one patient'}, "protects 'one image', this run 'one patient'"),
-                                             ])  # yapf: disable
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        ({'data_fingerprint': 'g'}, 'belongs to other data'),
+        ({'unit': 'one patient'}, "protects 'one image', this run 'one patient'"),
+    ],
+)
 def test_other_data_and_another_unit_are_refused(budget, changes, message):
     one = charged(budget, RUNS[0])
     for charge in (one.reserve, one.record_finished, one.record_begun):
@@ -270,8 +282,9 @@ def test_text_that_is_no_budget_is_refused(text):
         budget_lib.Budget.from_json(text)
 
 
-@pytest.mark.parametrize('fields', [{'total_epsilon': 0.0}, {'total_epsilon': float('inf')}, {'delta': 1.0},
-                                    {'delta': float('nan')}])  # yapf: disable
+@pytest.mark.parametrize(
+    'fields', [{'total_epsilon': 0.0}, {'total_epsilon': float('inf')}, {'delta': 1.0}, {'delta': float('nan')}]
+)
 def test_impossible_totals_are_refused(fields):
     with pytest.raises(ValueError, match=f'{next(iter(fields))} must be'):
         budget_lib.Budget(**{'total_epsilon': 1.0, 'delta': DELTA, **fields})

@@ -16,8 +16,10 @@ def test_delta_is_too_large_from_one_unit_in_the_clear_on(num_units):
     assert not cautions.is_large_delta(math.nextafter(1.0 / num_units, 0.0), num_units)
 
 
-@pytest.mark.parametrize('delta, num_units, people', [(0.5, 1000, '500 people'), (0.1, 10, '1 person'),
-                                                      (1e-3, 1437, '2 people'), (0.999, 10**6, '999,000 people')])
+@pytest.mark.parametrize(
+    'delta, num_units, people',
+    [(0.5, 1000, '500 people'), (0.1, 10, '1 person'), (1e-3, 1437, '2 people'), (0.999, 10**6, '999,000 people')],
+)
 def test_large_delta_is_put_in_people_rounded_up(delta, num_units, people):
     said = cautions.of_delta(delta, num_units)
     assert f'whole images of about {people}.' in said and f'1 / {num_units:,} units' in said

@@ -93,7 +93,8 @@ def test_release_is_repeated_by_its_seed_alone():
     images, labels = make_data()
     config = class_means.ClassMeansConfig(1.0, 2.0)
     first, again, other = (
-        config.release(images, labels, 3, seed=secret(s), neighboring_relation=RELATION) for s in (1, 1, 2))
+        config.release(images, labels, 3, seed=secret(s), neighboring_relation=RELATION) for s in (1, 1, 2)
+    )
     np.testing.assert_array_equal(first.images, again.images)
     np.testing.assert_array_equal(first.counts, again.counts)
     assert not np.array_equal(first.images, other.images)
@@ -118,18 +119,17 @@ def test_release_of_other_sums_has_other_noise():
 
 def test_with_little_noise_the_means_are_the_means():
     images, labels = make_data(300)
-    released = class_means.ClassMeansConfig(1e-4, 10.0).release(images,
-                                                                labels,
-                                                                3,
-                                                                seed=secret(0),
-                                                                neighboring_relation=RELATION)
+    released = class_means.ClassMeansConfig(1e-4, 10.0).release(
+        images, labels, 3, seed=secret(0), neighboring_relation=RELATION
+    )
     expected = np.stack([images[labels == c].mean(0) for c in range(3)])
     np.testing.assert_allclose(released.images[:, 0], expected, atol=1e-3)
     np.testing.assert_allclose(released.counts[:, 0], np.bincount(labels), atol=1e-2)
 
 
-@pytest.mark.parametrize('config, rounds', [(class_means.ClassMeansConfig(3.0, 2.0), 1),
-                                            (class_means.ClassMeansConfig(3.0, 2.0, 5, 4), 4)])
+@pytest.mark.parametrize(
+    'config, rounds', [(class_means.ClassMeansConfig(3.0, 2.0), 1), (class_means.ClassMeansConfig(3.0, 2.0, 5, 4), 4)]
+)
 def test_event_is_a_gaussian_of_the_noise_multiplier_for_each_round(config, rounds):
     assert config.dp_event() == dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(3.0), rounds)
 
@@ -170,7 +170,7 @@ def make_two_ways(num_images=4000):
     labels, ways = np.arange(num_images) % 2, np.arange(num_images) // 2 % 2
     for label, way in np.ndindex(2, 2):
         rows = slice(0, 4) if label else slice(4, 8)
-        images[(labels == label) & (ways == way), rows, 4 * way:4 * way + 4] += 0.8
+        images[(labels == label) & (ways == way), rows, 4 * way : 4 * way + 4] += 0.8
     return images, labels.astype(np.int32), ways
 
 

@@ -20,18 +20,20 @@ def fixture_graphs_are_shared():
         cached.cache_clear()
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def make_model(kind):
     """Returns a model whose weights no test changes."""
     keras.utils.set_random_seed(1)
     if kind == 'dense':
         return keras.Sequential([layers.Dense(5, activation='tanh', input_shape=(3,)), layers.Dense(1)])
-    return keras.Sequential([
-        layers.Conv2D(4, 3, padding='same', activation='swish', input_shape=(4, 4, 1)),
-        layers.GroupNormalization(2),
-        layers.Flatten(),
-        layers.Dense(1)
-    ])
+    return keras.Sequential(
+        [
+            layers.Conv2D(4, 3, padding='same', activation='swish', input_shape=(4, 4, 1)),
+            layers.GroupNormalization(2),
+            layers.Flatten(),
+            layers.Dense(1),
+        ]
+    )
 
 
 def make_batch(model, num_units, views=2, seed=0, scale=1.0):
@@ -44,22 +46,27 @@ def unit_loss(model):
     return lambda unit: tf.reduce_mean(tf.square(model(unit[0], training=True) - unit[1]))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def compiled_clipped_sum(model, clipper, jit_compile, **options):
-    return tf.function(lambda batch, is_padding: clipper.clipped_sum(unit_loss(model), model.trainable_variables, batch,
-                                                                     is_padding, **options),
-                       jit_compile=jit_compile)
+    return tf.function(
+        lambda batch, is_padding: clipper.clipped_sum(
+            unit_loss(model), model.trainable_variables, batch, is_padding, **options
+        ),
+        jit_compile=jit_compile,
+    )
 
 
-def clipped_sum(model,
-                batch,
-                is_padding=None,
-                clip=0.1,
-                units_per_chunk=3,
-                per_layer=False,
-                jit_compile=False,
-                cls=clipping.PerUnitClipper,
-                **options):
+def clipped_sum(
+    model,
+    batch,
+    is_padding=None,
+    clip=0.1,
+    units_per_chunk=3,
+    per_layer=False,
+    jit_compile=False,
+    cls=clipping.PerUnitClipper,
+    **options,
+):
     if is_padding is None:
         is_padding = np.zeros([len(batch[0])], bool)
     compute = compiled_clipped_sum(model, cls(clip, per_layer), jit_compile, units_per_chunk=units_per_chunk, **options)
@@ -80,7 +87,7 @@ def looped_sum(model, batch, clip, per_layer=False):
         parts = []
         for start, end in zip([0, *ends[:-1]], ends):
             part = np.concatenate([g.ravel() for g in gradients[start:end]])
-            parts.append(part * min(1.0, clip / len(ends)**0.5 / np.linalg.norm(part)))
+            parts.append(part * min(1.0, clip / len(ends) ** 0.5 / np.linalg.norm(part)))
         total = total + np.concatenate(parts)
     return total
 
@@ -91,10 +98,12 @@ def looped_sum(model, batch, clip, per_layer=False):
 def test_clipped_sum_equals_a_batch_of_one_loop(kind, clip, per_layer):
     model = make_model(kind)
     batch = make_batch(model, 7)
-    np.testing.assert_allclose(clipped_sum(model, batch, clip=clip, per_layer=per_layer)[0],
-                               looped_sum(model, batch, clip, per_layer),
-                               rtol=2e-4,
-                               atol=1e-7)
+    np.testing.assert_allclose(
+        clipped_sum(model, batch, clip=clip, per_layer=per_layer)[0],
+        looped_sum(model, batch, clip, per_layer),
+        rtol=2e-4,
+        atol=1e-7,
+    )
 
 
 def test_flat_and_per_layer_clipping_differ():
@@ -116,10 +125,9 @@ def test_chunk_size_does_not_change_the_sum(units_per_chunk):
     model = make_model('conv')
     batch = make_batch(model, 7)
     expected, _ = clipped_sum(model, batch, units_per_chunk=7)
-    np.testing.assert_allclose(clipped_sum(model, batch, units_per_chunk=units_per_chunk)[0],
-                               expected,
-                               rtol=1e-4,
-                               atol=1e-6)
+    np.testing.assert_allclose(
+        clipped_sum(model, batch, units_per_chunk=units_per_chunk)[0], expected, rtol=1e-4, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize('views_per_chunk, clip', [(1, 0.1), (2, 1e3), (4, 1.5), (8, 1e3)])
@@ -181,7 +189,6 @@ def test_neighbours_differ_by_at_most_the_sensitivity(kind, change, adversarial,
 
 
 class SkipsLargeUnits(clipping.PerUnitClipper):
-
     def clip_and_sum(self, gradients, *arguments):
         clipped = super().clip_and_sum(gradients, *arguments)
         unclipped = tf.cast(clipped.norms > 3.0, tf.float32)
@@ -199,8 +206,9 @@ def test_unit_that_is_not_finite_contributes_zero_and_changes_no_other(bad):
     x, y = make_batch(model, 5)
     poisoned = np.array(x)
     poisoned[2] = bad
-    total, diagnostics = clipped_sum(model,
-                                     (tf.constant(poisoned), y * tf.constant([1.0, 1, bad, 1, 1])[:, None, None]))
+    total, diagnostics = clipped_sum(
+        model, (tf.constant(poisoned), y * tf.constant([1.0, 1, bad, 1, 1])[:, None, None])
+    )
     without, _ = clipped_sum(model, (x, y), np.array([False, False, True, False, False]))
     np.testing.assert_allclose(total, without, rtol=1e-5, atol=1e-7)
     assert float(diagnostics['num_nonfinite']) == 1.0
@@ -211,8 +219,10 @@ def test_unit_that_is_not_finite_contributes_zero_and_changes_no_other(bad):
 def test_padding_contributes_exactly_zero_whatever_its_pixels_are(pixels):
     model = make_model('conv')
     x, y = make_batch(model, 4)
-    padded = tf.concat([x, tf.fill([3, *x.shape[1:]], pixels)], 0), tf.concat([y, tf.fill([3, *y.shape[1:]], pixels)],
-                                                                              0)
+    padded = (
+        tf.concat([x, tf.fill([3, *x.shape[1:]], pixels)], 0),
+        tf.concat([y, tf.fill([3, *y.shape[1:]], pixels)], 0),
+    )
     total, diagnostics = clipped_sum(model, padded, np.array([False] * 4 + [True] * 3), units_per_chunk=7)
     expected, _ = clipped_sum(model, (x, y), units_per_chunk=7)
     np.testing.assert_allclose(total, expected, rtol=1e-5, atol=1e-8)
@@ -259,7 +269,7 @@ PADDING_OF_EIGHT = {
     'behind': ([3, 4, 5, 6, 7], 2),
     'in front': ([0, 1, 2, 3, 4], 4),
     'in the middle': ([1, 2, 3, 4, 5, 7], 4),
-    'everywhere': (range(8), 0)
+    'everywhere': (range(8), 0),
 }
 
 
@@ -292,11 +302,10 @@ def test_chunks_behind_the_last_unit_are_not_computed(where, computed, count):
     assert float(diagnostics['num_units']) == 8 - len(padded)
 
 
-@pytest.mark.parametrize('kind, num_units, options', [('dense', 0, {}), ('dense', 7, {
-    'per_layer': True
-}), ('conv', 8, {
-    'views_per_chunk': 1
-})])
+@pytest.mark.parametrize(
+    'kind, num_units, options',
+    [('dense', 0, {}), ('dense', 7, {'per_layer': True}), ('conv', 8, {'views_per_chunk': 1})],
+)
 def test_xla_gives_the_same_sum(kind, num_units, options):
     model = make_model(kind)
     batch, is_padding = make_batch(model, num_units), np.arange(num_units) >= 4
@@ -319,11 +328,13 @@ def test_variable_that_the_loss_does_not_use_gets_zero():
     model = make_model('dense')
     unused = tf.Variable(tf.ones([3]))
     clipper = clipping.PerUnitClipper(1.0)
-    result = clipper.clipped_sum(unit_loss(model),
-                                 model.trainable_variables + [unused],
-                                 make_batch(model, 2),
-                                 tf.constant([False, False]),
-                                 units_per_chunk=2)
+    result = clipper.clipped_sum(
+        unit_loss(model),
+        model.trainable_variables + [unused],
+        make_batch(model, 2),
+        tf.constant([False, False]),
+        units_per_chunk=2,
+    )
     np.testing.assert_array_equal(result.sums[-1], 0.0)
 
 
@@ -350,10 +361,11 @@ def test_clip_that_float32_does_not_carry_is_refused(clip):
         clipping.PerUnitClipper(clip)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def compiled_clip_and_sum(clip, jit_compile):
-    return tf.function(lambda g: clipping.PerUnitClipper(clip).clip_and_sum([g[None]], tf.constant([False])),
-                       jit_compile=jit_compile)
+    return tf.function(
+        lambda g: clipping.PerUnitClipper(clip).clip_and_sum([g[None]], tf.constant([False])), jit_compile=jit_compile
+    )
 
 
 def share_of_a_unit(gradient, clip, jit_compile=False):
@@ -373,7 +385,7 @@ def test_no_rounding_lets_a_unit_pass_the_bound(shape, kind, jit_compile):
         gradient = generator.standard_normal(shape)
     else:  # Each small square is lost where it is added to the large one.
         gradient = np.full(shape, 2.0**-12.6)
-        gradient[..., :min(16, shape[-1])] = 1.0
+        gradient[..., : min(16, shape[-1])] = 1.0
     for clip in (1e-10, 1e-3, 1.0):
         share = share_of_a_unit(50.0 * clip * gradient / np.linalg.norm(gradient), clip, jit_compile)
         assert (1.0 - 1e-3) * clip <= share <= clip

@@ -14,11 +14,13 @@ DELTA = 1e-5
 
 
 def make_plan(num_steps, noise_multiplier=2.0, release=None):
-    config = plan_lib.DpSgdConfig(target_delta=DELTA,
-                                  expected_batch_size=100,
-                                  num_steps=num_steps,
-                                  l2_norm_clip=1.0,
-                                  noise_multiplier=noise_multiplier)
+    config = plan_lib.DpSgdConfig(
+        target_delta=DELTA,
+        expected_batch_size=100,
+        num_steps=num_steps,
+        l2_norm_clip=1.0,
+        noise_multiplier=noise_multiplier,
+    )
     return plan_lib.make_plan(config, 1000, release)
 
 
@@ -28,8 +30,9 @@ def bounds_of(plan, steps):
 
 @pytest.mark.parametrize('release', [None, class_means.ClassMeansConfig(3.0, 2.0)])
 @pytest.mark.parametrize('num_steps, noise_multiplier', [(1, 2.0), (7, 2.0), (20, 0.5), (101, 2.0), (250, 3.0)])
-def test_bound_is_never_below_what_was_spent_and_is_the_cost_of_the_run_at_its_end(num_steps, noise_multiplier,
-                                                                                   release):
+def test_bound_is_never_below_what_was_spent_and_is_the_cost_of_the_run_at_its_end(
+    num_steps, noise_multiplier, release
+):
     plan, steps = make_plan(num_steps, noise_multiplier, release), range(num_steps + 1)
     bounds = bounds_of(plan, steps)
     assert bounds == sorted(bounds) and bounds[-1] == plan.epsilon()
@@ -38,8 +41,9 @@ def test_bound_is_never_below_what_was_spent_and_is_the_cost_of_the_run_at_its_e
     slack = math.ceil(num_steps / 100) - 1
     for step in steps if num_steps < 10 else (1, 2, num_steps // 2, num_steps - 1):
         ahead = min(step + slack, num_steps)
-        assert plan.epsilon(
-            plan.planned_ledger(step)) <= bounds[step] <= 1.01 * plan.epsilon(plan.planned_ledger(ahead))
+        assert (
+            plan.epsilon(plan.planned_ledger(step)) <= bounds[step] <= 1.01 * plan.epsilon(plan.planned_ledger(ahead))
+        )
 
 
 def test_bound_is_computed_for_a_hundredth_of_the_steps(monkeypatch):

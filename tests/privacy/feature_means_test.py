@@ -20,7 +20,7 @@ def secret(number):
 def make_images(num_images=40, seed=0):
     """Returns features of all sizes, a few of them unfit, and labels."""
     generator = np.random.default_rng(seed)
-    features = generator.normal(size=[num_images, NUM_FEATURES]) * 10.0**generator.uniform(-3, 3, [num_images, 1])
+    features = generator.normal(size=[num_images, NUM_FEATURES]) * 10.0 ** generator.uniform(-3, 3, [num_images, 1])
     features[0, 0], features[1], features[2, 3], features[3], features[4] = np.nan, 0.0, np.inf, 1e200, 1e-200
     return features, generator.integers(0, NUM_CLASSES, num_images)
 

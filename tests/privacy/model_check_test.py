@@ -14,8 +14,10 @@ def make_model(*middle):
     return keras.Sequential([layers.Dense(4, input_shape=(3,)), *middle, layers.Dense(2)])
 
 
-@pytest.mark.parametrize('layer', [layers.BatchNormalization(name='bad'), layers.Dropout(0.1, name='bad'),
-                                   layers.GaussianNoise(0.1, name='bad')])  # yapf: disable
+@pytest.mark.parametrize(
+    'layer',
+    [layers.BatchNormalization(name='bad'), layers.Dropout(0.1, name='bad'), layers.GaussianNoise(0.1, name='bad')],
+)
 def test_unfit_layer_is_named_with_its_cure(layer):
     with pytest.raises(model_check.ModelCheckError, match=r"'bad' \(\w+\): it (mixes|draws).*; (use|draw)"):
         model_check.check_layers(make_model(layer))
@@ -31,8 +33,15 @@ def check_independence(model):
     model_check.check_independence(model, lambda x: x, [3])
 
 
-@pytest.mark.parametrize('layer', [layers.LayerNormalization(), layers.GroupNormalization(2), layers.Dropout(0.0),
-                                   layers.Dense(4, kernel_initializer='zeros')])  # yapf: disable
+@pytest.mark.parametrize(
+    'layer',
+    [
+        layers.LayerNormalization(),
+        layers.GroupNormalization(2),
+        layers.Dropout(0.0),
+        layers.Dense(4, kernel_initializer='zeros'),
+    ],
+)
 def test_fit_layers_pass_and_keep_their_weights(layer):
     model = make_model(layer)
     before = model.get_weights()
@@ -74,9 +83,12 @@ class Forgets(layers.Layer):
         return tf.zeros_like(x)
 
 
-UNKNOWN = [(CentresOverTheBatch, r"in layer 'bad' \(CentresOverTheBatch\) .* depends on another one"),
-           (AddsNoise, r"layer 'bad' \(AddsNoise\) gives two outputs"),
-           (RemembersTheMean, "changed '.*mean:0' while it was called"), (Forgets, 'does not depend on the input')]
+UNKNOWN = [
+    (CentresOverTheBatch, r"in layer 'bad' \(CentresOverTheBatch\) .* depends on another one"),
+    (AddsNoise, r"layer 'bad' \(AddsNoise\) gives two outputs"),
+    (RemembersTheMean, "changed '.*mean:0' while it was called"),
+    (Forgets, 'does not depend on the input'),
+]
 
 
 @pytest.mark.parametrize('make_layer, message', UNKNOWN)
@@ -118,8 +130,14 @@ class AddsLoss(layers.Layer):
         return x
 
 
-@pytest.mark.parametrize('layer', [AddsLoss(name='bad'), layers.Dense(4, kernel_regularizer='l2', name='bad'),
-                                   layers.ActivityRegularization(0.1, name='bad')])  # yapf: disable
+@pytest.mark.parametrize(
+    'layer',
+    [
+        AddsLoss(name='bad'),
+        layers.Dense(4, kernel_regularizer='l2', name='bad'),
+        layers.ActivityRegularization(0.1, name='bad'),
+    ],
+)
 def test_layer_that_adds_a_loss_is_named_with_its_cure(layer):
     with pytest.raises(model_check.ModelCheckError, match=r"'bad' \(\w+\): it adds a loss of its own.*; remove"):
         model_check.check_layers(make_model(layer))
@@ -133,12 +151,15 @@ def contrastive(target, prediction):
     return tf.nn.sparse_softmax_cross_entropy_with_logits(tf.range(3), tf.matmul(prediction, target, transpose_b=True))
 
 
-@pytest.mark.parametrize('loss_fn, message', [
-    (lambda t, p: tf.reduce_mean(squared(t, p)), 'has shape'),
-    (lambda t, p: squared(t, p) - tf.reduce_mean(squared(t, p)), 'depends on another one'),
-    (lambda t, p: contrastive(p, p), 'depends on another one'),
-    (keras.losses.MeanSquaredError(), "has shape .*reduction='none'"),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'loss_fn, message',
+    [
+        (lambda t, p: tf.reduce_mean(squared(t, p)), 'has shape'),
+        (lambda t, p: squared(t, p) - tf.reduce_mean(squared(t, p)), 'depends on another one'),
+        (lambda t, p: contrastive(p, p), 'depends on another one'),
+        (keras.losses.MeanSquaredError(), "has shape .*reduction='none'"),
+    ],
+)
 def test_loss_that_couples_examples_is_refused(loss_fn, message):
     with pytest.raises(model_check.ModelCheckError, match=message):
         model_check.check_loss(loss_fn, [4])
@@ -150,9 +171,9 @@ def test_loss_of_single_examples_passes(loss_fn):
 
 
 def uniforms_of(units, step=0):
-    return tf.map_fn(lambda unit: tf.random.stateless_uniform([4], tf.stack([unit, step])),
-                     units,
-                     fn_output_signature=tf.float32)
+    return tf.map_fn(
+        lambda unit: tf.random.stateless_uniform([4], tf.stack([unit, step])), units, fn_output_signature=tf.float32
+    )
 
 
 def independent_views(images, units):
@@ -181,9 +202,14 @@ class LossAwareViews:
         return tf.cast(images, tf.float32), uniforms_of(units, self._calls)
 
 
-@pytest.mark.parametrize('draw, message', [(antithetic_views, 'no antithetic timesteps'),
-                                           (mixed_up_views, 'no mix-up across units'),
-                                           (LossAwareViews(), 'nor from earlier losses')])
+@pytest.mark.parametrize(
+    'draw, message',
+    [
+        (antithetic_views, 'no antithetic timesteps'),
+        (mixed_up_views, 'no mix-up across units'),
+        (LossAwareViews(), 'nor from earlier losses'),
+    ],
+)
 def test_views_that_depend_on_other_units_are_refused(draw, message):
     with pytest.raises(model_check.ModelCheckError, match=message):
         model_check.check_views(draw, [2, 2, 1])

@@ -42,8 +42,9 @@ def test_noise_is_added_to_the_sum():
     value = tf.constant([1.0, -2.0, 3.0])
     step = tf.constant(2, tf.int64)
     adder = noise.GaussianNoise(0.5)
-    difference = adder.add([value], seed=secret(1), step=step)[0] - adder.add([0.0 * value], seed=secret(1),
-                                                                              step=step)[0]
+    difference = (
+        adder.add([value], seed=secret(1), step=step)[0] - adder.add([0.0 * value], seed=secret(1), step=step)[0]
+    )
     np.testing.assert_allclose(difference, value, rtol=1e-6)
 
 
@@ -92,14 +93,16 @@ def test_xla_draws_the_same_noise_but_for_rounding(shape):
 
 def test_control_xla_draws_other_floats_from_the_same_seed():
     compiled, eager = compiled_and_eager(
-        lambda step: tf.random.stateless_normal([1000], tf.stack([tf.constant(5, tf.int64), step]), alg='philox'), 2)
+        lambda step: tf.random.stateless_normal([1000], tf.stack([tf.constant(5, tf.int64), step]), alg='philox'), 2
+    )
     assert not np.allclose(compiled, eager, rtol=1e-6, atol=1e-6)
 
 
 def test_shape_that_is_known_at_run_time_alone_gives_the_same_noise():
     adder = noise.GaussianNoise(1.0)
-    add = tf.function(lambda value: adder.add([value], seed=secret(5), step=3)[0],
-                      input_signature=[tf.TensorSpec([None, 3])])
+    add = tf.function(
+        lambda value: adder.add([value], seed=secret(5), step=3)[0], input_signature=[tf.TensorSpec([None, 3])]
+    )
     np.testing.assert_array_equal(add(tf.zeros([7, 3])), draw(step=3, shapes=((7, 3),))[0])
 
 
@@ -107,8 +110,10 @@ def test_shape_that_is_known_at_run_time_alone_gives_the_same_noise():
 def test_graph_holds_the_draw_once_and_calls_it_without_constants(generator):
     # Called with one constant, it would be optimized anew for each variable, which takes longer than a step.
     adder = noise.GaussianNoise(1.0, generator)
-    add = tf.function(lambda step: adder.add([tf.zeros([size]) for size in (3, 4, 5)], seed=secret(5), step=step),
-                      input_signature=[tf.TensorSpec([], tf.int64)])
+    add = tf.function(
+        lambda step: adder.add([tf.zeros([size]) for size in (3, 4, 5)], seed=secret(5), step=step),
+        input_signature=[tf.TensorSpec([], tf.int64)],
+    )
     operations = add.get_concrete_function().graph.get_operations()
     calls = [operation for operation in operations if operation.type.endswith('PartitionedCall')]
     assert len(calls) == 3 and len({call.get_attr('f').name for call in calls}) == 1
@@ -147,12 +152,19 @@ def test_tail_goes_to_nine_and_a_half_and_no_bits_give_zero_or_infinity():
 def looks_standard_normal(values):
     """Whether moments, tails and the two numbers of each pair are as they should be, to five standard deviations."""
     size = len(values)
-    first, second = values[:size // 2], values[size // 2:2 * (size // 2)]
-    moments = [(values.mean(), 1.0), ((values**2).mean() - 1.0, 2.0), ((values**3).mean(), 15.0),
-               ((values**4).mean() - 3.0, 96.0), ((first * second).mean(), 2.0),
-               (((first**2 - 1.0) * (second**2 - 1.0)).mean(), 8.0)]
-    tails = [(np.mean(np.abs(values) > bound) - 2.0 * stats.norm.sf(bound), 2.0 * stats.norm.sf(bound))
-             for bound in (2.0, 3.0, 4.0)]
+    first, second = values[: size // 2], values[size // 2 : 2 * (size // 2)]
+    moments = [
+        (values.mean(), 1.0),
+        ((values**2).mean() - 1.0, 2.0),
+        ((values**3).mean(), 15.0),
+        ((values**4).mean() - 3.0, 96.0),
+        ((first * second).mean(), 2.0),
+        (((first**2 - 1.0) * (second**2 - 1.0)).mean(), 8.0),
+    ]
+    tails = [
+        (np.mean(np.abs(values) > bound) - 2.0 * stats.norm.sf(bound), 2.0 * stats.norm.sf(bound))
+        for bound in (2.0, 3.0, 4.0)
+    ]
     return all(abs(error) < 5.0 * np.sqrt(variance / size) for error, variance in moments + tails)
 
 
@@ -182,7 +194,7 @@ def test_generators_and_secrets_give_different_draws():
 def test_cryptographic_numbers_come_from_shake256_of_key_and_counter():
     key = bytes(range(32))
     stream = hashlib.shake_256(key + (7).to_bytes(8, 'little')).digest(48)
-    uniforms = [(int.from_bytes(stream[i:i + 8], 'little') // 2**11 + 0.5) / 2**53 for i in range(0, 48, 8)]
+    uniforms = [(int.from_bytes(stream[i : i + 8], 'little') // 2**11 + 0.5) / 2**53 for i in range(0, 48, 8)]
     expected = [np.sqrt(-2 * np.log(u)) * np.cos(2 * np.pi * v) for u, v in zip(uniforms[:3], uniforms[3:])]
     np.testing.assert_allclose(noise.cryptographic_normal(key, 7, [5])[:3], expected, rtol=1e-12)
     assert noise.cryptographic_normal(key, 7, [3, 0]).shape == (3, 0)
@@ -216,10 +228,19 @@ def test_stddev_that_float32_does_not_carry_is_refused(stddev):
         noise.GaussianNoise(stddev)
 
 
-@pytest.mark.parametrize('noise_multiplier, batch, is_lost', [
-    (0.0, 2**40, False), (1.0, 16384, False), (0.763, 16384, False), (17.384, 16384, False), (0.1, 100_000, False),
-    (1e-3, 16384, True), (1e-9, 1, True), (0.1, 2**20, True)
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'noise_multiplier, batch, is_lost',
+    [
+        (0.0, 2**40, False),
+        (1.0, 16384, False),
+        (0.763, 16384, False),
+        (17.384, 16384, False),
+        (0.1, 100_000, False),
+        (1e-3, 16384, True),
+        (1e-9, 1, True),
+        (0.1, 2**20, True),
+    ],
+)
 def test_noise_that_drowns_in_the_rounding_of_the_sum_is_refused(noise_multiplier, batch, is_lost):
     largest = np.float32(batch)  # The largest coordinate of a sum, with a clipping norm of 1.
     steps = noise_multiplier / float(np.spacing(largest))
@@ -238,7 +259,7 @@ def delta_of_cut_noise(epsilon, shift, radius=np.inf):
 
     def density(x):
         inside = x**2 + y**2 <= radius**2
-        return np.exp(-(x**2 + y**2) / 2.0) / (2.0 * np.pi) * inside / (1.0 - np.exp(-radius**2 / 2.0))
+        return np.exp(-(x**2 + y**2) / 2.0) / (2.0 * np.pi) * inside / (1.0 - np.exp(-(radius**2) / 2.0))
 
     return np.sum(np.maximum(density(x) - np.exp(epsilon) * density(x - shift), 0.0)) * 0.02**2
 
@@ -259,8 +280,11 @@ def test_cut_tail_adds_no_more_to_delta_than_its_bound(monkeypatch, log2_of_tail
 def test_bound_on_the_tail_is_far_below_any_delta_at_the_recipes_settings_and_grows_with_what_it_depends_on():
     for generator, largest in (('philox', 1e-11), ('shake256', 1e-8)):
         for noise_multiplier, num_steps in ((2.282, 4000), (2.451, 200), (0.763, 200), (16.222, 4000)):
-            assert 0.0 < noise.tail_delta(noise_multiplier, num_draws=num_steps, num_numbers=80e6,
-                                          generator=generator) < largest
+            assert (
+                0.0
+                < noise.tail_delta(noise_multiplier, num_draws=num_steps, num_numbers=80e6, generator=generator)
+                < largest
+            )
     assert noise.tail_delta(0.05, num_draws=1, num_numbers=2) == 1.0
     base = dict(noise_multiplier=1.0, num_draws=10, num_numbers=1e6)
     for change in ({'noise_multiplier': 0.5}, {'num_draws': 20}, {'num_numbers': 1e8}, {'generator': 'shake256'}):

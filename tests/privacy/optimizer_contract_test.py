@@ -28,8 +28,9 @@ def make_variables(count=2):
 
 def noise_of(optimizer, variables):
     """Returns the gradients of a loss that has none: nothing but noise."""
-    pairs = optimizer.compute_unit_gradients(lambda unit: 0.0 * unit * sum(tf.reduce_sum(v) for v in variables),
-                                             tf.ones([3]), variables)
+    pairs = optimizer.compute_unit_gradients(
+        lambda unit: 0.0 * unit * sum(tf.reduce_sum(v) for v in variables), tf.ones([3]), variables
+    )
     return [gradient for gradient, _ in pairs]
 
 
@@ -51,10 +52,15 @@ def accumulate_in_a_graph(optimizer, variables, unused_folder):
 
 
 def accumulate_by_jacobian(optimizer, variables, unused_folder):
-    return [[
-        gradient for gradient, _ in optimizer.compute_gradients(
-            lambda: tf.reshape(0.0 * sum(tf.reduce_sum(v) for v in variables), [1]), variables)
-    ] for _ in range(3)]
+    return [
+        [
+            gradient
+            for gradient, _ in optimizer.compute_gradients(
+                lambda: tf.reshape(0.0 * sum(tf.reduce_sum(v) for v in variables), [1]), variables
+            )
+        ]
+        for _ in range(3)
+    ]
 
 
 def apply(optimizer, variables):
@@ -105,8 +111,15 @@ def make_from_its_config(optimizer, variables, unused_folder):
 
 
 WAYS = [
-    accumulate, accumulate_in_a_graph, accumulate_by_jacobian, freeze_and_go_on, set_the_iterations_back,
-    set_all_variables_back, restore_in_the_same_process, restore_under_the_same_secret, make_from_its_config
+    accumulate,
+    accumulate_in_a_graph,
+    accumulate_by_jacobian,
+    freeze_and_go_on,
+    set_the_iterations_back,
+    set_all_variables_back,
+    restore_in_the_same_process,
+    restore_under_the_same_secret,
+    make_from_its_config,
 ]
 
 
@@ -204,10 +217,18 @@ def apply_to_nothing_that_can_be_unpacked(optimizer, variables):
 
 
 @pytest.mark.parametrize('in_graph', [False, True])
-@pytest.mark.parametrize('way', [
-    apply_raw, apply_raw_after_a_private_step, apply_raw_beside_a_private_one, apply_what_another_optimizer_made,
-    apply_private_plus_raw, apply_to_nothing_that_can_be_unpacked
-], ids=lambda way: way.__name__)  # yapf: disable
+@pytest.mark.parametrize(
+    'way',
+    [
+        apply_raw,
+        apply_raw_after_a_private_step,
+        apply_raw_beside_a_private_one,
+        apply_what_another_optimizer_made,
+        apply_private_plus_raw,
+        apply_to_nothing_that_can_be_unpacked,
+    ],
+    ids=lambda way: way.__name__,
+)
 def test_gradients_that_were_never_made_private_are_refused(way, in_graph):
     optimizer, variables = make_optimizer(), make_variables()
     optimizer.build(variables)
@@ -299,7 +320,7 @@ STATEFUL = {
     'BatchNormalization': layers.BatchNormalization,
     'without weights': lambda: layers.BatchNormalization(center=False, scale=False),
     'SyncBatchNormalization': layers.experimental.SyncBatchNormalization,
-    'of one\'s own': unfit.RemembersTheMean,
+    "of one's own": unfit.RemembersTheMean,
 }
 
 
@@ -310,7 +331,7 @@ def test_layers_that_keep_statistics_of_the_private_data_are_refused_by_fit(kind
     check_that_statistics_are_refused(kind, cls, train)
 
 
-@pytest.mark.parametrize('kind', ['BatchNormalization', 'of one\'s own'])
+@pytest.mark.parametrize('kind', ['BatchNormalization', "of one's own"])
 @pytest.mark.parametrize('train', [take_eager_step, take_step_by_tape, take_graph_step, map_over_units])
 def test_layers_that_keep_statistics_of_the_private_data_are_refused_in_every_way_to_train(kind, train):
     check_that_statistics_are_refused(kind, keras.Model, train)
@@ -336,8 +357,9 @@ def test_layers_that_mix_the_batch_are_refused_where_the_batch_is_seen_whole(tra
 
 @pytest.mark.parametrize('cls', [keras.Model, optimizer_lib.DpModel])
 def test_control_layers_that_keep_examples_apart_are_trained(cls):
-    model = make_model(cls, layers.LayerNormalization(), layers.Dropout(0.5),
-                       layers.BatchNormalization(trainable=False))
+    model = make_model(
+        cls, layers.LayerNormalization(), layers.Dropout(0.5), layers.BatchNormalization(trainable=False)
+    )
     before = model.get_weights()
     fit(model, make_optimizer(), np.ones([4, 3], np.float32), np.ones([4, 2], np.float32))
     assert not np.array_equal(model.get_weights()[0], before[0])
@@ -355,8 +377,9 @@ def test_batch_normalization_would_let_one_unit_move_the_clipped_sum_beyond_the_
         optimizer = make_optimizer(0.0)
         monkeypatch.setattr(model_check, 'check_models_with', lambda *unused, **options: None)
         monkeypatch.setattr(model_check, 'check_keeps_no_state', lambda *unused: None)
-        pairs = optimizer.compute_gradients(lambda: VECTOR_LOSS(y[rows], model(x[rows], training=True)),
-                                            model.trainable_variables)
+        pairs = optimizer.compute_gradients(
+            lambda: VECTOR_LOSS(y[rows], model(x[rows], training=True)), model.trainable_variables
+        )
         return np.concatenate([np.ravel(gradient) for gradient, _ in pairs])
 
     assert np.linalg.norm(clipped_sum(slice(0, 8)) - clipped_sum(slice(1, 8))) > 1.5
@@ -385,8 +408,10 @@ def test_batch_that_is_no_whole_number_of_units_is_refused_in_words(cls):
     model = make_model(cls)
     model.compile(make_optimizer(num_microbatches=4, expected_batch_size=None), VECTOR_LOSS)
     model.fit(x[:8], y[:8], batch_size=4, verbose=0)  # Control: whole numbers of units will do.
-    with pytest.raises((ValueError, tf.errors.InvalidArgumentError),
-                       match=r'no multiple of num_microbatches=4: .*drop_remainder=True.*expected_batch_size'):
+    with pytest.raises(
+        (ValueError, tf.errors.InvalidArgumentError),
+        match=r'no multiple of num_microbatches=4: .*drop_remainder=True.*expected_batch_size',
+    ):
         model.fit(x, y, batch_size=4, verbose=0)
     with pytest.raises(ValueError, match='10 rows in a batch is no multiple of num_microbatches=4'):
         model.optimizer.split_into_units(tf.ones([10, 3]))
@@ -395,12 +420,15 @@ def test_batch_that_is_no_whole_number_of_units_is_refused_in_words(cls):
     model.fit(x, y, batch_size=4, verbose=0)
 
 
-@pytest.mark.parametrize('options, message', [
-    ({'num_microbatches': 0}, 'num_microbatches must be finite and > 0'),
-    ({'expected_batch_size': -3}, 'expected_batch_size must be finite and > 0'),
-    ({'expected_batch_size': float('nan')}, 'expected_batch_size must be finite and > 0'),
-    ({'expected_batch_size': 2**22}, 'noise_multiplier=1 is lost in float32'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        ({'num_microbatches': 0}, 'num_microbatches must be finite and > 0'),
+        ({'expected_batch_size': -3}, 'expected_batch_size must be finite and > 0'),
+        ({'expected_batch_size': float('nan')}, 'expected_batch_size must be finite and > 0'),
+        ({'expected_batch_size': 2**22}, 'noise_multiplier=1 is lost in float32'),
+    ],
+)
 def test_impossible_arguments_are_refused_by_name(options, message):
     with pytest.raises(ValueError, match=message):
         make_optimizer(**options)

@@ -23,14 +23,17 @@ def make_model(cls=keras.Model):
 
 def make_data(num_rows=12, seed=0):
     generator = np.random.default_rng(seed)
-    return (generator.standard_normal([num_rows, 4, 4, 1]).astype(np.float32) * 3.0,
-            generator.standard_normal([num_rows, 2]).astype(np.float32))
+    return (
+        generator.standard_normal([num_rows, 4, 4, 1]).astype(np.float32) * 3.0,
+        generator.standard_normal([num_rows, 2]).astype(np.float32),
+    )
 
 
 def stock_adam(*args, **kwargs):
     """Makes TensorFlow Privacy's optimizer; its package, as a whole, no longer works with today's TensorFlow."""
     sys.skip_tf_privacy_import = True  # What its __init__ asks for.
     from tensorflow_privacy.privacy.optimizers import dp_optimizer_keras_vectorized
+
     return dp_optimizer_keras_vectorized.VectorizedDPKerasAdamOptimizer(*args, **kwargs)
 
 
@@ -80,8 +83,9 @@ def test_updates_at_noise_zero_equal_tensorflow_privacy(num_microbatches):
         for _ in range(2):
             if make is optimizer_lib.VectorizedDPAdam:
                 batch = tf.nest.map_structure(lambda t: tf.reshape(t, [num_microbatches, -1, *t.shape[1:]]), (x, y))
-                optimizer.minimize_units(lambda unit: tf.reduce_mean(vector_loss(model, *unit)()), batch,
-                                         model.trainable_variables)
+                optimizer.minimize_units(
+                    lambda unit: tf.reduce_mean(vector_loss(model, *unit)()), batch, model.trainable_variables
+                )
             else:
                 optimizer.minimize(vector_loss(model, x, y), model.trainable_variables)
         updated.append(flat(model.get_weights()))
@@ -89,14 +93,17 @@ def test_updates_at_noise_zero_equal_tensorflow_privacy(num_microbatches):
     assert not np.allclose(updated[0], flat(make_model().get_weights()), atol=1e-2)
 
 
-@pytest.mark.parametrize('ours, plain', [(optimizer_lib.VectorizedDPAdam, keras.optimizers.Adam),
-                                         (optimizer_lib.VectorizedDPSGD, keras.optimizers.SGD)])
+@pytest.mark.parametrize(
+    'ours, plain',
+    [(optimizer_lib.VectorizedDPAdam, keras.optimizers.Adam), (optimizer_lib.VectorizedDPSGD, keras.optimizers.SGD)],
+)
 @pytest.mark.parametrize('cls', [keras.Model, optimizer_lib.DpModel])
 def test_fit_without_noise_and_clipping_equals_plain_keras(ours, plain, cls):
     x, y = make_data(24)
     private, expected = make_model(cls), make_model()
-    private.compile(ours(float('inf'), 0.0, num_microbatches=12, **KEYS),
-                    keras.losses.MeanSquaredError(reduction='none'))
+    private.compile(
+        ours(float('inf'), 0.0, num_microbatches=12, **KEYS), keras.losses.MeanSquaredError(reduction='none')
+    )
     expected.compile(plain(**KEYS), keras.losses.MeanSquaredError())
     for model in (private, expected):
         model.fit(x, y, batch_size=12, epochs=2, shuffle=False, verbose=0)
@@ -143,9 +150,9 @@ def test_padding_and_units_that_are_not_finite_contribute_zero():
     variable = tf.Variable([1.0])
     optimizer = optimizer_lib.VectorizedDPSGD(1.0, 0.0, expected_batch_size=2, learning_rate=1.0)
     batch = tf.constant([0.5, float('nan'), 0.25, 7.0])
-    pairs = optimizer.compute_unit_gradients(lambda unit: variable[0] * unit,
-                                             batch, [variable],
-                                             is_padding=tf.constant([False, False, False, True]))
+    pairs = optimizer.compute_unit_gradients(
+        lambda unit: variable[0] * unit, batch, [variable], is_padding=tf.constant([False, False, False, True])
+    )
     np.testing.assert_allclose(pairs[0][0], [0.375], rtol=1e-5)
 
 

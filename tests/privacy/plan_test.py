@@ -13,15 +13,13 @@ from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import relations
 
-CONFIG = plan_lib.DpSgdConfig(target_delta=1e-4,
-                              expected_batch_size=200,
-                              num_steps=50,
-                              l2_norm_clip=0.1,
-                              target_epsilon=4.0)
+CONFIG = plan_lib.DpSgdConfig(
+    target_delta=1e-4, expected_batch_size=200, num_steps=50, l2_norm_clip=0.1, target_epsilon=4.0
+)
 GIVEN = dataclasses.replace(CONFIG, target_epsilon=None, noise_multiplier=50.0)  # Where no calibration is looked at.
 
 
-@functools.lru_cache()  # Calibration takes seconds.
+@functools.lru_cache  # Calibration takes seconds.
 def make_plan(config=CONFIG, release=None):
     return plan_lib.make_plan(config, 1000, release)
 
@@ -45,11 +43,9 @@ def test_noise_follows_the_sensitivity_that_the_clipper_names():
 @pytest.mark.parametrize('relation', relations.ACCOUNTED)
 @pytest.mark.parametrize('clipping', plan_lib.CLIPPINGS)
 def test_noise_is_the_multiplier_times_what_a_unit_adds_however_it_is_clipped(clipping, relation):
-    config = dataclasses.replace(make_plan().config,
-                                 clipping=clipping,
-                                 neighboring_relation=relation,
-                                 noise_multiplier=50.0,
-                                 l2_norm_clip=0.3)
+    config = dataclasses.replace(
+        make_plan().config, clipping=clipping, neighboring_relation=relation, noise_multiplier=50.0, l2_norm_clip=0.3
+    )
     plan = plan_lib.make_plan(config, 1000)
     # Layer by layer or as a whole, a unit adds at most C: the clipper's tests show it.
     assert plan.clipper.per_layer == (clipping == 'per_layer')
@@ -75,9 +71,10 @@ def test_class_means_are_paid_from_the_same_budget():
 
 def test_each_round_of_the_class_means_is_paid():
     four = make_plan(CONFIG, class_means.ClassMeansConfig(6.0, 1.0, 10, 4))
-    assert [(release.mechanism, release.count) for release in four.planned_ledger().releases] == [('noisy_class_means',
-                                                                                                   4),
-                                                                                                  ('dp_sgd_step', 50)]
+    assert [(release.mechanism, release.count) for release in four.planned_ledger().releases] == [
+        ('noisy_class_means', 4),
+        ('dp_sgd_step', 50),
+    ]
     # Four rounds of noise 6 are as one of noise 3, and not as one of noise 6.
     as_four = make_plan(CONFIG, class_means.ClassMeansConfig(3.0, 1.0))
     assert four.config.noise_multiplier == pytest.approx(as_four.config.noise_multiplier, rel=1e-3)
@@ -86,8 +83,9 @@ def test_each_round_of_the_class_means_is_paid():
 def test_feature_means_are_paid_from_the_same_budget():
     release = feature_means.FeatureMeansConfig(3.0)
     plan = make_plan(CONFIG, release)
-    assert [(r.mechanism, r.noise_multiplier, r.sampling_probability, r.count) for r in plan.planned_ledger().releases
-           ][0] == ('noisy_feature_means', 3.0, 1.0, 1)
+    assert [(r.mechanism, r.noise_multiplier, r.sampling_probability, r.count) for r in plan.planned_ledger().releases][
+        0
+    ] == ('noisy_feature_means', 3.0, 1.0, 1)
     # As much as class means of the same noise.
     as_means = make_plan(CONFIG, class_means.ClassMeansConfig(3.0, 1.0))
     assert plan.config.noise_multiplier == pytest.approx(as_means.config.noise_multiplier, rel=1e-6)
@@ -95,8 +93,12 @@ def test_feature_means_are_paid_from_the_same_budget():
 
 
 def test_kind_of_the_warm_start_and_its_settings_are_in_the_fingerprint():
-    releases = [None, class_means.ClassMeansConfig(3.0, 1.0), feature_means.FeatureMeansConfig(3.0),
-                feature_means.FeatureMeansConfig(4.0)]  # yapf: disable
+    releases = [
+        None,
+        class_means.ClassMeansConfig(3.0, 1.0),
+        feature_means.FeatureMeansConfig(3.0),
+        feature_means.FeatureMeansConfig(4.0),
+    ]
     prints = [str(make_plan(GIVEN, release).fingerprint()['warm_start_release']) for release in releases]
     assert len(set(prints)) == 4
 
@@ -159,19 +161,22 @@ def test_no_noise_trains_but_claims_nothing():
     assert plan.epsilon() == math.inf and plan.noise.stddev == 0.0
 
 
-@pytest.mark.parametrize('changes, message', [
-    ({'target_delta': 0.0}, 'target_delta must be in'),
-    ({'expected_batch_size': 0}, 'expected_batch_size must be a whole number'),
-    ({'num_steps': 2.5}, 'num_steps must be a whole number'),
-    ({'l2_norm_clip': 0.0}, 'l2_norm_clip must be in '),
-    ({'target_epsilon': None}, 'one of target_epsilon and noise_multiplier'),
-    ({'target_epsilon': float('nan')}, 'target_epsilon must be finite'),
-    ({'noise_multiplier': -1.0}, 'noise_multiplier must be finite'),
-    ({'neighboring_relation': 'replace_one'}, "neighboring_relation must be one of .*, got 'replace_one'"),
-    ({'sampling': 'uniform'}, 'sampling must be one of'),
-    ({'clipping': 'per_channel'}, 'clipping must be one of'),
-    ({'noise_generator': 'mersenne'}, 'noise generator must be one of'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        ({'target_delta': 0.0}, 'target_delta must be in'),
+        ({'expected_batch_size': 0}, 'expected_batch_size must be a whole number'),
+        ({'num_steps': 2.5}, 'num_steps must be a whole number'),
+        ({'l2_norm_clip': 0.0}, 'l2_norm_clip must be in '),
+        ({'target_epsilon': None}, 'one of target_epsilon and noise_multiplier'),
+        ({'target_epsilon': float('nan')}, 'target_epsilon must be finite'),
+        ({'noise_multiplier': -1.0}, 'noise_multiplier must be finite'),
+        ({'neighboring_relation': 'replace_one'}, "neighboring_relation must be one of .*, got 'replace_one'"),
+        ({'sampling': 'uniform'}, 'sampling must be one of'),
+        ({'clipping': 'per_channel'}, 'clipping must be one of'),
+        ({'noise_generator': 'mersenne'}, 'noise generator must be one of'),
+    ],
+)
 def test_impossible_config_is_refused_naming_the_value(changes, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(CONFIG, **changes)
@@ -193,9 +198,10 @@ def test_delta_of_one_unit_or_more_is_refused_unless_accepted(delta):
 
 
 def test_large_epsilon_is_cautioned_against():
-    cautious, careless = (plan_lib.make_plan(
-        dataclasses.replace(CONFIG, target_epsilon=None, noise_multiplier=noise_multiplier), 1000)
-                          for noise_multiplier in (3.0, 0.6))
+    cautious, careless = (
+        plan_lib.make_plan(dataclasses.replace(CONFIG, target_epsilon=None, noise_multiplier=noise_multiplier), 1000)
+        for noise_multiplier in (3.0, 0.6)
+    )
     assert cautious.cautions() == []
     assert careless.epsilon() > 10.0 and 'hardly any protection' in careless.cautions()[0]
 
@@ -206,15 +212,17 @@ def test_plan_at_a_tiny_delta_has_a_finite_epsilon_that_meets_its_target(delta):
     assert plan.epsilon() <= 4.0 < 1.1 * plan.epsilon()
 
 
-@pytest.mark.parametrize('config, release', [
-    (dict(noise_multiplier=1e-4), None),
-    (dict(noise_multiplier=5.0), class_means.ClassMeansConfig(1e-6, 1.0)),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'config, release',
+    [(dict(noise_multiplier=1e-4), None), (dict(noise_multiplier=5.0), class_means.ClassMeansConfig(1e-6, 1.0))],
+)
 def test_noise_for_which_no_epsilon_is_known_is_refused_and_none_at_all_claims_nothing(config, release):
     with pytest.raises(accounting.BudgetError, match='no epsilon is known for a noise multiplier below 0.001'):
         plan_lib.make_plan(dataclasses.replace(CONFIG, target_epsilon=None, **config), 1000, release)
-    assert plan_lib.make_plan(dataclasses.replace(CONFIG, target_epsilon=None, noise_multiplier=0.0),
-                              1000).epsilon() == math.inf
+    assert (
+        plan_lib.make_plan(dataclasses.replace(CONFIG, target_epsilon=None, noise_multiplier=0.0), 1000).epsilon()
+        == math.inf
+    )
 
 
 def test_fingerprint_of_a_run_from_before_stays_and_one_in_progress_cannot_accept_afterwards():

@@ -85,8 +85,10 @@ def by_their_accountant(accountant, relation, event, delta):
 
 
 @pytest.mark.parametrize('delta', [1e-3, 1e-5, 1e-9])
-@pytest.mark.parametrize('sigma, q, num_steps', [(0.7, 0.02, 1), (1.2, 1.0 / 60.0, 1000), (2.282, 0.0683, 400),
-                                                 (3.0, 0.3, 50), (20.0, 0.5, 300), (5.0, 1.0, 10)])
+@pytest.mark.parametrize(
+    'sigma, q, num_steps',
+    [(0.7, 0.02, 1), (1.2, 1.0 / 60.0, 1000), (2.282, 0.0683, 400), (3.0, 0.3, 50), (20.0, 0.5, 300), (5.0, 1.0, 10)],
+)
 def test_epsilon_is_that_of_dp_accounting_for_a_null_record(sigma, q, num_steps, delta):
     event = accounting.poisson_dp_sgd_event(sigma, q, num_steps)
     if q == 1.0:  # Which dp_accounting composes in closed form where no sampling is spoken of.
@@ -131,8 +133,10 @@ def test_null_record_takes_part_in_no_release_and_moves_none_by_more_than_the_se
 
 def test_null_record_keeps_its_place_among_the_units_and_is_padding_in_every_step():
     rows = np.flatnonzero(OWNERS != 2)
-    whole, null = (datasets.ImageDataset('toy', IMAGES[r], LABELS[r], ('a', 'b'), 'one patient', OWNERS[r], 5)
-                   for r in (np.arange(20), rows))
+    whole, null = (
+        datasets.ImageDataset('toy', IMAGES[r], LABELS[r], ('a', 'b'), 'one patient', OWNERS[r], 5)
+        for r in (np.arange(20), rows)
+    )
     assert whole.num_units == null.num_units == 5
     units = np.arange(5)
     drawn = [pipelines.gather_units(data, units, num_views=3, seed=1, step=0) for data in (whole, null)]

@@ -12,8 +12,11 @@ from tf_dpdiff.privacy import epsilon_bounds
 from tf_dpdiff.privacy import renyi
 
 ORDERS = (1.02, 1.05, 1.1, 1.3, 1.5, 1.9, 2.0, 2.3, 4.7, 9.9, 10.9, 17.0)
-SETTINGS = [(s, q) for s in (0.1, 0.3, 0.763, 2.282, 16.222, 100.0)
-            for q in (1e-9, 1e-4, 0.0683, 0.328, 0.499, 0.5, 0.6, 0.9, 0.999)]  # yapf: disable
+SETTINGS = [
+    (s, q)
+    for s in (0.1, 0.3, 0.763, 2.282, 16.222, 100.0)
+    for q in (1e-9, 1e-4, 0.0683, 0.328, 0.499, 0.5, 0.6, 0.9, 0.999)
+]
 each_setting = pytest.mark.parametrize('noise_multiplier, q', SETTINGS)
 
 
@@ -29,8 +32,11 @@ def by_quadrature(noise_multiplier, q, order):
     log_density = -x * x / (2.0 * s * s) - np.log(s * np.sqrt(2.0 * np.longdouble(np.pi)))
     power = order * np.log1p(u)
     with np.errstate(all='ignore'):
-        log_value = np.where(power > 50.0, power + np.log1p(-(1.0 + order * u) * np.exp(-power)),
-                             np.log(np.expm1(np.minimum(power, 50.0)) - order * u))
+        log_value = np.where(
+            power > 50.0,
+            power + np.log1p(-(1.0 + order * u) * np.exp(-power)),
+            np.log(np.expm1(np.minimum(power, 50.0)) - order * u),
+        )
     is_small = np.abs(u) < 1e-3  # The difference cancels: its power series.
     term = order * u[is_small]
     series = np.zeros_like(term)
@@ -76,8 +82,18 @@ def test_dp_accounting_itself_gives_up_orders_or_bounds_them_by_far_too_much(cap
     assert of_dp_accounting(100.0, 0.328, (1.02,)) > 1000.0 * by_quadrature(100.0, 0.328, 1.02)
 
 
-@pytest.mark.parametrize('setting', [(2.451, 0.32768, 200), (0.763, 0.0542, 200), (20.0, 0.5, 10**5), (1e-3, 0.5, 1),
-                                     (1e6, 0.5, 10**7), (0.3, 1e-9, 10**6), (1.0, 0.999999, 10)])
+@pytest.mark.parametrize(
+    'setting',
+    [
+        (2.451, 0.32768, 200),
+        (0.763, 0.0542, 200),
+        (20.0, 0.5, 10**5),
+        (1e-3, 0.5, 1),
+        (1e6, 0.5, 10**7),
+        (0.3, 1e-9, 10**6),
+        (1.0, 0.999999, 10),
+    ],
+)
 def test_nothing_is_logged_or_warned_of(setting, caplog):
     for cached in (epsilon_bounds._step_log_moments, epsilon_bounds._rdp_epsilon):
         cached.cache_clear()
@@ -110,5 +126,6 @@ def test_moments_are_convex_in_the_order_and_finite():
 
 def test_release_of_all_units_has_the_closed_form():
     np.testing.assert_allclose(renyi.log_moments(2.0, 1.0, ORDERS), [a * (a - 1.0) / 8.0 for a in ORDERS], rtol=1e-14)
-    np.testing.assert_allclose(renyi.log_moments(2.0, 1.0 - 1e-12, ORDERS), [a * (a - 1.0) / 8.0 for a in ORDERS],
-                               rtol=1e-9)
+    np.testing.assert_allclose(
+        renyi.log_moments(2.0, 1.0 - 1e-12, ORDERS), [a * (a - 1.0) / 8.0 for a in ORDERS], rtol=1e-9
+    )

@@ -19,12 +19,14 @@ MEAN_SQUARED_ERROR = keras.losses.MeanSquaredError(reduction='none')
 
 def make_optimizer(num_replicas, noise_multiplier=0.0, expected_batch_size=None):
     # Each replica sees its own part of the units.
-    return optimizer_lib.VectorizedDPSGD(CLIP_NORM,
-                                         noise_multiplier,
-                                         num_microbatches=NUM_UNITS // num_replicas,
-                                         expected_batch_size=expected_batch_size,
-                                         units_per_chunk=3,
-                                         learning_rate=1.0)
+    return optimizer_lib.VectorizedDPSGD(
+        CLIP_NORM,
+        noise_multiplier,
+        num_microbatches=NUM_UNITS // num_replicas,
+        expected_batch_size=expected_batch_size,
+        units_per_chunk=3,
+        learning_rate=1.0,
+    )
 
 
 def make_model(cls, units=2):
@@ -85,7 +87,9 @@ def run_step(way, strategy, model, optimizer, data):
     parts = [np.split(part, strategy.num_replicas_in_sync) for part in data]
     values = [
         strategy.experimental_distribute_values_from_function(
-            lambda context, part=part: tf.constant(part[context.replica_id_in_sync_group])) for part in parts
+            lambda context, part=part: tf.constant(part[context.replica_id_in_sync_group])
+        )
+        for part in parts
     ]
 
     @tf.function
@@ -104,8 +108,11 @@ def take_noise(strategy, num_steps=2):
 
     @tf.function
     def run():
-        strategy.run(lambda: optimizer.minimize_units(lambda unit: tf.reduce_sum(variable * 0.0) * unit, tf.ones([4]),
-                                                      [variable]))
+        strategy.run(
+            lambda: optimizer.minimize_units(
+                lambda unit: tf.reduce_sum(variable * 0.0) * unit, tf.ones([4]), [variable]
+            )
+        )
 
     values = [np.zeros([strategy.num_replicas_in_sync, NUM_NOISY])]
     for _ in range(num_steps):
@@ -137,7 +144,7 @@ def outside_of_a_replica(strategy):
 
 
 def main(output):
-    cpu, = tf.config.list_physical_devices('CPU')
+    (cpu,) = tf.config.list_physical_devices('CPU')
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     multi_worker = tf.distribute.MultiWorkerMirroredStrategy()  # It wants to be the first.
     one, two = tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(['CPU:0', 'CPU:1'])

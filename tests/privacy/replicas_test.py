@@ -21,13 +21,12 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 def fixture_measured(tmp_path_factory):
     """What the program measured; it is one of its own, since the number of devices is chosen before anything else."""
     output = tmp_path_factory.mktemp('replicas') / 'measured.npz'
-    subprocess.run([sys.executable, '-m', 'tests.privacy.replica_updates',
-                    str(output)],
-                   check=True,
-                   cwd=ROOT,
-                   env={
-                       **os.environ, 'TF_CPP_MIN_LOG_LEVEL': '3'
-                   })
+    subprocess.run(
+        [sys.executable, '-m', 'tests.privacy.replica_updates', str(output)],
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '3'},
+    )
     return dict(np.load(output))
 
 
@@ -47,10 +46,9 @@ def test_all_ways_take_the_same_step_and_the_expected_batch_size_counts_for_all_
     first = measured[f'{ways[0]}, two']
     for way in ways[1:]:
         np.testing.assert_allclose(measured[f'{way}, two'], first, rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(measured[f'{expected_batch_size}, two'] * 10.0 / replica_updates.NUM_UNITS,
-                               first,
-                               rtol=1e-5,
-                               atol=1e-7)
+    np.testing.assert_allclose(
+        measured[f'{expected_batch_size}, two'] * 10.0 / replica_updates.NUM_UNITS, first, rtol=1e-5, atol=1e-7
+    )
 
 
 def looks_like_one_draw(noise):
@@ -84,19 +82,24 @@ def test_strategies_are_refused_by_the_names_that_users_know(monkeypatch, name):
         optimizer_lib.VectorizedDPSGD(1.0, 0.0, 1).compute_unit_gradients(None, None, [])
 
 
-@pytest.mark.parametrize('what, expected', [
-    ('apply_gradients', 'RuntimeError.*added up already.*skip_gradients_aggregation=True'),
-    ('mean loss', "ValueError.*compile with a loss whose reduction is 'none'"),
-    ('mean loss on one', '^no error$'),
-    ('made outside of the scope', 'RuntimeError.*in the scope of the strategy: its counter of draws'),
-    ('outside', 'RuntimeError.*is taken by each replica: call it by strategy.run'),
-])
+@pytest.mark.parametrize(
+    'what, expected',
+    [
+        ('apply_gradients', 'RuntimeError.*added up already.*skip_gradients_aggregation=True'),
+        ('mean loss', "ValueError.*compile with a loss whose reduction is 'none'"),
+        ('mean loss on one', '^no error$'),
+        ('made outside of the scope', 'RuntimeError.*in the scope of the strategy: its counter of draws'),
+        ('outside', 'RuntimeError.*is taken by each replica: call it by strategy.run'),
+    ],
+)
 def test_what_would_be_of_the_wrong_scale_on_several_replicas_is_refused(measured, what, expected):
     assert re.search(expected, str(measured[what]), re.DOTALL)
 
 
 def test_one_device_strategy_takes_the_step_of_no_strategy():
-    alone, one_device = (replica_updates.take_step('fit of DpModel', strategy)
-                         for strategy in (tf.distribute.get_strategy(), tf.distribute.OneDeviceStrategy('CPU:0')))
+    alone, one_device = (
+        replica_updates.take_step('fit of DpModel', strategy)
+        for strategy in (tf.distribute.get_strategy(), tf.distribute.OneDeviceStrategy('CPU:0'))
+    )
     np.testing.assert_allclose(one_device, alone, rtol=1e-5, atol=1e-7)
     assert np.abs(alone).max() > 1e-3

@@ -24,9 +24,25 @@ from tf_dpdiff.privacy import rounding
 PACKAGE = pathlib.Path(accounting.__file__).resolve().parent.parent
 GENERATOR = np.random.default_rng(0)
 VALUES = [
-    0.0, 1.0, 1.1, 0.1 + 0.2, 2.675, 9.99991, 9.99996, 9.9999999999, 10.0 - 1e-15, 1e-12, 5e-324, 123456.00005, 2.0**53,
-    1e15 + 0.3, 1e22, 1.7976931348623157e308, np.float64(1.1), np.float32(0.7)
-]  # yapf: disable
+    0.0,
+    1.0,
+    1.1,
+    0.1 + 0.2,
+    2.675,
+    9.99991,
+    9.99996,
+    9.9999999999,
+    10.0 - 1e-15,
+    1e-12,
+    5e-324,
+    123456.00005,
+    2.0**53,
+    1e15 + 0.3,
+    1e22,
+    1.7976931348623157e308,
+    np.float64(1.1),
+    np.float32(0.7),
+]
 RANDOM = [*GENERATOR.uniform(0.0, 30.0, 500), *np.round(GENERATOR.uniform(0.0, 30.0, 500), 4)]
 
 
@@ -68,8 +84,10 @@ def test_given_numbers_are_shown_exactly(value):
     assert float(rounding.exact(value)) == value
 
 
-@pytest.mark.parametrize('value, text', [(10.0, '10'), (1e-5, '1e-05'), (0.0001, '0.0001'), (9.9999999, '9.9999999'),
-                                         (1.2345678e-5, '1.2345678e-05')])  # yapf: disable
+@pytest.mark.parametrize(
+    'value, text',
+    [(10.0, '10'), (1e-5, '1e-05'), (0.0001, '0.0001'), (9.9999999, '9.9999999'), (1.2345678e-5, '1.2345678e-05')],
+)
 def test_given_numbers_are_shown_in_as_few_digits_as_they_have(value, text):
     assert rounding.exact(value) == text
 
@@ -105,11 +123,9 @@ def test_curves_of_tensorboard_are_not_below_what_was_spent():
 EVENT = dp_accounting.GaussianDpEvent(1.0)
 LEDGER = ledger_lib.Ledger((ledger_lib.Release('a', 3.0, 1.0, 1),))
 ABOUT = {'dataset': 'toy', 'data_fingerprint': 'f', 'unit': 'one image', 'time': 'now'}
-CONFIG = plan_lib.DpSgdConfig(target_delta=1.2345678e-5,
-                              expected_batch_size=50,
-                              num_steps=7,
-                              l2_norm_clip=1.0,
-                              noise_multiplier=3.0)
+CONFIG = plan_lib.DpSgdConfig(
+    target_delta=1.2345678e-5, expected_batch_size=50, num_steps=7, l2_norm_clip=1.0, noise_multiplier=3.0
+)
 
 
 def plan_that_misses_its_target(excess):
@@ -179,8 +195,10 @@ def test_no_text_rounds_a_privacy_number_in_its_own_way(path):
     assert not formats_of_privacy_numbers(path.read_text(encoding='utf-8'))
 
 
-@pytest.mark.parametrize('source', ["f'{epsilon:.3f}'", "f'{plan.epsilon():.4f} at'", "f'{fields[\"delta\"]:g}'",
-                                    "f'{result.confidence:.0%}'"])  # yapf: disable
+@pytest.mark.parametrize(
+    'source',
+    ["f'{epsilon:.3f}'", "f'{plan.epsilon():.4f} at'", 'f\'{fields["delta"]:g}\'', "f'{result.confidence:.0%}'"],
+)
 def test_control_text_that_rounds_in_its_own_way_is_noticed(source):
     assert formats_of_privacy_numbers(source)
     assert not formats_of_privacy_numbers("f'{round_up(epsilon)} of {size:.3f}'")

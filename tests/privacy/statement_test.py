@@ -15,25 +15,25 @@ from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import relations
 from tf_dpdiff.privacy import statement
 
-CONFIG = plan_lib.DpSgdConfig(target_delta=1e-4,
-                              expected_batch_size=200,
-                              num_steps=50,
-                              l2_norm_clip=0.1,
-                              target_epsilon=4.0)
+CONFIG = plan_lib.DpSgdConfig(
+    target_delta=1e-4, expected_batch_size=200, num_steps=50, l2_norm_clip=0.1, target_epsilon=4.0
+)
 
 
-@functools.lru_cache()  # Calibration takes seconds.
+@functools.lru_cache  # Calibration takes seconds.
 def make_plan(config):
     return plan_lib.make_plan(config, 1000, class_means.ClassMeansConfig(3.0, 1.0))
 
 
 def make_statement(ledger=None, config=CONFIG, **changes):
     plan = make_plan(config)
-    fields = dict(unit='one image',
-                  dataset='toy',
-                  plan=plan,
-                  ledger=plan.planned_ledger() if ledger is None else ledger,
-                  augmentation_multiplicity=8)
+    fields = dict(
+        unit='one image',
+        dataset='toy',
+        plan=plan,
+        ledger=plan.planned_ledger() if ledger is None else ledger,
+        augmentation_multiplicity=8,
+    )
     return statement.PrivacyStatement(**{**fields, **changes})
 
 
@@ -43,17 +43,39 @@ def test_statement_names_what_a_reader_needs():
     assert fields['epsilon'] <= 4.0 and fields['epsilon'] == fields['epsilon_by_accountant']['pld']
     assert fields['epsilon_by_accountant']['rdp'] >= fields['epsilon']
     expected = {
-        'delta': 1e-4, 'unit': 'one image', 'neighboring_relation': 'replace_with_zero', 'dataset': 'toy',
-        'num_units_treated_as_public': 1000, 'sampling': 'poisson', 'sampling_probability': 0.2, 'l2_norm_clip': 0.1,
-        'noise_multiplier': made.plan.config.noise_multiplier, 'steps_run': 50, 'augmentation_multiplicity': 8,
-        'guarantee_claimed': True, 'clipping': 'flat', 'noise_generator': 'philox', 'sampling_generator': 'philox',
-    }  # yapf: disable
+        'delta': 1e-4,
+        'unit': 'one image',
+        'neighboring_relation': 'replace_with_zero',
+        'dataset': 'toy',
+        'num_units_treated_as_public': 1000,
+        'sampling': 'poisson',
+        'sampling_probability': 0.2,
+        'l2_norm_clip': 0.1,
+        'noise_multiplier': made.plan.config.noise_multiplier,
+        'steps_run': 50,
+        'augmentation_multiplicity': 8,
+        'guarantee_claimed': True,
+        'clipping': 'flat',
+        'noise_generator': 'philox',
+        'sampling_generator': 'philox',
+    }
     assert {name: fields[name] for name in expected} == expected
     assert set(fields['versions']) >= {'tensorflow', 'dp_accounting', 'numpy', 'python'}
     text = made.to_text()
-    for fact in ('one image', 'replaced with a null record', 'noisy class means, once', 'DP-SGD step, 50 times',
-                 '0.0001', 'tuning', 'Not covered', '1000 units', '8 view(s)', '(flat)', 'Philox',
-                 statement.round_up(fields['epsilon'])):
+    for fact in (
+        'one image',
+        'replaced with a null record',
+        'noisy class means, once',
+        'DP-SGD step, 50 times',
+        '0.0001',
+        'tuning',
+        'Not covered',
+        '1000 units',
+        '8 view(s)',
+        '(flat)',
+        'Philox',
+        statement.round_up(fields['epsilon']),
+    ):
         assert fact in text
 
 
@@ -65,10 +87,17 @@ def test_statement_is_made_from_the_ledger_not_from_the_plan():
     assert 'DP-SGD step, 25 times' in half.to_text()
 
 
-@pytest.mark.parametrize('changes, reason, other', [
-    ({'noise_multiplier': 0.0}, 'trained without noise', 'Poisson'),
-    ({'noise_multiplier': 5.0, 'sampling': 'shuffled_batches'}, 'batches were not Poisson-sampled', 'without noise'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'changes, reason, other',
+    [
+        ({'noise_multiplier': 0.0}, 'trained without noise', 'Poisson'),
+        (
+            {'noise_multiplier': 5.0, 'sampling': 'shuffled_batches'},
+            'batches were not Poisson-sampled',
+            'without noise',
+        ),
+    ],
+)
 def test_statement_without_a_guarantee_says_why_and_shows_no_epsilon(changes, reason, other):
     made = make_statement(config=dataclasses.replace(CONFIG, target_epsilon=None, **changes))
     first = made.to_text().split('Unit:')[0]
@@ -139,8 +168,9 @@ def test_epsilon_over_steps_begins_with_the_class_means_and_ends_with_the_claim(
     points = made.epsilon_over_steps()
     assert points[0].num_steps == 0 and points[-1].num_steps == 50
     assert points[-1].pld == made.to_dict()['epsilon']
-    assert points[0].pld == pytest.approx(accounting.epsilon(class_means.ClassMeansConfig(3.0, 1.0).dp_event(), 1e-4),
-                                          rel=1e-2)
+    assert points[0].pld == pytest.approx(
+        accounting.epsilon(class_means.ClassMeansConfig(3.0, 1.0).dp_event(), 1e-4), rel=1e-2
+    )
     assert [point.pld for point in points] == sorted(point.pld for point in points)
     middle = points[len(points) // 2]
     ledger = made.plan.record_warm_start_release(ledger_lib.Ledger())
@@ -163,10 +193,13 @@ def test_nothing_claimed_has_no_epsilon_over_steps():
     assert make_statement(ledger_lib.Ledger()).epsilon_over_steps() == []
 
 
-@pytest.mark.parametrize('relation, words', [
-    ('replace_with_zero', 'replaced with a null record, .* same number of units, which is public'),
-    ('add_or_remove_one', 'add or remove one unit, at the same sampling probability; .* not protected'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'relation, words',
+    [
+        ('replace_with_zero', 'replaced with a null record, .* same number of units, which is public'),
+        ('add_or_remove_one', 'add or remove one unit, at the same sampling probability; .* not protected'),
+    ],
+)
 def test_relation_is_said_in_words_with_what_it_means_for_the_number_of_units(relation, words):
     text = make_statement(config=dataclasses.replace(CONFIG, neighboring_relation=relation)).to_text()
     assert re.search(words, ' '.join(text.split()))

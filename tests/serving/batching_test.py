@@ -233,8 +233,16 @@ def test_signature_without_rows_is_run_one_by_one():
     batcher.close()
 
 
-@pytest.mark.parametrize('field, value', [('max_batch_size', 0), ('max_queue', 0), ('batch_timeout_secs', -1.0),
-                                          ('allowed_batch_sizes', (4, 2)), ('allowed_batch_sizes', (4, 8))])
+@pytest.mark.parametrize(
+    'field, value',
+    [
+        ('max_batch_size', 0),
+        ('max_queue', 0),
+        ('batch_timeout_secs', -1.0),
+        ('allowed_batch_sizes', (4, 2)),
+        ('allowed_batch_sizes', (4, 8)),
+    ],
+)
 def test_settings_that_cannot_be_are_named(field, value):
     with pytest.raises(ValueError, match=field):
         batching.BatchingConfig(**{field: value})

@@ -101,7 +101,7 @@ def test_images_come_for_labels_and_seeds(path, version):
         images = sample(url + path)
     assert images.dtype == tf.uint8
     np.testing.assert_array_equal(images.numpy(), client_test.images_of(_LABELS, _SEEDS))
-    request, = service.requests
+    (request,) = service.requests
     spec = request.model_spec
     assert (spec.name, spec.signature_name) == ('toys', 'serving_default')
     assert spec.HasField('version') == (version is not None) and spec.version.value == (version or 0)
@@ -172,35 +172,60 @@ def strange(unused_inputs):
 _IMAGES = np.zeros([3, 2, 3, 1], np.uint8)
 
 
-@pytest.mark.parametrize('answer, words', [
-    (lambda inputs: {'pictures': _IMAGES}, "there is no output 'images'"),
-    (lambda inputs: {}, "there is no output 'images'"),
-    (lambda inputs: {'images': _IMAGES[:2]}, 'uint8 [2, 2, 3, 1]'),
-    (lambda inputs: {'images': _IMAGES[0]}, 'uint8 [2, 3, 1]'),
-    (lambda inputs: {'images': _IMAGES / 2}, 'float64 [3, 2, 3, 1]'),
-    (lambda inputs: {'images': _IMAGES.astype(int) + 256}, 'values from 256 to 256'),
-    (lambda inputs: {'images': np.array([b'a', b'b', b'c'])}, 'object [3]'),
-    (strange, 'is not that of TensorFlow Serving'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'answer, words',
+    [
+        (lambda inputs: {'pictures': _IMAGES}, "there is no output 'images'"),
+        (lambda inputs: {}, "there is no output 'images'"),
+        (lambda inputs: {'images': _IMAGES[:2]}, 'uint8 [2, 2, 3, 1]'),
+        (lambda inputs: {'images': _IMAGES[0]}, 'uint8 [2, 3, 1]'),
+        (lambda inputs: {'images': _IMAGES / 2}, 'float64 [3, 2, 3, 1]'),
+        (lambda inputs: {'images': _IMAGES.astype(int) + 256}, 'values from 256 to 256'),
+        (lambda inputs: {'images': np.array([b'a', b'b', b'c'])}, 'object [3]'),
+        (strange, 'is not that of TensorFlow Serving'),
+    ],
+)
 def test_what_are_no_such_images_is_refused(answer, words):
     with serve(Service(answer)) as url:
         assert words in error_of(url)
 
 
-@pytest.mark.parametrize('url', [
-    'grpc://', 'grpc://host:8500', 'grpc://host:8500/', 'grpc://host/toys', 'grpc://:8500/toys', 'grpc://host:0/toys',
-    'grpc://host:99999/toys', 'grpc://host:port/toys', 'grpc://host:8500/v1/models/toys', 'grpc://host:8500/to ys',
-    'grpc://host:8500/toys/versions/', 'grpc://host:8500/toys/versions/latest', 'grpc://host:8500/toys?x=1',
-    'grpc://user:secret@host:8500/toys', 'grpc://host:8500/toys:predict', 'grpc://host:8500/toys\n',
-    'GRPC://host:8500/toys'
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'url',
+    [
+        'grpc://',
+        'grpc://host:8500',
+        'grpc://host:8500/',
+        'grpc://host/toys',
+        'grpc://:8500/toys',
+        'grpc://host:0/toys',
+        'grpc://host:99999/toys',
+        'grpc://host:port/toys',
+        'grpc://host:8500/v1/models/toys',
+        'grpc://host:8500/to ys',
+        'grpc://host:8500/toys/versions/',
+        'grpc://host:8500/toys/versions/latest',
+        'grpc://host:8500/toys?x=1',
+        'grpc://user:secret@host:8500/toys',
+        'grpc://host:8500/toys:predict',
+        'grpc://host:8500/toys\n',
+        'GRPC://host:8500/toys',
+    ],
+)
 def test_malformed_address_is_refused_at_once(url):
     with pytest.raises(ValueError, match='is no address of a model; it looks like .* or grpc://localhost:8500/NAME'):
         client.Endpoint(url)
 
 
-@pytest.mark.parametrize('url', ['grpc://localhost:8500/toys', 'grpcs://host:443/toys/', 'grpc://[::1]:8500/toys',
-                                 'grpc://host:8500/toys/versions/12/'])  # yapf: disable
+@pytest.mark.parametrize(
+    'url',
+    [
+        'grpc://localhost:8500/toys',
+        'grpcs://host:443/toys/',
+        'grpc://[::1]:8500/toys',
+        'grpc://host:8500/toys/versions/12/',
+    ],
+)
 def test_addresses_of_models_and_versions_are_taken(url):
     assert str(client.Endpoint(url)) == url.rstrip('/')
 
@@ -231,6 +256,7 @@ def test_where_the_token_comes_from_is_said_where_one_is_missed():
 
 class Authorizing(http.server.BaseHTTPRequestHandler):
     """Says which token it was given, or sends on to itself."""
+
     seen: list = []
 
     def _answer(self):
@@ -243,7 +269,7 @@ class Authorizing(http.server.BaseHTTPRequestHandler):
 
     do_GET = do_POST = _answer
 
-    def log_message(self, *unused_arguments):  # pylint: disable=arguments-differ
+    def log_message(self, *unused_arguments):
         pass
 
 
@@ -273,8 +299,10 @@ def test_token_does_not_follow_to_another_address(monkeypatch, authorizing):
     monkeypatch.setenv('TF_DPDIFF_TOKEN', _TOKEN)
     with pytest.raises(client.EndpointError):
         sample(f'{authorizing}/moved')
-    assert [(path, given) for _, path, given in Authorizing.seen] == [('/v1/models/moved:predict', f'Bearer {_TOKEN}'),
-                                                                      ('/elsewhere', None)]
+    assert [(path, given) for _, path, given in Authorizing.seen] == [
+        ('/v1/models/moved:predict', f'Bearer {_TOKEN}'),
+        ('/elsewhere', None),
+    ]
 
 
 @pytest.mark.parametrize('token', ['two words', 'line\nbreak', 'ümlaut', 'bell\a'])
@@ -293,9 +321,28 @@ def fixture_certificate(tmp_path_factory):
         pytest.skip('openssl, which makes a certificate, is not on PATH')
     folder = tmp_path_factory.mktemp('tls')
     key, certificate = folder / 'key.pem', folder / 'certificate.pem'
-    subprocess.run(['openssl', 'req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '2', '-subj', '/CN=localhost',
-                    '-addext', 'subjectAltName=DNS:localhost', '-keyout', key, '-out', certificate],
-                   check=True, capture_output=True)  # yapf: disable
+    subprocess.run(
+        [
+            'openssl',
+            'req',
+            '-x509',
+            '-newkey',
+            'rsa:2048',
+            '-nodes',
+            '-days',
+            '2',
+            '-subj',
+            '/CN=localhost',
+            '-addext',
+            'subjectAltName=DNS:localhost',
+            '-keyout',
+            key,
+            '-out',
+            certificate,
+        ],
+        check=True,
+        capture_output=True,
+    )
     return key, certificate
 
 
@@ -315,7 +362,7 @@ def test_https_server_is_trusted_by_the_certificate_that_the_environment_names(c
     server = servers.Server(client_test.good)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate[1], certificate[0])
-    inner = server._server  # pylint: disable=protected-access
+    inner = server._server
     inner.socket = context.wrap_socket(inner.socket, server_side=True)
     url = server.url.replace('http://127.0.0.1', 'https://localhost')
     with server:
@@ -352,7 +399,8 @@ def serving(saved_model):
         if set(inputs) != wanted:
             missing, extra = ','.join(sorted(wanted - set(inputs))), ','.join(sorted(set(inputs) - wanted))
             raise tf.errors.InvalidArgumentError(
-                None, None, f'input size does not match signature. Sent extra: {{{extra}}}. Missing: {{{missing}}}.')
+                None, None, f'input size does not match signature. Sent extra: {{{extra}}}. Missing: {{{missing}}}.'
+            )
         return {'images': signature(**{name: tf.constant(value) for name, value in inputs.items()})['images'].numpy()}
 
     return answer
@@ -401,15 +449,18 @@ def test_step_count_asked_for_is_drawn_here_and_there(toy_run, several, tmp_path
     assert (read(tmp_path / 'run') != sampling.images_of(toy_run, np.arange(300) % 3)).any()
 
 
-@pytest.mark.parametrize('flags, message', [
-    ([], 'was exported for several step counts; say --num_steps=2 or 3'),
-    (['--num_steps=4'], 'was exported for several step counts, and not for 4; say --num_steps=2 or 3'),
-    (['--num_steps=2', '--sampler=ancestral'], 'the sampler of an exported model is fixed; .*drop --sampler'),
-])
+@pytest.mark.parametrize(
+    'flags, message',
+    [
+        ([], 'was exported for several step counts; say --num_steps=2 or 3'),
+        (['--num_steps=4'], 'was exported for several step counts, and not for 4; say --num_steps=2 or 3'),
+        (['--num_steps=2', '--sampler=ancestral'], 'the sampler of an exported model is fixed; .*drop --sampler'),
+    ],
+)
 @pytest.mark.parametrize('endpoint', [[], ['--endpoint=grpc://localhost:1/toys']])
 def test_model_of_several_step_counts_wants_one_of_them(several, tmp_path, capsys, flags, message, endpoint):
     assert call(tmp_path, f'--saved_model={several}', *endpoint, *flags) == command.WRONG_USE
-    line, = capsys.readouterr().err.strip().splitlines()
+    (line,) = capsys.readouterr().err.strip().splitlines()
     assert re.search(message, line)
     assert not list(tmp_path.iterdir())
 
@@ -438,16 +489,19 @@ def test_help_names_both_forms_of_address(capsys):
     assert 'TF_DPDIFF_TOKEN' in shown
 
 
-@pytest.mark.parametrize('url, is_safe', [
-    ('http://192.0.2.1:8501/v1/models/toys', False),
-    ('grpc://192.0.2.1:8500/toys', False),
-    ('grpc://no-such-host.invalid:8500/toys', False),
-    ('https://192.0.2.1:8501/v1/models/toys', True),
-    ('grpcs://192.0.2.1:8500/toys', True),
-    ('http://127.0.0.1:8501/v1/models/toys', True),
-    ('http://[::1]:8501/v1/models/toys', True),
-    ('grpc://localhost:8500/toys', True),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'url, is_safe',
+    [
+        ('http://192.0.2.1:8501/v1/models/toys', False),
+        ('grpc://192.0.2.1:8500/toys', False),
+        ('grpc://no-such-host.invalid:8500/toys', False),
+        ('https://192.0.2.1:8501/v1/models/toys', True),
+        ('grpcs://192.0.2.1:8500/toys', True),
+        ('http://127.0.0.1:8501/v1/models/toys', True),
+        ('http://[::1]:8501/v1/models/toys', True),
+        ('grpc://localhost:8500/toys', True),
+    ],
+)
 def test_token_is_not_sent_in_clear_text_to_another_machine(url, is_safe, monkeypatch):
     client.Endpoint(url)  # Without a token, any.
     monkeypatch.setenv('TF_DPDIFF_TOKEN', _TOKEN)

@@ -59,15 +59,14 @@ def test_images_come_for_labels_and_seeds(answer, slash):
         images = sample(server.url + slash)
     assert images.dtype == tf.uint8
     np.testing.assert_array_equal(images.numpy(), images_of(_LABELS, _SEEDS))
-    (path, body), = server.requests
+    ((path, body),) = server.requests
     assert path == f'{servers.PATH}:predict'
     assert body == {'signature_name': 'serving_default', 'inputs': {'labels': [2, 0, 1], 'seeds': [5, 0, 2**40 + 1]}}
 
 
-@pytest.mark.parametrize('failure', [(503, b'busy'), (429, {
-    'error': 'too many'
-}), servers.Reset],
-                         ids=['overloaded', 'too many', 'reset'])
+@pytest.mark.parametrize(
+    'failure', [(503, b'busy'), (429, {'error': 'too many'}), servers.Reset], ids=['overloaded', 'too many', 'reset']
+)
 def test_what_may_pass_is_tried_again(failure):
     with servers.Server(failure, failure, failure, good) as server:
         np.testing.assert_array_equal(sample(server.url).numpy(), images_of(_LABELS, _SEEDS))
@@ -110,14 +109,24 @@ def test_slow_answer_is_not_waited_for():
     assert len(server.requests) == 2
 
 
-@pytest.mark.parametrize('code, content, words', [
-    (404, {'error': 'Servable not found for request: Latest(toys)'},
-     'HTTP 404 Not Found: Servable not found for request: Latest(toys)'),
-    (400, {'error': 'Failed to process\n element: 0 key: labels. '}, 'HTTP 400 Bad Request: Failed to process element'),
-    (500, b'<html>no JSON</html>', 'HTTP 500 Internal Server Error: <html>no JSON</html>'),
-    (500, b'', 'HTTP 500 Internal Server Error.'),
-    (400, b'x' * 5000, 'HTTP 400 Bad Request: ' + 'x' * 300 + '.'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'code, content, words',
+    [
+        (
+            404,
+            {'error': 'Servable not found for request: Latest(toys)'},
+            'HTTP 404 Not Found: Servable not found for request: Latest(toys)',
+        ),
+        (
+            400,
+            {'error': 'Failed to process\n element: 0 key: labels. '},
+            'HTTP 400 Bad Request: Failed to process element',
+        ),
+        (500, b'<html>no JSON</html>', 'HTTP 500 Internal Server Error: <html>no JSON</html>'),
+        (500, b'', 'HTTP 500 Internal Server Error.'),
+        (400, b'x' * 5000, 'HTTP 400 Bad Request: ' + 'x' * 300 + '.'),
+    ],
+)
 def test_what_the_server_says_is_passed_on_and_not_asked_again(code, content, words):
     with servers.Server((code, content)) as server:
         assert words in error_of(server.url)
@@ -134,42 +143,66 @@ def test_answer_of_another_kind_of_server_is_refused(content):
 _IMAGES = np.zeros([3, 2, 3, 1], int)
 
 
-@pytest.mark.parametrize('outputs, words', [
-    (_IMAGES[:2].tolist(), 'int64 [2, 2, 3, 1]'),
-    (_IMAGES[0].tolist(), 'int64 [2, 3, 1]'),
-    ((_IMAGES / 2).tolist(), 'float64 [3, 2, 3, 1]'),
-    ((_IMAGES + 256).tolist(), 'values from 256 to 256'),
-    ((_IMAGES - 1).tolist(), 'values from -1 to -1'),
-    ([], '[0]'),
-    (None, 'object []'),
-    (_IMAGES[:, :0].tolist(), '[3, 0]'),
-    ([[[[1]]], [[[2]]], [[[3, 4]]]], 'inhomogeneous'),
-    ({'pictures': _IMAGES.tolist()}, "there is no output 'images'"),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'outputs, words',
+    [
+        (_IMAGES[:2].tolist(), 'int64 [2, 2, 3, 1]'),
+        (_IMAGES[0].tolist(), 'int64 [2, 3, 1]'),
+        ((_IMAGES / 2).tolist(), 'float64 [3, 2, 3, 1]'),
+        ((_IMAGES + 256).tolist(), 'values from 256 to 256'),
+        ((_IMAGES - 1).tolist(), 'values from -1 to -1'),
+        ([], '[0]'),
+        (None, 'object []'),
+        (_IMAGES[:, :0].tolist(), '[3, 0]'),
+        ([[[[1]]], [[[2]]], [[[3, 4]]]], 'inhomogeneous'),
+        ({'pictures': _IMAGES.tolist()}, "there is no output 'images'"),
+    ],
+)
 def test_what_are_no_such_images_is_refused(outputs, words):
     with servers.Server((200, {'outputs': outputs})) as server:
         message = error_of(server.url)
     assert 'answers with something else than 3 images: ' in message and words in message
 
 
-@pytest.mark.parametrize('url', [
-    '', 'digits', 'localhost:8501/v1/models/toys', 'ftp://host/v1/models/toys', 'http:///v1/models/toys',
-    'http://host:8501', 'http://host:8501/v1/models/', 'http://host:8501/v2/models/toys',
-    'http://host:port/v1/models/toys', 'http://host:99999/v1/models/toys', 'http://host:0/v1/models/toys',
-    'http://host:8501/v1/models/toys:predict', 'http://host:8501/v1/models/toys/metadata',
-    'http://host:8501/v1/models/to ys', 'http://host:8501/v1/models/toys?x=1', 'http://host:8501/v1/models/toys\n',
-    'http://[::1/v1/models/toys'
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'url',
+    [
+        '',
+        'digits',
+        'localhost:8501/v1/models/toys',
+        'ftp://host/v1/models/toys',
+        'http:///v1/models/toys',
+        'http://host:8501',
+        'http://host:8501/v1/models/',
+        'http://host:8501/v2/models/toys',
+        'http://host:port/v1/models/toys',
+        'http://host:99999/v1/models/toys',
+        'http://host:0/v1/models/toys',
+        'http://host:8501/v1/models/toys:predict',
+        'http://host:8501/v1/models/toys/metadata',
+        'http://host:8501/v1/models/to ys',
+        'http://host:8501/v1/models/toys?x=1',
+        'http://host:8501/v1/models/toys\n',
+        'http://[::1/v1/models/toys',
+    ],
+)
 def test_malformed_address_is_refused_at_once(url):
-    with pytest.raises(ValueError,
-                       match='is no address of a model; it looks like http://localhost:8501/v1/models/NAME'):
+    with pytest.raises(
+        ValueError, match='is no address of a model; it looks like http://localhost:8501/v1/models/NAME'
+    ):
         client.Endpoint(url)
 
 
-@pytest.mark.parametrize('url', [
-    'http://localhost:8501/v1/models/toys', 'https://host/v1/models/toys/', 'http://[::1]:8501/v1/models/toys',
-    'http://host:8501/v1/models/toys/versions/12', 'http://host:8501/v1/models/toys/labels/stable'
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'url',
+    [
+        'http://localhost:8501/v1/models/toys',
+        'https://host/v1/models/toys/',
+        'http://[::1]:8501/v1/models/toys',
+        'http://host:8501/v1/models/toys/versions/12',
+        'http://host:8501/v1/models/toys/labels/stable',
+    ],
+)
 def test_addresses_of_models_and_versions_are_taken(url):
     assert str(client.Endpoint(url)) == f'{url.rstrip("/")}:predict'
 
@@ -189,10 +222,9 @@ def one_pixel(images):
     return images
 
 
-@pytest.mark.parametrize('change', [
-    lambda images: images,
-    lambda images: np.clip(images + 1, 0, 255),
-], ids=['the same', 'rounded otherwise'])  # yapf: disable
+@pytest.mark.parametrize(
+    'change', [lambda images: images, lambda images: np.clip(images + 1, 0, 255)], ids=['the same', 'rounded otherwise']
+)
 def test_same_model_on_another_processor_passes(change):
     with servers.Server(changed(change)) as server:
         client.ModelCheck(client.Endpoint(server.url), sample_fn, labels=range(3))()
@@ -200,12 +232,15 @@ def test_same_model_on_another_processor_passes(change):
     assert set(server.requests[0][1]['inputs']['labels']) == {0, 1, 2}
 
 
-@pytest.mark.parametrize('change, words', [
-    (one_pixel, 'grey levels apart'),
-    (lambda images: images[::-1], 'grey levels apart'),
-    (lambda images: np.clip(images + 3, 0, 255), 'up to 3 grey levels apart'),
-    (lambda images: images.reshape(-1, 3, 2, 1), 'of shape (3, 2, 1), not (2, 3, 1)'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        (one_pixel, 'grey levels apart'),
+        (lambda images: images[::-1], 'grey levels apart'),
+        (lambda images: np.clip(images + 3, 0, 255), 'up to 3 grey levels apart'),
+        (lambda images: images.reshape(-1, 3, 2, 1), 'of shape (3, 2, 1), not (2, 3, 1)'),
+    ],
+)
 def test_another_model_is_refused_by_address(change, words):
     with servers.Server(changed(change)) as server:
         with pytest.raises(ValueError, match='serves another model than the one whose privacy statement') as error:

@@ -37,8 +37,10 @@ def save(folder, **by_name):
 
         def answer(outputs=outputs, **unused_inputs):
             placeholder = tf.compat.v1.placeholder_with_default
-            return {key: placeholder(tf.zeros([axis or 1 for axis in shape or ()], dtype), shape)
-                    for key, (shape, dtype) in outputs.items()}  # yapf: disable
+            return {
+                key: placeholder(tf.zeros([axis or 1 for axis in shape or ()], dtype), shape)
+                for key, (shape, dtype) in outputs.items()
+            }
 
         specs = {key: tf.TensorSpec(shape, dtype, key) for key, (shape, dtype) in inputs.items()}
         functions[name] = tf.function(answer).get_concrete_function(**specs)
@@ -46,33 +48,37 @@ def save(folder, **by_name):
     return version_folders.read_signature_defs(folder)
 
 
-@pytest.mark.parametrize('inputs, outputs, words', [
-    ({}, {}, None),
-    ({'x': ([None, None], tf.int32)}, {}, None),
-    ({'x': (None, tf.int32)}, {}, None),
-    ({'new': ([None], tf.int64)}, {}, "s: input 'new' is new"),
-    ({'x': None, 'z': ([None, 2], tf.int32)}, {}, "s: input 'x' is gone; s: input 'z' is new"),
-    ({'x': ([None, 2], tf.int64)}, {}, "s: input 'x' is int64 and no longer int32"),
-    ({'x': ([None, 3], tf.int32)}, {}, "s: input 'x' has shape [?, 3] and no longer [?, 2]"),
-    ({'x': ([1, 2], tf.int32)}, {}, "s: input 'x' has shape [1, 2] and no longer [?, 2]"),
-    ({'x': ([None, 2, 1], tf.int32)}, {}, "s: input 'x' has shape [?, 2, 1] and no longer [?, 2]"),
-    ({'x': ([None], tf.int32)}, {}, "s: input 'x' has shape [?] and no longer [?, 2]"),
-    ({}, {'y': ([4, 2], tf.int32)}, None),
-    ({}, {'y': None, 'z': ([None, 2], tf.int32)}, "s: output 'y' is gone"),
-    ({}, {'y': ([None, 2], tf.uint8)}, "s: output 'y' is uint8 and no longer int32"),
-    ({}, {'y': ([None, 8], tf.int32)}, "s: output 'y' has shape [?, 8] and no longer [?, 2]"),
-    ({}, {'y': ([None, None], tf.int32)}, "s: output 'y' has shape [?, ?] and no longer [?, 2]"),
-    ({}, {'y': (None, tf.int32)}, "s: output 'y' has shape unknown and no longer [?, 2]"),
-    ({}, {'z': ([None], tf.int32)}, "s: output 'y' is no longer the only one, which changes the form of REST answers"),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'inputs, outputs, words',
+    [
+        ({}, {}, None),
+        ({'x': ([None, None], tf.int32)}, {}, None),
+        ({'x': (None, tf.int32)}, {}, None),
+        ({'new': ([None], tf.int64)}, {}, "s: input 'new' is new"),
+        ({'x': None, 'z': ([None, 2], tf.int32)}, {}, "s: input 'x' is gone; s: input 'z' is new"),
+        ({'x': ([None, 2], tf.int64)}, {}, "s: input 'x' is int64 and no longer int32"),
+        ({'x': ([None, 3], tf.int32)}, {}, "s: input 'x' has shape [?, 3] and no longer [?, 2]"),
+        ({'x': ([1, 2], tf.int32)}, {}, "s: input 'x' has shape [1, 2] and no longer [?, 2]"),
+        ({'x': ([None, 2, 1], tf.int32)}, {}, "s: input 'x' has shape [?, 2, 1] and no longer [?, 2]"),
+        ({'x': ([None], tf.int32)}, {}, "s: input 'x' has shape [?] and no longer [?, 2]"),
+        ({}, {'y': ([4, 2], tf.int32)}, None),
+        ({}, {'y': None, 'z': ([None, 2], tf.int32)}, "s: output 'y' is gone"),
+        ({}, {'y': ([None, 2], tf.uint8)}, "s: output 'y' is uint8 and no longer int32"),
+        ({}, {'y': ([None, 8], tf.int32)}, "s: output 'y' has shape [?, 8] and no longer [?, 2]"),
+        ({}, {'y': ([None, None], tf.int32)}, "s: output 'y' has shape [?, ?] and no longer [?, 2]"),
+        ({}, {'y': (None, tf.int32)}, "s: output 'y' has shape unknown and no longer [?, 2]"),
+        (
+            {},
+            {'z': ([None], tf.int32)},
+            "s: output 'y' is no longer the only one, which changes the form of REST answers",
+        ),
+    ],
+)
 def test_what_a_client_notices_is_a_difference_and_nothing_else(tmp_path, inputs, outputs, words):
     before = save(tmp_path / 'before', s=_FIRST)
-    changed = tuple({
-        name: spec for name, spec in {
-            **old,
-            **new
-        }.items() if spec
-    } for old, new in zip(_FIRST, (inputs, outputs)))
+    changed = tuple(
+        {name: spec for name, spec in {**old, **new}.items() if spec} for old, new in zip(_FIRST, (inputs, outputs))
+    )
     after = save(tmp_path / 'after', s=changed, more=_FIRST)
     assert '; '.join(compatibility.differences(before, after)) == (words or '')
 
@@ -87,8 +93,9 @@ def test_signature_that_is_gone_is_a_difference_and_one_of_initialization_is_non
     one['s'] = type(both['s'])()
     one['s'].CopyFrom(both['s'])
     one['s'].method_name = 'tensorflow/serving/classify'
-    assert compatibility.differences(
-        both, one) == ['s: is of tensorflow/serving/classify and no longer of tensorflow/serving/predict']
+    assert compatibility.differences(both, one) == [
+        's: is of tensorflow/serving/classify and no longer of tensorflow/serving/predict'
+    ]
 
 
 _SHAPES = [None, (), (None,), (2,), (3,), (None, None), (None, 2), (2, 2), (2, None)]
@@ -144,13 +151,17 @@ def contents(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob('*'))
 
 
-@pytest.mark.parametrize('before, now, words', [
-    ('1', '1,2', "sample_png, serving_default: input 'num_steps' is new"),
-    pytest.param('1,2', '1', "sample_png, serving_default: input 'num_steps' is gone", marks=pytest.mark.long),
-    pytest.param('1,2,3', '3,4', 'num_steps is no longer 1 or 2', marks=pytest.mark.long),
-])  # yapf: disable
-def test_command_refuses_what_breaks_clients_in_one_line_and_does_it_if_told_so(toy_run, put, tmp_path, capsys, before,
-                                                                                now, words):
+@pytest.mark.parametrize(
+    'before, now, words',
+    [
+        ('1', '1,2', "sample_png, serving_default: input 'num_steps' is new"),
+        pytest.param('1,2', '1', "sample_png, serving_default: input 'num_steps' is gone", marks=pytest.mark.long),
+        pytest.param('1,2,3', '3,4', 'num_steps is no longer 1 or 2', marks=pytest.mark.long),
+    ],
+)
+def test_command_refuses_what_breaks_clients_in_one_line_and_does_it_if_told_so(
+    toy_run, put, tmp_path, capsys, before, now, words
+):
     folder = tmp_path / 'served'
     put(before, folder / '1')
     here = contents(folder)
@@ -183,7 +194,7 @@ def test_live_client_is_answered_as_before_after_a_refused_export(toy_run, put, 
 
         images = draw()
         assert export_run(toy_run, folder, '--num_steps=1,2') == command.WRONG_USE
-        server._manager.refresh()  # pylint: disable=protected-access
+        server._manager.refresh()
         np.testing.assert_array_equal(draw(), images)
         put('1,2', folder / '2')
         toy_models.wait_until(lambda: server.newest_version() == 2)
@@ -235,7 +246,7 @@ def test_what_no_server_can_have_loaded_is_not_compared_with(fixed, of_two, vers
     shutil.copytree(version, tmp_path / '3', ignore=shutil.ignore_patterns('variables.index'))  # Is being copied.
     assert write(fixed, tmp_path).name == '4'
     shutil.rmtree(tmp_path / '4')
-    with pytest.raises(ValueError, match=f"clients of {version} could not use"):
+    with pytest.raises(ValueError, match=f'clients of {version} could not use'):
         write(of_two, tmp_path)
 
 
@@ -255,8 +266,8 @@ def test_version_that_appears_while_another_is_written_is_compared_with_too(fixe
 
 
 @pytest.mark.parametrize(
-    'newest', [0, pytest.param(10**18, marks=pytest.mark.long),
-               pytest.param(17 * 10**17, marks=pytest.mark.long)])
+    'newest', [0, pytest.param(10**18, marks=pytest.mark.long), pytest.param(17 * 10**17, marks=pytest.mark.long)]
+)
 def test_a_new_version_is_newer_than_any_that_a_server_knows(fixed, of_two, version, tmp_path, newest):
     shutil.copytree(version, tmp_path / str(newest))
     assert write(fixed, tmp_path).name == str(newest + 1)

@@ -116,14 +116,14 @@ def test_exported_model_gives_the_same_images_where_this_package_is_missing(expo
     order = np.array([4, 2, 0, 5, 3, 1])
     np.savez(tmp_path / 'given.npz', labels=_LABELS, seeds=_SEEDS, order=order)
     arguments = [str(path) for path in (exported, tmp_path / 'given.npz', tmp_path / 'result.npz')]
-    client = subprocess.run([sys.executable, '-I', '-c', _CLIENT, *arguments],
-                            cwd=tmp_path,
-                            env={
-                                **os.environ, 'TF_CPP_MIN_LOG_LEVEL': '3'
-                            },
-                            capture_output=True,
-                            text=True,
-                            check=False)
+    client = subprocess.run(
+        [sys.executable, '-I', '-c', _CLIENT, *arguments],
+        cwd=tmp_path,
+        env={**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '3'},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert client.returncode == 0, client.stderr
     with np.load(tmp_path / 'result.npz') as result:
         np.testing.assert_array_equal(result['images'], images)
@@ -131,7 +131,8 @@ def test_exported_model_gives_the_same_images_where_this_package_is_missing(expo
         np.testing.assert_array_equal(result['reordered'], images[order])
         np.testing.assert_array_equal(result['pngs'], images)
         assert result['statement'].tolist() == [
-            b'content of privacy_statement.txt', b'content of privacy_statement.json'
+            b'content of privacy_statement.txt',
+            b'content of privacy_statement.json',
         ]
 
 
@@ -148,17 +149,19 @@ class Brightness(tf.Module):
 
 
 def test_choice_among_candidates_is_exported_too(small, tmp_path):
-    process, config = process_lib.DiffusionProcess(schedules.Schedule('cosine', 50),
-                                                   'v'), samplers.SamplerConfig('ancestral', 3, num_candidates=3)
+    process, config = (
+        process_lib.DiffusionProcess(schedules.Schedule('cosine', 50), 'v'),
+        samplers.SamplerConfig('ancestral', 3, num_candidates=3),
+    )
     chosen = export.ImageSampler(small[0], process, config, score_classes=Brightness())
     drawn = small[1].sample(tf.constant([0] * 9), tf.constant([15, 16, 17, 18, 19, 20, 15, 16, 17], tf.int64))
     expected = np.stack([max(drawn['images'].numpy()[rows], key=np.mean) for rows in (slice(3), slice(3, 6))])
     inputs = {'labels': tf.constant([0, 0, 3]), 'seeds': tf.constant([5, 6, 5], tf.int64)}
     of_no_class = small[1].sample(tf.constant([3]), tf.constant([15], tf.int64))['images']
     for step_counts in ((), (3,)):
-        version = export.export_saved_model(chosen.with_step_counts(step_counts),
-                                            tmp_path / str(len(step_counts)), [],
-                                            warmup_batch_sizes=())
+        version = export.export_saved_model(
+            chosen.with_step_counts(step_counts), tmp_path / str(len(step_counts)), [], warmup_batch_sizes=()
+        )
         more = {'num_steps': tf.constant([3, 3, 3])} if step_counts else {}
         found = tf.saved_model.load(str(version)).signatures['serving_default'](**inputs, **more)['images'].numpy()
         np.testing.assert_array_equal(found[:2], expected)
@@ -189,13 +192,11 @@ def test_same_seed_with_another_label_gives_another_image(exported):
 def test_signature_is_the_documented_one(signatures):
     signature = signatures['serving_default']
     _, inputs = signature.structured_input_signature
-    assert {
-        name: (spec.dtype, spec.shape.as_list()) for name, spec in inputs.items()
-    } == {
+    assert {name: (spec.dtype, spec.shape.as_list()) for name, spec in inputs.items()} == {
         'labels': (tf.int32, [None]),
-        'seeds': (tf.int64, [None])
+        'seeds': (tf.int64, [None]),
     }
-    (name, output), = signature.structured_outputs.items()
+    ((name, output),) = signature.structured_outputs.items()
     assert name == 'images' and output.dtype == tf.uint8 and output.shape.as_list() == [None, 4, 4, 1]
 
 
@@ -218,17 +219,23 @@ def test_statement_is_laid_beside_the_model(exported):
     extra = exported / 'assets.extra'
     assert {
         path.name: path.read_text() for path in extra.iterdir() if path.name not in (warmup.FILE, 'labels.json')
-    } == {
-        name: f'content of {name}' for name in ('privacy_statement.txt', 'privacy_statement.json')
-    }
+    } == {name: f'content of {name}' for name in ('privacy_statement.txt', 'privacy_statement.json')}
 
 
 def test_model_without_a_statement_has_no_signature_for_it(counts_signatures):
     assert set(counts_signatures) == set(_SAMPLES)
 
 
-@pytest.mark.parametrize('formats, refused', [(['json'], None), (['text', 'json', 'text'], None), ([], None),
-                                              (['json', 'xml'], '[xml]|[json xml]'), (['JSON'], 'JSON')])
+@pytest.mark.parametrize(
+    'formats, refused',
+    [
+        (['json'], None),
+        (['text', 'json', 'text'], None),
+        ([], None),
+        (['json', 'xml'], '[xml]|[json xml]'),
+        (['JSON'], 'JSON'),
+    ],
+)
 def test_statement_comes_in_the_formats_there_are(signatures, formats, refused):
     signature = signatures['privacy_statement']
     arguments = {'format': tf.constant(formats, tf.string)}
@@ -243,15 +250,18 @@ def test_statement_comes_in_the_formats_there_are(signatures, formats, refused):
 
 
 @pytest.mark.parametrize('signature', _SAMPLES)
-@pytest.mark.parametrize('labels, seeds, words', [
-    ([0, -1], [0, 1], 'labels must be from 0 to 2, or 3 for no class, got.*0 -1'),
-    ([4], [0], 'labels must be from 0 to 2, or 3 for no class, got.*4'),
-    ([2**31 - 1, -2**31], [0, 1], 'labels must be from 0 to 2'),
-    ([1], [0, 1], 'as many seeds as labels'),
-    ([1, 2], [0], 'as many seeds as labels'),
-    ([], [], 'at least one label'),
-    ([3, 0], [0, 1], None),
-])
+@pytest.mark.parametrize(
+    'labels, seeds, words',
+    [
+        ([0, -1], [0, 1], 'labels must be from 0 to 2, or 3 for no class, got.*0 -1'),
+        ([4], [0], 'labels must be from 0 to 2, or 3 for no class, got.*4'),
+        ([2**31 - 1, -(2**31)], [0, 1], 'labels must be from 0 to 2'),
+        ([1], [0, 1], 'as many seeds as labels'),
+        ([1, 2], [0], 'as many seeds as labels'),
+        ([], [], 'at least one label'),
+        ([3, 0], [0, 1], None),
+    ],
+)
 def test_what_cannot_be_sampled_is_refused(signatures, signature, labels, seeds, words):
     arguments = {'labels': tf.constant(labels, tf.int32), 'seeds': tf.constant(seeds, tf.int64)}
     if words is None:
@@ -287,8 +297,15 @@ def test_each_image_takes_its_own_step_count_as_in_a_model_of_that_count_alone(s
     np.testing.assert_array_equal([tf.io.decode_png(png) for png in pngs], mixed)
 
 
-@pytest.mark.parametrize('steps, words', [([3, 4], 'num_steps must be one of 3, 2, got.*3 4'), ([0, 0], 'one of'),
-                                          ([-3, 3], 'one of'), ([3], 'as many of any other input')])
+@pytest.mark.parametrize(
+    'steps, words',
+    [
+        ([3, 4], 'num_steps must be one of 3, 2, got.*3 4'),
+        ([0, 0], 'one of'),
+        ([-3, 3], 'one of'),
+        ([3], 'as many of any other input'),
+    ],
+)
 def test_step_count_that_was_not_exported_is_refused(counts_signatures, steps, words):
     for name in _SAMPLES:
         with pytest.raises(tf.errors.InvalidArgumentError, match=words):
@@ -302,12 +319,13 @@ def test_step_counts_must_differ(small):
 
 def read_warmup(version):
     """Returns the requests by signature and batch size."""
-    from tensorflow_serving.apis import prediction_log_pb2  # pylint: disable=g-import-not-at-top
+    from tensorflow_serving.apis import prediction_log_pb2
+
     requests = {}
     for record in tf.data.TFRecordDataset(str(version / export.EXTRA / warmup.FILE)):
         request = prediction_log_pb2.PredictionLog.FromString(record.numpy()).predict_log.request
         inputs = {name: tf.constant(tf.make_ndarray(value)) for name, value in request.inputs.items()}
-        size, = {len(value) for value in inputs.values()}
+        (size,) = {len(value) for value in inputs.values()}
         requests[request.model_spec.signature_name, size] = inputs
     return requests
 
@@ -316,7 +334,7 @@ def test_warm_up_asks_each_signature_for_each_batch_size(exported, signatures):
     requests = read_warmup(exported)
     assert set(requests) == set(itertools.product([*_SAMPLES, 'privacy_statement'], warmup.BATCH_SIZES))
     for (name, size), inputs in requests.items():
-        output, = signatures[name](**inputs).values()
+        (output,) = signatures[name](**inputs).values()
         assert len(output) == size
 
 
@@ -341,7 +359,7 @@ def test_export_without_the_protocol_says_that_there_is_no_warm_up(tmp_path, mon
     monkeypatch.setitem(sys.modules, 'tensorflow_serving.apis', None)
     version = export.export_saved_model(Marked(7), tmp_path / 'one', [])
     assert mark_of(version) == 7 and not (version / export.EXTRA / warmup.FILE).exists()
-    line, = capsys.readouterr().err.splitlines()
+    (line,) = capsys.readouterr().err.splitlines()
     assert 'without warm-up requests' in line and 'tensorflow-serving-api is not installed' in line
     export.export_saved_model(Marked(7), tmp_path / 'two', [], warmup_batch_sizes=())  # None were asked for.
     assert not capsys.readouterr().err
@@ -388,12 +406,15 @@ def test_failed_export_leaves_no_version_behind(tmp_path):
     assert not list(servable.iterdir())
 
 
-@pytest.mark.parametrize('make', [
-    lambda path: None,
-    lambda path: path.mkdir(),
-    lambda path: (path / 'notes').mkdir(parents=True),
-    lambda path: (path / '1').mkdir(parents=True),
-])
+@pytest.mark.parametrize(
+    'make',
+    [
+        lambda path: None,
+        lambda path: path.mkdir(),
+        lambda path: (path / 'notes').mkdir(parents=True),
+        lambda path: (path / '1').mkdir(parents=True),
+    ],
+)
 def test_folder_without_a_model_is_named(tmp_path, make):
     path = tmp_path / 'servable'
     make(path)
@@ -423,15 +444,18 @@ def test_command_exports_several_step_counts_and_one(toy_run, tmp_path, capsys, 
     assert {size for _, size in read_warmup(tmp_path / 'one' / '1')} == {1, 2}
 
 
-@pytest.mark.parametrize('flag, message', [
-    ('--num_steps=10,x', "'10,x' is no whole number, nor several as in 10,20,40"),
-    ('--num_steps=', "'' is no whole number"),
-    ('--num_steps=3,2,3', "'3,2,3' names a count twice"),
-    ('--num_steps=3,0', 'num_steps of the sampler must be at least 1, got 0'),
-    ('--num_steps=3,51', 'num_steps=51 of the sampler exceeds the 50 timesteps'),
-    ('--warmup_batch_sizes=0', "'0' is neither none nor whole numbers of at least 1"),
-    ('--warmup_batch_sizes=a', "'a' is neither none nor whole numbers of at least 1"),
-])
+@pytest.mark.parametrize(
+    'flag, message',
+    [
+        ('--num_steps=10,x', "'10,x' is no whole number, nor several as in 10,20,40"),
+        ('--num_steps=', "'' is no whole number"),
+        ('--num_steps=3,2,3', "'3,2,3' names a count twice"),
+        ('--num_steps=3,0', 'num_steps of the sampler must be at least 1, got 0'),
+        ('--num_steps=3,51', 'num_steps=51 of the sampler exceeds the 50 timesteps'),
+        ('--warmup_batch_sizes=0', "'0' is neither none nor whole numbers of at least 1"),
+        ('--warmup_batch_sizes=a', "'a' is neither none nor whole numbers of at least 1"),
+    ],
+)
 def test_wrong_flags_are_one_clear_line_and_export_nothing(toy_run, tmp_path, capsys, flag, message):
     assert verbs.call(export_verb, f'--workdir={toy_run}', f'--output={tmp_path / "toys"}', flag) == command.WRONG_USE
     assert message in capsys.readouterr().err.strip().splitlines()[-1]

@@ -97,36 +97,46 @@ def tensor(dtype, dims, **values):
     return result
 
 
-@pytest.mark.parametrize('inputs, words', [
-    ({'labels': GOOD['labels']}, "Missing but required: ['seeds']"),
-    ({**GOOD, 'more': GOOD['seeds']}, "Sent extra: ['more']"),
-    ({**GOOD, 'labels': np.array([1], I64)}, "'labels' must be int32, got int64"),
-    ({**GOOD, 'labels': np.array([b'1'], object)}, "'labels' must be int32, got string"),
-    ({**GOOD, 'labels': tensor(999, [1])}, 'must be int32, got type 999'),
-    ({**GOOD, 'labels': np.array([[1]], I32)}, 'must have shape [?], got [1, 1]'),
-    ({**GOOD, 'labels': np.array([1, 2], I32)}, 'equally many rows'),
-    ({**GOOD, 'labels': np.array([-1], I32)}, 'labels must not be negative'),
-    ({'labels': np.zeros(0, I32), 'seeds': np.zeros(0, I64)}, 'at least one row'),
-    ({'labels': np.zeros(17, I32), 'seeds': np.zeros(17, I64)}, 'Task size 17 is larger than maximum'),
-    ({**GOOD, 'labels': tensor(types_pb2.DT_INT32, [-1], int_val=[1])}, 'whole shape'),
-    ({**GOOD, 'labels': tensor(types_pb2.DT_INT32, [3], tensor_content=b'1234')}, 'does not hold the values'),
-    ({**GOOD, 'labels': tensor(types_pb2.DT_INT32, [1], tensor_content=b'123')}, 'does not hold the values'),
-    ({**GOOD, 'labels': tensor(types_pb2.DT_INT32, [1], int_val=[1, 2, 3])}, 'does not hold the values'),
-    # A few bytes that stand for terabytes.
-    ({**GOOD, 'labels': tensor(types_pb2.DT_INT32, [2**40], int_val=[1])}, 'would take'),
-], ids=lambda value: value[:24] if isinstance(value, str) else '')  # yapf: disable
+@pytest.mark.parametrize(
+    'inputs, words',
+    [
+        ({'labels': GOOD['labels']}, "Missing but required: ['seeds']"),
+        ({**GOOD, 'more': GOOD['seeds']}, "Sent extra: ['more']"),
+        ({**GOOD, 'labels': np.array([1], I64)}, "'labels' must be int32, got int64"),
+        ({**GOOD, 'labels': np.array([b'1'], object)}, "'labels' must be int32, got string"),
+        ({**GOOD, 'labels': tensor(999, [1])}, 'must be int32, got type 999'),
+        ({**GOOD, 'labels': np.array([[1]], I32)}, 'must have shape [?], got [1, 1]'),
+        ({**GOOD, 'labels': np.array([1, 2], I32)}, 'equally many rows'),
+        ({**GOOD, 'labels': np.array([-1], I32)}, 'labels must not be negative'),
+        ({'labels': np.zeros(0, I32), 'seeds': np.zeros(0, I64)}, 'at least one row'),
+        ({'labels': np.zeros(17, I32), 'seeds': np.zeros(17, I64)}, 'Task size 17 is larger than maximum'),
+        ({**GOOD, 'labels': tensor(types_pb2.DT_INT32, [-1], int_val=[1])}, 'whole shape'),
+        ({**GOOD, 'labels': tensor(types_pb2.DT_INT32, [3], tensor_content=b'1234')}, 'does not hold the values'),
+        ({**GOOD, 'labels': tensor(types_pb2.DT_INT32, [1], tensor_content=b'123')}, 'does not hold the values'),
+        ({**GOOD, 'labels': tensor(types_pb2.DT_INT32, [1], int_val=[1, 2, 3])}, 'does not hold the values'),
+        # A few bytes that stand for terabytes.
+        ({**GOOD, 'labels': tensor(types_pb2.DT_INT32, [2**40], int_val=[1])}, 'would take'),
+    ],
+    ids=lambda value: value[:24] if isinstance(value, str) else '',
+)
 def test_inputs_that_do_not_fit_are_invalid(predict, inputs, words):
     code, details = error_of(predict, toy_models.predict_request(**inputs))
     assert code is Code.INVALID_ARGUMENT and words in details
 
 
-@pytest.mark.parametrize('proto, words', [
-    (tensor(types_pb2.DT_STRING, [17], string_val=[b'a']), 'Task size 17 is larger than maximum input batch size 16'),
-    (tensor(types_pb2.DT_STRING, [2**24], string_val=[b'a']), 'would take'),
-    (tensor(types_pb2.DT_STRING, [16], string_val=[b'x' * 10**5]), 'would take'),
-    (tensor(types_pb2.DT_STRING, [16], string_val=[b'a', b'x' * 10**5]), 'would take'),
-],
-                         ids=['rows', 'strings', 'long string', 'long last string'])
+@pytest.mark.parametrize(
+    'proto, words',
+    [
+        (
+            tensor(types_pb2.DT_STRING, [17], string_val=[b'a']),
+            'Task size 17 is larger than maximum input batch size 16',
+        ),
+        (tensor(types_pb2.DT_STRING, [2**24], string_val=[b'a']), 'would take'),
+        (tensor(types_pb2.DT_STRING, [16], string_val=[b'x' * 10**5]), 'would take'),
+        (tensor(types_pb2.DT_STRING, [16], string_val=[b'a', b'x' * 10**5]), 'would take'),
+    ],
+    ids=['rows', 'strings', 'long string', 'long last string'],
+)
 def test_few_bytes_that_stand_for_many_take_no_memory(predict, monkeypatch, proto, words):
     read = []
     monkeypatch.setattr(tf, 'make_ndarray', read.append)
@@ -140,20 +150,15 @@ def test_text_that_is_repeated_is_taken_if_small(predict):
     assert tf.make_ndarray(outputs['same']).tolist() == [b'a'] + [b'bc'] * 15
 
 
-@pytest.mark.parametrize('spec, code, words', [
-    ({
-        'name': 'other'
-    }, Code.NOT_FOUND, 'Servable not found for request: Latest(other)'),
-    ({
-        'version': 9
-    }, Code.NOT_FOUND, 'Servable not found for request: Specific(toys, 9)'),
-    ({
-        'signature': 'other'
-    }, Code.FAILED_PRECONDITION, 'Serving signature key "other" not found'),
-    ({
-        'signature': '__saved_model_init_op'
-    }, Code.FAILED_PRECONDITION, 'not found'),
-])
+@pytest.mark.parametrize(
+    'spec, code, words',
+    [
+        ({'name': 'other'}, Code.NOT_FOUND, 'Servable not found for request: Latest(other)'),
+        ({'version': 9}, Code.NOT_FOUND, 'Servable not found for request: Specific(toys, 9)'),
+        ({'signature': 'other'}, Code.FAILED_PRECONDITION, 'Serving signature key "other" not found'),
+        ({'signature': '__saved_model_init_op'}, Code.FAILED_PRECONDITION, 'not found'),
+    ],
+)
 def test_what_is_not_there_is_said(predict, spec, code, words):
     found, details = error_of(predict, toy_models.predict_request(**spec, **GOOD))
     assert found is code and words in details
@@ -200,7 +205,7 @@ def test_status_tells_the_versions(server):
     request = get_model_status_pb2.GetModelStatusRequest()
     assert error_of(call, request) == (Code.INVALID_ARGUMENT, 'Missing ModelSpec')
     request.model_spec.name = toy_models.NAME
-    entry, = call(request, 20).model_version_status
+    (entry,) = call(request, 20).model_version_status
     assert (entry.version, entry.state) == (3, get_model_status_pb2.ModelVersionStatus.AVAILABLE)
     assert (entry.status.error_code, entry.status.error_message) == (0, '')
     request.model_spec.version.value = 4
@@ -210,8 +215,9 @@ def test_status_tells_the_versions(server):
 def test_methods_that_are_not_served_say_so(server):
     prediction, models = toy_models.stubs(server)
     assert error_of(prediction.Classify, classification_pb2.ClassificationRequest())[0] is Code.UNIMPLEMENTED
-    assert error_of(models.HandleReloadConfigRequest, model_management_pb2.ReloadConfigRequest())[0] \
-        is Code.UNIMPLEMENTED
+    assert (
+        error_of(models.HandleReloadConfigRequest, model_management_pb2.ReloadConfigRequest())[0] is Code.UNIMPLEMENTED
+    )
 
 
 @pytest.fixture(name='gate')
@@ -345,13 +351,16 @@ class Context:
         self.code = code
 
 
-@pytest.mark.parametrize('remaining, is_watched, code', [(0.0, True, Code.DEADLINE_EXCEEDED),
-                                                         (9.0, False, Code.CANCELLED), (None, True, None)])
+@pytest.mark.parametrize(
+    'remaining, is_watched, code',
+    [(0.0, True, Code.DEADLINE_EXCEEDED), (9.0, False, Code.CANCELLED), (None, True, None)],
+)
 def test_call_that_is_over_is_not_run(folder, gate, remaining, is_watched, code):
     gate.set()
     limits = toy_models.quick_limits()
-    manager = versions.VersionManager(folder, toy_models.NAME,
-                                      functools.partial(servables.Servable, config=limits.batching))
+    manager = versions.VersionManager(
+        folder, toy_models.NAME, functools.partial(servables.Servable, config=limits.batching)
+    )
     manager.load_first()
     core = predict_lib.Core(manager, limits, monitoring.Metrics(toy_models.NAME))
     context = Context(remaining, is_watched)

@@ -25,10 +25,17 @@ from tf_dpdiff.serving import versions
 
 Code = grpc.StatusCode
 SERVING, NOT_SERVING, SERVICE_UNKNOWN = (
-    getattr(health_pb2.HealthCheckResponse, name) for name in ('SERVING', 'NOT_SERVING', 'SERVICE_UNKNOWN'))
+    getattr(health_pb2.HealthCheckResponse, name) for name in ('SERVING', 'NOT_SERVING', 'SERVICE_UNKNOWN')
+)
 _TOKEN = 'a-token-of-the-tests-0123'
-_SERVICES = ['', toy_models.NAME, 'PredictionService', 'ModelService', 'tensorflow.serving.PredictionService',
-             'tensorflow.serving.ModelService']  # yapf: disable
+_SERVICES = [
+    '',
+    toy_models.NAME,
+    'PredictionService',
+    'ModelService',
+    'tensorflow.serving.PredictionService',
+    'tensorflow.serving.ModelService',
+]
 
 
 @pytest.fixture(name='folder', scope='module')
@@ -98,7 +105,7 @@ def test_watch_tells_changes_and_ends_with_the_server(folder):
     with toy_models.serving(folder) as server, health(server.grpc_port) as stub:
         call = stub.Watch(request(), timeout=20)
         assert next(call).status == SERVING
-        gate = server._core.gate  # pylint: disable=protected-access
+        gate = server._core.gate
         for change, status in ((gate.close, NOT_SERVING), (gate.open, SERVING)):
             change()
             assert next(call).status == status

@@ -24,14 +24,23 @@ from tf_dpdiff.training import checkpoints
 _NUM_CLASSES = len(sampling.NAMES)
 # What the last stage trained on: changes of the description, the labels it takes, and what is said of others.
 _MODELS = {
-    'labelled': ({'label_drop_probability': 0.0}, (0, 1, 2),
-                 'labels must be from 0 to 2 (not 3, no class: the model was never trained without labels), got'),
-    'with label drop': ({'label_drop_probability': 0.1}, (0, 1, 2, 3),
-                        'labels must be from 0 to 2, or 3 for no class, got'),
-    'unlabelled': ({'label_drop_probability': 0.0, 'labelled': False}, (3,),
-                   'labels must be 3, no class (the model was trained without labels), got'),
+    'labelled': (
+        {'label_drop_probability': 0.0},
+        (0, 1, 2),
+        'labels must be from 0 to 2 (not 3, no class: the model was never trained without labels), got',
+    ),
+    'with label drop': (
+        {'label_drop_probability': 0.1},
+        (0, 1, 2, 3),
+        'labels must be from 0 to 2, or 3 for no class, got',
+    ),
+    'unlabelled': (
+        {'label_drop_probability': 0.0, 'labelled': False},
+        (3,),
+        'labels must be 3, no class (the model was trained without labels), got',
+    ),
     'unlabelled with label drop': ({'label_drop_probability': 0.1, 'labelled': False}, (3,), 'labels must be 3,'),
-}  # yapf: disable
+}
 
 
 @pytest.fixture(name='runs', scope='module')
@@ -67,7 +76,7 @@ def test_saved_model_draws_trained_labels_alone_and_says_why(signatures, kind, l
     for name in ('serving_default', 'sample_png'):
         signature = signatures[kind][name]
         if label in trained:
-            output, = signature(**tensors(label)).values()
+            (output,) = signature(**tensors(label)).values()
             assert len(output) == 1
             continue
         with pytest.raises(tf.errors.InvalidArgumentError) as error:
@@ -95,7 +104,8 @@ def test_server_answers_with_a_client_s_error(runs, kind):
 
 @pytest.mark.parametrize('kind', _MODELS)
 def test_warm_up_asks_for_a_trained_label(runs, kind):
-    from tensorflow_serving.apis import prediction_log_pb2  # pylint: disable=g-import-not-at-top
+    from tensorflow_serving.apis import prediction_log_pb2
+
     path = runs[kind][0] / toy_models.NAME / '1' / export.EXTRA / warmup.FILE
     asked = []
     for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
@@ -105,17 +115,31 @@ def test_warm_up_asks_for_a_trained_label(runs, kind):
     assert asked and {*asked} <= {*_MODELS[kind][1]}
 
 
-@pytest.mark.parametrize('kind, flags, words', [
-    ('labelled', {'classes': 'no_class'}, '--classes: the model was never trained without labels (its '
-     'label_drop_probability was 0), so it cannot draw no_class.'),
-    ('labelled', {'classes': 'cat, no_class'}, 'so it cannot draw no_class'),
-    ('labelled', {'class_weights': 'cat=1,no_class=2'}, '--class_weights: the model was never trained without labels'),
-    ('labelled', {'classes': 'cow'}, "there is no class 'cow'; there are cat, öwl, dog."),
-    ('unlabelled', {'classes': 'cat'}, "--classes: the model was trained without labels, so it draws only no_class, "
-     "not 'cat'"),
-    ('unlabelled', {'class_weights': 'dog=1'}, "it draws only no_class, not 'dog'"),
-    ('unlabelled with label drop', {'classes': 'no_class,dog'}, "it draws only no_class, not 'dog'"),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'kind, flags, words',
+    [
+        (
+            'labelled',
+            {'classes': 'no_class'},
+            '--classes: the model was never trained without labels (its '
+            'label_drop_probability was 0), so it cannot draw no_class.',
+        ),
+        ('labelled', {'classes': 'cat, no_class'}, 'so it cannot draw no_class'),
+        (
+            'labelled',
+            {'class_weights': 'cat=1,no_class=2'},
+            '--class_weights: the model was never trained without labels',
+        ),
+        ('labelled', {'classes': 'cow'}, "there is no class 'cow'; there are cat, öwl, dog."),
+        (
+            'unlabelled',
+            {'classes': 'cat'},
+            "--classes: the model was trained without labels, so it draws only no_class, not 'cat'",
+        ),
+        ('unlabelled', {'class_weights': 'dog=1'}, "it draws only no_class, not 'dog'"),
+        ('unlabelled with label drop', {'classes': 'no_class,dog'}, "it draws only no_class, not 'dog'"),
+    ],
+)
 @pytest.mark.parametrize('source', ['checkpoint', 'export'])
 def test_command_refuses_them_in_one_line_and_writes_nothing(runs, tmp_path, capsys, kind, flags, words, source):
     run = runs[kind][0]
@@ -125,8 +149,9 @@ def test_command_refuses_them_in_one_line_and_writes_nothing(runs, tmp_path, cap
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('kind, labels', [('labelled', [0, 1, 2, 0]), ('with label drop', [0, 1, 2, 0]),
-                                          ('unlabelled', [3, 3, 3, 3])])  # yapf: disable
+@pytest.mark.parametrize(
+    'kind, labels', [('labelled', [0, 1, 2, 0]), ('with label drop', [0, 1, 2, 0]), ('unlabelled', [3, 3, 3, 3])]
+)
 def test_command_draws_the_classes_or_no_class_by_itself(runs, tmp_path, kind, labels):
     run = runs[kind][0]
     exported = {'saved_model': run / toy_models.NAME, 'workdir': None}
@@ -156,16 +181,20 @@ def test_older_export_is_loaded_and_not_asked_for_what_it_was_not_trained_on(run
     assert 'so it cannot draw no_class' in sampling.error_of(capsys)
 
 
-@pytest.mark.parametrize('before, now, words', [
-    ('labelled', 'with label drop', None),
-    pytest.param('with label drop', 'with label drop', None, marks=pytest.mark.long),
-    ('with label drop', 'labelled', 'a label is no longer 3'),
-    pytest.param('unlabelled', 'labelled', 'a label is no longer 3', marks=pytest.mark.long),
-    pytest.param('unlabelled', 'with label drop', None, marks=pytest.mark.long),
-    pytest.param('with label drop', 'unlabelled', 'a label is no longer 0 or 1 or 2', marks=pytest.mark.long),
-])
-def test_version_that_takes_fewer_labels_is_refused_in_place_of_one_that_took_more(runs, tmp_path, capsys, before, now,
-                                                                                   words):
+@pytest.mark.parametrize(
+    'before, now, words',
+    [
+        ('labelled', 'with label drop', None),
+        pytest.param('with label drop', 'with label drop', None, marks=pytest.mark.long),
+        ('with label drop', 'labelled', 'a label is no longer 3'),
+        pytest.param('unlabelled', 'labelled', 'a label is no longer 3', marks=pytest.mark.long),
+        pytest.param('unlabelled', 'with label drop', None, marks=pytest.mark.long),
+        pytest.param('with label drop', 'unlabelled', 'a label is no longer 0 or 1 or 2', marks=pytest.mark.long),
+    ],
+)
+def test_version_that_takes_fewer_labels_is_refused_in_place_of_one_that_took_more(
+    runs, tmp_path, capsys, before, now, words
+):
     served = shutil.copytree(runs[before][0] / toy_models.NAME, tmp_path / 'served')
     arguments = [export_verb, f'--workdir={runs[now][0]}', f'--output={served}', '--warmup_batch_sizes=none']
     code = verbs.call(*arguments)
@@ -191,6 +220,7 @@ def test_command_draws_from_a_server_of_an_unlabelled_model(runs, tmp_path):
     run = shutil.copytree(runs['unlabelled'][0], tmp_path / 'run')
     with toy_models.serving(run / toy_models.NAME, limits=toy_models.quick_limits(max_batch_size=250)) as server:
         url = f'grpc://127.0.0.1:{server.grpc_port}/{toy_models.NAME}'
-        drawn = sampling.draw(run, tmp_path / 'set', num_images=4, saved_model=run / toy_models.NAME, workdir=None,
-                              endpoint=url)  # yapf: disable
+        drawn = sampling.draw(
+            run, tmp_path / 'set', num_images=4, saved_model=run / toy_models.NAME, workdir=None, endpoint=url
+        )
     assert drawn.labels.tolist() == [3] * 4

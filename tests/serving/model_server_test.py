@@ -69,13 +69,20 @@ def fixture_models(toy_run, tmp_path_factory):
 def fixture_server(models, tmp_path_factory):
     """The ports of a server with the models, with batching and monitoring as in the examples: gRPC, REST."""
     folder, ports = tmp_path_factory.mktemp('server'), free_ports(2)
-    listed = ''.join(f'config {{ name: "{name}" base_path: "{path}" model_platform: "tensorflow" }}\n'
-                     for name, path in models.items())
+    listed = ''.join(
+        f'config {{ name: "{name}" base_path: "{path}" model_platform: "tensorflow" }}\n'
+        for name, path in models.items()
+    )
     (folder / 'models.config').write_text(f'model_config_list {{\n{listed}}}\n')
-    flags = {'port': ports[0], 'rest_api_port': ports[1], 'model_config_file': folder / 'models.config',
-             'enable_batching': 'true', 'batching_parameters_file': _EXAMPLES / 'batching_parameters.txt',
-             'monitoring_config_file': _EXAMPLES / 'monitoring.config',
-             'rest_api_timeout_in_ms': 120000}  # yapf: disable
+    flags = {
+        'port': ports[0],
+        'rest_api_port': ports[1],
+        'model_config_file': folder / 'models.config',
+        'enable_batching': 'true',
+        'batching_parameters_file': _EXAMPLES / 'batching_parameters.txt',
+        'monitoring_config_file': _EXAMPLES / 'monitoring.config',
+        'rest_api_timeout_in_ms': 120000,
+    }
     with open(folder / 'log.txt', 'wb') as log:
         arguments = [_BINARY, *(f'--{name}={value}' for name, value in flags.items())]
         with subprocess.Popen(arguments, stdout=log, stderr=subprocess.STDOUT) as process:
@@ -147,8 +154,9 @@ def test_client_draws_what_the_model_draws_here(server, models, kind):
     assert_close(images, local(models))
     chosen = client.Endpoint(url_of(server, kind, 'several'), num_steps=3)
     here = export.load_sample_fn(models['several'], num_steps=3)
-    assert_close(chosen.sample(tf.constant(_LABELS), tf.constant(_SEEDS)),
-                 here(tf.constant(_LABELS), tf.constant(_SEEDS)))
+    assert_close(
+        chosen.sample(tf.constant(_LABELS), tf.constant(_SEEDS)), here(tf.constant(_LABELS), tf.constant(_SEEDS))
+    )
 
 
 def test_rows_and_columns_are_answered_in_their_own_form(server, models):
@@ -168,7 +176,7 @@ def test_png_and_statement_are_served(server, models, toy_run):
     status, answer = post(server, 'toys', {'signature_name': 'sample_png', 'inputs': inputs})
     assert status == 200
     np.testing.assert_array_equal([base64.b64decode(png['b64']) for png in answer['outputs']], pngs)
-    statement, = predict(server, 'toys', 'privacy_statement', format=np.array([b'json']))['statement']
+    (statement,) = predict(server, 'toys', 'privacy_statement', format=np.array([b'json']))['statement']
     assert statement == (toy_run / 'privacy_statement.json').read_bytes()
     body = {'signature_name': 'privacy_statement', 'inputs': {'format': ['text']}}
     assert post(server, 'toys', body) == (200, {'outputs': [(toy_run / 'privacy_statement.txt').read_text()]})
@@ -182,7 +190,8 @@ def test_what_cannot_be_sampled_is_refused_and_the_server_lives(server, models):
     assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     with pytest.raises(grpc.RpcError) as error:
         predict(server, 'several', 'serving_default', labels=_LABELS, seeds=_SEEDS, num_steps=np.full([5], 4, np.int32))
-    assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT and 'num_steps must be one of' in error.value.details(
+    assert (
+        error.value.code() == grpc.StatusCode.INVALID_ARGUMENT and 'num_steps must be one of' in error.value.details()
     )
     assert post(server, 'nothing', {'inputs': {'labels': [0], 'seeds': [0]}})[0] == 404
     test_client_draws_what_the_model_draws_here(server, models, 'grpc')
@@ -194,7 +203,7 @@ def test_requests_that_come_together_each_get_their_own_images(server, models):
     endpoint = client.Endpoint(url_of(server, 'grpc', 'toys'))
 
     def draw(row):
-        return endpoint.sample(tf.constant(labels[row:row + 1]), tf.constant(seeds[row:row + 1]))
+        return endpoint.sample(tf.constant(labels[row : row + 1]), tf.constant(seeds[row : row + 1]))
 
     with futures.ThreadPoolExecutor(20) as threads:
         images = np.concatenate(list(threads.map(draw, range(len(seeds)))))
@@ -220,8 +229,17 @@ def test_command_draws_there(server, models, tmp_path, kind, name, flags):
     drawn = {}
     for where, endpoint in (('there', [f'--endpoint={url_of(server, kind, name)}']), ('here', [])):
         output = tmp_path / f'{where}.npz'
-        assert verbs.call(sample_verb, f'--saved_model={models[name]}', f'--output={output}', '--num_images=300',
-                          *endpoint, *flags) == command.DONE  # yapf: disable
+        assert (
+            verbs.call(
+                sample_verb,
+                f'--saved_model={models[name]}',
+                f'--output={output}',
+                '--num_images=300',
+                *endpoint,
+                *flags,
+            )
+            == command.DONE
+        )
         with np.load(output) as arrays:
             drawn[where] = arrays['images']
     assert_close(drawn['there'], drawn['here'])

@@ -46,7 +46,7 @@ def options(path=_PREDICT, origin=None):
 
 
 def changed(data, at, by=1):
-    return data[:at] + bytes([(data[at] + by) % 256]) + data[at + 1:] if at >= 0 else changed(data, len(data) + at, by)
+    return data[:at] + bytes([(data[at] + by) % 256]) + data[at + 1 :] if at >= 0 else changed(data, len(data) + at, by)
 
 
 # Name: request (method, path, headers, body), status.
@@ -142,7 +142,7 @@ FORMS = {
     'elsewhere': (('GET', '/', {}, None), 404),
     'nearly there': (('GET', '/v1', {}, None), 404),
     'another version of the protocol': (post(_GOOD, path=f'/v2/models/{toy_models.NAME}:predict'), 404),
-}  # yapf: disable
+}
 
 
 @pytest.fixture(name='folder', scope='module')
@@ -185,15 +185,18 @@ def test_each_form_has_the_status_of_tensorflow_serving(server, name):
     assert ask(server.rest_port, *post(_GOOD))[0] == 200
 
 
-@pytest.mark.parametrize('name, words', [
-    ('nothing', 'JSON Parse error: The document is empty'),
-    ('space', 'JSON Parse error: The document is empty'),
-    ('gzip without its end', 'JSON Parse error: The document is empty, for what its Content-Encoding calls gzip'),
-    ('preflight without an origin', 'Origin header is missing in CORS preflight'),
-    ('no name', 'Missing model name in request.'),
-    ('query of status', 'Could not find any versions of model toys?key=1'),
-    ('query of predict', 'Malformed request: POST /v1/models/toys:predict?key=1'),
-])
+@pytest.mark.parametrize(
+    'name, words',
+    [
+        ('nothing', 'JSON Parse error: The document is empty'),
+        ('space', 'JSON Parse error: The document is empty'),
+        ('gzip without its end', 'JSON Parse error: The document is empty, for what its Content-Encoding calls gzip'),
+        ('preflight without an origin', 'Origin header is missing in CORS preflight'),
+        ('no name', 'Missing model name in request.'),
+        ('query of status', 'Could not find any versions of model toys?key=1'),
+        ('query of predict', 'Malformed request: POST /v1/models/toys:predict?key=1'),
+    ],
+)
 def test_words_are_those_of_tensorflow_serving(server, name, words):
     request, _ = FORMS[name]
     assert words in json.loads(ask(server.rest_port, *request)[2])['error']
@@ -221,14 +224,24 @@ def test_metrics_are_given_by_every_method_and_without_a_query(server, method):
 
 @pytest.mark.parametrize('body, headers', [(_GOOD, {}), (_PACKED, {'Content-Encoding': 'gzip'})])
 def test_body_in_chunks_is_answered(server, body, headers):
-    pieces = (body[i:i + 3] for i in range(0, len(body), 3))
+    pieces = (body[i : i + 3] for i in range(0, len(body), 3))
     code, _, content = ask(server.rest_port, 'POST', _PREDICT, headers, pieces, encode_chunked=True)
     assert code == 200 and json.loads(content) == _ANSWER
 
 
-@pytest.mark.parametrize('text, code', [(b'1e400', 400), (b'-1e999', 400), (b'1' + b'0' * 400 + b'.0', 400),
-                                        (b'1e38', 200), (b'1e-400', 200), (b'NaN', 200), (b'Infinity', 200),
-                                        (b'-Infinity', 200)])  # yapf: disable
+@pytest.mark.parametrize(
+    'text, code',
+    [
+        (b'1e400', 400),
+        (b'-1e999', 400),
+        (b'1' + b'0' * 400 + b'.0', 400),
+        (b'1e38', 200),
+        (b'1e-400', 200),
+        (b'NaN', 200),
+        (b'Infinity', 200),
+        (b'-Infinity', 200),
+    ],
+)
 def test_number_that_is_too_large_for_a_double_is_refused_and_does_not_become_infinite(server, text, code):
     body = b'{"signature_name": "half", "instances": [[%s, 0]]}' % text
     found, _, content = ask(server.rest_port, *post(body))

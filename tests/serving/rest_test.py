@@ -45,9 +45,10 @@ def test_rows_and_columns_give_the_same_images(server):
 
 def test_several_outputs_are_named(server):
     rows = {'signature_name': 'half', 'instances': [[1, 2.5], [-1, 0.4]]}
-    assert toy_models.post(server, rows) == (200, {
-        'predictions': [{'positive': [True, True], 'y': [0.5, 1.25]}, {'positive': [False, True], 'y': [-0.5, 0.2]}]
-    })  # yapf: disable
+    assert toy_models.post(server, rows) == (
+        200,
+        {'predictions': [{'positive': [True, True], 'y': [0.5, 1.25]}, {'positive': [False, True], 'y': [-0.5, 0.2]}]},
+    )
     columns = {'signature_name': 'half', 'inputs': {'x': [[1, 2.5]]}}
     assert toy_models.post(server, columns) == (200, {'outputs': {'positive': [[True, True]], 'y': [[0.5, 1.25]]}})
 
@@ -103,62 +104,71 @@ def test_metrics_count_what_was_asked(server):
     assert count() == before + 1
 
 
-@pytest.mark.parametrize('method, path, body, code, words', [
-    ('GET', 'x', None, 404, 'Could not find any versions of model toysx'),
-    ('GET', '/versions/4', None, 404, 'Could not find version 4 of model toys'),
-    ('GET', 'x/metadata', None, 404, 'Servable not found for request: Latest(toysx)'),
-    ('POST', 'x:predict', {'instances': [1]}, 404, 'Servable not found for request: Latest(toysx)'),
-    ('POST', '/versions/4:predict', {'instances': [1]}, 404, 'Servable not found for request: Specific(toys, 4)'),
-    ('POST', '/labels/stable:predict', {'instances': [1]}, 400, 'Unrecognized servable version label: stable'),
-    ('GET', f'/versions/{2**63 - 1}', None, 404, f'Could not find version {2**63 - 1} of model toys'),
-    ('GET', f'/versions/{2**63}', None, 400, 'Failed to convert version'),
-    ('GET', f'/versions/{"9" * 5000}', None, 400, 'Failed to convert version'),
-    ('GET', ':predict', None, 400, 'Malformed request: GET /v1/models/toys:predict'),
-    ('POST', '', {}, 400, 'Malformed request: POST'),
-    ('PUT', ':predict', {}, 400, 'Malformed request: PUT'),
-    ('DELETE', '', None, 400, 'Malformed request: DELETE'),
-    ('BREW', '', None, 501, 'Not implemented: BREW'),
-    ('GET', '/versions/one', None, 400, 'Malformed request'),
-    ('GET', '/../../secret', None, 400, 'Malformed request'),
-    ('POST', ':classify', {'examples': [{}]}, 501, 'not classify'),
-    ('POST', ':predict', b'', 400, 'JSON Parse error'),
-    ('POST', ':predict', b'{"instances": [', 400, 'JSON Parse error'),
-    ('POST', ':predict', b'\xff\xfe{}', 400, 'JSON Parse error'),
-    ('POST', ':predict', b'[' * 100000, 400, 'nested too deeply'),
-    ('POST', ':predict', b'9' * 5000, 400, 'JSON Parse error'),
-    ('POST', ':predict', [1], 400, 'Is not object'),
-    ('POST', ':predict', {}, 400, "Missing 'inputs' or 'instances' key"),
-    ('POST', ':predict', {'instances': [1], 'inputs': [1]}, 400, 'only one of'),
-    ('POST', ':predict', {'signature_name': 1, 'instances': [1]}, 400, 'must be a string'),
-    ('POST', ':predict', {'signature_name': 'no', 'instances': [1]}, 400, 'Serving signature key "no" not found'),
-    ('POST', ':predict', {'instances': {}}, 400, 'list/array'),
-    ('POST', ':predict', {'instances': []}, 400, "No values in 'instances' array"),
-    ('POST', ':predict', {'instances': [1]}, 400, 'must be named'),
-    ('POST', ':predict', {'instances': [{'labels': 1}]}, 400, 'with the keys: labels,seeds'),
-    ('POST', ':predict', {'instances': [{'labels': 1, 'seeds': 1, 'x': 1}]}, 400, 'with the keys: labels,seeds'),
-    ('POST', ':predict', {'instances': [{'labels': 1, 'seeds': 1}, 4]}, 400, 'process element: 1'),
-    ('POST', ':predict', {'inputs': {'labels': [1]}}, 400, 'Missing named input: seeds'),
-    ('POST', ':predict', {'inputs': {'labels': [1], 'seeds': [1, 2]}}, 400, 'equally many rows'),
-    ('POST', ':predict', {'inputs': {'labels': [], 'seeds': []}}, 400, 'at least one row'),
-    ('POST', ':predict', {'inputs': {'labels': 1, 'seeds': 1}}, 400, 'must have shape [?], got []'),
-    ('POST', ':predict', {'inputs': {'labels': [[1]], 'seeds': [1]}}, 400, 'must have shape [?], got [1, 1]'),
-    ('POST', ':predict', {'inputs': {'labels': [1.0], 'seeds': [1]}}, 400, 'is not of expected type: int32'),
-    ('POST', ':predict', {'inputs': {'labels': [True], 'seeds': [1]}}, 400, 'is not of expected type: int32'),
-    ('POST', ':predict', {'inputs': {'labels': [None], 'seeds': [1]}}, 400, 'is not of expected type: int32'),
-    ('POST', ':predict', {'inputs': {'labels': ['1'], 'seeds': [1]}}, 400, 'is not of expected type: int32'),
-    ('POST', ':predict', {'inputs': {'labels': [2**31], 'seeds': [1]}}, 400, 'is not of expected type: int32'),
-    ('POST', ':predict', {'inputs': {'labels': [1], 'seeds': [2**63]}}, 400, 'is not of expected type: int64'),
-    ('POST', ':predict', {'inputs': {'labels': [1], 'seeds': [10**4000]}}, 400, 'is not of expected type: int64'),
-    ('POST', ':predict', {'inputs': {'labels': [-1], 'seeds': [1]}}, 400, 'labels must not be negative'),
-    ('POST', ':predict', {'inputs': {'labels': [1] * 17, 'seeds': [1] * 17}}, 400, 'Task size 17 is larger'),
-    ('POST', ':predict', {'signature_name': 'half', 'instances': [[1, 2], [3]]}, 400, 'no list of 2'),
-    ('POST', ':predict', {'signature_name': 'half', 'instances': [[1, 2, 3]]}, 400, 'must have shape [?, 2]'),
-    ('POST', ':predict', {'signature_name': 'half', 'instances': [[2**24 + 1, 0]]}, 400, 'without loss of precision'),
-    ('POST', ':predict', {'signature_name': 'half', 'instances': [[1e39, 0]]}, 400, 'without loss of precision'),
-    ('POST', ':predict', {'signature_name': 'echo', 'instances': [{'b64': '*'}]}, 400, 'Unable to base64 decode'),
-    ('POST', ':predict', {'signature_name': 'echo', 'instances': ['\ud800']}, 400, 'surrogate'),
-    ('POST', ':predict', {'signature_name': 'echo', 'instances': [1]}, 400, 'is not of expected type: string'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'method, path, body, code, words',
+    [
+        ('GET', 'x', None, 404, 'Could not find any versions of model toysx'),
+        ('GET', '/versions/4', None, 404, 'Could not find version 4 of model toys'),
+        ('GET', 'x/metadata', None, 404, 'Servable not found for request: Latest(toysx)'),
+        ('POST', 'x:predict', {'instances': [1]}, 404, 'Servable not found for request: Latest(toysx)'),
+        ('POST', '/versions/4:predict', {'instances': [1]}, 404, 'Servable not found for request: Specific(toys, 4)'),
+        ('POST', '/labels/stable:predict', {'instances': [1]}, 400, 'Unrecognized servable version label: stable'),
+        ('GET', f'/versions/{2**63 - 1}', None, 404, f'Could not find version {2**63 - 1} of model toys'),
+        ('GET', f'/versions/{2**63}', None, 400, 'Failed to convert version'),
+        ('GET', f'/versions/{"9" * 5000}', None, 400, 'Failed to convert version'),
+        ('GET', ':predict', None, 400, 'Malformed request: GET /v1/models/toys:predict'),
+        ('POST', '', {}, 400, 'Malformed request: POST'),
+        ('PUT', ':predict', {}, 400, 'Malformed request: PUT'),
+        ('DELETE', '', None, 400, 'Malformed request: DELETE'),
+        ('BREW', '', None, 501, 'Not implemented: BREW'),
+        ('GET', '/versions/one', None, 400, 'Malformed request'),
+        ('GET', '/../../secret', None, 400, 'Malformed request'),
+        ('POST', ':classify', {'examples': [{}]}, 501, 'not classify'),
+        ('POST', ':predict', b'', 400, 'JSON Parse error'),
+        ('POST', ':predict', b'{"instances": [', 400, 'JSON Parse error'),
+        ('POST', ':predict', b'\xff\xfe{}', 400, 'JSON Parse error'),
+        ('POST', ':predict', b'[' * 100000, 400, 'nested too deeply'),
+        ('POST', ':predict', b'9' * 5000, 400, 'JSON Parse error'),
+        ('POST', ':predict', [1], 400, 'Is not object'),
+        ('POST', ':predict', {}, 400, "Missing 'inputs' or 'instances' key"),
+        ('POST', ':predict', {'instances': [1], 'inputs': [1]}, 400, 'only one of'),
+        ('POST', ':predict', {'signature_name': 1, 'instances': [1]}, 400, 'must be a string'),
+        ('POST', ':predict', {'signature_name': 'no', 'instances': [1]}, 400, 'Serving signature key "no" not found'),
+        ('POST', ':predict', {'instances': {}}, 400, 'list/array'),
+        ('POST', ':predict', {'instances': []}, 400, "No values in 'instances' array"),
+        ('POST', ':predict', {'instances': [1]}, 400, 'must be named'),
+        ('POST', ':predict', {'instances': [{'labels': 1}]}, 400, 'with the keys: labels,seeds'),
+        ('POST', ':predict', {'instances': [{'labels': 1, 'seeds': 1, 'x': 1}]}, 400, 'with the keys: labels,seeds'),
+        ('POST', ':predict', {'instances': [{'labels': 1, 'seeds': 1}, 4]}, 400, 'process element: 1'),
+        ('POST', ':predict', {'inputs': {'labels': [1]}}, 400, 'Missing named input: seeds'),
+        ('POST', ':predict', {'inputs': {'labels': [1], 'seeds': [1, 2]}}, 400, 'equally many rows'),
+        ('POST', ':predict', {'inputs': {'labels': [], 'seeds': []}}, 400, 'at least one row'),
+        ('POST', ':predict', {'inputs': {'labels': 1, 'seeds': 1}}, 400, 'must have shape [?], got []'),
+        ('POST', ':predict', {'inputs': {'labels': [[1]], 'seeds': [1]}}, 400, 'must have shape [?], got [1, 1]'),
+        ('POST', ':predict', {'inputs': {'labels': [1.0], 'seeds': [1]}}, 400, 'is not of expected type: int32'),
+        ('POST', ':predict', {'inputs': {'labels': [True], 'seeds': [1]}}, 400, 'is not of expected type: int32'),
+        ('POST', ':predict', {'inputs': {'labels': [None], 'seeds': [1]}}, 400, 'is not of expected type: int32'),
+        ('POST', ':predict', {'inputs': {'labels': ['1'], 'seeds': [1]}}, 400, 'is not of expected type: int32'),
+        ('POST', ':predict', {'inputs': {'labels': [2**31], 'seeds': [1]}}, 400, 'is not of expected type: int32'),
+        ('POST', ':predict', {'inputs': {'labels': [1], 'seeds': [2**63]}}, 400, 'is not of expected type: int64'),
+        ('POST', ':predict', {'inputs': {'labels': [1], 'seeds': [10**4000]}}, 400, 'is not of expected type: int64'),
+        ('POST', ':predict', {'inputs': {'labels': [-1], 'seeds': [1]}}, 400, 'labels must not be negative'),
+        ('POST', ':predict', {'inputs': {'labels': [1] * 17, 'seeds': [1] * 17}}, 400, 'Task size 17 is larger'),
+        ('POST', ':predict', {'signature_name': 'half', 'instances': [[1, 2], [3]]}, 400, 'no list of 2'),
+        ('POST', ':predict', {'signature_name': 'half', 'instances': [[1, 2, 3]]}, 400, 'must have shape [?, 2]'),
+        (
+            'POST',
+            ':predict',
+            {'signature_name': 'half', 'instances': [[2**24 + 1, 0]]},
+            400,
+            'without loss of precision',
+        ),
+        ('POST', ':predict', {'signature_name': 'half', 'instances': [[1e39, 0]]}, 400, 'without loss of precision'),
+        ('POST', ':predict', {'signature_name': 'echo', 'instances': [{'b64': '*'}]}, 400, 'Unable to base64 decode'),
+        ('POST', ':predict', {'signature_name': 'echo', 'instances': ['\ud800']}, 400, 'surrogate'),
+        ('POST', ':predict', {'signature_name': 'echo', 'instances': [1]}, 400, 'is not of expected type: string'),
+    ],
+)
 def test_errors_have_the_codes_of_tensorflow_serving(server, method, path, body, code, words):
     body = json.dumps(body).encode() if body is not None and not isinstance(body, bytes) else body
     found, answer = toy_models.call(server.rest_port, method, path, body)
@@ -176,8 +186,10 @@ def test_other_paths_are_not_found(server):
 @pytest.mark.skipif(not shutil.which('curl'), reason='curl is not on PATH')
 def test_curl_samples(server):
     url = f'http://127.0.0.1:{server.rest_port}/v1/models/{toy_models.NAME}:predict'
-    for body, key in (('{"instances": [{"labels": 1, "seeds": 2}]}', 'predictions'),
-                      ('{"inputs": {"labels": [1], "seeds": [2]}}', 'outputs')):
+    for body, key in (
+        ('{"instances": [{"labels": 1, "seeds": 2}]}', 'predictions'),
+        ('{"inputs": {"labels": [1], "seeds": [2]}}', 'outputs'),
+    ):
         answer = subprocess.run(['curl', '-sS', '-f', '-d', body, url], capture_output=True, check=True)
         assert json.loads(answer.stdout) == {key: toy_models.images_of([1], [2]).tolist()}
 

@@ -15,11 +15,9 @@ from tf_dpdiff.serving import json_tensors
 from tf_dpdiff.serving import signatures
 from tf_dpdiff.serving import status
 
-_SETTINGS = hypothesis.settings(max_examples=150,
-                                deadline=None,
-                                derandomize=True,
-                                database=None,
-                                suppress_health_check=list(hypothesis.HealthCheck))
+_SETTINGS = hypothesis.settings(
+    max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=list(hypothesis.HealthCheck)
+)
 _SIGNATURES = ('serving_default', 'echo', 'half', 'scalar')
 
 
@@ -31,25 +29,49 @@ def fixture_server(tmp_path_factory):
         yield server
 
 
-_LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.integers(0, 9), st.floats(), st.text(max_size=5),
-                    st.text(st.characters(), max_size=3),
-                    st.builds(lambda text: {'b64': text}, st.text('QUJ=*', max_size=6)))
+_LEAVES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.integers(0, 9),
+    st.floats(),
+    st.text(max_size=5),
+    st.text(st.characters(), max_size=3),
+    st.builds(lambda text: {'b64': text}, st.text('QUJ=*', max_size=6)),
+)
 _VALUES = st.recursive(
     _LEAVES,
-    lambda inner: st.one_of(st.lists(inner, max_size=3),
-                            st.dictionaries(st.sampled_from(['labels', 'seeds', 'x', 'b64']), inner, max_size=3)),
-    max_leaves=8)  # yapf: disable
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.sampled_from(['labels', 'seeds', 'x', 'b64']), inner, max_size=3),
+    ),
+    max_leaves=8,
+)
 _NEARLY_RIGHT = st.one_of(
-    st.builds(lambda labels, seeds: {'inputs': {'labels': labels, 'seeds': seeds}},
-              st.lists(st.integers(-2, 9), max_size=3), st.lists(st.integers(-2**65, 2**65), max_size=3)),
+    st.builds(
+        lambda labels, seeds: {'inputs': {'labels': labels, 'seeds': seeds}},
+        st.lists(st.integers(-2, 9), max_size=3),
+        st.lists(st.integers(-(2**65), 2**65), max_size=3),
+    ),
     st.builds(lambda rows: {'signature_name': 'echo', 'instances': rows}, st.lists(_LEAVES, min_size=1, max_size=3)),
-    st.builds(lambda rows: {'signature_name': 'half', 'instances': rows},
-              st.lists(st.lists(st.floats() | st.integers(), min_size=1, max_size=3), min_size=1, max_size=3)),
-    st.builds(lambda x: {'signature_name': 'scalar', 'inputs': x}, st.floats()))  # yapf: disable
+    st.builds(
+        lambda rows: {'signature_name': 'half', 'instances': rows},
+        st.lists(st.lists(st.floats() | st.integers(), min_size=1, max_size=3), min_size=1, max_size=3),
+    ),
+    st.builds(lambda x: {'signature_name': 'scalar', 'inputs': x}, st.floats()),
+)
 _DOCUMENTS = st.one_of(
-    _NEARLY_RIGHT, _VALUES,
-    st.fixed_dictionaries({}, optional={'signature_name': st.one_of(_LEAVES, st.sampled_from(_SIGNATURES)),
-                                        'instances': _VALUES, 'inputs': _VALUES}))  # yapf: disable
+    _NEARLY_RIGHT,
+    _VALUES,
+    st.fixed_dictionaries(
+        {},
+        optional={
+            'signature_name': st.one_of(_LEAVES, st.sampled_from(_SIGNATURES)),
+            'instances': _VALUES,
+            'inputs': _VALUES,
+        },
+    ),
+)
 
 
 def seen(answers):
@@ -76,9 +98,15 @@ def test_no_bytes_make_the_server_fail(server):
 
     @_SETTINGS
     @hypothesis.given(
-        st.one_of(st.binary(max_size=100),
-                  st.builds(lambda at, with_: whole[:at] + with_ + whole[at + 1:], st.integers(0, len(whole)),
-                            st.binary(max_size=2))))  # yapf: disable
+        st.one_of(
+            st.binary(max_size=100),
+            st.builds(
+                lambda at, with_: whole[:at] + with_ + whole[at + 1 :],
+                st.integers(0, len(whole)),
+                st.binary(max_size=2),
+            ),
+        )
+    )
     def check(body):
         code, answer = toy_models.post(server, body)
         assert code in (200, 400) and (code == 200) == ('error' not in answer), (body, answer)
@@ -94,8 +122,8 @@ def _tensors(draw):
     for size in draw(st.lists(st.one_of(st.integers(0, 3), st.sampled_from([-1, 2**31, 2**62])), max_size=3)):
         proto.tensor_shape.dim.add(size=size)
     proto.tensor_shape.unknown_rank = draw(st.integers(0, 9)) == 0
-    proto.int_val.extend(draw(st.lists(st.integers(-2**31, 2**31 - 1), max_size=3)))
-    proto.int64_val.extend(draw(st.lists(st.integers(-2**63, 2**63 - 1), max_size=3)))
+    proto.int_val.extend(draw(st.lists(st.integers(-(2**31), 2**31 - 1), max_size=3)))
+    proto.int64_val.extend(draw(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=3)))
     proto.float_val.extend(draw(st.lists(st.floats(width=32), max_size=3)))
     proto.string_val.extend(draw(st.lists(st.binary(max_size=4), max_size=3)))
     proto.tensor_content = draw(st.one_of(st.just(b''), st.binary(max_size=24)))
@@ -107,10 +135,12 @@ def _arrays(values, dtype):
 
 
 _INPUTS = st.one_of(
-    st.fixed_dictionaries({'labels': _arrays(st.integers(-1, 9), np.int32),
-                           'seeds': _arrays(st.integers(-2**63, 2**63 - 1), np.int64)}),
+    st.fixed_dictionaries(
+        {'labels': _arrays(st.integers(-1, 9), np.int32), 'seeds': _arrays(st.integers(-(2**63), 2**63 - 1), np.int64)}
+    ),
     st.dictionaries(st.sampled_from(['labels', 'seeds', 'x', 'text']), _tensors(), max_size=3),
-    st.fixed_dictionaries({'labels': _tensors(), 'seeds': _tensors()}))  # yapf: disable
+    st.fixed_dictionaries({'labels': _tensors(), 'seeds': _tensors()}),
+)
 
 
 def test_no_message_makes_the_server_fail(server):
@@ -118,8 +148,11 @@ def test_no_message_makes_the_server_fail(server):
     answers = set()
 
     @_SETTINGS
-    @hypothesis.given(st.one_of(st.just('serving_default'), st.sampled_from(_SIGNATURES), st.text(max_size=3)), _INPUTS,
-                      st.lists(st.sampled_from(['images', 'y', '']), max_size=2))
+    @hypothesis.given(
+        st.one_of(st.just('serving_default'), st.sampled_from(_SIGNATURES), st.text(max_size=3)),
+        _INPUTS,
+        st.lists(st.sampled_from(['images', 'y', '']), max_size=2),
+    )
     def check(signature, inputs, output_filter):
         request = toy_models.predict_request(signature.encode('utf-8', 'replace').decode(), **inputs)
         request.output_filter.extend(output_filter)
@@ -134,9 +167,16 @@ def test_no_message_makes_the_server_fail(server):
     seen(answers)
 
 
-_DTYPES = {'int32': st.integers(-2**31, 2**31 - 1), 'int64': st.integers(-2**63, 2**63 - 1),
-           'uint8': st.integers(0, 255), 'float32': st.floats(width=32), 'float64': st.floats(),
-           'float16': st.floats(width=16), 'bool': st.booleans(), 'string': st.binary(max_size=6)}  # yapf: disable
+_DTYPES = {
+    'int32': st.integers(-(2**31), 2**31 - 1),
+    'int64': st.integers(-(2**63), 2**63 - 1),
+    'uint8': st.integers(0, 255),
+    'float32': st.floats(width=32),
+    'float64': st.floats(),
+    'float16': st.floats(width=16),
+    'bool': st.booleans(),
+    'string': st.binary(max_size=6),
+}
 
 
 @pytest.mark.parametrize('name', _DTYPES)
@@ -147,8 +187,11 @@ def test_tensors_survive_json(name, in_rows):
     signature = signatures.Signature('s', {'x_bytes': spec}, {'x_bytes': spec}, None)
 
     @_SETTINGS
-    @hypothesis.given(st.integers(1, 3).flatmap(lambda n: st.lists(
-        st.lists(_DTYPES[name], min_size=n, max_size=n), min_size=1, max_size=3)))  # yapf: disable
+    @hypothesis.given(
+        st.integers(1, 3).flatmap(
+            lambda n: st.lists(st.lists(_DTYPES[name], min_size=n, max_size=n), min_size=1, max_size=3)
+        )
+    )
     def check(values):
         array = np.array(values, dtype.as_numpy_dtype)
         document = json.loads(json_tensors.write_outputs({'x_bytes': array}, in_rows))

@@ -36,9 +36,30 @@ def fixture_pair(tmp_path_factory):
         pytest.skip('openssl is not on PATH, so there is no certificate to test with')
     folder = tmp_path_factory.mktemp('tls')
     certificate, key = folder / 'certificate.pem', folder / 'key.pem'
-    subprocess.run(['openssl', 'req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes',
-                    '-keyout', str(key), '-out', str(certificate), '-days', '1', '-subj', '/CN=localhost', '-addext',
-                    'subjectAltName=DNS:localhost,IP:127.0.0.1'], capture_output=True, check=True)  # yapf: disable
+    subprocess.run(
+        [
+            'openssl',
+            'req',
+            '-x509',
+            '-newkey',
+            'ec',
+            '-pkeyopt',
+            'ec_paramgen_curve:prime256v1',
+            '-nodes',
+            '-keyout',
+            str(key),
+            '-out',
+            str(certificate),
+            '-days',
+            '1',
+            '-subj',
+            '/CN=localhost',
+            '-addext',
+            'subjectAltName=DNS:localhost,IP:127.0.0.1',
+        ],
+        capture_output=True,
+        check=True,
+    )
     return certificate, key
 
 
@@ -66,8 +87,10 @@ def test_whoever_has_no_token_learns_nothing_by_rest(guarded, sent):
 def test_whoever_has_no_token_learns_nothing_by_grpc(guarded, sent):
     prediction, models = toy_models.stubs(guarded)
     metadata = [] if sent is None else [('authorization', sent)]
-    for call, request in ((prediction.Predict, toy_models.predict_request()),
-                          (models.GetModelStatus, get_model_status_pb2.GetModelStatusRequest())):
+    for call, request in (
+        (prediction.Predict, toy_models.predict_request()),
+        (models.GetModelStatus, get_model_status_pb2.GetModelStatusRequest()),
+    ):
         with pytest.raises(grpc.RpcError) as error:
             call(request, 20, metadata=metadata)
         assert error.value.code() is grpc.StatusCode.UNAUTHENTICATED
@@ -107,8 +130,9 @@ def test_tls_is_spoken_by_both(folder, pair):
             http.client.HTTPSConnection('localhost', server.rest_port).request('GET', path)
         with pytest.raises((http.client.HTTPException, OSError)):
             toy_models.call(server.rest_port)
-        channel = grpc.secure_channel(f'localhost:{server.grpc_port}',
-                                      grpc.ssl_channel_credentials(pair[0].read_bytes()))
+        channel = grpc.secure_channel(
+            f'localhost:{server.grpc_port}', grpc.ssl_channel_credentials(pair[0].read_bytes())
+        )
         request = get_model_status_pb2.GetModelStatusRequest()
         request.model_spec.name = toy_models.NAME
         stub = model_service_pb2_grpc.ModelServiceStub(channel)

@@ -139,7 +139,7 @@ def damage_graph(version):
 
 
 def damage_variables(version):
-    path, = (version / 'variables').glob('*.data*')
+    (path,) = (version / 'variables').glob('*.data*')
     path.write_bytes(b'')
 
 
@@ -159,8 +159,11 @@ def write_warmup(version, *records):
 
 
 DAMAGES = [
-    damage_graph, damage_variables, damage_warmup, lambda version: write_warmup(version, b'\xff no record'),
-    lambda version: shutil.rmtree(version / 'variables')
+    damage_graph,
+    damage_variables,
+    damage_warmup,
+    lambda version: write_warmup(version, b'\xff no record'),
+    lambda version: shutil.rmtree(version / 'variables'),
 ]
 
 
@@ -219,11 +222,17 @@ def test_only_numbers_of_the_protocol_are_versions(tmp_path):
     assert tried == [str(2**63 - 1), '3', '0']
 
 
-@pytest.mark.parametrize('message, told', [
-    ('/srv/my models/toys/2: no /srv/my models/toys/2/variables', 'toys/2: no toys/2/variables'),
-    ("cannot open '/etc/a/b.pem', \"/opt/x\"; see https://a.b/c/d", "cannot open 'b.pem', \"x\"; see https://a.b/c/d"),
-    ('shape [2]/[3] and 1/2', 'shape [2]/[3] and 1/2'),
-])
+@pytest.mark.parametrize(
+    'message, told',
+    [
+        ('/srv/my models/toys/2: no /srv/my models/toys/2/variables', 'toys/2: no toys/2/variables'),
+        (
+            'cannot open \'/etc/a/b.pem\', "/opt/x"; see https://a.b/c/d',
+            'cannot open \'b.pem\', "x"; see https://a.b/c/d',
+        ),
+        ('shape [2]/[3] and 1/2', 'shape [2]/[3] and 1/2'),
+    ],
+)
 def test_messages_to_clients_do_not_say_where_files_lie(message, told):
     assert status.without_paths(message, pathlib.Path('/srv/my models')) == told
 
@@ -249,10 +258,15 @@ def test_first_version_that_works_is_served_at_the_start(versions, folder):
             pass
 
 
-@pytest.mark.parametrize('make', [
-    lambda path: None, lambda path: path.mkdir(), lambda path: (path / '1').mkdir(parents=True), lambda path:
-    (path / 'one').mkdir(parents=True)
-])
+@pytest.mark.parametrize(
+    'make',
+    [
+        lambda path: None,
+        lambda path: path.mkdir(),
+        lambda path: (path / '1').mkdir(parents=True),
+        lambda path: (path / 'one').mkdir(parents=True),
+    ],
+)
 def test_folder_without_a_version_is_refused(tmp_path, make):
     make(tmp_path / 'none')
     with pytest.raises(FileNotFoundError, match='no SavedModel in .*none'):
@@ -299,7 +313,8 @@ def test_exported_sampler_is_served_and_joining_changes_no_image(tmp_path):
             predict, _ = toy_models.stubs(server)
             calls = [
                 predict.Predict.future(
-                    toy_models.predict_request(labels=labels[i:i + 1].astype(np.int32), seeds=seeds[i:i + 1]), 20)
+                    toy_models.predict_request(labels=labels[i : i + 1].astype(np.int32), seeds=seeds[i : i + 1]), 20
+                )
                 for i in range(24)
             ]
             return np.concatenate([tf.make_ndarray(call.result().outputs['images']) for call in calls])
@@ -308,5 +323,6 @@ def test_exported_sampler_is_served_and_joining_changes_no_image(tmp_path):
     assert expected.std() > 10
     assert np.abs(joined - expected).max() <= 1
     one_size = {'max_batch_size': 8, 'allowed_batch_sizes': (8,)}
-    np.testing.assert_array_equal(images(toy_models.quick_limits(**one_size)),
-                                  images(toy_models.quick_limits(**one_size, batch_timeout_secs=0.0)))
+    np.testing.assert_array_equal(
+        images(toy_models.quick_limits(**one_size)), images(toy_models.quick_limits(**one_size, batch_timeout_secs=0.0))
+    )

@@ -30,7 +30,6 @@ class Server:
         server = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
-
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
                 server.requests.append((self.path, body))
@@ -47,11 +46,10 @@ class Server:
                 self.end_headers()
                 self.wfile.write(content)
 
-            def log_message(self, *unused_arguments):  # pylint: disable=arguments-differ
+            def log_message(self, *unused_arguments):
                 pass
 
         class Quiet(http.server.ThreadingHTTPServer):
-
             def handle_error(self, *unused_arguments):
                 pass  # Whoever asked does not wait any more, or was reset.
 

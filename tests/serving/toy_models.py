@@ -78,41 +78,35 @@ def export(folder: pathlib.Path, version: int, mark: int = 0) -> pathlib.Path:
     """Writes a version, at once."""
     toys, temporary = Toys(mark), folder.parent / f'{folder.name}.{version}.writing'
     names = ('echo', 'half', 'spin', 'wide', 'scalar')
-    tf.saved_model.save(toys,
-                        str(temporary),
-                        signatures={
-                            'serving_default': toys.sample,
-                            **{
-                                name: getattr(toys, name) for name in names
-                            }
-                        })
+    tf.saved_model.save(
+        toys,
+        str(temporary),
+        signatures={'serving_default': toys.sample, **{name: getattr(toys, name) for name in names}},
+    )
     folder.mkdir(exist_ok=True)
     return temporary.rename(folder / str(version))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def quick_limits(**batched):
     """Limits of a small server."""
-    return predict.Limits(batching.BatchingConfig(**{
-        'max_batch_size': 16,
-        'batch_timeout_secs': 0.001,
-        'max_queue': 64,
-        **batched
-    }),
-                          request_timeout_secs=20.0,
-                          max_message_bytes=2**20)
+    return predict.Limits(
+        batching.BatchingConfig(**{'max_batch_size': 16, 'batch_timeout_secs': 0.001, 'max_queue': 64, **batched}),
+        request_timeout_secs=20.0,
+        max_message_bytes=2**20,
+    )
 
 
 @contextlib.contextmanager
 def serving(folder: pathlib.Path, *, limits=None, poll_secs=0.02, **config):
     """Runs a server of a folder in this process."""
     server = server_lib.ModelServer(
-        folder, NAME,
-        server_lib.ServerConfig(rest_port=0,
-                                grpc_port=0,
-                                poll_secs=poll_secs,
-                                limits=limits or quick_limits(),
-                                **config))
+        folder,
+        NAME,
+        server_lib.ServerConfig(
+            rest_port=0, grpc_port=0, poll_secs=poll_secs, limits=limits or quick_limits(), **config
+        ),
+    )
     server.start()
     try:
         yield server
@@ -140,8 +134,9 @@ def post(server, document, path=':predict'):
 
 def stubs(server):
     """Returns the two gRPC stubs of a server."""
-    channel = grpc.insecure_channel(f'127.0.0.1:{server.grpc_port}', [('grpc.max_receive_message_length', -1),
-                                                                      ('grpc.max_send_message_length', -1)])
+    channel = grpc.insecure_channel(
+        f'127.0.0.1:{server.grpc_port}', [('grpc.max_receive_message_length', -1), ('grpc.max_send_message_length', -1)]
+    )
     return prediction_service_pb2_grpc.PredictionServiceStub(channel), model_service_pb2_grpc.ModelServiceStub(channel)
 
 

@@ -35,11 +35,9 @@ class Run:
     def __init__(self, directory, **options):
         self.directory = directory
         self.average, self.optimizer = make_network()
-        self.checkpoint = checkpoints.RunCheckpoint(directory,
-                                                    CONFIGURATION,
-                                                    average=self.average,
-                                                    optimizer=self.optimizer,
-                                                    **options)
+        self.checkpoint = checkpoints.RunCheckpoint(
+            directory, CONFIGURATION, average=self.average, optimizer=self.optimizer, **options
+        )
         self.state = checkpoints.RunState(SECRET)
         self.state.run_id, self.state.stage = 'a1b2', 'finetuning'
 
@@ -99,7 +97,7 @@ DAMAGES = {
     'a folder as data': (lambda f: ((f / DATA).unlink(), (f / DATA).mkdir()), f'{DATA} is a folder'),
     'an empty folder': (lambda f: [path.unlink() for path in f.iterdir()], 'manifest.json is missing'),
     'a file': (lambda f: (shutil.rmtree(f), f.write_text('')), 'manifest.json is missing'),
-}  # yapf: disable
+}
 
 
 @pytest.mark.parametrize('damage', DAMAGES)
@@ -179,11 +177,17 @@ def test_several_damaged_ones_are_named_in_one_line_and_without_a_good_one_the_r
     said = capfd.readouterr().err
     assert said.count('\n') == 1 and 'in 000003 ' in said and 'in 000002 ' in said and '000001 is used instead' in said
     (tmp_path / '000001' / INDEX).unlink()
-    for read in (checkpoints.read_run, checkpoints.read_identity, lambda d: checkpoints.read_state(d, CONFIGURATION),
-                 lambda d: checkpoints.load_average(d,
-                                                    make_network()[0]), lambda d: Run(d).checkpoint.restore()):
-        with pytest.raises(checkpoints.CheckpointDamagedError,
-                           match=f'none of the 3 .* 000003, {DATA} is not what .*name another --workdir.*stays spent'):
+    for read in (
+        checkpoints.read_run,
+        checkpoints.read_identity,
+        lambda d: checkpoints.read_state(d, CONFIGURATION),
+        lambda d: checkpoints.load_average(d, make_network()[0]),
+        lambda d: Run(d).checkpoint.restore(),
+    ):
+        with pytest.raises(
+            checkpoints.CheckpointDamagedError,
+            match=f'none of the 3 .* 000003, {DATA} is not what .*name another --workdir.*stays spent',
+        ):
             read(tmp_path)
     assert not capfd.readouterr().err
 
@@ -246,15 +250,17 @@ def killed_at(owner, name, call):
         (checkpoint_folders, '_sync', 5, 6),  # It has its name: three files, their folder and the one around it.
         (os, 'rename', 2, 6),  # The oldest is to be deleted.
         (shutil, 'rmtree', 2, 6),  # It has its hidden name.
-    ])
+    ],
+)
 def test_save_killed_at_any_stage_leaves_whole_checkpoints(tmp_path, capfd, owner, name, call, expected):
     run = Run(tmp_path).save(4, 5)
     with killed_at(owner, name, call):
         run.save(6)
     assert read_step(tmp_path) == expected
     Run(tmp_path).save(7)
-    assert [other for other in names(tmp_path) if other != 'README'
-           ] == (['000003', '000004'] if expected == 6 else ['000002', '000003'])
+    assert [other for other in names(tmp_path) if other != 'README'] == (
+        ['000003', '000004'] if expected == 6 else ['000002', '000003']
+    )
     assert read_step(tmp_path) == 7 and not capfd.readouterr().err
 
 
@@ -275,24 +281,29 @@ def _full_in_tensorflow(checkpoint, prefix):
     with open(f'{prefix}.data-00000-of-00001', 'wb') as file:
         file.write(b'half')
     raise tf.errors.ResourceExhaustedError(
-        None, None, '{{function_node a}} variables.data; No space left on device [Op:SaveV2]\nmore')
+        None, None, '{{function_node a}} variables.data; No space left on device [Op:SaveV2]\nmore'
+    )
 
 
 def _full(*args):
     raise OSError(errno.ENOSPC, 'No space left on device')
 
 
-@pytest.mark.parametrize('owner, name, full', [
-    (tf.train.Checkpoint, 'write', _full_in_tensorflow),
-    (checkpoint_folders, '_write_manifest', _full),
-    (os, 'fsync', _full),
-])
+@pytest.mark.parametrize(
+    'owner, name, full',
+    [
+        (tf.train.Checkpoint, 'write', _full_in_tensorflow),
+        (checkpoint_folders, '_write_manifest', _full),
+        (os, 'fsync', _full),
+    ],
+)
 def test_full_disk_leaves_the_old_checkpoints_and_takes_no_room(tmp_path, monkeypatch, owner, name, full):
     run = Run(tmp_path).save(4, 5)
     with monkeypatch.context() as patched:
         patched.setattr(owner, name, full)
-        with pytest.raises(OSError,
-                           match='cannot save to [^ ]* .No space left on device.: the last checkpoint stands') as error:
+        with pytest.raises(
+            OSError, match='cannot save to [^ ]* .No space left on device.: the last checkpoint stands'
+        ) as error:
             run.save(6)
     assert '\n' not in str(error.value)
     assert names(tmp_path) == ['000001', '000002', 'README'] and read_step(tmp_path) == 5

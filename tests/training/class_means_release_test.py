@@ -122,8 +122,9 @@ def test_owners_are_counted_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(class_means.ClassMeansConfig, 'exact_vector', recorded)
     owned = dataclasses.replace(toy.make_dataset(), owners=np.arange(20) % 5, unit='one patient')
-    plan = plan_lib.make_plan(dataclasses.replace(toy.PRIVACY, expected_batch_size=3), 5,
-                              class_means.ClassMeansConfig(3.0, 2.0))  # yapf: disable
+    plan = plan_lib.make_plan(
+        dataclasses.replace(toy.PRIVACY, expected_batch_size=3), 5, class_means.ClassMeansConfig(3.0, 2.0)
+    )
     for private, arguments, num_units in ((owned, {'plan': plan}, 5), (toy.make_dataset(), {}, 20)):  # And a control.
         with pytest.raises(interruption.Interrupted):
             make_trainer(tmp_path / str(num_units), private=private, **arguments).run(StopAfter(0))
@@ -138,13 +139,9 @@ def test_all_workers_train_on_what_the_first_one_released(tmp_path, releases):
         # Of a worker that would find other sums, and so other means.
         private = toy.make_dataset(seed=workers.index)
         state = checkpoints.RunState(seeds.PrivateSeed(bytes(32)))
-        means = warm_start_lib.release_class_means(config,
-                                                   plan,
-                                                   private,
-                                                   state,
-                                                   workdir=tmp_path,
-                                                   save=lambda: None,
-                                                   workers=workers)
+        means = warm_start_lib.release_class_means(
+            config, plan, private, state, workdir=tmp_path, save=lambda: None, workers=workers
+        )
         return means, state.ledger
 
     found = fake_workers.play(release, 3)

@@ -44,32 +44,45 @@ def found(cluster, port=2222, num_workers=None, service=None):
     return addresses, index
 
 
-@pytest.mark.parametrize('cluster, task, expected', [
-    ({'worker': ['a:1', 'b:1']}, ('worker', 1), (['a:1', 'b:1'], 1)),
-    ({'chief': ['c:1'], 'worker': ['a:1', 'b:1']}, ('chief', 0), (['c:1', 'a:1', 'b:1'], 0)),
-    ({'worker': ['a:1', 'b:1'], 'chief': ['c:1']}, ('worker', 1), (['c:1', 'a:1', 'b:1'], 2)),
-    ({'worker': ['a:1', 'b:1'], 'evaluator': ['e:1']}, ('worker', '0'), (['a:1', 'b:1'], 0)),
-    ({'worker': ['a:1']}, ('worker', 0), (['a:1'], 0)),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'cluster, task, expected',
+    [
+        ({'worker': ['a:1', 'b:1']}, ('worker', 1), (['a:1', 'b:1'], 1)),
+        ({'chief': ['c:1'], 'worker': ['a:1', 'b:1']}, ('chief', 0), (['c:1', 'a:1', 'b:1'], 0)),
+        ({'worker': ['a:1', 'b:1'], 'chief': ['c:1']}, ('worker', 1), (['c:1', 'a:1', 'b:1'], 2)),
+        ({'worker': ['a:1', 'b:1'], 'evaluator': ['e:1']}, ('worker', '0'), (['a:1', 'b:1'], 0)),
+        ({'worker': ['a:1']}, ('worker', 0), (['a:1'], 0)),
+    ],
+)
 def test_tf_config(monkeypatch, cluster, task, expected):
     set_tf_config(monkeypatch, cluster, {'type': task[0], 'index': task[1]})
     assert found('tf_config') == expected
 
 
-@pytest.mark.parametrize('task', [('ps', 0), ('evaluator', 0), ('worker', 2), ('chief', 0), ('worker', -1),
-                                  (None, None), ('worker', None)])
+@pytest.mark.parametrize(
+    'task', [('ps', 0), ('evaluator', 0), ('worker', 2), ('chief', 0), ('worker', -1), (None, None), ('worker', None)]
+)
 def test_task_that_takes_no_part_is_refused(monkeypatch, task):
     set_tf_config(monkeypatch, {'worker': ['a:1', 'b:1'], 'ps': ['p:1']}, {'type': task[0], 'index': task[1]})
     with pytest.raises(ValueError, match='only the types chief and worker'):
         found('tf_config')
 
 
-@pytest.mark.parametrize('text, said', [
-    (None, 'needs TF_CONFIG='), ('', 'needs TF_CONFIG='), ('{}', 'needs TF_CONFIG='), ('{broken', 'not the JSON'),
-    ('[]', 'not the JSON'), ('{"cluster": []}', 'not the JSON'), ('{"cluster": null}', 'not the JSON'),
-    ('{"cluster": {"worker": null}}', 'TF_CONFIG'), ('{"cluster": {"worker": ["a:1"]}}', 'only the types'),
-    ('{"cluster": {"worker": ["a:1"]}, "task": null}', 'TF_CONFIG'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'text, said',
+    [
+        (None, 'needs TF_CONFIG='),
+        ('', 'needs TF_CONFIG='),
+        ('{}', 'needs TF_CONFIG='),
+        ('{broken', 'not the JSON'),
+        ('[]', 'not the JSON'),
+        ('{"cluster": []}', 'not the JSON'),
+        ('{"cluster": null}', 'not the JSON'),
+        ('{"cluster": {"worker": null}}', 'TF_CONFIG'),
+        ('{"cluster": {"worker": ["a:1"]}}', 'only the types'),
+        ('{"cluster": {"worker": ["a:1"]}, "task": null}', 'TF_CONFIG'),
+    ],
+)
 def test_broken_tf_config_is_one_clear_line(monkeypatch, text, said):
     if text is not None:
         monkeypatch.setenv('TF_CONFIG', text)
@@ -102,18 +115,27 @@ def test_port_that_is_taken_is_one_clear_line(monkeypatch, host):
     clusters.check_port(clusters.resolve('tf_config', 2222, None, None))  # Control.
 
 
-@pytest.mark.parametrize('nodes, tasks, expected', [
-    ('node[9-10]', '1(x2)', ['node9:2222', 'node10:2222']),
-    ('node[9-10]', '2,1', ['node9:2222', 'node9:2223', 'node10:2222']),
-    ('b1,a[07-08]', '1(x3)', ['b1:2222', 'a07:2222', 'a08:2222']),
-    ('one', '3', ['one:2222', 'one:2223', 'one:2224']),
-    ('one', '1', ['one:2222']),
-])
+@pytest.mark.parametrize(
+    'nodes, tasks, expected',
+    [
+        ('node[9-10]', '1(x2)', ['node9:2222', 'node10:2222']),
+        ('node[9-10]', '2,1', ['node9:2222', 'node9:2223', 'node10:2222']),
+        ('b1,a[07-08]', '1(x3)', ['b1:2222', 'a07:2222', 'a08:2222']),
+        ('one', '3', ['one:2222', 'one:2223', 'one:2224']),
+        ('one', '1', ['one:2222']),
+    ],
+)
 def test_slurm_in_the_order_of_its_own_list(monkeypatch, nodes, tasks, expected):
     hosts = [address.split(':')[0] for address in expected]
     for index, host in enumerate(hosts):
-        set_slurm(monkeypatch, PROCID=index, STEP_NUM_TASKS=len(expected), STEP_NODELIST=nodes,
-                  STEP_TASKS_PER_NODE=tasks, NODEID=list(dict.fromkeys(hosts)).index(host))  # yapf: disable
+        set_slurm(
+            monkeypatch,
+            PROCID=index,
+            STEP_NUM_TASKS=len(expected),
+            STEP_NODELIST=nodes,
+            STEP_TASKS_PER_NODE=tasks,
+            NODEID=list(dict.fromkeys(hosts)).index(host),
+        )
         assert found('slurm') == (expected, index)
     assert found('slurm', port=5000)[0][0] == f'{hosts[0]}:5000'
 
@@ -121,8 +143,14 @@ def test_slurm_in_the_order_of_its_own_list(monkeypatch, nodes, tasks, expected)
 def test_tasks_that_go_round_the_nodes_are_refused_by_name(monkeypatch):
     refused = 0
     for index, node in enumerate([0, 1, 0, 1]):  # As --distribution=cyclic has them.
-        set_slurm(monkeypatch, PROCID=index, STEP_NUM_TASKS=4, STEP_NODELIST='n[1-2]', STEP_TASKS_PER_NODE='2(x2)',
-                  NODEID=node)  # yapf: disable
+        set_slurm(
+            monkeypatch,
+            PROCID=index,
+            STEP_NUM_TASKS=4,
+            STEP_NODELIST='n[1-2]',
+            STEP_TASKS_PER_NODE='2(x2)',
+            NODEID=node,
+        )
         try:
             found('slurm')
         except ValueError as error:
@@ -131,12 +159,15 @@ def test_tasks_that_go_round_the_nodes_are_refused_by_name(monkeypatch):
     assert refused == 2
 
 
-@pytest.mark.parametrize('changed, said', [
-    ({'PROCID': None}, 'SLURM_PROCID is not set'),
-    ({'STEP_NODELIST': 'n[1-'}, "cluster='slurm'"),
-    ({'STEP_TASKS_PER_NODE': 'many'}, "cluster='slurm'"),
-    ({'STEP_NUM_TASKS': 3}, "cluster='slurm'"),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'changed, said',
+    [
+        ({'PROCID': None}, 'SLURM_PROCID is not set'),
+        ({'STEP_NODELIST': 'n[1-'}, "cluster='slurm'"),
+        ({'STEP_TASKS_PER_NODE': 'many'}, "cluster='slurm'"),
+        ({'STEP_NUM_TASKS': 3}, "cluster='slurm'"),
+    ],
+)
 def test_broken_environment_of_slurm_is_named(monkeypatch, changed, said):
     set_slurm(monkeypatch, PROCID=0, STEP_NUM_TASKS=2, STEP_NODELIST='n[1-2]', STEP_TASKS_PER_NODE='1(x2)')
     assert found('slurm')[1] == 0  # The control.
@@ -153,10 +184,15 @@ def test_kubernetes(monkeypatch):
     assert found('kubernetes', num_workers=3, service='peers') == (expected, 2)
 
 
-@pytest.mark.parametrize('index, hostname, said', [
-    ('2', 'my-job-2', 'StrategyConfig.num_workers is 2'), ('1', 'my-job-0', 'completionMode: Indexed'),
-    ('', 'my-job', 'completionMode: Indexed'), ('.*', 'my-job-1', 'completionMode: Indexed'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'index, hostname, said',
+    [
+        ('2', 'my-job-2', 'StrategyConfig.num_workers is 2'),
+        ('1', 'my-job-0', 'completionMode: Indexed'),
+        ('', 'my-job', 'completionMode: Indexed'),
+        ('.*', 'my-job-1', 'completionMode: Indexed'),
+    ],
+)
 def test_other_pods_are_refused(monkeypatch, index, hostname, said):
     set_kubernetes(monkeypatch, index, hostname)
     with pytest.raises(ValueError, match=said):
@@ -195,38 +231,54 @@ def test_running_alone_where_nobody_else_is_named_is_fine(monkeypatch):
     assert strategies.start(strategies.StrategyConfig()).workers.count == 1
 
 
-@pytest.mark.parametrize('settings, said', [
-    ({'name': 'parameter_server'}, "'parameter_server' is not supported: its workers"),
-    ({'name': 'central_storage'}, "'central_storage' is not supported"),
-    ({'name': 'one_device'}, "'default' is the same"),
-    ({'name': 'horovod'}, "name .* got 'horovod'"),
-    ({'name': 'multi_worker_mirrored', 'cluster': 'pbs'}, "cluster .* got 'pbs'"),
-    ({'name': 'multi_worker_mirrored', 'communication': 'mpi'}, "communication .* got 'mpi'"),
-    ({'name': 'mirrored', 'cluster': 'slurm'}, "cluster='slurm' is for .* 'multi_worker_mirrored', not for 'mirrored'"),
-    ({'name': 'mirrored', 'port': 2223}, "port=2223 is for .* 'multi_worker_mirrored', not for 'mirrored'"),
-    ({'name': 'tpu', 'communication': 'nccl'}, "communication='nccl' is for .* 'multi_worker_mirrored', not for 'tpu'"),
-    ({'start_timeout_secs': 60.0}, "start_timeout_secs=60.0 is for .* 'multi_worker_mirrored', not for 'default'"),
-    ({'service': 's'}, "service='s' is for .* 'multi_worker_mirrored', not for 'default'"),
-    ({'name': 'multi_worker_mirrored', 'tpu': 'mine'}, "tpu='mine' is for the strategy 'tpu', not for 'multi_worker"),
-    ({'name': 'multi_worker_mirrored', 'port': 2223}, "port=2223 .* is for cluster='slurm' and 'kubernetes'"),
-    ({'name': 'mirrored', 'logical_cpus': 0}, 'logical_cpus .* got 0'),
-    ({'logical_cpus': 2}, "logical_cpus=2 is for the strategy 'mirrored', not for 'default'"),
-    ({'name': 'multi_worker_mirrored', 'cluster': 'slurm', 'port': 0}, 'port .* got 0'),
-    ({'name': 'multi_worker_mirrored', 'cluster': 'slurm', 'num_workers': 2}, "not for 'slurm'"),
-    ({'name': 'multi_worker_mirrored', 'cluster': 'kubernetes', 'num_workers': 2}, 'StrategyConfig.service'),
-    ({'name': 'multi_worker_mirrored', 'cluster': 'kubernetes', 'service': 's'}, 'StrategyConfig.num_workers'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'settings, said',
+    [
+        ({'name': 'parameter_server'}, "'parameter_server' is not supported: its workers"),
+        ({'name': 'central_storage'}, "'central_storage' is not supported"),
+        ({'name': 'one_device'}, "'default' is the same"),
+        ({'name': 'horovod'}, "name .* got 'horovod'"),
+        ({'name': 'multi_worker_mirrored', 'cluster': 'pbs'}, "cluster .* got 'pbs'"),
+        ({'name': 'multi_worker_mirrored', 'communication': 'mpi'}, "communication .* got 'mpi'"),
+        (
+            {'name': 'mirrored', 'cluster': 'slurm'},
+            "cluster='slurm' is for .* 'multi_worker_mirrored', not for 'mirrored'",
+        ),
+        ({'name': 'mirrored', 'port': 2223}, "port=2223 is for .* 'multi_worker_mirrored', not for 'mirrored'"),
+        (
+            {'name': 'tpu', 'communication': 'nccl'},
+            "communication='nccl' is for .* 'multi_worker_mirrored', not for 'tpu'",
+        ),
+        ({'start_timeout_secs': 60.0}, "start_timeout_secs=60.0 is for .* 'multi_worker_mirrored', not for 'default'"),
+        ({'service': 's'}, "service='s' is for .* 'multi_worker_mirrored', not for 'default'"),
+        (
+            {'name': 'multi_worker_mirrored', 'tpu': 'mine'},
+            "tpu='mine' is for the strategy 'tpu', not for 'multi_worker",
+        ),
+        ({'name': 'multi_worker_mirrored', 'port': 2223}, "port=2223 .* is for cluster='slurm' and 'kubernetes'"),
+        ({'name': 'mirrored', 'logical_cpus': 0}, 'logical_cpus .* got 0'),
+        ({'logical_cpus': 2}, "logical_cpus=2 is for the strategy 'mirrored', not for 'default'"),
+        ({'name': 'multi_worker_mirrored', 'cluster': 'slurm', 'port': 0}, 'port .* got 0'),
+        ({'name': 'multi_worker_mirrored', 'cluster': 'slurm', 'num_workers': 2}, "not for 'slurm'"),
+        ({'name': 'multi_worker_mirrored', 'cluster': 'kubernetes', 'num_workers': 2}, 'StrategyConfig.service'),
+        ({'name': 'multi_worker_mirrored', 'cluster': 'kubernetes', 'service': 's'}, 'StrategyConfig.num_workers'),
+    ],
+)
 def test_settings_that_cannot_be_are_refused_by_name(settings, said):
     with pytest.raises(ValueError, match=said):
         strategies.StrategyConfig(**settings)
 
 
-@pytest.mark.parametrize('make', [
-    lambda: tf.distribute.OneDeviceStrategy('CPU:0'),
-    lambda: tf.distribute.experimental.CentralStorageStrategy(['CPU:0'], 'CPU:0'),
-    # Made without its servers: what counts is its class.
-    lambda: object.__new__(tf.distribute.experimental.ParameterServerStrategy),
-], ids=['one device', 'central storage', 'parameter server'])  # yapf: disable
+@pytest.mark.parametrize(
+    'make',
+    [
+        lambda: tf.distribute.OneDeviceStrategy('CPU:0'),
+        lambda: tf.distribute.experimental.CentralStorageStrategy(['CPU:0'], 'CPU:0'),
+        # Made without its servers: what counts is its class.
+        lambda: object.__new__(tf.distribute.experimental.ParameterServerStrategy),
+    ],
+    ids=['one device', 'central storage', 'parameter server'],
+)
 def test_strategies_whose_noise_was_not_shown_to_be_added_once_are_refused(make):
     strategy = make()
     with pytest.raises(ValueError, match=f'{type(strategy).__name__} is not supported'):
@@ -240,11 +292,17 @@ def test_supported_strategies_pass():
     strategies.check_strategy(tf.distribute.MirroredStrategy(['CPU:0']))
 
 
-@pytest.mark.parametrize('error', [
-    ValueError('Could not lookup TPU metadata'), urllib.error.URLError('Name or service not known'),
-    ImportError('googleapiclient and oauth2client must be installed'), RuntimeError('TPU is PREEMPTED\nmore'),
-    tf.errors.NotFoundError(None, None, 'TPU not found\nmore'),
-], ids=lambda error: type(error).__name__)  # yapf: disable
+@pytest.mark.parametrize(
+    'error',
+    [
+        ValueError('Could not lookup TPU metadata'),
+        urllib.error.URLError('Name or service not known'),
+        ImportError('googleapiclient and oauth2client must be installed'),
+        RuntimeError('TPU is PREEMPTED\nmore'),
+        tf.errors.NotFoundError(None, None, 'TPU not found\nmore'),
+    ],
+    ids=lambda error: type(error).__name__,
+)
 def test_no_tpu_is_one_clear_line(monkeypatch, error):
 
     def raise_error(**unused_arguments):

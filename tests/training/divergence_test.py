@@ -73,7 +73,7 @@ FAULTS = {
 def make_failing_loop(workdir, fault, *arguments, fails=True, **options):
     """Returns a loop that counts its steps, as `loop_test` has it, and goes wrong at the third."""
     loop = loop_test.make_loop(workdir, *arguments, **options)
-    stage, = loop._stages
+    (stage,) = loop._stages
     run_step = stage.run_step
 
     def run_or_fail(step):
@@ -92,11 +92,14 @@ def read_checkpoint(workdir):
     return checkpoints.read_run(workdir / 'checkpoints'), network
 
 
-@pytest.mark.parametrize('fault, every_secs, last_good', [
-    *((fault, 0.0, 2) for fault in FAULTS),
-    ('loss', 1e9, 0),
-    *(pytest.param(fault, 1e9, 0, marks=pytest.mark.long) for fault in ('weights', 'average')),
-])
+@pytest.mark.parametrize(
+    'fault, every_secs, last_good',
+    [
+        *((fault, 0.0, 2) for fault in FAULTS),
+        ('loss', 1e9, 0),
+        *(pytest.param(fault, 1e9, 0, marks=pytest.mark.long) for fault in ('weights', 'average')),
+    ],
+)
 def test_diverged_run_stops_at_that_step_and_keeps_the_last_good_weights(tmp_path, fault, every_secs, last_good):
     with pytest.raises(divergence.DivergedError) as error:
         make_failing_loop(tmp_path, fault, every_secs=every_secs).run(NEVER)
@@ -114,13 +117,16 @@ def test_control_run_that_does_not_diverge_goes_on_to_its_end(tmp_path):
     assert not found.has_diverged and loop_test.count(network) == 4
 
 
-@pytest.mark.parametrize('fault, failing', [
-    ('loss', 0),
-    ('loss', 1),
-    ('weights', 0),
-    ('average', 1),
-    *(pytest.param(*others, marks=pytest.mark.long) for others in (('weights', 1), ('average', 0))),
-])
+@pytest.mark.parametrize(
+    'fault, failing',
+    [
+        ('loss', 0),
+        ('loss', 1),
+        ('weights', 0),
+        ('average', 1),
+        *(pytest.param(*others, marks=pytest.mark.long) for others in (('weights', 1), ('average', 0))),
+    ],
+)
 def test_all_workers_stop_where_one_finds_that_the_run_has_diverged(tmp_path, fault, failing):
 
     def run(workers):
@@ -196,21 +202,22 @@ def test_private_loss_that_is_not_finite_is_not_looked_at(tmp_path, monkeypatch)
         return lambda views: float('nan') * unit_loss(views)
 
     monkeypatch.setattr(views_lib, 'unit_loss_fn', make_broken)
-    trainer = toy.make_trainer(tmp_path, pretraining=None, warm_start=None,
-                               plan=plan_lib.make_plan(toy.PRIVACY, 20))  # yapf: disable
+    trainer = toy.make_trainer(tmp_path, pretraining=None, warm_start=None, plan=plan_lib.make_plan(toy.PRIVACY, 20))
     trainer.run(NEVER)
     assert asked and trainer.is_done and trainer.state.ledger == trainer._plan.planned_ledger()
 
 
-@pytest.mark.parametrize('changes, where', [({}, r'by step [2-9] of 80: the loss is'),
-                                            ({'num_epochs': 1, 'batch_size': 140}, 'at its end')])  # yapf: disable
+@pytest.mark.parametrize(
+    'changes, where', [({}, r'by step [2-9] of 80: the loss is'), ({'num_epochs': 1, 'batch_size': 140}, 'at its end')]
+)
 def test_public_classifier_that_diverges_releases_nothing(tmp_path, monkeypatch, changes, where):
     monkeypatch.setattr(feature_means.FeatureMeansConfig, 'release', refuse)
     classifier = dataclasses.replace(public_images_test.QUICK, learning_rate=1e38, **changes)
     warm_start = dataclasses.replace(public_images_test.WARM_START, classifier=classifier)
     trainer = public_images_test.make_trainer(tmp_path, warm_start=warm_start)
-    with pytest.raises(divergence.DivergedError,
-                       match=f'the public classifier diverged {where}.*of PublicClassifierConfig'):
+    with pytest.raises(
+        divergence.DivergedError, match=f'the public classifier diverged {where}.*of PublicClassifierConfig'
+    ):
         trainer.run(NEVER)
     assert not trainer.state.ledger.releases and not (tmp_path / warm_start_lib.FEATURE_MEANS_FILE).exists()
 

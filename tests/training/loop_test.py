@@ -25,14 +25,17 @@ NUM_STEPS, NEVER_SECS = 4, 1e9
 def make_loop(workdir, workers=workers_lib.ALONE, *, every_secs=NEVER_SECS, grids=0, drifts_at=None):
     """Returns a loop of one stage, each step of which adds 1 to a weight of the average; one step may add more."""
     config = loop_lib.TrainerConfig(checkpoint_every_secs=every_secs, grids_per_stage=grids)
-    made = loop_lib.StageLoop(workdir, {},
-                              config,
-                              network=unet.UNetConfig(base_channels=2),
-                              image_shape=(2, 2, 1),
-                              num_classes=2,
-                              is_private=False,
-                              draw_grid=lambda average: np.full([1, 1, 1], count(average), np.uint8),
-                              replicas=strategies.Replicas(tf.distribute.get_strategy(), workers))
+    made = loop_lib.StageLoop(
+        workdir,
+        {},
+        config,
+        network=unet.UNetConfig(base_channels=2),
+        image_shape=(2, 2, 1),
+        num_classes=2,
+        is_private=False,
+        draw_grid=lambda average: np.full([1, 1, 1], count(average), np.uint8),
+        replicas=strategies.Replicas(tf.distribute.get_strategy(), workers),
+    )
     optimizer = keras.optimizers.SGD()
     optimizer.build(made.model.trainable_variables)
     bias = made.average.get_layer('conv_out').bias
@@ -80,10 +83,16 @@ def test_grid_that_cannot_be_drawn_or_saved_is_not_shown(tmp_path, monkeypatch):
 
 
 # The clock of the first worker decides: where that of another one alone has it that time is over, none saves.
-@pytest.mark.parametrize('every_secs, grids, expected', [
-    ((0.0, NEVER_SECS), (0, 0), 2), ((NEVER_SECS, 0.0), (0, 0), 0), ((0.0, 0.0), (0, 0), 2),
-    ((NEVER_SECS, NEVER_SECS), (2, 0), 2), ((NEVER_SECS, NEVER_SECS), (0, 2), 0),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'every_secs, grids, expected',
+    [
+        ((0.0, NEVER_SECS), (0, 0), 2),
+        ((NEVER_SECS, 0.0), (0, 0), 0),
+        ((0.0, 0.0), (0, 0), 2),
+        ((NEVER_SECS, NEVER_SECS), (2, 0), 2),
+        ((NEVER_SECS, NEVER_SECS), (0, 2), 0),
+    ],
+)
 def test_workers_that_drift_apart_save_nothing_from_that_step_on(tmp_path, every_secs, grids, expected):
 
     def run(workers):

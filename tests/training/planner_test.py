@@ -18,8 +18,10 @@ PIXELS, CHANNELS, EMBEDDED = 64, 4, 16
 @pytest.fixture(name='model', scope='module')
 def fixture_model():
     return unet.build_unet(
-        unet.UNetConfig(base_channels=CHANNELS, channel_multipliers=(1,), head_channels=CHANNELS, groups=2), (8, 8, 1),
-        3)
+        unet.UNetConfig(base_channels=CHANNELS, channel_multipliers=(1,), head_channels=CHANNELS, groups=2),
+        (8, 8, 1),
+        3,
+    )
 
 
 @pytest.fixture(name='small', scope='module')
@@ -80,8 +82,9 @@ def test_imbalance_grows_with_the_number_of_devices():
     assert shares == sorted(shares) and shares[0] == pytest.approx(1.0) and shares[-1] > 1.25
 
 
-@pytest.mark.parametrize('batch_size, devices, chunk, share', [(128, 1, None, 128), (128, 3, None, 43),
-                                                               (128, 4, 64, 32), (1024, 8, 48, 144)])
+@pytest.mark.parametrize(
+    'batch_size, devices, chunk, share', [(128, 1, None, 128), (128, 3, None, 43), (128, 4, 64, 32), (1024, 8, 48, 144)]
+)
 def test_equal_shares_are_whole_chunks(batch_size, devices, chunk, share):
     assert planner.largest_equal_share(batch_size, devices, chunk) == share
 
@@ -104,21 +107,24 @@ def test_rates_are_measured_or_estimated_each_for_its_kind_of_stage():
     assert planner.rate(planner.Hardware(device_tflops=100.0, utilization=0.5), 1e9, is_public=True) == 50e3
 
 
-@pytest.mark.parametrize('wrong, said', [
-    (dict(devices=0), 'devices must be at least 1, got 0'),
-    (dict(views_per_second=0.0), 'views_per_second must be a number > 0, got 0'),
-    (dict(views_per_second=math.nan), 'got nan'),
-    (dict(device_memory_gib=-1.0), 'device_memory_gib .* got -1'),
-    (dict(device_tflops=math.inf), 'device_tflops .* got inf'),
-    (dict(device_tflops=1.0, utilization=1.5), 'utilization must be in .* got 1.5'),
-    (dict(devices=2, scaling_efficiency=0.0), 'scaling_efficiency must be in .* got 0'),
-    (dict(views_per_second=5.0, device_tflops=7.0), 'views_per_second=5 .* device_tflops=7'),
-    (dict(utilization=0.4), 'utilization=0.4'),
-    (dict(public_views_per_second=4.0, device_tflops=1.0), 'public_views_per_second=4'),
-    (dict(price_per_device_hour=2.0), 'price_per_device_hour=2 needs a rate'),
-    (dict(devices=2, network_gbps=9.0), 'network_gbps=9 needs a rate'),
-    (dict(views_per_second=1.0, network_gbps=9.0), 'devices=1'),
-])
+@pytest.mark.parametrize(
+    'wrong, said',
+    [
+        (dict(devices=0), 'devices must be at least 1, got 0'),
+        (dict(views_per_second=0.0), 'views_per_second must be a number > 0, got 0'),
+        (dict(views_per_second=math.nan), 'got nan'),
+        (dict(device_memory_gib=-1.0), 'device_memory_gib .* got -1'),
+        (dict(device_tflops=math.inf), 'device_tflops .* got inf'),
+        (dict(device_tflops=1.0, utilization=1.5), 'utilization must be in .* got 1.5'),
+        (dict(devices=2, scaling_efficiency=0.0), 'scaling_efficiency must be in .* got 0'),
+        (dict(views_per_second=5.0, device_tflops=7.0), 'views_per_second=5 .* device_tflops=7'),
+        (dict(utilization=0.4), 'utilization=0.4'),
+        (dict(public_views_per_second=4.0, device_tflops=1.0), 'public_views_per_second=4'),
+        (dict(price_per_device_hour=2.0), 'price_per_device_hour=2 needs a rate'),
+        (dict(devices=2, network_gbps=9.0), 'network_gbps=9 needs a rate'),
+        (dict(views_per_second=1.0, network_gbps=9.0), 'devices=1'),
+    ],
+)
 def test_hardware_that_means_nothing_is_refused_by_name_and_value(wrong, said):
     with pytest.raises(ValueError, match=said):
         planner.Hardware(**wrong)
@@ -129,17 +135,20 @@ def test_memory_budget_fills_a_device_and_does_not_pass_it(small):
     count, activation_bytes = small.count_params(), memory.activation_bytes_per_view(small)
 
     def held(chunk):
-        return planner.private_memory(num_parameters=count,
-                                      num_trained=count,
-                                      num_optimizer_states=4 * count,
-                                      chunk=chunk,
-                                      activation_bytes=activation_bytes)
+        return planner.private_memory(
+            num_parameters=count,
+            num_trained=count,
+            num_optimizer_states=4 * count,
+            chunk=chunk,
+            activation_bytes=activation_bytes,
+        )
 
     device_gib = 0.5
     budget = planner.memory_budget_gib(held(memory.ChunkSizes(1, 1)), device_gib)
     assert budget == pytest.approx(0.4)
-    chunk = memory.choose_chunk_sizes(small, small.trainable_variables, num_views=num_views, num_units=10**6,
-                                      memory_budget_bytes=budget * 2**30)  # yapf: disable
+    chunk = memory.choose_chunk_sizes(
+        small, small.trainable_variables, num_views=num_views, num_units=10**6, memory_budget_bytes=budget * 2**30
+    )
     assert held(chunk).total <= planner.SHARE_OF_MEMORY * device_gib * 2**30
     assert held(chunk).gradients + held(chunk).activations <= budget * 2**30
     more = held(memory.ChunkSizes(1 + int(device_gib * 2**30 / (num_views * activation_bytes)), num_views))
@@ -150,13 +159,17 @@ def test_memory_budget_fills_a_device_and_does_not_pass_it(small):
 def test_gradients_are_counted_as_chunks_are_chosen(small):
     count, activation_bytes = small.count_params(), memory.activation_bytes_per_view(small)
     for units in (1, 3):
-        held = planner.private_memory(num_parameters=count,
-                                      num_trained=count,
-                                      num_optimizer_states=2 * count,
-                                      chunk=memory.ChunkSizes(units, 2),
-                                      activation_bytes=activation_bytes)
+        held = planner.private_memory(
+            num_parameters=count,
+            num_trained=count,
+            num_optimizer_states=2 * count,
+            chunk=memory.ChunkSizes(units, 2),
+            activation_bytes=activation_bytes,
+        )
         arguments = dict(num_views=2, num_units=100)
         needed = held.gradients + held.activations
         for budget, found in ((needed, (units, 2)), (needed - 1, (units - 1, 2) if units > 1 else (1, 1))):
-            assert memory.choose_chunk_sizes(small, small.trainable_variables, memory_budget_bytes=budget,
-                                             **arguments) == found  # yapf: disable
+            assert (
+                memory.choose_chunk_sizes(small, small.trainable_variables, memory_budget_bytes=budget, **arguments)
+                == found
+            )

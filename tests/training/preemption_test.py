@@ -29,8 +29,9 @@ class MetadataServer:
                 with outer.changed:
                     if query.get('wait_for_change') == 'true':
                         outer.waiting += 1
-                        outer.changed.wait_for(lambda: outer.values[key] != query['last_etag'],
-                                               float(query['timeout_sec']))
+                        outer.changed.wait_for(
+                            lambda: outer.values[key] != query['last_etag'], float(query['timeout_sec'])
+                        )
                         outer.waiting -= 1
                     value = outer.values[key]
                 self.send_response(200)
@@ -79,10 +80,13 @@ def fixture_server(monkeypatch):
     server.close()
 
 
-@pytest.mark.parametrize('key, value, reason', [
-    ('preempted', 'TRUE', 'preemption notice of GCE'),
-    ('maintenance-event', 'TERMINATE_ON_HOST_MAINTENANCE', 'maintenance notice of GCE'),
-])
+@pytest.mark.parametrize(
+    'key, value, reason',
+    [
+        ('preempted', 'TRUE', 'preemption notice of GCE'),
+        ('maintenance-event', 'TERMINATE_ON_HOST_MAINTENANCE', 'maintenance notice of GCE'),
+    ],
+)
 def test_notice_asks_for_a_stop(server, key, value, reason):
     with interruption.StopRequest() as stop, preemption.watching('gce', stop):
         wait_for(lambda: server.waiting == 2)
@@ -102,8 +106,10 @@ def test_machine_that_is_moved_while_it_runs_goes_on(server):
         assert not stop.requested
 
 
-@pytest.mark.parametrize('key, value, is_stopped', [('preempted', 'TRUE', True),
-                                                    ('maintenance-event', 'TERMINATE_ON_HOST_MAINTENANCE', False)])
+@pytest.mark.parametrize(
+    'key, value, is_stopped',
+    [('preempted', 'TRUE', True), ('maintenance-event', 'TERMINATE_ON_HOST_MAINTENANCE', False)],
+)
 def test_what_was_announced_before_the_start(server, monkeypatch, key, value, is_stopped):
     monkeypatch.setattr(preemption, '_POLL_SECS', 0.02)  # The same value comes again and again, as after a minute.
     server.set(key, value)
@@ -136,7 +142,7 @@ def test_server_that_goes_away_ends_nothing_and_is_asked_again(server, capsys):
         back.set('preempted', 'TRUE')
         wait_for(lambda: stop.requested)
         back.close()
-    warning, = capsys.readouterr().err.splitlines()  # However often it was asked.
+    (warning,) = capsys.readouterr().err.splitlines()  # However often it was asked.
     assert warning.startswith('warning: no answer') and 'the run goes on' in warning  # Of no verb: audits warn too.
 
 

@@ -29,40 +29,36 @@ NETWORK = unet.UNetConfig(base_channels=4, channel_multipliers=(1,), middle_atte
 PROCESS = process_lib.DiffusionProcess()
 OPTIMIZATION = stages.OptimizationConfig(learning_rate=0.01)
 PUBLIC = procedural.random_strokes(num_images=30, image_size=4, num_classes=5)
-PRIVACY = plan_lib.DpSgdConfig(target_delta=1e-4,
-                               expected_batch_size=8,
-                               num_steps=2,
-                               l2_norm_clip=1e-2,
-                               noise_multiplier=1.0)
+PRIVACY = plan_lib.DpSgdConfig(
+    target_delta=1e-4, expected_batch_size=8, num_steps=2, l2_norm_clip=1e-2, noise_multiplier=1.0
+)
 
 
 def make_public(workdir, public=PUBLIC, network=NETWORK, process=PROCESS, **changes):
     arguments = {'optimization': OPTIMIZATION, 'max_ema_decay': 0.5, **changes}
     stage = stages.PretrainingConfig(public, 4, 5, **arguments)
-    return pretrainer.PublicTrainer(workdir,
-                                    network=network,
-                                    process=process,
-                                    pretraining=stage,
-                                    config=loop.TrainerConfig())
+    return pretrainer.PublicTrainer(
+        workdir, network=network, process=process, pretraining=stage, config=loop.TrainerConfig()
+    )
 
 
 def make_private(workdir, init_from, images=None, network=NETWORK, process=PROCESS, pretraining=None, **changes):
     images = images or private_images()
-    finetuning = stages.FinetuningConfig(OPTIMIZATION,
-                                         views_lib.ViewsConfig(),
-                                         init_from=init_from and str(init_from),
-                                         units_per_chunk=4,
-                                         **changes)
-    return trainer_lib.Trainer(workdir,
-                               images,
-                               network=network,
-                               process=process,
-                               plan=plan_lib.make_plan(PRIVACY, images.num_units),
-                               pretraining=pretraining,
-                               warm_start=None,
-                               finetuning=finetuning,
-                               config=loop.TrainerConfig(),
-                               on_release=lambda means: None)
+    finetuning = stages.FinetuningConfig(
+        OPTIMIZATION, views_lib.ViewsConfig(), init_from=init_from and str(init_from), units_per_chunk=4, **changes
+    )
+    return trainer_lib.Trainer(
+        workdir,
+        images,
+        network=network,
+        process=process,
+        plan=plan_lib.make_plan(PRIVACY, images.num_units),
+        pretraining=pretraining,
+        warm_start=None,
+        finetuning=finetuning,
+        config=loop.TrainerConfig(),
+        on_release=lambda means: None,
+    )
 
 
 def private_images(num_classes=3):
@@ -172,12 +168,14 @@ def test_loss_of_a_checkpoint_is_that_of_its_averaged_network_on_its_images(publ
         """Returns means over 30 views each, drawn as training draws them but from another seed."""
         view_losses, found = views_lib.view_losses_fn(network), []
         for step in range(50):
-            views = sampler.draw_for_public(tf.constant(PUBLIC.images_uint8),
-                                            tf.constant(PUBLIC.labels),
-                                            tf.range(30),
-                                            batch_size=30,
-                                            seed=tf.constant(99, tf.int64),
-                                            step=tf.constant(step, tf.int64))
+            views = sampler.draw_for_public(
+                tf.constant(PUBLIC.images_uint8),
+                tf.constant(PUBLIC.labels),
+                tf.range(30),
+                batch_size=30,
+                seed=tf.constant(99, tf.int64),
+                step=tf.constant(step, tf.int64),
+            )
             found.append(view_losses(views_lib.Views(*(part[:, 0] for part in views))).numpy().mean())
         return np.mean(found), 4.0 * np.std(found)
 
@@ -236,16 +234,26 @@ def break_file(folder, name, change):
     path.write_bytes(change(path.read_bytes()))
 
 
-@pytest.mark.parametrize('name, change, message', [
-    ('weights.npz', lambda b: b[:len(b) // 2], 'is damaged'),
-    ('pretrained.json', lambda b: b[:len(b) // 2], 'is damaged'),
-    ('pretrained.json', lambda b: b.replace(b'"sha256": "', b'"sha256": "0'), 'not the one that pretrained.json names'),
-    ('pretrained.json', lambda b: b.replace(b'random strokes', b'public photos!'),
-     'not the one that pretrained.json names'),
-    ('image_digests.npy', lambda b: b[:-8] + bytes(8), 'not the one that pretrained.json names'),
-    ('image_digests.npy', lambda b: b[:40], 'is damaged'),
-    ('pretrained.json', lambda b: b.replace(b'"num_steps"', b'"steps"'), 'is damaged'),
-])
+@pytest.mark.parametrize(
+    'name, change, message',
+    [
+        ('weights.npz', lambda b: b[: len(b) // 2], 'is damaged'),
+        ('pretrained.json', lambda b: b[: len(b) // 2], 'is damaged'),
+        (
+            'pretrained.json',
+            lambda b: b.replace(b'"sha256": "', b'"sha256": "0'),
+            'not the one that pretrained.json names',
+        ),
+        (
+            'pretrained.json',
+            lambda b: b.replace(b'random strokes', b'public photos!'),
+            'not the one that pretrained.json names',
+        ),
+        ('image_digests.npy', lambda b: b[:-8] + bytes(8), 'not the one that pretrained.json names'),
+        ('image_digests.npy', lambda b: b[:40], 'is damaged'),
+        ('pretrained.json', lambda b: b.replace(b'"num_steps"', b'"steps"'), 'is damaged'),
+    ],
+)
 def test_damaged_checkpoint_is_refused(tmp_path, public, name, change, message):
     pretrained.read(public[0]).write(tmp_path)
     break_file(tmp_path, name, change)
@@ -264,24 +272,34 @@ def test_flipped_bit_of_a_weight_is_noticed(tmp_path, public):
         pretrained.read(tmp_path)
 
 
-@pytest.mark.parametrize('make, message', [
-    (lambda folder: None, 'there is no such folder'),
-    (lambda folder: folder.mkdir(), 'pretrained.json is missing'),
-    (lambda folder: (folder / 'checkpoints').mkdir(parents=True), 'private, or not finished'),
-])
+@pytest.mark.parametrize(
+    'make, message',
+    [
+        (lambda folder: None, 'there is no such folder'),
+        (lambda folder: folder.mkdir(), 'pretrained.json is missing'),
+        (lambda folder: (folder / 'checkpoints').mkdir(parents=True), 'private, or not finished'),
+    ],
+)
 def test_missing_checkpoint_says_what_is_there(tmp_path, make, message):
     make(tmp_path / 'here')
     with pytest.raises(FileNotFoundError, match=f'no public checkpoint in {tmp_path / "here"}: .*{message}'):
         make_private(tmp_path / 'run', tmp_path / 'here')
 
 
-@pytest.mark.parametrize('changes, message', [
-    ({'network': dataclasses.replace(NETWORK, base_channels=8)}, 'base_channels is 4 in the checkpoint and 8 here'),
-    ({'process': process_lib.DiffusionProcess(parameterization='epsilon')},
-     "parameterization is 'v' in the checkpoint and 'epsilon' here"),
-    ({'process': process_lib.DiffusionProcess(schedules.Schedule('linear'))},
-     "schedule is 'cosine' in the checkpoint and 'linear' here"),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        ({'network': dataclasses.replace(NETWORK, base_channels=8)}, 'base_channels is 4 in the checkpoint and 8 here'),
+        (
+            {'process': process_lib.DiffusionProcess(parameterization='epsilon')},
+            "parameterization is 'v' in the checkpoint and 'epsilon' here",
+        ),
+        (
+            {'process': process_lib.DiffusionProcess(schedules.Schedule('linear'))},
+            "schedule is 'cosine' in the checkpoint and 'linear' here",
+        ),
+    ],
+)
 def test_checkpoint_of_another_model_is_refused_by_name(tmp_path, public, changes, message):
     with pytest.raises(ValueError, match=f'of another model than the configuration: {message}'):
         make_private(tmp_path, public[0], **changes)
@@ -306,14 +324,16 @@ def test_private_images_are_refused_as_public_ones(tmp_path):
 
 def test_source_that_was_not_made_public_is_refused():
     images = private_images()
-    with pytest.raises(ValueError,
-                       match='is a PrivateData; turn a source of images into public ones by @public_images'):
+    with pytest.raises(
+        ValueError, match='is a PrivateData; turn a source of images into public ones by @public_images'
+    ):
         stages.PretrainingConfig(datasets.PrivateData(train=images, held_out=images), 2, 4, OPTIMIZATION)
 
 
 def test_checkpoint_and_public_stage_together_are_refused(tmp_path, public):
-    stage = stages.PretrainingConfig(procedural.random_strokes(num_images=9, image_size=4, num_classes=3), 2, 4,
-                                     OPTIMIZATION)
+    stage = stages.PretrainingConfig(
+        procedural.random_strokes(num_images=9, image_size=4, num_classes=3), 2, 4, OPTIMIZATION
+    )
     with pytest.raises(ValueError, match='either has a public stage of its own or starts from a checkpoint'):
         make_private(tmp_path, public[0], pretraining=stage)
 

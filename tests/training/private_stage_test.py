@@ -50,7 +50,7 @@ def batches_of(workdir, given, monkeypatch, secret, **changes):
     del given[:]
     monkeypatch.setattr(seeds.PrivateSeed, 'from_os_entropy', lambda: secret)
     make_trainer(workdir, **changes).run(NEVER)
-    return [[array.tolist() for array in (images, units[units >= 0])] for (images, _, units), in given]
+    return [[array.tolist() for array in (images, units[units >= 0])] for ((images, _, units),) in given]
 
 
 def test_units_of_each_step_are_drawn_by_the_secret_of_the_run(tmp_path, given, monkeypatch):
@@ -68,8 +68,10 @@ def test_images_of_an_owner_are_picked_by_the_secret_of_the_run(tmp_path, given,
     owned = dataclasses.replace(images, owners=np.arange(20) % 2, unit='one patient')
     everybody = dataclasses.replace(toy.PRIVACY, expected_batch_size=2)
     changes = {'private': owned, 'plan': plan_lib.make_plan(everybody, 2)}
-    first, again, other = (batches_of(tmp_path / name, given, monkeypatch, SECRETS[number], **changes)
-                           for name, number in (('first', 0), ('again', 0), ('other', 1)))
+    first, again, other = (
+        batches_of(tmp_path / name, given, monkeypatch, SECRETS[number], **changes)
+        for name, number in (('first', 0), ('again', 0), ('other', 1))
+    )
     assert first == again and all(ours[1] == theirs[1] == [0, 1] for ours, theirs in zip(first, other))
     assert all(ours[0] != theirs[0] for ours, theirs in zip(first, other))
 
@@ -102,15 +104,17 @@ def test_name_of_a_run_does_not_follow_from_its_secret(monkeypatch):
 
 def begin(workdir, workers, configuration=None):
     """Returns the secret and the name of a private run, as one of its workers has them."""
-    loop = loop_lib.StageLoop(workdir,
-                              configuration or {},
-                              loop_lib.TrainerConfig(),
-                              network=unet.UNetConfig(base_channels=2),
-                              image_shape=(2, 2, 1),
-                              num_classes=2,
-                              is_private=True,
-                              draw_grid=None,
-                              replicas=strategies.Replicas(strategies.ONE.strategy, workers))
+    loop = loop_lib.StageLoop(
+        workdir,
+        configuration or {},
+        loop_lib.TrainerConfig(),
+        network=unet.UNetConfig(base_channels=2),
+        image_shape=(2, 2, 1),
+        num_classes=2,
+        is_private=True,
+        draw_grid=None,
+        replicas=strategies.Replicas(strategies.ONE.strategy, workers),
+    )
     return loop.state.private_seed.reveal(), loop.state.run_id
 
 

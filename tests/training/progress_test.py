@@ -60,11 +60,9 @@ def assert_release_of_the_warm_start_is_shown(trainer, screen):
 
 
 # What is shown could hang on what is logged: of every step, now and then, hardly ever.
-@pytest.mark.parametrize('log_every_steps', [
-    pytest.param(1, marks=pytest.mark.long),
-    7,
-    pytest.param(1000, marks=pytest.mark.long),
-])
+@pytest.mark.parametrize(
+    'log_every_steps', [pytest.param(1, marks=pytest.mark.long), 7, pytest.param(1000, marks=pytest.mark.long)]
+)
 def test_bar_shows_the_epsilon_of_each_step_and_ends_with_that_of_the_statement(tmp_path, screen, log_every_steps):
     trainer = run(tmp_path, log_every_steps=log_every_steps)
     assert_release_of_the_warm_start_is_shown(trainer, screen)

@@ -39,14 +39,9 @@ def make_images(greys, count, seed, name, class_names):
 
 PUBLIC = make_images(GREYS, 140, 0, 'greys', tuple(f'grey {grey}' for grey in GREYS))
 PRIVATE = make_images((220, 20, 140), 60, 1, 'toy', ('light', 'dark', 'middle'))
-WARM_START = stages.WarmStartConfig(RELEASE,
-                                    None,
-                                    2,
-                                    4,
-                                    toy.OPTIMIZATION,
-                                    public=PUBLIC,
-                                    images_per_class=15,
-                                    classifier=QUICK)
+WARM_START = stages.WarmStartConfig(
+    RELEASE, None, 2, 4, toy.OPTIMIZATION, public=PUBLIC, images_per_class=15, classifier=QUICK
+)
 
 
 def make_trainer(workdir, private=PRIVATE, warm_start=WARM_START, **changes):
@@ -184,8 +179,13 @@ def test_run_whose_release_is_missing_or_damaged_is_refused(tmp_path, releases):
         resumed.run(NEVER)
     path.write_bytes(whole)
     arrays = read_means(tmp_path)
-    for name, value in (('noisy_sums', np.zeros([3, 7])), ('rows', arrays['rows'] + 140),
-                        ('labels', arrays['labels'] - 1), ('labels', arrays['labels'][1:]), ('rows', None)):
+    for name, value in (
+        ('noisy_sums', np.zeros([3, 7])),
+        ('rows', arrays['rows'] + 140),
+        ('labels', arrays['labels'] - 1),
+        ('labels', arrays['labels'][1:]),
+        ('rows', None),
+    ):
         changed = {**arrays, name: value}
         np.savez(path, **{key: array for key, array in changed.items() if array is not None})
         with pytest.raises(ValueError, match='is not as it was written'):
@@ -213,8 +213,11 @@ def test_release_of_another_run_is_not_taken_for_that_of_this_one(tmp_path, unbr
 
 def test_images_are_chosen_by_the_noisy_sums_and_not_by_the_exact_ones(tmp_path, monkeypatch, features):
     exact, exact_vector = [], feature_means.FeatureMeansConfig.exact_vector
-    monkeypatch.setattr(feature_means.FeatureMeansConfig, 'exact_vector',
-                        lambda *arguments: exact.append(exact_vector(*arguments)) or exact[-1])
+    monkeypatch.setattr(
+        feature_means.FeatureMeansConfig,
+        'exact_vector',
+        lambda *arguments: exact.append(exact_vector(*arguments)) or exact[-1],
+    )
     release = dataclasses.replace(RELEASE, noise_multiplier=3.0)
     trainer = toy.without_steps(make_trainer(tmp_path, warm_start=dataclasses.replace(WARM_START, release=release)))
     with pytest.raises(interruption.Interrupted):
@@ -280,7 +283,7 @@ def test_scorer_finds_the_mean_that_is_nearest_and_is_read_from_the_run(unbroken
     np.testing.assert_allclose(again(chosen.images.images_uint8), scores, atol=1e-5)
     # Squared distances but for a number that all classes share.
     directions = feature_means.directions(features(chosen.images.images_uint8))
-    distances = np.sum((directions[:, None] - means.means)**2, axis=2) - 7 * means.noise_variance
+    distances = np.sum((directions[:, None] - means.means) ** 2, axis=2) - 7 * means.noise_variance
     np.testing.assert_allclose(scores - scores[:, :1], distances[:, :1] - distances, atol=1e-4)
 
 
@@ -294,8 +297,11 @@ def test_scorer_that_is_missing_or_damaged_is_one_clear_error(tmp_path, unbroken
     with pytest.raises(FileNotFoundError, match='is missing, by which a run chooses among candidates'):
         warm_start_lib.read_scorer(tmp_path, 'this', (8, 8, 1))
     arrays = read_means(unbroken[0])
-    for broken, message in (({}, 'run_id'), (arrays, 'it is of another run'),
-                            ({**arrays, 'run_id': 'this', 'classifier_0': np.zeros([2])}, 'shape')):  # yapf: disable
+    for broken, message in (
+        ({}, 'run_id'),
+        (arrays, 'it is of another run'),
+        ({**arrays, 'run_id': 'this', 'classifier_0': np.zeros([2])}, 'shape'),
+    ):
         np.savez(tmp_path / warm_start_lib.FEATURE_MEANS_FILE, **broken)
         with pytest.raises(ValueError, match=f'is not as it was written .*{message}'):
             warm_start_lib.read_scorer(tmp_path, 'this', (8, 8, 1))
@@ -325,21 +331,43 @@ def test_public_classes_without_images_cannot_be_chosen():
     np.testing.assert_array_equal(kept.labels, PUBLIC.labels)
 
 
-@pytest.mark.parametrize('changes, message', [
-    ({'public': None}, 'public of WarmStartConfig is needed where release is a FeatureMeansConfig'),
-    ({'images_per_class': None}, 'images_per_class of WarmStartConfig is needed'),
-    ({'images_per_class': 0}, 'images_per_class of WarmStartConfig must be at least 1, got 0'),
-    ({'public': 'greys'}, 'public of WarmStartConfig is a str; turn a source'),
-    ({'num_images': 10}, 'num_images of WarmStartConfig means nothing where release is a FeatureMeansConfig'),
-    ({'sharpening': (1.0, 1.0)}, 'sharpening of WarmStartConfig means nothing'),
-    ({'release': class_means.ClassMeansConfig(1.0, 1.0), 'num_images': 9}, 'public of WarmStartConfig means nothing'),
-    ({'release': class_means.ClassMeansConfig(1.0, 1.0), 'num_images': 9, 'public': None},
-     'images_per_class of WarmStartConfig means nothing where release is a ClassMeansConfig'),
-    ({'release': class_means.ClassMeansConfig(1.0, 1.0), 'num_images': 9, 'public': None, 'images_per_class': None},
-     'classifier of WarmStartConfig means nothing where release is a ClassMeansConfig'),
-    ({'release': class_means.ClassMeansConfig(1.0, 1.0), 'public': None, 'images_per_class': None, 'classifier': None},
-     'num_images of WarmStartConfig is needed where release is a ClassMeansConfig'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        ({'public': None}, 'public of WarmStartConfig is needed where release is a FeatureMeansConfig'),
+        ({'images_per_class': None}, 'images_per_class of WarmStartConfig is needed'),
+        ({'images_per_class': 0}, 'images_per_class of WarmStartConfig must be at least 1, got 0'),
+        ({'public': 'greys'}, 'public of WarmStartConfig is a str; turn a source'),
+        ({'num_images': 10}, 'num_images of WarmStartConfig means nothing where release is a FeatureMeansConfig'),
+        ({'sharpening': (1.0, 1.0)}, 'sharpening of WarmStartConfig means nothing'),
+        (
+            {'release': class_means.ClassMeansConfig(1.0, 1.0), 'num_images': 9},
+            'public of WarmStartConfig means nothing',
+        ),
+        (
+            {'release': class_means.ClassMeansConfig(1.0, 1.0), 'num_images': 9, 'public': None},
+            'images_per_class of WarmStartConfig means nothing where release is a ClassMeansConfig',
+        ),
+        (
+            {
+                'release': class_means.ClassMeansConfig(1.0, 1.0),
+                'num_images': 9,
+                'public': None,
+                'images_per_class': None,
+            },
+            'classifier of WarmStartConfig means nothing where release is a ClassMeansConfig',
+        ),
+        (
+            {
+                'release': class_means.ClassMeansConfig(1.0, 1.0),
+                'public': None,
+                'images_per_class': None,
+                'classifier': None,
+            },
+            'num_images of WarmStartConfig is needed where release is a ClassMeansConfig',
+        ),
+    ],
+)
 def test_settings_that_do_not_go_together_are_refused_by_name(changes, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(WARM_START, **changes)
@@ -355,24 +383,32 @@ def drop_labels():
     return public_lib.public_images(datasets.PrivateData(train=PUBLIC, held_out=PUBLIC), labels='drop')
 
 
-@pytest.mark.parametrize('change, message', [
-    (lambda: {'public': toy.make_dataset()}, r"public of WarmStartConfig \('toy': \(4, 4, 1\)\) must have the shape"),
-    (lambda: {'public': drop_labels()}, "has images without a label.* labels = 'keep'"),
-    (lambda: {'release': dataclasses.replace(RELEASE, noise_multiplier=5.0)}, 'would hide a class of 20 units'),
-    (lambda: {'public': dataclasses.replace(PUBLIC, images_uint8=np.concatenate([PRIVATE.images_uint8] * 3)[:140])},
-     'are among the public ones: training on them would release them'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (
+            lambda: {'public': toy.make_dataset()},
+            r"public of WarmStartConfig \('toy': \(4, 4, 1\)\) must have the shape",
+        ),
+        (lambda: {'public': drop_labels()}, "has images without a label.* labels = 'keep'"),
+        (lambda: {'release': dataclasses.replace(RELEASE, noise_multiplier=5.0)}, 'would hide a class of 20 units'),
+        (
+            lambda: {
+                'public': dataclasses.replace(PUBLIC, images_uint8=np.concatenate([PRIVATE.images_uint8] * 3)[:140])
+            },
+            'are among the public ones: training on them would release them',
+        ),
+    ],
+)
 def test_public_images_that_do_not_fit_are_refused_before_anything_is_trained(tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         make_trainer(tmp_path, warm_start=dataclasses.replace(WARM_START, **change()))
     assert not (tmp_path / 'checkpoints').exists()
 
 
-@pytest.mark.parametrize('accounted', [
-    None,
-    dataclasses.replace(RELEASE, noise_multiplier=5.0),
-    class_means.ClassMeansConfig(0.5, 1.0),
-])
+@pytest.mark.parametrize(
+    'accounted', [None, dataclasses.replace(RELEASE, noise_multiplier=5.0), class_means.ClassMeansConfig(0.5, 1.0)]
+)
 def test_release_that_the_plan_does_not_account_for_is_refused(tmp_path, accounted):
     plan = plan_lib.make_plan(toy.PRIVACY, PRIVATE.num_units, accounted)
     with pytest.raises(ValueError, match='the warm start makes another release'):
@@ -382,7 +418,6 @@ def test_release_that_the_plan_does_not_account_for_is_refused(tmp_path, account
 def test_several_processes_are_refused(tmp_path):
 
     class TwoWorkers(strategies.Replicas):
-
         def __init__(self, workers):
             super().__init__(strategies.ONE.strategy)
             self.workers = workers

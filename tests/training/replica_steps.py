@@ -44,19 +44,24 @@ VIEWS = views_lib.ViewsConfig(augmentation_multiplicity=2)
 
 def make_private_images():
     generator = np.random.default_rng(0)
-    return datasets.ImageDataset('toy',
-                                 generator.integers(0, 256, [NUM_UNITS, 4, 4, 1]).astype(np.uint8),
-                                 (np.arange(NUM_UNITS) % NUM_CLASSES).astype(np.int32), ('a', 'b', 'c'))
+    return datasets.ImageDataset(
+        'toy',
+        generator.integers(0, 256, [NUM_UNITS, 4, 4, 1]).astype(np.uint8),
+        (np.arange(NUM_UNITS) % NUM_CLASSES).astype(np.int32),
+        ('a', 'b', 'c'),
+    )
 
 
 def build_network():
     """Returns a network of three convolutions: replicas trace it twice each, and what they add up is any gradients."""
     x_t = keras.layers.Input((4, 4, 1))
     t, labels = (keras.layers.Input([], dtype=tf.int32) for _ in range(2))
-    embedding = keras.layers.Add()([
-        layers.TimestepEmbedding(4, 8, name='timestep_embedding')(t),
-        layers.ClassEmbedding(NUM_CLASSES, 8, name='class_embedding')(labels)
-    ])
+    embedding = keras.layers.Add()(
+        [
+            layers.TimestepEmbedding(4, 8, name='timestep_embedding')(t),
+            layers.ClassEmbedding(NUM_CLASSES, 8, name='class_embedding')(labels),
+        ]
+    )
     h = keras.layers.Conv2D(8, 3, padding='same', name='conv_in')(x_t)
     h = keras.layers.Add()([h, keras.layers.Reshape((1, 1, 8))(embedding)])
     h = keras.layers.Conv2D(8, 3, padding='same', activation='relu', name='conv')(h)
@@ -84,11 +89,15 @@ def run_private(replicas, noise_multiplier):
     """
     model, average = make_networks(replicas)
     plan = plan_lib.make_plan(
-        plan_lib.DpSgdConfig(target_delta=1e-4,
-                             expected_batch_size=EXPECTED_BATCH_SIZE,
-                             num_steps=NUM_STEPS,
-                             l2_norm_clip=CLIP_NORM,
-                             noise_multiplier=noise_multiplier), NUM_UNITS)
+        plan_lib.DpSgdConfig(
+            target_delta=1e-4,
+            expected_batch_size=EXPECTED_BATCH_SIZE,
+            num_steps=NUM_STEPS,
+            l2_norm_clip=CLIP_NORM,
+            noise_multiplier=noise_multiplier,
+        ),
+        NUM_UNITS,
+    )
     state = checkpoints.RunState(SECRET)
     sampler = views_lib.make_view_sampler(process_lib.DiffusionProcess(), VIEWS, NETWORK, NUM_CLASSES)
     num_units, changes = [], []
@@ -99,18 +108,30 @@ def run_private(replicas, noise_multiplier):
         return made[-1]
 
     with replicas.scope(), mock.patch.object(train_step, 'make_private_step', make_and_keep):
-        stage = stages.make_finetuning(stages.FinetuningConfig(SGD, VIEWS, units_per_chunk=4), model, average, sampler,
-                                       replicas, plan, make_private_images(), state,
-                                       lambda step, numbers: num_units.append(numbers['num_units']))
+        stage = stages.make_finetuning(
+            stages.FinetuningConfig(SGD, VIEWS, units_per_chunk=4),
+            model,
+            average,
+            sampler,
+            replicas,
+            plan,
+            make_private_images(),
+            state,
+            lambda step, numbers: num_units.append(numbers['num_units']),
+        )
     start = model.get_weights()
     for step in range(NUM_STEPS):
         stage.run_step(step)
         changes.append(flat(model.get_weights()) - flat(start))
         model.set_weights(start)
     assert state.ledger == plan.planned_ledger()
-    private_step, = made
-    return np.stack(changes), flat(
-        average.get_weights()) - flat(start), np.array(num_units), count_collectives(private_step)
+    (private_step,) = made
+    return (
+        np.stack(changes),
+        flat(average.get_weights()) - flat(start),
+        np.array(num_units),
+        count_collectives(private_step),
+    )
 
 
 def run_public(replicas):
@@ -166,7 +187,7 @@ def measure(replicas):
         'num_collectives': num_collectives / len(replicas.local),
         'drift': find_drift(replicas),
         'public': public,
-        'losses': losses
+        'losses': losses,
     }
 
 

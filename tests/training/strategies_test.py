@@ -68,8 +68,13 @@ def test_all_sums_of_a_private_step_are_reduced_by_one_operation(measured, place
     assert measured['one replica']['num_collectives'] == 0
 
 
-@pytest.mark.parametrize('place, drifted', [('two devices', 'replica 1 and replica 0 differ in the weights: '),
-                                            ('two processes', 'worker 1 and worker 0 differ in the weights: ')])
+@pytest.mark.parametrize(
+    'place, drifted',
+    [
+        ('two devices', 'replica 1 and replica 0 differ in the weights: '),
+        ('two processes', 'worker 1 and worker 0 differ in the weights: '),
+    ],
+)
 def test_replica_whose_weights_drift_by_one_bit_is_found_by_all(measured, place, drifted):
     alike, apart = measured[place]['drift']
     assert alike == '' and apart.startswith(drifted) and 'nothing must be released' in apart
@@ -95,8 +100,17 @@ def test_augmentation_that_xla_does_not_know_is_refused_before_the_first_step(co
 def test_noise_that_runs_on_cpus_is_refused_on_a_tpu(compiled):
     config = plan_lib.DpSgdConfig(1e-4, 4, 1, 1.0, noise_multiplier=1.0, noise_generator='shake256')
     with pytest.raises(ValueError, match="noise_generator='shake256' runs on CPUs"):
-        stages.make_finetuning(stages.FinetuningConfig(replica_steps.ADAM, views_lib.ViewsConfig()), None, None, None,
-                               compiled, plan_lib.make_plan(config, 40), None, None, None)
+        stages.make_finetuning(
+            stages.FinetuningConfig(replica_steps.ADAM, views_lib.ViewsConfig()),
+            None,
+            None,
+            None,
+            compiled,
+            plan_lib.make_plan(config, 40),
+            None,
+            None,
+            None,
+        )
 
 
 def test_batches_of_compiled_steps_have_one_size_nearly_always(compiled):

@@ -37,8 +37,11 @@ def shown(folder):
     multiplexer.AddRunsFromDirectory(str(folder))
     multiplexer.Reload()
     return {
-        (run, tag): [(event.step, tensor_util.make_ndarray(event.tensor_proto).tolist())
-                     for event in multiplexer.Tensors(run, tag)] for run, content in multiplexer.Runs().items()
+        (run, tag): [
+            (event.step, tensor_util.make_ndarray(event.tensor_proto).tolist())
+            for event in multiplexer.Tensors(run, tag)
+        ]
+        for run, content in multiplexer.Runs().items()
         for tag in content['tensors']
     }
 
@@ -57,13 +60,16 @@ def write(workdir, numbers):
     return summaries
 
 
-@pytest.mark.parametrize('processes', [
-    [range(1, 6)],
-    [range(1, 6), range(6, 9)],
-    [range(1, 6), range(3, 9)],
-    [range(1, 6), range(1, 9)],
-    [range(1, 6), range(5, 7), range(3, 5), range(5, 9)],
-])
+@pytest.mark.parametrize(
+    'processes',
+    [
+        [range(1, 6)],
+        [range(1, 6), range(6, 9)],
+        [range(1, 6), range(3, 9)],
+        [range(1, 6), range(1, 9)],
+        [range(1, 6), range(5, 7), range(3, 5), range(5, 9)],
+    ],
+)
 def test_steps_that_a_resumed_run_repeats_are_shown_once_and_none_is_lost(tmp_path, processes):
     for numbers in processes:
         write(tmp_path, numbers)
@@ -90,13 +96,11 @@ def test_what_describes_the_whole_run_is_shown_as_it_was_written_last(tmp_path):
         summaries.curve('curve', {step: value * step for step in range(3)})
         summaries.flush()
     found = {tag: events for (_, tag), events in shown(tmp_path).items()}
-    assert {
-        tag: [step for step, _ in events] for tag, events in found.items() if not tag.startswith('_hparams_')
-    } == {
+    assert {tag: [step for step, _ in events] for tag, events in found.items() if not tag.startswith('_hparams_')} == {
         'words': [0],
         'numbers': [0],
         'picture': [0],
-        'curve': [0, 1, 2]
+        'curve': [0, 1, 2],
     }
     assert found['words'] == [(0, b'words 2.0')] and found['curve'] == [(0, 0.0), (1, 2.0), (2, 4.0)]
     width, height, png = found['picture'][0][1]
@@ -113,8 +117,9 @@ def test_settings_are_shown_beside_their_metrics(tmp_path):
         for event in event_file_loader.EventFileLoader(str(path)).Load():
             contents.update({value.tag: value.metadata.plugin_data.content for value in event.summary.value})
     experiment = hparams_metadata.parse_experiment_plugin_data(contents['_hparams_/experiment'])
-    assert [(m.name.group, m.name.tag, m.display_name) for m in experiment.metric_infos] == [('stage', 'stage/a',
-                                                                                              'so far')]
+    assert [(m.name.group, m.name.tag, m.display_name) for m in experiment.metric_infos] == [
+        ('stage', 'stage/a', 'so far')
+    ]
     session = hparams_metadata.parse_session_start_info_plugin_data(contents['_hparams_/session_start_info'])
     assert session.hparams['rate'].number_value == 0.5 and session.hparams['name'].string_value == 'x'
 
@@ -128,8 +133,11 @@ def test_neither_times_of_steps_and_restarts_nor_the_machine_are_told(tmp_path, 
     files = list(tmp_path.glob('**/events*'))
     assert len(files) > 1 and not [path for path in files if 'ward' in path.name or b'ward' in path.read_bytes()]
     assert not [path for path in files if str(os.getpid()) in path.name.split('.')]
-    times = {event.wall_time for path in tmp_path.glob('**/events*')
-             for event in event_file_loader.EventFileLoader(str(path)).Load()}  # yapf: disable
+    times = {
+        event.wall_time
+        for path in tmp_path.glob('**/events*')
+        for event in event_file_loader.EventFileLoader(str(path)).Load()
+    }
     assert len(times) == 1
     seconds = sorted(int(path.name.split('.')[3]) for path in files)
     assert seconds[-1] - seconds[0] <= 1
@@ -143,11 +151,13 @@ class GridDrawer:
 
     def __call__(self, average):
         tf.random.normal([5])
-        self._sample = self._sample or samplers.make_image_sampler(functools.partial(unet.denoise, average),
-                                                                   process=process_lib.DiffusionProcess(),
-                                                                   config=samplers.SamplerConfig(num_steps=2),
-                                                                   image_shape=(4, 4, 1),
-                                                                   num_classes=3)
+        self._sample = self._sample or samplers.make_image_sampler(
+            functools.partial(unet.denoise, average),
+            process=process_lib.DiffusionProcess(),
+            config=samplers.SamplerConfig(num_steps=2),
+            image_shape=(4, 4, 1),
+            num_classes=3,
+        )
         return np.concatenate(list(self._sample(tf.range(3), tf.range(3, dtype=tf.int64)).numpy()))
 
 
@@ -166,6 +176,7 @@ class Whole(NamedTuple):
       trainer: Its trainer.
       at_finetuning: A copy of its folder as it was when the private stage began.
     """
+
     workdir: pathlib.Path
     trainer: trainer_lib.Trainer
     at_finetuning: pathlib.Path
@@ -221,18 +232,21 @@ def test_stages_show_what_they_are_to_show(unbroken):
         expected |= {'epsilon_spent'} if stage != 'pretraining' else set()
         assert names == expected
         assert all(
-            [step for step, _ in found[stage, f'{stage}/{name}']] == list(range(1, num_steps + 1)) for name in names)
+            [step for step, _ in found[stage, f'{stage}/{name}']] == list(range(1, num_steps + 1)) for name in names
+        )
     decays = [value for _, value in found['finetuning', 'finetuning/ema_decay']]
     np.testing.assert_allclose(decays, [(1 + n) / (10 + n) for n in range(3)], rtol=1e-6)
     plan = unbroken.trainer._plan
-    for step, epsilon in found['finetuning',
-                               'finetuning/epsilon_spent']:  # An upper bound of the exact cost, and not by much.
+    for step, epsilon in found[
+        'finetuning', 'finetuning/epsilon_spent'
+    ]:  # An upper bound of the exact cost, and not by much.
         exact = plan.epsilon(plan.planned_ledger(step))
         assert exact <= epsilon <= exact * 1.01
 
 
-@pytest.mark.parametrize('num_steps, count, expected', [(100, 5, {20, 40, 60, 80, 100}), (100, 0, set()),
-                                                        (3, 5, {1, 2, 3}), (7, 2, {4, 7})])  # yapf: disable
+@pytest.mark.parametrize(
+    'num_steps, count, expected', [(100, 5, {20, 40, 60, 80, 100}), (100, 0, set()), (3, 5, {1, 2, 3}), (7, 2, {4, 7})]
+)
 def test_grids_are_few_evenly_spaced_and_the_last_is_at_the_end(num_steps, count, expected):
     assert loop_lib._evenly_spaced(num_steps, count) == expected
 
@@ -240,11 +254,13 @@ def test_grids_are_few_evenly_spaced_and_the_last_is_at_the_end(num_steps, count
 def make_trainer_without_steps(workdir, **changes):
     """A run whose steps compute nothing and whose grids are empty: whether they are shown hangs on the ledger alone."""
     return toy.without_steps(
-        make_trainer(workdir, draw_grid=lambda unused_average: np.zeros([4, 4, 1], np.uint8), **changes))
+        make_trainer(workdir, draw_grid=lambda unused_average: np.zeros([4, 4, 1], np.uint8), **changes)
+    )
 
 
-@pytest.mark.parametrize('forgotten, hidden', [('record_step', {'finetuning'}),
-                                               ('record_warm_start_release', {'warm_start', 'finetuning'})])
+@pytest.mark.parametrize(
+    'forgotten, hidden', [('record_step', {'finetuning'}), ('record_warm_start_release', {'warm_start', 'finetuning'})]
+)
 def test_no_grid_is_shown_of_weights_that_the_ledger_does_not_hold(tmp_path, monkeypatch, forgotten, hidden):
     trainer = make_trainer_without_steps(tmp_path)
     planned = [trainer._plan.planned_ledger(number) for number in range(toy.STEPS['finetuning'] + 1)]
@@ -261,8 +277,16 @@ def test_no_grid_is_shown_of_private_training_without_noise(tmp_path):
     assert {tag.split('/')[0] for tag in steps(tmp_path) if tag.endswith('/samples')} == {'pretraining'}
 
 
-@pytest.mark.parametrize('field, value', [('log_every_steps', 0), ('grids_per_stage', -1), ('profile_steps', (3, 3)),
-                                          ('profile_steps', (-1, 2)), ('profile_steps', (1, 2, 3))])
+@pytest.mark.parametrize(
+    'field, value',
+    [
+        ('log_every_steps', 0),
+        ('grids_per_stage', -1),
+        ('profile_steps', (3, 3)),
+        ('profile_steps', (-1, 2)),
+        ('profile_steps', (1, 2, 3)),
+    ],
+)
 def test_bad_settings_are_refused_by_name_and_value(field, value):
     with pytest.raises(ValueError, match=field) as refused:
         loop_lib.TrainerConfig(**{field: value})

@@ -21,15 +21,13 @@ from tf_dpdiff.training import views as views_lib
 
 pytestmark = pytest.mark.usefixtures('small_network')
 NETWORK = unet.UNetConfig(base_channels=4, channel_multipliers=(1,), middle_attention=False, groups=2)
-CONFIG = plan_lib.DpSgdConfig(target_delta=1e-4,
-                              expected_batch_size=5,
-                              num_steps=10,
-                              l2_norm_clip=1e-2,
-                              noise_multiplier=2.0)
+CONFIG = plan_lib.DpSgdConfig(
+    target_delta=1e-4, expected_batch_size=5, num_steps=10, l2_norm_clip=1e-2, noise_multiplier=2.0
+)
 SEED, OTHER_SEED = seeds.PrivateSeed(bytes(range(32))), seeds.PrivateSeed(bytes(32))
-VIEWS = views_lib.ViewSampler(process_lib.DiffusionProcess(),
-                              views_lib.ViewsConfig(augmentation_multiplicity=3),
-                              num_classes=3)
+VIEWS = views_lib.ViewSampler(
+    process_lib.DiffusionProcess(), views_lib.ViewsConfig(augmentation_multiplicity=3), num_classes=3
+)
 IMAGES = np.random.default_rng(0).integers(0, 256, [12, 4, 4, 1]).astype(np.uint8)
 LABELS = (np.arange(12) % 3).astype(np.int32)
 
@@ -48,29 +46,30 @@ def make_step(units_per_chunk=4, secret=SEED.reveal(), images_per_unit=1, views_
     return make_step_of_kind(units_per_chunk, secret, config, images_per_unit, views_per_chunk)
 
 
-@functools.lru_cache()  # Tracing takes seconds.
+@functools.lru_cache  # Tracing takes seconds.
 def make_step_of_kind(units_per_chunk, secret, config, images_per_unit, views_per_chunk):
     model, average = make_model(), make_model()
     plan = plan_lib.make_plan(config, 12)
-    private_step = train_step.make_private_step(model,
-                                                average,
-                                                model.trainable_variables,
-                                                keras.optimizers.SGD(1.0),
-                                                plan,
-                                                VIEWS,
-                                                seeds.PrivateSeed(secret),
-                                                images_per_unit=images_per_unit,
-                                                max_ema_decay=0.5,
-                                                chunk_sizes=memory.ChunkSizes(units_per_chunk, views_per_chunk))
+    private_step = train_step.make_private_step(
+        model,
+        average,
+        model.trainable_variables,
+        keras.optimizers.SGD(1.0),
+        plan,
+        VIEWS,
+        seeds.PrivateSeed(secret),
+        images_per_unit=images_per_unit,
+        max_ema_decay=0.5,
+        chunk_sizes=memory.ChunkSizes(units_per_chunk, views_per_chunk),
+    )
     return private_step, model, average, model.get_weights()
 
 
 def take_step(units, units_per_chunk=4, step=0, seed=SEED, views_per_chunk=3, **changes):
     """Returns the update of all weights by one SGD step, float [parameters], the network and its average."""
-    private_step, model, average, start = make_step(units_per_chunk,
-                                                    seed.reveal(),
-                                                    views_per_chunk=views_per_chunk,
-                                                    **changes)
+    private_step, model, average, start = make_step(
+        units_per_chunk, seed.reveal(), views_per_chunk=views_per_chunk, **changes
+    )
     model.set_weights(start)
     average.set_weights(start)
     before = flat(model.trainable_variables)
@@ -88,11 +87,13 @@ def expected_update(units, clip):
     model = make_model()
     total = 0.0
     for unit in units:
-        views = VIEWS.draw_for_units(tf.constant(IMAGES[None, unit:unit + 1]),
-                                     tf.constant(LABELS[None, unit:unit + 1]),
-                                     tf.constant([unit], tf.int64),
-                                     seed=tf.constant(SEED.derive('views'), tf.int64),
-                                     step=tf.constant(0, tf.int64))
+        views = VIEWS.draw_for_units(
+            tf.constant(IMAGES[None, unit : unit + 1]),
+            tf.constant(LABELS[None, unit : unit + 1]),
+            tf.constant([unit], tf.int64),
+            seed=tf.constant(SEED.derive('views'), tf.int64),
+            step=tf.constant(0, tf.int64),
+        )
         with tf.GradientTape() as tape:
             prediction = model([views.x_t[0], views.t[0], views.labels[0]])
             loss = tf.reduce_mean(tf.square(prediction - views.target[0]))
@@ -110,8 +111,10 @@ def test_step_without_noise_is_the_average_of_clipped_unit_gradients(clip, units
     assert np.linalg.norm(expected) > 1e-3
 
 
-@pytest.mark.parametrize('units_per_chunk, views_per_chunk',
-                         [(1, 3), *(pytest.param(size, 3, marks=pytest.mark.long) for size in (2, 8)), (2, 1)])
+@pytest.mark.parametrize(
+    'units_per_chunk, views_per_chunk',
+    [(1, 3), *(pytest.param(size, 3, marks=pytest.mark.long) for size in (2, 8)), (2, 1)],
+)
 def test_update_does_not_depend_on_the_chunk_sizes(units_per_chunk, views_per_chunk):
     units = [0, 3, 4, 7, 8, 10]
     first, _, _ = take_step(units, units_per_chunk=4)
@@ -235,9 +238,10 @@ def test_step_is_traced_once_for_batches_of_any_size():
 def owner_update(images_of_owner, rest=(1, 2)):
     """Returns the noiseless update of a batch of owners, the first of whom brings the given images."""
     owners = np.concatenate([np.zeros(len(images_of_owner), int), np.repeat(rest, 2)])
-    images = np.concatenate([images_of_owner, IMAGES[:2 * len(rest)]])
-    dataset = datasets.ImageDataset('owned', images, np.ones([len(images)], np.int32), ('a', 'b', 'c'), 'one patient',
-                                    owners, 3)
+    images = np.concatenate([images_of_owner, IMAGES[: 2 * len(rest)]])
+    dataset = datasets.ImageDataset(
+        'owned', images, np.ones([len(images)], np.int32), ('a', 'b', 'c'), 'one patient', owners, 3
+    )
     gathered = pipelines.gather_units(dataset, np.array([0, 1, 2, -1]), num_views=3, seed=1, step=0)
     private_step, model, _, start = make_step(images_per_unit=3, noise_multiplier=0.0)
     model.set_weights(start)

@@ -33,35 +33,38 @@ from tf_dpdiff.training import views as views_lib
 pytestmark = pytest.mark.usefixtures('small_network')
 NETWORK = unet.UNetConfig(base_channels=4, channel_multipliers=(1,), middle_attention=False, groups=2)
 OPTIMIZATION = stages.OptimizationConfig(learning_rate=0.01)
-PRIVACY = plan_lib.DpSgdConfig(target_delta=1e-4,
-                               expected_batch_size=8,
-                               num_steps=3,
-                               l2_norm_clip=1e-2,
-                               noise_multiplier=1.0)
+PRIVACY = plan_lib.DpSgdConfig(
+    target_delta=1e-4, expected_batch_size=8, num_steps=3, l2_norm_clip=1e-2, noise_multiplier=1.0
+)
 STEPS = {'pretraining': 2, 'warm_start': 2, 'finetuning': 3}
 
 
 def make_dataset(seed=0):
     generator = np.random.default_rng(seed)
-    return datasets.ImageDataset('toy',
-                                 generator.integers(0, 256, [20, 4, 4, 1]).astype(np.uint8),
-                                 (np.arange(20) % 3).astype(np.int32), ('a', 'b', 'c'))
+    return datasets.ImageDataset(
+        'toy',
+        generator.integers(0, 256, [20, 4, 4, 1]).astype(np.uint8),
+        (np.arange(20) % 3).astype(np.int32),
+        ('a', 'b', 'c'),
+    )
 
 
 def make_trainer(workdir, private=None, privacy=PRIVACY, config=loop_lib.TrainerConfig(), **changes):
     release = class_means.ClassMeansConfig(3.0, 2.0)
-    arguments = dict(network=NETWORK,
-                     process=process_lib.DiffusionProcess(),
-                     plan=plan_lib.make_plan(privacy, 20, release),
-                     pretraining=stages.PretrainingConfig(
-                         procedural.random_strokes(num_images=30, image_size=4, num_classes=3), STEPS['pretraining'], 4,
-                         OPTIMIZATION),
-                     warm_start=stages.WarmStartConfig(release, 30, STEPS['warm_start'], 4, OPTIMIZATION),
-                     finetuning=stages.FinetuningConfig(OPTIMIZATION,
-                                                        views_lib.ViewsConfig(augmentation_multiplicity=2),
-                                                        units_per_chunk=4),
-                     config=config,
-                     on_release=lambda means: None)
+    arguments = dict(
+        network=NETWORK,
+        process=process_lib.DiffusionProcess(),
+        plan=plan_lib.make_plan(privacy, 20, release),
+        pretraining=stages.PretrainingConfig(
+            procedural.random_strokes(num_images=30, image_size=4, num_classes=3), STEPS['pretraining'], 4, OPTIMIZATION
+        ),
+        warm_start=stages.WarmStartConfig(release, 30, STEPS['warm_start'], 4, OPTIMIZATION),
+        finetuning=stages.FinetuningConfig(
+            OPTIMIZATION, views_lib.ViewsConfig(augmentation_multiplicity=2), units_per_chunk=4
+        ),
+        config=config,
+        on_release=lambda means: None,
+    )
     return trainer_lib.Trainer(workdir, private or make_dataset(), **{**arguments, **changes})
 
 
@@ -119,6 +122,7 @@ class Whole(NamedTuple):
       steps: Its private steps as they were made, compiled.
       sizes: How many rows the batches of its private steps had.
     """
+
     workdir: pathlib.Path
     trainer: trainer_lib.Trainer
     at_finetuning: pathlib.Path
@@ -202,13 +206,16 @@ def test_finished_run_does_nothing_more(unbroken):
     assert again.state.ledger == first.state.ledger
 
 
-@pytest.mark.parametrize('change, message', [
-    ({'expected_batch_size': 9}, 'expected_batch_size'),
-    ({'noise_multiplier': 2.0}, 'noise_multiplier'),
-    ({'l2_norm_clip': 1.0}, 'l2_norm_clip'),
-    ({'target_delta': 1e-5}, 'target_delta'),
-    ({'num_steps': 4}, 'num_steps'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        ({'expected_batch_size': 9}, 'expected_batch_size'),
+        ({'noise_multiplier': 2.0}, 'noise_multiplier'),
+        ({'l2_norm_clip': 1.0}, 'l2_norm_clip'),
+        ({'target_delta': 1e-5}, 'target_delta'),
+        ({'num_steps': 4}, 'num_steps'),
+    ],
+)
 def test_resuming_with_another_plan_is_refused_naming_the_difference(unbroken, change, message):
     with pytest.raises(checkpoints.CheckpointMismatchError, match=f'begun with another configuration .*{message}'):
         make_trainer(unbroken.workdir, privacy=dataclasses.replace(PRIVACY, **change))
@@ -260,12 +267,14 @@ def test_private_numbers_are_not_written_by_default(unbroken):
 
 def test_single_stage_trains_the_chosen_variables_and_keeps_private_numbers_apart(tmp_path):
     finetuning = stages.FinetuningConfig(OPTIMIZATION, views_lib.ViewsConfig(), trainable=('norm',), units_per_chunk=4)
-    trainer = make_trainer(tmp_path,
-                           pretraining=None,
-                           warm_start=None,
-                           plan=plan_lib.make_plan(PRIVACY, 20),
-                           finetuning=finetuning,
-                           config=loop_lib.TrainerConfig(log_non_private=True))
+    trainer = make_trainer(
+        tmp_path,
+        pretraining=None,
+        warm_start=None,
+        plan=plan_lib.make_plan(PRIVACY, 20),
+        finetuning=finetuning,
+        config=loop_lib.TrainerConfig(log_non_private=True),
+    )
     trainer._stages[0].begin()
     before = {v.name: v.numpy() for v in trainer.average.variables}
     trainer.run(NEVER)

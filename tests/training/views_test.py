@@ -24,11 +24,13 @@ def make_sampler(has_dropout=False, **changes):
 def draw(units, sampler=None, seed=1, step=0):
     units = np.array(units)
     images = np.random.default_rng(0).integers(0, 256, [50, 4, 4, 1]).astype(np.uint8)[units]
-    return (sampler or make_sampler()).draw_for_units(tf.constant(images[:, None]),
-                                                      tf.constant(units[:, None] % 10, tf.int32),
-                                                      tf.constant(units, tf.int64),
-                                                      seed=tf.constant(seed, tf.int64),
-                                                      step=tf.constant(step, tf.int64))
+    return (sampler or make_sampler()).draw_for_units(
+        tf.constant(images[:, None]),
+        tf.constant(units[:, None] % 10, tf.int32),
+        tf.constant(units, tf.int64),
+        seed=tf.constant(seed, tf.int64),
+        step=tf.constant(step, tf.int64),
+    )
 
 
 @pytest.mark.parametrize('augment', [{}, {'horizontal_flip': True, 'translation': 0.2}])
@@ -79,8 +81,9 @@ def test_labels_of_single_views_are_dropped_with_the_given_probability():
     # Four standard deviations of a share among 250.
     assert abs(share_dropped(views) - 0.3) < 4 * np.sqrt(0.3 * 0.7 / 250)
     kept = views.labels.numpy() != NUM_CLASSES
-    np.testing.assert_array_equal(views.labels.numpy()[kept],
-                                  np.repeat(np.arange(50)[:, None] % 10, NUM_VIEWS, axis=1)[kept])
+    np.testing.assert_array_equal(
+        views.labels.numpy()[kept], np.repeat(np.arange(50)[:, None] % 10, NUM_VIEWS, axis=1)[kept]
+    )
     assert any(0 < share < 1 for share in kept.mean(axis=1)), 'views of one unit must drop independently'
     plain = draw(range(50), make_sampler())
     assert share_dropped(plain) == 0.0
@@ -117,10 +120,10 @@ def test_padding_draws_views_too_so_that_shapes_are_fixed():
 def test_public_views_are_repeated_by_seed_and_step():
     sampler = make_sampler()
     arguments = tf.zeros([6, 4, 4, 1], tf.uint8), tf.zeros([6], tf.int32), tf.range(6)
-    first, again, other = (sampler.draw_for_public(*arguments,
-                                                   batch_size=6,
-                                                   seed=tf.constant(1, tf.int64),
-                                                   step=tf.constant(s, tf.int64)) for s in (0, 0, 1))
+    first, again, other = (
+        sampler.draw_for_public(*arguments, batch_size=6, seed=tf.constant(1, tf.int64), step=tf.constant(s, tf.int64))
+        for s in (0, 0, 1)
+    )
     np.testing.assert_array_equal(first.x_t, again.x_t)
     assert not np.allclose(first.x_t, other.x_t)
 
@@ -132,12 +135,14 @@ def test_views_of_a_part_of_a_public_batch_are_those_of_the_whole():
 
     def draw(places):
         places = np.array(places, np.int32)
-        return sampler.draw_for_public(tf.constant(images[places]),
-                                       tf.constant(labels[places]),
-                                       tf.constant(places),
-                                       batch_size=6,
-                                       seed=tf.constant(1, tf.int64),
-                                       step=tf.constant(2, tf.int64))
+        return sampler.draw_for_public(
+            tf.constant(images[places]),
+            tf.constant(labels[places]),
+            tf.constant(places),
+            batch_size=6,
+            seed=tf.constant(1, tf.int64),
+            step=tf.constant(2, tf.int64),
+        )
 
     whole, part = draw(range(6)), draw([4, 2])
     for of_whole, of_part in zip(whole, part):

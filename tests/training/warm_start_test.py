@@ -14,11 +14,9 @@ def make_means(counts=((30.0, 10.0), (1.0, 39.0))):
 
 
 def draw(means=None, num_images=4000, sharpening=(1.0, 1.0), threshold=(0.5, 0.5), seed=0):
-    return warm_start.images_from_class_means(means or make_means(),
-                                              num_images=num_images,
-                                              sharpening=sharpening,
-                                              threshold=threshold,
-                                              seed=seed)
+    return warm_start.images_from_class_means(
+        means or make_means(), num_images=num_images, sharpening=sharpening, threshold=threshold, seed=seed
+    )
 
 
 def test_classes_come_in_equal_parts_and_means_as_often_as_images_are_near_them():

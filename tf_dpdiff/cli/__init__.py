@@ -14,9 +14,10 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 @contextlib.contextmanager
 def _log_level_kept():
     """Drops what TensorFlow's C++ logs below TF_CPP_MIN_LOG_LEVEL: it reads the level only once it has been loaded."""
-    dropped = 'IWE'[:int(os.environ['TF_CPP_MIN_LOG_LEVEL'])]
-    notes = re.compile(rb'(?m)^(?:WARNING: All log messages before absl::InitializeLog\(\) .*|[%s]\d{4} \d\d:.*)\n' %
-                       dropped.encode())
+    dropped = 'IWE'[: int(os.environ['TF_CPP_MIN_LOG_LEVEL'])]
+    notes = re.compile(
+        rb'(?m)^(?:WARNING: All log messages before absl::InitializeLog\(\) .*|[%s]\d{4} \d\d:.*)\n' % dropped.encode()
+    )
     with tempfile.TemporaryFile() as said:
         kept = os.dup(2)
         os.dup2(said.fileno(), 2)

@@ -4,7 +4,6 @@ import argparse
 import json
 import pathlib
 import sys
-from typing import List, Optional, Tuple
 
 from rich import console as rich_console
 
@@ -38,15 +37,18 @@ def main(flags) -> int:
         return _plan(flags)
     if flags.create:
         if flags.workdir or set(planning) != {'--epsilon', '--delta'}:
-            raise command.UsageError('--create takes --epsilon and --delta, the total that all runs may cost, and '
-                                     'no other setting.')
+            raise command.UsageError(
+                '--create takes --epsilon and --delta, the total that all runs may cost, and no other setting.'
+            )
         budget = budget_lib.Budget(total_epsilon=flags.epsilon, delta=flags.delta)
         budget_file.create(flags.budget_file, budget)
         # At most all units take part in a step, so nothing is known of how many there are.
         return _show_budget(flags, budget, cautions.of_delta_without_num_units(flags.delta, 1.0))
     if planning:
-        raise command.UsageError(f'--budget_file does not go with {planning[0]}: plan a run without --budget_file, or '
-                                 'give --create to make a new file.')
+        raise command.UsageError(
+            f'--budget_file does not go with {planning[0]}: plan a run without --budget_file, or '
+            'give --create to make a new file.'
+        )
     if flags.workdir:
         record, num_units = _finished_run(pathlib.Path(flags.workdir).expanduser())
         with command.working('account', 'computing what all runs cost together'):
@@ -74,10 +76,13 @@ def _plan(flags) -> int:
     return command.DONE
 
 
-def _show_budget(flags, budget: budget_lib.Budget, about_delta: Optional[str] = None) -> int:
+def _show_budget(flags, budget: budget_lib.Budget, about_delta: str | None = None) -> int:
     with command.working('account', 'computing what all runs cost together'):
-        shown = (account_tables.budget_fields(budget) if flags.json else account_tables.budget_tables(
-            budget, flags.budget_file))
+        shown = (
+            account_tables.budget_fields(budget)
+            if flags.json
+            else account_tables.budget_tables(budget, flags.budget_file)
+        )
         is_overdrawn = budget.overdrawn_by() > 0.0
     if flags.json:
         print(json.dumps(shown, indent=2))
@@ -90,13 +95,15 @@ def _show_budget(flags, budget: budget_lib.Budget, about_delta: Optional[str] = 
     return command.FAILED if is_overdrawn else command.DONE
 
 
-def _finished_run(workdir: pathlib.Path) -> Tuple[budget_file.Change, int]:
+def _finished_run(workdir: pathlib.Path) -> tuple[budget_file.Change, int]:
     """Returns the change of a budget that charges a finished run to it, and how many units the run was on."""
     path = workdir / 'privacy_statement.json'
     if not path.exists():
-        raise FileNotFoundError(f'{workdir} holds no finished run ({path.name} is missing). Name another --workdir, or '
-                                'finish the run by its bin/train command, with --budget_file: what it has released so '
-                                'far goes on record first.')
+        raise FileNotFoundError(
+            f'{workdir} holds no finished run ({path.name} is missing). Name another --workdir, or '
+            'finish the run by its bin/train command, with --budget_file: what it has released so '
+            'far goes on record first.'
+        )
     statement = files.read_json(path)
     if statement.get('private_data', 'some') is None:
         raise command.UsageError(f'the run in {workdir} read public images alone: it costs no privacy budget.')
@@ -107,20 +114,21 @@ def _finished_run(workdir: pathlib.Path) -> Tuple[budget_file.Change, int]:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise command.UsageError(f'{path} is damaged or of another version: {error!r}.') from error
     # Imported here: TensorFlow takes seconds that a plan need not wait for.
-    from tf_dpdiff.training import checkpoints  # pylint: disable=g-import-not-at-top
+    from tf_dpdiff.training import checkpoints
+
     command.quieten_libraries()
     identity = checkpoints.read_identity(workdir / 'checkpoints')
     if identity is None:
         raise command.UsageError(
-            f'{workdir / "checkpoints"} is missing: only the private checkpoint says which data the '
-            'run is on.')
+            f'{workdir / "checkpoints"} is missing: only the private checkpoint says which data the run is on.'
+        )
     if (identity.run_id, identity.ledger) != (run_id, released):
         raise command.UsageError(f'{path} and {workdir / "checkpoints"} are not of the same run, or the run goes on.')
     about.update(data_fingerprint=identity.data_fingerprint, time=budget_file.now())
     return lambda budget: budget.record_finished(run_id, released, **about), num_units
 
 
-def run(argv: Optional[List[str]] = None) -> None:
+def run(argv: list[str] | None = None) -> None:
     """Entry point of bin/account."""
     parser = command.Parser('account', __doc__)
     parser.epilog, parser.formatter_class = _EPILOG, argparse.RawDescriptionHelpFormatter
@@ -128,9 +136,9 @@ def run(argv: Optional[List[str]] = None) -> None:
         parser.add_argument(f'--{name}', type=kind, metavar='N' if kind is int else 'X', help=text)
     parser.add_argument('--plot', metavar='FILE.png', help='draw epsilon over steps')
     parser.add_argument('--budget_file', metavar='FILE', help='the private record of what runs on a data set cost')
-    parser.add_argument('--create',
-                        action='store_true',
-                        help='make the budget file, with --epsilon and --delta as total')
+    parser.add_argument(
+        '--create', action='store_true', help='make the budget file, with --epsilon and --delta as total'
+    )
     parser.add_argument('--workdir', metavar='RUN', help='a finished run, to be charged to the budget file')
     parser.add_argument('--json', action='store_true', help='print JSON in place of tables')
     sys.exit(command.run(parser, main, sys.argv[1:] if argv is None else argv))

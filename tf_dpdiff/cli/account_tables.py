@@ -1,8 +1,8 @@
 """What bin/account shows: tables, JSON and the plot of epsilon over steps."""
 
+from collections.abc import Callable
 import math
 import pathlib
-from typing import Callable, List, Tuple
 
 from rich import table as rich_table
 
@@ -21,9 +21,7 @@ def plan_fields(plan: account_plan.RunPlan) -> dict:
     return {
         'epsilon': plan.epsilon(),
         'delta': plan.delta,
-        'epsilon_by_accountant': {
-            name: plan.epsilon(name) for name in accounting.ACCOUNTANTS
-        },
+        'epsilon_by_accountant': {name: plan.epsilon(name) for name in accounting.ACCOUNTANTS},
         'target_epsilon': plan.target_epsilon,
         'solved': plan.solved,
         'noise_multiplier': plan.noise_multiplier,
@@ -37,7 +35,7 @@ def plan_fields(plan: account_plan.RunPlan) -> dict:
     }
 
 
-def plan_tables(plan: account_plan.RunPlan) -> List[rich_table.Table]:
+def plan_tables(plan: account_plan.RunPlan) -> list[rich_table.Table]:
     """Returns the settings with their cost, and the cost over steps."""
 
     def marked(name: str, text: str) -> str:
@@ -65,58 +63,58 @@ def plan_tables(plan: account_plan.RunPlan) -> List[rich_table.Table]:
 
 def draw_plan(plan: account_plan.RunPlan, path: pathlib.Path) -> None:
     """Draws epsilon over steps into a PNG file."""
-    batch = (f'expected batch {plan.expected_batch_size:,.10g} of {plan.num_units:,}'
-             if plan.num_units else f'sampling probability {plan.sampling_probability:.6g}')
+    batch = (
+        f'expected batch {plan.expected_batch_size:,.10g} of {plan.num_units:,}'
+        if plan.num_units
+        else f'sampling probability {plan.sampling_probability:.6g}'
+    )
     title = f'noise multiplier {plan.noise_multiplier:.6g}, {batch}'
     if plan.warm_start_noise_multiplier is not None:
         rounds = f' in {plan.warm_start_num_rounds} rounds' if plan.warm_start_num_rounds > 1 else ''
         title += f',\nwarm start with noise multiplier {plan.warm_start_noise_multiplier:g}{rounds} before'
-    epsilon_picture.write_picture(path,
-                                  plan.curve(_PLOT_POINTS),
-                                  title=title,
-                                  delta=plan.delta,
-                                  target_epsilon=plan.target_epsilon)
+    epsilon_picture.write_picture(
+        path, plan.curve(_PLOT_POINTS), title=title, delta=plan.delta, target_epsilon=plan.target_epsilon
+    )
 
 
 def budget_fields(budget: budget_lib.Budget) -> dict:
     """Returns a budget as plain JSON values, without the data set's fingerprint; an epsilon of None is infinite."""
     spent, overdraft = {name: budget.epsilon(name) for name in accounting.ACCOUNTANTS}, budget.overdrawn_by()
     return {
-        'total_epsilon':
-            budget.total_epsilon,
-        'delta':
-            budget.delta,
-        'epsilon_by_accountant':
-            _finite(spent),
-        'epsilon_left':
-            max(budget.total_epsilon - spent['pld'], 0.0),
-        'is_overdrawn':
-            overdraft > 0.0,
-        'overdrawn_by':
-            overdraft if math.isfinite(overdraft) else None,
-        'unit':
-            budget.unit,
-        'runs': [{
-            'run_id': entry.run_id,
-            'dataset': entry.dataset,
-            'time': entry.time,
-            'status': entry.status,
-            'releases': [_release_fields(release) for release in entry.ledger.releases],
-            'epsilon_by_accountant': _finite(_epsilons(entry.ledger, budget.delta)),
-        } for entry in budget.entries],
+        'total_epsilon': budget.total_epsilon,
+        'delta': budget.delta,
+        'epsilon_by_accountant': _finite(spent),
+        'epsilon_left': max(budget.total_epsilon - spent['pld'], 0.0),
+        'is_overdrawn': overdraft > 0.0,
+        'overdrawn_by': overdraft if math.isfinite(overdraft) else None,
+        'unit': budget.unit,
+        'runs': [
+            {
+                'run_id': entry.run_id,
+                'dataset': entry.dataset,
+                'time': entry.time,
+                'status': entry.status,
+                'releases': [_release_fields(release) for release in entry.ledger.releases],
+                'epsilon_by_accountant': _finite(_epsilons(entry.ledger, budget.delta)),
+            }
+            for entry in budget.entries
+        ],
     }
 
 
-def budget_tables(budget: budget_lib.Budget, path: str) -> List[rich_table.Table]:
+def budget_tables(budget: budget_lib.Budget, path: str) -> list[rich_table.Table]:
     """Returns the runs with their cost, and what they cost together."""
     runs = _table(f'runs in {path}', 'run', 'releases', 'PLD', 'RDP')
     for entry in budget.entries:
         releases = '\n'.join(_describe(release) for release in entry.ledger.releases)
-        runs.add_row(f'{entry.run_id}\n{entry.dataset}\n{entry.time}\n{entry.status}', releases,
-                     *_shown(_epsilons(entry.ledger, budget.delta).get))
-    together = rich_table.Table(title=f'epsilon at delta = {rounding.exact(budget.delta)}',
-                                title_justify='left',
-                                show_header=False)
+        runs.add_row(
+            f'{entry.run_id}\n{entry.dataset}\n{entry.time}\n{entry.status}',
+            releases,
+            *_shown(_epsilons(entry.ledger, budget.delta).get),
+        )
+    together = rich_table.Table(
+        title=f'epsilon at delta = {rounding.exact(budget.delta)}', title_justify='left', show_header=False
+    )
     spent = budget.epsilon()
     together.add_row('allowed', rounding.exact(budget.total_epsilon))
     together.add_row(f'{len(budget.entries)} run(s) composed', '{} by PLD    {} by RDP'.format(*_shown(budget.epsilon)))
@@ -128,7 +126,7 @@ def budget_tables(budget: budget_lib.Budget, path: str) -> List[rich_table.Table
     return ([runs] if budget.entries else []) + [together]
 
 
-def _shown(epsilon: Callable[[str], float]) -> Tuple[str, str]:
+def _shown(epsilon: Callable[[str], float]) -> tuple[str, str]:
     """Returns what epsilon is by PLD and by RDP, as shown; the former as a dash where the latter stands in for it."""
     pld, rdp = (epsilon(name) for name in accounting.ACCOUNTANTS)
     stands_in = pld == rdp and 0.0 < rdp < math.inf
@@ -156,7 +154,7 @@ def _describe(release: ledger_lib.Release) -> str:
     times = '' if release.count == 1 else f'{release.count:,} x '
     q = release.sampling_probability
     drawn = ', not Poisson-sampled' if q is None else '' if q == 1.0 else f', q {q:.4g}'
-    return f"{times}{release.mechanism.replace('_', ' ')}, noise {release.noise_multiplier:.5g}{drawn}"
+    return f'{times}{release.mechanism.replace("_", " ")}, noise {release.noise_multiplier:.5g}{drawn}'
 
 
 def _table(title: str, *columns: str) -> rich_table.Table:

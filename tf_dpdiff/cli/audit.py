@@ -6,12 +6,11 @@ import math
 import pathlib
 import sys
 import time
-from typing import List, Optional
 
+import gin
 import numpy as np
 from rich import console as rich_console
 
-import gin  # pylint: disable=wrong-import-order
 from tf_dpdiff import files
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import gin_config
@@ -33,8 +32,10 @@ from tf_dpdiff.training import stages
 from tf_dpdiff.training import strategies
 from tf_dpdiff.training import trainer as trainer_lib
 
-_NOTE = ('Measured on private images without noise: not to be released. The audited model was trained with a privacy '
-         'budget of its own; publishing anything made from it would cost that budget on top.')
+_NOTE = (
+    'Measured on private images without noise: not to be released. The audited model was trained with a privacy '
+    'budget of its own; publishing anything made from it would cost that budget on top.'
+)
 
 
 @gin_config.root('workdir', 'replicas', 'membership_only', 'dry_run')
@@ -49,10 +50,10 @@ def audit(
     process: process_lib.DiffusionProcess = gin.REQUIRED,
     privacy: plan_lib.DpSgdConfig = gin.REQUIRED,
     finetuning: stages.FinetuningConfig = gin.REQUIRED,
-    pretraining: Optional[stages.PretrainingConfig] = None,
-    warm_start: Optional[stages.WarmStartConfig] = None,
+    pretraining: stages.PretrainingConfig | None = None,
+    warm_start: stages.WarmStartConfig | None = None,
     canaries: canaries_lib.AuditConfig = canaries_lib.AuditConfig(),
-    loop: loop_lib.TrainerConfig = loop_lib.TrainerConfig()
+    loop: loop_lib.TrainerConfig = loop_lib.TrainerConfig(),
 ) -> int:
     """Trains a model on the private images and canaries, and bounds its epsilon from below; resumes.
 
@@ -79,7 +80,8 @@ def audit(
     if warm_start and canaries.kind == 'own_class':
         raise ValueError(
             "kind='own_class' gives each canary a class, which the warm start would release something of: set "
-            "audit.warm_start = None, or AuditConfig.kind = 'mislabelled'.")
+            "audit.warm_start = None, or AuditConfig.kind = 'mislabelled'."
+        )
     membership.check_timesteps(canaries.timesteps, process)
     made = canaries_lib.make_canaries(canaries, data)
     if pretraining:
@@ -96,16 +98,18 @@ def audit(
 
     started = time.monotonic()
     included = _read_or_draw_inclusions(workdir, len(made))
-    trainer = _train(workdir,
-                     canaries_lib.insert(data.train, made, included),
-                     network=network,
-                     process=process,
-                     plan=plan,
-                     pretraining=pretraining,
-                     warm_start=warm_start,
-                     finetuning=finetuning,
-                     config=loop,
-                     replicas=replicas)
+    trainer = _train(
+        workdir,
+        canaries_lib.insert(data.train, made, included),
+        network=network,
+        process=process,
+        plan=plan,
+        pretraining=pretraining,
+        warm_start=warm_start,
+        finetuning=finetuning,
+        config=loop,
+        replicas=replicas,
+    )
     result = _look_for_canaries(workdir, data, canaries, made, included, plan, process, trainer, started)
     return command.FAILED if result.is_violation else command.DONE
 
@@ -125,34 +129,36 @@ def _look_for_canaries(workdir, data, config, made, included, plan, process, tra
     """Scores the canaries, attacks the real images, and says and writes what was found."""
     image_loss = _image_loss(trainer.released_model(), process, config)
     scores = canaries_lib.scores(image_loss, made)
-    result = auditing.audit(scores,
-                            included,
-                            proven_epsilon=plan.epsilon(trainer.state.ledger),
-                            delta=plan.config.target_delta,
-                            num_guesses=config.num_guesses,
-                            confidence=config.confidence)
-    attack = _attack(workdir,
-                     'audit',
-                     image_loss,
-                     data.train,
-                     made.non_members,
-                     facts={
-                         'summary': result.to_text(),
-                         'kind': config.kind,
-                         'audit': result.to_dict()
-                     },
-                     canaries=(scores, included, auditing.guess_membership(scores, config.num_guesses)))
+    result = auditing.audit(
+        scores,
+        included,
+        proven_epsilon=plan.epsilon(trainer.state.ledger),
+        delta=plan.config.target_delta,
+        num_guesses=config.num_guesses,
+        confidence=config.confidence,
+    )
+    attack = _attack(
+        workdir,
+        'audit',
+        image_loss,
+        data.train,
+        made.non_members,
+        facts={'summary': result.to_text(), 'kind': config.kind, 'audit': result.to_dict()},
+        canaries=(scores, included, auditing.guess_membership(scores, config.num_guesses)),
+    )
     _print_results(workdir, result, config.kind, attack, time.monotonic() - started)
     return result
 
 
 def _image_loss(model, process, config: canaries_lib.AuditConfig) -> membership.ImageLoss:
-    return membership.ImageLoss(model,
-                                process,
-                                config.timesteps,
-                                draws_per_timestep=config.draws_per_timestep,
-                                seed=config.seed,
-                                chunk_size=config.chunk_size)
+    return membership.ImageLoss(
+        model,
+        process,
+        config.timesteps,
+        draws_per_timestep=config.draws_per_timestep,
+        seed=config.seed,
+        chunk_size=config.chunk_size,
+    )
 
 
 def _read_or_draw_inclusions(workdir: pathlib.Path, num_canaries: int) -> np.ndarray:
@@ -163,11 +169,14 @@ def _read_or_draw_inclusions(workdir: pathlib.Path, num_canaries: int) -> np.nda
         if len(included) != num_canaries:
             raise ValueError(
                 f'the audit in {workdir} was begun with {len(included)} canaries, not {num_canaries}: name '
-                'another --workdir.')
+                'another --workdir.'
+            )
         return included
     if (workdir / 'checkpoints').exists():
-        raise command.UsageError(f'{workdir} holds a run that is no audit; an audit trains a model of its own: name '
-                                 'another --workdir, or attack this one with --membership.')
+        raise command.UsageError(
+            f'{workdir} holds a run that is no audit; an audit trains a model of its own: name '
+            'another --workdir, or attack this one with --membership.'
+        )
     included = canaries_lib.draw_inclusions(num_canaries)
     # On disk before anything is trained: a resumed audit must not flip again.
     files.write_text(path, json.dumps({'note': _NOTE, 'included': included.astype(int).tolist()}) + '\n')
@@ -178,14 +187,17 @@ def _attack_run(workdir: pathlib.Path, data: datasets.PrivateData, config: canar
     """Attacks the model of an existing run by the losses of real images."""
     described = run_files.read_model(workdir)
     if described.image_shape != data.train.image_shape or described.class_names != data.train.class_names:
-        raise ValueError(f'the model in {workdir} was made for images of {described.image_shape} and '
-                         f'{len(described.class_names)} classes, not for {data.train.name!r}.')
+        raise ValueError(
+            f'the model in {workdir} was made for images of {described.image_shape} and '
+            f'{len(described.class_names)} classes, not for {data.train.name!r}.'
+        )
     identity = checkpoints.read_identity(workdir / 'checkpoints')
     if identity is None:
         raise FileNotFoundError(f'no checkpoint in {workdir / "checkpoints"}; train first, or name another --workdir.')
     if identity.data_fingerprint != data.train.fingerprint():
-        raise ValueError(f'the run in {workdir} was trained on other images than {data.train.name!r}: who was in it is '
-                         'not known.')
+        raise ValueError(
+            f'the run in {workdir} was trained on other images than {data.train.name!r}: who was in it is not known.'
+        )
     model = unet.build_unet(described.network, described.image_shape, len(described.class_names))
     checkpoints.load_average(workdir / 'checkpoints', model)
     attack = _attack(workdir, 'membership', _image_loss(model, described.process, config), data.train, data.held_out)
@@ -202,27 +214,32 @@ def _attack(workdir, name, image_loss, members, non_members, *, facts=None, cana
     attack = membership.attack(*losses)
     fields = {'note': _NOTE, **(facts or {}), 'membership_attack': attack.to_dict()}
     files.write_text(workdir / 'non_private' / f'{name}.json', json.dumps(fields, indent=2) + '\n')
-    audit_picture.write_picture(workdir / 'non_private' / f'{name}.png',
-                                attack=attack,
-                                losses=tuple(losses),
-                                canaries=canaries)
+    audit_picture.write_picture(
+        workdir / 'non_private' / f'{name}.png', attack=attack, losses=tuple(losses), canaries=canaries
+    )
     return attack
 
 
 def _print_dry_run(data, config, plan, finetuning) -> None:
-    most = auditing.epsilon_lower_bound(config.num_canaries,
-                                        config.num_guesses,
-                                        num_correct=config.num_guesses,
-                                        delta=plan.config.target_delta,
-                                        confidence=config.confidence)
+    most = auditing.epsilon_lower_bound(
+        config.num_canaries,
+        config.num_guesses,
+        num_correct=config.num_guesses,
+        delta=plan.config.target_delta,
+        confidence=config.confidence,
+    )
     table = command.facts_table('what would be done')
     table.add_row('units', f'{data.spec.num_units:,} and {config.num_canaries:,} canaries of kind {config.kind!r}')
     table.add_row(
-        'private steps', f'{plan.config.num_steps:,} of {plan.config.expected_batch_size:,} expected units x '
-        f'{finetuning.views.augmentation_multiplicity} views')
+        'private steps',
+        f'{plan.config.num_steps:,} of {plan.config.expected_batch_size:,} expected units x '
+        f'{finetuning.views.augmentation_multiplicity} views',
+    )
     table.add_row('proven epsilon', _claim(plan.epsilon(), plan.config.target_delta))
-    table.add_row('most that can be shown',
-                  f'epsilon >= {rounding.round_down(most)} at {rounding.percent(config.confidence)} confidence')
+    table.add_row(
+        'most that can be shown',
+        f'epsilon >= {rounding.round_down(most)} at {rounding.percent(config.confidence)} confidence',
+    )
     print(gin.operative_config_str())
     rich_console.Console().print(table)
 
@@ -233,12 +250,13 @@ def _print_results(workdir, result, kind, attack, seconds) -> None:
     table.add_row(
         'lower bound',
         f'epsilon >= {rounding.round_down(result.epsilon_lower_bound)} at {rounding.percent(result.confidence)} '
-        'confidence')
+        'confidence',
+    )
     table.add_row('most that can be shown', f'epsilon >= {rounding.round_down(result.most_that_can_be_shown)}')
     table.add_row(
         'canaries',
-        f'{result.num_canaries} of kind {kind!r}; {result.num_correct} of {result.num_guesses} guesses were '
-        'correct')
+        f'{result.num_canaries} of kind {kind!r}; {result.num_correct} of {result.num_guesses} guesses were correct',
+    )
     verdict = 'no fault was found'
     if result.is_violation:
         verdict = 'THE IMPLEMENTATION OR THE ACCOUNTING IS WRONG; DO NOT RELEASE'
@@ -255,7 +273,8 @@ def _print_results(workdir, result, kind, attack, seconds) -> None:
             f'{accounting.round_up(result.proven_epsilon)}: the implementation or the accounting is wrong; do not '
             f'release. (At {rounding.percent(result.confidence)} confidence a correct one may be accused by chance: a '
             'second audit tells.)',
-            file=sys.stderr)
+            file=sys.stderr,
+        )
 
 
 def _claim(epsilon: float, delta: float) -> str:
@@ -266,8 +285,10 @@ def _claim(epsilon: float, delta: float) -> str:
 
 def _add_attack(table, attack: membership.MembershipAttack) -> None:
     table.add_row(
-        'attack on real images', f'AUC {attack.auc:.3f} (0.5 is guessing), {attack.num_members:,} members and '
-        f'{attack.num_non_members:,} non-members')
+        'attack on real images',
+        f'AUC {attack.auc:.3f} (0.5 is guessing), {attack.num_members:,} members and '
+        f'{attack.num_non_members:,} non-members',
+    )
     for rate, value in zip(membership.FALSE_POSITIVE_RATES, attack.true_positive_rates):
         table.add_row('', f'true positive rate {value:.2%} at a false positive rate of {rate:.1%}')
     for caveat in attack.caveats():
@@ -287,8 +308,9 @@ def main(flags) -> int:
     strategy = strategy_flags.configured(flags.strategy)
     num_workers = strategies.check(strategy)
     if num_workers > 1:
-        raise command.UsageError(f"an audit is for one process, got {num_workers} workers: use the strategy 'default' "
-                                 "or 'mirrored'.")
+        raise command.UsageError(
+            f"an audit is for one process, got {num_workers} workers: use the strategy 'default' or 'mirrored'."
+        )
     if flags.dry_run:
         return gin_config.call(audit, workdir=pathlib.Path(flags.workdir), dry_run=True)
     if flags.membership:
@@ -298,14 +320,14 @@ def main(flags) -> int:
         return gin_config.call_resumable('audit', audit, workdir=workdir, replicas=replicas)
 
 
-def run(argv: Optional[List[str]] = None) -> None:
+def run(argv: list[str] | None = None) -> None:
     """Entry point of bin/audit."""
     parser = command.Parser('audit', __doc__)
     parser.add_gin_flags()
     parser.add_strategy_flag()
     parser.add_argument('--workdir', default='runs/audit', help='folder of the audit (default: %(default)s)')
-    parser.add_argument('--membership',
-                        action='store_true',
-                        help='only attack the model of the run in --workdir; trains nothing')
+    parser.add_argument(
+        '--membership', action='store_true', help='only attack the model of the run in --workdir; trains nothing'
+    )
     parser.add_argument('--dry_run', action='store_true', help='print configuration and claim, and exit')
     sys.exit(command.run(parser, main, sys.argv[1:] if argv is None else argv))

@@ -1,11 +1,11 @@
 """A privacy budget on disk: appears whole or not at all, is changed by one process at a time."""
 
+from collections.abc import Callable, Iterator
 import contextlib
 import datetime
 import fcntl
 import os
 import pathlib
-from typing import Callable, Iterator, Union
 
 from tf_dpdiff import files
 from tf_dpdiff.cli import command
@@ -16,7 +16,7 @@ _OWNER_ONLY = 0o600
 Change = Callable[[budget_lib.Budget], budget_lib.Budget]
 
 
-def create(path: Union[str, os.PathLike], budget: budget_lib.Budget) -> None:
+def create(path: str | os.PathLike, budget: budget_lib.Budget) -> None:
     """Writes a new budget file, readable for its owner only.
 
     Raises:
@@ -26,12 +26,14 @@ def create(path: Union[str, os.PathLike], budget: budget_lib.Budget) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path):
         if path.exists():
-            raise command.UsageError(f'{path} exists: a new budget there would forget what its runs have cost. Name '
-                                     'another file for another data set.')
+            raise command.UsageError(
+                f'{path} exists: a new budget there would forget what its runs have cost. Name '
+                'another file for another data set.'
+            )
         _write(path, budget)
 
 
-def read(path: Union[str, os.PathLike]) -> budget_lib.Budget:
+def read(path: str | os.PathLike) -> budget_lib.Budget:
     """Reads a budget file.
 
     Raises:
@@ -40,18 +42,20 @@ def read(path: Union[str, os.PathLike]) -> budget_lib.Budget:
     """
     path = _resolve(path)
     if not path.exists():
-        raise FileNotFoundError(f'no budget file at {path}; `bin/account --budget_file={path} --create --epsilon=E '
-                                '--delta=D` makes one.')
+        raise FileNotFoundError(
+            f'no budget file at {path}; `bin/account --budget_file={path} --create --epsilon=E --delta=D` makes one.'
+        )
     try:
         return budget_lib.Budget.from_json(path.read_text(encoding='utf-8'))
     except ValueError as error:
         reason = ' '.join(str(error).split()).rstrip('.')
         raise command.UsageError(
             f'{path} is damaged or no budget file: {reason}. Restore it from a copy; a new one would '
-            'forget what the runs on this data have cost.') from error
+            'forget what the runs on this data have cost.'
+        ) from error
 
 
-def update(path: Union[str, os.PathLike], change: Change) -> budget_lib.Budget:
+def update(path: str | os.PathLike, change: Change) -> budget_lib.Budget:
     """Reads, changes and writes a budget file while no other process can; returns the changed budget.
 
     Where `change` raises, the file stays as it was. The lock is flock's, on a file beside it: on a network file system
@@ -66,7 +70,7 @@ def update(path: Union[str, os.PathLike], change: Change) -> budget_lib.Budget:
 
 
 @contextlib.contextmanager
-def held(path: Union[str, os.PathLike]) -> Iterator[Callable[[Change], budget_lib.Budget]]:
+def held(path: str | os.PathLike) -> Iterator[Callable[[Change], budget_lib.Budget]]:
     """Keeps other processes from a budget file within a block; yields what changes the file, as `update` does."""
     path = _resolve(path)
     read(path)  # Without a budget there is nothing to lock.
@@ -84,10 +88,10 @@ def held(path: Union[str, os.PathLike]) -> Iterator[Callable[[Change], budget_li
 
 def now() -> str:
     """Returns the time to the second, in UTC."""
-    return datetime.datetime.now(datetime.timezone.utc).strftime('%Y-%m-%d %H:%M:%S UTC')
+    return datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%d %H:%M:%S UTC')
 
 
-def _resolve(path: Union[str, os.PathLike]) -> pathlib.Path:
+def _resolve(path: str | os.PathLike) -> pathlib.Path:
     return pathlib.Path(path).expanduser().resolve()  # A link is followed: two names of one file share its lock.
 
 

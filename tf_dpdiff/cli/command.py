@@ -1,12 +1,12 @@
 """What all verbs share: flags, quiet libraries, errors that take one line, exit codes."""
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
 import os
 import pathlib
 import sys
 import threading
 import traceback
-from typing import Callable, Iterable, Iterator, List, Sequence
 
 from absl.flags import argparse_flags
 
@@ -29,16 +29,20 @@ class Parser(argparse_flags.ArgumentParser):
 
     def add_gin_flags(self) -> None:
         """Adds --gin_file and --gin_param."""
-        self.add_argument('--gin_file',
-                          action='append',
-                          default=[],
-                          metavar='FILE',
-                          help='configuration; may be given several times, later ones win')
-        self.add_argument('--gin_param',
-                          action='append',
-                          default=[],
-                          metavar="'A.B=VALUE'",
-                          help='a binding that wins over the files; may be given several times, later ones win')
+        self.add_argument(
+            '--gin_file',
+            action='append',
+            default=[],
+            metavar='FILE',
+            help='configuration; may be given several times, later ones win',
+        )
+        self.add_argument(
+            '--gin_param',
+            action='append',
+            default=[],
+            metavar="'A.B=VALUE'",
+            help='a binding that wins over the files; may be given several times, later ones win',
+        )
 
     def add_strategy_flag(self) -> None:
         """Adds --strategy."""
@@ -46,7 +50,8 @@ class Parser(argparse_flags.ArgumentParser):
             '--strategy',
             metavar='NAME',
             help='on what to compute: default (one device), mirrored (all GPUs here), '
-            'multi_worker_mirrored (several machines) or tpu; more by StrategyConfig in the configuration')
+            'multi_worker_mirrored (several machines) or tpu; more by StrategyConfig in the configuration',
+        )
 
     def error(self, message: str):
         """Ends the process with exit code 2."""
@@ -54,7 +59,7 @@ class Parser(argparse_flags.ArgumentParser):
         sys.exit(WRONG_USE)
 
 
-def run(parser: Parser, main: Callable[..., int], argv: List[str]) -> int:
+def run(parser: Parser, main: Callable[..., int], argv: list[str]) -> int:
     """Runs a verb and returns its exit code: 0 done, 1 failed, 2 wrong use.
 
     An error is shown as one line; with --debug its traceback goes before it.
@@ -73,7 +78,7 @@ def run(parser: Parser, main: Callable[..., int], argv: List[str]) -> int:
     except OSError as error:
         where = f': {error.filename}' if error.filename else ''
         return _fail(parser, flags, f'{error.strerror or _one_line(error)}{where}', FAILED)
-    except Exception as error:  # pylint: disable=broad-except
+    except Exception as error:
         return _fail(parser, flags, f'{type(error).__name__}: {_one_line(error)} (--debug shows where)', FAILED)
 
 
@@ -120,7 +125,8 @@ def say(verb: str, sentences: Iterable[str]) -> None:
 
 def facts_table(title: str):
     """Returns a rich table of two columns, a name and a fact, to be filled by `add_row`."""
-    from rich import table as rich_table  # pylint: disable=g-import-not-at-top
+    from rich import table as rich_table
+
     table = rich_table.Table(title=title, show_header=False, title_justify='left')
     table.add_column(no_wrap=True)
     table.add_column(overflow='fold')
@@ -129,7 +135,8 @@ def facts_table(title: str):
 
 def numbers_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]] = ()):
     """Returns a rich table of a name and numbers a row, below a header."""
-    from rich import table as rich_table  # pylint: disable=g-import-not-at-top
+    from rich import table as rich_table
+
     table = rich_table.Table(title=title, title_justify='left')
     for column, name in enumerate(header):
         table.add_column(name, justify='right' if column else 'left', no_wrap=bool(column))
@@ -140,7 +147,8 @@ def numbers_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str
 
 def quieten_libraries() -> None:
     """Keeps TensorFlow's advice to its own developers off the terminal."""
-    import tensorflow as tf  # pylint: disable=g-import-not-at-top
+    import tensorflow as tf
+
     tf.get_logger().setLevel('ERROR')
 
 

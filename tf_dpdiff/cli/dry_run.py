@@ -1,10 +1,8 @@
 """What a run would do and claim, before it does: `bin/train --dry_run`."""
 
-from typing import Optional, Tuple
-
+import gin
 from rich import console as rich_console
 
-import gin  # pylint: disable=wrong-import-order
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import planner_rows
 from tf_dpdiff.cli import run_files
@@ -18,16 +16,18 @@ from tf_dpdiff.training import trainer as trainer_lib
 from tf_dpdiff.training import views as views_lib
 
 
-def print_private(data,
-                  description: run_files.ModelDescription,
-                  plan,
-                  pretraining,
-                  warm_start,
-                  finetuning,
-                  samples,
-                  utility,
-                  spent: Optional[str],
-                  hardware: Optional[planner.Hardware] = None) -> None:
+def print_private(
+    data,
+    description: run_files.ModelDescription,
+    plan,
+    pretraining,
+    warm_start,
+    finetuning,
+    samples,
+    utility,
+    spent: str | None,
+    hardware: planner.Hardware | None = None,
+) -> None:
     """Prints configuration, cost and statement of a private run.
 
     Args:
@@ -55,8 +55,9 @@ def print_private(data,
     network, process = description.network, description.process
     model = unet.build_unet(network, spec.image_shape, spec.num_classes)
     _check_views((pretraining, warm_start), process, network, spec)
-    trainer_lib.check_model(model, spec.image_shape,
-                            views_lib.make_view_sampler(process, finetuning.views, network, spec.num_classes))
+    trainer_lib.check_model(
+        model, spec.image_shape, views_lib.make_view_sampler(process, finetuning.views, network, spec.num_classes)
+    )
     if pretraining:
         trainer_lib.check_public_shape(pretraining.spec, spec)
     trainer_lib.check_warm_start(warm_start, spec, plan.config.neighboring_relation)
@@ -76,8 +77,10 @@ def print_private(data,
     if warm_start:
         _add_rows(table, _warm_start_rows(warm_start))
     table.add_row(
-        'private steps', f'{plan.config.num_steps:,} of {plan.config.expected_batch_size:,} expected units x '
-        f'{num_views} views = {views:,} views')
+        'private steps',
+        f'{plan.config.num_steps:,} of {plan.config.expected_batch_size:,} expected units x '
+        f'{num_views} views = {views:,} views',
+    )
     table.add_row('noise multiplier', f'{plan.config.noise_multiplier:.4f}')
     table.add_row('augmentation', augmentation.Augmenter(finetuning.views.augmentation).describe())
     table.add_row('samples', _describe_samples(description.sampler, samples))
@@ -110,27 +113,36 @@ def _warm_start_rows(warm_start) -> planner_rows.Rows:
     if not warm_start.has_public_images:
         return [('warm start', f'{steps} from noisy class means')]
     public, num_epochs = warm_start.public.spec, warm_start.classifier_or_default.num_epochs
-    return [('public classifier', f'{num_epochs} epochs of {public.num_images:,} images'),
-            ('warm start', f'{steps} that noisy feature means choose, at most {warm_start.images_per_class:,} a class, '
-             f'among {public.to_phrase()}')]
+    return [
+        ('public classifier', f'{num_epochs} epochs of {public.num_images:,} images'),
+        (
+            'warm start',
+            f'{steps} that noisy feature means choose, at most {warm_start.images_per_class:,} a class, '
+            f'among {public.to_phrase()}',
+        ),
+    ]
 
 
 def _describe_samples(sampler, samples) -> str:
     candidates = f', the best of {sampler.num_candidates} candidates' if sampler.num_candidates > 1 else ''
-    return (f'{samples.num_images:,}, {sampler.num_steps} steps of {sampler.name}{candidates}: '
-            f'{samples.num_images * sampler.evaluations_per_image:,} forward passes of one image')
+    return (
+        f'{samples.num_images:,}, {sampler.num_steps} steps of {sampler.name}{candidates}: '
+        f'{samples.num_images * sampler.evaluations_per_image:,} forward passes of one image'
+    )
 
 
 def _describe_memory(model, num_trained: int, expected_batch_size: int, finetuning) -> str:
     chunk = finetuning.choose_chunk_sizes(model, expected_batch_size)
     views_at_a_time = chunk.units * chunk.views
     gradients, activations = 4 * chunk.units * num_trained, views_at_a_time * memory.activation_bytes_per_view(model)
-    return (f'about {_mebibytes(16 * model.count_params())} for weights, average and optimizer, '
-            f'{_mebibytes(gradients)} for the gradients of {chunk.units} unit(s) and {_mebibytes(activations)} for the '
-            f'activations of {views_at_a_time} view(s) at a time')
+    return (
+        f'about {_mebibytes(16 * model.count_params())} for weights, average and optimizer, '
+        f'{_mebibytes(gradients)} for the gradients of {chunk.units} unit(s) and {_mebibytes(activations)} for the '
+        f'activations of {views_at_a_time} view(s) at a time'
+    )
 
 
-def _check_origin(finetuning, pretraining, network, process, model) -> Tuple[Tuple[str, ...], str]:
+def _check_origin(finetuning, pretraining, network, process, model) -> tuple[tuple[str, ...], str]:
     """Returns what the run starts from, in phrases, and what is said of a checkpoint that is not there, or nothing: a
     plan can be made before the public run."""
     try:
@@ -142,12 +154,14 @@ def _check_origin(finetuning, pretraining, network, process, model) -> Tuple[Tup
     return trainer_lib.describe_public_data(pretraining, origin), ''
 
 
-def print_public(description: run_files.ModelDescription,
-                 pretraining,
-                 samples,
-                 statement: statement_lib.PublicStatement,
-                 *,
-                 hardware: Optional[planner.Hardware] = None) -> None:
+def print_public(
+    description: run_files.ModelDescription,
+    pretraining,
+    samples,
+    statement: statement_lib.PublicStatement,
+    *,
+    hardware: planner.Hardware | None = None,
+) -> None:
     """Prints configuration and cost of a run on public images alone.
 
     Args:
@@ -178,9 +192,11 @@ def print_public(description: run_files.ModelDescription,
         _add_rows(table, planner_rows.of_public_run(hardware, model, pretraining))
     else:
         table.add_row(
-            'memory', f'about {_mebibytes(16 * model.count_params())} for weights, average and optimizer, and '
+            'memory',
+            f'about {_mebibytes(16 * model.count_params())} for weights, average and optimizer, and '
             f'{_mebibytes(views_at_a_time * memory.activation_bytes_per_view(model))} for the activations of '
-            f'{views_at_a_time:,} views at a time')
+            f'{views_at_a_time:,} views at a time',
+        )
     _print(table, statement)
 
 

@@ -4,11 +4,10 @@ import json
 import pathlib
 import sys
 import time
-from typing import List, Optional
 
+import gin
 from rich import console as rich_console
 
-import gin  # pylint: disable=wrong-import-order
 from tf_dpdiff import files
 from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.cli import command
@@ -34,21 +33,24 @@ from tf_dpdiff.training import strategies
 
 _WARNING = (
     'PRIVATE: this page holds numbers and pictures made from private images without noise. It is for the owner of '
-    'the data and must not be released. The page that may be is report.html of the run.')
+    'the data and must not be released. The page that may be is report.html of the run.'
+)
 
 
 @gin_config.root('workdir', 'samples_path', 'workers')
-def evaluate(*,
-             workdir: pathlib.Path,
-             samples_path: pathlib.Path,
-             workers: workers_lib.Workers = workers_lib.ALONE,
-             budget_file: Optional[pathlib.Path] = None,
-             data: datasets.PrivateData = gin.REQUIRED,
-             features: features_lib.FeaturesConfig = features_lib.FeaturesConfig(),
-             quality: Optional[metrics.QualityConfig] = metrics.QualityConfig(),
-             neighbors: Optional[neighbors_lib.NeighborsConfig] = neighbors_lib.NeighborsConfig(),
-             utility: Optional[utility_lib.UtilityConfig] = gin.REQUIRED,
-             accuracy_release: Optional[accuracy_release_lib.AccuracyReleaseConfig] = None) -> int:
+def evaluate(
+    *,
+    workdir: pathlib.Path,
+    samples_path: pathlib.Path,
+    workers: workers_lib.Workers = workers_lib.ALONE,
+    budget_file: pathlib.Path | None = None,
+    data: datasets.PrivateData = gin.REQUIRED,
+    features: features_lib.FeaturesConfig = features_lib.FeaturesConfig(),
+    quality: metrics.QualityConfig | None = metrics.QualityConfig(),
+    neighbors: neighbors_lib.NeighborsConfig | None = neighbors_lib.NeighborsConfig(),
+    utility: utility_lib.UtilityConfig | None = gin.REQUIRED,
+    accuracy_release: accuracy_release_lib.AccuracyReleaseConfig | None = None,
+) -> int:
     """Measures samples and writes a report to non_private/; releases accuracies with noise where that is bound.
 
     Args:
@@ -71,7 +73,8 @@ def evaluate(*,
     settings = (features, quality, neighbors, utility, accuracy_release)
     strategy_flags.check_same_inputs(workers, samples, data, settings)
     shared_work.at_first(
-        workers, lambda: _check_release(workdir, budget_file, accuracy_release, utility, data, samples.statement_text))
+        workers, lambda: _check_release(workdir, budget_file, accuracy_release, utility, data, samples.statement_text)
+    )
     folder = workdir / 'non_private' / f'evaluation_{run_files.name_of_samples(workdir, samples_path)}'
     shared_work.at_first(workers, lambda: _begin(folder, samples))
     command.say('evaluate', left_out if workers.is_first else ())
@@ -111,7 +114,8 @@ def _fitting(quality, utility, samples, data):
     """Returns what can be measured, and sentences on what is left out: much may be set in another run's file."""
     utility, left_out = utility_lib.fitting(utility, data, len(samples.images))
     too_few = quality and metrics.too_few(
-        quality, synthetic=len(samples.images), training=data.spec.num_images, held_out=len(data.held_out))
+        quality, synthetic=len(samples.images), training=data.spec.num_images, held_out=len(data.held_out)
+    )
     return (None, utility, [*left_out, too_few]) if too_few else (quality, utility, left_out)
 
 
@@ -119,11 +123,13 @@ def _check_release(workdir, budget_file, accuracy_release, utility, data, statem
     if accuracy_release:
         if not utility:
             raise command.UsageError(
-                'evaluate.accuracy_release needs evaluate.utility: it releases what that measures.')
+                'evaluate.accuracy_release needs evaluate.utility: it releases what that measures.'
+            )
         released_accuracy.check(workdir, budget_file, accuracy_release, data, statement_text)
     elif budget_file:
-        raise command.UsageError('--budget_file is for evaluate.accuracy_release, which is not bound: nothing would be '
-                                 'released or charged.')
+        raise command.UsageError(
+            '--budget_file is for evaluate.accuracy_release, which is not bound: nothing would be released or charged.'
+        )
 
 
 def _begin(folder: pathlib.Path, samples: sample_files.SampleSet) -> None:
@@ -133,7 +139,7 @@ def _begin(folder: pathlib.Path, samples: sample_files.SampleSet) -> None:
     generate.write_png(folder / 'samples.png', generate.class_grid(samples.images, samples.labels))
 
 
-def _measure_quality(results, config, extractor, samples, data) -> Optional[report.Section]:
+def _measure_quality(results, config, extractor, samples, data) -> report.Section | None:
     """Returns a section; None at the other workers than the first."""
     started = time.monotonic()
     measured = metrics.measure(config, extractor, synthetic=samples.images, train=data.train, held_out=data.held_out)
@@ -162,7 +168,7 @@ def _measure_utility(results, config, samples, data, folder, workers):
     return section, measured.predictions
 
 
-def _search_neighbors(results, config, extractor, samples, data, folder) -> Optional[report.Section]:
+def _search_neighbors(results, config, extractor, samples, data, folder) -> report.Section | None:
     """Returns a section; None at the other workers than the first."""
     started = time.monotonic()
     found = neighbors_lib.find(config, extractor, synthetic=samples.images, train=data.train, held_out=data.held_out)
@@ -176,20 +182,22 @@ def _search_neighbors(results, config, extractor, samples, data, folder) -> Opti
 
 def _write_report(workdir, folder, samples_path, results, sections) -> None:
     """Writes the private page: what the run's own page holds, if there is one, and what was measured."""
-    facts = {'samples': f"{results['num_samples']:,} in {samples_path}"}
-    grid = report.picture(folder / 'samples.png',
-                          alt='Samples, one row a class',
-                          caption='The first samples of each class.')
+    facts = {'samples': f'{results["num_samples"]:,} in {samples_path}'}
+    grid = report.picture(
+        folder / 'samples.png', alt='Samples, one row a class', caption='The first samples of each class.'
+    )
     before, after = [report.Section('Samples', grid)], []
     if (workdir / 'report.json').exists():
         facts = {**run_report.read(workdir)['facts'], **facts}
         before += run_report.denoising_sections(workdir) + run_report.released_accuracy_sections(workdir)
         after = run_report.privacy_sections(workdir)
-    report.write_page(folder / 'report.html',
-                      title=f'tf_dpdiff: what samples of {workdir.resolve().name} are worth',
-                      facts=facts,
-                      sections=[*before, *sections, *after],
-                      warning=_WARNING)
+    report.write_page(
+        folder / 'report.html',
+        title=f'tf_dpdiff: what samples of {workdir.resolve().name} are worth',
+        facts=facts,
+        sections=[*before, *sections, *after],
+        warning=_WARNING,
+    )
 
 
 def _print_results(results, folder, workdir) -> None:
@@ -198,28 +206,33 @@ def _print_results(results, folder, workdir) -> None:
         rows = report_sections.quality_rows(results['quality'])
         title = f'against held-out real images ({command.NOT_TO_BE_RELEASED})'
         console.print(command.numbers_table(title, report_sections.QUALITY_HEADER, rows))
-        console.print(f"Protocol: {metrics.protocol_line(results['quality'])}", highlight=False, soft_wrap=True)
+        console.print(f'Protocol: {metrics.protocol_line(results["quality"])}', highlight=False, soft_wrap=True)
     if 'utility' in results:
-        title = (f"accuracy on {results['utility']['num_test']:,} held-out real images, by what was trained on "
-                 f'({command.NOT_TO_BE_RELEASED})')
+        title = (
+            f'accuracy on {results["utility"]["num_test"]:,} held-out real images, by what was trained on '
+            f'({command.NOT_TO_BE_RELEASED})'
+        )
         rows = report_sections.utility_rows(results['utility'])
         console.print(command.numbers_table(title, report_sections.UTILITY_HEADER, rows))
     if 'neighbors' in results:
-        console.print(f"Nearest neighbours ({command.NOT_TO_BE_RELEASED}): {results['neighbors']['verdict']}",
-                      highlight=False,
-                      soft_wrap=True)
+        console.print(
+            f'Nearest neighbours ({command.NOT_TO_BE_RELEASED}): {results["neighbors"]["verdict"]}',
+            highlight=False,
+            soft_wrap=True,
+        )
     console.print(
         f'Written to {folder}: report.html, evaluation.json; measured on private images, so not to be released.',
         highlight=False,
-        soft_wrap=True)
+        soft_wrap=True,
+    )
     if 'released_accuracy' in results:
         fields = results['released_accuracy']
         accuracies = ', '.join(f'{name} {value:.1%}' for name, value in fields['accuracy'].items())
         console.print(
-            f"RELEASED in {workdir / run_report.RELEASED_ACCURACY} and report.html: {accuracies}. "
-            f"{fields['text']}",
+            f'RELEASED in {workdir / run_report.RELEASED_ACCURACY} and report.html: {accuracies}. {fields["text"]}',
             highlight=False,
-            soft_wrap=True)
+            soft_wrap=True,
+        )
 
 
 def main(flags) -> int:
@@ -234,13 +247,15 @@ def main(flags) -> int:
     return gin_config.call(evaluate, workdir=workdir, samples_path=samples_path, workers=workers, **given)
 
 
-def run(argv: Optional[List[str]] = None) -> None:
+def run(argv: list[str] | None = None) -> None:
     """Entry point of bin/evaluate."""
     parser = command.Parser('evaluate', __doc__)
     parser.add_gin_flags()
     parser.add_strategy_flag()
     run_files.add_samples_flags(parser)
-    parser.add_argument('--budget_file',
-                        metavar='FILE',
-                        help='budget that evaluate.accuracy_release is charged to (bin/account makes one)')
+    parser.add_argument(
+        '--budget_file',
+        metavar='FILE',
+        help='budget that evaluate.accuracy_release is charged to (bin/account makes one)',
+    )
     sys.exit(command.run(parser, main, sys.argv[1:] if argv is None else argv))

@@ -4,7 +4,6 @@ import argparse
 import pathlib
 import sys
 import tempfile
-from typing import List, Optional, Tuple
 
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import run_files
@@ -28,17 +27,19 @@ def main(flags) -> int:
         # Not the run's own description: the sampler may be another one.
         description.write(pathlib.Path(folder))
         beside = run_files.statement_paths(workdir) + [pathlib.Path(folder) / run_files.MODEL]
-        version = export.export_saved_model(image_sampler,
-                                            directory,
-                                            beside,
-                                            warmup_batch_sizes=flags.warmup_batch_sizes,
-                                            allow_incompatible=flags.allow_incompatible)
+        version = export.export_saved_model(
+            image_sampler,
+            directory,
+            beside,
+            warmup_batch_sizes=flags.warmup_batch_sizes,
+            allow_incompatible=flags.allow_incompatible,
+        )
     steps = ' or '.join(map(str, step_counts)) or description.sampler.num_steps
     print(f'exported to {version} ({description.sampler.name}, {steps} steps)')
     return command.DONE
 
 
-def _batch_sizes(text: str) -> Tuple[int, ...]:
+def _batch_sizes(text: str) -> tuple[int, ...]:
     """Reads a flag; argparse says what is wrong with it."""
     try:
         sizes = tuple(int(part) for part in text.split(',')) if text != 'none' else ()
@@ -49,20 +50,24 @@ def _batch_sizes(text: str) -> Tuple[int, ...]:
     return sizes
 
 
-def run(argv: Optional[List[str]] = None) -> None:
+def run(argv: list[str] | None = None) -> None:
     """Entry point of bin/export."""
     parser = command.Parser('export', __doc__ + ' The sampler is fixed in it.')
     parser.add_argument('--workdir', default='runs/latest', help='folder of a finished run (default: %(default)s)')
     parser.add_argument('--output', help="the servable's folder (default: saved_models/NAME OF THE RUN)")
     sample_source.add_sampler_flags(parser, several_step_counts=True)
-    parser.add_argument('--warmup_batch_sizes',
-                        type=_batch_sizes,
-                        default=warmup.BATCH_SIZES,
-                        metavar='SIZE[,SIZE...]',
-                        help='of the requests that a server sends itself before it takes any, or none; a large network '
-                        f'without an accelerator wants few (default: {",".join(map(str, warmup.BATCH_SIZES))})')
-    parser.add_argument('--allow_incompatible',
-                        action='store_true',
-                        help='write a version although it breaks the clients of the one before, which sends or reads '
-                        'other inputs, outputs, labels or step counts')
+    parser.add_argument(
+        '--warmup_batch_sizes',
+        type=_batch_sizes,
+        default=warmup.BATCH_SIZES,
+        metavar='SIZE[,SIZE...]',
+        help='of the requests that a server sends itself before it takes any, or none; a large network '
+        f'without an accelerator wants few (default: {",".join(map(str, warmup.BATCH_SIZES))})',
+    )
+    parser.add_argument(
+        '--allow_incompatible',
+        action='store_true',
+        help='write a version although it breaks the clients of the one before, which sends or reads '
+        'other inputs, outputs, labels or step counts',
+    )
     sys.exit(command.run(parser, main, sys.argv[1:] if argv is None else argv))

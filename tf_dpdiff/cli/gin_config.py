@@ -4,13 +4,14 @@
 `gin_types` that it is of the right type, `gin_paths` what a relative path means.
 """
 
+from collections.abc import Callable, Sequence
 import importlib
 import inspect
 import re
 import sys
-from typing import Callable, Dict, List, Optional, Sequence
 
 import gin
+
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import gin_files
 from tf_dpdiff.cli import gin_paths
@@ -94,7 +95,7 @@ for _registered in _REGISTERED:
     gin.register(_registered)
 
 _VERBS_WITH_ROOTS = ('train', 'evaluate', 'select', 'audit')
-_roots: List[Callable] = []
+_roots: list[Callable] = []
 
 
 def root(*given: str) -> Callable[[Callable], Callable]:
@@ -111,11 +112,7 @@ def root(*given: str) -> Callable[[Callable], Callable]:
     return register
 
 
-def parse(files: Sequence[str],
-          bindings: Sequence[str],
-          verb: Optional[str] = None,
-          *,
-          given: Sequence[str] = ()) -> None:
+def parse(files: Sequence[str], bindings: Sequence[str], verb: str | None = None, *, given: Sequence[str] = ()) -> None:
     """Parses configuration files and bindings, strictly.
 
     Args:
@@ -134,8 +131,9 @@ def parse(files: Sequence[str],
         importlib.import_module(f'tf_dpdiff.cli.{name}')
     gin.clear_config()
     known = (*_REGISTERED, *_roots)
-    parsed = gin_files.read(files, bindings,
-                            {function.__name__: list(inspect.signature(function).parameters) for function in known})
+    parsed = gin_files.read(
+        files, bindings, {function.__name__: list(inspect.signature(function).parameters) for function in known}
+    )
     configuration = gin_usage.Configuration(parsed.bindings)
     verbs = [gin_files.whole_name(name) for name in _VERBS_WITH_ROOTS]
     paths = {}
@@ -152,8 +150,13 @@ def leave_out(verb: str, *arguments: str) -> None:
         gin.bind_parameter(f'{verb}.{name}', None)
 
 
-def _check(parsed: gin_files.Parsed, configuration: gin_usage.Configuration, verbs: Sequence[str], verb: Optional[str],
-           given: Sequence[str]) -> Dict[gin_files.Key, str]:
+def _check(
+    parsed: gin_files.Parsed,
+    configuration: gin_usage.Configuration,
+    verbs: Sequence[str],
+    verb: str | None,
+    given: Sequence[str],
+) -> dict[gin_files.Key, str]:
     """Refuses what is not used, missing, of a wrong type or ambiguous; returns the relative paths as absolute ones."""
     strategy = gin_files.whole_name(strategies.StrategyConfig.__name__)  # All verbs read it.
     roots = [*verbs, strategy]
@@ -179,8 +182,9 @@ def call(function: Callable, **arguments):
     except RuntimeError as error:
         missing = re.search(r'Required bindings for `(\w+)` not provided in config: \[(.*)\]', str(error))
         if missing:
-            raise command.UsageError(f'the configuration is incomplete: {missing.group(1)} needs '
-                                     f'{missing.group(2)}.') from error
+            raise command.UsageError(
+                f'the configuration is incomplete: {missing.group(1)} needs {missing.group(2)}.'
+            ) from error
         raise
     except TypeError as error:
         text = str(error)

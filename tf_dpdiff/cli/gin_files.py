@@ -4,6 +4,7 @@ An include is looked for beside the file that names it, and then in the project'
 """
 
 import codecs
+from collections.abc import Callable, Sequence
 import dataclasses
 import difflib
 import io
@@ -11,13 +12,14 @@ import os
 import pathlib
 import re
 import tokenize
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, NamedTuple
 
-import gin  # pylint: disable=wrong-import-order
+import gin
+
 from tf_dpdiff.cli import command
 
 MACRO = 'gin.macro'
-Key = Tuple[str, str, str]  # Scope, whole name of what is configured, parameter.
+Key = tuple[str, str, str]  # Scope, whole name of what is configured, parameter.
 
 _ERRORS = (SyntaxError, ValueError, TypeError, tokenize.TokenError)
 
@@ -34,12 +36,13 @@ class Binding:
       where: The file and line, or the flag, for errors.
       folder: The folder of the file; None: a flag binds it.
     """
+
     scope: str
     selector: str
     parameter: str
     value: Any
     where: str
-    folder: Optional[pathlib.Path]
+    folder: pathlib.Path | None
 
     @property
     def key(self) -> Key:
@@ -64,6 +67,7 @@ class Layer(NamedTuple):
       end: Position behind its last one.
       is_flag: Whether it is a flag.
     """
+
     first: int
     end: int
     is_flag: bool
@@ -76,8 +80,9 @@ class Parsed(NamedTuple):
       bindings: In the order in which they are read.
       layers: In the order in which they end.
     """
-    bindings: List[Binding]
-    layers: List[Layer]
+
+    bindings: list[Binding]
+    layers: list[Layer]
 
 
 def name_of(scope: str, selector: str, parameter: str) -> str:
@@ -123,7 +128,7 @@ def gin_folder() -> pathlib.Path:
     return package / 'gin' if (package / 'gin').is_dir() else package.parent / 'gin'
 
 
-def read(names: Sequence[str], flags: Sequence[str], known: Dict[str, List[str]]) -> Parsed:
+def read(names: Sequence[str], flags: Sequence[str], known: dict[str, list[str]]) -> Parsed:
     """Reads configuration files and flags.
 
     Args:
@@ -146,11 +151,11 @@ def read(names: Sequence[str], flags: Sequence[str], known: Dict[str, List[str]]
 class _Reader:
     """Collects bindings."""
 
-    def __init__(self, known: Dict[str, List[str]]):
-        self.bindings: List[Binding] = []
-        self.layers: List[Layer] = []
+    def __init__(self, known: dict[str, list[str]]):
+        self.bindings: list[Binding] = []
+        self.layers: list[Layer] = []
         self._known = known
-        self._open: List[pathlib.Path] = []  # The files that are being read, each included by the one before.
+        self._open: list[pathlib.Path] = []  # The files that are being read, each included by the one before.
 
     def read_file(self, path: pathlib.Path) -> None:
         shown, first = _shown(path), len(self.bindings)
@@ -165,7 +170,7 @@ class _Reader:
         self._read(flag, lambda line: f'--gin_param={flag!r}', None)
         self.layers.append(Layer(first, len(self.bindings), True))
 
-    def _read(self, text: str, where, folder: Optional[pathlib.Path]) -> None:
+    def _read(self, text: str, where, folder: pathlib.Path | None) -> None:
         line = 1
         try:
             parser = _Parser(io.StringIO(text, newline=None))
@@ -182,7 +187,7 @@ class _Reader:
             line = line or parser.current_token.start[0]
             raise command.UsageError(f'{where(line)}: {_explain(error, self._known)}') from error
 
-    def _add(self, statement, where: str, folder: Optional[pathlib.Path]) -> None:
+    def _add(self, statement, where: str, folder: pathlib.Path | None) -> None:
         if isinstance(statement, gin.config_parser.IncludeStatement):
             self._include(statement.filename, where, folder)
         elif isinstance(statement, gin.config_parser.ImportStatement):
@@ -196,19 +201,23 @@ class _Reader:
                 key = f'{scope}/{selector}' if scope else selector, MACRO, 'value'
             self.bindings.append(Binding(*key, value, where, folder))
 
-    def _include(self, name: str, where: str, folder: Optional[pathlib.Path]) -> None:
+    def _include(self, name: str, where: str, folder: pathlib.Path | None) -> None:
         path = pathlib.Path(name).expanduser()
-        candidates = [path] if path.is_absolute() else [(folder or pathlib.Path.cwd()) / path,
-                                                        gin_folder() / _below_gin(path)]
+        candidates = (
+            [path] if path.is_absolute() else [(folder or pathlib.Path.cwd()) / path, gin_folder() / _below_gin(path)]
+        )
         found = next((candidate for candidate in candidates if candidate.exists()), None)
         if found is None:
             looked_in = ' and '.join(dict.fromkeys(str(candidate.parent) for candidate in candidates))
-            raise command.UsageError(f'{where}: there is no {name!r} to include, neither beside this file nor in the '
-                                     f"project's gin folder (looked in {looked_in}).")
+            raise command.UsageError(
+                f'{where}: there is no {name!r} to include, neither beside this file nor in the '
+                f"project's gin folder (looked in {looked_in})."
+            )
         if found.resolve() in self._open:
-            circle = [*self._open[self._open.index(found.resolve()):], found.resolve()]
-            raise command.UsageError(f'{where}: the include goes round in a circle: '
-                                     f'{" -> ".join(map(_shown, circle))}.')
+            circle = [*self._open[self._open.index(found.resolve()) :], found.resolve()]
+            raise command.UsageError(
+                f'{where}: the include goes round in a circle: {" -> ".join(map(_shown, circle))}.'
+            )
         self.read_file(found)
 
 
@@ -216,7 +225,7 @@ class _Parser(gin.config_parser.ConfigParser):
     """gin's parser, which does not take the last of two values of one key of a dictionary unseen."""
 
     def __init__(self, stream: io.StringIO):
-        self._keys: List[Any] = []
+        self._keys: list[Any] = []
         super().__init__(stream, gin.config.ParserDelegate())
 
     def _maybe_parse_container(self):
@@ -283,15 +292,17 @@ def _import(statement, where: str) -> None:
         raise command.UsageError(f'{where}: {str(error).splitlines()[0]}.') from error
 
 
-def _explain(error: Exception, known: Dict[str, List[str]]) -> str:
+def _explain(error: Exception, known: dict[str, list[str]]) -> str:
     """Returns an error of gin's as one sentence that names the nearest known name."""
     if isinstance(error, tokenize.TokenError):
         return f'a bracket or a quote is left open ({error.args[0]}).'
     text = (getattr(error, 'msg', None) or str(error)).splitlines()
     unread = re.search(r"Failed to parse token '(.*)'", text[-1])
     if unread:
-        return (f"{unread.group(1)} is no value: a text stands in quotes, '{unread.group(1)}', a reference begins with "
-                '@ and a macro with %.')
+        return (
+            f"{unread.group(1)} is no value: a text stands in quotes, '{unread.group(1)}', a reference begins with "
+            '@ and a macro with %.'
+        )
     sentence = text[0].rstrip('.')
     parameter = re.search(r"onfigurable '(?:[\w.]*\.)?(\w+)' doesn't have a parameter named '(\w+)'", sentence)
     given = re.search(r"Configurable '(?:[\w.]*\.)?(\w+)' has denylisted kwarg '(\w+)'", sentence)

@@ -10,10 +10,10 @@
 The files of an installed package have no root beside them: for them the working folder stands for it.
 """
 
+from collections.abc import Iterable
 import glob
 import os
 import pathlib
-from typing import Dict, Iterable, List
 
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import gin_files
@@ -37,7 +37,7 @@ _PATTERNS = ('pattern', 'held_out_pattern')
 _NAMES = {'source': (features.CLASSIFIER, features.INCEPTION)}  # What stands for no path.
 
 
-def absolute(configuration: gin_usage.Configuration, bindings: Iterable[gin_files.Binding]) -> Dict[gin_files.Key, str]:
+def absolute(configuration: gin_usage.Configuration, bindings: Iterable[gin_files.Binding]) -> dict[gin_files.Key, str]:
     """Returns the absolute paths of bindings that are relative ones.
 
     Args:
@@ -73,15 +73,19 @@ def _absolute(path: str, source: gin_files.Binding, is_pattern: bool) -> str:
         return own
     there = [candidate for candidate in (own, below_root) if _match(candidate, is_pattern)]
     if len({tuple(_match(candidate, is_pattern)) for candidate in there}) > 1:
-        raise command.UsageError(f'{source} may mean {own} or {below_root}, which are both there: write the one that '
-                                 f"is meant in full, or './{path}' for the first.")
+        raise command.UsageError(
+            f'{source} may mean {own} or {below_root}, which are both there: write the one that '
+            f"is meant in full, or './{path}' for the first."
+        )
     if there:
         return there[0]
     is_ours = gin_files.gin_folder() in (source.folder.resolve(), *source.folder.resolve().parents)
     if _match(here, is_pattern):
-        raise command.UsageError(f'{source} is not in {_root() if is_ours else source.folder}. It is in the working '
-                                 'folder, which a path in a file is not relative to: write it in full, or give it by '
-                                 'a flag.')
+        raise command.UsageError(
+            f'{source} is not in {_root() if is_ours else source.folder}. It is in the working '
+            'folder, which a path in a file is not relative to: write it in full, or give it by '
+            'a flag.'
+        )
     return below_root if is_ours else own
 
 
@@ -95,6 +99,6 @@ def _join(folder: pathlib.Path, path: str, is_pattern: bool) -> str:
     return os.path.join(glob.escape(str(folder)) if is_pattern else str(folder), path)
 
 
-def _match(path: str, is_pattern: bool) -> List[str]:
+def _match(path: str, is_pattern: bool) -> list[str]:
     """Returns the files and folders that are there, their links followed."""
     return sorted(map(os.path.realpath, glob.glob(path) if is_pattern else filter(os.path.exists, [path])))

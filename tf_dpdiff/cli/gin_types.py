@@ -1,23 +1,33 @@
 """Values of a configuration have the types that the functions and classes which they configure ask for."""
 
 import collections.abc
+from collections.abc import Callable, Iterable, Sequence
 import inspect
 import pathlib
+import types
 import typing
-from typing import Any, Callable, Iterable, Optional, Sequence
+from typing import Any
 
-import gin  # pylint: disable=wrong-import-order
+import gin
+
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import gin_files
 from tf_dpdiff.cli import gin_usage
 
-_WORDS = {bool: 'True or False', int: 'a whole number', float: 'a number', str: 'a text', type(None): 'None',
-          pathlib.Path: 'a text'}  # yapf: disable
+_WORDS = {
+    bool: 'True or False',
+    int: 'a whole number',
+    float: 'a number',
+    str: 'a text',
+    type(None): 'None',
+    pathlib.Path: 'a text',
+}
 _UNKNOWN = object()  # A value that another check looks at.
 
 
-def check(configuration: gin_usage.Configuration, bindings: Iterable[gin_files.Binding],
-          makers: Sequence[Callable]) -> None:
+def check(
+    configuration: gin_usage.Configuration, bindings: Iterable[gin_files.Binding], makers: Sequence[Callable]
+) -> None:
     """Refuses values of a wrong type.
 
     Args:
@@ -36,8 +46,10 @@ def check(configuration: gin_usage.Configuration, bindings: Iterable[gin_files.B
             value = source.value
         value = _resolve(configuration, value)
         if not _fits(value, wanted):
-            raise command.UsageError(f'{source}: {binding.name} wants {_describe(wanted, makers)}, got '
-                                     f'{_describe_value(value)}{_hint(value, wanted)}.')
+            raise command.UsageError(
+                f'{source}: {binding.name} wants {_describe(wanted, makers)}, got '
+                f'{_describe_value(value)}{_hint(value, wanted)}.'
+            )
 
 
 def _annotations(function: Callable) -> dict:
@@ -63,7 +75,7 @@ def _fits(value: Any, wanted: Any) -> bool:
     if wanted is Any or value is _UNKNOWN:
         return True
     kind, of = typing.get_origin(wanted), typing.get_args(wanted)
-    if kind is typing.Union:
+    if kind in (typing.Union, types.UnionType):
         return any(_fits(value, other) for other in of)
     if isinstance(value, gin.config.ConfigurableReference):
         made = _made_by(gin_files.function(value.configurable.selector))
@@ -79,7 +91,7 @@ def _fits(value: Any, wanted: Any) -> bool:
     return isinstance(value, str if wanted is pathlib.Path else wanted) if inspect.isclass(wanted) else True
 
 
-def _made_by(function: Callable) -> Optional[type]:
+def _made_by(function: Callable) -> type | None:
     """Returns the class of what a reference stands for, if that is known."""
     made = function if inspect.isclass(function) else _annotations(function).get('return')
     return made if inspect.isclass(made) else None
@@ -87,7 +99,7 @@ def _made_by(function: Callable) -> Optional[type]:
 
 def _describe(wanted: Any, makers: Sequence[Callable]) -> str:
     kind, of = typing.get_origin(wanted), typing.get_args(wanted)
-    if kind is typing.Union:
+    if kind in (typing.Union, types.UnionType):
         return ' or '.join(dict.fromkeys(_describe(other, makers) for other in of))
     if kind is tuple and Ellipsis not in of:
         return f'a tuple ({", ".join(_describe(item, makers) for item in of)})'
@@ -121,12 +133,13 @@ def _hint(value: Any, wanted: Any) -> str:
     elif isinstance(value, str):
         guess = _number_in(value, wanted)
     else:
-        guess = str(
-            int(value)) if isinstance(value, float) and value.is_integer() and _fits(int(value), wanted) else None
+        guess = (
+            str(int(value)) if isinstance(value, float) and value.is_integer() and _fits(int(value), wanted) else None
+        )
     return f': write {guess}' if guess else ''
 
 
-def _number_in(text: str, wanted: Any) -> Optional[str]:
+def _number_in(text: str, wanted: Any) -> str | None:
     try:
         value = gin.config.parse_value(text)
     except (SyntaxError, ValueError):

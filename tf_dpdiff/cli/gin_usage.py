@@ -16,17 +16,19 @@ one of these ends. It follows that
 Of flags, each is judged as it stands behind those before it: of two that bind the same, the last one wins.
 """
 
+from collections.abc import Iterator, Sequence
 import inspect
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
+from typing import Any
 
-import gin  # pylint: disable=wrong-import-order
+import gin
+
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import gin_files
 
 _CONSTANT, _REQUIRED = 'gin.constant', 'gin.REQUIRED'
 
-Scope = Tuple[str, ...]
-Call = Tuple[Scope, str]  # In which scope what is called, by its whole name.
+Scope = tuple[str, ...]
+Call = tuple[Scope, str]  # In which scope what is called, by its whole name.
 
 
 class Configuration:
@@ -37,19 +39,19 @@ class Configuration:
     """
 
     def __init__(self, bindings: Sequence[gin_files.Binding]):
-        self.values: Dict[gin_files.Key, gin_files.Binding] = {binding.key: binding for binding in bindings}
-        self._of: Dict[Tuple[str, str], Dict[str, gin_files.Binding]] = {}
+        self.values: dict[gin_files.Key, gin_files.Binding] = {binding.key: binding for binding in bindings}
+        self._of: dict[tuple[str, str], dict[str, gin_files.Binding]] = {}
         for binding in self.values.values():
             self._of.setdefault((binding.scope, binding.selector), {})[binding.parameter] = binding
 
-    def in_scope(self, scope: Scope, selector: str) -> Dict[str, gin_files.Binding]:
+    def in_scope(self, scope: Scope, selector: str) -> dict[str, gin_files.Binding]:
         """Returns what a call in a scope reads, by parameter: as gin does, the narrower scope wins."""
-        found: Dict[str, gin_files.Binding] = {}
+        found: dict[str, gin_files.Binding] = {}
         for depth in range(len(scope) + 1):
             found.update(self._of.get(('/'.join(scope[:depth]), selector), {}))
         return found
 
-    def macro(self, reference) -> Optional[gin_files.Binding]:
+    def macro(self, reference) -> gin_files.Binding | None:
         """Returns what binds the macro that a value refers to; None where nothing does, or where it is no macro."""
         if not is_macro(reference):
             return None
@@ -73,13 +75,13 @@ class Reached:
     """
 
     def __init__(self, configuration: Configuration, roots: Sequence[str], given: Sequence[str] = ()):
-        self.bindings: Set[gin_files.Binding] = set()
-        self.calls: Set[Call] = set()
+        self.bindings: set[gin_files.Binding] = set()
+        self.calls: set[Call] = set()
         self._configuration = configuration
         for root in roots:
             self._visit(((), root), (), given)
 
-    def _visit(self, call: Call, path: Tuple[Call, ...], given: Sequence[str] = ()) -> None:
+    def _visit(self, call: Call, path: tuple[Call, ...], given: Sequence[str] = ()) -> None:
         if call in self.calls:
             return
         self.calls.add(call)
@@ -92,7 +94,7 @@ class Reached:
                 # gin calls what is named without a scope in the scope of what it is for.
                 called = tuple(reference.scopes) or call[0], reference.configurable.selector
                 if reference.evaluate and called in path:
-                    circle = ' -> '.join(map(_name_of_call, (*path[path.index(called):], called)))
+                    circle = ' -> '.join(map(_name_of_call, (*path[path.index(called) :], called)))
                     raise command.UsageError(f'{binding} goes round in a circle: {circle}.')
                 self._visit(called, path)
 
@@ -113,8 +115,11 @@ def is_macro(value: Any) -> bool:
 
 def is_left_open(value: Any) -> bool:
     """Returns whether a value is %gin.REQUIRED."""
-    return (isinstance(value, gin.config.ConfigurableReference) and value.configurable.selector == _CONSTANT and
-            '/'.join(value.scopes) == _REQUIRED)
+    return (
+        isinstance(value, gin.config.ConfigurableReference)
+        and value.configurable.selector == _CONSTANT
+        and '/'.join(value.scopes) == _REQUIRED
+    )
 
 
 def _name_of_call(call: Call) -> str:
@@ -122,8 +127,9 @@ def _name_of_call(call: Call) -> str:
     return '/'.join(scope if selector == gin_files.MACRO else (*scope, selector.rpartition('.')[2]))
 
 
-def check_used(parsed: gin_files.Parsed, roots: Sequence[str], running: Sequence[str], given: Sequence[str],
-               verb: Optional[str]) -> None:
+def check_used(
+    parsed: gin_files.Parsed, roots: Sequence[str], running: Sequence[str], given: Sequence[str], verb: str | None
+) -> None:
     """Refuses what is bound and not read; see the head of this module.
 
     Args:
@@ -139,13 +145,15 @@ def check_used(parsed: gin_files.Parsed, roots: Sequence[str], running: Sequence
     bindings, read = parsed.bindings, set()
     whole = gin_files.Layer(0, len(bindings), False)
     for layer in (*parsed.layers, whole):
-        configuration = Configuration(bindings[:layer.end])
+        configuration = Configuration(bindings[: layer.end])
         reached = Reached(configuration, running, given) if layer.is_flag else Reached(configuration, roots)
         # A file that is included twice is read twice: a line of it is known by its place. At the end of all, what a
         # flag binds is not what any command reads, but what this one does.
-        read.update((binding.where, binding.key)
-                    for binding in bindings[layer.first:layer.end]
-                    if binding in reached.bindings and (layer.is_flag or binding.folder))
+        read.update(
+            (binding.where, binding.key)
+            for binding in bindings[layer.first : layer.end]
+            if binding in reached.bindings and (layer.is_flag or binding.folder)
+        )
     by_all, now = Reached(Configuration(bindings), roots), Reached(Configuration(bindings), running, given)
     read.update((binding.where, binding.key) for binding in now.bindings)
     unread = [binding for binding in bindings if (binding.where, binding.key) not in read]
@@ -158,7 +166,7 @@ def check_used(parsed: gin_files.Parsed, roots: Sequence[str], running: Sequence
 
 def _why_unread(binding: gin_files.Binding, bindings: Sequence[gin_files.Binding], reached: Reached) -> str:
     """Returns a sentence, and the question whether the nearest name in use was meant."""
-    later = [other for other in bindings[bindings.index(binding) + 1:] if other.key == binding.key]
+    later = [other for other in bindings[bindings.index(binding) + 1 :] if other.key == binding.key]
     if later and later[-1] in reached.bindings:
         return f'{later[-1].where} binds it to {gin_files.shortened(later[-1].value)}, and what comes later wins.'
     name = binding.selector.rpartition('.')[2]
@@ -174,12 +182,13 @@ def _why_unread(binding: gin_files.Binding, bindings: Sequence[gin_files.Binding
     return f'{reason}.{gin_files.nearest(binding.name, _names_in_use(binding, reached))}'
 
 
-def _names_in_use(binding: gin_files.Binding, reached: Reached) -> List[str]:
+def _names_in_use(binding: gin_files.Binding, reached: Reached) -> list[str]:
     """Returns the names that could have been meant: macros for a macro, parameters of what is called for others."""
     if binding.selector == gin_files.MACRO:
         return sorted('/'.join(scope) for scope, selector in reached.calls if selector == gin_files.MACRO)
     names = {
-        gin_files.name_of('/'.join(scope[:depth]), selector, parameter) for scope, selector in reached.calls
+        gin_files.name_of('/'.join(scope[:depth]), selector, parameter)
+        for scope, selector in reached.calls
         if selector not in (gin_files.MACRO, _CONSTANT)
         for depth in range(len(scope) + 1)
         for parameter in inspect.signature(gin_files.function(selector)).parameters
@@ -196,13 +205,17 @@ def check_complete(configuration: Configuration, reached: Reached) -> None:
     for binding in in_order(reached.bindings):
         for reference in references(binding.value):
             if is_left_open(reference):
-                raise command.UsageError(f'the configuration is incomplete: {binding.name} must be bound; it is left '
-                                         f'open by %gin.REQUIRED ({binding.where}).')
+                raise command.UsageError(
+                    f'the configuration is incomplete: {binding.name} must be bound; it is left '
+                    f'open by %gin.REQUIRED ({binding.where}).'
+                )
             if is_macro(reference) and configuration.macro(reference) is None:
                 name = '/'.join(reference.scopes)
                 known = sorted(scope for scope, selector, _ in configuration.values if selector == gin_files.MACRO)
-                raise command.UsageError(f'{binding}: the configuration uses %{name}, which it does not define.'
-                                         f'{gin_files.nearest(name, known)}')
+                raise command.UsageError(
+                    f'{binding}: the configuration uses %{name}, which it does not define.'
+                    f'{gin_files.nearest(name, known)}'
+                )
 
 
 def check_no_commands(bindings: Sequence[gin_files.Binding], verbs: Sequence[str]) -> None:
@@ -228,10 +241,11 @@ def check_scopes(reached: Reached) -> None:
         for reference in references(binding.value):
             scope, selector = '/'.join(reference.scopes), reference.configurable.selector
             if scope and scope not in scopes and selector not in (gin_files.MACRO, _CONSTANT):
-                raise command.UsageError(f"{binding}: nothing is bound in the scope '{scope}'."
-                                         f'{gin_files.nearest(scope, sorted(scopes))}')
+                raise command.UsageError(
+                    f"{binding}: nothing is bound in the scope '{scope}'.{gin_files.nearest(scope, sorted(scopes))}"
+                )
 
 
-def in_order(bindings: Set[gin_files.Binding]) -> List[gin_files.Binding]:
+def in_order(bindings: set[gin_files.Binding]) -> list[gin_files.Binding]:
     """Returns bindings in an order that does not change from run to run."""
     return sorted(bindings, key=lambda binding: (binding.where, binding.key))

@@ -1,24 +1,36 @@
 """Flags of `bin/train --dry_run` that say for which devices a run is planned."""
 
-from typing import Optional
-
 from tf_dpdiff.cli import command
 from tf_dpdiff.training import planner
 
 _FLAGS = (
     ('devices', int, 'N', 'GPUs, or replicas of a TPU (default: 1)'),
     ('device_memory_gib', float, 'G', 'memory of each device'),
-    ('views_per_second', float, 'R', 'measured, of one device in private training: expected batch x views a unit x '
-     'steps a second / devices, with the steps a second of the progress bar'),
+    (
+        'views_per_second',
+        float,
+        'R',
+        'measured, of one device in private training: expected batch x views a unit x '
+        'steps a second / devices, with the steps a second of the progress bar',
+    ),
     ('public_views_per_second', float, 'R', 'the same in pre-training and warm start (default: as private training)'),
-    ('device_tflops', float, 'T', "peak of a device for the compute type, as its maker says: estimates the rate where "
-     'none is measured'),
+    (
+        'device_tflops',
+        float,
+        'T',
+        'peak of a device for the compute type, as its maker says: estimates the rate where none is measured',
+    ),
     ('utilization', float, 'U', f'share of that peak that is assumed (default: {planner.DEFAULT_UTILIZATION})'),
-    ('scaling_efficiency', float, 'E', 'share of the rate that several devices keep, besides what is computed: uneven '
-     'shards, and the all-reduce with --network_gbps (default: 1)'),
+    (
+        'scaling_efficiency',
+        float,
+        'E',
+        'share of the rate that several devices keep, besides what is computed: uneven '
+        'shards, and the all-reduce with --network_gbps (default: 1)',
+    ),
     ('network_gbps', float, 'B', 'gigabits a second that each device sends in the all-reduce'),
     ('price_per_device_hour', float, 'P', 'in any currency'),
-)  # yapf: disable
+)
 
 
 def add(parser: command.Parser) -> None:
@@ -28,7 +40,7 @@ def add(parser: command.Parser) -> None:
         group.add_argument(f'--{name}', type=kind, metavar=letter, help=text)
 
 
-def read(flags) -> Optional[planner.Hardware]:
+def read(flags) -> planner.Hardware | None:
     """Returns the devices that flags describe, or None where no flag is given.
 
     Raises:
@@ -38,8 +50,9 @@ def read(flags) -> Optional[planner.Hardware]:
     if not given:
         return None
     if not flags.dry_run:
-        raise command.UsageError(f'--{next(iter(given))} plans a run and goes with --dry_run: a run itself computes on '
-                                 'what --strategy says.')
+        raise command.UsageError(
+            f'--{next(iter(given))} plans a run and goes with --dry_run: a run itself computes on what --strategy says.'
+        )
     try:
         return planner.Hardware(**given)
     except ValueError as error:

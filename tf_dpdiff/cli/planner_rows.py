@@ -1,7 +1,7 @@
 """What a run takes on given devices, as rows of the table that `bin/train --dry_run` prints."""
 
+from collections.abc import Sequence
 import dataclasses
-from typing import List, Optional, Sequence, Tuple
 
 import tensorflow as tf
 
@@ -15,10 +15,10 @@ from tf_dpdiff.training import memory
 from tf_dpdiff.training import planner
 from tf_dpdiff.training import stages
 
-Rows = List[Tuple[str, str]]
+Rows = list[tuple[str, str]]
 
 
-def check(hardware: Optional[planner.Hardware], *, has_private_stage: bool, has_public_stage: bool) -> None:
+def check(hardware: planner.Hardware | None, *, has_private_stage: bool, has_public_stage: bool) -> None:
     """Refuses a rate for a kind of stage that the run has not.
 
     Raises:
@@ -26,8 +26,10 @@ def check(hardware: Optional[planner.Hardware], *, has_private_stage: bool, has_
     """
     if hardware and hardware.public_views_per_second is not None and not (has_private_stage and has_public_stage):
         cure = 'drop it' if has_private_stage else 'give its rate as --views_per_second alone'
-        raise command.UsageError(f'--public_views_per_second={hardware.public_views_per_second:g} is for a run with '
-                                 f'both public and private stages, which this is not: {cure}.')
+        raise command.UsageError(
+            f'--public_views_per_second={hardware.public_views_per_second:g} is for a run with '
+            f'both public and private stages, which this is not: {cure}.'
+        )
 
 
 def count_parameters(variables: Sequence[tf.Variable]) -> int:
@@ -35,9 +37,14 @@ def count_parameters(variables: Sequence[tf.Variable]) -> int:
     return sum(variable.shape.num_elements() for variable in variables)
 
 
-def of_private_run(hardware: planner.Hardware, model: keras.Model, plan: plan_lib.DpSgdPlan,
-                   pretraining: Optional[stages.PretrainingConfig], warm_start: Optional[stages.WarmStartConfig],
-                   finetuning: stages.FinetuningConfig) -> Rows:
+def of_private_run(
+    hardware: planner.Hardware,
+    model: keras.Model,
+    plan: plan_lib.DpSgdPlan,
+    pretraining: stages.PretrainingConfig | None,
+    warm_start: stages.WarmStartConfig | None,
+    finetuning: stages.FinetuningConfig,
+) -> Rows:
     """Returns the rows of a private run.
 
     Args:
@@ -54,8 +61,14 @@ def of_private_run(hardware: planner.Hardware, model: keras.Model, plan: plan_li
     chunk = _choose_chunk(hardware, model, finetuning, batch_size)
     is_poisson = isinstance(plan.sampler, sampling.PoissonSampler)
     largest = planner.largest_sampled_share(num_units, batch_size, hardware.devices, chunk.units, is_poisson=is_poisson)
-    work = planner.StageWork('private steps', plan.config.num_steps, batch_size,
-                             finetuning.views.augmentation_multiplicity, largest, num_trained)
+    work = planner.StageWork(
+        'private steps',
+        plan.config.num_steps,
+        batch_size,
+        finetuning.views.augmentation_multiplicity,
+        largest,
+        num_trained,
+    )
     configs = {name: c for name, c in (('pre-training', pretraining), ('warm start', warm_start)) if c}
     public = [_public_work(name, config, hardware, num_parameters) for name, config in configs.items()]
     rows = _time_rows(hardware, model, trained, public, [work])
@@ -63,11 +76,13 @@ def of_private_run(hardware: planner.Hardware, model: keras.Model, plan: plan_li
     rows += _reduction_row(hardware, work)
     states = 2 * num_trained + 2 * num_parameters * len(configs)
     activation_bytes = memory.activation_bytes_per_view(model)
-    held = planner.private_memory(num_parameters=num_parameters,
-                                  num_trained=num_trained,
-                                  num_optimizer_states=states,
-                                  chunk=chunk,
-                                  activation_bytes=activation_bytes)
+    held = planner.private_memory(
+        num_parameters=num_parameters,
+        num_trained=num_trained,
+        num_optimizer_states=states,
+        chunk=chunk,
+        activation_bytes=activation_bytes,
+    )
     rows.append(('memory a device', _describe_memory(hardware, held, f'{chunk.units} unit(s) x {chunk.views} view(s)')))
     for name, config in configs.items():
         _, description = _public_memory(hardware, config, num_parameters, states, activation_bytes)
@@ -95,24 +110,31 @@ def of_public_run(hardware: planner.Hardware, model: keras.Model, pretraining: s
         left = planner.memory_budget_gib(held, hardware.device_memory_gib) * 2**30 - held.gradients
         most = min(int(left // (work.num_views * activation_bytes)), -(-work.batch_size // hardware.devices))
         fitting = [images for images in range(1, most + 1) if work.batch_size % images == 0]
-        rows.append(('memory to bind',
-                     f'PretrainingConfig.images_per_chunk = {max(fitting)} at most' if fitting else 'nothing fits'))
+        rows.append(
+            (
+                'memory to bind',
+                f'PretrainingConfig.images_per_chunk = {max(fitting)} at most' if fitting else 'nothing fits',
+            )
+        )
     return rows
 
 
-def _public_memory(hardware, config, num_parameters: int, num_optimizer_states: int,
-                   activation_bytes: int) -> Tuple[planner.StepMemory, str]:
+def _public_memory(
+    hardware, config, num_parameters: int, num_optimizer_states: int, activation_bytes: int
+) -> tuple[planner.StepMemory, str]:
     """Returns what a step of plain training holds on a device, as numbers and in words."""
     share = -(-config.batch_size // hardware.devices)
     views = min(getattr(config, 'images_per_chunk', None) or share, share) * config.views.augmentation_multiplicity
-    held = planner.public_memory(num_parameters=num_parameters,
-                                 num_optimizer_states=num_optimizer_states,
-                                 views_at_a_time=views,
-                                 activation_bytes=activation_bytes)
+    held = planner.public_memory(
+        num_parameters=num_parameters,
+        num_optimizer_states=num_optimizer_states,
+        views_at_a_time=views,
+        activation_bytes=activation_bytes,
+    )
     return held, _describe_memory(hardware, held, f'{views:,} view(s)')
 
 
-def _describe_share(hardware, work: planner.StageWork, num_units: Optional[int], units_per_chunk: int) -> str:
+def _describe_share(hardware, work: planner.StageWork, num_units: int | None, units_per_chunk: int) -> str:
     """Returns how many units a device computes a step; num_units: of the data set, None where batches vary not."""
     text = f'{work.batch_size / hardware.devices:,.1f} expected a step, '
     if num_units:
@@ -125,10 +147,12 @@ def _describe_share(hardware, work: planner.StageWork, num_units: Optional[int],
 
 
 def _public_work(name: str, config, hardware: planner.Hardware, num_parameters: int) -> planner.StageWork:
-    largest = planner.largest_equal_share(config.batch_size, hardware.devices,
-                                          getattr(config, 'images_per_chunk', None))
-    return planner.StageWork(name, config.num_steps, config.batch_size, config.views.augmentation_multiplicity, largest,
-                             num_parameters)
+    largest = planner.largest_equal_share(
+        config.batch_size, hardware.devices, getattr(config, 'images_per_chunk', None)
+    )
+    return planner.StageWork(
+        name, config.num_steps, config.batch_size, config.views.augmentation_multiplicity, largest, num_parameters
+    )
 
 
 def _time_rows(hardware, model, trained, public, private) -> Rows:
@@ -144,29 +168,41 @@ def _time_rows(hardware, model, trained, public, private) -> Rows:
         for work in works:
             seconds = planner.step_seconds(work, hardware, rates[kind])
             total += seconds * work.num_steps
-            rows.append((f'time, {work.name}', f'{work.views:,} views in {_duration(seconds * work.num_steps)}, '
-                         f'{_duration(seconds)} a step'))  # yapf: disable
+            rows.append(
+                (
+                    f'time, {work.name}',
+                    f'{work.views:,} views in {_duration(seconds * work.num_steps)}, {_duration(seconds)} a step',
+                )
+            )
     device_hours = total / 3600.0 * hardware.devices
     cost = ''
     if hardware.price_per_device_hour is not None:
         price = hardware.price_per_device_hour
         cost = f', cost {device_hours * price:,.2f} at {price:g} each'
-    rows.append(('time in all', f'{_duration(total)} on {hardware.devices} device(s) = {device_hours:,.4g} '
-                 f'device-hours{cost}; training alone, without start, samples and evaluation'))  # yapf: disable
+    rows.append(
+        (
+            'time in all',
+            f'{_duration(total)} on {hardware.devices} device(s) = {device_hours:,.4g} '
+            f'device-hours{cost}; training alone, without start, samples and evaluation',
+        )
+    )
     if hardware.devices > 1:
         of_what = 'uneven shares' + (' and all-reduce' if hardware.network_gbps is not None else '')
         rows.append(
-            ('scaling', f'efficiency {hardware.scaling_efficiency:g}, assumed and not measured, besides {of_what}'))
+            ('scaling', f'efficiency {hardware.scaling_efficiency:g}, assumed and not measured, besides {of_what}')
+        )
     return rows
 
 
-def _describe_rate(hardware, views_per_second: float, flops: Optional[flops_lib.Flops]) -> str:
+def _describe_rate(hardware, views_per_second: float, flops: flops_lib.Flops | None) -> str:
     rate = f'{views_per_second:,.4g} views a second a device'
     if flops is None:
         return f'{rate}, as given'
     share = views_per_second * flops.training / (hardware.device_tflops * 1e12)
-    return (f'{rate}, ESTIMATED, NOT MEASURED: {100.0 * share:.3g}% (assumed) of {hardware.device_tflops:g} TFLOPS, '
-            f'{flops.training / 1e9:,.4g} GFLOP a view ({flops.training / flops.forward:.2f} x the forward pass)')
+    return (
+        f'{rate}, ESTIMATED, NOT MEASURED: {100.0 * share:.3g}% (assumed) of {hardware.device_tflops:g} TFLOPS, '
+        f'{flops.training / 1e9:,.4g} GFLOP a view ({flops.training / flops.forward:.2f} x the forward pass)'
+    )
 
 
 def _reduction_row(hardware, work: planner.StageWork) -> Rows:
@@ -181,9 +217,11 @@ def _reduction_row(hardware, work: planner.StageWork) -> Rows:
 
 
 def _describe_memory(hardware, held: planner.StepMemory, chunk: str) -> str:
-    parts = (f'{_bytes(held.total)}: weights and average {_bytes(held.weights)}, optimizer '
-             f'{_bytes(held.optimizers)}, sums {_bytes(held.sums)}, gradients {_bytes(held.gradients)} and '
-             f'activations {_bytes(held.activations)} of {chunk} at a time')
+    parts = (
+        f'{_bytes(held.total)}: weights and average {_bytes(held.weights)}, optimizer '
+        f'{_bytes(held.optimizers)}, sums {_bytes(held.sums)}, gradients {_bytes(held.gradients)} and '
+        f'activations {_bytes(held.activations)} of {chunk} at a time'
+    )
     if hardware.device_memory_gib is None:
         return parts
     usable = planner.SHARE_OF_MEMORY * hardware.device_memory_gib * 2**30
@@ -195,11 +233,14 @@ def _advise_private(hardware, held, model, finetuning, batch_size: int) -> str:
     budget = planner.memory_budget_gib(held, hardware.device_memory_gib)
     if budget <= 0.0:
         return f'nothing fits: without gradients and activations it is {_bytes(held.least)}'
-    chunk = _choose_chunk(hardware, model,
-                          dataclasses.replace(finetuning, memory_budget_gib=budget, units_per_chunk=None), batch_size)
+    chunk = _choose_chunk(
+        hardware, model, dataclasses.replace(finetuning, memory_budget_gib=budget, units_per_chunk=None), batch_size
+    )
     unbound = ' and units_per_chunk = None' if finetuning.units_per_chunk else ''
-    return (f'FinetuningConfig.memory_budget_gib = {budget:g} at most{unbound}: {chunk.units} unit(s) x {chunk.views} '
-            'view(s) at a time')
+    return (
+        f'FinetuningConfig.memory_budget_gib = {budget:g} at most{unbound}: {chunk.units} unit(s) x {chunk.views} '
+        'view(s) at a time'
+    )
 
 
 def _choose_chunk(hardware, model, finetuning, batch_size: int) -> memory.ChunkSizes:

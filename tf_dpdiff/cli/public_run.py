@@ -3,7 +3,6 @@
 import dataclasses
 import pathlib
 import time
-from typing import Optional
 
 from rich import console as rich_console
 
@@ -22,9 +21,19 @@ from tf_dpdiff.training import stages
 from tf_dpdiff.training import strategies
 
 
-def train_on_public_images(workdir: pathlib.Path, replicas: strategies.Replicas, dry_run: bool,
-                           hardware: Optional[planner.Hardware], parts: dict, network, process, pretraining, sampler,
-                           samples, loop) -> int:
+def train_on_public_images(
+    workdir: pathlib.Path,
+    replicas: strategies.Replicas,
+    dry_run: bool,
+    hardware: planner.Hardware | None,
+    parts: dict,
+    network,
+    process,
+    pretraining,
+    sampler,
+    samples,
+    loop,
+) -> int:
     """Pre-trains, writes the public checkpoint, samples and exports; resumes where the folder holds such a run.
 
     Args:
@@ -48,16 +57,23 @@ def train_on_public_images(workdir: pathlib.Path, replicas: strategies.Replicas,
     """
     given = [name for name, part in parts.items() if part is not None]
     if given or pretraining is None:
-        raise command.UsageError('the configuration is incomplete: it binds no private images (train.data), ' + (
-            f'but what belongs to them (train.{", train.".join(given)}).' if given else 'and no public ones either '
-            '(train.pretraining).'))
+        raise command.UsageError(
+            'the configuration is incomplete: it binds no private images (train.data), '
+            + (
+                f'but what belongs to them (train.{", train.".join(given)}).'
+                if given
+                else 'and no public ones either (train.pretraining).'
+            )
+        )
     if loop.log_non_private:
         raise command.UsageError(
             'TrainerConfig.log_non_private is for private runs: a run on public images alone writes '
-            'its loss to tensorboard/.')
+            'its loss to tensorboard/.'
+        )
     spec = pretraining.spec
-    model = run_files.ModelDescription(spec.image_shape, spec.class_names, network, process, sampler,
-                                       pretraining.views.label_drop_probability).with_sampler(sampler)
+    model = run_files.ModelDescription(
+        spec.image_shape, spec.class_names, network, process, sampler, pretraining.views.label_drop_probability
+    ).with_sampler(sampler)
     statement = statement_lib.PublicStatement((spec.to_phrase(),), pretraining.num_steps)
     if dry_run:
         dry_run_lib.print_public(model, pretraining, samples, statement, hardware=hardware)
@@ -68,13 +84,15 @@ def train_on_public_images(workdir: pathlib.Path, replicas: strategies.Replicas,
     started = time.monotonic()
     model = model._replace(labelled=not _is_unlabelled(pretraining.images))
     with replicas.working() as stop:
-        trainer = pretrainer.PublicTrainer(workdir,
-                                           network=network,
-                                           process=process,
-                                           pretraining=pretraining,
-                                           config=loop,
-                                           draw_grid=run_summaries.make_grid_drawer(model),
-                                           replicas=replicas)
+        trainer = pretrainer.PublicTrainer(
+            workdir,
+            network=network,
+            process=process,
+            pretraining=pretraining,
+            config=loop,
+            draw_grid=run_summaries.make_grid_drawer(model),
+            replicas=replicas,
+        )
         if is_first:
             run_output.begin(workdir, model, trainer, {stages.PRETRAINING: pretraining})
         trainer.run(stop)
@@ -95,15 +113,25 @@ def _finish(workdir, pretraining, trainer, released, model, statement, checkpoin
     facts = {
         'epsilon': 'no private images',
         'public images': f'{spec.num_images:,}',
-        'steps': str(pretraining.num_steps)
+        'steps': str(pretraining.num_steps),
     }
-    version = run_output.write(workdir, f'tf_dpdiff: a public model of {spec.name}', facts, statement, model, released,
-                               trainer.summaries, *drawn)
+    version = run_output.write(
+        workdir,
+        f'tf_dpdiff: a public model of {spec.name}',
+        facts,
+        statement,
+        model,
+        released,
+        trainer.summaries,
+        *drawn,
+    )
     trainer.summaries.flush()
     table = command.facts_table('what came out')
     table.add_row(
-        'checkpoint', f'{workdir / pretrained.FOLDER}, SHA-256 {checkpoint.sha256[:16]}: private '
-        f"runs start from it by FinetuningConfig.init_from = '{workdir.absolute()}'")
+        'checkpoint',
+        f'{workdir / pretrained.FOLDER}, SHA-256 {checkpoint.sha256[:16]}: private '
+        f"runs start from it by FinetuningConfig.init_from = '{workdir.absolute()}'",
+    )
     run_output.add_files(table, workdir, version, len(drawn[0]), time.monotonic() - started)
     rich_console.Console().print(table)
 

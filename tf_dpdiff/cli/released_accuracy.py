@@ -3,7 +3,6 @@
 import json
 import pathlib
 import secrets
-from typing import Dict, Optional
 
 import numpy as np
 
@@ -21,8 +20,13 @@ from tf_dpdiff.privacy import rounding
 from tf_dpdiff.privacy import seeds
 
 
-def check(workdir: pathlib.Path, budget_path: Optional[pathlib.Path], config: accuracy_release.AccuracyReleaseConfig,
-          data: datasets.PrivateData, statement_text: Optional[str]) -> None:
+def check(
+    workdir: pathlib.Path,
+    budget_path: pathlib.Path | None,
+    config: accuracy_release.AccuracyReleaseConfig,
+    data: datasets.PrivateData,
+    statement_text: str | None,
+) -> None:
     """Checks that a release may be made, before what it releases is measured.
 
     Args:
@@ -39,11 +43,13 @@ def check(workdir: pathlib.Path, budget_path: Optional[pathlib.Path], config: ac
     if budget_path is None:
         raise command.UsageError(
             'a released accuracy costs privacy: name the budget of the data set, --budget_file=FILE '
-            '(bin/account makes one), or leave evaluate.accuracy_release unbound.')
+            '(bin/account makes one), or leave evaluate.accuracy_release unbound.'
+        )
     if data.held_out.unit != data.spec.unit:  # The noise would be for one, the budget is for the other.
         raise command.UsageError(
             f'the budget protects {data.spec.unit!r}, but the held-out images name no owners, so an accuracy on them '
-            f'would protect no more than {data.held_out.unit!r}: name their owners too.')
+            f'would protect no more than {data.held_out.unit!r}: name their owners too.'
+        )
     run_report.read(workdir)  # The page that the accuracy becomes part of.
     _check_not_released(workdir)
     text, _ = run_files.statement_paths(workdir)
@@ -51,16 +57,23 @@ def check(workdir: pathlib.Path, budget_path: Optional[pathlib.Path], config: ac
     if not statement['guarantee_claimed'] and _is_private(statement):
         raise command.UsageError(
             f'the run in {workdir} claims no guarantee: classifiers trained on its samples are not '
-            'private, and no noise on their accuracy changes that.')
+            'private, and no noise on their accuracy changes that.'
+        )
     if statement_text != text.read_text(encoding='utf-8'):
         raise command.UsageError(
             f'the samples did not come with the statement of the run in {workdir}: it is not known '
-            'what they, and classifiers trained on them, reveal. Make them with bin/sample.')
+            'what they, and classifiers trained on them, reveal. Make them with bin/sample.'
+        )
     _charge('not drawn yet', workdir, budget_path, config, data)(budget_file.read(budget_path))
 
 
-def release(workdir: pathlib.Path, budget_path: pathlib.Path, config: accuracy_release.AccuracyReleaseConfig,
-            data: datasets.PrivateData, predictions: Dict[str, np.ndarray]) -> dict:
+def release(
+    workdir: pathlib.Path,
+    budget_path: pathlib.Path,
+    config: accuracy_release.AccuracyReleaseConfig,
+    data: datasets.PrivateData,
+    predictions: dict[str, np.ndarray],
+) -> dict:
     """Charges the budget, draws the noise and writes released_accuracy.json: in this order, so that a crash costs
     budget and never the guarantee.
 
@@ -80,10 +93,9 @@ def release(workdir: pathlib.Path, budget_path: pathlib.Path, config: accuracy_r
     with budget_file.held(budget_path) as update:  # Another process must not release in between.
         _check_not_released(workdir)
         budget = update(_charge(run_id, workdir, budget_path, config, data))
-        released = config.release(correct,
-                                  seed=seeds.PrivateSeed.from_os_entropy(),
-                                  num_units=held_out.num_units,
-                                  owners=held_out.owners)
+        released = config.release(
+            correct, seed=seeds.PrivateSeed.from_os_entropy(), num_units=held_out.num_units, owners=held_out.owners
+        )
         fields = _describe(workdir, config, held_out, dict(zip(predictions, released.tolist())), run_id, budget)
         files.write_text(workdir / run_report.RELEASED_ACCURACY, json.dumps(fields, indent=2) + '\n')
     run_report.write_page(workdir)
@@ -94,16 +106,23 @@ def _check_not_released(workdir: pathlib.Path) -> None:
     path = workdir / run_report.RELEASED_ACCURACY
     if path.exists():
         run_report.write_page(workdir)  # Where a crash came between.
-        raise command.UsageError(f'{path} holds accuracies that were released before; each release costs anew. Move it '
-                                 'away to release again, or leave evaluate.accuracy_release unbound.')
+        raise command.UsageError(
+            f'{path} holds accuracies that were released before; each release costs anew. Move it '
+            'away to release again, or leave evaluate.accuracy_release unbound.'
+        )
 
 
 def _is_private(statement: dict) -> bool:
     return statement.get('private_data', 'some') is not None
 
 
-def _charge(run_id: str, workdir: pathlib.Path, budget_path: pathlib.Path,
-            config: accuracy_release.AccuracyReleaseConfig, data: datasets.PrivateData) -> budget_file.Change:
+def _charge(
+    run_id: str,
+    workdir: pathlib.Path,
+    budget_path: pathlib.Path,
+    config: accuracy_release.AccuracyReleaseConfig,
+    data: datasets.PrivateData,
+) -> budget_file.Change:
     """Returns the change of a budget: as if held-out units were training units, which costs more than it need.
 
     The run itself must be in the budget: then the budget has seen that data and unit are those of the run, and its
@@ -116,14 +135,18 @@ def _charge(run_id: str, workdir: pathlib.Path, budget_path: pathlib.Path,
             entry = budget.entry(statement['run_id'])
             released = ledger_lib.Ledger.from_json(json.dumps(statement['releases']))
             if entry is None or (entry.status, entry.ledger) != (budget_lib.SETTLED, released):
-                raise command.UsageError(f'{budget_path} does not hold the run in {workdir}; charge it first: '
-                                         f'bin/account --budget_file={budget_path} --workdir={workdir}')
-        reserved = budget.reserve(run_id,
-                                  config.ledger(),
-                                  dataset=data.train.name,
-                                  data_fingerprint=data.train.fingerprint(),
-                                  unit=data.train.unit,
-                                  time=budget_file.now())
+                raise command.UsageError(
+                    f'{budget_path} does not hold the run in {workdir}; charge it first: '
+                    f'bin/account --budget_file={budget_path} --workdir={workdir}'
+                )
+        reserved = budget.reserve(
+            run_id,
+            config.ledger(),
+            dataset=data.train.name,
+            data_fingerprint=data.train.fingerprint(),
+            unit=data.train.unit,
+            time=budget_file.now(),
+        )
         return reserved.settle(run_id, config.ledger())
 
     return charge
@@ -139,7 +162,8 @@ def _describe(workdir, config, held_out, accuracy, run_id, budget) -> dict:
         f'{stddev:.2%}. The release costs epsilon = {accounting.round_up(epsilon)} at delta = '
         f'{rounding.exact(delta)}; together with all that was released from these data before, the model '
         f'among it, epsilon = {accounting.round_up(epsilon_together)}. The number of units counts as public. Not '
-        'covered: a choice of the classifiers, or of the run, by looking at these images.')
+        'covered: a choice of the classifiers, or of the run, by looking at these images.'
+    )
     return {
         'accuracy': accuracy,
         'noise_stddev': stddev,

@@ -1,11 +1,12 @@
 """Files of a run's folder that more than one verb reads or writes."""
 
+from collections.abc import Iterator
 import contextlib
 import dataclasses
 import hashlib
 import json
 import pathlib
-from typing import Any, Dict, Iterator, List, NamedTuple, Tuple, Union
+from typing import Any, NamedTuple
 
 from tf_dpdiff import files
 from tf_dpdiff.cli import command
@@ -32,8 +33,9 @@ class ModelDescription(NamedTuple):
       labelled: Whether the images that the last stage trained on had labels; if not, samples are of "no class".
       has_feature_means: Whether the run releases feature means, by which a sampler can choose among candidates.
     """
-    image_shape: Tuple[int, int, int]
-    class_names: Tuple[str, ...]
+
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
     network: unet.UNetConfig
     process: process_lib.DiffusionProcess
     sampler: samplers.SamplerConfig
@@ -58,14 +60,18 @@ class ModelDescription(NamedTuple):
         num_timesteps = self.process.schedule.num_timesteps
         if sampler.num_steps > num_timesteps:
             raise ValueError(
-                f'num_steps={sampler.num_steps} of the sampler exceeds the {num_timesteps} timesteps of the schedule.')
+                f'num_steps={sampler.num_steps} of the sampler exceeds the {num_timesteps} timesteps of the schedule.'
+            )
         if sampler.guidance_scale != 1.0 and not self.label_drop_probability:
-            raise ValueError(f'guidance_scale={sampler.guidance_scale:g} of the sampler needs a model that was trained '
-                             'with label_drop_probability > 0 in its last ViewsConfig, and this one is not.')
+            raise ValueError(
+                f'guidance_scale={sampler.guidance_scale:g} of the sampler needs a model that was trained '
+                'with label_drop_probability > 0 in its last ViewsConfig, and this one is not.'
+            )
         if sampler.num_candidates > 1 and not self.has_feature_means:
             raise ValueError(
                 f'num_candidates={sampler.num_candidates} of the sampler needs a run whose warm start released '
-                'feature means to choose by (WarmStartConfig.release = @FeatureMeansConfig()).')
+                'feature means to choose by (WarmStartConfig.release = @FeatureMeansConfig()).'
+            )
         return self._replace(sampler=sampler)
 
     def write(self, workdir: pathlib.Path) -> None:
@@ -84,14 +90,17 @@ def read_model(workdir: pathlib.Path) -> ModelDescription:
     path = workdir / MODEL
     if not path.exists():
         raise FileNotFoundError(
-            f'{workdir} holds no run ({path.name} is missing); train first, or name another --workdir.')
+            f'{workdir} holds no run ({path.name} is missing); train first, or name another --workdir.'
+        )
     fields = files.read_json(path)
     try:
-        fields.update(image_shape=tuple(fields['image_shape']),
-                      class_names=tuple(fields['class_names']),
-                      network=configs_json.network_from_json(fields['network']),
-                      process=configs_json.process_from_json(fields['process']),
-                      sampler=samplers.SamplerConfig(**fields['sampler']))
+        fields.update(
+            image_shape=tuple(fields['image_shape']),
+            class_names=tuple(fields['class_names']),
+            network=configs_json.network_from_json(fields['network']),
+            process=configs_json.process_from_json(fields['process']),
+            sampler=samplers.SamplerConfig(**fields['sampler']),
+        )
         return ModelDescription(**fields)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f'{path} is damaged or of another version: {error!r}.') from error
@@ -112,17 +121,18 @@ def training_in(path: str) -> Iterator[pathlib.Path]:
         try:
             held.enter_context(files.holding(workdir / _LOCK))
         except BlockingIOError as error:
-            raise OSError(f'another process trains in --workdir={workdir}: wait for its end, or name another '
-                          'folder.') from error
+            raise OSError(
+                f'another process trains in --workdir={workdir}: wait for its end, or name another folder.'
+            ) from error
         yield workdir
 
 
-def statement_paths(workdir: pathlib.Path) -> List[pathlib.Path]:
+def statement_paths(workdir: pathlib.Path) -> list[pathlib.Path]:
     """Returns the two files of the privacy statement."""
     return [workdir / 'privacy_statement.txt', workdir / 'privacy_statement.json']
 
 
-def read_statement(workdir: pathlib.Path) -> Dict[str, Any]:
+def read_statement(workdir: pathlib.Path) -> dict[str, Any]:
     """Reads the privacy statement.
 
     Raises:
@@ -132,7 +142,7 @@ def read_statement(workdir: pathlib.Path) -> Dict[str, Any]:
     return files.read_json(statement_paths(workdir)[1])
 
 
-def paths_beside_model(workdir: pathlib.Path) -> List[pathlib.Path]:
+def paths_beside_model(workdir: pathlib.Path) -> list[pathlib.Path]:
     """Returns what is laid beside an exported model: the privacy statement, and what the model is."""
     return statement_paths(workdir) + [workdir / MODEL]
 
@@ -143,7 +153,7 @@ def add_samples_flags(parser: command.Parser) -> None:
     parser.add_argument('--samples', help="what bin/sample wrote, a file or folder (default: the run's samples.npz)")
 
 
-def find_samples(flags) -> Tuple[pathlib.Path, pathlib.Path]:
+def find_samples(flags) -> tuple[pathlib.Path, pathlib.Path]:
     """Returns the folder of a run, which need not be there, and where the samples are."""
     workdir = pathlib.Path(flags.workdir).expanduser()
     return workdir, pathlib.Path(flags.samples).expanduser() if flags.samples else workdir / 'samples.npz'
@@ -158,8 +168,9 @@ def name_of_samples(workdir: pathlib.Path, samples_path: pathlib.Path) -> str:
     return f'{name}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}'
 
 
-def write_statement(workdir: pathlib.Path, statement: Union[statement_lib.PrivacyStatement,
-                                                            statement_lib.PublicStatement]) -> None:
+def write_statement(
+    workdir: pathlib.Path, statement: statement_lib.PrivacyStatement | statement_lib.PublicStatement
+) -> None:
     """Writes the privacy statement as text and as JSON."""
     text, as_json = statement_paths(workdir)
     files.write_text(text, statement.to_text())

@@ -24,18 +24,24 @@ def check_free(workdir: pathlib.Path) -> None:
     """
     path, found = run_files.statement_paths(workdir)[1], checkpoints.read_run(workdir / 'checkpoints')
     if found is not None and found.has_diverged:
-        raise command.UsageError(f'the run in {workdir} has diverged, and is over: lower learning_rate of the '
-                                 'OptimizationConfig of the stage that did, and name another --workdir.')
+        raise command.UsageError(
+            f'the run in {workdir} has diverged, and is over: lower learning_rate of the '
+            'OptimizationConfig of the stage that did, and name another --workdir.'
+        )
     if not path.exists():
         return
     statement = files.read_json(path)
     if found is None or statement.get('run_id', found.run_id) != found.run_id:
-        raise command.UsageError(f'{workdir} holds the results of another run than its checkpoints ({path.name} is not '
-                                 'theirs): name another --workdir, or move those files away.')
+        raise command.UsageError(
+            f'{workdir} holds the results of another run than its checkpoints ({path.name} is not '
+            'theirs): name another --workdir, or move those files away.'
+        )
     if _count(_released(statement)) > _count(found.ledger):
-        raise command.UsageError(f'{path.name} in {workdir} tells of more steps than its newest whole checkpoint: the '
-                                 'model is released, and must not be trained and released anew. Put the checkpoints '
-                                 'back from a copy, or name another --workdir.')
+        raise command.UsageError(
+            f'{path.name} in {workdir} tells of more steps than its newest whole checkpoint: the '
+            'model is released, and must not be trained and released anew. Put the checkpoints '
+            'back from a copy, or name another --workdir.'
+        )
 
 
 def check_statement(workdir: pathlib.Path) -> None:
@@ -48,11 +54,14 @@ def check_statement(workdir: pathlib.Path) -> None:
     path = run_files.statement_paths(workdir)[1]
     statement, found = files.read_json(path), checkpoints.read_run(workdir / 'checkpoints')
     if found is None:
-        raise command.UsageError(f'{workdir / "checkpoints"} is missing: without it the run cannot draw anew; draw '
-                                 'from its --saved_model.')
+        raise command.UsageError(
+            f'{workdir / "checkpoints"} is missing: without it the run cannot draw anew; draw from its --saved_model.'
+        )
     if (statement.get('run_id', found.run_id), _released(statement)) != (found.run_id, found.ledger):
-        raise command.UsageError(f'{path} and {workdir / "checkpoints"} are not of the same run, or the run goes on: '
-                                 'finish it by its bin/train command, which writes its statement.')
+        raise command.UsageError(
+            f'{path} and {workdir / "checkpoints"} are not of the same run, or the run goes on: '
+            'finish it by its bin/train command, which writes its statement.'
+        )
 
 
 def check_same_data(workdir: pathlib.Path, train: datasets.ImageDataset) -> None:
@@ -63,13 +72,17 @@ def check_same_data(workdir: pathlib.Path, train: datasets.ImageDataset) -> None
     """
     found = checkpoints.read_run(workdir / 'checkpoints')
     if found is None:
-        print(f'{workdir} holds no checkpoints: whether its run was trained on these images, and not on the held-out '
-              'ones, is not known.', file=sys.stderr)  # yapf: disable
+        print(
+            f'{workdir} holds no checkpoints: whether its run was trained on these images, and not on the held-out '
+            'ones, is not known.',
+            file=sys.stderr,
+        )
     elif found.data_fingerprint not in (None, train.fingerprint()):
         raise command.UsageError(
             f'the run in {workdir} was trained on other images than those of {train.name!r} that are not held out '
             '(another file, split or owners): its training images may be among the held-out ones. Give the data as '
-            'the run had them.')
+            'the run had them.'
+        )
 
 
 def _released(statement: dict) -> ledger_lib.Ledger:

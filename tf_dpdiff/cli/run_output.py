@@ -8,12 +8,12 @@ import pathlib
 import re
 import sys
 import tokenize
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
+import gin
 import numpy as np
 import tensorflow as tf
 
-import gin  # pylint: disable=wrong-import-order
 from tf_dpdiff import files
 from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.cli import run_files
@@ -53,7 +53,7 @@ def cut_paths(configuration: str) -> str:
         "image_folder.path = '.../scans'"
     """
     lines = configuration.splitlines(keepends=True)
-    strings: List[Tuple[Tuple[int, int], Tuple[int, int], str]] = []
+    strings: list[tuple[tuple[int, int], tuple[int, int], str]] = []
     last_is_string = False
     for token in tokenize.generate_tokens(io.StringIO(configuration).readline):
         if token.type == tokenize.STRING:  # Of text: gin writes no bytes.
@@ -68,15 +68,17 @@ def cut_paths(configuration: str) -> str:
         parts = [part for part in re.split(r'[/\\]', value) if part]
         if len(parts) > 1 or value[:1] in ('/', '\\'):
             cut = repr(f'.../{parts[-1] if parts else ""}')
-            lines[first - 1:last] = [lines[first - 1][:begin] + cut + lines[last - 1][end:]]
+            lines[first - 1 : last] = [lines[first - 1][:begin] + cut + lines[last - 1][end:]]
     return ''.join(lines)
 
 
-def begin(workdir: pathlib.Path,
-          model: run_files.ModelDescription,
-          trainer: loop.StageLoop,
-          of_stages: Dict[str, Any],
-          plan: Optional[plan_lib.DpSgdPlan] = None) -> None:
+def begin(
+    workdir: pathlib.Path,
+    model: run_files.ModelDescription,
+    trainer: loop.StageLoop,
+    of_stages: dict[str, Any],
+    plan: plan_lib.DpSgdPlan | None = None,
+) -> None:
     """Writes what is known before the first step, and says where a resumed run stands.
 
     Args:
@@ -118,13 +120,15 @@ def make_image_sampler(average, model: run_files.ModelDescription, workdir: path
     return export.ImageSampler(average, model.process, model.sampler, score_classes=score, labels=model.labels)
 
 
-def draw(released,
-         model: run_files.ModelDescription,
-         samples: generate.GenerateConfig,
-         *,
-         workdir: pathlib.Path,
-         stop: interruption.StopRequest,
-         workers: workers_lib.Workers = workers_lib.ALONE) -> Tuple[np.ndarray, np.ndarray]:
+def draw(
+    released,
+    model: run_files.ModelDescription,
+    samples: generate.GenerateConfig,
+    *,
+    workdir: pathlib.Path,
+    stop: interruption.StopRequest,
+    workers: workers_lib.Workers = workers_lib.ALONE,
+) -> tuple[np.ndarray, np.ndarray]:
     """Draws the samples of a run on all GPUs of all workers; see `generate.generate`.
 
     Args:
@@ -160,14 +164,16 @@ def draw(released,
         samples,
         choice=sample_plan.ClassChoice(tuple(range(num_classes)) if model.labelled else (num_classes,)),
         should_stop=lambda: stop.requested,
-        workers=workers)
+        workers=workers,
+    )
     if drawn is None:
         raise interruption.Interrupted('stopped while sampling; training is complete and saved')
     return drawn
 
 
-def _draw_denoising(workdir: pathlib.Path, average, model: run_files.ModelDescription,
-                    labels: np.ndarray) -> np.ndarray:
+def _draw_denoising(
+    workdir: pathlib.Path, average, model: run_files.ModelDescription, labels: np.ndarray
+) -> np.ndarray:
     """Draws a few images and what they looked like on the way: denoising.png, one row an image; returns the picture.
 
     Args:
@@ -180,22 +186,33 @@ def _draw_denoising(workdir: pathlib.Path, average, model: run_files.ModelDescri
         average, _ = transfer.merge_adapters(average, model.network)
     chosen = np.sort(np.unique(labels, return_index=True)[1])
     chosen = (chosen if len(chosen) > 1 else np.arange(len(labels)))[:_DENOISING_ROWS]
-    path = samplers.denoising_path(functools.partial(unet.denoise, average),
-                                   tf.constant(labels[chosen]),
-                                   tf.constant(chosen, tf.int64),
-                                   num_frames=_DENOISING_FRAMES,
-                                   process=model.process,
-                                   config=model.sampler,
-                                   image_shape=model.image_shape,
-                                   num_classes=len(model.class_names))
+    path = samplers.denoising_path(
+        functools.partial(unet.denoise, average),
+        tf.constant(labels[chosen]),
+        tf.constant(chosen, tf.int64),
+        num_frames=_DENOISING_FRAMES,
+        process=model.process,
+        config=model.sampler,
+        image_shape=model.image_shape,
+        num_classes=len(model.class_names),
+    )
     rows = np.tile(np.arange(len(chosen)), len(path))
     grid = generate.class_grid(path.reshape(-1, *model.image_shape), rows, columns=len(path))
     generate.write_png(workdir / 'denoising.png', grid)
     return grid
 
 
-def write(workdir: pathlib.Path, title: str, facts: Dict[str, str], statement, model: run_files.ModelDescription,
-          average, summaries, images: np.ndarray, labels: np.ndarray) -> pathlib.Path:
+def write(
+    workdir: pathlib.Path,
+    title: str,
+    facts: dict[str, str],
+    statement,
+    model: run_files.ModelDescription,
+    average,
+    summaries,
+    images: np.ndarray,
+    labels: np.ndarray,
+) -> pathlib.Path:
     """Writes statement, samples, report and exported model.
 
     Args:
@@ -222,14 +239,14 @@ def write(workdir: pathlib.Path, title: str, facts: Dict[str, str], statement, m
     summaries.image('denoising', _draw_denoising(workdir, average, model, labels))
     points = statement.epsilon_over_steps()
     run_summaries.write_epsilon(summaries, points)
-    run_report.write(workdir,
-                     title=title,
-                     facts={
-                         **facts, 'samples drawn': f'{len(images):,}'
-                     },
-                     points=points,
-                     delta=statement.to_dict().get('delta'),
-                     configuration=released_configuration())
+    run_report.write(
+        workdir,
+        title=title,
+        facts={**facts, 'samples drawn': f'{len(images):,}'},
+        points=points,
+        delta=statement.to_dict().get('delta'),
+        configuration=released_configuration(),
+    )
     image_sampler = make_image_sampler(average, model, workdir)
     return export.export_saved_model(image_sampler, workdir / 'saved_model', run_files.paths_beside_model(workdir))
 

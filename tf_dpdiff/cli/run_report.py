@@ -1,8 +1,8 @@
 """report.html and report.json of a run: one page about it, made of what may be released."""
 
+from collections.abc import Sequence
 import json
 import pathlib
-from typing import Dict, List, Sequence
 
 from tf_dpdiff import files
 from tf_dpdiff.cli import run_files
@@ -15,11 +15,19 @@ from tf_dpdiff.privacy import rounding
 RELEASED_ACCURACY = 'released_accuracy.json'
 _NOTE = (
     'This page holds only what the statement covers, and accuracies that were released with noise. Numbers measured on '
-    'private images without noise are in the non_private/ folder of the run and must not be released.')
+    'private images without noise are in the non_private/ folder of the run and must not be released.'
+)
 
 
-def write(workdir: pathlib.Path, *, title: str, facts: Dict[str, str], points: Sequence[curves.CurvePoint],
-          delta: float, configuration: str) -> None:
+def write(
+    workdir: pathlib.Path,
+    *,
+    title: str,
+    facts: dict[str, str],
+    points: Sequence[curves.CurvePoint],
+    delta: float,
+    configuration: str,
+) -> None:
     """Writes report.json, the picture of epsilon over steps and report.html; the run's other files are there already.
 
     Args:
@@ -35,7 +43,7 @@ def write(workdir: pathlib.Path, *, title: str, facts: Dict[str, str], points: S
         'facts': facts,
         'delta': delta,
         'epsilon_over_steps': [point._asdict() for point in points],
-        'configuration': configuration
+        'configuration': configuration,
     }
     files.write_text(workdir / 'report.json', json.dumps(fields, indent=2) + '\n')
     if points:
@@ -46,13 +54,17 @@ def write(workdir: pathlib.Path, *, title: str, facts: Dict[str, str], points: S
 def write_page(workdir: pathlib.Path) -> None:
     """Writes report.html from the other files of a run, again where one of them has changed."""
     fields = read(workdir)
-    grid = report.picture(workdir / 'samples.png',
-                          alt='Samples, one row a class',
-                          caption='Samples of the released model, one row a class.')
+    grid = report.picture(
+        workdir / 'samples.png',
+        alt='Samples, one row a class',
+        caption='Samples of the released model, one row a class.',
+    )
     sections = [
-        report.Section('Samples', grid), *denoising_sections(workdir), *released_accuracy_sections(workdir),
+        report.Section('Samples', grid),
+        *denoising_sections(workdir),
+        *released_accuracy_sections(workdir),
         *privacy_sections(workdir),
-        report.Section('What this page holds', report.paragraph(_NOTE))
+        report.Section('What this page holds', report.paragraph(_NOTE)),
     ]
     report.write_page(workdir / 'report.html', title=fields['title'], facts=fields['facts'], sections=sections)
 
@@ -66,20 +78,24 @@ def read(workdir: pathlib.Path) -> dict:
     """
     path = workdir / 'report.json'
     if not path.exists():
-        raise FileNotFoundError(f'{workdir} holds no complete run ({path.name} is missing); the same bin/train command '
-                                'makes it, or name another --workdir.')
+        raise FileNotFoundError(
+            f'{workdir} holds no complete run ({path.name} is missing); the same bin/train command '
+            'makes it, or name another --workdir.'
+        )
     return files.read_json(path)
 
 
-def denoising_sections(workdir: pathlib.Path) -> List[report.Section]:
+def denoising_sections(workdir: pathlib.Path) -> list[report.Section]:
     """Returns the look at how a run's samples come about."""
-    path = report.picture(workdir / 'denoising.png',
-                          alt='From noise to image, one row an image',
-                          caption='From noise (left) to image (right): what the sampler has after evenly spaced steps.')
+    path = report.picture(
+        workdir / 'denoising.png',
+        alt='From noise to image, one row an image',
+        caption='From noise (left) to image (right): what the sampler has after evenly spaced steps.',
+    )
     return [report.Section('Denoising', path)]
 
 
-def released_accuracy_sections(workdir: pathlib.Path) -> List[report.Section]:
+def released_accuracy_sections(workdir: pathlib.Path) -> list[report.Section]:
     """Returns the accuracies that were released with noise, if any."""
     path = workdir / RELEASED_ACCURACY
     if not path.exists():
@@ -91,25 +107,31 @@ def released_accuracy_sections(workdir: pathlib.Path) -> List[report.Section]:
     return [
         report.Section(
             'Accuracy on private images, released with noise',
-            report.table(('classifier, trained on samples', 'accuracy'), rows) + report.paragraph(fields['text']))
+            report.table(('classifier, trained on samples', 'accuracy'), rows) + report.paragraph(fields['text']),
+        )
     ]
 
 
-def privacy_sections(workdir: pathlib.Path) -> List[report.Section]:
+def privacy_sections(workdir: pathlib.Path) -> list[report.Section]:
     """Returns epsilon over steps, the statement and the configuration."""
     fields = read(workdir)
     sections = []
     if fields['epsilon_over_steps']:
-        rows = [(f"{point['num_steps']:,}", accounting.round_up(point['pld']), accounting.round_up(point['rdp']))
-                for point in fields['epsilon_over_steps']]
-        picture = report.picture(workdir / 'epsilon.png',
-                                 alt='Epsilon over steps',
-                                 caption='What had been spent after so many steps, at delta = '
-                                 f"{rounding.exact(fields['delta'])}.",
-                                 pixelated=False)
+        rows = [
+            (f'{point["num_steps"]:,}', accounting.round_up(point['pld']), accounting.round_up(point['rdp']))
+            for point in fields['epsilon_over_steps']
+        ]
+        picture = report.picture(
+            workdir / 'epsilon.png',
+            alt='Epsilon over steps',
+            caption=f'What had been spent after so many steps, at delta = {rounding.exact(fields["delta"])}.',
+            pixelated=False,
+        )
         sections.append(
-            report.Section('Epsilon over steps', picture + report.table(
-                ('steps', 'epsilon by PLD', 'epsilon by RDP'), rows)))
+            report.Section(
+                'Epsilon over steps', picture + report.table(('steps', 'epsilon by PLD', 'epsilon by RDP'), rows)
+            )
+        )
     statement, _ = run_files.statement_paths(workdir)[:2]
     sections.append(report.Section('Privacy statement', report.preformatted(statement.read_text(encoding='utf-8'))))
     sections.append(report.Section('Configuration', report.preformatted(fields['configuration'])))

@@ -1,13 +1,14 @@
 """What TensorBoard shows of a run besides what its loop measures: settings, timesteps, grids of samples. Releasable."""
 
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
-from typing import Any, Callable, Dict, Optional, Sequence
+from typing import Any
 
+import gin
 import numpy as np
 import tensorflow as tf
 
-import gin  # pylint: disable=wrong-import-order
 from tf_dpdiff import keras
 from tf_dpdiff.cli import run_files
 from tf_dpdiff.diffusion import process as process_lib
@@ -57,15 +58,19 @@ def _make_sampler(network: keras.Model, model: run_files.ModelDescription) -> Ca
         name = 'ddim' if config.name == 'ancestral' else config.name
         config = dataclasses.replace(config, name=name, num_steps=_GRID_STEPS)
     return tf.function(
-        samplers.make_image_sampler(functools.partial(unet.denoise, network),
-                                    process=model.process,
-                                    config=config,
-                                    image_shape=model.image_shape,
-                                    num_classes=len(model.class_names)))
+        samplers.make_image_sampler(
+            functools.partial(unet.denoise, network),
+            process=model.process,
+            config=config,
+            image_shape=model.image_shape,
+            num_classes=len(model.class_names),
+        )
+    )
 
 
-def write_settings(summaries: summaries_lib.Summaries, configuration: str, numbers: Dict[str, summaries_lib.Number],
-                   run_id: str) -> None:
+def write_settings(
+    summaries: summaries_lib.Summaries, configuration: str, numbers: dict[str, summaries_lib.Number], run_id: str
+) -> None:
     """Writes the configuration, as text and as what tells runs of a sweep apart.
 
     Args:
@@ -75,13 +80,16 @@ def write_settings(summaries: summaries_lib.Summaries, configuration: str, numbe
       run_id: The run's public name.
     """
     summaries.text('configuration', gin.markdown(configuration))
-    metrics = (summaries_lib.Metric('epsilon', _EPSILON),
-               summaries_lib.Metric('epsilon so far', f'{stages.FINETUNING}/epsilon_spent', stages.FINETUNING))
+    metrics = (
+        summaries_lib.Metric('epsilon', _EPSILON),
+        summaries_lib.Metric('epsilon so far', f'{stages.FINETUNING}/epsilon_spent', stages.FINETUNING),
+    )
     summaries.hparams(numbers, metrics, run_id)
 
 
-def write_timesteps(summaries: summaries_lib.Summaries, process: process_lib.DiffusionProcess,
-                    views: Dict[str, views_lib.ViewsConfig]) -> None:
+def write_timesteps(
+    summaries: summaries_lib.Summaries, process: process_lib.DiffusionProcess, views: dict[str, views_lib.ViewsConfig]
+) -> None:
     """Writes a histogram of timesteps a stage: draws of what is configured, with a public seed, not those of training.
 
     Args:
@@ -101,8 +109,9 @@ def write_epsilon(summaries: summaries_lib.Summaries, points: Sequence[curves.Cu
     summaries.curve(f'{_EPSILON}_by_rdp', {point.num_steps: above(point.rdp) for point in points})
 
 
-def key_numbers(model: run_files.ModelDescription, of_stages: Dict[str, Any],
-                plan: Optional[plan_lib.DpSgdPlan]) -> Dict[str, summaries_lib.Number]:
+def key_numbers(
+    model: run_files.ModelDescription, of_stages: dict[str, Any], plan: plan_lib.DpSgdPlan | None
+) -> dict[str, summaries_lib.Number]:
     """Returns the settings that sweeps are made over; what a run does not have is left out.
 
     Args:
@@ -114,22 +123,26 @@ def key_numbers(model: run_files.ModelDescription, of_stages: Dict[str, Any],
         'base_channels': model.network.base_channels,
         'sampler': model.sampler.name,
         'sampler_steps': model.sampler.num_steps,
-        'guidance_scale': model.sampler.guidance_scale
+        'guidance_scale': model.sampler.guidance_scale,
     }
     if plan:
         fields = ('noise_multiplier', 'l2_norm_clip', 'target_delta', 'expected_batch_size', 'num_steps')
         numbers.update({name: getattr(plan.config, name) for name in fields})
     for name, config in of_stages.items():
         if name == stages.FINETUNING:
-            numbers.update(learning_rate=config.optimization.learning_rate,
-                           max_ema_decay=config.max_ema_decay,
-                           augmentation_multiplicity=config.views.augmentation_multiplicity)
+            numbers.update(
+                learning_rate=config.optimization.learning_rate,
+                max_ema_decay=config.max_ema_decay,
+                augmentation_multiplicity=config.views.augmentation_multiplicity,
+            )
         else:
-            numbers.update({
-                f'{name}_steps': config.num_steps,
-                f'{name}_batch_size': config.batch_size,
-                f'{name}_learning_rate': config.optimization.learning_rate
-            })
+            numbers.update(
+                {
+                    f'{name}_steps': config.num_steps,
+                    f'{name}_batch_size': config.batch_size,
+                    f'{name}_learning_rate': config.optimization.learning_rate,
+                }
+            )
     if stages.WARM_START in of_stages:
         numbers['warm_start_noise_multiplier'] = of_stages[stages.WARM_START].release.noise_multiplier
     return numbers

@@ -1,12 +1,13 @@
 """Where images come from: a run's checkpoint, an exported model, a server; and the statement that goes with them."""
 
 import argparse
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
 import json
 import pathlib
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any
 
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import run_files
@@ -31,16 +32,19 @@ class Source:
       origin: What its images follow from, as plain JSON values.
       load: Returns samplers for `generate.draw`.
     """
+
     description: run_files.ModelDescription
     statements: Sequence[pathlib.Path]
-    origin: Dict[str, Any]
-    load: Callable[[], List[generate.SampleFn]]
+    origin: dict[str, Any]
+    load: Callable[[], list[generate.SampleFn]]
 
 
-def find(workdir: Optional[pathlib.Path],
-         saved_model: Optional[pathlib.Path],
-         endpoint: Optional[str] = None,
-         sampler: Optional[Mapping[str, Any]] = None) -> Source:
+def find(
+    workdir: pathlib.Path | None,
+    saved_model: pathlib.Path | None,
+    endpoint: str | None = None,
+    sampler: Mapping[str, Any] | None = None,
+) -> Source:
     """Finds a model by the flags of a command.
 
     Args:
@@ -64,18 +68,20 @@ def find(workdir: Optional[pathlib.Path],
     return _served(local, client.Endpoint(endpoint, num_steps=num_steps, labels=local.description.labels))
 
 
-def _choose_num_steps(version: pathlib.Path, sampler: Dict[str, Any]) -> Optional[int]:
+def _choose_num_steps(version: pathlib.Path, sampler: dict[str, Any]) -> int | None:
     """Returns the step count to ask an exported model for; None if it is fixed."""
     counts = export.step_counts_of(version)
     num_steps = sampler.pop('num_steps', None) if counts else None
     if sampler:
         raise command.UsageError(
             f'the sampler of an exported model is fixed; draw from a run (--workdir alone) or drop --'
-            f'{", --".join("sampler" if name == "name" else name for name in sampler)}.')
+            f'{", --".join("sampler" if name == "name" else name for name in sampler)}.'
+        )
     if counts and num_steps not in counts:
         given = '' if num_steps is None else f', and not for {num_steps}'
-        raise command.UsageError(f'{version} was exported for several step counts{given}; say --num_steps='
-                                 f'{" or ".join(map(str, counts))}.')
+        raise command.UsageError(
+            f'{version} was exported for several step counts{given}; say --num_steps={" or ".join(map(str, counts))}.'
+        )
     return num_steps
 
 
@@ -90,8 +96,9 @@ def describe_run(workdir: pathlib.Path, sampler: Mapping[str, Any]) -> run_files
     return description.with_sampler(dataclasses.replace(description.sampler, **sampler))
 
 
-def load_run(workdir: pathlib.Path, description: run_files.ModelDescription,
-             step_counts: Sequence[int] = ()) -> export.ImageSampler:
+def load_run(
+    workdir: pathlib.Path, description: run_files.ModelDescription, step_counts: Sequence[int] = ()
+) -> export.ImageSampler:
     """Returns the newest averaged weights of a run with the sampler of the description.
 
     Args:
@@ -110,7 +117,8 @@ def _run(workdir: pathlib.Path) -> pathlib.Path:
     run_files.read_model(workdir)
     if not all(path.exists() for path in run_files.statement_paths(workdir)):
         raise command.UsageError(
-            f'the run in {workdir} is not complete: it has no privacy statement yet; finish bin/train first.')
+            f'the run in {workdir} is not complete: it has no privacy statement yet; finish bin/train first.'
+        )
     return workdir
 
 
@@ -131,21 +139,27 @@ def _checkpoint(workdir: pathlib.Path, description: run_files.ModelDescription) 
     return Source(description, statements, origin, functools.partial(shared_work.on_each_device, load))
 
 
-def _exported(workdir: Optional[pathlib.Path], version: pathlib.Path, num_steps: Optional[int] = None) -> Source:
+def _exported(workdir: pathlib.Path | None, version: pathlib.Path, num_steps: int | None = None) -> Source:
     extra = version / export.EXTRA
     statements = run_files.statement_paths(extra)
     if not all(path.exists() for path in statements):
-        raise command.UsageError(f'{version} carries no privacy statement, so none could go with its images; export it '
-                                 'anew with bin/export --workdir=RUN.')
+        raise command.UsageError(
+            f'{version} carries no privacy statement, so none could go with its images; export it '
+            'anew with bin/export --workdir=RUN.'
+        )
     described = (extra / run_files.MODEL).exists()
     if workdir is not None:
         for path, of_run in zip(statements, run_files.statement_paths(_run(workdir))):
             if path.read_bytes() != of_run.read_bytes():
-                raise command.UsageError(f'{version} carries another privacy statement than the run in {workdir}; name '
-                                         'the run that it comes from.')
+                raise command.UsageError(
+                    f'{version} carries another privacy statement than the run in {workdir}; name '
+                    'the run that it comes from.'
+                )
     elif not described:
-        raise command.UsageError(f'{version} does not say what its classes are ({export.EXTRA}/{run_files.MODEL} is '
-                                 'missing); name the run that it comes from by --workdir.')
+        raise command.UsageError(
+            f'{version} does not say what its classes are ({export.EXTRA}/{run_files.MODEL} is '
+            'missing); name the run that it comes from by --workdir.'
+        )
     description = run_files.read_model(extra if described else workdir)
     load_sample_fn = functools.partial(export.load_sample_fn, version)
     if num_steps is not None:
@@ -158,7 +172,7 @@ def _exported(workdir: Optional[pathlib.Path], version: pathlib.Path, num_steps:
 
 def _served(local: Source, endpoint: client.Endpoint) -> Source:
     # Without "no class" where there are classes: another model, which is to be told apart, may not take it.
-    labels = local.description.labels[:len(local.description.class_names)]
+    labels = local.description.labels[: len(local.description.class_names)]
     check = client.ModelCheck(endpoint, local.load()[0], labels)
     check()
 
@@ -170,16 +184,14 @@ def _served(local: Source, endpoint: client.Endpoint) -> Source:
     return dataclasses.replace(local, origin={**local.origin, 'drawn_by': 'a server'}, load=lambda: [sample])
 
 
-def _origin(drawn_by: str, model_sha256: str, statements, description) -> Dict[str, Any]:
+def _origin(drawn_by: str, model_sha256: str, statements, description) -> dict[str, Any]:
     """Returns what images follow from; the sampler as far as it is known."""
     sampler = dataclasses.asdict(description.sampler) if description else {}
     return {
         'drawn_by': drawn_by,
         'model_sha256': model_sha256,
         'privacy_statement_sha256': hashlib.sha256(statements[1].read_bytes()).hexdigest(),
-        **{
-            f'sampler.{key}': value for key, value in sampler.items()
-        }
+        **{f'sampler.{key}': value for key, value in sampler.items()},
     }
 
 
@@ -192,24 +204,27 @@ def add_sampler_flags(parser: command.Parser, *, several_step_counts: bool = Fal
     """
     parser.add_argument('--sampler', choices=samplers.SAMPLERS, help="sampler (default: the run's)")
     if several_step_counts:
-        parser.add_argument('--num_steps',
-                            type=_step_counts,
-                            metavar='NUM_STEPS[,NUM_STEPS...]',
-                            help="sampler's steps; with several, as in 10,20,40, each request says how many of these "
-                            "its images take (default: the run's)")
+        parser.add_argument(
+            '--num_steps',
+            type=_step_counts,
+            metavar='NUM_STEPS[,NUM_STEPS...]',
+            help="sampler's steps; with several, as in 10,20,40, each request says how many of these "
+            "its images take (default: the run's)",
+        )
     else:
         parser.add_argument('--num_steps', type=int, help="sampler's steps (default: the run's)")
-    parser.add_argument('--guidance_scale',
-                        type=float,
-                        help="of classifier-free guidance, 1 for none (default: the run's)")
+    parser.add_argument(
+        '--guidance_scale', type=float, help="of classifier-free guidance, 1 for none (default: the run's)"
+    )
     parser.add_argument(
         '--num_candidates',
         type=int,
-        help="drawn for each image, of which the one is taken that is most clearly of its class; for runs "
-        "whose warm start released feature means (default: the run's)")
+        help='drawn for each image, of which the one is taken that is most clearly of its class; for runs '
+        "whose warm start released feature means (default: the run's)",
+    )
 
 
-def _step_counts(text: str) -> Tuple[int, ...]:
+def _step_counts(text: str) -> tuple[int, ...]:
     """Reads a flag; argparse says what is wrong with it."""
     try:
         counts = tuple(int(part) for part in text.split(','))
@@ -220,12 +235,12 @@ def _step_counts(text: str) -> Tuple[int, ...]:
     return counts
 
 
-def sampler_changes(flags) -> Dict[str, Any]:
+def sampler_changes(flags) -> dict[str, Any]:
     """Returns what the flags say of a SamplerConfig."""
     given = {
         'name': flags.sampler,
         'num_steps': flags.num_steps,
         'guidance_scale': flags.guidance_scale,
-        'num_candidates': flags.num_candidates
+        'num_candidates': flags.num_candidates,
     }
     return {key: value for key, value in given.items() if value is not None}

@@ -4,11 +4,10 @@ import dataclasses
 import json
 import pathlib
 import sys
-from typing import List, Optional
 
+import gin
 from rich import console as rich_console
 
-import gin  # pylint: disable=wrong-import-order
 from tf_dpdiff import files
 from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.cli import command
@@ -26,17 +25,20 @@ from tf_dpdiff.training import strategies
 
 _WARNING = (
     'PRIVATE: this page holds numbers and pictures made from private images without noise. It is for the owner of '
-    'the data and must not be released. What may be is what bin/select --synthetic_only writes.')
+    'the data and must not be released. What may be is what bin/select --synthetic_only writes.'
+)
 _HEADER = ('candidate', 'synthetic', 'samples to real', 'real to real')
 
 
 @gin_config.root('workdir', 'samples_path', 'workers')
-def select(*,
-           workdir: pathlib.Path,
-           samples_path: pathlib.Path,
-           workers: workers_lib.Workers = workers_lib.ALONE,
-           data: Optional[datasets.PrivateData] = gin.REQUIRED,
-           selection: selection_lib.SelectionConfig = gin.REQUIRED) -> int:
+def select(
+    *,
+    workdir: pathlib.Path,
+    samples_path: pathlib.Path,
+    workers: workers_lib.Workers = workers_lib.ALONE,
+    data: datasets.PrivateData | None = gin.REQUIRED,
+    selection: selection_lib.SelectionConfig = gin.REQUIRED,
+) -> int:
     """Chooses a classifier by samples; writes to non_private/ where private images tell what the choice is worth.
 
     Args:
@@ -54,20 +56,23 @@ def select(*,
     if data is None:
         selection = dataclasses.replace(selection, measure_on_real=False)
     is_real = selection.measure_on_real
-    samples = shared_work.all_or_none(workers, lambda: _read_samples(workdir, samples_path, data
-                                                                     if is_real else None, workers))
+    samples = shared_work.all_or_none(
+        workers, lambda: _read_samples(workdir, samples_path, data if is_real else None, workers)
+    )
     selection, left_out = selection_lib.fitting(selection, samples.images.shape[1:])
     command.say('select', left_out if workers.is_first else ())
     strategy_flags.check_same_inputs(workers, samples, data if is_real else None, selection)
     name = f'selection_{run_files.name_of_samples(workdir, samples_path)}'
     json_path = workdir / 'non_private' / name / 'selection.json' if is_real else workdir / f'{name}.json'
     shared_work.at_first(workers, lambda: json_path.parent.mkdir(parents=True, exist_ok=True))
-    found = selection_lib.select(selection,
-                                 samples.images,
-                                 samples.labels,
-                                 data.train if is_real else None,
-                                 data.held_out if is_real else None,
-                                 workers=workers)
+    found = selection_lib.select(
+        selection,
+        samples.images,
+        samples.labels,
+        data.train if is_real else None,
+        data.held_out if is_real else None,
+        workers=workers,
+    )
     fields = {'samples': str(samples_path) if is_real else samples_path.name, **found.to_dict()}
 
     def finish():
@@ -92,57 +97,71 @@ def _read_samples(workdir, samples_path, data, workers) -> sample_files.SampleSe
     return samples
 
 
-def _rows(fields: dict) -> List[List[str]]:
+def _rows(fields: dict) -> list[list[str]]:
     names = ('synthetic_accuracy', 'transfer_accuracy', 'real_accuracy')
-    return [[candidate['title'], *(f'{candidate[name]:.1%}' for name in names if candidate[name] is not None)]
-            for candidate in fields['candidates']]  # yapf: disable
+    return [
+        [candidate['title'], *(f'{candidate[name]:.1%}' for name in names if candidate[name] is not None)]
+        for candidate in fields['candidates']
+    ]
 
 
-def _sentences(fields: dict) -> List[str]:
+def _sentences(fields: dict) -> list[str]:
     """Says what the columns are, what was chosen, whether real images rank alike, and what the choice loses."""
-    columns = (f"Accuracy on {fields['num_synthetic_validation']:,} synthetic images after training on "
-               f"{fields['num_synthetic_train']:,} others")
-    chosen = f"Chosen by samples alone: {fields['chosen']}."
+    columns = (
+        f'Accuracy on {fields["num_synthetic_validation"]:,} synthetic images after training on '
+        f'{fields["num_synthetic_train"]:,} others'
+    )
+    chosen = f'Chosen by samples alone: {fields["chosen"]}.'
     if fields['tied_with']:
-        chosen += f" As good on synthetic images, but given later: {', '.join(fields['tied_with'])}."
+        chosen += f' As good on synthetic images, but given later: {", ".join(fields["tied_with"])}.'
     if fields['num_real_test'] is None:
         return [f'{columns}.', chosen]
-    columns += (f"; of the same classifier on {fields['num_real_test']:,} held-out real images; and on those after "
-                f"training on {fields['num_real_train']:,} private images.")
+    columns += (
+        f'; of the same classifier on {fields["num_real_test"]:,} held-out real images; and on those after '
+        f'training on {fields["num_real_train"]:,} private images.'
+    )
     said = [columns, chosen]
-    for key, what in (('synthetic_and_real', "'synthetic' and 'real to real'"), ('synthetic_and_transfer',
-                                                                                 "'synthetic' and 'samples to real'"),
-                      ('transfer_and_real', "'samples to real' and 'real to real'")):
+    for key, what in (
+        ('synthetic_and_real', "'synthetic' and 'real to real'"),
+        ('synthetic_and_transfer', "'synthetic' and 'samples to real'"),
+        ('transfer_and_real', "'samples to real' and 'real to real'"),
+    ):
         found = fields['rank_correlation'][key]
         values = 'undefined, since one of them is the same for all.'
         if found['spearman'] is not None:
-            values = f"Spearman {found['spearman']:.2f}, Kendall {found['kendall']:.2f}."
+            values = f'Spearman {found["spearman"]:.2f}, Kendall {found["kendall"]:.2f}.'
         said.append(f'Rank correlation of {what}: {values}')
     for key, what in (('transfer', 'samples'), ('real', 'private images')):
         found = fields['regret'][key]
-        said.append(f"Deployed after training on {what}, the choice reaches {found['chosen_accuracy']:.1%} on real "
-                    f"images and the best, {found['best']}, {found['best_accuracy']:.1%}: a regret of "
-                    f"{100.0 * found['regret']:.1f} points.")
+        said.append(
+            f'Deployed after training on {what}, the choice reaches {found["chosen_accuracy"]:.1%} on real '
+            f'images and the best, {found["best"]}, {found["best_accuracy"]:.1%}: a regret of '
+            f'{100.0 * found["regret"]:.1f} points.'
+        )
     return said
 
 
 def _write_page(path: pathlib.Path, workdir: pathlib.Path, fields: dict) -> None:
     body = report.table(_HEADER, _rows(fields)) + ''.join(report.paragraph(sentence) for sentence in _sentences(fields))
-    body += report.picture(path.with_name('selection.png'),
-                           alt='Accuracy on real images over accuracy on synthetic ones, a point a candidate',
-                           caption='Candidates by samples and by real images; axes are logarithmic in the error.',
-                           pixelated=False)
+    body += report.picture(
+        path.with_name('selection.png'),
+        alt='Accuracy on real images over accuracy on synthetic ones, a point a candidate',
+        caption='Candidates by samples and by real images; axes are logarithmic in the error.',
+        pixelated=False,
+    )
     num_synthetic = fields['num_synthetic_train'] + fields['num_synthetic_validation']
     facts = {
-        'samples': f"{num_synthetic:,} in {fields['samples']}",
-        'private images': f"{fields['num_real_train']:,}, and {fields['num_real_test']:,} held out",
+        'samples': f'{num_synthetic:,} in {fields["samples"]}',
+        'private images': f'{fields["num_real_train"]:,}, and {fields["num_real_test"]:,} held out',
         'trainings of a candidate with random weights': str(fields['num_seeds']),
     }
-    report.write_page(path,
-                      title=f'tf_dpdiff: classifiers chosen on samples of {workdir.resolve().name}',
-                      facts=facts,
-                      sections=[report.Section('Selection', body)],
-                      warning=_WARNING)
+    report.write_page(
+        path,
+        title=f'tf_dpdiff: classifiers chosen on samples of {workdir.resolve().name}',
+        facts=facts,
+        sections=[report.Section('Selection', body)],
+        warning=_WARNING,
+    )
 
 
 def _print_results(fields: dict, json_path: pathlib.Path, not_done: str) -> None:
@@ -152,13 +171,17 @@ def _print_results(fields: dict, json_path: pathlib.Path, not_done: str) -> None
     if fields['num_real_test'] is not None:
         title += f' ({command.NOT_TO_BE_RELEASED})'
         others = [f'{sentence} ({command.NOT_TO_BE_RELEASED})' for sentence in others]
-    console.print(command.numbers_table(title, _HEADER[:len(rows[0])], rows))
+    console.print(command.numbers_table(title, _HEADER[: len(rows[0])], rows))
     if fields['num_real_test'] is None:
-        last = (f'Written to {json_path} and .png. No private image was {not_done}: they may be released wherever the '
-                'samples may.')
+        last = (
+            f'Written to {json_path} and .png. No private image was {not_done}: they may be released wherever the '
+            'samples may.'
+        )
     else:
-        last = (f'Written to {json_path.parent}: report.html, selection.json; measured on private images, so not to be '
-                'released.')
+        last = (
+            f'Written to {json_path.parent}: report.html, selection.json; measured on private images, so not to be '
+            'released.'
+        )
     for sentence in (columns, chosen, *others, last):
         console.print(sentence, highlight=False, soft_wrap=True)
 
@@ -175,13 +198,15 @@ def main(flags) -> int:
     return gin_config.call(select, workdir=workdir, samples_path=samples_path, workers=workers)
 
 
-def run(argv: Optional[List[str]] = None) -> None:
+def run(argv: list[str] | None = None) -> None:
     """Entry point of bin/select."""
     parser = command.Parser('select', __doc__)
     parser.add_gin_flags()
     parser.add_strategy_flag()
     run_files.add_samples_flags(parser)
-    parser.add_argument('--synthetic_only',
-                        action='store_true',
-                        help='read no private image; what is written may then be released like the samples')
+    parser.add_argument(
+        '--synthetic_only',
+        action='store_true',
+        help='read no private image; what is written may then be released like the samples',
+    )
     sys.exit(command.run(parser, main, sys.argv[1:] if argv is None else argv))

@@ -8,7 +8,6 @@ import re
 import signal
 import sys
 import threading
-from typing import List, Optional, Tuple
 
 from tf_dpdiff.cli import command
 from tf_dpdiff.serving import batching
@@ -31,16 +30,21 @@ def read_config(flags) -> server_lib.ServerConfig:
         raise command.UsageError(f'--grace_secs must be in [0, 86400], got {flags.grace_secs}.')
     if not 0 < flags.max_message_mib < 2048:
         raise command.UsageError(f'--max_message_mib must be in (0, 2048), got {flags.max_message_mib}.')
-    joined = batching.BatchingConfig(max_batch_size=flags.max_batch_size,
-                                     batch_timeout_secs=flags.batch_timeout_ms / 1000.0,
-                                     max_queue=flags.max_queue,
-                                     allowed_batch_sizes=flags.allowed_batch_sizes)
+    joined = batching.BatchingConfig(
+        max_batch_size=flags.max_batch_size,
+        batch_timeout_secs=flags.batch_timeout_ms / 1000.0,
+        max_queue=flags.max_queue,
+        allowed_batch_sizes=flags.allowed_batch_sizes,
+    )
     limits = predict.Limits(joined, flags.request_timeout_secs, int(flags.max_message_mib * _MIB))
-    token, certificate, key = (pathlib.Path(path).expanduser() if path else None
-                               for path in (flags.token_file, flags.tls_certificate, flags.tls_key))
+    token, certificate, key = (
+        pathlib.Path(path).expanduser() if path else None
+        for path in (flags.token_file, flags.tls_certificate, flags.tls_key)
+    )
     security = security_lib.Security(security_lib.read_token(token) if token else None, certificate, key)
-    return server_lib.ServerConfig(flags.host, flags.rest_port, flags.grpc_port, flags.poll_secs, limits, security,
-                                   flags.health_port)
+    return server_lib.ServerConfig(
+        flags.host, flags.rest_port, flags.grpc_port, flags.poll_secs, limits, security, flags.health_port
+    )
 
 
 def main(flags) -> int:
@@ -50,8 +54,8 @@ def main(flags) -> int:
     name = flags.model_name or folder.name
     if not _NAME.fullmatch(name):
         raise command.UsageError(
-            f'--model_name={name!r} cannot stand in an address; name one without /, :, ?, #, % and '
-            'spaces.')
+            f'--model_name={name!r} cannot stand in an address; name one without /, :, ?, #, % and spaces.'
+        )
     command.quieten_libraries()
     logging.basicConfig(format='%(asctime)s %(levelname)s %(message)s', level=logging.WARNING)
     logging.getLogger('tf_dpdiff.serving').setLevel(logging.INFO)
@@ -88,12 +92,13 @@ def main(flags) -> int:
     os._exit(code)  # Threads that still run or load a model would keep the process alive, or break its end.
 
 
-def _sizes(text: str) -> Tuple[int, ...]:
+def _sizes(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(size) for size in text.split(','))
     except ValueError as error:
         raise argparse.ArgumentTypeError(
-            f'{text!r} is not whole numbers with commas between, as in 8,64,256') from error
+            f'{text!r} is not whole numbers with commas between, as in 8,64,256'
+        ) from error
 
 
 def make_parser() -> command.Parser:
@@ -105,10 +110,12 @@ def make_parser() -> command.Parser:
     parser.add_argument('--host', default='127.0.0.1', help='any but this machine alone needs TLS and a token' + shown)
     parser.add_argument('--rest_port', type=int, default=8501, help='0 for any that is free' + shown)
     parser.add_argument('--grpc_port', type=int, default=8500, help='0 for any that is free' + shown)
-    parser.add_argument('--health_port',
-                        type=int,
-                        help='one more port, where gRPC health checks alone are answered, without TLS and token, as '
-                        "Kubernetes' probes ask; 0 for any that is free (default: only on the gRPC port)")
+    parser.add_argument(
+        '--health_port',
+        type=int,
+        help='one more port, where gRPC health checks alone are answered, without TLS and token, as '
+        "Kubernetes' probes ask; 0 for any that is free (default: only on the gRPC port)",
+    )
     parser.add_argument('--token_file', metavar='FILE', help='holds the token that clients send as a bearer token')
     parser.add_argument('--tls_certificate', metavar='FILE', help='PEM')
     parser.add_argument('--tls_key', metavar='FILE', help='PEM')
@@ -119,7 +126,8 @@ def make_parser() -> command.Parser:
         default=(),
         metavar='N,N,...',
         help='rows that batches are filled up to; a single number makes each image the same bit for bit '
-        'whatever it is joined with (default: as they come)')
+        'whatever it is joined with (default: as they come)',
+    )
     parser.add_argument('--batch_timeout_ms', type=float, default=5.0, help='how long a batch waits to be full' + shown)
     parser.add_argument('--max_queue', type=int, default=256, help='requests that wait; more are refused' + shown)
     parser.add_argument('--request_timeout_secs', type=float, default=60.0, help='for one answer' + shown)
@@ -129,7 +137,7 @@ def make_parser() -> command.Parser:
     return parser
 
 
-def run(argv: Optional[List[str]] = None) -> None:
+def run(argv: list[str] | None = None) -> None:
     """Entry point of bin/serve."""
     parser = make_parser()
     sys.exit(command.run(parser, main, sys.argv[1:] if argv is None else argv))

@@ -1,9 +1,10 @@
 """On which machines a verb computes: its flags and settings, and what these machines must have in common."""
 
 import hashlib
-from typing import Any, Optional, Tuple
+from typing import Any
 
-import gin  # pylint: disable=wrong-import-order
+import gin
+
 from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import gin_config
@@ -19,26 +20,28 @@ _NAMES = (strategies.DEFAULT, strategies.MIRRORED, strategies.MULTI_WORKER)
 def add(parser: command.Parser) -> None:
     """Adds to a verb without a configuration the flags that `start` reads."""
     known = strategies.StrategyConfig
-    parser.add_argument('--strategy',
-                        choices=_NAMES,
-                        default=known.name,
-                        help='on what to compute: default (this process, on all its GPUs), mirrored (the same, and '
-                        'refused where there is no GPU) or multi_worker_mirrored (several processes, each started by '
-                        'this same command, which share the work) (default: %(default)s)')
-    parser.add_argument('--cluster',
-                        choices=clusters.CLUSTERS,
-                        default=known.cluster,
-                        help='who tells the processes of one another (default: %(default)s, the environment variable '
-                        'TF_CONFIG)')
-    parser.add_argument('--port',
-                        type=int,
-                        default=known.port,
-                        help='first port, with slurm and kubernetes (default: %(default)s)')
+    parser.add_argument(
+        '--strategy',
+        choices=_NAMES,
+        default=known.name,
+        help='on what to compute: default (this process, on all its GPUs), mirrored (the same, and '
+        'refused where there is no GPU) or multi_worker_mirrored (several processes, each started by '
+        'this same command, which share the work) (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--cluster',
+        choices=clusters.CLUSTERS,
+        default=known.cluster,
+        help='who tells the processes of one another (default: %(default)s, the environment variable TF_CONFIG)',
+    )
+    parser.add_argument(
+        '--port', type=int, default=known.port, help='first port, with slurm and kubernetes (default: %(default)s)'
+    )
     parser.add_argument('--num_workers', type=int, help='pods of the Job, with kubernetes')
     parser.add_argument('--service', help='headless service of the pods, with kubernetes')
 
 
-def configured(name: Optional[str]) -> strategies.StrategyConfig:
+def configured(name: str | None) -> strategies.StrategyConfig:
     """Returns what a configuration says of the strategy; call it after `gin_config.parse`.
 
     Args:
@@ -53,7 +56,7 @@ def configured(name: Optional[str]) -> strategies.StrategyConfig:
     return gin_config.call(gin.get_configurable(strategies.StrategyConfig))
 
 
-def given(flags) -> Tuple[str, ...]:
+def given(flags) -> tuple[str, ...]:
     """Returns which setting --strategy gives, for `gin_config.parse`."""
     return ('StrategyConfig.name',) if flags.strategy else ()
 
@@ -66,11 +69,15 @@ def check_evaluates(replicas: strategies.Replicas) -> strategies.Replicas:
         training.
     """
     if replicas.is_compiled:
-        raise command.UsageError(f"the strategy '{strategies.TPU}' is for training: say --strategy=default, or "
-                                 f'one of {", ".join(_NAMES[1:])}.')
+        raise command.UsageError(
+            f"the strategy '{strategies.TPU}' is for training: say --strategy=default, or "
+            f'one of {", ".join(_NAMES[1:])}.'
+        )
     if replicas.preemption_notice is not None:
-        raise command.UsageError(f'preemption_notice={replicas.preemption_notice!r} of the strategy is for training, '
-                                 'which saves on the way: set StrategyConfig.preemption_notice = None.')
+        raise command.UsageError(
+            f'preemption_notice={replicas.preemption_notice!r} of the strategy is for training, '
+            'which saves on the way: set StrategyConfig.preemption_notice = None.'
+        )
     return replicas
 
 
@@ -81,15 +88,19 @@ def start(flags) -> strategies.Replicas:
       ValueError: if flags contradict each other, or the machine or cluster has not what they ask for.
     """
     return strategies.start(
-        strategies.StrategyConfig(name=flags.strategy,
-                                  cluster=flags.cluster,
-                                  port=flags.port,
-                                  num_workers=flags.num_workers,
-                                  service=flags.service))
+        strategies.StrategyConfig(
+            name=flags.strategy,
+            cluster=flags.cluster,
+            port=flags.port,
+            num_workers=flags.num_workers,
+            service=flags.service,
+        )
+    )
 
 
-def check_same_inputs(workers: workers_lib.Workers, samples: sample_files.SampleSet,
-                      data: Optional[datasets.PrivateData], settings: Any) -> None:
+def check_same_inputs(
+    workers: workers_lib.Workers, samples: sample_files.SampleSet, data: datasets.PrivateData | None, settings: Any
+) -> None:
     """Checks that all workers would measure the same.
 
     Args:
@@ -106,5 +117,6 @@ def check_same_inputs(workers: workers_lib.Workers, samples: sample_files.Sample
     digest = hashlib.sha256(samples.images.tobytes())
     digest.update(samples.labels.tobytes())
     of_data = [data.train.fingerprint(), data.held_out.fingerprint()] if data else []
-    workers.check_same(' '.join([digest.hexdigest(), *of_data, repr(settings)]),
-                       'the configuration, the samples or the data')
+    workers.check_same(
+        ' '.join([digest.hexdigest(), *of_data, repr(settings)]), 'the configuration, the samples or the data'
+    )

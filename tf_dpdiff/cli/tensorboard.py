@@ -1,5 +1,6 @@
 """bin/tensorboard: a look at one run or at several, in TensorBoard, with a layout for private training."""
 
+from collections.abc import Sequence
 import contextlib
 import ipaddress
 import pathlib
@@ -7,7 +8,6 @@ import socket
 import sys
 import tempfile
 import time
-from typing import Dict, List, Optional, Sequence
 import warnings
 
 from tf_dpdiff.cli import command
@@ -35,7 +35,7 @@ _PRIVATE_LAYOUT = (
 )
 
 
-def find_events(workdirs: Sequence[pathlib.Path], *, private: bool = False) -> Dict[str, pathlib.Path]:
+def find_events(workdirs: Sequence[pathlib.Path], *, private: bool = False) -> dict[str, pathlib.Path]:
     """Returns the folders of events to be shown, by the names that TensorBoard shows them under.
 
     Args:
@@ -51,8 +51,10 @@ def find_events(workdirs: Sequence[pathlib.Path], *, private: bool = False) -> D
         # What must not be released looks like a run inside of a run.
         runs = [run for run in candidates if (run / 'tensorboard').is_dir() and run.resolve().name != 'non_private']
         if not runs:
-            raise command.UsageError(f'{workdir} holds no run with TensorBoard events, nor folders of such runs; train '
-                                     'first, or name another --workdir.')
+            raise command.UsageError(
+                f'{workdir} holds no run with TensorBoard events, nor folders of such runs; train '
+                'first, or name another --workdir.'
+            )
         for run in runs:
             name, number = run.resolve().name, 2
             while name in found:
@@ -63,7 +65,7 @@ def find_events(workdirs: Sequence[pathlib.Path], *, private: bool = False) -> D
     return found
 
 
-def link(events: Dict[str, pathlib.Path], logdir: pathlib.Path) -> None:
+def link(events: dict[str, pathlib.Path], logdir: pathlib.Path) -> None:
     """Makes a folder that TensorBoard shows out of links: nothing is written to the runs."""
     for name, folder in events.items():
         if not (logdir / name).is_symlink():
@@ -72,21 +74,23 @@ def link(events: Dict[str, pathlib.Path], logdir: pathlib.Path) -> None:
 
 def write_layout(logdir: pathlib.Path, *, private: bool = False) -> None:
     """Writes which charts the tab "Custom Scalars" shows."""
-    # pylint: disable=g-import-not-at-top
+
     from tensorboard.plugins.custom_scalar import layout_pb2
     from tensorboard.plugins.custom_scalar import summary
     import tensorflow as tf
-    categories: Dict[str, List[layout_pb2.Chart]] = {}
+
+    categories: dict[str, list[layout_pb2.Chart]] = {}
     for category, title, tags in _LAYOUT + (_PRIVATE_LAYOUT if private else ()):
         chart = layout_pb2.Chart(title=title, multiline=layout_pb2.MultilineChartContent(tag=[f'{t}$' for t in tags]))
         categories.setdefault(category, []).append(chart)
     layout = layout_pb2.Layout(
-        category=[layout_pb2.Category(title=title, chart=charts) for title, charts in categories.items()])
+        category=[layout_pb2.Category(title=title, chart=charts) for title, charts in categories.items()]
+    )
     with tf.summary.create_file_writer(str(logdir)).as_default(step=0):
         tf.summary.experimental.write_raw_pb(summary.pb(layout).SerializeToString())
 
 
-def serve(logdir: pathlib.Path, *, host: str, port: Optional[int]) -> str:
+def serve(logdir: pathlib.Path, *, host: str, port: int | None) -> str:
     """Starts TensorBoard in a thread of its own and returns its address.
 
     Args:
@@ -97,15 +101,13 @@ def serve(logdir: pathlib.Path, *, host: str, port: Optional[int]) -> str:
     Raises:
       command.UsageError: if it cannot listen there.
     """
-    from tensorboard import program  # pylint: disable=g-import-not-at-top
+    from tensorboard import program
+
     board = program.TensorBoard()
     # Of TensorBoard's two loaders, the one that withdraws what a resumed run repeats.
-    board.configure(argv=[''],
-                    logdir=str(logdir),
-                    host=host,
-                    port=port,
-                    load_fast='false',
-                    reload_interval=_RELOAD_SECS)
+    board.configure(
+        argv=[''], logdir=str(logdir), host=host, port=port, load_fast='false', reload_interval=_RELOAD_SECS
+    )
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
         socket.create_server(address, family=family).close()  # TensorBoard would end the process.
@@ -113,8 +115,9 @@ def serve(logdir: pathlib.Path, *, host: str, port: Optional[int]) -> str:
     except (program.TensorBoardServerException, OSError) as error:
         where = f'{host}:{port}' if port else host
         reason = getattr(error, 'strerror', None) or getattr(error, 'msg', None) or error
-        raise command.UsageError(f'cannot listen at {where}: {reason}; name another --port (0: any free one) or '
-                                 '--host.') from error
+        raise command.UsageError(
+            f'cannot listen at {where}: {reason}; name another --port (0: any free one) or --host.'
+        ) from error
 
 
 def main(flags) -> int:
@@ -124,8 +127,10 @@ def main(flags) -> int:
     if flags.port is not None and not 0 <= flags.port < 2**16:
         raise command.UsageError(f'--port must be from 0 to 65535, got {flags.port}.')
     if flags.private and not _is_loopback(flags.host):
-        raise command.UsageError(f'--private shows what must not be released, and TensorBoard asks nobody who they '
-                                 f'are: it is for this machine alone, not for --host={flags.host}.')
+        raise command.UsageError(
+            f'--private shows what must not be released, and TensorBoard asks nobody who they '
+            f'are: it is for this machine alone, not for --host={flags.host}.'
+        )
     workdirs = [pathlib.Path(workdir).expanduser() for workdir in flags.workdir or ['runs/latest']]
     events = find_events(workdirs, private=flags.private)
     with tempfile.TemporaryDirectory(prefix='tf_dpdiff_tensorboard_') as folder, interruption.StopRequest() as stop:
@@ -136,7 +141,8 @@ def main(flags) -> int:
         if flags.private:
             print(
                 'tensorboard: PRIVATE: shows numbers computed from private images without noise; do not release them.',
-                file=sys.stderr)
+                file=sys.stderr,
+            )
         print(url + _PAGE, flush=True)
         while not stop.requested:
             time.sleep(_RESCAN_SECS)
@@ -152,16 +158,19 @@ def _is_loopback(host: str) -> bool:
         return host == 'localhost'
 
 
-def run(argv: Optional[List[str]] = None) -> None:
+def run(argv: list[str] | None = None) -> None:
     """Entry point of bin/tensorboard."""
     parser = command.Parser('tensorboard', __doc__)
-    parser.add_argument('--workdir',
-                        action='append',
-                        help='folder of a run, or of runs to compare; may be given several times '
-                        '(default: runs/latest)')
-    parser.add_argument('--private',
-                        action='store_true',
-                        help='show non_private/ too, which must not be released; on this machine alone')
+    parser.add_argument(
+        '--workdir',
+        action='append',
+        help='folder of a run, or of runs to compare; may be given several times (default: runs/latest)',
+    )
+    parser.add_argument(
+        '--private',
+        action='store_true',
+        help='show non_private/ too, which must not be released; on this machine alone',
+    )
     parser.add_argument('--host', default='127.0.0.1', help='address to listen at (default: %(default)s)')
     parser.add_argument('--port', type=int, help='0: any free one (default: the first free one from 6006)')
     sys.exit(command.run(parser, main, sys.argv[1:] if argv is None else argv))

@@ -6,12 +6,11 @@ import json
 import pathlib
 import sys
 import time
-from typing import List, Optional, Tuple, Union
 
+import gin
 import numpy as np
 from rich import console as rich_console
 
-import gin  # pylint: disable=wrong-import-order
 from tf_dpdiff import files
 from tf_dpdiff.cli import budget_file as budget_file_lib
 from tf_dpdiff.cli import command
@@ -55,19 +54,20 @@ def train(
     workdir: pathlib.Path,
     replicas: strategies.Replicas = strategies.ONE,
     dry_run: bool = False,
-    hardware: Optional[planner.Hardware] = None,
-    budget_file: Optional[Union[str, pathlib.Path]] = None,
+    hardware: planner.Hardware | None = None,
+    budget_file: str | pathlib.Path | None = None,
     network: unet.UNetConfig = gin.REQUIRED,
     process: process_lib.DiffusionProcess = gin.REQUIRED,
-    data: Optional[datasets.PrivateData] = None,
-    privacy: Optional[plan_lib.DpSgdConfig] = None,
-    finetuning: Optional[stages.FinetuningConfig] = None,
-    pretraining: Optional[stages.PretrainingConfig] = None,
-    warm_start: Optional[stages.WarmStartConfig] = None,
+    data: datasets.PrivateData | None = None,
+    privacy: plan_lib.DpSgdConfig | None = None,
+    finetuning: stages.FinetuningConfig | None = None,
+    pretraining: stages.PretrainingConfig | None = None,
+    warm_start: stages.WarmStartConfig | None = None,
     sampler: samplers.SamplerConfig = samplers.SamplerConfig(),
     samples: generate.GenerateConfig = generate.GenerateConfig(),
-    utility: Optional[utility_lib.UtilityConfig] = None,
-    loop: loop_lib.TrainerConfig = loop_lib.TrainerConfig()) -> int:
+    utility: utility_lib.UtilityConfig | None = None,
+    loop: loop_lib.TrainerConfig = loop_lib.TrainerConfig(),
+) -> int:
     """Trains, samples, exports and evaluates; resumes where the folder holds an unfinished run.
 
     Args:
@@ -94,10 +94,16 @@ def train(
       The exit code.
     """
     if data is None:
-        private_parts = {'privacy': privacy, 'finetuning': finetuning, 'warm_start': warm_start, 'utility': utility,
-                         'budget_file': budget_file}  # yapf: disable
-        return public_run.train_on_public_images(workdir, replicas, dry_run, hardware, private_parts, network, process,
-                                                 pretraining, sampler, samples, loop)
+        private_parts = {
+            'privacy': privacy,
+            'finetuning': finetuning,
+            'warm_start': warm_start,
+            'utility': utility,
+            'budget_file': budget_file,
+        }
+        return public_run.train_on_public_images(
+            workdir, replicas, dry_run, hardware, private_parts, network, process, pretraining, sampler, samples, loop
+        )
     _check_complete(privacy, finetuning)
     model = _describe_model(data.spec, network, process, sampler, warm_start, finetuning)
     is_first = replicas.workers.is_first
@@ -107,8 +113,18 @@ def train(
     budget_file = budget_file if is_first else None
     plan, budget = _plan(privacy, warm_start, data, workdir, budget_file, dry_run, is_first)
     if dry_run:
-        dry_run_lib.print_private(data, model, plan, pretraining, warm_start, finetuning, samples, utility,
-                                  _spent(budget) if budget else None, hardware)
+        dry_run_lib.print_private(
+            data,
+            model,
+            plan,
+            pretraining,
+            warm_start,
+            finetuning,
+            samples,
+            utility,
+            _spent(budget) if budget else None,
+            hardware,
+        )
         return command.DONE
 
     started = time.monotonic()
@@ -125,7 +141,7 @@ def train(
     return command.DONE
 
 
-def _fitting_utility(utility, data, samples, is_first) -> Optional[utility_lib.UtilityConfig]:
+def _fitting_utility(utility, data, samples, is_first) -> utility_lib.UtilityConfig | None:
     """Returns what can be measured in the end; says what is left out."""
     utility, left_out = utility_lib.fitting(utility, data, samples.num_images)
     command.say('train', left_out if is_first else ())
@@ -134,12 +150,15 @@ def _fitting_utility(utility, data, samples, is_first) -> Optional[utility_lib.U
 
 def _check_complete(*of_private_runs) -> None:
     if not all(of_private_runs):
-        raise command.UsageError('the configuration is incomplete: train.data is private, so train.privacy and '
-                                 'train.finetuning must be bound too.')
+        raise command.UsageError(
+            'the configuration is incomplete: train.data is private, so train.privacy and '
+            'train.finetuning must be bound too.'
+        )
 
 
-def _plan(privacy, warm_start, data, workdir, budget_file, dry_run,
-          is_first) -> Tuple[plan_lib.DpSgdPlan, Optional[budget_lib.Budget]]:
+def _plan(
+    privacy, warm_start, data, workdir, budget_file, dry_run, is_first
+) -> tuple[plan_lib.DpSgdPlan, budget_lib.Budget | None]:
     """Returns the plan, and the budget as it would be with the run; says what a person must be told beforehand."""
     with command.working('train', 'calibrating the noise'):
         plan = plan_lib.make_plan(privacy, data.spec.num_units, warm_start.release if warm_start else None)
@@ -151,16 +170,18 @@ def _plan(privacy, warm_start, data, workdir, budget_file, dry_run,
 
 
 def _make_trainer(workdir, data, model, plan, of_stages, config, replicas) -> trainer_lib.Trainer:
-    return trainer_lib.Trainer(workdir,
-                               data.train,
-                               **of_stages,
-                               network=model.network,
-                               process=model.process,
-                               plan=plan,
-                               config=config,
-                               on_release=functools.partial(_show_release, workdir),
-                               draw_grid=run_summaries.make_grid_drawer(model),
-                               replicas=replicas)
+    return trainer_lib.Trainer(
+        workdir,
+        data.train,
+        **of_stages,
+        network=model.network,
+        process=model.process,
+        plan=plan,
+        config=config,
+        on_release=functools.partial(_show_release, workdir),
+        draw_grid=run_summaries.make_grid_drawer(model),
+        replicas=replicas,
+    )
 
 
 def _begin(workdir, budget_file, data, model, plan, trainer, of_stages) -> None:
@@ -206,26 +227,37 @@ def _tell_of_private_images_that_are_public(trainer) -> None:
             f'train: {count:,} of the private images are among the public ones too: the guarantee covers what '
             'the private stages do with them, and not what the public stages show. This number is private: do not '
             'release it.',
-            file=sys.stderr)
+            file=sys.stderr,
+        )
 
 
 def _describe_model(spec, network, process, sampler, warm_start, finetuning) -> run_files.ModelDescription:
     has_feature_means = bool(warm_start and warm_start.has_public_images)
-    model = run_files.ModelDescription(spec.image_shape,
-                                       spec.class_names,
-                                       network,
-                                       process,
-                                       sampler,
-                                       finetuning.views.label_drop_probability,
-                                       has_feature_means=has_feature_means)
+    model = run_files.ModelDescription(
+        spec.image_shape,
+        spec.class_names,
+        network,
+        process,
+        sampler,
+        finetuning.views.label_drop_probability,
+        has_feature_means=has_feature_means,
+    )
     return model.with_sampler(sampler)
 
 
 def _finish(workdir, data, trainer, released, model, drawn, utility, started) -> None:
     """Writes what may be released and, apart from it, what was measured on private images; prints where it lies."""
     statement = trainer.statement()
-    version = run_output.write(workdir, f'tf_dpdiff: a private generator of {data.spec.name}', _facts(statement),
-                               statement, model, released, trainer.summaries, *drawn)
+    version = run_output.write(
+        workdir,
+        f'tf_dpdiff: a private generator of {data.spec.name}',
+        _facts(statement),
+        statement,
+        model,
+        released,
+        trainer.summaries,
+        *drawn,
+    )
     results = utility_lib.measure(utility, *drawn, data.train, data.held_out).fields if utility else {}
     if results:
         files.write_text(workdir / 'non_private' / 'utility.json', json.dumps(results, indent=2) + '\n')
@@ -235,7 +267,7 @@ def _finish(workdir, data, trainer, released, model, drawn, utility, started) ->
     _print_results(workdir, version, statement, results, len(drawn[0]), time.monotonic() - started)
 
 
-def _planned_budget(path, plan, data, workdir, dry_run) -> Optional[budget_lib.Budget]:
+def _planned_budget(path, plan, data, workdir, dry_run) -> budget_lib.Budget | None:
     """Returns the budget as it would be with the run; refuses the run before its folder is begun, or goes on.
 
     What the run in the folder has released already goes on record first, even where the rest is then refused: it may
@@ -267,7 +299,7 @@ def _about(dataset) -> dict:
         'dataset': dataset.name,
         'data_fingerprint': dataset.fingerprint(),
         'unit': dataset.unit,
-        'time': budget_file_lib.now()
+        'time': budget_file_lib.now(),
     }
 
 
@@ -279,11 +311,13 @@ def _charge(path, done: str, change: budget_file_lib.Change) -> None:
 def _spent(budget: budget_lib.Budget) -> str:
     if budget.overdrawn_by():
         return f'{budget.describe_overdraft()}; no further run is let in'
-    return (f'{len(budget.entries)} run(s) cost epsilon = {accounting.round_up(budget.epsilon())} of '
-            f'{rounding.exact(budget.total_epsilon)} at delta = {rounding.exact(budget.delta)}')
+    return (
+        f'{len(budget.entries)} run(s) cost epsilon = {accounting.round_up(budget.epsilon())} of '
+        f'{rounding.exact(budget.total_epsilon)} at delta = {rounding.exact(budget.delta)}'
+    )
 
 
-def _show_release(workdir: pathlib.Path, released: Union[class_means.NoisyMeans, warm_start_lib.ChosenImages]) -> None:
+def _show_release(workdir: pathlib.Path, released: class_means.NoisyMeans | warm_start_lib.ChosenImages) -> None:
     if isinstance(released, class_means.NoisyMeans):
         _draw_class_means(workdir, released)
         return
@@ -292,7 +326,8 @@ def _show_release(workdir: pathlib.Path, released: Union[class_means.NoisyMeans,
     table = command.facts_table('public images that noisy feature means chose')
     for name, origins in zip(chosen.class_names, released.origins):
         most_frequent = ', '.join(
-            f'{public_name} ({count:,})' for public_name, count in origins[:_PUBLIC_CLASSES_NAMED])
+            f'{public_name} ({count:,})' for public_name, count in origins[:_PUBLIC_CLASSES_NAMED]
+        )
         table.add_row(name, f'{sum(count for _, count in origins):,}: {most_frequent}' if origins else 'none')
     table.add_row('the means', str(workdir / warm_start_lib.FEATURE_MEANS_FILE))
     rich_console.Console().print(table)
@@ -317,9 +352,7 @@ def _facts(statement: statement_lib.PrivacyStatement) -> dict:
         'delta': rounding.exact(fields['delta']),
         'protected unit': fields['unit'],
         'steps': str(fields['steps_run']),
-        **({
-            'caution': ' '.join(fields['cautions'])
-        } if fields['cautions'] else {}),
+        **({'caution': ' '.join(fields['cautions'])} if fields['cautions'] else {}),
     }
 
 
@@ -329,24 +362,29 @@ def _print_results(workdir, version, statement, results, num_samples, seconds) -
     if fields['guarantee_claimed']:
         table.add_row(
             'privacy',
-            f"epsilon = {statement_lib.round_up(fields['epsilon'])} at delta = {rounding.exact(fields['delta'])} for "
-            f"{fields['unit']}")
+            f'epsilon = {statement_lib.round_up(fields["epsilon"])} at delta = {rounding.exact(fields["delta"])} for '
+            f'{fields["unit"]}',
+        )
     else:
         table.add_row('privacy', 'NO GUARANTEE IS CLAIMED')
     for caution in fields['cautions']:
         table.add_row('CAUTION', caution)
     for classifier, source, value in _accuracies(results):
-        table.add_row(f"{classifier} on {source.replace('_', ' ')}",
-                      f"{value:.1%} of {results['num_test']:,} held-out real images ({command.NOT_TO_BE_RELEASED})")
+        table.add_row(
+            f'{classifier} on {source.replace("_", " ")}',
+            f'{value:.1%} of {results["num_test"]:,} held-out real images ({command.NOT_TO_BE_RELEASED})',
+        )
     run_output.add_files(table, workdir, version, num_samples, seconds)
     rich_console.Console().print(table)
 
 
-def _accuracies(results: dict) -> List[Tuple[str, str, float]]:
-    return [(entry['classifier'], source, entry[source]['accuracy'])
-            for entry in results.get('classifiers', [])
-            for source in ('synthetic_images', 'real_images')
-            if entry[source]]
+def _accuracies(results: dict) -> list[tuple[str, str, float]]:
+    return [
+        (entry['classifier'], source, entry[source]['accuracy'])
+        for entry in results.get('classifiers', [])
+        for source in ('synthetic_images', 'real_images')
+        if entry[source]
+    ]
 
 
 def main(flags) -> int:
@@ -368,15 +406,17 @@ def main(flags) -> int:
         return gin_config.call_resumable('train', train, workdir=workdir, replicas=replicas, **given)
 
 
-def run(argv: Optional[List[str]] = None) -> None:
+def run(argv: list[str] | None = None) -> None:
     """Entry point of bin/train."""
     parser = command.Parser('train', __doc__)
     parser.add_gin_flags()
     parser.add_strategy_flag()
     parser.add_argument('--workdir', default='runs/latest', help='folder of the run (default: %(default)s)')
     parser.add_argument('--dry_run', action='store_true', help='print configuration, cost and statement, and exit')
-    parser.add_argument('--budget_file',
-                        metavar='FILE',
-                        help='budget of all runs on these data, to charge the run to (bin/account makes one)')
+    parser.add_argument(
+        '--budget_file',
+        metavar='FILE',
+        help='budget of all runs on these data, to charge the run to (bin/account makes one)',
+    )
     planner_flags.add(parser)
     sys.exit(command.run(parser, main, sys.argv[1:] if argv is None else argv))

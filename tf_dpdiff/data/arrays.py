@@ -1,9 +1,10 @@
 """Arrays that a person wrote with NumPy: which there may be, and of which kind, before they are read."""
 
+from collections.abc import Iterable
 import difflib
 import re
 import sys
-from typing import Iterable, NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,9 +15,12 @@ _MEANINGS = (
     ('labels', 'label|target|class|^y'),
     ('images', 'image|img|pixel|picture|photo|^x'),
 )
-_CURES = {'images': 'make all images of one size and store numpy.stack(images)',
-          'labels': 'store labels.astype(numpy.int64)', 'owners': 'store owners.astype(str), or numbers',
-          'class_names': 'store class_names.astype(str)'}  # yapf: disable
+_CURES = {
+    'images': 'make all images of one size and store numpy.stack(images)',
+    'labels': 'store labels.astype(numpy.int64)',
+    'owners': 'store owners.astype(str), or numbers',
+    'class_names': 'store class_names.astype(str)',
+}
 
 
 class Header(NamedTuple):
@@ -27,7 +31,8 @@ class Header(NamedTuple):
       fortran_order: Whether the first axis is the innermost.
       dtype: Of the values.
     """
-    shape: Tuple[int, ...]
+
+    shape: tuple[int, ...]
     fortran_order: bool
     dtype: np.dtype
 
@@ -69,7 +74,7 @@ def cure_of_labels(labels: np.ndarray) -> str:
     return ''
 
 
-def nearest(name: str, known: Iterable[str]) -> Optional[str]:
+def nearest(name: str, known: Iterable[str]) -> str | None:
     """Returns which of the known names somebody means who writes another one, or None.
 
     Args:
@@ -95,5 +100,6 @@ def note_unread_owners(source: str, names: Iterable[str]) -> None:
                 f'{source}: {name!r} seems to say whose image each is, and is not read: the guarantee is for one '
                 f'image, not for a person with all of theirs. owner_key={name!r} makes it one for each owner; '
                 "unit='one image' says that an image is meant.",
-                file=sys.stderr)
+                file=sys.stderr,
+            )
             return

@@ -3,12 +3,13 @@
 KerasCV is imported here and nowhere else.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
 import importlib
 import io
 import numbers
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Union
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -47,6 +48,7 @@ class AugmentationConfig:
         ...
         ValueError: AugmentationConfig.hue = 0.1 needs images with 3 channels (red, green, blue), got 1: set it to 0.
     """
+
     horizontal_flip: bool = False
     translation: float = 0.0
     rotation: float = 0.0
@@ -74,13 +76,14 @@ class AugmentationConfig:
         if not (_is_number(self.pad_and_crop, numbers.Integral) and self.pad_and_crop >= 0):
             raise ValueError(
                 'pad_and_crop of the augmentation must be a whole number of pixels that is at least 0, got '
-                f'{self.pad_and_crop!r}.')
+                f'{self.pad_and_crop!r}.'
+            )
         if self.fill_mode not in ('constant', 'reflect', 'nearest', 'wrap'):
             raise ValueError(f"fill_mode must be 'constant', 'reflect', 'nearest' or 'wrap', got {self.fill_mode!r}.")
         if self.interpolation not in ('bilinear', 'nearest'):
             raise ValueError(f"interpolation must be 'bilinear' or 'nearest', got {self.interpolation!r}.")
 
-    def check(self, image_shape: Sequence[Optional[int]]) -> None:
+    def check(self, image_shape: Sequence[int | None]) -> None:
         """Raises ValueError if images of a shape cannot be varied in this way.
 
         Args:
@@ -90,11 +93,15 @@ class AugmentationConfig:
         size = f'{height} x {width}'
         for name in ('saturation', 'hue'):
             if getattr(self, name) and channels != 3:
-                raise ValueError(f'AugmentationConfig.{name} = {getattr(self, name):g} needs images with 3 channels '
-                                 f'(red, green, blue), got {channels}: set it to 0.')
+                raise ValueError(
+                    f'AugmentationConfig.{name} = {getattr(self, name):g} needs images with 3 channels '
+                    f'(red, green, blue), got {channels}: set it to 0.'
+                )
         if self.pad_and_crop and not (height and width and self.pad_and_crop < min(height, width)):
-            raise ValueError(f'AugmentationConfig.pad_and_crop = {self.pad_and_crop} needs images that are higher and '
-                             f'wider than that, got {size}: lower it.')
+            raise ValueError(
+                f'AugmentationConfig.pad_and_crop = {self.pad_and_crop} needs images that are higher and '
+                f'wider than that, got {size}: lower it.'
+            )
         if self.rotate_90 and not height == width is not None:
             raise ValueError(f'AugmentationConfig.rotate_90 needs square images, got {size}: set it to False.')
 
@@ -163,9 +170,14 @@ class Augmenter:
 
     def describe(self) -> str:
         """Returns, in the order of application, which variations are on and who does each; 'none' without any."""
-        return ', '.join(f'{variation.words} ' +
-                         (f'(KerasCV {variation.layer}, keyed)' if variation.by_keras_cv else '(stateless)')
-                         for variation in self._variations) or 'none'
+        return (
+            ', '.join(
+                f'{variation.words} '
+                + (f'(KerasCV {variation.layer}, keyed)' if variation.by_keras_cv else '(stateless)')
+                for variation in self._variations
+            )
+            or 'none'
+        )
 
 
 class _SuppliedUniforms:
@@ -210,10 +222,11 @@ class _SuppliedUniforms:
 class _Variation(NamedTuple):
     """One variation: in words, the layer that does it (KerasCV's by name), what it is made with, and what replaces the
     sampler of its factor, if it has one."""
+
     words: str
-    layer: Union[str, type]
-    arguments: Dict[str, Any]
-    sampler: Optional[Callable[..., tf.Tensor]] = None
+    layer: str | type
+    arguments: dict[str, Any]
+    sampler: Callable[..., tf.Tensor] | None = None
 
     @property
     def by_keras_cv(self) -> bool:
@@ -230,10 +243,9 @@ def _variations(config: AugmentationConfig, uniforms: _SuppliedUniforms) -> Iter
     if config.horizontal_flip:
         yield _Variation('horizontal flip', 'RandomFlip', {'mode': 'horizontal'})
     if config.rotation:
-        yield _Variation(f'rotation up to {config.rotation:g} of a turn', 'RandomRotation', {
-            'factor': config.rotation,
-            **geometry
-        })
+        yield _Variation(
+            f'rotation up to {config.rotation:g} of a turn', 'RandomRotation', {'factor': config.rotation, **geometry}
+        )
     if config.zoom:
         share = {'height_factor': config.zoom, 'width_factor': config.zoom}
         yield _Variation(f'zoom up to {config.zoom:g}', 'RandomZoom', {**share, **geometry})
@@ -241,41 +253,52 @@ def _variations(config: AugmentationConfig, uniforms: _SuppliedUniforms) -> Iter
         share = {'height_factor': config.translation, 'width_factor': config.translation}
         yield _Variation(f'translation up to {config.translation:g}', 'RandomTranslation', {**share, **geometry})
     if config.contrast:
-        yield _Variation(f'contrast up to {config.contrast:g}', 'RandomContrast', {
-            'factor': config.contrast,
-            **in_range
-        }, uniforms.factor(1.0 - config.contrast, 1.0 + config.contrast))
+        yield _Variation(
+            f'contrast up to {config.contrast:g}',
+            'RandomContrast',
+            {'factor': config.contrast, **in_range},
+            uniforms.factor(1.0 - config.contrast, 1.0 + config.contrast),
+        )
     if config.brightness:
-        yield _Variation(f'brightness up to {config.brightness:g}', 'RandomBrightness', {
-            'factor': config.brightness,
-            **in_range
-        }, uniforms.factor(-config.brightness, config.brightness))
+        yield _Variation(
+            f'brightness up to {config.brightness:g}',
+            'RandomBrightness',
+            {'factor': config.brightness, **in_range},
+            uniforms.factor(-config.brightness, config.brightness),
+        )
     if config.vertical_flip:
         yield _Variation('vertical flip', 'RandomFlip', {'mode': 'vertical'})
     if config.rotate_90:
         yield _Variation('quarter turns', augmentation_layers.QuarterTurns, {})
     if config.pad_and_crop:
-        yield _Variation(f'mirror-pad {config.pad_and_crop} and crop', augmentation_layers.PadAndCrop,
-                         {'pad': config.pad_and_crop})
+        yield _Variation(
+            f'mirror-pad {config.pad_and_crop} and crop', augmentation_layers.PadAndCrop, {'pad': config.pad_and_crop}
+        )
     if config.saturation:
-        yield _Variation(f'saturation up to {config.saturation:g}', 'RandomSaturation', {'factor': 0.5},
-                         uniforms.saturation_factor(1.0 - config.saturation, 1.0 + config.saturation))
+        yield _Variation(
+            f'saturation up to {config.saturation:g}',
+            'RandomSaturation',
+            {'factor': 0.5},
+            uniforms.saturation_factor(1.0 - config.saturation, 1.0 + config.saturation),
+        )
     if config.hue:
         # KerasCV counts in half circles, and draws the way to turn from a number of its own.
         half_circles = 2.0 * config.hue
-        yield _Variation(f'hue up to {config.hue:g} of the circle', 'RandomHue', {
-            'factor': half_circles,
-            **in_range
-        }, uniforms.factor(0.0, half_circles))
+        yield _Variation(
+            f'hue up to {config.hue:g} of the circle',
+            'RandomHue',
+            {'factor': half_circles, **in_range},
+            uniforms.factor(0.0, half_circles),
+        )
 
 
-def _make_layers(variations: Sequence[_Variation], uniforms: _SuppliedUniforms) -> List[Any]:
+def _make_layers(variations: Sequence[_Variation], uniforms: _SuppliedUniforms) -> list[Any]:
     """Returns the layers: KerasCV's, or such as have its methods get_random_transformation_batch and augment_images."""
     if any(variation.by_keras_cv for variation in variations):
         # Takes three seconds, so only where it is needed.
         with contextlib.redirect_stdout(io.StringIO()):  # It announces its backend.
             importlib.import_module('tf_dpdiff.keras')  # Sees to it that KerasCV finds Keras 2.
-            import keras_cv  # pylint: disable=g-import-not-at-top
+            import keras_cv
     layers = []
     for variation in variations:
         if not variation.by_keras_cv:
@@ -284,7 +307,7 @@ def _make_layers(variations: Sequence[_Variation], uniforms: _SuppliedUniforms) 
         make = getattr(keras_cv.layers, variation.layer)
         # float32 whatever the networks compute in.
         layers.append(make(**variation.arguments, dtype='float32'))
-        layers[-1]._random_generator = uniforms  # pylint: disable=protected-access
+        layers[-1]._random_generator = uniforms
         if variation.sampler:
             layers[-1].factor = variation.sampler
     return layers

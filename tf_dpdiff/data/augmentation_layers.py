@@ -5,8 +5,6 @@ too. They move pixels and compute nothing: images may lie in any range, and each
 one of the image.
 """
 
-from typing import Tuple
-
 import numpy as np
 import tensorflow as tf
 
@@ -36,7 +34,7 @@ class PadAndCrop:
         self._pad = pad
         self._random_generator = random_generator
 
-    def get_random_transformation_batch(self, batch_size: tf.Tensor) -> Tuple[tf.Tensor, tf.Tensor]:
+    def get_random_transformation_batch(self, batch_size: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Draws where each window begins: int32 [batch] rows and columns in [-pad, pad] from that of the image."""
         return self._offset(batch_size), self._offset(batch_size)
 
@@ -46,7 +44,7 @@ class PadAndCrop:
         # The product may have been rounded up.
         return tf.minimum(offset, num_offsets - 1) - self._pad
 
-    def augment_images(self, images: tf.Tensor, transformations: Tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+    def augment_images(self, images: tf.Tensor, transformations: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
         """Returns the windows of [batch, height, width, channels] that begin at the given offsets."""
         rows, columns = transformations
         height, width = images.shape[1:3]

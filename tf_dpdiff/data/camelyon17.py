@@ -6,7 +6,7 @@ import functools
 import hashlib
 import io
 import pathlib
-from typing import BinaryIO, Dict, Optional
+from typing import BinaryIO
 
 import numpy as np
 
@@ -34,9 +34,10 @@ _SPLIT_OF_COLUMN = {0: 'train', 1: 'id_val'}
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Metadata:
     """metadata.csv: its columns, the split of each row, and a digest of the file."""
+
     file: pathlib.Path
     digest: str
-    columns: Dict[str, np.ndarray]
+    columns: dict[str, np.ndarray]
     splits: np.ndarray
 
     def column(self, split: str, name: str) -> np.ndarray:
@@ -51,12 +52,9 @@ class _Metadata:
         return self.file.parent / 'patches' / stem / f'patch_{stem}_x_{x}_y_{y}.png'
 
 
-def wilds_camelyon17(root: str,
-                     *,
-                     held_out_split: str = 'test',
-                     unit: str = 'image',
-                     image_size: int = 32,
-                     cache_dir: Optional[str] = None) -> datasets.PrivateData:
+def wilds_camelyon17(
+    root: str, *, held_out_split: str = 'test', unit: str = 'image', image_size: int = 32, cache_dir: str | None = None
+) -> datasets.PrivateData:
     """Loads Camelyon17 as WILDS lays it out: hospitals apart.
 
     The training part is the split 'train' of WILDS: images of three hospitals. The 96x96 patches are averaged down: at
@@ -106,8 +104,9 @@ def wilds_camelyon17(root: str,
 
     train, held_out = index_of('train', 'camelyon17'), index_of(held_out_split, f'camelyon17 {held_out_split}')
     if train.owners is not None:
-        splitting.check_owners_apart(f'{file}: with {unit}s as owners and held_out_split={held_out_split!r}',
-                                     train.owners, held_out.owners)
+        splitting.check_owners_apart(
+            f'{file}: with {unit}s as owners and held_out_split={held_out_split!r}', train.owners, held_out.owners
+        )
     read = functools.partial(_read_images, metadata, image_size=image_size, cache_dir=cache_dir)
 
     def look_at(part):
@@ -115,13 +114,15 @@ def wilds_camelyon17(root: str,
         if cache_dir is None or not _cache(cache_dir, split, image_size, metadata).exists():
             _look_at_patches(metadata, split)
 
-    return datasets.PrivateData(train=lambda: train.with_images(read('train')),
-                                held_out=lambda: held_out.with_images(read(held_out_split)),
-                                spec=train.spec,
-                                look_at=look_at)
+    return datasets.PrivateData(
+        train=lambda: train.with_images(read('train')),
+        held_out=lambda: held_out.with_images(read(held_out_split)),
+        spec=train.spec,
+        look_at=look_at,
+    )
 
 
-def _find(root: pathlib.Path) -> Optional[pathlib.Path]:
+def _find(root: pathlib.Path) -> pathlib.Path | None:
     """Returns metadata.csv, or None."""
     candidates = [root / 'metadata.csv', root / 'camelyon17_v1.0' / 'metadata.csv']
     return next((file for file in candidates if file.is_file()), None)
@@ -134,14 +135,19 @@ def _published(root: str, unit: str, image_size: int) -> datasets.PrivateData:
         raise FileNotFoundError(f"{missing}; it is needed to count the units where unit='{unit}'.")
 
     def read():
-        raise FileNotFoundError(f'{missing}; download it with the package wilds: '
-                                f"wilds.get_dataset('camelyon17', root_dir={str(root)!r}, download=True).")
+        raise FileNotFoundError(
+            f'{missing}; download it with the package wilds: '
+            f"wilds.get_dataset('camelyon17', root_dir={str(root)!r}, download=True)."
+        )
 
-    spec = datasets.DatasetSpec('camelyon17', (image_size, image_size, 3),
-                                CLASS_NAMES,
-                                PUBLISHED_NUM_IMAGES,
-                                PUBLISHED_NUM_IMAGES,
-                                note=f'not found in {root}; published sizes')
+    spec = datasets.DatasetSpec(
+        'camelyon17',
+        (image_size, image_size, 3),
+        CLASS_NAMES,
+        PUBLISHED_NUM_IMAGES,
+        PUBLISHED_NUM_IMAGES,
+        note=f'not found in {root}; published sizes',
+    )
     return datasets.PrivateData(train=read, held_out=read, spec=spec)
 
 
@@ -171,7 +177,7 @@ def _read_metadata(file: pathlib.Path) -> _Metadata:
     return metadata
 
 
-def _split_of(row: Dict[str, str]) -> str:
+def _split_of(row: dict[str, str]) -> str:
     """Checks a row and returns the split that it belongs to."""
     for name, value in row.items():
         # Nothing but digits finds its way into the path of a patch.
@@ -187,7 +193,7 @@ def _split_of(row: Dict[str, str]) -> str:
     return split
 
 
-def _read_images(metadata: _Metadata, split: str, *, image_size: int, cache_dir: Optional[str]) -> np.ndarray:
+def _read_images(metadata: _Metadata, split: str, *, image_size: int, cache_dir: str | None) -> np.ndarray:
     """Returns the images of a split, from the cache where there is one."""
     rows = np.flatnonzero(metadata.splits == split)
     shape = (len(rows), image_size, image_size, 3)

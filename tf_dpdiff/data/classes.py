@@ -1,6 +1,6 @@
 """The classes of a data set: their labels, and names by which samples of them can be asked for and written."""
 
-from typing import Optional, Sequence, Tuple
+from collections.abc import Sequence
 import unicodedata
 
 import numpy as np
@@ -23,8 +23,10 @@ def check_text(what: str, text: str) -> None:
       ValueError: if it is not Unicode or holds control characters.
     """
     if any(unicodedata.category(character) in _UNWRITABLE for character in text):
-        raise ValueError(f'{what} must be Unicode text without control characters, or neither JSON nor a privacy '
-                         f'statement could hold it; got {text!r}.')
+        raise ValueError(
+            f'{what} must be Unicode text without control characters, or neither JSON nor a privacy '
+            f'statement could hold it; got {text!r}.'
+        )
 
 
 def check_names(source: str, class_names: Sequence[str]) -> None:
@@ -36,17 +38,19 @@ def check_names(source: str, class_names: Sequence[str]) -> None:
     for name in class_names:
         check_text(f'{source}: the name of a class', name)
         if not name or name != name.strip():
-            raise ValueError(f'{source}: the name of a class must be neither empty nor begin or end with white space, '
-                             f'got {name!r}.')
+            raise ValueError(
+                f'{source}: the name of a class must be neither empty nor begin or end with white space, got {name!r}.'
+            )
         if name == NO_CLASS:
-            raise ValueError(f'{source}: no class can be called {NO_CLASS!r}: that is what samples without a class are '
-                             'called.')
+            raise ValueError(
+                f'{source}: no class can be called {NO_CLASS!r}: that is what samples without a class are called.'
+            )
     if len(set(class_names)) != len(class_names):
         twice = next(name for name in class_names if list(class_names).count(name) > 1)
         raise ValueError(f'{source}: two classes are called {twice!r}; their names must differ.')
 
 
-def names_of(source: str, labels: np.ndarray, class_names: Optional[Sequence[str]] = None) -> Tuple[str, ...]:
+def names_of(source: str, labels: np.ndarray, class_names: Sequence[str] | None = None) -> tuple[str, ...]:
     """Checks the labels of training images and returns the names of their classes.
 
     Args:
@@ -67,12 +71,15 @@ def names_of(source: str, labels: np.ndarray, class_names: Optional[Sequence[str
     present = _present(source, labels)
     if present[-1] != len(present) - 1:
         if present[0] == 1 and present[-1] == len(present):
-            raise ValueError(f'{source}: the labels count from 1 (to {present[-1]}) and must count from 0: subtract 1 '
-                             'from each.')
+            raise ValueError(
+                f'{source}: the labels count from 1 (to {present[-1]}) and must count from 0: subtract 1 from each.'
+            )
         gap = int(np.flatnonzero(present != np.arange(len(present), dtype=present.dtype))[0])
-        raise ValueError(f'{source}: the labels have gaps: {len(present):,} different ones, the largest {present[-1]}, '
-                         f'and no image has the label {gap}. They must count from 0 without gaps; number the classes '
-                         'anew: numpy.unique(labels, return_inverse=True)[1].')
+        raise ValueError(
+            f'{source}: the labels have gaps: {len(present):,} different ones, the largest {present[-1]}, '
+            f'and no image has the label {gap}. They must count from 0 without gaps; number the classes '
+            'anew: numpy.unique(labels, return_inverse=True)[1].'
+        )
     return tuple(map(str, range(len(present))))
 
 
@@ -121,6 +128,7 @@ def _present(source: str, labels: np.ndarray) -> np.ndarray:
     present = np.unique(labels)
     if present[0] < 0:
         row = int(np.flatnonzero(labels < 0)[0])
-        raise ValueError(f'{source}: image {row} has label {labels[row]}, which is no class: labels must be whole '
-                         'numbers from 0.')
+        raise ValueError(
+            f'{source}: image {row} has label {labels[row]}, which is no class: labels must be whole numbers from 0.'
+        )
     return present

@@ -1,10 +1,10 @@
 """Labelled images in memory or on disk: the private images, the public ones and the held-out ones."""
 
+from collections.abc import Callable
 import dataclasses
 import functools
 import hashlib
 import pathlib
-from typing import Callable, Optional, Tuple, Union
 
 import numpy as np
 
@@ -35,9 +35,10 @@ class DatasetSpec:
       has_owners: Whether a unit is an owner with all of its images.
       note: Where the numbers do not come from the data themselves: where they do come from.
     """
+
     name: str
-    image_shape: Tuple[int, int, int]
-    class_names: Tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
     num_images: int
     num_units: int
     unit: str = ONE_IMAGE
@@ -77,45 +78,55 @@ class ImageDataset:
         images. None: each image is a unit of its own.
       num_owners: How many owners count as public; some may own no image here. None: the largest owner plus one.
     """
+
     name: str
     images_uint8: np.ndarray
     labels: np.ndarray
-    class_names: Tuple[str, ...]
+    class_names: tuple[str, ...]
     unit: str = ONE_IMAGE
-    owners: Optional[np.ndarray] = None
-    num_owners: Optional[int] = None
+    owners: np.ndarray | None = None
+    num_owners: int | None = None
 
     def __post_init__(self):
         if self.images_uint8.dtype != np.uint8 or self.images_uint8.ndim != 4:
-            raise ValueError(f'data set {self.name!r}: images must be uint8 [images, height, width, channels], got '
-                             f'{self.images_uint8.dtype} {list(self.images_uint8.shape)}.')
+            raise ValueError(
+                f'data set {self.name!r}: images must be uint8 [images, height, width, channels], got '
+                f'{self.images_uint8.dtype} {list(self.images_uint8.shape)}.'
+            )
         if self.labels.dtype.kind not in 'iu':
             raise ValueError(f'data set {self.name!r}: labels must be whole numbers, got {self.labels.dtype}.')
         if self.labels.shape != (len(self.images_uint8),):
             raise ValueError(
-                f'data set {self.name!r}: {len(self.images_uint8)} images but labels of shape {self.labels.shape}.')
+                f'data set {self.name!r}: {len(self.images_uint8)} images but labels of shape {self.labels.shape}.'
+            )
         if not len(self.images_uint8):
             raise ValueError(f'data set {self.name!r} holds no images.')
         if self.labels.min() < 0 or self.labels.max() > self.num_classes:
-            raise ValueError(f'data set {self.name!r}: labels must be in [0, {self.num_classes}), got '
-                             f'{self.labels.min()} to {self.labels.max()}.')
+            raise ValueError(
+                f'data set {self.name!r}: labels must be in [0, {self.num_classes}), got '
+                f'{self.labels.min()} to {self.labels.max()}.'
+            )
         _check_unit(self.name, self.unit, self.owners is not None)
         if self.owners is None:
             if self.num_owners is not None:
                 raise ValueError(f'data set {self.name!r}: num_owners={self.num_owners} without owners.')
             return
         if self.owners.dtype.kind not in 'iu' or self.owners.shape != self.labels.shape:
-            raise ValueError(f'data set {self.name!r}: owners must be one whole number an image, got '
-                             f'{self.owners.dtype} {list(self.owners.shape)}.')
+            raise ValueError(
+                f'data set {self.name!r}: owners must be one whole number an image, got '
+                f'{self.owners.dtype} {list(self.owners.shape)}.'
+            )
         if self.owners.min() < 0 or self.owners.max() >= self.num_units:
-            raise ValueError(f'data set {self.name!r}: owners must be in [0, {self.num_units}), got '
-                             f'{self.owners.min()} to {self.owners.max()}.')
+            raise ValueError(
+                f'data set {self.name!r}: owners must be in [0, {self.num_units}), got '
+                f'{self.owners.min()} to {self.owners.max()}.'
+            )
 
     def __len__(self) -> int:
         return len(self.images_uint8)
 
     @property
-    def image_shape(self) -> Tuple[int, int, int]:
+    def image_shape(self) -> tuple[int, int, int]:
         """(height, width, channels)."""
         return tuple(self.images_uint8.shape[1:])
 
@@ -134,11 +145,12 @@ class ImageDataset:
     @property
     def spec(self) -> DatasetSpec:
         """What the data set says of itself."""
-        return DatasetSpec(self.name, self.image_shape, self.class_names, len(self), self.num_units, self.unit,
-                           self.owners is not None)
+        return DatasetSpec(
+            self.name, self.image_shape, self.class_names, len(self), self.num_units, self.unit, self.owners is not None
+        )
 
     @functools.cached_property
-    def images_by_unit(self) -> Tuple[np.ndarray, np.ndarray]:
+    def images_by_unit(self) -> tuple[np.ndarray, np.ndarray]:
         """The images in the order of their units, int64 [images], and where each unit begins, int64 [units + 1]."""
         if self.owners is None:
             return np.arange(len(self)), np.arange(len(self) + 1)
@@ -150,7 +162,7 @@ class ImageDataset:
         digest = hashlib.sha256(str((self.images_uint8.shape, self.num_units)).encode())
         step = max(1, _HASHED_BYTES // int(np.prod(self.image_shape)))  # Images in a file are never all in memory.
         for start in range(0, len(self), step):
-            digest.update(np.ascontiguousarray(self.images_uint8[start:start + step]))
+            digest.update(np.ascontiguousarray(self.images_uint8[start : start + step]))
         digest.update(np.ascontiguousarray(self.labels, np.int32))
         if self.owners is not None:
             digest.update(np.ascontiguousarray(self.owners, np.int64))
@@ -169,12 +181,13 @@ class ImageIndex:
       unit: What the guarantee protects.
       owners: Numbers or names [images], or None.
     """
+
     name: str
-    image_shape: Tuple[int, int, int]
+    image_shape: tuple[int, int, int]
     labels: np.ndarray
-    class_names: Tuple[str, ...]
+    class_names: tuple[str, ...]
     unit: str
-    owners: Optional[np.ndarray] = None
+    owners: np.ndarray | None = None
 
     def __post_init__(self):
         _check_shape_and_names(self.name, self.image_shape, self.class_names, self.unit)
@@ -186,8 +199,15 @@ class ImageIndex:
     def spec(self) -> DatasetSpec:
         """What is known before the images are read."""
         num_units = len(self.labels) if self.owners is None else len(np.unique(self.owners))
-        return DatasetSpec(self.name, self.image_shape, self.class_names, len(self.labels), num_units, self.unit,
-                           self.owners is not None)
+        return DatasetSpec(
+            self.name,
+            self.image_shape,
+            self.class_names,
+            len(self.labels),
+            num_units,
+            self.unit,
+            self.owners is not None,
+        )
 
     def take(self, rows: np.ndarray, name: str) -> 'ImageIndex':
         """Returns the index of some of the images."""
@@ -206,13 +226,15 @@ class PrivateData:
     What only plans a run asks for `spec`, and a run that measures nothing leaves the held-out images unread.
     """
 
-    def __init__(self,
-                 *,
-                 train: Union[ImageDataset, Callable[[], ImageDataset]],
-                 held_out: Union[ImageDataset, Callable[[], ImageDataset]],
-                 spec: Optional[DatasetSpec] = None,
-                 look_at: Optional[Callable[[str], None]] = None,
-                 is_public: bool = False):
+    def __init__(
+        self,
+        *,
+        train: ImageDataset | Callable[[], ImageDataset],
+        held_out: ImageDataset | Callable[[], ImageDataset],
+        spec: DatasetSpec | None = None,
+        look_at: Callable[[str], None] | None = None,
+        is_public: bool = False,
+    ):
         """Checks the parts that are there already.
 
         Args:
@@ -268,7 +290,8 @@ class PrivateData:
         if name == 'train' and part.spec != dataclasses.replace(self.spec, note=''):
             raise ValueError(
                 f'data set {part.name!r} is not what it was said to be: {part.num_units} units and '
-                f'{len(part)} images were read, {self.spec.num_units} and {self.spec.num_images} expected.')
+                f'{len(part)} images were read, {self.spec.num_units} and {self.spec.num_images} expected.'
+            )
 
 
 def digits() -> PrivateData:
@@ -281,22 +304,26 @@ def digits() -> PrivateData:
 
     def read(name, part):
         # Imported here: scikit-learn takes a second that runs on other data need not wait for.
-        from sklearn import datasets  # pylint: disable=g-import-not-at-top
-        from sklearn import model_selection  # pylint: disable=g-import-not-at-top
+        from sklearn import datasets
+        from sklearn import model_selection
+
         bunch = datasets.load_digits()
         images_uint8 = np.round(bunch.images * (255.0 / 16.0)).astype(np.uint8)[..., None]
         labels = bunch.target.astype(np.int32)
-        rows = model_selection.train_test_split(np.arange(len(labels)), test_size=360, random_state=0,
-                                                stratify=labels)[part]
+        rows = model_selection.train_test_split(np.arange(len(labels)), test_size=360, random_state=0, stratify=labels)[
+            part
+        ]
         return ImageDataset(name, images_uint8[rows], labels[rows], names)
 
-    return PrivateData(train=lambda: read('digits', 0),
-                       held_out=lambda: read('digits held out', 1),
-                       spec=DatasetSpec('digits', (8, 8, 1), names, num_images=1437, num_units=1437),
-                       is_public=True)
+    return PrivateData(
+        train=lambda: read('digits', 0),
+        held_out=lambda: read('digits held out', 1),
+        spec=DatasetSpec('digits', (8, 8, 1), names, num_images=1437, num_units=1437),
+        is_public=True,
+    )
 
 
-def npz_images(path: str, *, held_out_fraction: float = 0.2, unit: Optional[str] = None) -> PrivateData:
+def npz_images(path: str, *, held_out_fraction: float = 0.2, unit: str | None = None) -> PrivateData:
     """Loads one's own images from an .npz file.
 
     Args:
@@ -330,12 +357,14 @@ def npz_images(path: str, *, held_out_fraction: float = 0.2, unit: Optional[str]
         positions = splitting.owner_positions(arrays.owners)
     rows = splitting.split(str(file), arrays.labels, positions, arrays.class_names, held_out_fraction)
     train, held_out = index.take(rows[0], file.stem), index.take(rows[1], f'{file.stem} held out')
-    return PrivateData(train=lambda: train.with_images(npz.read_images(file, rows[0])),
-                       held_out=lambda: held_out.with_images(npz.read_images(file, rows[1])),
-                       spec=train.spec)
+    return PrivateData(
+        train=lambda: train.with_images(npz.read_images(file, rows[0])),
+        held_out=lambda: held_out.with_images(npz.read_images(file, rows[1])),
+        spec=train.spec,
+    )
 
 
-def choose_unit(name: str, unit: Optional[str], owners) -> str:
+def choose_unit(name: str, unit: str | None, owners) -> str:
     """Returns the words for what a source protects; owners: anything but None where there are any.
 
     Raises:
@@ -346,12 +375,13 @@ def choose_unit(name: str, unit: Optional[str], owners) -> str:
         return ONE_IMAGE
     # An owner's gradient is clipped as a whole, so one image of several more or less may change it by twice the norm.
     if unit == ONE_IMAGE:
-        raise ValueError(f'data set {name!r}: unit={unit!r}, but owners are named, each protected with all of their '
-                         'images.')
+        raise ValueError(
+            f'data set {name!r}: unit={unit!r}, but owners are named, each protected with all of their images.'
+        )
     return unit or 'one owner'
 
 
-def _check_shape_and_names(name: str, image_shape: Tuple[int, ...], class_names: Tuple[str, ...], unit: str) -> None:
+def _check_shape_and_names(name: str, image_shape: tuple[int, ...], class_names: tuple[str, ...], unit: str) -> None:
     source = f'data set {name!r}'
     images_lib.check_image_shape(source, image_shape)
     classes.check_names(source, class_names)
@@ -361,5 +391,7 @@ def _check_shape_and_names(name: str, image_shape: Tuple[int, ...], class_names:
 
 def _check_unit(name: str, unit: str, has_owners: bool) -> None:
     if not has_owners and unit != ONE_IMAGE:
-        raise ValueError(f'data set {name!r}: unit={unit!r} needs owners: where none are named, the guarantee protects '
-                         f'{ONE_IMAGE!r}.')
+        raise ValueError(
+            f'data set {name!r}: unit={unit!r} needs owners: where none are named, the guarantee protects '
+            f'{ONE_IMAGE!r}.'
+        )

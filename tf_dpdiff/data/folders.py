@@ -1,8 +1,9 @@
 """Images in folders, one a class."""
 
+from collections.abc import Sequence
 import os
 import pathlib
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,19 +16,22 @@ from tf_dpdiff.data import splitting
 
 class _Files(NamedTuple):
     """The files of a folder of class folders, in the order of their names."""
-    paths: Tuple[pathlib.Path, ...]
+
+    paths: tuple[pathlib.Path, ...]
     labels: np.ndarray
-    owners: Optional[np.ndarray]
-    class_names: Tuple[str, ...]
+    owners: np.ndarray | None
+    class_names: tuple[str, ...]
 
 
-def image_folder(path: str,
-                 *,
-                 held_out_fraction: float = 0.2,
-                 unit: Optional[str] = None,
-                 owner_from: Optional[str] = None,
-                 image_size: Optional[int] = None,
-                 channels: Optional[int] = None) -> datasets.PrivateData:
+def image_folder(
+    path: str,
+    *,
+    held_out_fraction: float = 0.2,
+    unit: str | None = None,
+    owner_from: str | None = None,
+    image_size: int | None = None,
+    channels: int | None = None,
+) -> datasets.PrivateData:
     """Loads one's own images from folders, one a class: PATH/CLASS/*.png.
 
     Where there is a folder PATH/train, it holds the class folders of the training images, and PATH/test, if there is
@@ -77,8 +81,14 @@ def image_folder(path: str,
     image_shape = _read(first, image_size, channels).shape
 
     def index_of(name, files):
-        return datasets.ImageIndex(name, image_shape, files.labels, files.class_names,
-                                   datasets.choose_unit(root.name, unit, owner_from), files.owners)
+        return datasets.ImageIndex(
+            name,
+            image_shape,
+            files.labels,
+            files.class_names,
+            datasets.choose_unit(root.name, unit, owner_from),
+            files.owners,
+        )
 
     def read_all(index, paths):
 
@@ -100,14 +110,22 @@ def image_folder(path: str,
         paths = {'train': train_paths, 'held_out': held_out_paths}[part]
         _look_at(root.name, paths, image_shape, first, image_size, channels)
 
-    return datasets.PrivateData(train=lambda: read_all(train, train_paths),
-                                held_out=lambda: read_all(held_out, held_out_paths),
-                                spec=train.spec,
-                                look_at=look_at)
+    return datasets.PrivateData(
+        train=lambda: read_all(train, train_paths),
+        held_out=lambda: read_all(held_out, held_out_paths),
+        spec=train.spec,
+        look_at=look_at,
+    )
 
 
-def _look_at(name: str, paths: Sequence[pathlib.Path], image_shape: Tuple[int, int, int], first: pathlib.Path,
-             image_size: Optional[int], channels: Optional[int]) -> None:
+def _look_at(
+    name: str,
+    paths: Sequence[pathlib.Path],
+    image_shape: tuple[int, int, int],
+    first: pathlib.Path,
+    image_size: int | None,
+    channels: int | None,
+) -> None:
     """Checks images by their headers."""
 
     def check(file):
@@ -118,7 +136,7 @@ def _look_at(name: str, paths: Sequence[pathlib.Path], image_shape: Tuple[int, i
     images_lib.read_all(name, paths, check, np.empty([len(paths)], bool))
 
 
-def _list(folder: pathlib.Path, owner_from: Optional[str]) -> _Files:
+def _list(folder: pathlib.Path, owner_from: str | None) -> _Files:
     """Lists the images of class folders."""
     classes = [child for child in _visible(folder) if child.is_dir()]
     if not classes:
@@ -133,8 +151,8 @@ def _list(folder: pathlib.Path, owner_from: Optional[str]) -> _Files:
             classes_lib.check_text(f'the name of a file in {class_folder}', file.name)
             if file.suffix.lower() not in images_lib.SUFFIXES or not file.is_file():
                 raise ValueError(
-                    f'{file} is no image file ({", ".join(images_lib.SUFFIXES)}); move it out of the class '
-                    'folder.')
+                    f'{file} is no image file ({", ".join(images_lib.SUFFIXES)}); move it out of the class folder.'
+                )
         paths += files
         labels += [label] * len(files)
     owners = np.array([_owner(file) for file in paths]) if owner_from else None
@@ -143,7 +161,7 @@ def _list(folder: pathlib.Path, owner_from: Optional[str]) -> _Files:
     return _Files(tuple(paths), np.array(labels, np.int32), owners, tuple(child.name for child in classes))
 
 
-def _visible(folder: pathlib.Path) -> List[pathlib.Path]:
+def _visible(folder: pathlib.Path) -> list[pathlib.Path]:
     """Lists a folder, in the order of the names.
 
     Raises:
@@ -153,8 +171,8 @@ def _visible(folder: pathlib.Path) -> List[pathlib.Path]:
     for child in listed:
         if child.is_symlink() and not child.exists():
             raise ValueError(
-                f'{child} is a link to {os.readlink(child)}, which is not there; restore that, or remove the '
-                'link.')
+                f'{child} is a link to {os.readlink(child)}, which is not there; restore that, or remove the link.'
+            )
     return listed
 
 
@@ -173,5 +191,5 @@ def _positions(files: _Files) -> np.ndarray:
     return np.array([splitting.position(unit_id.encode('utf-8', 'surrogateescape')) for unit_id in ids], np.uint64)
 
 
-def _read(file: pathlib.Path, image_size: Optional[int], channels: Optional[int]) -> np.ndarray:
+def _read(file: pathlib.Path, image_size: int | None, channels: int | None) -> np.ndarray:
     return images_lib.fit(images_lib.decode(file.read_bytes(), str(file)), image_size, channels)

@@ -1,6 +1,6 @@
 """What the header of a picture tells without its pixels: whether it is one, and of which shape the image will be."""
 
-from typing import BinaryIO, Optional, Tuple
+from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags
@@ -14,7 +14,7 @@ _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange height and width.
 _PNG_START, _PNG_DEPTH = b'\x89PNG\r\n\x1a\n', 24
 
 
-def read_shape(file: BinaryIO, source: str) -> Tuple[int, int, int]:
+def read_shape(file: BinaryIO, source: str) -> tuple[int, int, int]:
     """Returns the shape that `images.decode` will give a PNG, JPEG or BMP file, from its header.
 
     Args:
@@ -37,7 +37,7 @@ def read_shape(file: BinaryIO, source: str) -> Tuple[int, int, int]:
             width, height, mode, exif = *image.size, image.mode, Image.Image.getexif(image)
     except Image.UnidentifiedImageError as error:
         raise ValueError(f'{source} is no PNG, JPEG or BMP image.') from error
-    except Exception as error:  # pylint: disable=broad-except
+    except Exception as error:
         # What a decoder raises on a damaged file is nowhere listed.
         raise ValueError(f'{source} is a damaged image: {images_lib.one_line(error)}.') from error
     if mode not in _GREY + _COLOUR:
@@ -47,13 +47,15 @@ def read_shape(file: BinaryIO, source: str) -> Tuple[int, int, int]:
     return height, width, 1 if mode in _GREY else 3
 
 
-def check_shape(file: BinaryIO,
-                source: str,
-                image_shape: Tuple[int, int, int],
-                first: str,
-                *,
-                image_size: Optional[int] = None,
-                channels: Optional[int] = None) -> None:
+def check_shape(
+    file: BinaryIO,
+    source: str,
+    image_shape: tuple[int, int, int],
+    first: str,
+    *,
+    image_size: int | None = None,
+    channels: int | None = None,
+) -> None:
     """Checks by its header that an image will be of the shape of the first one.
 
     Args:

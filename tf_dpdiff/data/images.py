@@ -4,12 +4,12 @@ Resizing and the change between grey and colour count in whole numbers, so that 
 depend on the machine.
 """
 
+from collections.abc import Callable, Sequence
 from concurrent import futures
 import functools
 import io
 import re
 import threading
-from typing import Callable, Optional, Sequence, Tuple
 import warnings
 
 import numpy as np
@@ -27,8 +27,7 @@ _CHUNK = 1024  # Images that are in flight at a time.
 _THREADS = 8  # Pillow decodes outside Python's lock; more threads than cores hide the wait for a network disk.
 _ORIENTATION = 274  # Among the tags of EXIF, all that changes a pixel.
 # What Pillow warns of and no pixel depends on: other tags, and what may follow the first picture of a file.
-_HARMLESS = (f'Metadata Warning|.*Skipping tag (?!{_ORIENTATION}$)|Invalid APNG|'
-             'Image appears to be a malformed MPO file')
+_HARMLESS = f'Metadata Warning|.*Skipping tag (?!{_ORIENTATION}$)|Invalid APNG|Image appears to be a malformed MPO file'
 
 
 class _PillowWarnings:
@@ -109,9 +108,11 @@ def _open(encoded: bytes, source: str) -> Image.Image:
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ValueError(f'{source} is too large ({one_line(error).split(",")[0]}); shrink it.') from error
     except UserWarning as error:
-        raise ValueError(f'{source} has damaged metadata ({one_line(error)}), so that it is not known which way is up; '
-                         'turn it upright and save it anew without them.') from error
-    except Exception as error:  # pylint: disable=broad-except
+        raise ValueError(
+            f'{source} has damaged metadata ({one_line(error)}), so that it is not known which way is up; '
+            'turn it upright and save it anew without them.'
+        ) from error
+    except Exception as error:
         # What a decoder raises on a damaged file is nowhere listed.
         raise ValueError(f'{source} is a damaged image: {one_line(error)}.') from error
 
@@ -139,8 +140,10 @@ def to_channels(images_uint8: np.ndarray, channels: int) -> np.ndarray:
     if images_uint8.shape[-1] == channels:
         return images_uint8
     if {images_uint8.shape[-1], channels} != {1, 3}:
-        raise ValueError(f'images of {images_uint8.shape[-1]} channels cannot become images of {channels}: '
-                         'only 1 (grey) and 3 (colour) turn into each other.')
+        raise ValueError(
+            f'images of {images_uint8.shape[-1]} channels cannot become images of {channels}: '
+            'only 1 (grey) and 3 (colour) turn into each other.'
+        )
     if channels == 3:
         return np.repeat(images_uint8, 3, axis=-1)
     # 0.299, 0.587 and 0.114 in units of 2**-16.
@@ -172,7 +175,7 @@ def resize(images_uint8: np.ndarray, height: int, width: int) -> np.ndarray:
     return ((2 * sums.astype(np.int64) + total) // (2 * total)).astype(np.uint8)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _axis_weights(old: int, new: int) -> np.ndarray:
     """Returns what each old pixel adds to each new one, whole numbers [new, old] with the same sum in each row."""
     i, j = np.arange(new)[:, None], np.arange(old)[None, :]
@@ -184,7 +187,7 @@ def _axis_weights(old: int, new: int) -> np.ndarray:
     return np.maximum(2 * new - np.abs(centres - 2 * new * j), 0).astype(np.float64)
 
 
-def fit(images_uint8: np.ndarray, image_size: Optional[int] = None, channels: Optional[int] = None) -> np.ndarray:
+def fit(images_uint8: np.ndarray, image_size: int | None = None, channels: int | None = None) -> np.ndarray:
     """Brings images to a size and a number of channels.
 
     Args:
@@ -202,10 +205,10 @@ def fit(images_uint8: np.ndarray, image_size: Optional[int] = None, channels: Op
     height, width = images_uint8.shape[-3:-1]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    return resize(images_uint8[..., top:top + side, left:left + side, :], image_size, image_size)
+    return resize(images_uint8[..., top : top + side, left : left + side, :], image_size, image_size)
 
 
-def check_fit(image_size: Optional[int], channels: Optional[int]) -> None:
+def check_fit(image_size: int | None, channels: int | None) -> None:
     """Checks the arguments that sources of images have in common.
 
     Raises:
@@ -240,10 +243,11 @@ def check_image_shape(source: str, image_shape: Sequence[int]) -> None:
         cure = 'keep or compute one or three of them'
     raise ValueError(
         f'{source}: images of {"x".join(map(str, image_shape))} (height x width x channels) have {channels} '
-        f'channels and must have 1 (grey) or 3 (colour); {cure}.')
+        f'channels and must have 1 (grey) or 3 (colour); {cure}.'
+    )
 
 
-def check_shape(image_uint8: np.ndarray, image_shape: Tuple[int, int, int], source: str, first: str) -> np.ndarray:
+def check_shape(image_uint8: np.ndarray, image_shape: tuple[int, int, int], source: str, first: str) -> np.ndarray:
     """Returns an image if it is of the shape of the first one.
 
     Raises:
@@ -252,12 +256,14 @@ def check_shape(image_uint8: np.ndarray, image_shape: Tuple[int, int, int], sour
     if image_uint8.shape != tuple(image_shape):
         shapes = ['x'.join(map(str, shape)) for shape in (image_uint8.shape, image_shape)]
         cure = 'image_size' if image_uint8.shape[2] == image_shape[2] else 'channels'
-        raise ValueError(f'{source} is {shapes[0]} (height x width x channels), {first} is {shapes[1]}; give {cure} to '
-                         'make all images alike.')
+        raise ValueError(
+            f'{source} is {shapes[0]} (height x width x channels), {first} is {shapes[1]}; give {cure} to '
+            'make all images alike.'
+        )
     return image_uint8
 
 
-def progress(total: Optional[int], name: str) -> tqdm.tqdm:
+def progress(total: int | None, name: str) -> tqdm.tqdm:
     """Returns a progress bar that appears where reading takes more than two seconds; total None: not known."""
     return progress_lib.bar(total, f'reading {name}', 'image', delay_secs=2.0, leave=False)
 

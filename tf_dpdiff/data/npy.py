@@ -1,7 +1,6 @@
 """Images in .npy files, read from the disk as they are needed: for more images than memory holds."""
 
 import pathlib
-from typing import Dict, Optional, Tuple
 
 import numpy as np
 
@@ -17,8 +16,9 @@ _OPTIONAL = tuple(f'{part}_owners' for part in _PARTS)
 _SUFFIXES = ('.npy', '.npz')
 
 
-def npy_images(path: str, *, class_names: Optional[Tuple[str, ...]] = None, unit: Optional[str] = None) -> \
-        datasets.PrivateData:
+def npy_images(
+    path: str, *, class_names: tuple[str, ...] | None = None, unit: str | None = None
+) -> datasets.PrivateData:
     """Opens one's own images in .npy files without reading them into memory.
 
     Args:
@@ -42,8 +42,14 @@ def npy_images(path: str, *, class_names: Optional[Tuple[str, ...]] = None, unit
     images = _map(files['train_images'])
     labels, owners = _labels(files['train_labels'], images), _owners(files.get('train_owners'), images)
     names = classes.names_of(str(files['train_labels']), labels, class_names or None)
-    index = datasets.ImageIndex(folder.name, images.shape[1:], labels.astype(np.int32), names,
-                                datasets.choose_unit(folder.name, unit, owners), owners)
+    index = datasets.ImageIndex(
+        folder.name,
+        images.shape[1:],
+        labels.astype(np.int32),
+        names,
+        datasets.choose_unit(folder.name, unit, owners),
+        owners,
+    )
 
     def open_held_out():
         others, file = _map(files['held_out_images']), files.get('held_out_owners')
@@ -51,21 +57,29 @@ def npy_images(path: str, *, class_names: Optional[Tuple[str, ...]] = None, unit
         classes.check_range(str(files['held_out_labels']), other_labels, len(names))
         if file:
             splitting.check_owners_apart(str(folder), owners, other_owners)
-        held_out = datasets.ImageIndex(f'{folder.name} held out', others.shape[1:], other_labels.astype(np.int32),
-                                       names, index.unit if file else datasets.ONE_IMAGE, other_owners)
+        held_out = datasets.ImageIndex(
+            f'{folder.name} held out',
+            others.shape[1:],
+            other_labels.astype(np.int32),
+            names,
+            index.unit if file else datasets.ONE_IMAGE,
+            other_owners,
+        )
         return held_out.with_images(others)
 
     def look_at(part):
         if part == 'held_out':  # The training images have been looked at.
             open_held_out()
 
-    return datasets.PrivateData(train=lambda: index.with_images(_map(files['train_images'])),
-                                held_out=open_held_out,
-                                spec=index.spec,
-                                look_at=look_at)
+    return datasets.PrivateData(
+        train=lambda: index.with_images(_map(files['train_images'])),
+        held_out=open_held_out,
+        spec=index.spec,
+        look_at=look_at,
+    )
 
 
-def _find(folder: pathlib.Path) -> Dict[str, pathlib.Path]:
+def _find(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     """Returns the files that are read, by their names without '.npy'; refuses others that were meant to be read."""
     if not folder.is_dir():
         raise FileNotFoundError(f'no such folder: {folder}.')
@@ -76,15 +90,18 @@ def _find(folder: pathlib.Path) -> Dict[str, pathlib.Path]:
         near = arrays_lib.nearest(file.stem, _KNOWN)
         if file not in files.values() and (file.suffix.lower() in _SUFFIXES or near in _OPTIONAL):
             meant = f'is it {near}.npy? Rename' if near else 'rename'
-            raise ValueError(f'nothing reads {file}: {meant} it, or move it away; what is read is '
-                             f'{", ".join(f"{name}.npy" for name in _KNOWN)}.')
+            raise ValueError(
+                f'nothing reads {file}: {meant} it, or move it away; what is read is '
+                f'{", ".join(f"{name}.npy" for name in _KNOWN)}.'
+            )
     for name in _KNOWN:
         is_there = files[name].is_file() if name in files else name in _OPTIONAL
         if not is_there:
             raise FileNotFoundError(f'no such file: {folder / f"{name}.npy"}.')
     if 'held_out_owners' in files and 'train_owners' not in files:
-        raise ValueError(f'{files["held_out_owners"]} names owners, and no train_owners.npy does: name them on both '
-                         'sides.')
+        raise ValueError(
+            f'{files["held_out_owners"]} names owners, and no train_owners.npy does: name them on both sides.'
+        )
     return files
 
 
@@ -92,8 +109,9 @@ def _map(file: pathlib.Path) -> np.ndarray:
     """Returns images, mapped."""
     images = _open(file, 'images', 'r')
     if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
-        raise ValueError(f'{file} must be uint8 [images, height, width, channels], got {images.dtype} '
-                         f'{list(images.shape)}.')
+        raise ValueError(
+            f'{file} must be uint8 [images, height, width, channels], got {images.dtype} {list(images.shape)}.'
+        )
     return images
 
 
@@ -105,7 +123,7 @@ def _labels(file: pathlib.Path, images: np.ndarray) -> np.ndarray:
     return labels
 
 
-def _owners(file: Optional[pathlib.Path], images: np.ndarray) -> Optional[np.ndarray]:
+def _owners(file: pathlib.Path | None, images: np.ndarray) -> np.ndarray | None:
     """Returns whose image each is, or None where no file says so."""
     if file is None:
         return None
@@ -115,7 +133,7 @@ def _owners(file: Optional[pathlib.Path], images: np.ndarray) -> Optional[np.nda
     return owners
 
 
-def _open(file: pathlib.Path, kind: str, mmap_mode: Optional[str]) -> np.ndarray:
+def _open(file: pathlib.Path, kind: str, mmap_mode: str | None) -> np.ndarray:
     try:
         with open(file, 'rb') as opened:
             header = arrays_lib.read_header(opened)
@@ -134,5 +152,6 @@ def _unreadable(file: pathlib.Path, error: Exception) -> ValueError:
 
 def _check_length(file: pathlib.Path, values: np.ndarray, images: np.ndarray, cure: str = '') -> None:
     if values.shape != (len(images),):
-        raise ValueError(f'{file} must hold one value for each of the {len(images)} images, got {list(values.shape)}'
-                         f'{cure}.')
+        raise ValueError(
+            f'{file} must hold one value for each of the {len(images)} images, got {list(values.shape)}{cure}.'
+        )

@@ -1,9 +1,9 @@
 """Arrays of an .npz file, the shape of the images without their pixels."""
 
+from collections.abc import Iterator, Sequence
 import contextlib
 import dataclasses
 import pathlib
-from typing import Dict, Iterator, Optional, Sequence, Tuple
 import zipfile
 import zlib
 
@@ -31,10 +31,11 @@ class NpzArrays:
       owners: Numbers or names [images], or None.
       class_names: One a class.
     """
-    image_shape: Tuple[int, int, int]
+
+    image_shape: tuple[int, int, int]
     labels: np.ndarray
-    owners: Optional[np.ndarray]
-    class_names: Tuple[str, ...]
+    owners: np.ndarray | None
+    class_names: tuple[str, ...]
 
 
 def read_arrays(file: pathlib.Path) -> NpzArrays:
@@ -48,21 +49,26 @@ def read_arrays(file: pathlib.Path) -> NpzArrays:
     if dtype != np.uint8 or len(shape) not in (3, 4):
         raise ValueError(f'{file}: images must be uint8 [images, height, width, channels], got {dtype} {list(shape)}.')
     if labels.shape != shape[:1]:
-        raise ValueError(f'{file}: {shape[0]} images but labels of shape {labels.shape}'
-                         f'{arrays_lib.cure_of_labels(labels)}.')
+        raise ValueError(
+            f'{file}: {shape[0]} images but labels of shape {labels.shape}{arrays_lib.cure_of_labels(labels)}.'
+        )
     if labels.dtype.kind not in 'iu':
-        raise ValueError(f'{file}: labels must be whole numbers [images] from 0, got {labels.dtype}'
-                         f'{arrays_lib.cure_of_labels(labels)}.')
+        raise ValueError(
+            f'{file}: labels must be whole numbers [images] from 0, got {labels.dtype}'
+            f'{arrays_lib.cure_of_labels(labels)}.'
+        )
     names = classes.names_of(str(file), labels, _class_names(file, values.get('class_names')))
     if owners is not None:
         if owners.shape != labels.shape:
-            raise ValueError(f'{file}: owners must be one whole number or name an image, got {owners.dtype} '
-                             f'{list(owners.shape)} for {len(labels)} labels.')
+            raise ValueError(
+                f'{file}: owners must be one whole number or name an image, got {owners.dtype} '
+                f'{list(owners.shape)} for {len(labels)} labels.'
+            )
         splitting.check_owners(owners, lambda row: f'{file}: image {row}')
     return NpzArrays((*shape[1:], 1)[:3], labels.astype(np.int32), owners, names)
 
 
-def _read_all_but_images(file: pathlib.Path) -> Tuple[arrays_lib.Header, Dict[str, np.ndarray]]:
+def _read_all_but_images(file: pathlib.Path) -> tuple[arrays_lib.Header, dict[str, np.ndarray]]:
     """Returns the header of the images, and the other arrays."""
     with _errors_of(file), zipfile.ZipFile(file) as archive:
         members = archive.namelist()
@@ -83,18 +89,20 @@ def _read_all_but_images(file: pathlib.Path) -> Tuple[arrays_lib.Header, Dict[st
 def _check_names(file: pathlib.Path, members: Sequence[str]) -> None:
     """Refuses arrays that nothing would read: the people of an array `owner` would not be protected."""
     for member in members:
-        name = member[:-len('.npy')] if member.endswith('.npy') else member
+        name = member[: -len('.npy')] if member.endswith('.npy') else member
         if name == member or name not in (*KNOWN, *_PASSED_OVER):
             near = arrays_lib.nearest(name, KNOWN)
             meant = f': is it `{near}`? Rename' if near else ': rename'
-            raise ValueError(f'{file} holds `{name}`, which nothing reads{meant} it, or leave it out; what is read is '
-                             '`images`, `labels`, `owners` and `class_names`.')
+            raise ValueError(
+                f'{file} holds `{name}`, which nothing reads{meant} it, or leave it out; what is read is '
+                '`images`, `labels`, `owners` and `class_names`.'
+            )
     if len(set(members)) != len(members):
         twice = next(member for member in members if members.count(member) > 1)
         raise ValueError(f'{file} holds {twice} twice.')
 
 
-def _class_names(file: pathlib.Path, names: Optional[np.ndarray]) -> Optional[Tuple[str, ...]]:
+def _class_names(file: pathlib.Path, names: np.ndarray | None) -> tuple[str, ...] | None:
     if names is None:
         return None
     if names.ndim != 1 or names.dtype.kind not in 'iuUS':
@@ -130,7 +138,7 @@ def pixels(file: pathlib.Path) -> Iterator[bytes]:
             content = member.read(count * size)
             if len(content) != count * size:
                 raise EOFError(f'{num_left} images or fewer are missing')
-            yield from (content[start:start + size] for start in range(0, len(content), size))
+            yield from (content[start : start + size] for start in range(0, len(content), size))
             num_left -= count
         member.read(0 if fortran_order else 1)  # At its end the checksum is compared.
     if fortran_order:  # The pixels of an image do not lie together.
@@ -143,5 +151,6 @@ def _errors_of(file: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except _ERRORS as error:
-        raise ValueError(f'{file} is not an .npz file with the arrays `images` and `labels`: '
-                         f'{images_lib.one_line(error)}.') from error
+        raise ValueError(
+            f'{file} is not an .npz file with the arrays `images` and `labels`: {images_lib.one_line(error)}.'
+        ) from error

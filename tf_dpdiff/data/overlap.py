@@ -1,7 +1,7 @@
 """Whether images that are said to be public are among the private ones."""
 
+from collections.abc import Sequence
 import hashlib
-from typing import Sequence
 
 import numpy as np
 
@@ -40,5 +40,6 @@ def check_is_not_private(public_digests: Sequence[np.ndarray], private_digests: 
     if num_shared > TOLERATED_SHARE * len(private_digests):
         raise ValueError(
             f'{num_shared:,} of the {len(private_digests):,} different private images ({private_name!r}) are '
-            'among the public ones: training on them would release them without noise.')
+            'among the public ones: training on them would release them without noise.'
+        )
     return num_shared

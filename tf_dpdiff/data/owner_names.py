@@ -7,16 +7,36 @@ who keep the data can tell.
 """
 
 import collections
+from collections.abc import Sequence
 import re
-from typing import FrozenSet, Optional, Sequence
 import unicodedata
 
 # What pandas, NumPy, R, Excel, SQL and JSON write, and words for an owner who is not known: to a person it is plain
 # that 'unknown' names nobody, so the guarantee must not be one for somebody of that name. Without signs and in lower
 # case: 'N/A', '<NA>' and 'n.a.' are 'na'.
-_NOBODY = frozenset(('nan', 'none', 'null', 'nil', 'na', 'nat', 'qnan', 'snan', 'nanind', 'inf', 'undefined', 'unknown',
-                     'missing', 'unspecified', 'unassigned', 'anonymous', 'nobody', 'notavailable',
-                     'notapplicable'))  # yapf: disable
+_NOBODY = frozenset(
+    (
+        'nan',
+        'none',
+        'null',
+        'nil',
+        'na',
+        'nat',
+        'qnan',
+        'snan',
+        'nanind',
+        'inf',
+        'undefined',
+        'unknown',
+        'missing',
+        'unspecified',
+        'unassigned',
+        'anonymous',
+        'nobody',
+        'notavailable',
+        'notapplicable',
+    )
+)
 # Without their signs, these would be other words.
 _NOBODY_WITH_SIGNS = re.compile(r'\\n|-?1\.#(qnan|snan|ind|inf)|#n/an/a|#nv|#n/d|#.*[!?]')
 _NOBODY_BEHIND_A_PREFIX = (*_NOBODY, '<na>', '-1')
@@ -38,7 +58,7 @@ def key(name: str) -> str:
     return number.group(1) + number.group(2) if number else seen
 
 
-def prefixes(keys: Sequence[str]) -> FrozenSet[str]:
+def prefixes(keys: Sequence[str]) -> frozenset[str]:
     """Returns what stands before a number in many names: 'patient' where there are 'Patient 12' and 'patient 13'.
 
     Args:
@@ -49,7 +69,7 @@ def prefixes(keys: Sequence[str]) -> FrozenSet[str]:
     return frozenset(prefix for prefix, count in counts.items() if count >= _PREFIX_SHARE * len(keys))
 
 
-def is_nobody(name_key: str, numbered: FrozenSet[str]) -> bool:
+def is_nobody(name_key: str, numbered: frozenset[str]) -> bool:
     """Returns whether a name is what stands where a name is missing.
 
     Args:
@@ -60,23 +80,26 @@ def is_nobody(name_key: str, numbered: FrozenSet[str]) -> bool:
     is_negative = bare.startswith('-') and _NUMBER.fullmatch(bare)
     if not letters or letters in _NOBODY or is_negative or _NOBODY_WITH_SIGNS.fullmatch(bare):
         return True
-    return any(name_key.endswith(word) and name_key[:-len(word)] in numbered for word in _NOBODY_BEHIND_A_PREFIX)
+    return any(name_key.endswith(word) and name_key[: -len(word)] in numbered for word in _NOBODY_BEHIND_A_PREFIX)
 
 
-def doubt(name: str) -> Optional[str]:
+def doubt(name: str) -> str | None:
     """Returns why a name may be that of several people, or of one who has another name as well, and what to do.
 
     Returns:
       Words that follow the name in a sentence, or None.
     """
     if name != name.strip() or _is_unseen(name[0]) or _is_unseen(name[-1]):
-        return ('has white space or unseen characters at an end: strip all names, if those that become one are one '
-                'person\'s')
+        return (
+            "has white space or unseen characters at an end: strip all names, if those that become one are one person's"
+        )
     seen = unicodedata.normalize('NFKC', name).casefold()
     number = _NUMBER.fullmatch(seen)
     if _ROUNDED.fullmatch(seen) or (number and number.group(3) and int(number.group(2)) >= _EXACT_IN_A_FLOAT):
-        return ('is a rounded number, to which those of several people may be rounded: take the owners from where they '
-                'are whole numbers or texts')
+        return (
+            'is a rounded number, to which those of several people may be rounded: take the owners from where they '
+            'are whole numbers or texts'
+        )
     return None
 
 

@@ -1,13 +1,11 @@
 """From data sets and indices to batches of arrays."""
 
-from typing import Tuple
-
 import numpy as np
 
 from tf_dpdiff.data.datasets import ImageDataset
 
 
-def gather(dataset: ImageDataset, indices: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+def gather(dataset: ImageDataset, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns the images and labels of an index batch.
 
     Args:
@@ -25,8 +23,9 @@ def gather(dataset: ImageDataset, indices: np.ndarray) -> Tuple[np.ndarray, np.n
     return images, labels
 
 
-def gather_units(dataset: ImageDataset, units: np.ndarray, *, num_views: int, seed: int,
-                 step: int) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+def gather_units(
+    dataset: ImageDataset, units: np.ndarray, *, num_views: int, seed: int, step: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the images that the views of each unit of an index batch look at.
 
     Where the data set names owners, each view picks one of its owner's images at random: a function of (seed, step,

@@ -7,11 +7,9 @@ from tf_dpdiff.data.datasets import ImageDataset
 _MAX_SEGMENTS = 5
 
 
-def random_strokes(*,
-                   num_images: int = 8000,
-                   image_size: int = 8,
-                   num_classes: int = 10,
-                   seed: int = 0) -> ImageDataset:
+def random_strokes(
+    *, num_images: int = 8000, image_size: int = 8, num_classes: int = 10, seed: int = 0
+) -> ImageDataset:
     """Draws random pen strokes: polylines of two to five segments with a random thickness.
 
     Args:
@@ -27,7 +25,8 @@ def random_strokes(*,
     """
     if num_images < 1 or image_size < 4:
         raise ValueError(
-            f'random_strokes needs num_images >= 1 and image_size >= 4, got {num_images} and {image_size}.')
+            f'random_strokes needs num_images >= 1 and image_size >= 4, got {num_images} and {image_size}.'
+        )
     images = _draw_polylines(np.random.default_rng(seed), num_images, image_size)
     labels = np.full([num_images], num_classes, np.int32)
     names = tuple(str(i) for i in range(num_classes))

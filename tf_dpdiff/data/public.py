@@ -1,7 +1,7 @@
 """Any source of images as public images: of the size, the channels and the classes that a private task needs."""
 
+from collections.abc import Callable, Sequence
 import functools
-from typing import Callable, Optional, Sequence
 
 import numpy as np
 
@@ -20,10 +20,12 @@ class PublicImages:
       look_at: Raises what reading them would, as far as can be told without decoding images.
     """
 
-    def __init__(self,
-                 spec: datasets.DatasetSpec,
-                 read: Callable[[], datasets.ImageDataset],
-                 look_at: Callable[[], None] = lambda: None):
+    def __init__(
+        self,
+        spec: datasets.DatasetSpec,
+        read: Callable[[], datasets.ImageDataset],
+        look_at: Callable[[], None] = lambda: None,
+    ):
         self.spec = spec
         self.look_at = look_at
         self._read = read
@@ -34,12 +36,14 @@ class PublicImages:
         return self._read()
 
 
-def public_images(data: datasets.PrivateData,
-                  *,
-                  image_shape: Optional[Sequence[int]] = None,
-                  labels: str = 'keep',
-                  num_classes: Optional[int] = None,
-                  max_images: Optional[int] = None) -> PublicImages:
+def public_images(
+    data: datasets.PrivateData,
+    *,
+    image_shape: Sequence[int] | None = None,
+    labels: str = 'keep',
+    num_classes: int | None = None,
+    max_images: int | None = None,
+) -> PublicImages:
     """Makes the training part of any source fit for public pre-training; its held-out part is not read.
 
     NOT for images that need protection: what is trained on these is not covered by the guarantee.
@@ -73,8 +77,10 @@ def public_images(data: datasets.PrivateData,
     names = spec.class_names
     if num_classes is not None:
         if labels == 'keep' and num_classes < len(names):
-            raise ValueError(f'num_classes={num_classes}, but {spec.name!r} has {len(names)} classes: give at least '
-                             "that, or labels='drop'.")
+            raise ValueError(
+                f'num_classes={num_classes}, but {spec.name!r} has {len(names)} classes: give at least '
+                "that, or labels='drop'."
+            )
         dropped = tuple(map(str, range(num_classes)))
         names = dropped if labels == 'drop' else names + tuple(f'unused {i}' for i in range(len(names), num_classes))
     num_images = min(max_images or spec.num_images, spec.num_images)
@@ -96,6 +102,6 @@ def _convert(images_uint8: np.ndarray, rows: np.ndarray, image_shape) -> np.ndar
     height, width, channels = image_shape
     converted = np.empty([len(rows), *image_shape], np.uint8)
     for start in range(0, len(rows), _BATCH):
-        batch = images_lib.to_channels(images_uint8[rows[start:start + _BATCH]], channels)
-        converted[start:start + _BATCH] = images_lib.resize(batch, height, width)
+        batch = images_lib.to_channels(images_uint8[rows[start : start + _BATCH]], channels)
+        converted[start : start + _BATCH] = images_lib.resize(batch, height, width)
     return converted

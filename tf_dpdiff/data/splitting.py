@@ -1,8 +1,8 @@
 """Which images are held out where a source has no split of its own, and whose images they are."""
 
+from collections.abc import Callable, Sequence
 import hashlib
 import math
-from typing import Callable, List, Sequence, Tuple
 import unicodedata
 
 import numpy as np
@@ -38,8 +38,9 @@ def owner_positions(owners: np.ndarray) -> np.ndarray:
     return np.array(positions, np.uint64)[inverse]
 
 
-def split(source: str, labels: np.ndarray, positions: np.ndarray, class_names: Sequence[str],
-          held_out_fraction: float) -> Tuple[np.ndarray, np.ndarray]:
+def split(
+    source: str, labels: np.ndarray, positions: np.ndarray, class_names: Sequence[str], held_out_fraction: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Splits images in two; each unit decides for itself on which side it is.
 
     A unit is held out where its position is below held_out_fraction of the range. So the side of a unit depends on
@@ -61,7 +62,7 @@ def split(source: str, labels: np.ndarray, positions: np.ndarray, class_names: S
       ValueError: if a class would be without an image on one side; names the source and the class.
     """
     check_fraction(held_out_fraction)
-    is_held_out = positions < np.uint64(math.ceil(held_out_fraction * 2**(8 * _POSITION_BYTES)))
+    is_held_out = positions < np.uint64(math.ceil(held_out_fraction * 2 ** (8 * _POSITION_BYTES)))
     train, held_out = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
     for part, rows in (('trained on', train), ('held out', held_out)):
         counts = np.bincount(labels[rows], minlength=len(class_names))
@@ -70,10 +71,14 @@ def split(source: str, labels: np.ndarray, positions: np.ndarray, class_names: S
         label = int(counts.argmin())
         of_class = positions[labels == label]
         if len(np.unique(of_class)) < 2:
-            raise ValueError(f'{source}: class {class_names[label]!r} has {len(of_class)} images, too few to hold one '
-                             'out: images of one owner and identical images stay together.')
-        raise ValueError(f'{source}: no image of class {class_names[label]!r} would be {part} with '
-                         f'held_out_fraction={held_out_fraction}; choose another held_out_fraction.')
+            raise ValueError(
+                f'{source}: class {class_names[label]!r} has {len(of_class)} images, too few to hold one '
+                'out: images of one owner and identical images stay together.'
+            )
+        raise ValueError(
+            f'{source}: no image of class {class_names[label]!r} would be {part} with '
+            f'held_out_fraction={held_out_fraction}; choose another held_out_fraction.'
+        )
     return train, held_out
 
 
@@ -112,8 +117,9 @@ def check_owners(owners: np.ndarray, name_of: Callable[[int], str]) -> None:
             row = int(is_missing.argmax())
             raise _nobody(name_of(row), owners[row].item())
     if owners.dtype.kind not in 'iuUS' and len(owners):
-        raise ValueError(f'{name_of(0)}: owners must be one whole number or name an image, got {owners.dtype}; '
-                         f'{_cure(owners)}.')
+        raise ValueError(
+            f'{name_of(0)}: owners must be one whole number or name an image, got {owners.dtype}; {_cure(owners)}.'
+        )
 
 
 def _check_names(owners: np.ndarray, name_of: Callable[[int], str]) -> None:
@@ -135,23 +141,27 @@ def _check_names(owners: np.ndarray, name_of: Callable[[int], str]) -> None:
             raise ValueError(
                 f'{name_of(row)} names its owner {one}, and {name_of(first)} {other}: they differ in white '
                 'space, case or spelling alone. Give one person one name, and two people other names, or '
-                'a number each.')
+                'a number each.'
+            )
 
 
 def _nobody(image: str, owner) -> ValueError:
-    cure = '' if isinstance(owner, (int, float)) else ' Where it is somebody\'s name, number the owners.'
+    cure = '' if isinstance(owner, (int, float)) else " Where it is somebody's name, number the owners."
     return ValueError(
         f'{image} names no owner: {owner!r}; each image needs a name or a number from 0, or the images of '
-        f'several people would count as those of one.{cure}')
+        f'several people would count as those of one.{cure}'
+    )
 
 
 def _cure(owners: np.ndarray) -> str:
     """Returns what to do about owners that are neither whole numbers nor texts."""
     if owners.dtype.kind != 'f':
         return 'store texts' + (', such as owners.astype(str)' if owners.dtype.kind == 'O' else '')
-    if owners.max() >= 2**(np.finfo(owners.dtype).nmant + 1):
-        return ('such large ones are rounded, and may be those of several people: take them from where they are whole '
-                'numbers or texts')
+    if owners.max() >= 2 ** (np.finfo(owners.dtype).nmant + 1):
+        return (
+            'such large ones are rounded, and may be those of several people: take them from where they are whole '
+            'numbers or texts'
+        )
     return 'store owners.astype(numpy.int64)' if (owners == np.floor(owners)).all() else 'no owner is a fraction'
 
 
@@ -171,11 +181,13 @@ def check_owners_apart(source: str, train: np.ndarray, held_out: np.ndarray) -> 
     if shared:
         one, other = trained[shared[0]], others[shared[0]]
         spelt = repr(one) if one == other else f'{one!r}, written {other!r} among the held-out ones'
-        raise ValueError(f'{source}: {len(shared)} owner(s) have both training and held-out images, such as {spelt}: '
-                         'nobody may be on both sides.')
+        raise ValueError(
+            f'{source}: {len(shared)} owner(s) have both training and held-out images, such as {spelt}: '
+            'nobody may be on both sides.'
+        )
 
 
-def _names(owners: np.ndarray) -> List[str]:
+def _names(owners: np.ndarray) -> list[str]:
     """Returns owners as texts."""
     return [
         owner.decode('utf-8', 'backslashreplace') if isinstance(owner, bytes) else str(owner)

@@ -1,11 +1,11 @@
 """Data sets that TensorFlow Datasets has prepared on this machine."""
 
+from collections.abc import Iterator
 import contextlib
 import functools
 import os
 import pathlib
 import re
-from typing import Iterator, Optional, Tuple
 
 from absl import logging
 import numpy as np
@@ -28,16 +28,18 @@ PUBLISHED_SIZES = {
 _BATCH = 512  # Images decoded at a time.
 
 
-def tfds_images(name: str,
-                *,
-                train_split: str = 'train',
-                held_out_split: str = 'test',
-                data_dir: Optional[str] = None,
-                image_key: str = 'image',
-                label_key: str = 'label',
-                owner_key: Optional[str] = None,
-                image_size: Optional[int] = None,
-                unit: Optional[str] = None) -> datasets.PrivateData:
+def tfds_images(
+    name: str,
+    *,
+    train_split: str = 'train',
+    held_out_split: str = 'test',
+    data_dir: str | None = None,
+    image_key: str = 'image',
+    label_key: str = 'label',
+    owner_key: str | None = None,
+    image_size: int | None = None,
+    unit: str | None = None,
+) -> datasets.PrivateData:
     """Loads a data set of TensorFlow Datasets by its name; reads what is prepared and never downloads.
 
     Args:
@@ -69,21 +71,20 @@ def tfds_images(name: str,
         return _published(name, root, train_split, owner_key, image_size, unit)
     if owner_key is None and not is_unit_said:
         arrays_lib.note_unread_owners(str(folder), set(_open(folder)[1].info.features) - {image_key, label_key})
-    read = functools.partial(_read_part,
-                             folder,
-                             keys=(image_key, label_key, owner_key),
-                             image_size=image_size,
-                             unit=unit)
+    read = functools.partial(
+        _read_part, folder, keys=(image_key, label_key, owner_key), image_size=image_size, unit=unit
+    )
     spec = _spec(folder, (image_key, label_key, owner_key), train_split, held_out_split, image_size)
     whole_name = name if train_split == 'train' else f'{name} {train_split}'
     spec = datasets.DatasetSpec(whole_name, *spec, unit, owner_key is not None)
     return datasets.PrivateData(
         train=lambda: read(spec.name, train_split, check_classes=True),
         held_out=lambda: read(f'{name} {held_out_split}', held_out_split, apart_from=train_split),
-        spec=spec)
+        spec=spec,
+    )
 
 
-def _find(root: pathlib.Path, name: str) -> Optional[pathlib.Path]:
+def _find(root: pathlib.Path, name: str) -> pathlib.Path | None:
     """Returns the folder of a version of a prepared data set, or None."""
     name, _, version = name.partition(':')
     folder = root / name
@@ -99,8 +100,10 @@ def _find(root: pathlib.Path, name: str) -> Optional[pathlib.Path]:
 
 def _published(name, root, train_split, owner_key, image_size, unit) -> datasets.PrivateData:
     """Returns data that are planned with and cannot be read."""
-    error = FileNotFoundError(f'the data set {name!r} is not prepared in {root}; prepare it with .venv/bin/python -c '
-                              f'"import tensorflow_datasets as tfds; tfds.load(\'{name}\', data_dir=\'{root}\')".')
+    error = FileNotFoundError(
+        f'the data set {name!r} is not prepared in {root}; prepare it with .venv/bin/python -c '
+        f"\"import tensorflow_datasets as tfds; tfds.load('{name}', data_dir='{root}')\"."
+    )
     if name not in PUBLISHED_SIZES or train_split != 'train' or owner_key is not None:
         raise error
 
@@ -110,13 +113,15 @@ def _published(name, root, train_split, owner_key, image_size, unit) -> datasets
     image_shape, num_classes, num_images = PUBLISHED_SIZES[name]
     if image_size is not None:
         image_shape = (image_size, image_size, image_shape[2])
-    spec = datasets.DatasetSpec(name,
-                                image_shape,
-                                tuple(map(str, range(num_classes))),
-                                num_images,
-                                num_images,
-                                unit,
-                                note=f'not found in {root}; published sizes')
+    spec = datasets.DatasetSpec(
+        name,
+        image_shape,
+        tuple(map(str, range(num_classes))),
+        num_images,
+        num_images,
+        unit,
+        note=f'not found in {root}; published sizes',
+    )
     return datasets.PrivateData(train=read, held_out=read, spec=spec)
 
 
@@ -124,15 +129,16 @@ def _open(folder: pathlib.Path):
     """Returns the library and the builder of a prepared data set."""
     # Or it asks a metadata server whether this machine is in Google's cloud, and waits.
     os.environ.setdefault('NO_GCE_CHECK', 'true')
-    import tensorflow_datasets as tfds  # pylint: disable=g-import-not-at-top
+    import tensorflow_datasets as tfds
+
     try:
         return tfds, tfds.builder_from_directory(str(folder))
-    except Exception as error:  # pylint: disable=broad-except
+    except Exception as error:
         # The library lists no errors for damaged files.
         raise ValueError(f'{folder} is not a prepared data set: {images_lib.one_line(error)}.') from error
 
 
-def _spec(folder, keys, train_split, held_out_split, image_size) -> Tuple:
+def _spec(folder, keys, train_split, held_out_split, image_size) -> tuple:
     """Returns image shape, class names, and numbers of images and units of the training part."""
     tfds, builder = _open(folder)
     features = builder.info.features
@@ -163,7 +169,7 @@ def _spec(folder, keys, train_split, held_out_split, image_size) -> Tuple:
 def _num_images(builder, folder, split) -> int:
     try:
         num_images = builder.info.splits[split].num_examples
-    except Exception as error:  # pylint: disable=broad-except
+    except Exception as error:
         known = ', '.join(sorted(builder.info.splits))
         raise ValueError(f'{folder} has no split {split!r}; it has {known}, and slices of them.') from error
     if not num_images:
@@ -186,7 +192,7 @@ def _errors_of(source: str) -> Iterator[None]:
     """Turns whatever the library raises into one line that names the source."""
     try:
         yield
-    except Exception as error:  # pylint: disable=broad-except
+    except Exception as error:
         raise ValueError(f'{source} cannot be read: {images_lib.one_line(error)}.') from error
 
 
@@ -196,10 +202,12 @@ def _batches(folder, split, keys, batch_size) -> Iterator[dict]:
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # The library warns of its own use of a deprecated name.
     try:
-        dataset = builder.as_dataset(split=split,
-                                     shuffle_files=False,
-                                     decoders=tfds.decode.PartialDecoding({key: True for key in keys}),
-                                     read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False))
+        dataset = builder.as_dataset(
+            split=split,
+            shuffle_files=False,
+            decoders=tfds.decode.PartialDecoding({key: True for key in keys}),
+            read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
+        )
     finally:
         logging.set_verbosity(verbosity)
     yield from dataset.batch(batch_size).as_numpy_iterator()
@@ -212,15 +220,9 @@ def _read_columns(folder, split, keys) -> dict:
         return {key: np.concatenate([batch[key] for batch in batches]) for key in keys}
 
 
-def _read_part(folder,
-               name,
-               split,
-               *,
-               keys,
-               image_size,
-               unit,
-               check_classes=False,
-               apart_from=None) -> datasets.ImageDataset:
+def _read_part(
+    folder, name, split, *, keys, image_size, unit, check_classes=False, apart_from=None
+) -> datasets.ImageDataset:
     """Reads a split; apart_from: another one that may not have the same owners."""
     image_key, label_key, owner_key = keys
     _, builder = _open(folder)
@@ -238,7 +240,7 @@ def _read_part(folder,
             if batch is None:
                 raise ValueError(f'{folder}: the split {split!r} holds {row} records, {num_images} expected.')
             images = batch[image_key]
-            out[row:row + len(images)] = images_lib.fit(images, image_size)
+            out[row : row + len(images)] = images_lib.fit(images, image_size)
             for key, values in columns.items():
                 values.append(batch[key])
             row += len(images)

@@ -1,9 +1,9 @@
 """Data sets of TensorFlow Datasets that are written here: `tfds.load` reads them, and nothing is downloaded."""
 
+from collections.abc import Callable, Sequence
 import os
 import pathlib
 import re
-from typing import Callable, Sequence, Tuple
 import warnings
 
 import numpy as np
@@ -25,7 +25,7 @@ def _library():
     os.environ.setdefault('NO_GCE_CHECK', 'true')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', DeprecationWarning)
-        import tensorflow_datasets as tfds  # pylint: disable=g-import-not-at-top
+        import tensorflow_datasets as tfds
     return tfds
 
 
@@ -36,11 +36,15 @@ def check_name(name: str) -> None:
       ValueError: if it is no valid name, or that of a data set which TensorFlow Datasets already knows.
     """
     if not re.fullmatch(r'[a-z][a-z0-9]*(_[a-z0-9]+)*', name):
-        raise ValueError(f'the data set cannot be called {name!r}: a name of TensorFlow Datasets is of lower-case '
-                         'letters, digits and single underscores, and begins with a letter.')
+        raise ValueError(
+            f'the data set cannot be called {name!r}: a name of TensorFlow Datasets is of lower-case '
+            'letters, digits and single underscores, and begins with a letter.'
+        )
     if name in _library().list_builders(with_community_datasets=False):
-        raise ValueError(f'TensorFlow Datasets has a data set {name!r} already, and tfds.load would take that one; '
-                         'choose another name.')
+        raise ValueError(
+            f'TensorFlow Datasets has a data set {name!r} already, and tfds.load would take that one; '
+            'choose another name.'
+        )
 
 
 def shard_name(name: str, shard: int, num_shards: int) -> str:
@@ -87,8 +91,15 @@ class RecordWriter:
                 raise
 
 
-def write_metadata(folder: pathlib.Path, *, image_shape: Tuple[int, int, int], class_names: Sequence[str],
-                   shard_lengths: Sequence[int], num_bytes: int, description: str) -> None:
+def write_metadata(
+    folder: pathlib.Path,
+    *,
+    image_shape: tuple[int, int, int],
+    class_names: Sequence[str],
+    shard_lengths: Sequence[int],
+    num_bytes: int,
+    description: str,
+) -> None:
     """Writes what `tfds.load` needs beside the TFRecord files.
 
     Args:
@@ -100,21 +111,25 @@ def write_metadata(folder: pathlib.Path, *, image_shape: Tuple[int, int, int], c
       description: What is said of the data set.
     """
     tfds = _library()
-    features = tfds.features.FeaturesDict({
-        'image': tfds.features.Image(shape=image_shape, encoding_format='png'),
-        'label': tfds.features.ClassLabel(names=list(class_names)),
-        'seed': tfds.features.Scalar(np.int64)
-    })
+    features = tfds.features.FeaturesDict(
+        {
+            'image': tfds.features.Image(shape=image_shape, encoding_format='png'),
+            'label': tfds.features.ClassLabel(names=list(class_names)),
+            'seed': tfds.features.Scalar(np.int64),
+        }
+    )
     split = tfds.core.SplitInfo(name='train', shard_lengths=list(shard_lengths), num_bytes=num_bytes)
-    tfds.folder_dataset.write_metadata(data_dir=str(folder),
-                                       features=features,
-                                       split_infos=[split],
-                                       description=description,
-                                       supervised_keys=('image', 'label'),
-                                       check_data=False)
+    tfds.folder_dataset.write_metadata(
+        data_dir=str(folder),
+        features=features,
+        split_infos=[split],
+        description=description,
+        supervised_keys=('image', 'label'),
+        check_data=False,
+    )
 
 
-def read_records(path: pathlib.Path, image_shape: Tuple[int, int, int]) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+def read_records(path: pathlib.Path, image_shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Reads a TFRecord file of images.
 
     Args:

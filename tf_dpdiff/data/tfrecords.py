@@ -1,11 +1,12 @@
 """Images in TFRecord files of tf.train.Example."""
 
+from collections.abc import Iterator, Sequence
 import glob
 import io
 import itertools
 import os
 import pathlib
-from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,39 +20,43 @@ from tf_dpdiff.data import splitting
 
 class _Format(NamedTuple):
     """How a record is read."""
+
     image_key: str
     label_key: str
-    owner_key: Optional[str]
-    raw_shape: Optional[Tuple[int, int, int]]
+    owner_key: str | None
+    raw_shape: tuple[int, int, int] | None
     compression: str
-    image_size: Optional[int]
-    channels: Optional[int]
+    image_size: int | None
+    channels: int | None
 
 
 class _Scanned(NamedTuple):
     """What records say but for their images; positions are those of their units, names of records are for errors."""
-    files: Tuple[str, ...]
-    features: Tuple[str, ...]
+
+    files: tuple[str, ...]
+    features: tuple[str, ...]
     labels: np.ndarray
-    owners: Optional[np.ndarray]
+    owners: np.ndarray | None
     positions: np.ndarray
     first_image: np.ndarray
     first_name: str
 
 
-def tfrecord_images(pattern: str,
-                    *,
-                    held_out_pattern: Optional[str] = None,
-                    held_out_fraction: float = 0.2,
-                    image_key: str = 'image/encoded',
-                    label_key: str = 'image/class/label',
-                    owner_key: Optional[str] = None,
-                    raw_shape: Optional[Sequence[int]] = None,
-                    class_names: Optional[Sequence[str]] = None,
-                    compression: str = '',
-                    image_size: Optional[int] = None,
-                    channels: Optional[int] = None,
-                    unit: Optional[str] = None) -> datasets.PrivateData:
+def tfrecord_images(
+    pattern: str,
+    *,
+    held_out_pattern: str | None = None,
+    held_out_fraction: float = 0.2,
+    image_key: str = 'image/encoded',
+    label_key: str = 'image/class/label',
+    owner_key: str | None = None,
+    raw_shape: Sequence[int] | None = None,
+    class_names: Sequence[str] | None = None,
+    compression: str = '',
+    image_size: int | None = None,
+    channels: int | None = None,
+    unit: str | None = None,
+) -> datasets.PrivateData:
     """Loads one's own images from TFRecord files of tf.train.Example.
 
     All records are gone through once to count them, without decoding the images.
@@ -88,8 +93,9 @@ def tfrecord_images(pattern: str,
         raise ValueError(f"compression must be '', 'GZIP' or 'ZLIB', got {compression!r}.")
     if raw_shape is not None and (len(raw_shape) != 3 or min(raw_shape) < 1 or raw_shape[2] not in images_lib.CHANNELS):
         raise ValueError(f'raw_shape must be (height, width, channels) with 1 or 3 channels, got {raw_shape}.')
-    form = _Format(image_key, label_key, owner_key,
-                   tuple(raw_shape) if raw_shape else None, compression, image_size, channels)
+    form = _Format(
+        image_key, label_key, owner_key, tuple(raw_shape) if raw_shape else None, compression, image_size, channels
+    )
     scanned = _scan(_match(pattern), form)
     if owner_key is None and unit is None:
         arrays_lib.note_unread_owners(pattern, set(scanned.features) - {image_key, label_key})
@@ -124,22 +130,22 @@ def tfrecord_images(pattern: str,
     def look_at(part):
         _look_at(*((train, scanned, rows) if part == 'train' else scan_held_out()), form, scanned)
 
-    return datasets.PrivateData(train=lambda: read('train'),
-                                held_out=lambda: read('held_out'),
-                                spec=train.spec,
-                                look_at=look_at)
+    return datasets.PrivateData(
+        train=lambda: read('train'), held_out=lambda: read('held_out'), spec=train.spec, look_at=look_at
+    )
 
 
-def _match(pattern: str) -> List[str]:
+def _match(pattern: str) -> list[str]:
     files = sorted(glob.glob(os.path.expanduser(pattern)))
     if not files:
         raise FileNotFoundError(f'no such file: {pattern}.')
     return files
 
 
-def _records(files: Sequence[str], form: _Format) -> Iterator[Tuple[str, object]]:
+def _records(files: Sequence[str], form: _Format) -> Iterator[tuple[str, object]]:
     """Yields the name of each record and its features, in the order of the files."""
-    import tensorflow as tf  # pylint: disable=g-import-not-at-top
+    import tensorflow as tf
+
     for file in files:
         records = iter(tf.data.TFRecordDataset(file, compression_type=form.compression).as_numpy_iterator())
         number = 0
@@ -152,7 +158,7 @@ def _records(files: Sequence[str], form: _Format) -> Iterator[Tuple[str, object]
                 features = tf.train.Example.FromString(record).features.feature
             except tf.errors.OpError as error:
                 raise ValueError(f'{name} cannot be read: {images_lib.one_line(error)}.') from error
-            except Exception as error:  # pylint: disable=broad-except
+            except Exception as error:
                 # The errors of protobuf's implementations share no public base.
                 raise ValueError(f'{name} is no tf.train.Example.') from error
             yield name, features
@@ -208,8 +214,10 @@ def _decode(features, form: _Format, name: str) -> np.ndarray:
     if form.raw_shape is None:
         image = images_lib.decode(encoded, name)
     elif len(encoded) != np.prod(form.raw_shape):
-        raise ValueError(f'{name}: {len(encoded)} bytes of pixels, {"x".join(map(str, form.raw_shape))} need '
-                         f'{np.prod(form.raw_shape)}.')
+        raise ValueError(
+            f'{name}: {len(encoded)} bytes of pixels, {"x".join(map(str, form.raw_shape))} need '
+            f'{np.prod(form.raw_shape)}.'
+        )
     else:
         image = np.frombuffer(encoded, np.uint8).reshape(form.raw_shape)
     return images_lib.fit(image, form.image_size, form.channels)
@@ -230,8 +238,9 @@ def _look_at(index: datasets.ImageIndex, source: _Scanned, rows: np.ndarray, for
             bar.update()
 
 
-def _read_images(index: datasets.ImageIndex, source: _Scanned, rows: np.ndarray, form: _Format,
-                 like: _Scanned) -> np.ndarray:
+def _read_images(
+    index: datasets.ImageIndex, source: _Scanned, rows: np.ndarray, form: _Format, like: _Scanned
+) -> np.ndarray:
     """Decodes the images of some rows."""
     where = np.full([len(source.labels)], -1)
     where[rows] = np.arange(len(rows))

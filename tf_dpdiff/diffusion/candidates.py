@@ -1,14 +1,15 @@
 """The best of several candidates: images that look like their class, where the network alone does not see to it."""
 
-from typing import Callable
+from collections.abc import Callable
 
 import tensorflow as tf
 
 SampleImages = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
-def choose_among_candidates(sample_images: SampleImages, score_classes: Callable[[tf.Tensor], tf.Tensor],
-                            num_candidates: int) -> SampleImages:
+def choose_among_candidates(
+    sample_images: SampleImages, score_classes: Callable[[tf.Tensor], tf.Tensor], num_candidates: int
+) -> SampleImages:
     """Returns a sampler that draws several candidates for an image and returns the one most clearly of its class.
 
     That is the one with the widest gap between the score of its class and the best score of another one. The candidates
@@ -35,15 +36,18 @@ def choose_among_candidates(sample_images: SampleImages, score_classes: Callable
             scores = score_classes(images)
             is_own = tf.one_hot(labels, scores.shape[-1], on_value=True, off_value=False)
             own, other = (
-                tf.reduce_max(tf.where(mask, scores, scores.dtype.min), axis=-1) for mask in (is_own, ~is_own))
+                tf.reduce_max(tf.where(mask, scores, scores.dtype.min), axis=-1) for mask in (is_own, ~is_own)
+            )
             # Of "no class" no score is its own: the candidates are alike, and the first one is taken.
             return images, tf.where(tf.reduce_any(is_own, axis=-1), own - other, 0.0)
 
         # One after the other: as much memory as for one.
-        images, gaps = tf.map_fn(draw,
-                                 tf.range(num_candidates, dtype=tf.int64),
-                                 fn_output_signature=(tf.uint8, tf.float32),
-                                 parallel_iterations=1)
+        images, gaps = tf.map_fn(
+            draw,
+            tf.range(num_candidates, dtype=tf.int64),
+            fn_output_signature=(tf.uint8, tf.float32),
+            parallel_iterations=1,
+        )
         best = tf.argmax(gaps, axis=0, output_type=tf.int32)
         return tf.gather_nd(images, tf.stack([best, tf.range(tf.size(labels))], axis=1))
 

@@ -7,8 +7,12 @@ from tf_dpdiff.diffusion import sampling_steps
 from tf_dpdiff.diffusion.schedules import Schedule
 
 
-def ddim(predict_x_start: sampling_steps.PredictXStart, schedule: Schedule, num_steps: int,
-         draw_noise: sampling_steps.DrawNoise) -> tf.Tensor:
+def ddim(
+    predict_x_start: sampling_steps.PredictXStart,
+    schedule: Schedule,
+    num_steps: int,
+    draw_noise: sampling_steps.DrawNoise,
+) -> tf.Tensor:
     """Returns images that follow from the first draw of noise; first order in the length of a step.
 
     References: Song et al. 2021, arXiv:2010.02502, equation 12 with sigma 0.
@@ -16,8 +20,12 @@ def ddim(predict_x_start: sampling_steps.PredictXStart, schedule: Schedule, num_
     return _generalised(predict_x_start, schedule, num_steps, draw_noise, is_ancestral=False)
 
 
-def ancestral(predict_x_start: sampling_steps.PredictXStart, schedule: Schedule, num_steps: int,
-              draw_noise: sampling_steps.DrawNoise) -> tf.Tensor:
+def ancestral(
+    predict_x_start: sampling_steps.PredictXStart,
+    schedule: Schedule,
+    num_steps: int,
+    draw_noise: sampling_steps.DrawNoise,
+) -> tf.Tensor:
     """Returns images drawn with the posterior of the forward process, which wants many steps.
 
     References: Ho et al. 2020, arXiv:2006.11239, Algorithm 2; Song et al. 2021, equation 12 with the sigma of equation

@@ -7,8 +7,12 @@ from tf_dpdiff.diffusion import sampling_steps
 from tf_dpdiff.diffusion.schedules import Schedule
 
 
-def dpmpp_2m(predict_x_start: sampling_steps.PredictXStart, schedule: Schedule, num_steps: int,
-             draw_noise: sampling_steps.DrawNoise) -> tf.Tensor:
+def dpmpp_2m(
+    predict_x_start: sampling_steps.PredictXStart,
+    schedule: Schedule,
+    num_steps: int,
+    draw_noise: sampling_steps.DrawNoise,
+) -> tf.Tensor:
     """Returns images that follow from the first draw of noise.
 
     With lambda = log(signal rate / noise rate), a step of length h in lambda is

@@ -7,8 +7,12 @@ from tf_dpdiff.diffusion import sampling_steps
 from tf_dpdiff.diffusion.schedules import Schedule
 
 
-def edm_heun(predict_x_start: sampling_steps.PredictXStart, schedule: Schedule, num_steps: int,
-             draw_noise: sampling_steps.DrawNoise) -> tf.Tensor:
+def edm_heun(
+    predict_x_start: sampling_steps.PredictXStart,
+    schedule: Schedule,
+    num_steps: int,
+    draw_noise: sampling_steps.DrawNoise,
+) -> tf.Tensor:
     """Returns images that follow from the first draw of noise, at 2 * num_steps - 1 evaluations of the network.
 
     The paper's x is x_t / signal_rate, its sigma noise_rate / signal_rate and its slope d the predicted noise. A step

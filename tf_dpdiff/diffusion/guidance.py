@@ -1,13 +1,18 @@
 """Classifier-free guidance: images that show their class more clearly, at the price of variety."""
 
+from collections.abc import Callable
 import math
-from typing import Callable
 
 import tensorflow as tf
 
 
-def guide(denoiser: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor], labels: tf.Tensor, *, scale: float,
-          num_classes: int) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+def guide(
+    denoiser: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor],
+    labels: tf.Tensor,
+    *,
+    scale: float,
+    num_classes: int,
+) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     """Returns the network's prediction for labels, guided away from what it predicts without them.
 
     guided = unconditional + scale * (conditional - unconditional). With scale 1 that is the conditional prediction and

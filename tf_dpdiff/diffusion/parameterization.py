@@ -1,14 +1,13 @@
 """What the network predicts, and the way back to x_start and noise."""
 
-from typing import Tuple
-
 import tensorflow as tf
 
 PARAMETERIZATIONS = ('epsilon', 'v', 'x_start')
 
 
-def training_target(parameterization: str, x_start: tf.Tensor, noise: tf.Tensor, signal_rate: tf.Tensor,
-                    noise_rate: tf.Tensor) -> tf.Tensor:
+def training_target(
+    parameterization: str, x_start: tf.Tensor, noise: tf.Tensor, signal_rate: tf.Tensor, noise_rate: tf.Tensor
+) -> tf.Tensor:
     """Returns what the network should predict at x_t = signal_rate * x_start + noise_rate * noise.
 
     Args:
@@ -29,8 +28,9 @@ def training_target(parameterization: str, x_start: tf.Tensor, noise: tf.Tensor,
     return x_start
 
 
-def to_x_start_and_noise(parameterization: str, prediction: tf.Tensor, x_t: tf.Tensor, signal_rate: tf.Tensor,
-                         noise_rate: tf.Tensor) -> Tuple[tf.Tensor, tf.Tensor]:
+def to_x_start_and_noise(
+    parameterization: str, prediction: tf.Tensor, x_t: tf.Tensor, signal_rate: tf.Tensor, noise_rate: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the x_start and the noise that a prediction at x_t stands for; inverse of `training_target`."""
     check(parameterization)
     if parameterization == 'epsilon':

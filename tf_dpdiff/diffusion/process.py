@@ -14,6 +14,7 @@ class DiffusionProcess:
       schedule: How much noise at which timestep.
       parameterization: What the network predicts: 'epsilon', 'v' or 'x_start'.
     """
+
     schedule: schedules.Schedule = schedules.Schedule()
     parameterization: str = 'v'
 

@@ -1,8 +1,8 @@
 """Samplers: from noise to images, one image a seed."""
 
+from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
-from typing import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -20,7 +20,7 @@ _SAMPLERS = {
     'ddim': ddim.ddim,
     'ancestral': ddim.ancestral,
     'dpmpp_2m': dpm_solver.dpmpp_2m,
-    'edm_heun': edm_heun.edm_heun
+    'edm_heun': edm_heun.edm_heun,
 }
 SAMPLERS = tuple(_SAMPLERS)
 
@@ -44,9 +44,11 @@ def telling_of_divergence() -> Iterator[None]:
     except tf.errors.InvalidArgumentError as error:
         if _NOT_FINITE not in str(error):
             raise
-        raise NotFiniteError(f'{_NOT_FINITE}, so nothing can be sampled: its training has diverged. Train anew with a '
-                             'lower learning_rate in another --workdir; if the sampler is guided strongly, try a lower '
-                             'guidance_scale first.') from error
+        raise NotFiniteError(
+            f'{_NOT_FINITE}, so nothing can be sampled: its training has diverged. Train anew with a '
+            'lower learning_rate in another --workdir; if the sampler is guided strongly, try a lower '
+            'guidance_scale first.'
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +70,7 @@ class SamplerConfig:
 
     References: `ddim`, `dpm_solver`, `edm_heun`, `guidance` and `thresholding` name those of the methods.
     """
+
     name: str = 'ddim'
     num_steps: int = 50
     guidance_scale: float = 1.0
@@ -103,20 +106,24 @@ def seeded_noise(seeds: tf.Tensor, draw: tf.Tensor, image_shape) -> tf.Tensor:
       float32 [batch, height, width, channels].
     """
     draw = tf.cast(draw, tf.int64)
-    return tf.map_fn(lambda seed: tf.random.stateless_normal(image_shape, tf.stack([seed, draw]), alg='philox'),
-                     seeds,
-                     fn_output_signature=tf.TensorSpec(image_shape, tf.float32))
+    return tf.map_fn(
+        lambda seed: tf.random.stateless_normal(image_shape, tf.stack([seed, draw]), alg='philox'),
+        seeds,
+        fn_output_signature=tf.TensorSpec(image_shape, tf.float32),
+    )
 
 
-def sample(denoiser: Denoiser,
-           labels: tf.Tensor,
-           seeds: tf.Tensor,
-           *,
-           process: DiffusionProcess,
-           config: SamplerConfig,
-           image_shape,
-           num_classes: int,
-           observe: Callable[[tf.Tensor, tf.Tensor], None] = lambda x_t, t: None) -> tf.Tensor:
+def sample(
+    denoiser: Denoiser,
+    labels: tf.Tensor,
+    seeds: tf.Tensor,
+    *,
+    process: DiffusionProcess,
+    config: SamplerConfig,
+    image_shape,
+    num_classes: int,
+    observe: Callable[[tf.Tensor, tf.Tensor], None] = lambda x_t, t: None,
+) -> tf.Tensor:
     """Draws images.
 
     Args:
@@ -142,17 +149,20 @@ def sample(denoiser: Denoiser,
     def predict_x_start(x_t, t, signal_rate, noise_rate):
         observe(x_t, t)
         prediction = tf.debugging.check_numerics(predict(x_t, t), _NOT_FINITE)
-        x_start, _ = parameterization_lib.to_x_start_and_noise(process.parameterization, prediction, x_t, signal_rate,
-                                                               noise_rate)
+        x_start, _ = parameterization_lib.to_x_start_and_noise(
+            process.parameterization, prediction, x_t, signal_rate, noise_rate
+        )
         return thresholding.threshold(x_start, config.thresholding, dynamic_percentile=config.dynamic_percentile)
 
-    x = _SAMPLERS[config.name](predict_x_start, process.schedule, config.num_steps,
-                               lambda draw: seeded_noise(seeds, draw, image_shape))
+    x = _SAMPLERS[config.name](
+        predict_x_start, process.schedule, config.num_steps, lambda draw: seeded_noise(seeds, draw, image_shape)
+    )
     return tf.clip_by_value(x, -1.0, 1.0)
 
 
-def denoising_path(denoiser: Denoiser, labels: tf.Tensor, seeds: tf.Tensor, *, num_frames: int,
-                   **arguments) -> np.ndarray:
+def denoising_path(
+    denoiser: Denoiser, labels: tf.Tensor, seeds: tf.Tensor, *, num_frames: int, **arguments
+) -> np.ndarray:
     """Draws images and returns what they looked like on the way, from noise to image.
 
     Runs outside of tf.function, an evaluation of the network at a time: for a few images.
@@ -174,21 +184,18 @@ def denoising_path(denoiser: Denoiser, labels: tf.Tensor, seeds: tf.Tensor, *, n
     return np.stack([corruption.from_pm1(frames[index]).numpy() for index in chosen])
 
 
-def make_image_sampler(denoiser: Denoiser, *, process: DiffusionProcess, config: SamplerConfig, image_shape,
-                       num_classes: int) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+def make_image_sampler(
+    denoiser: Denoiser, *, process: DiffusionProcess, config: SamplerConfig, image_shape, num_classes: int
+) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     """Returns a function from labels, int32 [batch], and seeds, int64 [batch], to images, uint8 [batch, *image_shape].
 
     Args: those of `sample`.
     """
 
     def sample_images(labels: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
-        images_pm1 = sample(denoiser,
-                            labels,
-                            seeds,
-                            process=process,
-                            config=config,
-                            image_shape=image_shape,
-                            num_classes=num_classes)
+        images_pm1 = sample(
+            denoiser, labels, seeds, process=process, config=config, image_shape=image_shape, num_classes=num_classes
+        )
         return corruption.from_pm1(images_pm1)
 
     return sample_images

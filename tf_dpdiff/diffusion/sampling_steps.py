@@ -1,6 +1,6 @@
 """Which timesteps a sampler visits, and how much signal and noise there is at them and at the next ones."""
 
-from typing import Callable, Tuple
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -42,8 +42,8 @@ def spaced_in_sigma(schedule: Schedule, num_steps: int) -> np.ndarray:
     """
     _check(schedule, num_steps)
     sigmas = schedule.sigmas
-    first, last = min(SIGMA_MAX, sigmas[-1])**(1.0 / RHO), sigmas[0]**(1.0 / RHO)
-    wanted = np.linspace(first, last, num_steps)**RHO
+    first, last = min(SIGMA_MAX, sigmas[-1]) ** (1.0 / RHO), sigmas[0] ** (1.0 / RHO)
+    wanted = np.linspace(first, last, num_steps) ** RHO
     steps = np.abs(np.log(sigmas) - np.log(wanted)[:, None]).argmin(axis=1)
     for i in range(1, num_steps):
         steps[i] = min(steps[i], steps[i - 1] - 1)
@@ -51,7 +51,7 @@ def spaced_in_sigma(schedule: Schedule, num_steps: int) -> np.ndarray:
     return np.maximum(steps, np.arange(num_steps)[::-1]).astype(np.int32)
 
 
-def alphas_and_next(schedule: Schedule, steps: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+def alphas_and_next(schedule: Schedule, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns alphas_cumprod at the timesteps and at the ones that follow, the last followed by 1, the clean image."""
     alphas = schedule.alphas_cumprod[steps]
     return alphas, np.append(alphas[1:], 1.0)
@@ -60,4 +60,5 @@ def alphas_and_next(schedule: Schedule, steps: np.ndarray) -> Tuple[np.ndarray, 
 def _check(schedule, num_steps):
     if num_steps > schedule.num_timesteps:
         raise ValueError(
-            f'num_steps={num_steps} of the sampler exceeds the schedule\'s {schedule.num_timesteps} timesteps.')
+            f"num_steps={num_steps} of the sampler exceeds the schedule's {schedule.num_timesteps} timesteps."
+        )

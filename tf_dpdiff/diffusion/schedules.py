@@ -24,6 +24,7 @@ class Schedule:
 
     References: Ho et al. 2020, arXiv:2006.11239, section 4; Nichol and Dhariwal 2021, arXiv:2102.09672, equation 17.
     """
+
     name: str = 'cosine'
     num_timesteps: int = 1000
 
@@ -43,7 +44,7 @@ class Schedule:
             return np.cumprod(1.0 - np.minimum(np.linspace(1e-4 * scale, 0.02 * scale, self.num_timesteps), 0.999))
         offset = 0.008
         positions = (np.arange(self.num_timesteps + 1) / self.num_timesteps + offset) / (1.0 + offset)
-        f = np.cos(positions * np.pi / 2.0)**2
+        f = np.cos(positions * np.pi / 2.0) ** 2
         betas = np.minimum(1.0 - f[1:] / f[:-1], 0.999)
         return np.cumprod(1.0 - betas)
 

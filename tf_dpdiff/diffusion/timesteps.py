@@ -7,7 +7,6 @@ losses, or on what the rest of the batch drew (antithetic pairs), would be outsi
 
 import dataclasses
 import math
-from typing import Optional, Tuple, Union
 
 import numpy as np
 from scipy import special
@@ -33,7 +32,8 @@ class TimestepMixture:
 
     References: Ghalebikesabi et al. 2023, arXiv:2302.13861, "timestep sampling".
     """
-    components: Tuple[Tuple[float, int, int], ...] = ((1.0, 0, 1000),)
+
+    components: tuple[tuple[float, int, int], ...] = ((1.0, 0, 1000),)
 
     def __post_init__(self):
         if not self.components:
@@ -50,26 +50,26 @@ class TimestepMixture:
         if abs(total - 1.0) > 1e-6:
             raise ValueError(f'the weights of a timestep mixture must add up to 1, got {total:g}.')
 
-    def check(self, schedule: Union[Schedule, int]) -> None:
+    def check(self, schedule: Schedule | int) -> None:
         """Raises ValueError if a component reaches beyond the schedule, of which the number of timesteps is enough."""
         num_timesteps = getattr(schedule, 'num_timesteps', schedule)
         highest = max(c[2] for c in self.components)
         if highest > num_timesteps:
             raise ValueError(
-                f'a timestep component ends at {highest}, beyond the schedule\'s {num_timesteps} timesteps.')
+                f"a timestep component ends at {highest}, beyond the schedule's {num_timesteps} timesteps."
+            )
 
-    def probabilities(self, schedule: Union[Schedule, int]) -> np.ndarray:
+    def probabilities(self, schedule: Schedule | int) -> np.ndarray:
         """Returns the probability of each timestep, float64 [num_timesteps]."""
         self.check(schedule)
         result = np.zeros([getattr(schedule, 'num_timesteps', schedule)])
         for weight, low, high in self.components:
-            result[int(low):int(high)] += weight / (high - low)
+            result[int(low) : int(high)] += weight / (high - low)
         return result
 
-    def from_uniforms(self,
-                      component_uniforms: tf.Tensor,
-                      position_uniforms: tf.Tensor,
-                      schedule: Optional[Schedule] = None) -> tf.Tensor:
+    def from_uniforms(
+        self, component_uniforms: tf.Tensor, position_uniforms: tf.Tensor, schedule: Schedule | None = None
+    ) -> tf.Tensor:
         """Maps independent uniforms to timesteps, element by element.
 
         Args:
@@ -110,6 +110,7 @@ class LogNormalSigma:
 
     References: Karras et al. 2022, arXiv:2206.00364, section 5 and Table 1.
     """
+
     mean: float = -1.2
     stddev: float = 1.2
 
@@ -124,8 +125,9 @@ class LogNormalSigma:
         drawn."""
         lowest, highest = np.log(schedule.sigmas[[0, -1]])
         if not lowest <= self.mean <= highest:
-            raise ValueError(f'the mean of ln sigma, {self.mean:g}, lies outside of the schedule\'s '
-                             f'[{lowest:.3g}, {highest:.3g}].')
+            raise ValueError(
+                f"the mean of ln sigma, {self.mean:g}, lies outside of the schedule's [{lowest:.3g}, {highest:.3g}]."
+            )
 
     def probabilities(self, schedule: Schedule) -> np.ndarray:
         """Returns the probability of each timestep, float64 [num_timesteps]."""

@@ -1,7 +1,6 @@
 """The picture of an audit: what the scores look like, and how well they tell who was in."""
 
 import pathlib
-from typing import Optional, Tuple
 
 import numpy as np
 
@@ -11,11 +10,13 @@ from tf_dpdiff.evaluation import membership
 _IN, _OUT = '#c44e52', '#4c72b0'
 
 
-def write_picture(path: pathlib.Path,
-                  *,
-                  attack: membership.MembershipAttack,
-                  losses: Tuple[np.ndarray, np.ndarray],
-                  canaries: Optional[Tuple[np.ndarray, np.ndarray, np.ndarray]] = None) -> None:
+def write_picture(
+    path: pathlib.Path,
+    *,
+    attack: membership.MembershipAttack,
+    losses: tuple[np.ndarray, np.ndarray],
+    canaries: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
+) -> None:
     """Draws histograms and the ROC curve as a PNG: PRIVATE, as what it shows.
 
     Args:
@@ -25,15 +26,19 @@ def write_picture(path: pathlib.Path,
       canaries: Of each canary: score, inclusion (bool) and guess; None where there are none.
     """
     # Imported here: it takes a second. Without pyplot, which would look for a display.
-    from matplotlib import figure as figure_lib  # pylint: disable=g-import-not-at-top
-    from matplotlib import ticker  # pylint: disable=g-import-not-at-top
+    from matplotlib import figure as figure_lib
+    from matplotlib import ticker
+
     figure = figure_lib.Figure(figsize=(15 if canaries else 10, 4.5), layout='constrained', dpi=110)
     panels = list(figure.subplots(1, 3 if canaries else 2))
     if canaries:
         _draw_canaries(panels.pop(0), *canaries)
     _draw_histograms(
-        panels[0], 'loss', losses,
-        (f'trained on: {attack.num_members:,} real images', f'held out: {attack.num_non_members:,} real images'))
+        panels[0],
+        'loss',
+        losses,
+        (f'trained on: {attack.num_members:,} real images', f'held out: {attack.num_non_members:,} real images'),
+    )
     panels[0].set_title('Losses of real images')
     panels[1].plot(*attack.curve, color=_IN, drawstyle='steps-post', label=f'loss attack, AUC {attack.auc:.3f}')
     panels[1].plot([0, 1], [0, 1], color='grey', linestyle=':', label='guessing')
@@ -50,21 +55,27 @@ def write_picture(path: pathlib.Path,
 
 
 def _draw_canaries(panel, scores: np.ndarray, included: np.ndarray, guesses: np.ndarray) -> None:
-    _draw_histograms(panel, 'score', (scores[included], scores[~included]),
-                     (f'in: {included.sum()} canaries', f'out: {np.sum(~included)} canaries'))
+    _draw_histograms(
+        panel,
+        'score',
+        (scores[included], scores[~included]),
+        (f'in: {included.sum()} canaries', f'out: {np.sum(~included)} canaries'),
+    )
     for guess, choose, side in ((1, np.min, 'in'), (-1, np.max, 'out')):
         if np.any(guesses == guess):
             edge = choose(scores[guesses == guess])
-            panel.axvline(edge,
-                          color='black',
-                          linewidth=1.0,
-                          linestyle='--' if guess > 0 else ':',
-                          label=f'guessed {side} {"from here" if guess > 0 else "up to here"}')
+            panel.axvline(
+                edge,
+                color='black',
+                linewidth=1.0,
+                linestyle='--' if guess > 0 else ':',
+                label=f'guessed {side} {"from here" if guess > 0 else "up to here"}',
+            )
     panel.set_title('Scores of canaries')
     panel.legend(frameon=False, fontsize='small')
 
 
-def _draw_histograms(panel, name: str, values: Tuple[np.ndarray, np.ndarray], legend: Tuple[str, str]) -> None:
+def _draw_histograms(panel, name: str, values: tuple[np.ndarray, np.ndarray], legend: tuple[str, str]) -> None:
     edges = np.histogram_bin_edges(np.concatenate(values), bins=40)
     for group, label, color in zip(values, legend, (_IN, _OUT)):
         panel.hist(group, edges, color=color, alpha=0.55, density=True, label=label)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import secrets
-from typing import Tuple
 
 import numpy as np
 
@@ -31,9 +30,10 @@ class AuditConfig:
       chunk_size: Images whose losses are taken at a time; changes speed and memory only.
       seed: Of the canaries' images and labels and of the noise draws: public. The inclusions have none.
     """
+
     num_canaries: int = 500
     kind: str = 'own_class'
-    timesteps: Tuple[int, ...] = (500, 700, 900)
+    timesteps: tuple[int, ...] = (500, 700, 900)
     draws_per_timestep: int = 8
     guess_fraction: float = 0.8
     confidence: float = 0.95
@@ -71,9 +71,10 @@ class Canaries:
       class_names: Of the audited model.
       non_members: Real images that are neither trained on nor canaries.
     """
+
     images_uint8: np.ndarray
     labels: np.ndarray
-    class_names: Tuple[str, ...]
+    class_names: tuple[str, ...]
     non_members: datasets.ImageDataset
 
     def __len__(self) -> int:
@@ -103,17 +104,17 @@ def make_canaries(config: AuditConfig, data: datasets.PrivateData) -> Canaries:
     if len(names) < 2:
         raise ValueError(f'mislabelled canaries need two classes, {data.spec.name!r} has one.')
     if config.num_canaries >= len(held_out):
-        raise ValueError(f'num_canaries={config.num_canaries} mislabelled canaries are made of held-out images, of '
-                         f'which {held_out.name!r} has {len(held_out)}: take fewer, or kind \'own_class\'.')
+        raise ValueError(
+            f'num_canaries={config.num_canaries} mislabelled canaries are made of held-out images, of '
+            f"which {held_out.name!r} has {len(held_out)}: take fewer, or kind 'own_class'."
+        )
     order = generator.permutation(len(held_out))
-    chosen, rest = order[:config.num_canaries], np.sort(order[config.num_canaries:])
+    chosen, rest = order[: config.num_canaries], np.sort(order[config.num_canaries :])
     shifts = generator.integers(1, len(names), config.num_canaries)
     labels = ((held_out.labels[chosen] + shifts) % len(names)).astype(np.int32)
-    non_members = dataclasses.replace(held_out,
-                                      images_uint8=held_out.images_uint8[rest],
-                                      labels=held_out.labels[rest],
-                                      owners=None,
-                                      num_owners=None)
+    non_members = dataclasses.replace(
+        held_out, images_uint8=held_out.images_uint8[rest], labels=held_out.labels[rest], owners=None, num_owners=None
+    )
     return Canaries(held_out.images_uint8[chosen], labels, names, non_members)
 
 
@@ -134,13 +135,15 @@ def insert(train: datasets.ImageDataset, canaries: Canaries, included: np.ndarra
     """
     owners = np.arange(len(train)) if train.owners is None else train.owners
     slots = train.num_units + np.flatnonzero(included)
-    return dataclasses.replace(train,
-                               name=f'{train.name} with canaries',
-                               images_uint8=np.concatenate([train.images_uint8, canaries.images_uint8[included]]),
-                               labels=np.concatenate([train.labels, canaries.labels[included]]).astype(np.int32),
-                               class_names=canaries.class_names,
-                               owners=np.concatenate([owners, slots]),
-                               num_owners=train.num_units + len(canaries))
+    return dataclasses.replace(
+        train,
+        name=f'{train.name} with canaries',
+        images_uint8=np.concatenate([train.images_uint8, canaries.images_uint8[included]]),
+        labels=np.concatenate([train.labels, canaries.labels[included]]).astype(np.int32),
+        class_names=canaries.class_names,
+        owners=np.concatenate([owners, slots]),
+        num_owners=train.num_units + len(canaries),
+    )
 
 
 def scores(image_loss: membership.ImageLoss, canaries: Canaries) -> np.ndarray:
@@ -155,7 +158,7 @@ def scores(image_loss: membership.ImageLoss, canaries: Canaries) -> np.ndarray:
     return image_loss(images, no_class) - image_loss(images, canaries.labels)
 
 
-def with_classes(dataset: datasets.ImageDataset, class_names: Tuple[str, ...]) -> datasets.ImageDataset:
+def with_classes(dataset: datasets.ImageDataset, class_names: tuple[str, ...]) -> datasets.ImageDataset:
     """Returns a data set for a model of more classes; its images without a class stay without one."""
     labels = np.where(dataset.labels == dataset.num_classes, len(class_names), dataset.labels).astype(np.int32)
     return dataclasses.replace(dataset, labels=labels, class_names=class_names)

@@ -1,8 +1,9 @@
 """Classifiers of images by name: networks and those of scikit-learn, behind one call."""
 
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import difflib
-from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, NamedTuple
 import warnings
 
 import numpy as np
@@ -20,6 +21,7 @@ _ONE_THREAD_BELOW = 2**24
 
 class _Option(NamedTuple):
     """What an option is if nothing is said, and what it may be."""
+
     default: Any
     is_right: Callable[[Any], bool]
     what: str
@@ -30,8 +32,11 @@ def _is_number(value) -> bool:
 
 
 def _whole(default, minimum: int = 1) -> _Option:
-    return _Option(default, lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= minimum,
-                   f'a whole number, at least {minimum}')
+    return _Option(
+        default,
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= minimum,
+        f'a whole number, at least {minimum}',
+    )
 
 
 def _positive(default) -> _Option:
@@ -44,34 +49,54 @@ def _not_negative(default) -> _Option:
 
 _SHIFT = _Option(0.125, lambda value: _is_number(value) and 0.0 <= value < 1.0, 'a number in [0, 1)')
 _FLIP = _Option(False, lambda value: isinstance(value, bool), 'True or False')
-_GAMMA = _Option('scale', lambda value: value == 'scale' or _positive(1.0).is_right(value),
-                 "'scale' or a number above 0")
+_GAMMA = _Option(
+    'scale', lambda value: value == 'scale' or _positive(1.0).is_right(value), "'scale' or a number above 0"
+)
 _DTYPE = _Option('float32', lambda value: value in unet.COMPUTE_DTYPES, f'one of {unet.COMPUTE_DTYPES}')
 _DEPTH = _Option(None, lambda value: value is None or _whole(1).is_right(value), 'None or a whole number, at least 1')
 
 # Of each classifier: its options.
-CLASSIFIERS: Dict[str, Dict[str, _Option]] = {
+CLASSIFIERS: dict[str, dict[str, _Option]] = {
     'wrn_40_4': {
-        'learning_rate': _positive(0.1), 'num_epochs': _whole(100), 'min_steps': _whole(2000),
-        'batch_size': _whole(128), 'weight_decay': _not_negative(5e-4), 'shift': _SHIFT, 'flip': _FLIP,
-        'patience': _whole(30), 'compute_dtype': _DTYPE
+        'learning_rate': _positive(0.1),
+        'num_epochs': _whole(100),
+        'min_steps': _whole(2000),
+        'batch_size': _whole(128),
+        'weight_decay': _not_negative(5e-4),
+        'shift': _SHIFT,
+        'flip': _FLIP,
+        'patience': _whole(30),
+        'compute_dtype': _DTYPE,
     },
     'small_cnn': {
-        'width': _whole(16), 'learning_rate': _positive(3e-3), 'num_epochs': _whole(12), 'min_steps': _whole(200),
-        'batch_size': _whole(128), 'weight_decay': _not_negative(1e-4), 'shift': _SHIFT, 'flip': _FLIP,
-        'patience': _whole(6), 'compute_dtype': _DTYPE
+        'width': _whole(16),
+        'learning_rate': _positive(3e-3),
+        'num_epochs': _whole(12),
+        'min_steps': _whole(200),
+        'batch_size': _whole(128),
+        'weight_decay': _not_negative(1e-4),
+        'shift': _SHIFT,
+        'flip': _FLIP,
+        'patience': _whole(6),
+        'compute_dtype': _DTYPE,
     },
     'logistic_regression': {'C': _positive(1.0), 'max_iter': _whole(1000)},
     'gradient_boosting': {
-        'learning_rate': _positive(0.1), 'max_iter': _whole(60), 'max_leaf_nodes': _whole(15, 2), 'max_depth': _DEPTH,
-        'l2_regularization': _not_negative(0.0)
+        'learning_rate': _positive(0.1),
+        'max_iter': _whole(60),
+        'max_leaf_nodes': _whole(15, 2),
+        'max_depth': _DEPTH,
+        'l2_regularization': _not_negative(0.0),
     },
     'rbf_svm': {'C': _positive(1.0), 'gamma': _GAMMA},
     'mlp': {
-        'width': _whole(128), 'learning_rate': _positive(1e-3), 'num_epochs': _whole(100), 'batch_size': _whole(200),
-        'weight_decay': _not_negative(1e-4)
+        'width': _whole(128),
+        'learning_rate': _positive(1e-3),
+        'num_epochs': _whole(100),
+        'batch_size': _whole(200),
+        'weight_decay': _not_negative(1e-4),
     },
-}  # yapf: disable
+}
 # Of each that is a network: what builds it, and the optimizer.
 _NETWORKS = {'wrn_40_4': (networks.wide_resnet, 'sgd'), 'small_cnn': (networks.small_cnn, 'adam')}
 _SEEDED = (*_NETWORKS, 'mlp')
@@ -91,13 +116,16 @@ class ClassifierConfig:
         >>> ClassifierConfig('rbf_svm', {'C': 10.0}).settings
         {'C': 10.0, 'gamma': 'scale'}
     """
+
     name: str
-    options: Union[Mapping[str, Any], Tuple[Tuple[str, Any], ...]] = ()
+    options: Mapping[str, Any] | tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self):
         if not isinstance(self.name, str) or self.name not in CLASSIFIERS:
-            raise ValueError(f'classifier must be one of {tuple(CLASSIFIERS)}, got {self.name!r}'
-                             f'{_nearest(str(self.name), CLASSIFIERS)}.')
+            raise ValueError(
+                f'classifier must be one of {tuple(CLASSIFIERS)}, got {self.name!r}'
+                f'{_nearest(str(self.name), CLASSIFIERS)}.'
+            )
         try:
             given = dict(self.options)
         except (TypeError, ValueError) as error:
@@ -107,14 +135,15 @@ class ClassifierConfig:
             raise ValueError(f'options of {self.name!r} must be named once each, got {self.options!r}.')
         for option, value in given.items():
             if option not in known:
-                raise ValueError(f'{self.name!r} has no option {option!r}{_nearest(str(option), known)}; it has '
-                                 f'{", ".join(known)}.')
+                raise ValueError(
+                    f'{self.name!r} has no option {option!r}{_nearest(str(option), known)}; it has {", ".join(known)}.'
+                )
             if not known[option].is_right(value):
                 raise ValueError(f'{option} of {self.name!r} must be {known[option].what}, got {value!r}.')
         object.__setattr__(self, 'options', tuple(sorted(given.items())))
 
     @property
-    def settings(self) -> Dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """All options with their values."""
         return {**{name: option.default for name, option in CLASSIFIERS[self.name].items()}, **dict(self.options)}
 
@@ -129,15 +158,16 @@ class ClassifierConfig:
         return self.name in _NETWORKS
 
 
-def split_by_size(configs: Sequence[ClassifierConfig],
-                  image_shape: Sequence[int]) -> Tuple[Tuple[ClassifierConfig, ...], Tuple[ClassifierConfig, ...]]:
+def split_by_size(
+    configs: Sequence[ClassifierConfig], image_shape: Sequence[int]
+) -> tuple[tuple[ClassifierConfig, ...], tuple[ClassifierConfig, ...]]:
     """Returns the classifiers that images of a shape are large enough for, and the others."""
     is_large = min(image_shape[:2]) >= networks.MIN_IMAGE_SIDE
     kept = tuple(config for config in configs if is_large or config.name not in _NETWORKS)
     return kept, tuple(config for config in configs if config not in kept)
 
 
-ConfigLike = Union[ClassifierConfig, str, Tuple[str, Mapping[str, Any]]]
+ConfigLike = ClassifierConfig | str | tuple[str, Mapping[str, Any]]
 
 
 def as_config(value: ConfigLike) -> ClassifierConfig:
@@ -151,7 +181,7 @@ def as_config(value: ConfigLike) -> ClassifierConfig:
     raise ValueError(f'a classifier is a name, or (name, options), got {value!r}.')
 
 
-def titles(configs: Sequence[ClassifierConfig]) -> Tuple[str, ...]:
+def titles(configs: Sequence[ClassifierConfig]) -> tuple[str, ...]:
     """Returns a short title of each: its name and, where several share it, the options that tell them apart.
 
     Raises:
@@ -168,13 +198,15 @@ def titles(configs: Sequence[ClassifierConfig]) -> Tuple[str, ...]:
     return tuple(found)
 
 
-def fit(config: ClassifierConfig,
-        images: np.ndarray,
-        labels: np.ndarray,
-        num_classes: int,
-        *,
-        validation: Optional[Pair] = None,
-        seed: int = 0) -> Predict:
+def fit(
+    config: ClassifierConfig,
+    images: np.ndarray,
+    labels: np.ndarray,
+    num_classes: int,
+    *,
+    validation: Pair | None = None,
+    seed: int = 0,
+) -> Predict:
     """Trains a classifier.
 
     Touches no global random state. On CPUs the same call gives the same classifier.
@@ -203,13 +235,9 @@ def fit(config: ClassifierConfig,
         of_network = {name: settings.pop(name) for name in ('width', 'compute_dtype') if name in settings}
         model = build(images.shape[1:], num_classes, **of_network, seed=seed)
         training = network_training.TrainingConfig(optimizer, **settings)
-        return network_training.train(model,
-                                      training,
-                                      images,
-                                      labels,
-                                      validation=validation,
-                                      seed=seed,
-                                      name=config.name)
+        return network_training.train(
+            model, training, images, labels, validation=validation, seed=seed, name=config.name
+        )
     return _fit_scikit_learn(config, images, labels, num_classes, seed)
 
 
@@ -225,8 +253,8 @@ def _fit_scikit_learn(config: ClassifierConfig, images, labels, num_classes: int
     if len(present) == 1:  # Refused by some of them.
         return lambda test: np.tile(np.eye(num_classes, dtype=np.float32)[present[0]], [len(test), 1])
     # Imported here: scikit-learn takes a second that a dry run need not wait for.
-    from sklearn import exceptions  # pylint: disable=g-import-not-at-top
-    import threadpoolctl  # pylint: disable=g-import-not-at-top
+    from sklearn import exceptions
+    import threadpoolctl
 
     def limited(values):
         return threadpoolctl.threadpool_limits(1 if values.size < _ONE_THREAD_BELOW else None)
@@ -252,13 +280,15 @@ def _fit_scikit_learn(config: ClassifierConfig, images, labels, num_classes: int
 
 
 def _make_scikit_learn(config: ClassifierConfig, num_images: int, seed: int):
-    # pylint: disable=g-import-not-at-top
+
     settings = config.settings
     if config.name == 'logistic_regression':
         from sklearn import linear_model
+
         return linear_model.LogisticRegression(**settings)
     if config.name == 'gradient_boosting':
         from sklearn import ensemble
+
         return ensemble.HistGradientBoostingClassifier(**settings, early_stopping=False, random_state=0)
     if config.name == 'rbf_svm':
         from sklearn import svm
@@ -266,12 +296,15 @@ def _make_scikit_learn(config: ClassifierConfig, num_images: int, seed: int):
         # It draws a number from the global generator unless it is given a seed, though it has no use for one.
         return svm.SVC(**settings, kernel='rbf', break_ties=True, random_state=0)
     from sklearn import neural_network
-    return neural_network.MLPClassifier((settings['width'],),
-                                        learning_rate_init=settings['learning_rate'],
-                                        max_iter=settings['num_epochs'],
-                                        batch_size=min(settings['batch_size'], num_images),
-                                        alpha=settings['weight_decay'],
-                                        random_state=seed)
+
+    return neural_network.MLPClassifier(
+        (settings['width'],),
+        learning_rate_init=settings['learning_rate'],
+        max_iter=settings['num_epochs'],
+        batch_size=min(settings['batch_size'], num_images),
+        alpha=settings['weight_decay'],
+        random_state=seed,
+    )
 
 
 def _features(images: np.ndarray) -> np.ndarray:

@@ -1,19 +1,21 @@
 """The picture of epsilon over steps."""
 
+from collections.abc import Sequence
 import pathlib
-from typing import Optional, Sequence
 
 from tf_dpdiff.evaluation import plotting
 from tf_dpdiff.privacy import curves
 from tf_dpdiff.privacy import rounding
 
 
-def write_picture(path: pathlib.Path,
-                  points: Sequence[curves.CurvePoint],
-                  *,
-                  title: str,
-                  delta: float,
-                  target_epsilon: Optional[float] = None) -> None:
+def write_picture(
+    path: pathlib.Path,
+    points: Sequence[curves.CurvePoint],
+    *,
+    title: str,
+    delta: float,
+    target_epsilon: float | None = None,
+) -> None:
     """Draws epsilon over steps into a PNG file.
 
     Args:

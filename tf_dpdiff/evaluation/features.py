@@ -4,6 +4,7 @@ The small classifier is trained on private images without noise: its weights are
 with it. They are for the owner of the data, and not to be released.
 """
 
+from collections.abc import Callable, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -11,7 +12,6 @@ import hashlib
 import json
 import pathlib
 import sys
-from typing import Callable, List, Optional, Sequence, Tuple
 import zipfile
 import zlib
 
@@ -34,10 +34,12 @@ _VERSION = 1  # Of network and training: a cached classifier of another version 
 _TRAINING_BATCH = 128
 _LEARNING_RATE = 3e-3
 _SCALING_IMAGES = 1000
-_OWN_SCALE = ("the scale is this network's own: no values to compare with published FIDs, KIDs and Inception Scores; "
-              'images that it was trained on lie a little further from held-out ones than new images would')
+_OWN_SCALE = (
+    "the scale is this network's own: no values to compare with published FIDs, KIDs and Inception Scores; "
+    'images that it was trained on lie a little further from held-out ones than new images would'
+)
 
-RunFn = Callable[[np.ndarray], Tuple[tf.Tensor, tf.Tensor]]
+RunFn = Callable[[np.ndarray], tuple[tf.Tensor, tf.Tensor]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +54,7 @@ class FeaturesConfig:
       seed: Of the classifier's initial weights and the order of its images; public.
       num_steps: Training steps of the classifier, each on 128 images.
     """
+
     source: str = CLASSIFIER
     seed: int = 0
     num_steps: int = 500
@@ -73,6 +76,7 @@ class Activations:
       pool: The features, float32 [images, features].
       logits: float32 [images, classes].
     """
+
     pool: np.ndarray
     logits: np.ndarray
 
@@ -94,6 +98,7 @@ class Extractor:
       note: For protocols: what is to be kept in mind of numbers that are measured with these features, or nothing.
       workers: The processes that share the work: all of them call the extractor, with the same images.
     """
+
     name: str
     weights_sha256: str
     resize: str
@@ -113,29 +118,30 @@ class Extractor:
           The activations, in the order of the images, at every worker.
         """
 
-        def run(run_fn: RunFn, start: int) -> Tuple[np.ndarray, ...]:
-            images = np.asarray(images_uint8[start:start + self.batch_size])
+        def run(run_fn: RunFn, start: int) -> tuple[np.ndarray, ...]:
+            images = np.asarray(images_uint8[start : start + self.batch_size])
             padding = [(0, self.batch_size - len(images)), (0, 0), (0, 0), (0, 0)]
-            return tuple(found.numpy()[:len(images)] for found in run_fn(np.pad(images, padding)))
+            return tuple(found.numpy()[: len(images)] for found in run_fn(np.pad(images, padding)))
 
         starts, workers, found = range(0, len(images_uint8), self.batch_size), self.workers, []
-        own = shared_work.run_ahead(self.runs, starts[workers.index::workers.count], run)
+        own = shared_work.run_ahead(self.runs, starts[workers.index :: workers.count], run)
         is_shown = show_progress and workers.is_first
-        with contextlib.closing(own), progress.bar(len(images_uint8),
-                                                   'features',
-                                                   'image',
-                                                   delay_secs=1.0,
-                                                   disable=not is_shown) as bar:
+        with (
+            contextlib.closing(own),
+            progress.bar(len(images_uint8), 'features', 'image', delay_secs=1.0, disable=not is_shown) as bar,
+        ):
             for batch in shared_work.spread(workers, len(starts), own):
                 found.append(batch)
                 bar.update(len(batch[0]))
         return Activations(*map(np.concatenate, zip(*found)))
 
 
-def load(config: FeaturesConfig,
-         train: datasets.ImageDataset,
-         cache: pathlib.Path,
-         workers: workers_lib.Workers = workers_lib.ALONE) -> Extractor:
+def load(
+    config: FeaturesConfig,
+    train: datasets.ImageDataset,
+    cache: pathlib.Path,
+    workers: workers_lib.Workers = workers_lib.ALONE,
+) -> Extractor:
     """Loads the network that the configuration names; trains the small classifier where it is not cached.
 
     Training is the same for the same seed on the CPU of one machine, bit for bit.
@@ -173,14 +179,17 @@ def _load_source(config: FeaturesConfig, train: datasets.ImageDataset) -> Extrac
         return _classifier_of_another_run(folder, train)
     if (folder / tf.saved_model.SAVED_MODEL_FILENAME_PB).is_file():
         return _inception(folder)
-    raise ValueError(f"source {config.source!r} of the features is neither '{CLASSIFIER}' nor '{INCEPTION}', nor a "
-                     f'folder with a SavedModel ({tf.saved_model.SAVED_MODEL_FILENAME_PB}) or with the cached '
-                     f'classifier of a run ({_DESCRIPTION}, in WORKDIR/non_private/features).')
+    raise ValueError(
+        f"source {config.source!r} of the features is neither '{CLASSIFIER}' nor '{INCEPTION}', nor a "
+        f'folder with a SavedModel ({tf.saved_model.SAVED_MODEL_FILENAME_PB}) or with the cached '
+        f'classifier of a run ({_DESCRIPTION}, in WORKDIR/non_private/features).'
+    )
 
 
-def _inception(folder: Optional[pathlib.Path]) -> Extractor:
+def _inception(folder: pathlib.Path | None) -> Extractor:
     # Imported here: metrics, the one module that knows TF-GAN, imports this one.
-    from tf_dpdiff.evaluation import metrics  # pylint: disable=g-import-not-at-top
+    from tf_dpdiff.evaluation import metrics
+
     folders = []
 
     def load_run() -> RunFn:
@@ -204,17 +213,21 @@ def _classifier_of_another_run(folder: pathlib.Path, train: datasets.ImageDatase
         if description['version'] != _VERSION:
             raise ValueError('it was made by another version of tf_dpdiff')
         if tuple(description['image_shape']) != train.image_shape:
-            raise ValueError(f"it is made for images of shape {tuple(description['image_shape'])}, not "
-                             f'{train.image_shape}')
+            raise ValueError(
+                f'it is made for images of shape {tuple(description["image_shape"])}, not {train.image_shape}'
+            )
         weights = _read_weights(folder, description)
     except _DAMAGE as error:
-        raise ValueError(f'the classifier in {folder} cannot give features: {error}; name the folder of another run, '
-                         f"or '{CLASSIFIER}' to train one here.") from error
+        raise ValueError(
+            f'the classifier in {folder} cannot give features: {error}; name the folder of another run, '
+            f"or '{CLASSIFIER}' to train one here."
+        ) from error
     return _small_extractor(description, weights)
 
 
-def _own_classifier(config: FeaturesConfig, train: datasets.ImageDataset,
-                    cache: pathlib.Path) -> Tuple[dict, List[np.ndarray]]:
+def _own_classifier(
+    config: FeaturesConfig, train: datasets.ImageDataset, cache: pathlib.Path
+) -> tuple[dict, list[np.ndarray]]:
     """Returns the description of the small classifier and its weights."""
     wanted = {
         'version': _VERSION,
@@ -237,7 +250,8 @@ def _own_classifier(config: FeaturesConfig, train: datasets.ImageDataset,
     weights = _train(config, train).get_weights()
     description = {
         'note': 'PRIVATE: trained on private images without noise.',
-        **wanted, 'weights_sha256': _hash(weights)
+        **wanted,
+        'weights_sha256': _hash(weights),
     }
     with files.replacing(cache / _WEIGHTS) as temporary:
         np.savez(temporary, *weights)
@@ -257,7 +271,7 @@ def _read_description(folder: pathlib.Path) -> dict:
     return description
 
 
-def _read_weights(folder: pathlib.Path, description: dict) -> List[np.ndarray]:
+def _read_weights(folder: pathlib.Path, description: dict) -> list[np.ndarray]:
     with np.load(folder / _WEIGHTS) as arrays:
         weights = [arrays[name] for name in arrays.files]
     if _hash(weights) != description['weights_sha256']:
@@ -265,7 +279,7 @@ def _read_weights(folder: pathlib.Path, description: dict) -> List[np.ndarray]:
     return weights
 
 
-def _hash(weights: List[np.ndarray]) -> str:
+def _hash(weights: list[np.ndarray]) -> str:
     digest = hashlib.sha256()
     for weight in weights:
         digest.update(str((weight.shape, weight.dtype.str)).encode())
@@ -276,13 +290,13 @@ def _hash(weights: List[np.ndarray]) -> str:
 def _small_extractor(description: dict, weights: Sequence[np.ndarray]) -> Extractor:
 
     def load_run() -> RunFn:
-        network = feature_network.build_feature_network(tuple(description['image_shape']),
-                                                        description['num_classes'],
-                                                        seed=0)
+        network = feature_network.build_feature_network(
+            tuple(description['image_shape']), description['num_classes'], seed=0
+        )
         network.set_weights(weights)
         return tf.function(network, autograph=False, reduce_retracing=True)
 
-    name = f"tf_dpdiff small CNN, trained on {description['name']!r}"
+    name = f'tf_dpdiff small CNN, trained on {description["name"]!r}'
     runs = shared_work.on_each_device(load_run)
     return Extractor(name, description['weights_sha256'], 'none', runs, batch_size=250, note=_OWN_SCALE)
 

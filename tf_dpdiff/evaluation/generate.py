@@ -1,11 +1,12 @@
 """Sets of samples, drawn in chunks by all devices and workers; pictures of them, and files that hold small ones."""
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
 import dataclasses
 import io
 import itertools
 import pathlib
-from typing import Callable, Iterable, Iterator, NamedTuple, Optional, Sequence, Tuple
+from typing import NamedTuple
 import zipfile
 import zlib
 
@@ -34,6 +35,7 @@ class GenerateConfig:
       seed: Image i has the seed seed + i: the same call gives the same images.
       chunk_size: Images sampled at a time. Fixed inside, since a network's last bits depend on the size of its batch.
     """
+
     num_images: int = 5000
     seed: int = 0
     chunk_size: int = sample_plan.CHUNK_SIZE
@@ -53,17 +55,20 @@ class Piece(NamedTuple):
       labels: int32 [images].
       images: uint8 [images, height, width, channels].
     """
+
     seeds: np.ndarray
     labels: np.ndarray
     images: np.ndarray
 
 
-def generate(sample_fns: Sequence[SampleFn],
-             config: GenerateConfig,
-             *,
-             choice: sample_plan.ClassChoice,
-             should_stop: Callable[[], bool] = lambda: False,
-             workers: workers_lib.Workers = workers_lib.ALONE) -> Optional[Tuple[np.ndarray, np.ndarray]]:
+def generate(
+    sample_fns: Sequence[SampleFn],
+    config: GenerateConfig,
+    *,
+    choice: sample_plan.ClassChoice,
+    should_stop: Callable[[], bool] = lambda: False,
+    workers: workers_lib.Workers = workers_lib.ALONE,
+) -> tuple[np.ndarray, np.ndarray] | None:
     """Draws class-conditional samples, with a progress bar at the first worker.
 
     Args:
@@ -79,8 +84,10 @@ def generate(sample_fns: Sequence[SampleFn],
     """
     whole, drawn = (config.seed, config.seed + config.num_images), []
     pieces = draw(sample_fns, choice, [whole], config.chunk_size, workers=workers, should_stop=should_stop)
-    with contextlib.closing(pieces), progress.bar(config.num_images, 'sampling', 'image',
-                                                  disable=not workers.is_first) as bar:
+    with (
+        contextlib.closing(pieces),
+        progress.bar(config.num_images, 'sampling', 'image', disable=not workers.is_first) as bar,
+    ):
         try:
             for piece in pieces:
                 drawn.append(piece)
@@ -92,13 +99,15 @@ def generate(sample_fns: Sequence[SampleFn],
     return np.concatenate([piece.images for piece in drawn]), np.concatenate([piece.labels for piece in drawn])
 
 
-def draw(sample_fns: Sequence[SampleFn],
-         choice: sample_plan.ClassChoice,
-         ranges: Sequence[Tuple[int, int]],
-         chunk_size: int,
-         *,
-         workers: workers_lib.Workers = workers_lib.ALONE,
-         should_stop: Callable[[], bool] = lambda: False) -> Iterator[Piece]:
+def draw(
+    sample_fns: Sequence[SampleFn],
+    choice: sample_plan.ClassChoice,
+    ranges: Sequence[tuple[int, int]],
+    chunk_size: int,
+    *,
+    workers: workers_lib.Workers = workers_lib.ALONE,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Piece]:
     """Draws the images of ranges of seeds, some chunks ahead of who asks.
 
     Chunk k is the seeds from k * chunk_size, and is always drawn whole: an image stands in the same row of the same
@@ -137,15 +146,17 @@ def draw(sample_fns: Sequence[SampleFn],
                 first += len(piece.seeds)
 
 
-def _chunks_of(ranges: Sequence[Tuple[int, int]], chunk_size: int) -> Iterator[int]:
+def _chunks_of(ranges: Sequence[tuple[int, int]], chunk_size: int) -> Iterator[int]:
     """Yields the numbers of the chunks that hold the ranges; one that two ranges share comes once."""
     numbers = itertools.chain.from_iterable(
-        range(first // chunk_size, (end - 1) // chunk_size + 1) for first, end in ranges)
+        range(first // chunk_size, (end - 1) // chunk_size + 1) for first, end in ranges
+    )
     return (number for number, _ in itertools.groupby(numbers))
 
 
-def _draw_chunks(sample_fns: Sequence[SampleFn], choice: sample_plan.ClassChoice, numbers: Iterable[int],
-                 chunk_size: int) -> Iterator[Piece]:
+def _draw_chunks(
+    sample_fns: Sequence[SampleFn], choice: sample_plan.ClassChoice, numbers: Iterable[int], chunk_size: int
+) -> Iterator[Piece]:
     """Yields whole chunks in order."""
 
     def draw_chunk(sample_fn: SampleFn, number: int) -> Piece:
@@ -157,12 +168,9 @@ def _draw_chunks(sample_fns: Sequence[SampleFn], choice: sample_plan.ClassChoice
     return shared_work.run_ahead(sample_fns, numbers, draw_chunk)
 
 
-def class_grid(images: np.ndarray,
-               labels: np.ndarray,
-               *,
-               columns: int = 12,
-               max_rows: int = 20,
-               pixels: int = 480) -> np.ndarray:
+def class_grid(
+    images: np.ndarray, labels: np.ndarray, *, columns: int = 12, max_rows: int = 20, pixels: int = 480
+) -> np.ndarray:
     """Returns a picture with a row a class.
 
     Args:
@@ -182,7 +190,7 @@ def class_grid(images: np.ndarray,
     for label in range(num_classes):
         row = images[labels == label][:columns]
         grid[label, :, :height, :width] = 0
-        grid[label, :len(row), :height, :width] = row
+        grid[label, : len(row), :height, :width] = row
     picture = grid.transpose(0, 2, 1, 3, 4).reshape(num_classes * (height + 1), columns * (width + 1), channels)
     factor = max(1, pixels // picture.shape[1])
     return picture.repeat(factor, axis=0).repeat(factor, axis=1)
@@ -207,7 +215,7 @@ def write_npz(path: pathlib.Path, images: np.ndarray, labels: np.ndarray, class_
         np.savez_compressed(temporary, images=images, labels=labels, class_names=np.array(class_names))
 
 
-def read_npz(path: pathlib.Path) -> Tuple[np.ndarray, np.ndarray]:
+def read_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
     """Reads images and labels written by `write_npz`.
 
     Raises:
@@ -226,5 +234,6 @@ def read_npz(path: pathlib.Path) -> Tuple[np.ndarray, np.ndarray]:
     # TypeError: np.load of an .npy file gives an array, which is no context.
     except (KeyError, ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
-            f'{path} does not hold samples (arrays `images` and `labels` of an .npz file): {error}.') from error
+            f'{path} does not hold samples (arrays `images` and `labels` of an .npz file): {error}.'
+        ) from error
     return images, labels

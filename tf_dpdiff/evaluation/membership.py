@@ -3,8 +3,8 @@
 All numbers made here come from private images without noise: they are for the owner of the data, not to be released.
 """
 
+from collections.abc import Sequence
 import dataclasses
-from typing import Sequence, Tuple
 
 import numpy as np
 import tensorflow as tf
@@ -22,8 +22,10 @@ FALSE_POSITIVE_RATES = (0.001, 0.01)
 def check_timesteps(timesteps: Sequence[int], process: process_lib.DiffusionProcess) -> None:
     """Raises ValueError if a timestep is beyond the schedule."""
     if max(timesteps) >= process.schedule.num_timesteps:
-        raise ValueError(f'losses at timestep {max(timesteps)} are asked for; the schedule has '
-                         f'{process.schedule.num_timesteps} timesteps, counted from 0.')
+        raise ValueError(
+            f'losses at timestep {max(timesteps)} are asked for; the schedule has '
+            f'{process.schedule.num_timesteps} timesteps, counted from 0.'
+        )
 
 
 class ImageLoss:
@@ -43,8 +45,16 @@ class ImageLoss:
       ValueError: if a timestep is beyond the schedule.
     """
 
-    def __init__(self, model: keras.Model, process: process_lib.DiffusionProcess, timesteps: Sequence[int], *,
-                 draws_per_timestep: int, seed: int, chunk_size: int):
+    def __init__(
+        self,
+        model: keras.Model,
+        process: process_lib.DiffusionProcess,
+        timesteps: Sequence[int],
+        *,
+        draws_per_timestep: int,
+        seed: int,
+        chunk_size: int,
+    ):
         check_timesteps(timesteps, process)
         self._model = model
         self._process = process
@@ -54,9 +64,9 @@ class ImageLoss:
         self._noise = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
         self._chunk_loss = tf.function(
             self._take_losses,
-            input_signature=[tf.TensorSpec([chunk_size, *shape[1:]], tf.uint8),
-                             tf.TensorSpec([chunk_size], tf.int32)],
-            autograph=False)
+            input_signature=[tf.TensorSpec([chunk_size, *shape[1:]], tf.uint8), tf.TensorSpec([chunk_size], tf.int32)],
+            autograph=False,
+        )
 
     def _take_losses(self, images_uint8, labels):
         """Returns the losses, float32 [images]."""
@@ -82,11 +92,12 @@ class ImageLoss:
         """
         found = []
         for start in range(0, len(labels), self._chunk_size):
-            images, chunk = (a[start:start + self._chunk_size] for a in (images_uint8, labels))
+            images, chunk = (a[start : start + self._chunk_size] for a in (images_uint8, labels))
             missing = self._chunk_size - len(chunk)
             padded = np.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)]), np.pad(chunk, (0, missing))
             found.append(
-                self._chunk_loss(tf.constant(padded[0]), tf.constant(padded[1], tf.int32)).numpy()[:len(chunk)])
+                self._chunk_loss(tf.constant(padded[0]), tf.constant(padded[1], tf.int32)).numpy()[: len(chunk)]
+            )
         return np.concatenate(found)
 
 
@@ -101,11 +112,12 @@ class MembershipAttack:
       num_non_members: Images that were not.
       curve: The ROC curve, false and true positive rates.
     """
+
     auc: float
-    true_positive_rates: Tuple[float, ...]
+    true_positive_rates: tuple[float, ...]
     num_members: int
     num_non_members: int
-    curve: Tuple[np.ndarray, np.ndarray]
+    curve: tuple[np.ndarray, np.ndarray]
 
     def to_dict(self) -> dict:
         """Returns plain JSON values, without the curve."""
@@ -116,14 +128,16 @@ class MembershipAttack:
             },
             'num_members': self.num_members,
             'num_non_members': self.num_non_members,
-            'caveats': self.caveats()
+            'caveats': self.caveats(),
         }
 
     def caveats(self) -> list:
         """Returns a sentence for each rate that the number of non-members cannot resolve."""
         return [
             f'a false positive rate of {rate:.1%} needs at least {round(1 / rate):,} non-members to mean something; '
-            f'here are {self.num_non_members:,}' for rate in FALSE_POSITIVE_RATES if self.num_non_members * rate < 1
+            f'here are {self.num_non_members:,}'
+            for rate in FALSE_POSITIVE_RATES
+            if self.num_non_members * rate < 1
         ]
 
 
@@ -140,13 +154,15 @@ def attack(member_losses: np.ndarray, non_member_losses: np.ndarray) -> Membersh
     References: Carlini et al. 2022, arXiv:2112.03570, for true positive rates at low false positive rates; Duan et al.
       2023, arXiv:2302.01316, for attacks by the diffusion loss.
     """
-    from sklearn import metrics  # pylint: disable=g-import-not-at-top
+    from sklearn import metrics
+
     truth = np.repeat([1, 0], [len(member_losses), len(non_member_losses)])
     scores = -np.concatenate([member_losses, non_member_losses])
     false_rates, true_rates, _ = metrics.roc_curve(truth, scores, drop_intermediate=False)
-    return MembershipAttack(auc=float(metrics.roc_auc_score(truth, scores)),
-                            true_positive_rates=tuple(
-                                float(true_rates[false_rates <= rate].max()) for rate in FALSE_POSITIVE_RATES),
-                            num_members=len(member_losses),
-                            num_non_members=len(non_member_losses),
-                            curve=(false_rates, true_rates))
+    return MembershipAttack(
+        auc=float(metrics.roc_auc_score(truth, scores)),
+        true_positive_rates=tuple(float(true_rates[false_rates <= rate].max()) for rate in FALSE_POSITIVE_RATES),
+        num_members=len(member_losses),
+        num_non_members=len(non_member_losses),
+        curve=(false_rates, true_rates),
+    )

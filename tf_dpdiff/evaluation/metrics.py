@@ -4,6 +4,7 @@ All numbers are measured against private images without noise: they are for the 
 released.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
 import importlib
@@ -14,7 +15,6 @@ import math
 import pathlib
 import socket
 import sys
-from typing import Callable, List, Optional, Tuple
 import warnings
 
 import numpy as np
@@ -40,6 +40,7 @@ class QualityConfig:
       max_images: Images taken of each set, at most: as many of samples as of real ones.
       neighbors: k of precision and recall: how far the k-th nearest neighbour is says how far a set reaches.
     """
+
     max_images: int = 10000
     neighbors: int = 3
 
@@ -60,12 +61,13 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 
     References: Heusel et al. 2017, arXiv:1706.08500, equation 6.
     """
-    distance = _tfgan_eval().frechet_classifier_distance_from_activations(tf.constant(a, tf.float64),
-                                                                          tf.constant(b, tf.float64))
+    distance = _tfgan_eval().frechet_classifier_distance_from_activations(
+        tf.constant(a, tf.float64), tf.constant(b, tf.float64)
+    )
     return float(np.maximum(distance, 0.0))  # Of equal sets rounding may leave less than nothing.
 
 
-def kernel_distance(a: np.ndarray, b: np.ndarray) -> Tuple[float, float]:
+def kernel_distance(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     """Returns the kernel distance of two sets of features, KID where they are Inception's, by TF-GAN.
 
     It is not biased, and may be below zero.
@@ -79,10 +81,9 @@ def kernel_distance(a: np.ndarray, b: np.ndarray) -> Tuple[float, float]:
 
     References: Binkowski et al. 2018, arXiv:1801.01401.
     """
-    value, error = _tfgan_eval().kernel_classifier_distance_and_std_from_activations(tf.constant(a),
-                                                                                     tf.constant(b),
-                                                                                     max_block_size=_KID_BLOCK_SIZE,
-                                                                                     dtype=tf.float64)
+    value, error = _tfgan_eval().kernel_classifier_distance_and_std_from_activations(
+        tf.constant(a), tf.constant(b), max_block_size=_KID_BLOCK_SIZE, dtype=tf.float64
+    )
     return float(value), float(error)
 
 
@@ -104,7 +105,7 @@ def inception_score(logits: np.ndarray) -> float:
     return float(_tfgan_eval().classifier_score_from_logits(tf.constant(logits)))
 
 
-def precision_recall(real: np.ndarray, synthetic: np.ndarray, *, neighbors: int = 3) -> Tuple[float, float]:
+def precision_recall(real: np.ndarray, synthetic: np.ndarray, *, neighbors: int = 3) -> tuple[float, float]:
     """Returns improved precision and recall.
 
     A set reaches as far as the balls around its points, each as large as the distance to the point's k-th nearest
@@ -130,12 +131,15 @@ def precision_recall(real: np.ndarray, synthetic: np.ndarray, *, neighbors: int 
     References: Kynkaanniemi et al. 2019, arXiv:1904.06991, equations 1 and 2.
     """
     # Imported here: scikit-learn takes a second that a dry run need not wait for.
-    from sklearn import metrics as sklearn_metrics  # pylint: disable=g-import-not-at-top
-    from sklearn import neighbors as sklearn_neighbors  # pylint: disable=g-import-not-at-top
+    from sklearn import metrics as sklearn_metrics
+    from sklearn import neighbors as sklearn_neighbors
+
     real, synthetic = np.asarray(real, np.float64), np.asarray(synthetic, np.float64)
     if min(len(real), len(synthetic)) <= neighbors:
-        raise ValueError(f'precision and recall with {neighbors} neighbours need more than {neighbors} images in each '
-                         f'set, got {len(real)} real and {len(synthetic)} synthetic ones.')
+        raise ValueError(
+            f'precision and recall with {neighbors} neighbours need more than {neighbors} images in each '
+            f'set, got {len(real)} real and {len(synthetic)} synthetic ones.'
+        )
     # Distances between chunks are taken as |x|^2 - 2xy + |y|^2, which leaves this much where two points are the same.
     rounding = 1e-7 * max(np.linalg.norm(points, axis=1).max() for points in (real, synthetic))
 
@@ -146,7 +150,8 @@ def precision_recall(real: np.ndarray, synthetic: np.ndarray, *, neighbors: int 
             points,
             centres,
             reduce_func=lambda distances, start: np.any(distances <= radii, axis=1),
-            working_memory=_CHUNK_MEBIBYTES)
+            working_memory=_CHUNK_MEBIBYTES,
+        )
         return float(np.mean(np.concatenate(list(chunks))))
 
     return share_reached(synthetic, real), share_reached(real, synthetic)
@@ -156,12 +161,20 @@ def too_few(config: QualityConfig, *, synthetic: int, training: int, held_out: i
     """Returns a sentence where so many images are too few to be measured, or nothing."""
     if min(config.max_images, synthetic, training, held_out) > config.neighbors:
         return ''
-    return (f'quality metrics with neighbors={config.neighbors} need at least {config.neighbors + 1} images of each '
-            f'kind, got {synthetic} synthetic, {training} training, {held_out} held-out ones')
+    return (
+        f'quality metrics with neighbors={config.neighbors} need at least {config.neighbors + 1} images of each '
+        f'kind, got {synthetic} synthetic, {training} training, {held_out} held-out ones'
+    )
 
 
-def measure(config: QualityConfig, extractor: features_lib.Extractor, *, synthetic: np.ndarray,
-            train: datasets.ImageDataset, held_out: datasets.ImageDataset) -> Optional[dict]:
+def measure(
+    config: QualityConfig,
+    extractor: features_lib.Extractor,
+    *,
+    synthetic: np.ndarray,
+    train: datasets.ImageDataset,
+    held_out: datasets.ImageDataset,
+) -> dict | None:
     """Measures samples against held-out real images, beside a floor and a ceiling of each number.
 
     Of each set the same number of images is taken, by a fixed draw: numbers of one table are comparable, and real
@@ -206,16 +219,19 @@ def protocol_line(result: dict) -> str:
     """Returns the protocol of `measure` as one line."""
     protocol = result['protocol']
     return (
-        f"features: {protocol['features']} ({protocol['feature_dimension']}-d, weights sha256 "
-        f"{protocol['weights_sha256'][:16]}..., resize: {protocol['resize']}); {protocol['num_synthetic']:,} images "
-        f"a row against {protocol['num_reference']:,} of {protocol['reference']!r}; KID in blocks of up to "
-        f"{protocol['kid_block_size']:,}; Inception Score of one split; precision and recall with "
-        f"{protocol['neighbors']} neighbours; TF-GAN {protocol['tfgan_version']}" +
-        ''.join(f'; {note}' for note in protocol['notes']) + '.')
+        f'features: {protocol["features"]} ({protocol["feature_dimension"]}-d, weights sha256 '
+        f'{protocol["weights_sha256"][:16]}..., resize: {protocol["resize"]}); {protocol["num_synthetic"]:,} images '
+        f'a row against {protocol["num_reference"]:,} of {protocol["reference"]!r}; KID in blocks of up to '
+        f'{protocol["kid_block_size"]:,}; Inception Score of one split; precision and recall with '
+        f'{protocol["neighbors"]} neighbours; TF-GAN {protocol["tfgan_version"]}'
+        + ''.join(f'; {note}' for note in protocol['notes'])
+        + '.'
+    )
 
 
-def _row(config: QualityConfig, name: str, reference: features_lib.Activations,
-         compared: features_lib.Activations) -> dict:
+def _row(
+    config: QualityConfig, name: str, reference: features_lib.Activations, compared: features_lib.Activations
+) -> dict:
     kid, kid_error = kernel_distance(reference.pool, compared.pool)
     precision, recall = precision_recall(reference.pool, compared.pool, neighbors=config.neighbors)
     numbers = {
@@ -230,8 +246,13 @@ def _row(config: QualityConfig, name: str, reference: features_lib.Activations,
     return {'images': name, **{key: value if math.isfinite(value) else None for key, value in numbers.items()}}
 
 
-def _protocol(config: QualityConfig, extractor: features_lib.Extractor, sizes: dict,
-              reference: features_lib.Activations, held_out: datasets.ImageDataset) -> dict:
+def _protocol(
+    config: QualityConfig,
+    extractor: features_lib.Extractor,
+    sizes: dict,
+    reference: features_lib.Activations,
+    held_out: datasets.ImageDataset,
+) -> dict:
     count, dimension = reference.pool.shape
     return {
         'features': extractor.name,
@@ -250,7 +271,7 @@ def _protocol(config: QualityConfig, extractor: features_lib.Extractor, sizes: d
     }
 
 
-def _notes(extractor: features_lib.Extractor, count: int, dimension: int, sizes: dict) -> List[str]:
+def _notes(extractor: features_lib.Extractor, count: int, dimension: int, sizes: dict) -> list[str]:
     notes = [extractor.note] if extractor.note else []
     if max(sizes.values()) > count:
         available = ', '.join(f'{size:,} {name}' for name, size in sizes.items())
@@ -262,7 +283,7 @@ def _notes(extractor: features_lib.Extractor, count: int, dimension: int, sizes:
     return notes
 
 
-def load_inception(folder: Optional[pathlib.Path]) -> Tuple[pathlib.Path, Callable]:
+def load_inception(folder: pathlib.Path | None) -> tuple[pathlib.Path, Callable]:
     """Loads TF-GAN's Inception graph.
 
     Args:
@@ -284,9 +305,11 @@ def load_inception(folder: Optional[pathlib.Path]) -> Tuple[pathlib.Path, Callab
     try:
         found = evaluation.inception_metrics.tfhub.resolve(source)
     except (OSError, ValueError, tf.errors.OpError) as error:
-        raise ValueError(f'the Inception graph cannot be had from {source} ({error}): unpack it in a folder and give '
-                         'that as FeaturesConfig.source, set TFHUB_CACHE_DIR to a cache that holds it, or use the '
-                         "source 'classifier'.") from error
+        raise ValueError(
+            f'the Inception graph cannot be had from {source} ({error}): unpack it in a folder and give '
+            'that as FeaturesConfig.source, set TFHUB_CACHE_DIR to a cache that holds it, or use the '
+            "source 'classifier'."
+        ) from error
     finally:
         socket.setdefaulttimeout(timeout)
     classifier_fn = evaluation.classifier_fn_from_tfhub(found, fields)
@@ -306,11 +329,12 @@ def load_inception(folder: Optional[pathlib.Path]) -> Tuple[pathlib.Path, Callab
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
             f'the SavedModel in {found} is not the Inception graph of TF-GAN, which maps images '
-            f'[batch, {_INCEPTION_SIDE}, {_INCEPTION_SIDE}, 3] to {" and ".join(fields)}: {reason}.') from error
+            f'[batch, {_INCEPTION_SIDE}, {_INCEPTION_SIDE}, 3] to {" and ".join(fields)}: {reason}.'
+        ) from error
     return pathlib.Path(found), run
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _tfgan_eval():
     """Imports TF-GAN's metrics, late: they take seconds that a dry run need not wait for.
 

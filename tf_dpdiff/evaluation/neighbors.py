@@ -3,8 +3,8 @@
 Pictures and numbers come from private images without noise: they are for the owner of the data, and not to be released.
 """
 
+from collections.abc import Callable
 import dataclasses
-from typing import Callable, Dict, Optional, Tuple
 
 import numpy as np
 
@@ -35,6 +35,7 @@ class NeighborsConfig:
       shown: Samples in the picture, and as many held-out images: those that are nearest to a training image.
       space: Which distance chooses what is shown, 'features' or 'pixels'; numbers are of both.
     """
+
     max_samples: int = 1000
     shown: int = 8
     space: str = 'features'
@@ -57,6 +58,7 @@ class NearShare:
       probability_by_chance: How likely so many near samples, or more, then are. Exact for independent draws of one
         continuous distribution: the number of samples below an order statistic of others is beta-binomial.
     """
+
     share: float
     expected: float
     probability_by_chance: float
@@ -70,30 +72,32 @@ class Distances:
       synthetic: Of samples, float64 [samples].
       held_out: Of held-out real images, float64 [held-out images].
     """
+
     synthetic: np.ndarray
     held_out: np.ndarray
 
     def near_share(self, level: float) -> NearShare:
         """Returns how many samples are nearer than the quantile at `level`, in (0, 1), of held-out images."""
-        from scipy import stats  # pylint: disable=g-import-not-at-top
+        from scipy import stats
+
         num_nearer = int(np.sum(self.synthetic < _quantile(self.held_out, level)))
         rank = _rank(level, len(self.held_out))
         law = stats.betabinom(len(self.synthetic), rank, len(self.held_out) + 1 - rank)
-        return NearShare(num_nearer / len(self.synthetic), rank / (len(self.held_out) + 1),
-                         float(np.clip(law.sf(num_nearer - 1), 0.0, 1.0)))
+        return NearShare(
+            num_nearer / len(self.synthetic),
+            rank / (len(self.held_out) + 1),
+            float(np.clip(law.sf(num_nearer - 1), 0.0, 1.0)),
+        )
 
     def to_dict(self) -> dict:
         """Returns JSON-able quantiles of both, and how many samples are near."""
         groups = {'synthetic': self.synthetic, 'held_out': self.held_out}
         return {
             'quantiles': {
-                name: {
-                    key: _quantile(group, level) for key, level in QUANTILES.items()
-                } for name, group in groups.items()
+                name: {key: _quantile(group, level) for key, level in QUANTILES.items()}
+                for name, group in groups.items()
             },
-            'nearer_than_held_out': {
-                key: dataclasses.asdict(self.near_share(QUANTILES[key])) for key in NEAR
-            },
+            'nearer_than_held_out': {key: dataclasses.asdict(self.near_share(QUANTILES[key])) for key in NEAR},
         }
 
 
@@ -111,9 +115,10 @@ class NeighborsResult:
         sample and its nearest training images; then, beyond a grey field, the same for the held-out images. Exact
         copies are among them even where `max_samples` left them out of the distances.
     """
-    features: Dict[str, str]
-    distances: Dict[str, Distances]
-    exact_copies: Dict[str, int]
+
+    features: dict[str, str]
+    distances: dict[str, Distances]
+    exact_copies: dict[str, int]
     num_train: int
     picture: np.ndarray
 
@@ -123,20 +128,29 @@ class NeighborsResult:
         copies = self.exact_copies
         heuristic = 'a heuristic, not a proof: the guarantee is that of the privacy statement'
         if copies['synthetic']:
-            return (f"Copies among the samples: {copies['synthetic']:,} of the different ones equal a private training "
-                    f"image pixel by pixel, {copies['held_out']:,} of the different held-out images do ({heuristic}).")
+            return (
+                f'Copies among the samples: {copies["synthetic"]:,} of the different ones equal a private training '
+                f'image pixel by pixel, {copies["held_out"]:,} of the different held-out images do ({heuristic}).'
+            )
         found = {
-            (name, key): distances.near_share(QUANTILES[key]) for name, distances in self.distances.items()
+            (name, key): distances.near_share(QUANTILES[key])
+            for name, distances in self.distances.items()
             for key in NEAR
         }
         (name, key), most = min(found.items(), key=lambda item: item[1].probability_by_chance)
-        share = (f'{most.share:.1%} are nearer by {name} than the nearest {key} of held-out images, where '
-                 f'{most.expected:.1%} are expected')
+        share = (
+            f'{most.share:.1%} are nearer by {name} than the nearest {key} of held-out images, where '
+            f'{most.expected:.1%} are expected'
+        )
         if most.probability_by_chance < _UNLIKELY:
-            return (f'Samples lie nearer to private training images than held-out images do ({share}): copies do, and '
-                    f'so do smooth or typical samples, so look at the picture ({heuristic}).')
-        return (f'No sign of copies: samples lie no nearer to private training images than held-out images do ({share}'
-                f'; {heuristic}).')
+            return (
+                f'Samples lie nearer to private training images than held-out images do ({share}): copies do, and '
+                f'so do smooth or typical samples, so look at the picture ({heuristic}).'
+            )
+        return (
+            f'No sign of copies: samples lie no nearer to private training images than held-out images do ({share}'
+            f'; {heuristic}).'
+        )
 
     def to_dict(self) -> dict:
         """Returns all but the picture, JSON-able."""
@@ -147,18 +161,19 @@ class NeighborsResult:
             'num_held_out': len(compared.held_out),
             'num_train': self.num_train,
             'exact_copies': self.exact_copies,
-            'spaces': {
-                name: {
-                    'distance': SPACES[name],
-                    **found.to_dict()
-                } for name, found in self.distances.items()
-            },
+            'spaces': {name: {'distance': SPACES[name], **found.to_dict()} for name, found in self.distances.items()},
             'verdict': self.verdict,
         }
 
 
-def find(config: NeighborsConfig, extractor: features_lib.Extractor, *, synthetic: np.ndarray,
-         train: datasets.ImageDataset, held_out: datasets.ImageDataset) -> Optional[NeighborsResult]:
+def find(
+    config: NeighborsConfig,
+    extractor: features_lib.Extractor,
+    *,
+    synthetic: np.ndarray,
+    train: datasets.ImageDataset,
+    held_out: datasets.ImageDataset,
+) -> NeighborsResult | None:
     """Finds the nearest private training images of samples and, to compare with, of held-out real images.
 
     A model that has memorised gives samples nearer to training images than new real images are. Not to be released.
@@ -183,7 +198,7 @@ def find(config: NeighborsConfig, extractor: features_lib.Extractor, *, syntheti
         rows = _draw(len(images), config.max_samples)
         num_drawn.append(len(rows))
         # To be shown: distances are those of the images that were drawn.
-        more = np.setdiff1d(np.flatnonzero(is_copy), rows)[:config.shown]
+        more = np.setdiff1d(np.flatnonzero(is_copy), rows)[: config.shown]
         queries.append(images[np.concatenate([rows, more])])
     count = min(_NEIGHBORS_SHOWN, len(train))
     points = {
@@ -198,24 +213,24 @@ def find(config: NeighborsConfig, extractor: features_lib.Extractor, *, syntheti
     }
     shown = [_most_alike(images, *group, config.shown) for images, group in zip(queries, found[config.space])]
     return NeighborsResult(
-        features={
-            'features': extractor.name,
-            'weights_sha256': extractor.weights_sha256
-        },
+        features={'features': extractor.name, 'weights_sha256': extractor.weights_sha256},
         distances={
             name: Distances(*(distances[:drawn, 0] for (distances, _), drawn in zip(groups, num_drawn)))
             for name, groups in found.items()
         },
         exact_copies=copies,
         num_train=len(train),
-        picture=_draw_picture(train.images_uint8, *shown))
+        picture=_draw_picture(train.images_uint8, *shown),
+    )
 
 
-def nearest(queries: np.ndarray,
-            references: np.ndarray,
-            count: int,
-            *,
-            to_points: Callable[[np.ndarray], np.ndarray] = np.asarray) -> Tuple[np.ndarray, np.ndarray]:
+def nearest(
+    queries: np.ndarray,
+    references: np.ndarray,
+    count: int,
+    *,
+    to_points: Callable[[np.ndarray], np.ndarray] = np.asarray,
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns the nearest of many points, of which no more than a chunk is held in memory.
 
     Args:
@@ -228,14 +243,15 @@ def nearest(queries: np.ndarray,
       Distances, float64 [queries, count], from the nearest on, and rows of the references, int64 [queries, count].
     """
     # Imported here: scikit-learn takes a second that a dry run need not wait for.
-    from sklearn import neighbors as sklearn_neighbors  # pylint: disable=g-import-not-at-top
+    from sklearn import neighbors as sklearn_neighbors
+
     query_points = to_points(queries)
     distances = np.full([len(queries), count], np.inf)
     rows = np.zeros([len(queries), count], np.int64)
     step = max(count, _CHUNK_VALUES // query_points.shape[1])
     with progress.bar(len(references), 'neighbours', 'image', delay_secs=1.0) as bar:
         for start in range(0, len(references), step):
-            chunk = to_points(references[start:start + step])
+            chunk = to_points(references[start : start + step])
             index = sklearn_neighbors.NearestNeighbors(n_neighbors=min(count, len(chunk)), algorithm='brute').fit(chunk)
             found = index.kneighbors(query_points)
             distances, rows = np.hstack([distances, found[0]]), np.hstack([rows, found[1] + start])
@@ -267,14 +283,15 @@ def _quantile(values: np.ndarray, level: float) -> float:
     return float(np.sort(values)[_rank(level, len(values)) - 1])
 
 
-def _most_alike(images: np.ndarray, distances: np.ndarray, rows: np.ndarray,
-                count: int) -> Tuple[np.ndarray, np.ndarray]:
+def _most_alike(
+    images: np.ndarray, distances: np.ndarray, rows: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns the images that are nearest to a training image, and which ones are near."""
     order = np.argsort(distances[:, 0], kind='stable')[:count]
     return images[order], rows[order]
 
 
-def _draw_picture(train_images: np.ndarray, *groups: Tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+def _draw_picture(train_images: np.ndarray, *groups: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """Draws a grid with a row a sample: the first group and its neighbours, a grey field, the second group."""
     num_rows = max(len(images) for images, _ in groups)
     cells, cell_rows = [], []

@@ -1,7 +1,7 @@
 """Plain training of a network that classifies images: no privacy, so for samples, or for the owner's own comparison."""
 
+from collections.abc import Callable
 import dataclasses
-from typing import Callable, List, Optional, Tuple
 
 import numpy as np
 import tensorflow as tf
@@ -10,7 +10,7 @@ from tf_dpdiff import keras
 from tf_dpdiff import progress
 
 Predict = Callable[[np.ndarray], np.ndarray]
-Pair = Tuple[np.ndarray, np.ndarray]
+Pair = tuple[np.ndarray, np.ndarray]
 
 _PREDICTED_AT_A_TIME = 512
 _BAR_DELAY_SECS = 5.0  # What takes less shows no progress bar.
@@ -31,6 +31,7 @@ class TrainingConfig:
       flip: Whether half of the images are mirrored left to right.
       patience: Epochs without a better validation after which training ends.
     """
+
     optimizer: str
     learning_rate: float
     num_epochs: int
@@ -42,14 +43,16 @@ class TrainingConfig:
     patience: int
 
 
-def train(model: keras.Model,
-          config: TrainingConfig,
-          images: np.ndarray,
-          labels: np.ndarray,
-          *,
-          validation: Optional[Pair] = None,
-          seed: int = 0,
-          name: str = 'training') -> Predict:
+def train(
+    model: keras.Model,
+    config: TrainingConfig,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    validation: Pair | None = None,
+    seed: int = 0,
+    name: str = 'training',
+) -> Predict:
     """Trains a network; with validation images, the weights that classify most of them right are kept.
 
     Touches no global random state. On CPUs the same call gives the same weights, bit for bit.
@@ -72,7 +75,7 @@ def train(model: keras.Model,
     predict = _make_predict(model)
     rng = np.random.default_rng([seed, len(images)])
     rows = _batches(len(images), batch_size, rng)
-    best: Tuple[Tuple[float, float], int, List[np.ndarray]] = (-np.inf, -np.inf), 0, []
+    best: tuple[tuple[float, float], int, list[np.ndarray]] = (-np.inf, -np.inf), 0, []
     with progress.bar(config.num_epochs, name, 'epoch', delay_secs=_BAR_DELAY_SECS, leave=False) as bar:
         for epoch in range(config.num_epochs):
             for _ in range(steps):
@@ -126,18 +129,22 @@ def _batches(num_images: int, batch_size: int, rng: np.random.Generator):
 
 def _make_step(model: keras.Model, config: TrainingConfig, num_steps: int):
     schedule = keras.optimizers.schedules.CosineDecay(config.learning_rate, num_steps)
-    optimizer = (keras.optimizers.Adam(schedule)
-                 if config.optimizer == 'adam' else keras.optimizers.SGD(schedule, momentum=0.9, nesterov=True))
+    optimizer = (
+        keras.optimizers.Adam(schedule)
+        if config.optimizer == 'adam'
+        else keras.optimizers.SGD(schedule, momentum=0.9, nesterov=True)
+    )
     optimizer.build(model.trainable_variables)
     kernels = [variable for variable in model.trainable_variables if variable.shape.rank > 1]
 
     @tf.function(
-        input_signature=[tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8),
-                         tf.TensorSpec([None], tf.int32)])
+        input_signature=[tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8), tf.TensorSpec([None], tf.int32)]
+    )
     def step(images, labels):
         with tf.GradientTape() as tape:
             loss = tf.reduce_mean(
-                tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=model(images, training=True)))
+                tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=model(images, training=True))
+            )
             if config.weight_decay:
                 loss += config.weight_decay * tf.add_n([tf.nn.l2_loss(kernel) for kernel in kernels])
         optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables))
@@ -156,12 +163,13 @@ def _make_predict(model: keras.Model) -> Predict:
     def predict(images):
         chunks = range(0, len(images), _PREDICTED_AT_A_TIME)
         return np.concatenate(
-            [probabilities(tf.constant(images[start:start + _PREDICTED_AT_A_TIME])).numpy() for start in chunks])
+            [probabilities(tf.constant(images[start : start + _PREDICTED_AT_A_TIME])).numpy() for start in chunks]
+        )
 
     return predict
 
 
-def _score(predict: Predict, images: np.ndarray, labels: np.ndarray) -> Tuple[float, float]:
+def _score(predict: Predict, images: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     """Returns accuracy and, where it is equal, what decides: minus the mean cross-entropy."""
     probabilities = predict(images)
     of_label = probabilities[np.arange(len(labels)), labels]

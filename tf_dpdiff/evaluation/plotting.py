@@ -1,16 +1,17 @@
 """Figures of matplotlib without a display, written whole or not at all."""
 
 import pathlib
-from typing import Any, Tuple
+from typing import Any
 
 from tf_dpdiff import files
 
 
-def new_figure(width: float, height: float) -> Tuple[Any, Any]:
+def new_figure(width: float, height: float) -> tuple[Any, Any]:
     """Returns a matplotlib figure of that many inches, and its axes; touches no global state of pyplot."""
     # Imported here: whoever wants no plot need not wait for it. The Agg backend needs no display.
-    from matplotlib import figure as figure_lib  # pylint: disable=g-import-not-at-top
-    from matplotlib.backends import backend_agg  # pylint: disable=g-import-not-at-top
+    from matplotlib import figure as figure_lib
+    from matplotlib.backends import backend_agg
+
     figure = figure_lib.Figure(figsize=(width, height), layout='constrained')
     backend_agg.FigureCanvasAgg(figure)
     return figure, figure.add_subplot()

@@ -1,10 +1,11 @@
 """Self-contained HTML pages: sections of tables, pictures and text, which load nothing from elsewhere."""
 
 import base64
+from collections.abc import Sequence
 import html
 import pathlib
 import re
-from typing import Dict, NamedTuple, Sequence
+from typing import NamedTuple
 
 from tf_dpdiff import files
 
@@ -48,6 +49,7 @@ class Section(NamedTuple):
       title: Its heading, plain text.
       body: HTML, made by the functions of this module.
     """
+
     title: str
     body: str
 
@@ -80,8 +82,10 @@ def picture(png: pathlib.Path, *, alt: str, caption: str, pixelated: bool = True
       FileNotFoundError: if there is no such file.
     """
     content = base64.b64encode(png.read_bytes()).decode('ascii')
-    return (f'<figure><img{" class=pixels" if pixelated else ""} src="data:image/png;base64,{content}" '
-            f'alt="{html.escape(alt)}">\n<figcaption>{html.escape(caption)}</figcaption></figure>\n')
+    return (
+        f'<figure><img{" class=pixels" if pixelated else ""} src="data:image/png;base64,{content}" '
+        f'alt="{html.escape(alt)}">\n<figcaption>{html.escape(caption)}</figcaption></figure>\n'
+    )
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -94,20 +98,19 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     numeric = [all(_is_number(row[column]) for row in rows) for column in range(len(header))]
 
     def line(tag, cells):
-        return ''.join(f'<{tag}{" class=number" if number else ""}>{html.escape(cell)}</{tag}>'
-                       for cell, number in zip(cells, numeric))
+        return ''.join(
+            f'<{tag}{" class=number" if number else ""}>{html.escape(cell)}</{tag}>'
+            for cell, number in zip(cells, numeric)
+        )
 
     body = ''.join(f'<tr>{line("td", row)}</tr>\n' for row in rows)
     head = f'<thead><tr>{line("th", header)}</tr></thead>'
     return f'<div class="scroll"><table>{head}\n<tbody>{body}</tbody></table></div>\n'
 
 
-def write_page(path: pathlib.Path,
-               *,
-               title: str,
-               facts: Dict[str, str],
-               sections: Sequence[Section],
-               warning: str = '') -> None:
+def write_page(
+    path: pathlib.Path, *, title: str, facts: dict[str, str], sections: Sequence[Section], warning: str = ''
+) -> None:
     """Writes the page.
 
     Args:
@@ -119,11 +122,13 @@ def write_page(path: pathlib.Path,
     """
     files.write_text(
         path,
-        _PAGE.format(title=html.escape(title),
-                     warning=f'<p class="warning">{html.escape(warning)}</p>\n' if warning else '',
-                     facts=''.join(
-                         f'<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>' for k, v in facts.items()),
-                     sections=''.join(f'<h2>{html.escape(part.title)}</h2>\n{part.body}' for part in sections)))
+        _PAGE.format(
+            title=html.escape(title),
+            warning=f'<p class="warning">{html.escape(warning)}</p>\n' if warning else '',
+            facts=''.join(f'<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>' for k, v in facts.items()),
+            sections=''.join(f'<h2>{html.escape(part.title)}</h2>\n{part.body}' for part in sections),
+        ),
+    )
 
 
 def _is_number(text: str) -> bool:

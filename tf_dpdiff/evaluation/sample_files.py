@@ -1,9 +1,10 @@
 """Sets of samples on disk: what their files are called, whether they are whole, and how they are read back."""
 
+from collections.abc import Sequence
 import hashlib
 import json
 import pathlib
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,10 +31,11 @@ class SampleSet(NamedTuple):
       class_names: One a class.
       statement_text: The privacy statement that came with them, or None where none did.
     """
+
     images: np.ndarray
     labels: np.ndarray
-    class_names: Tuple[str, ...]
-    statement_text: Optional[str]
+    class_names: tuple[str, ...]
+    statement_text: str | None
 
     def check_classified(self, path: pathlib.Path) -> None:
         """Raises ValueError if a sample has no class; `path` names the set."""
@@ -43,15 +45,18 @@ class SampleSet(NamedTuple):
     def check_like(self, spec: datasets.DatasetSpec, path: pathlib.Path) -> None:
         """Raises ValueError if the samples differ from a data set in image shape or classes, or have no class."""
         if self.images.shape[1:] != spec.image_shape:
-            raise ValueError(f'{path} holds images of shape {tuple(self.images.shape[1:])}, {spec.name!r} of '
-                             f'{spec.image_shape}.')
+            raise ValueError(
+                f'{path} holds images of shape {tuple(self.images.shape[1:])}, {spec.name!r} of {spec.image_shape}.'
+            )
         if self.class_names != spec.class_names:
-            raise ValueError(f'{path} holds the classes {", ".join(self.class_names[:5])}, ..., {spec.name!r} '
-                             f'{", ".join(spec.class_names[:5])}, ...')
+            raise ValueError(
+                f'{path} holds the classes {", ".join(self.class_names[:5])}, ..., {spec.name!r} '
+                f'{", ".join(spec.class_names[:5])}, ...'
+            )
         self.check_classified(path)
 
 
-def read(path: Union[str, pathlib.Path], limit: Optional[int] = None) -> SampleSet:
+def read(path: str | pathlib.Path, limit: int | None = None) -> SampleSet:
     """Reads samples that bin/train or bin/sample wrote.
 
     Args:
@@ -89,7 +94,7 @@ def manifest_path(output: pathlib.Path) -> pathlib.Path:
     return output.with_name(f'{output.stem}.{MANIFEST}') if is_single_file(output) else output / MANIFEST
 
 
-def read_manifest(path: pathlib.Path) -> Optional[Dict[str, Any]]:
+def read_manifest(path: pathlib.Path) -> dict[str, Any] | None:
     """Reads the record of a set: its plan, and what is written of it.
 
     Returns:
@@ -110,7 +115,7 @@ def read_manifest(path: pathlib.Path) -> Optional[Dict[str, Any]]:
         raise ValueError(f'{path} is damaged ({reason}); restore it, or name another --output.') from error
 
 
-def fingerprint(paths: Sequence[pathlib.Path]) -> Dict[str, Any]:
+def fingerprint(paths: Sequence[pathlib.Path]) -> dict[str, Any]:
     """Returns the size of files together, and the SHA-256 of their contents one after the other."""
     size, digest = 0, hashlib.sha256()
     for path in paths:
@@ -121,12 +126,12 @@ def fingerprint(paths: Sequence[pathlib.Path]) -> Dict[str, Any]:
     return {'bytes': size, 'sha256': digest.hexdigest()}
 
 
-def damage(paths: Sequence[pathlib.Path], record: Dict[str, Any]) -> Optional[str]:
+def damage(paths: Sequence[pathlib.Path], record: dict[str, Any]) -> str | None:
     """Returns what is wrong with the files of a shard, or None if they are what was recorded."""
     try:
         size = sum(path.stat().st_size for path in paths)
         if size != record['bytes']:
-            return f"is damaged: {size:,} bytes, {record['bytes']:,} expected"
+            return f'is damaged: {size:,} bytes, {record["bytes"]:,} expected'
         return None if fingerprint(paths)['sha256'] == record['sha256'] else 'is damaged: its contents have changed'
     except FileNotFoundError as error:
         missing = f' ({pathlib.Path(error.filename).name})' if len(paths) > 1 else ''
@@ -138,11 +143,13 @@ def describe(statement: pathlib.Path) -> str:
     fields = files.read_json(statement)
     if fields['guarantee_claimed']:
         epsilon = accounting.round_up(fields['epsilon'])
-        return (f"Synthetic images, (epsilon, delta)-differentially private with epsilon = {epsilon} at delta = "
-                f"{rounding.exact(fields['delta'])} towards {fields['unit']} of {fields['dataset']!r}.")
+        return (
+            f'Synthetic images, (epsilon, delta)-differentially private with epsilon = {epsilon} at delta = '
+            f'{rounding.exact(fields["delta"])} towards {fields["unit"]} of {fields["dataset"]!r}.'
+        )
     if fields.get('dataset') is None:
         return 'Synthetic images of a model trained on public images alone; no privacy guarantee is claimed.'
-    return f"Synthetic images of a model of {fields['dataset']!r}; NO PRIVACY GUARANTEE IS CLAIMED."
+    return f'Synthetic images of a model of {fields["dataset"]!r}; NO PRIVACY GUARANTEE IS CLAIMED.'
 
 
 def _root(path: pathlib.Path) -> pathlib.Path:
@@ -157,26 +164,31 @@ def _root(path: pathlib.Path) -> pathlib.Path:
     raise ValueError(f'{path} holds no samples of bin/sample: {MANIFEST} is missing. Name another --samples.')
 
 
-def _read_folder(root: pathlib.Path, limit: Optional[int]) -> SampleSet:
+def _read_folder(root: pathlib.Path, limit: int | None) -> SampleSet:
     manifest = read_manifest(root / MANIFEST)
     plan = sample_plan.from_json(manifest['plan'])
     if not manifest['complete']:
-        raise ValueError(f'{root} is not complete: {len(manifest["shards"])} of {plan.num_shards} shards are there. '
-                         'Call bin/sample again.')
-    pieces: List[generate.Piece] = []
+        raise ValueError(
+            f'{root} is not complete: {len(manifest["shards"])} of {plan.num_shards} shards are there. '
+            'Call bin/sample again.'
+        )
+    pieces: list[generate.Piece] = []
     for shard in range(plan.num_shards):
         left = None if limit is None else limit - sum(len(piece.labels) for piece in pieces)
         if left == 0:
             break
-        _check_whole([root / path for path in sample_formats.paths(plan, shard)], manifest['shards'][str(shard)],
-                     root / sample_formats.title(plan, shard))
+        _check_whole(
+            [root / path for path in sample_formats.paths(plan, shard)],
+            manifest['shards'][str(shard)],
+            root / sample_formats.title(plan, shard),
+        )
         piece = sample_formats.read(plan, shard, root)
         pieces.append(generate.Piece(*(column[:left] for column in piece)))
     _, labels, images = (np.concatenate(columns) for columns in zip(*pieces))
     return SampleSet(images, labels, plan.class_names, _text_of(root / STATEMENTS[0]))
 
 
-def _read_file(path: pathlib.Path, limit: Optional[int]) -> SampleSet:
+def _read_file(path: pathlib.Path, limit: int | None) -> SampleSet:
     if not path.exists() and work_folder(path).is_dir():
         raise ValueError(f'{path} is not complete: its shards are still in {work_folder(path)}. Call bin/sample again.')
     manifest = read_manifest(manifest_path(path))
@@ -188,8 +200,10 @@ def _read_file(path: pathlib.Path, limit: Optional[int]) -> SampleSet:
     # Where nothing names the classes, a label of a billion must not make as many names.
     most = len(labels) if names is None else len(names)
     if labels.max(initial=0) > most:
-        raise ValueError(f'{path} holds samples without a class: the label {labels.max()}, but {most} '
-                         f'{"images" if names is None else "classes"}.')
+        raise ValueError(
+            f'{path} holds samples without a class: the label {labels.max()}, but {most} '
+            f'{"images" if names is None else "classes"}.'
+        )
     names = range(int(labels.max()) + 1) if names is None else names
     text = _text_of(path.with_name(f'{path.stem}.{STATEMENTS[0]}'))
     if text is None and path.name == 'samples.npz':  # Of a run.
@@ -197,11 +211,11 @@ def _read_file(path: pathlib.Path, limit: Optional[int]) -> SampleSet:
     return SampleSet(images[:limit], labels[:limit].astype(np.int32), tuple(map(str, names)), text)
 
 
-def _check_whole(paths: Sequence[pathlib.Path], record: Dict[str, Any], title: pathlib.Path) -> None:
+def _check_whole(paths: Sequence[pathlib.Path], record: dict[str, Any], title: pathlib.Path) -> None:
     problem = damage(paths, record)
     if problem is not None:
         raise ValueError(f'{title} {problem}. Call bin/sample again.')
 
 
-def _text_of(path: pathlib.Path) -> Optional[str]:
+def _text_of(path: pathlib.Path) -> str | None:
     return path.read_text(encoding='utf-8') if path.exists() else None

@@ -1,8 +1,8 @@
 """How the images of a shard are written and read: TFRecords, PNG files in class folders, arrays."""
 
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import pathlib
-from typing import Callable, Iterator, List, Sequence, Tuple
 import zipfile
 
 import numpy as np
@@ -17,7 +17,7 @@ AddFn = Callable[[generate.Piece], None]
 _DIGITS = 7  # Of a seed in the name of a file, at least.
 
 
-def paths(plan: sample_plan.SamplePlan, shard: int) -> List[str]:
+def paths(plan: sample_plan.SamplePlan, shard: int) -> list[str]:
     """Returns the files of a shard, in the order of their seeds, relative to the folder of the set."""
     if plan.format == 'tfds':
         return [f'{dataset_folder(plan)}/{tfds_writer.shard_name(plan.name, shard, plan.num_shards)}']
@@ -82,11 +82,13 @@ def _arrays(plan, shard, folder) -> Iterator[AddFn]:
     pieces = []
     yield pieces.append
     seeds, labels, images = (np.concatenate(columns) for columns in zip(*pieces))
-    np.savez_compressed(folder / paths(plan, shard)[0],
-                        images=images,
-                        labels=labels,
-                        seeds=seeds,
-                        class_names=np.array(plan.class_names))
+    np.savez_compressed(
+        folder / paths(plan, shard)[0],
+        images=images,
+        labels=labels,
+        seeds=seeds,
+        class_names=np.array(plan.class_names),
+    )
 
 
 def _png_path(plan, label, seed) -> str:
@@ -119,7 +121,7 @@ def read(plan: sample_plan.SamplePlan, shard: int, folder: pathlib.Path) -> gene
     return generate.Piece(seeds, plan.choice.labels(seeds), images)
 
 
-def read_arrays(path: pathlib.Path) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+def read_arrays(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns seeds, labels and images of an .npz file."""
     with np.load(path) as arrays:
         return arrays['seeds'], arrays['labels'], arrays['images']
@@ -134,13 +136,20 @@ def join_arrays(plan: sample_plan.SamplePlan, folder: pathlib.Path, target: path
       target: The file to write.
     """
     size = plan.num_images
-    columns = {'images': ((size, *plan.image_shape), np.uint8), 'labels': ((size,), np.int32),
-               'seeds': ((size,), np.int64)}  # yapf: disable
+    columns = {
+        'images': ((size, *plan.image_shape), np.uint8),
+        'labels': ((size,), np.int32),
+        'seeds': ((size,), np.int64),
+    }
     with zipfile.ZipFile(target, 'w', zipfile.ZIP_DEFLATED) as archive:
         for name, (shape, dtype) in columns.items():
             with archive.open(f'{name}.npy', 'w', force_zip64=True) as file:
-                _write_array(file, shape, np.dtype(dtype),
-                             (_column(plan, shard, folder, name) for shard in range(plan.num_shards)))
+                _write_array(
+                    file,
+                    shape,
+                    np.dtype(dtype),
+                    (_column(plan, shard, folder, name) for shard in range(plan.num_shards)),
+                )
         names = np.array(plan.class_names)
         with archive.open('class_names.npy', 'w', force_zip64=True) as file:
             _write_array(file, names.shape, names.dtype, [names])
@@ -148,11 +157,9 @@ def join_arrays(plan: sample_plan.SamplePlan, folder: pathlib.Path, target: path
 
 def _write_array(file, shape: Sequence[int], dtype: np.dtype, parts) -> None:
     """Writes an array in NumPy's format, its rows part by part."""
-    np.lib.format.write_array_header_1_0(file, {
-        'descr': np.lib.format.dtype_to_descr(dtype),
-        'fortran_order': False,
-        'shape': tuple(shape)
-    })
+    np.lib.format.write_array_header_1_0(
+        file, {'descr': np.lib.format.dtype_to_descr(dtype), 'fortran_order': False, 'shape': tuple(shape)}
+    )
     for part in parts:
         file.write(np.ascontiguousarray(part, dtype).tobytes())
 

@@ -1,8 +1,9 @@
 """Which images are sampled: their seeds, their classes, and in which files they go."""
 
+from collections.abc import Mapping, Sequence
 import dataclasses
 import fractions
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any
 
 import numpy as np
 
@@ -31,8 +32,9 @@ class ClassChoice:
       weights: How often each is drawn against the others, or None for equal parts. In any window of consecutive seeds
         the counts follow the weights within a few images.
     """
-    classes: Tuple[int, ...]
-    weights: Optional[Tuple[fractions.Fraction, ...]] = None
+
+    classes: tuple[int, ...]
+    weights: tuple[fractions.Fraction, ...] | None = None
 
     def __post_init__(self):
         if not self.classes or len(set(self.classes)) != len(self.classes) or min(self.classes) < 0:
@@ -42,8 +44,10 @@ class ClassChoice:
         if len(self.weights) != len(self.classes):
             raise ValueError(f'there are {len(self.weights)} weights for {len(self.classes)} classes.')
         if min(self.weights) < 0 or not sum(self.weights):
-            raise ValueError('weights of classes must not be negative, and at least one must be above 0; got '
-                             f'{", ".join(map(str, self.weights))}.')
+            raise ValueError(
+                'weights of classes must not be negative, and at least one must be above 0; got '
+                f'{", ".join(map(str, self.weights))}.'
+            )
 
     def labels(self, seeds: np.ndarray) -> np.ndarray:
         """Returns labels, int32 [images], of seeds, int64 [images], none of them negative."""
@@ -74,13 +78,14 @@ class SamplePlan:
       shard_size: Images that are written, or lost by a kill, together.
       chunk_size: Images that are sampled together: seeds from a multiple of it to the next.
     """
+
     num_images: int
     seed: int
     choice: ClassChoice
-    image_shape: Tuple[int, int, int]
-    class_names: Tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
     format: str = 'npz'
-    name: Optional[str] = None
+    name: str | None = None
     origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     shard_size: int = 10000
     chunk_size: int = CHUNK_SIZE
@@ -91,15 +96,17 @@ class SamplePlan:
                 raise ValueError(f'{name} of the samples must be at least 1, got {getattr(self, name)}.')
         check_seeds(self.seed, self.num_images, self.chunk_size)
         if len(set(self.class_names)) != len(self.class_names) or NO_CLASS in self.class_names:
-            raise ValueError(f'classes must have distinct names, none of them {NO_CLASS!r}; got '
-                             f'{", ".join(self.class_names)}.')
+            raise ValueError(
+                f'classes must have distinct names, none of them {NO_CLASS!r}; got {", ".join(self.class_names)}.'
+            )
         if max(self.choice.classes) > len(self.class_names):
             raise ValueError(f'there is no class {max(self.choice.classes)} among {len(self.class_names)}.')
         if self.format not in FORMATS:
             raise ValueError(f'format of the samples must be one of {FORMATS}, got {self.format!r}.')
         if (self.name is not None) != (self.format == 'tfds'):
-            raise ValueError(f'a name is what samples of the format tfds have, got name={self.name!r} and '
-                             f'format={self.format!r}.')
+            raise ValueError(
+                f'a name is what samples of the format tfds have, got name={self.name!r} and format={self.format!r}.'
+            )
         if self.format == 'tfds':
             tfds_writer.check_name(self.name)
         if self.format == 'png':
@@ -111,7 +118,7 @@ class SamplePlan:
         """How many files, or groups of files, the images are written in."""
         return -(-self.num_images // self.shard_size)
 
-    def seeds_of(self, shard: int) -> Tuple[int, int]:
+    def seeds_of(self, shard: int) -> tuple[int, int]:
         """Returns the first seed of a shard and the one after its last."""
         first = shard * self.shard_size
         return self.seed + first, self.seed + min(first + self.shard_size, self.num_images)
@@ -120,12 +127,13 @@ class SamplePlan:
         """Returns the name of a class, or of "no class"."""
         return self.class_names[label] if label < len(self.class_names) else NO_CLASS
 
-    def to_json(self) -> Dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Returns the plan as plain JSON values."""
         names = [self.name_of(label) for label in self.choice.classes]
         weights = self.choice.weights and dict(zip(names, map(str, self.choice.weights)))
         return {
-            **self.origin, 'num_images': self.num_images,
+            **self.origin,
+            'num_images': self.num_images,
             'seed': self.seed,
             'classes': names,
             'class_weights': weights,
@@ -134,7 +142,7 @@ class SamplePlan:
             'format': self.format,
             'name': self.name,
             'shard_size': self.shard_size,
-            'chunk_size': self.chunk_size
+            'chunk_size': self.chunk_size,
         }
 
 
@@ -164,17 +172,17 @@ def check_seeds(seed: int, num_images: int, chunk_size: int) -> None:
       ValueError: if not.
     """
     if seed < 0 or seed + num_images + chunk_size > 2**63:
-        raise ValueError(f'seeds of the samples must be from 0 to 2**63 - 1, got seed={seed} and '
-                         f'num_images={num_images}.')
+        raise ValueError(
+            f'seeds of the samples must be from 0 to 2**63 - 1, got seed={seed} and num_images={num_images}.'
+        )
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> List[str]:
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Returns 'name: before then, now now' for each value in which two plans, as JSON, differ."""
     return [
-        f'{key}: {_short(before.get(key))} then, {_short(now.get(key))} now' for key in {
-            **before,
-            **now
-        } if before.get(key) != now.get(key)
+        f'{key}: {_short(before.get(key))} then, {_short(now.get(key))} now'
+        for key in {**before, **now}
+        if before.get(key) != now.get(key)
     ]
 
 

@@ -1,5 +1,6 @@
 """Sets of samples as they are written: in shards, so that a second call completes what a kill has left."""
 
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import errno
 import fcntl
@@ -7,7 +8,7 @@ import json
 import os
 import pathlib
 import shutil
-from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
+from typing import Any
 
 import tensorflow as tf
 
@@ -38,9 +39,9 @@ class SampleFiles:
         self._output, self._plan, self._statements = output, plan, statements
         self._single = sample_files.is_single_file(output)
         self._folder = sample_files.work_folder(output)
-        self._shards: Dict[str, Dict[str, Any]] = {}
+        self._shards: dict[str, dict[str, Any]] = {}
         self._complete = False
-        self.problems: List[str] = []
+        self.problems: list[str] = []
 
     @property
     def complete(self) -> bool:
@@ -48,11 +49,11 @@ class SampleFiles:
         return self._complete
 
     @property
-    def pending(self) -> List[int]:
+    def pending(self) -> list[int]:
         """Shards that are still to be written, in order."""
         return [shard for shard in range(self._plan.num_shards) if str(shard) not in self._shards]
 
-    def _paths(self, shard: int) -> List[pathlib.Path]:
+    def _paths(self, shard: int) -> list[pathlib.Path]:
         return [self._folder / path for path in sample_formats.paths(self._plan, shard)]
 
     def inspect(self) -> None:
@@ -87,13 +88,15 @@ class SampleFiles:
                 self._complete = False
                 self.problems.append(f'what goes with the shards in {self._folder} {problem}; it is written again')
 
-    def _check_plan(self, found: Dict[str, Any]) -> None:
+    def _check_plan(self, found: dict[str, Any]) -> None:
         differing = sample_plan.differences(found['plan'], json.loads(json.dumps(self._plan.to_json())))
         if differing:
-            raise ValueError(f'{self._output} was begun with other settings ({"; ".join(differing)}): give the same '
-                             'ones, or name another --output.')
+            raise ValueError(
+                f'{self._output} was begun with other settings ({"; ".join(differing)}): give the same '
+                'ones, or name another --output.'
+            )
 
-    def _metadata(self) -> List[pathlib.Path]:
+    def _metadata(self) -> list[pathlib.Path]:
         """Returns what a data set of TensorFlow Datasets needs beside its shards."""
         if self._plan.format != 'tfds':
             return []
@@ -113,14 +116,16 @@ class SampleFiles:
                 self._save_manifest(self._folder / sample_files.MANIFEST, complete=False, shards=self._shards)
             self._lay_statements(self._folder)
 
-    def ranges(self) -> List[Tuple[int, int]]:
+    def ranges(self) -> list[tuple[int, int]]:
         """Returns the seeds that are still to be drawn: the first and the one after the last, of each shard."""
         return [self._plan.seeds_of(shard) for shard in self.pending]
 
-    def write(self,
-              pieces: Iterator[generate.Piece],
-              should_stop: Callable[[], bool] = lambda: False,
-              progress: Callable[[int], Any] = lambda size: None) -> bool:
+    def write(
+        self,
+        pieces: Iterator[generate.Piece],
+        should_stop: Callable[[], bool] = lambda: False,
+        progress: Callable[[int], Any] = lambda size: None,
+    ) -> bool:
         """Writes what is pending, and what makes the set complete.
 
         Args:
@@ -162,8 +167,10 @@ class SampleFiles:
             with self._saving():
                 open_files.close()
         with self._saving():
-            record = {'images': len(range(*self._plan.seeds_of(shard))), **sample_files.fingerprint(
-                [temporary / path for path in sample_formats.paths(self._plan, shard)])}  # yapf: disable
+            record = {
+                'images': len(range(*self._plan.seeds_of(shard))),
+                **sample_files.fingerprint([temporary / path for path in sample_formats.paths(self._plan, shard)]),
+            }
             for path in sample_formats.paths(self._plan, shard):
                 (self._folder / path).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(temporary / path, self._folder / path)
@@ -176,12 +183,14 @@ class SampleFiles:
             records = [self._shards[str(shard)] for shard in range(self._plan.num_shards)]
             folder = self._folder / sample_formats.dataset_folder(self._plan)
             self._lay_statements(folder)
-            tfds_writer.write_metadata(folder,
-                                       image_shape=self._plan.image_shape,
-                                       class_names=self._plan.class_names,
-                                       shard_lengths=[record['images'] for record in records],
-                                       num_bytes=sum(record['bytes'] for record in records),
-                                       description=sample_files.describe(self._statements[1]))
+            tfds_writer.write_metadata(
+                folder,
+                image_shape=self._plan.image_shape,
+                class_names=self._plan.class_names,
+                shard_lengths=[record['images'] for record in records],
+                num_bytes=sum(record['bytes'] for record in records),
+                description=sample_files.describe(self._statements[1]),
+            )
         if not self._single:
             about = {'metadata': sample_files.fingerprint(self._metadata())} if self._metadata() else {}
             self._save_manifest(self._folder / sample_files.MANIFEST, complete=True, shards=self._shards, **about)
@@ -221,16 +230,20 @@ class SampleFiles:
             yield
         except (OSError, tf.errors.OpError) as error:
             full = getattr(error, 'errno', None) == errno.ENOSPC or 'No space left on device' in str(error)
-            reason = 'No space left on device' if full else getattr(error, 'strerror',
-                                                                    None) or str(error).splitlines()[0]
+            reason = (
+                'No space left on device' if full else getattr(error, 'strerror', None) or str(error).splitlines()[0]
+            )
             done, count = self._plan.num_shards - len(self.pending), self._plan.num_shards
-            raise OSError(f'{reason}: {self._output}; {done} of {count} shards are complete and kept; '
-                          f'{"make room" if full else "mend it"} and call it again.') from error
+            raise OSError(
+                f'{reason}: {self._output}; {done} of {count} shards are complete and kept; '
+                f'{"make room" if full else "mend it"} and call it again.'
+            ) from error
 
 
 @contextlib.contextmanager
-def open_for_writing(output: pathlib.Path, plan: sample_plan.SamplePlan,
-                     statements: Sequence[pathlib.Path]) -> Iterator[SampleFiles]:
+def open_for_writing(
+    output: pathlib.Path, plan: sample_plan.SamplePlan, statements: Sequence[pathlib.Path]
+) -> Iterator[SampleFiles]:
     """Opens a set of samples for this process alone: a new one, or one that an earlier call has begun.
 
     Args:
@@ -270,13 +283,23 @@ def _check_foreign(output: pathlib.Path, plan: sample_plan.SamplePlan) -> None:
         if path.exists() and not path.is_dir():
             raise ValueError(f'{path} is a file, and a folder is needed there; name another --output.')
     known = sample_files.manifest_path(output).exists() or (folder / sample_files.MANIFEST).exists()
-    strange = output if single and output.exists() else next(
-        (path for path in (sorted(folder.iterdir()) if folder.is_dir() else ())
-         if path.name not in (_LOCK, _TEMPORARY)), None)
+    strange = (
+        output
+        if single and output.exists()
+        else next(
+            (
+                path
+                for path in (sorted(folder.iterdir()) if folder.is_dir() else ())
+                if path.name not in (_LOCK, _TEMPORARY)
+            ),
+            None,
+        )
+    )
     if strange is not None and not known:
         raise ValueError(
             f'{output} exists and is no set of samples that could be completed ({sample_files.MANIFEST} is missing); '
-            'name another --output.')
+            'name another --output.'
+        )
 
 
 @contextlib.contextmanager
@@ -293,7 +316,8 @@ def _locked(folder: pathlib.Path) -> Iterator[None]:
         except BlockingIOError as error:
             os.close(descriptor)
             raise ValueError(
-                f'another process is writing to {folder}; wait for it, or name another --output.') from error
+                f'another process is writing to {folder}; wait for it, or name another --output.'
+            ) from error
         with contextlib.suppress(FileNotFoundError):
             if os.fstat(descriptor).st_ino == (folder / _LOCK).stat().st_ino:
                 break

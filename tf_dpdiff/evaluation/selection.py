@@ -1,7 +1,8 @@
 """Hyperparameters chosen on samples alone, and whether real images would have chosen the same."""
 
+from collections.abc import Mapping, Sequence
 import dataclasses
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,6 +32,7 @@ class SelectionConfig:
         never depends on them.
       seed: Of splits and classifiers.
     """
+
     candidates: Sequence[classifiers_lib.ConfigLike]
     num_seeds: int = 1
     validation_fraction: float = 0.2
@@ -51,7 +53,7 @@ class SelectionConfig:
             raise ValueError(f'validation_fraction of the selection must be in (0, 1), got {self.validation_fraction}.')
 
 
-def fitting(config: SelectionConfig, image_shape: Sequence[int]) -> Tuple[SelectionConfig, List[str]]:
+def fitting(config: SelectionConfig, image_shape: Sequence[int]) -> tuple[SelectionConfig, list[str]]:
     """Returns the selection without candidates that images are too small for, and a sentence where there are such.
 
     Raises:
@@ -78,12 +80,13 @@ class Candidate:
       transfer_accuracy: The same classifier on held-out real images; None where real images are not looked at.
       real_accuracy: On held-out real images, trained on the private ones; None where those are not looked at.
     """
+
     title: str
     classifier: str
     settings: Mapping[str, Any]
     synthetic_accuracy: float
-    transfer_accuracy: Optional[float] = None
-    real_accuracy: Optional[float] = None
+    transfer_accuracy: float | None = None
+    real_accuracy: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,9 +101,10 @@ class SelectionResult:
         were not looked at.
       num_seeds: Trainings of a candidate with random weights.
     """
-    candidates: Tuple[Candidate, ...]
-    num_synthetic: Tuple[int, int]
-    num_real: Optional[Tuple[int, int]]
+
+    candidates: tuple[Candidate, ...]
+    num_synthetic: tuple[int, int]
+    num_real: tuple[int, int] | None
     num_seeds: int
 
     @property
@@ -109,10 +113,11 @@ class SelectionResult:
         return self.candidates[0]
 
     @property
-    def tied_with(self) -> Tuple[str, ...]:
+    def tied_with(self) -> tuple[str, ...]:
         """Titles of candidates given later that are as good on synthetic images as the chosen one."""
-        return tuple(other.title for other in self.candidates[1:]
-                     if other.synthetic_accuracy == self.chosen.synthetic_accuracy)  # yapf: disable
+        return tuple(
+            other.title for other in self.candidates[1:] if other.synthetic_accuracy == self.chosen.synthetic_accuracy
+        )
 
     def to_dict(self) -> dict:
         """Returns JSON-able fields; PRIVATE where real images were looked at.
@@ -143,7 +148,7 @@ class SelectionResult:
             fields['regret'] = {name: self._regret(name) for name in ('transfer', 'real')}
         return fields
 
-    def _column(self, name: str) -> List[float]:
+    def _column(self, name: str) -> list[float]:
         return [getattr(candidate, f'{name}_accuracy') for candidate in self.candidates]
 
     def _regret(self, name: str) -> dict:
@@ -157,7 +162,7 @@ class SelectionResult:
         }
 
 
-def rank_correlation(first: Sequence[float], second: Sequence[float]) -> Dict[str, Optional[float]]:
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> dict[str, float | None]:
     """Returns in how far two measures rank candidates alike.
 
     Args:
@@ -174,7 +179,8 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> Dict[st
     if len(set(first)) < 2 or len(set(second)) < 2:
         return {'spearman': None, 'kendall': None}
     # Imported here: it takes a second that a dry run need not wait for.
-    from scipy import stats  # pylint: disable=g-import-not-at-top
+    from scipy import stats
+
     return {
         'spearman': float(stats.spearmanr(first, second).statistic),
         'kendall': float(stats.kendalltau(first, second).statistic),
@@ -183,18 +189,21 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> Dict[st
 
 class _Trial(NamedTuple):
     """What candidates are trained on and tested with."""
+
     pair: Pair
     num_classes: int
     tests: Sequence[Pair]
 
 
-def select(config: SelectionConfig,
-           images: np.ndarray,
-           labels: np.ndarray,
-           train: Optional[datasets.ImageDataset],
-           held_out: Optional[datasets.ImageDataset],
-           *,
-           workers: workers_lib.Workers = workers_lib.ALONE) -> SelectionResult:
+def select(
+    config: SelectionConfig,
+    images: np.ndarray,
+    labels: np.ndarray,
+    train: datasets.ImageDataset | None,
+    held_out: datasets.ImageDataset | None,
+    *,
+    workers: workers_lib.Workers = workers_lib.ALONE,
+) -> SelectionResult:
     """Chooses a classifier by samples alone and, where allowed, tells what the choice is worth on real images.
 
     Guarantee: the order of the candidates depends on the samples and on nothing else, so it costs no privacy beyond
@@ -224,19 +233,21 @@ def select(config: SelectionConfig,
         test = held_out.images_uint8, held_out.labels
         trials = [
             trials[0]._replace(tests=[validation, test]),
-            _Trial((train.images_uint8, train.labels), train.num_classes, [test])
+            _Trial((train.images_uint8, train.labels), train.num_classes, [test]),
         ]
     tasks = [
         (candidate, of, seed) for candidate in config.candidates for of in trials for seed in _seeds(config, candidate)
     ]
-    own = (_num_right(config, *task) for task in tasks[workers.index::workers.count])
+    own = (_num_right(config, *task) for task in tasks[workers.index :: workers.count])
     results, found = shared_work.spread(workers, len(tasks), own), []
-    with progress.bar(len(config.candidates),
-                      'selection',
-                      'candidate',
-                      delay_secs=_BAR_DELAY_SECS,
-                      leave=False,
-                      disable=not workers.is_first) as bar:
+    with progress.bar(
+        len(config.candidates),
+        'selection',
+        'candidate',
+        delay_secs=_BAR_DELAY_SECS,
+        leave=False,
+        disable=not workers.is_first,
+    ) as bar:
         for title, candidate in zip(classifiers_lib.titles(config.candidates), config.candidates):
             bar.set_description(title, refresh=False)
             accuracies, num_seeds = [], len(_seeds(config, candidate))
@@ -256,8 +267,9 @@ def _seeds(config: SelectionConfig, candidate: classifiers_lib.ClassifierConfig)
     return range(config.seed, config.seed + (config.num_seeds if candidate.is_seeded else 1))
 
 
-def _num_right(config: SelectionConfig, candidate: classifiers_lib.ClassifierConfig, of: _Trial,
-               seed: int) -> Tuple[np.ndarray]:
+def _num_right(
+    config: SelectionConfig, candidate: classifiers_lib.ClassifierConfig, of: _Trial, seed: int
+) -> tuple[np.ndarray]:
     """Trains a candidate once; returns how many of each set of test images it classifies right.
 
     They are whole numbers, so that the mean accuracies of equal candidates are exactly equal.

@@ -1,7 +1,6 @@
 """The picture of a selection: whether samples rank classifiers as real images do. PRIVATE where it shows those."""
 
 import pathlib
-from typing import Optional
 
 import numpy as np
 
@@ -35,19 +34,33 @@ def draw_selection(path: pathlib.Path, fields: dict) -> None:
     families = sorted({candidate['classifier'] for candidate in candidates})
     for index, family in enumerate(families):
         rows = [row for row, candidate in enumerate(candidates) if candidate['classifier'] == family]
-        axes.plot(x[rows], y[rows], linestyle='', color=f'C{index}', marker=_MARKERS[index % len(_MARKERS)],
-                  markersize=7, markeredgecolor='white', markeredgewidth=0.6, label=family)  # yapf: disable
-    _ring(axes, x[0], y[0], 14, 'black', f"chosen by samples: {fields['chosen']}")
-    axes.set_xlabel(f"accuracy on {fields['num_synthetic_validation']:,} synthetic images,\ntrained on "
-                    f"{fields['num_synthetic_train']:,} others, %")
+        axes.plot(
+            x[rows],
+            y[rows],
+            linestyle='',
+            color=f'C{index}',
+            marker=_MARKERS[index % len(_MARKERS)],
+            markersize=7,
+            markeredgecolor='white',
+            markeredgewidth=0.6,
+            label=family,
+        )
+    _ring(axes, x[0], y[0], 14, 'black', f'chosen by samples: {fields["chosen"]}')
+    axes.set_xlabel(
+        f'accuracy on {fields["num_synthetic_validation"]:,} synthetic images,\ntrained on '
+        f'{fields["num_synthetic_train"]:,} others, %'
+    )
     if is_real:
         best = [candidate['title'] for candidate in candidates].index(fields['regret']['real']['best'])
-        _ring(axes, x[best], y[best], 19, 'C3', f"best on real images: {candidates[best]['title']}")
-        axes.set_ylabel(f"accuracy on {fields['num_real_test']:,} held-out real images,\ntrained on "
-                        f"{fields['num_real_train']:,} real ones, %")
+        _ring(axes, x[best], y[best], 19, 'C3', f'best on real images: {candidates[best]["title"]}')
+        axes.set_ylabel(
+            f'accuracy on {fields["num_real_test"]:,} held-out real images,\ntrained on '
+            f'{fields["num_real_train"]:,} real ones, %'
+        )
         found = fields['rank_correlation']['synthetic_and_real']
-        axes.set_title(f"Rank correlation: Spearman {_number(found['spearman'])}, Kendall {_number(found['kendall'])}",
-                       fontsize=10)
+        axes.set_title(
+            f'Rank correlation: Spearman {_number(found["spearman"])}, Kendall {_number(found["kendall"])}', fontsize=10
+        )
     else:
         axes.set_yticks(y, [candidate['title'] for candidate in candidates], fontsize=9)
         axes.invert_yaxis()
@@ -63,7 +76,8 @@ def _errors(candidates, name: str, num_images: int) -> np.ndarray:
 
 def _scale(axis, errors: np.ndarray) -> None:
     """Makes an axis of errors logarithmic, since good candidates differ by little, and names it by accuracies."""
-    from matplotlib import ticker  # pylint: disable=g-import-not-at-top
+    from matplotlib import ticker
+
     low, high = 0.7 * errors.min(), min(1.4 * errors.max(), 115.0)
     axis.axes.set(**{f'{axis.axis_name}scale': 'log', f'{axis.axis_name}lim': (high, low)})
     axis.set_minor_locator(ticker.NullLocator())
@@ -77,5 +91,5 @@ def _ring(axes, x: float, y: float, size: float, colour: str, label: str) -> Non
     axes.plot([], [], markersize=9, label=label, **style)
 
 
-def _number(value: Optional[float]) -> str:
+def _number(value: float | None) -> str:
     return 'undefined' if value is None else f'{value:.2f}'

@@ -4,10 +4,11 @@ What comes out is the same, and in the same order, for any number of either.
 """
 
 import collections
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 import io
 import queue
-from typing import Any, Callable, Iterable, Iterator, List, Optional, Sequence, Tuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -15,14 +16,14 @@ import tensorflow as tf
 from tf_dpdiff import workers as workers_lib
 
 _Result = TypeVar('_Result')
-Arrays = Tuple[np.ndarray, ...]
+Arrays = tuple[np.ndarray, ...]
 
 
 class Stopped(Exception):
     """A stop was asked for at one of the workers, and all of them have stopped."""
 
 
-def on_each_device(load: Callable[[], Callable]) -> List[Callable]:
+def on_each_device(load: Callable[[], Callable]) -> list[Callable]:
     """Loads a function of tensors once on each GPU or, where there is none, on each logical CPU device.
 
     Args:
@@ -34,7 +35,7 @@ def on_each_device(load: Callable[[], Callable]) -> List[Callable]:
     return [_load_on(name, load) for name in _own_devices('GPU') or _own_devices('CPU')]
 
 
-def _own_devices(kind: str) -> List[str]:
+def _own_devices(kind: str) -> list[str]:
     """Returns the names of devices of this process; where there are several workers, TensorFlow lists those of all."""
     own = tf.DeviceSpec.from_string(tf.zeros([]).device)
     found = [tf.DeviceSpec.from_string(device.name) for device in tf.config.list_logical_devices(kind)]
@@ -52,8 +53,9 @@ def _load_on(device: str, load: Callable[[], Callable]) -> Callable:
     return call
 
 
-def run_ahead(functions: Sequence[Callable], tasks: Iterable[Any], do: Callable[[Callable, Any],
-                                                                                _Result]) -> Iterator[_Result]:
+def run_ahead(
+    functions: Sequence[Callable], tasks: Iterable[Any], do: Callable[[Callable, Any], _Result]
+) -> Iterator[_Result]:
     """Yields the results of tasks in order; each device has one in work and one to follow.
 
     Args:
@@ -61,7 +63,7 @@ def run_ahead(functions: Sequence[Callable], tasks: Iterable[Any], do: Callable[
       tasks: What is to be done.
       do: Called with one of the functions and with a task.
     """
-    idle: 'queue.SimpleQueue[Callable]' = queue.SimpleQueue()
+    idle: queue.SimpleQueue[Callable] = queue.SimpleQueue()
     for function in functions:
         idle.put(function)
 
@@ -87,10 +89,9 @@ def run_ahead(functions: Sequence[Callable], tasks: Iterable[Any], do: Callable[
         executor.shutdown()
 
 
-def spread(workers: workers_lib.Workers,
-           num_tasks: int,
-           own: Iterator[Arrays],
-           should_stop: Callable[[], bool] = lambda: False) -> Iterator[Arrays]:
+def spread(
+    workers: workers_lib.Workers, num_tasks: int, own: Iterator[Arrays], should_stop: Callable[[], bool] = lambda: False
+) -> Iterator[Arrays]:
     """Yields the results of all tasks in order, at every worker; worker w does task w and each count-th after it.
 
     Args:
@@ -111,7 +112,7 @@ def spread(workers: workers_lib.Workers,
             continue
         has_task = first + workers.index < num_tasks
         packed = all_or_none(workers, lambda has_task=has_task: to_bytes(next(own)) if has_task else b'')
-        for result in workers.gather(packed)[:num_tasks - first]:
+        for result in workers.gather(packed)[: num_tasks - first]:
             yield from_bytes(result)
 
 
@@ -131,18 +132,20 @@ def all_or_none(workers: workers_lib.Workers, do: Callable[[], _Result]) -> _Res
     result, error = None, None
     try:
         result = do()
-    except Exception as caught:  # pylint: disable=broad-except
+    except Exception as caught:
         error = caught
     failed = workers.any(error is not None)
     if error is not None:
         raise error
     if failed:
-        raise workers_lib.WorkerLostError('another worker failed, and says itself why; what was saved stands. Mend '
-                                          'that, and start all workers again with the same command.')
+        raise workers_lib.WorkerLostError(
+            'another worker failed, and says itself why; what was saved stands. Mend '
+            'that, and start all workers again with the same command.'
+        )
     return result
 
 
-def at_first(workers: workers_lib.Workers, do: Callable[[], _Result]) -> Optional[_Result]:
+def at_first(workers: workers_lib.Workers, do: Callable[[], _Result]) -> _Result | None:
     """Does at the first worker alone what may fail; as `all_or_none`, but for None at the other workers."""
     return all_or_none(workers, lambda: do() if workers.is_first else None)
 

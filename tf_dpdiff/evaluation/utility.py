@@ -1,7 +1,8 @@
 """What samples are worth: classifiers trained on them, tested on real images, beside the same trained on real ones."""
 
+from collections.abc import Sequence
 import dataclasses
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,6 +33,7 @@ class UtilityConfig:
       only_public_data: Measure only where the data say that they are public: a file that others build on does not make
         them measure on their private images.
     """
+
     classifiers: Sequence[classifiers_lib.ConfigLike] = ('small_cnn', 'logistic_regression', 'gradient_boosting')
     num_seeds: int = 3
     validation_fraction: float = 0.1
@@ -57,8 +59,9 @@ class UtilityConfig:
             raise ValueError(f'seed of the utility must be at least 0, got {self.seed}.')
 
 
-def fitting(config: Optional[UtilityConfig], data: datasets.PrivateData,
-            num_samples: int) -> Tuple[Optional[UtilityConfig], List[str]]:
+def fitting(
+    config: UtilityConfig | None, data: datasets.PrivateData, num_samples: int
+) -> tuple[UtilityConfig | None, list[str]]:
     """Leaves out what does not fit the samples and images at hand: a configuration may come from another run's file.
 
     Args:
@@ -102,11 +105,12 @@ class UtilityResult(NamedTuple):
       predictions: Of each classifier, by its title: what its ensemble trained on samples takes the held-out images
         for, int32 [held-out images].
     """
+
     fields: dict
-    predictions: Dict[str, np.ndarray]
+    predictions: dict[str, np.ndarray]
 
 
-def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> Tuple[np.ndarray, np.ndarray]:
+def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Splits images at random into two parts, each class in the same proportion.
 
     Args:
@@ -123,7 +127,7 @@ def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> Tuple[np
     generator = np.random.default_rng([seed, len(labels)])
     order = generator.permutation(len(labels))
     second = [
-        rows[:int(len(rows) * fraction + 0.5)]
+        rows[: int(len(rows) * fraction + 0.5)]
         for rows in (order[labels[order] == label] for label in np.unique(labels))
     ]
     rows = np.concatenate(second) if any(map(len, second)) else order[:1]
@@ -132,13 +136,15 @@ def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> Tuple[np
     return np.setdiff1d(order, rows), np.sort(rows)
 
 
-def measure(config: UtilityConfig,
-            images: np.ndarray,
-            labels: np.ndarray,
-            train: datasets.ImageDataset,
-            held_out: datasets.ImageDataset,
-            *,
-            workers: workers_lib.Workers = workers_lib.ALONE) -> UtilityResult:
+def measure(
+    config: UtilityConfig,
+    images: np.ndarray,
+    labels: np.ndarray,
+    train: datasets.ImageDataset,
+    held_out: datasets.ImageDataset,
+    *,
+    workers: workers_lib.Workers = workers_lib.ALONE,
+) -> UtilityResult:
     """Trains classifiers on samples, and the same on the private images, and tests all on held-out real images.
 
     The numbers come from private data without noise: they are for the owner of the data, and not to be released.
@@ -159,13 +165,16 @@ def measure(config: UtilityConfig,
       workers_lib.WorkerLostError: if another worker is gone or failed.
     """
     if config.curve_sizes and config.curve_sizes[-1] > len(images):
-        raise ValueError(f'curve_sizes asks for {config.curve_sizes[-1]:,} samples, there are {len(images):,}: make '
-                         'more with bin/sample, or ask for less.')
+        raise ValueError(
+            f'curve_sizes asks for {config.curve_sizes[-1]:,} samples, there are {len(images):,}: make '
+            'more with bin/sample, or ask for less.'
+        )
     sets = {'synthetic_images': (images, labels)}
     if config.real_images:
         sets['real_images'] = train.images_uint8, train.labels
-    trained = _train_all(_jobs(config), sets, held_out.images_uint8, train.num_classes, config.validation_fraction,
-                         workers)
+    trained = _train_all(
+        _jobs(config), sets, held_out.images_uint8, train.num_classes, config.validation_fraction, workers
+    )
     entries, curve, predictions = [], [], {}
     for title, classifier in zip(classifiers_lib.titles(config.classifiers), config.classifiers):
         predictions[title] = trained[title, 'synthetic_images', None].predicted
@@ -173,11 +182,14 @@ def measure(config: UtilityConfig,
             source: trained[title, source, None].describe(held_out.labels, train.class_names) for source in sets
         }
         entries.append({'classifier': title, 'options': classifier.settings, 'real_images': None, **described})
-        curve += [{
-            'classifier': title,
-            'num_synthetic': size,
-            **trained[title, 'synthetic_images', size].accuracies(held_out.labels)
-        } for size in config.curve_sizes]
+        curve += [
+            {
+                'classifier': title,
+                'num_synthetic': size,
+                **trained[title, 'synthetic_images', size].accuracies(held_out.labels),
+            }
+            for size in config.curve_sizes
+        ]
     fields = {
         'num_synthetic': len(images),
         'num_real': len(train) if config.real_images else None,
@@ -185,23 +197,24 @@ def measure(config: UtilityConfig,
         'class_names': list(train.class_names),
         'num_seeds': config.num_seeds,
         'validation': f'Early stopping and choices: by {config.validation_fraction:.0%} of the images that a '
-                      'classifier is trained on, set apart; never by held-out images.',
+        'classifier is trained on, set apart; never by held-out images.',
         'classifiers': entries,
         'curve': curve,
-    }  # yapf: disable
+    }
     return UtilityResult(fields, predictions)
 
 
 class _Job(NamedTuple):
     """A classifier to be trained, once a seed, on a set of images, or on `size` of them: a part of its own a seed."""
+
     title: str
     source: str
-    size: Optional[int]
+    size: int | None
     classifier: classifiers_lib.ClassifierConfig
     seeds: Sequence[int]
 
 
-def _jobs(config: UtilityConfig) -> List[_Job]:
+def _jobs(config: UtilityConfig) -> list[_Job]:
     jobs = []
     for title, classifier in zip(classifiers_lib.titles(config.classifiers), config.classifiers):
         seeds = range(config.seed, config.seed + config.num_seeds)
@@ -215,7 +228,8 @@ def _jobs(config: UtilityConfig) -> List[_Job]:
 
 class _Trained(NamedTuple):
     """What a classifier, trained once a seed, makes of the held-out images."""
-    of_seeds: List[np.ndarray]  # int [images] a seed.
+
+    of_seeds: list[np.ndarray]  # int [images] a seed.
     predicted: np.ndarray  # By the ensemble, int32 [images].
     validation_accuracy: float
 
@@ -229,16 +243,20 @@ class _Trained(NamedTuple):
         }
 
     def describe(self, labels: np.ndarray, class_names: Sequence[str]) -> dict:
-        from sklearn import metrics  # pylint: disable=g-import-not-at-top
+        from sklearn import metrics
+
         known = range(len(class_names))
         scores = metrics.precision_recall_fscore_support(labels, self.predicted, labels=known, zero_division=0.0)
-        per_class = [{
-            'class': name,
-            'images': int(count),
-            'recall': float(recall),
-            'precision': float(precision),
-            'f1': float(f1)
-        } for name, precision, recall, f1, count in zip(class_names, *scores)]
+        per_class = [
+            {
+                'class': name,
+                'images': int(count),
+                'recall': float(recall),
+                'precision': float(precision),
+                'f1': float(f1),
+            }
+            for name, precision, recall, f1, count in zip(class_names, *scores)
+        ]
         return {
             **self.accuracies(labels),
             'validation_accuracy': self.validation_accuracy,
@@ -247,15 +265,24 @@ class _Trained(NamedTuple):
         }
 
 
-def _train_all(jobs: Sequence[_Job], sets: Dict[str, Pair], test_images: np.ndarray, num_classes: int,
-               validation_fraction: float, workers: workers_lib.Workers) -> Dict[tuple, _Trained]:
+def _train_all(
+    jobs: Sequence[_Job],
+    sets: dict[str, Pair],
+    test_images: np.ndarray,
+    num_classes: int,
+    validation_fraction: float,
+    workers: workers_lib.Workers,
+) -> dict[tuple, _Trained]:
     """Returns what came of each job, by its first three fields."""
     tasks = [(job, seed) for job in jobs for seed in job.seeds]
-    own = (_train(job, seed, sets[job.source], test_images, num_classes, validation_fraction)
-           for job, seed in tasks[workers.index::workers.count])
+    own = (
+        _train(job, seed, sets[job.source], test_images, num_classes, validation_fraction)
+        for job, seed in tasks[workers.index :: workers.count]
+    )
     results, trained = shared_work.spread(workers, len(tasks), own), {}
-    with progress.bar(len(tasks), 'utility', 'training', delay_secs=_BAR_DELAY_SECS,
-                      disable=not workers.is_first) as bar:
+    with progress.bar(
+        len(tasks), 'utility', 'training', delay_secs=_BAR_DELAY_SECS, disable=not workers.is_first
+    ) as bar:
         for job in jobs:
             bar.set_description(job.title, refresh=False)
             tested, validated = [], []
@@ -264,25 +291,25 @@ def _train_all(jobs: Sequence[_Job], sets: Dict[str, Pair], test_images: np.ndar
                 tested.append(probabilities)
                 validated.append(validation_accuracy)
                 bar.update()
-            trained[job[:3]] = _Trained([probabilities.argmax(axis=-1) for probabilities in tested],
-                                        np.mean(tested, axis=0).argmax(axis=-1).astype(np.int32),
-                                        float(np.mean(validated)))
+            trained[job[:3]] = _Trained(
+                [probabilities.argmax(axis=-1) for probabilities in tested],
+                np.mean(tested, axis=0).argmax(axis=-1).astype(np.int32),
+                float(np.mean(validated)),
+            )
     return trained
 
 
-def _train(job: _Job, seed: int, pair: Pair, test_images: np.ndarray, num_classes: int,
-           validation_fraction: float) -> Tuple[np.ndarray, np.ndarray]:
+def _train(
+    job: _Job, seed: int, pair: Pair, test_images: np.ndarray, num_classes: int, validation_fraction: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Trains a classifier once; returns its probabilities of the test images, and its validation accuracy."""
     images, labels = pair
     if job.size:
-        rows = np.sort(np.random.default_rng([seed, len(labels)]).permutation(len(labels))[:job.size])
+        rows = np.sort(np.random.default_rng([seed, len(labels)]).permutation(len(labels))[: job.size])
         images, labels = images[rows], labels[rows]
     kept, apart = stratified_split(labels, validation_fraction, seed)
     validation = images[apart], labels[apart]
-    predict = classifiers_lib.fit(job.classifier,
-                                  images[kept],
-                                  labels[kept],
-                                  num_classes,
-                                  validation=validation,
-                                  seed=seed)
+    predict = classifiers_lib.fit(
+        job.classifier, images[kept], labels[kept], num_classes, validation=validation, seed=seed
+    )
     return predict(test_images), np.mean(predict(validation[0]).argmax(axis=-1) == validation[1])

@@ -36,9 +36,9 @@ def draw_curve(path: pathlib.Path, fields: dict) -> None:
     axes.set_xticks(sizes, [f'{size:,}' for size in sizes])
     axes.minorticks_off()
     axes.set_xlabel('synthetic images trained on')
-    axes.set_ylabel(f"accuracy on {fields['num_test']:,} held-out real images, %")
+    axes.set_ylabel(f'accuracy on {fields["num_test"]:,} held-out real images, %')
     if fields['num_real']:
-        axes.plot([], [], color='grey', linestyle='--', linewidth=0.9, label=f"on {fields['num_real']:,} real images")
+        axes.plot([], [], color='grey', linestyle='--', linewidth=0.9, label=f'on {fields["num_real"]:,} real images')
     axes.grid(alpha=0.3)
     axes.legend(loc='lower right')
     plotting.save(figure, path)
@@ -61,11 +61,18 @@ def draw_confusion(path: pathlib.Path, fields: dict, entry: dict) -> None:
     if num_classes <= _MAX_CLASSES_WITH_NUMBERS:
         for (row, column), count in np.ndenumerate(counts):
             if count:
-                axes.text(column, row, f'{count:,}', ha='center', va='center', fontsize=9,
-                          color='white' if shares[row, column] > 0.5 else 'black')  # yapf: disable
+                axes.text(
+                    column,
+                    row,
+                    f'{count:,}',
+                    ha='center',
+                    va='center',
+                    fontsize=9,
+                    color='white' if shares[row, column] > 0.5 else 'black',
+                )
         axes.set_xticks(range(num_classes), names, rotation=90 if max(map(len, names)) > 3 else 0)
         axes.set_yticks(range(num_classes), names)
     axes.set_xlabel('taken for')
     axes.set_ylabel('real image of')
-    axes.set_title(f"{entry['classifier']}, trained on samples", fontsize=10)
+    axes.set_title(f'{entry["classifier"]}, trained on samples', fontsize=10)
     plotting.save(figure, path)

@@ -1,7 +1,7 @@
 """Low-rank adapters: what little is trained in place of large kernels, so that less noise is needed."""
 
 import dataclasses
-from typing import Any, Tuple
+from typing import Any
 
 import tensorflow as tf
 
@@ -29,8 +29,9 @@ class _Adapted:
     def build(self, input_shape):
         super().build(input_shape)
         # Weights of their own policy: variables in float32, used in the compute type.
-        self.adapter_down = self.add_weight('adapter_down', [*self.kernel.shape[:-1], self.adapter_rank],
-                                            initializer='lecun_normal')
+        self.adapter_down = self.add_weight(
+            'adapter_down', [*self.kernel.shape[:-1], self.adapter_rank], initializer='lecun_normal'
+        )
         self.adapter_up = self.add_weight('adapter_up', [self.adapter_rank, self.kernel.shape[-1]], initializer='zeros')
 
     def call(self, inputs):
@@ -83,9 +84,10 @@ class Adapters:
       alpha: Adapters' outputs are multiplied by alpha / rank.
       targets: Roles of the layers that get one; see ROLES.
     """
+
     rank: int = 0
     alpha: float = 8.0
-    targets: Tuple[str, ...] = ('attention',)
+    targets: tuple[str, ...] = ('attention',)
 
     @classmethod
     def of(cls, value: Any) -> 'Adapters':

@@ -4,8 +4,6 @@ They normalize over the batch, which mixes its images: no step of theirs may cla
 samples none is needed, since all that is computed from samples is covered by theirs.
 """
 
-from typing import Tuple
-
 import tensorflow as tf
 
 from tf_dpdiff import keras
@@ -19,13 +17,15 @@ _SMALLEST_SIDE = 4
 MIN_IMAGE_SIDE = 8  # Of the images that are classified, in pixels.
 
 
-def wide_resnet(image_shape: Tuple[int, int, int],
-                num_classes: int,
-                *,
-                depth: int = 40,
-                width: int = 4,
-                compute_dtype: str = 'float32',
-                seed: int = 0) -> keras.Model:
+def wide_resnet(
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    depth: int = 40,
+    width: int = 4,
+    compute_dtype: str = 'float32',
+    seed: int = 0,
+) -> keras.Model:
     """Builds a wide residual network with activations before convolutions; WRN-40-4 by default.
 
     Three groups of (depth - 4) / 6 blocks with 16, 32 and 64 times `width` channels; the second and the third group
@@ -70,12 +70,14 @@ def wide_resnet(image_shape: Tuple[int, int, int],
     return keras.Model(images_uint8, make.logits(x, num_classes))
 
 
-def small_cnn(image_shape: Tuple[int, int, int],
-              num_classes: int,
-              *,
-              width: int = 16,
-              compute_dtype: str = 'float32',
-              seed: int = 0) -> keras.Model:
+def small_cnn(
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    width: int = 16,
+    compute_dtype: str = 'float32',
+    seed: int = 0,
+) -> keras.Model:
     """Builds a few convolutions that halve the image until it is small, and a layer of logits; for CPUs.
 
     Args:
@@ -116,18 +118,21 @@ class _Layers:
     def __init__(self, compute_dtype: str, seed: int):
         if compute_dtype not in unet.COMPUTE_DTYPES:
             raise ValueError(
-                f'compute_dtype of a classifier must be one of {unet.COMPUTE_DTYPES}, got {compute_dtype!r}.')
+                f'compute_dtype of a classifier must be one of {unet.COMPUTE_DTYPES}, got {compute_dtype!r}.'
+            )
         self.policy = keras.mixed_precision.Policy(compute_dtype)
         self._initializers = (keras.initializers.HeNormal(seed=1000 * seed + index) for index in range(1000))
 
     def convolution(self, x, filters, kernel_size=3, strides=1):
-        return layers.Conv2D(filters,
-                             kernel_size,
-                             strides,
-                             padding='same',
-                             use_bias=False,
-                             kernel_initializer=next(self._initializers),
-                             dtype=self.policy)(x)
+        return layers.Conv2D(
+            filters,
+            kernel_size,
+            strides,
+            padding='same',
+            use_bias=False,
+            kernel_initializer=next(self._initializers),
+            dtype=self.policy,
+        )(x)
 
     def normalized(self, x):
         x = layers.BatchNormalization(momentum=_BATCH_NORM_MOMENTUM, epsilon=1e-5, dtype=self.policy)(x)
@@ -139,8 +144,9 @@ class _Layers:
 
 def _check(image_shape, width) -> None:
     if len(image_shape) != 3 or min(image_shape[:2]) < MIN_IMAGE_SIDE:
-        raise ValueError(f'a classifier needs images of at least {MIN_IMAGE_SIDE}x{MIN_IMAGE_SIDE}, got '
-                         f'{tuple(image_shape)}.')
+        raise ValueError(
+            f'a classifier needs images of at least {MIN_IMAGE_SIDE}x{MIN_IMAGE_SIDE}, got {tuple(image_shape)}.'
+        )
     if width < 1:
         raise ValueError(f'width of a classifier must be at least 1, got {width}.')
 

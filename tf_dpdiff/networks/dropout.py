@@ -62,7 +62,7 @@ class SeededDropout(keras.layers.Layer):
 
 # The finalizer of MurmurHash3 on uint32. Each step can be undone (a product with an odd number modulo 2^32, a number
 # xored with its own upper bits), so different numbers have different hashes.
-_FACTORS = (0x85ebca6b, 0xc2b2ae35)
+_FACTORS = (0x85EBCA6B, 0xC2B2AE35)
 
 
 def _constant(value: int) -> tf.Tensor:
@@ -80,7 +80,7 @@ def _hash(h: tf.Tensor) -> tf.Tensor:
 
 def _hash_of_int(value: int) -> int:
     """Returns the hash of a Python number, moved away from 0, which would stay 0."""
-    h = (value + 0x9e3779b9) & _MASK
+    h = (value + 0x9E3779B9) & _MASK
     h = ((h ^ h >> 16) * _FACTORS[0]) & _MASK
     h = ((h ^ h >> 13) * _FACTORS[1]) & _MASK
     return h ^ h >> 16

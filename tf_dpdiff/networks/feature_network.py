@@ -1,7 +1,5 @@
 """A small classifier of images whose last hidden layer gives the features of quality metrics."""
 
-from typing import Tuple
-
 import tensorflow as tf
 
 from tf_dpdiff import keras
@@ -12,7 +10,7 @@ FEATURE_DIMENSION = 64  # Small: the Frechet distance wants more images than fea
 _SMALLEST_SIDE = 4
 
 
-def build_feature_network(image_shape: Tuple[int, int, int], num_classes: int, *, seed: int) -> keras.Model:
+def build_feature_network(image_shape: tuple[int, int, int], num_classes: int, *, seed: int) -> keras.Model:
     """Builds convolutions that halve the image until it is small, a mean over positions, and a layer of logits.
 
     Use it where the standard Inception graph is not at hand or means little, as on 8x8 digits.

@@ -91,8 +91,11 @@ def _group_norm(x, gamma, beta, *, num_groups: int, epsilon: float):
         through_variance = tf.reduce_sum(sum_product * factor, -1, keepdims=True)
         through_variance = tf.where(variance < 0.0, 0.0, through_variance * inverse)
         ones = tf.ones([group_size])
-        dx = (dy32 * over_image(scale) - x32 * over_image(through_variance * ones) + over_image(
-            (mean * through_variance - through_mean) * ones))
+        dx = (
+            dy32 * over_image(scale)
+            - x32 * over_image(through_variance * ones)
+            + over_image((mean * through_variance - through_mean) * ones)
+        )
         of_channels = [tf.reshape(tf.reduce_sum(total, 0), [channels]) for total in (sum_product, sum_dy)]
         return (tf.cast(dx, x.dtype), *of_channels)
 
@@ -127,9 +130,10 @@ class TimestepEmbedding(layers.Layer):
 
     def get_config(self):
         return {
-            **super().get_config(), 'num_sinusoids': self.num_sinusoids,
+            **super().get_config(),
+            'num_sinusoids': self.num_sinusoids,
             'units': self.units,
-            'adapters': dataclasses.asdict(self.adapters)
+            'adapters': dataclasses.asdict(self.adapters),
         }
 
 
@@ -147,11 +151,13 @@ class ClassEmbedding(layers.Layer):
         super().__init__(**kwargs)
         self.num_classes = num_classes
         self.units = units
-        self.table = layers.Dense(units,
-                                  use_bias=False,
-                                  kernel_initializer=keras.initializers.RandomNormal(stddev=0.05),
-                                  name='table',
-                                  dtype=self.dtype_policy)
+        self.table = layers.Dense(
+            units,
+            use_bias=False,
+            kernel_initializer=keras.initializers.RandomNormal(stddev=0.05),
+            name='table',
+            dtype=self.dtype_policy,
+        )
 
     def call(self, labels):
         return self.table(tf.one_hot(labels, self.num_classes + 1, dtype=self.compute_dtype))
@@ -175,14 +181,16 @@ class ResidualBlock(layers.Layer):
       adapters: Its 3x3 convolutions have the role 'residual', the dense layer of the embedding 'embedding'.
     """
 
-    def __init__(self,
-                 channels: int,
-                 groups: int = 32,
-                 scale_shift: bool = False,
-                 dropout_rate: float = 0.0,
-                 dropout_salt: int = 0,
-                 adapters=adapters_lib.Adapters(),
-                 **kwargs):
+    def __init__(
+        self,
+        channels: int,
+        groups: int = 32,
+        scale_shift: bool = False,
+        dropout_rate: float = 0.0,
+        dropout_salt: int = 0,
+        adapters=adapters_lib.Adapters(),
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.channels = channels
         self.groups = groups
@@ -191,19 +199,17 @@ class ResidualBlock(layers.Layer):
         conv = functools.partial(self.adapters.conv2d, 'residual', channels, 3, padding='same', dtype=self.dtype_policy)
         self.norm_in = GroupNorm(groups, name='norm_in', dtype=self.dtype_policy)
         self.conv_in = conv(name='conv_in')
-        self.dense = self.adapters.dense('embedding',
-                                         channels * (2 if scale_shift else 1),
-                                         name='embedding_dense',
-                                         dtype=self.dtype_policy)
+        self.dense = self.adapters.dense(
+            'embedding', channels * (2 if scale_shift else 1), name='embedding_dense', dtype=self.dtype_policy
+        )
         self.norm_out = GroupNorm(groups, name='norm_out', dtype=self.dtype_policy)
         self.dropout_rate = dropout_rate
         self.dropout_salt = dropout_salt
         self.dropout = None
         if dropout_rate:
-            self.dropout = dropout_lib.SeededDropout(dropout_rate,
-                                                     dropout_salt,
-                                                     name='dropout',
-                                                     dtype=self.dtype_policy)
+            self.dropout = dropout_lib.SeededDropout(
+                dropout_rate, dropout_salt, name='dropout', dtype=self.dtype_policy
+            )
         self.conv_out = conv(name='conv_out', kernel_initializer='zeros')
         self.skip = None
 
@@ -229,12 +235,13 @@ class ResidualBlock(layers.Layer):
 
     def get_config(self):
         return {
-            **super().get_config(), 'channels': self.channels,
+            **super().get_config(),
+            'channels': self.channels,
             'groups': self.groups,
             'scale_shift': self.scale_shift,
             'dropout_rate': self.dropout_rate,
             'dropout_salt': self.dropout_salt,
-            'adapters': dataclasses.asdict(self.adapters)
+            'adapters': dataclasses.asdict(self.adapters),
         }
 
 
@@ -262,11 +269,9 @@ class SelfAttention(layers.Layer):
         if channels % self.head_channels:
             raise ValueError(f'{channels} channels are not a multiple of head_channels={self.head_channels}.')
         self.qkv = self.adapters.dense('attention', 3 * channels, name='qkv', dtype=self.dtype_policy)
-        self.out = self.adapters.dense('attention',
-                                       channels,
-                                       kernel_initializer='zeros',
-                                       name='out',
-                                       dtype=self.dtype_policy)
+        self.out = self.adapters.dense(
+            'attention', channels, kernel_initializer='zeros', name='out', dtype=self.dtype_policy
+        )
 
     def call(self, x):
         height, width, channels = x.shape[1:]
@@ -282,9 +287,10 @@ class SelfAttention(layers.Layer):
 
     def get_config(self):
         return {
-            **super().get_config(), 'head_channels': self.head_channels,
+            **super().get_config(),
+            'head_channels': self.head_channels,
             'groups': self.groups,
-            'adapters': dataclasses.asdict(self.adapters)
+            'adapters': dataclasses.asdict(self.adapters),
         }
 
 

@@ -1,7 +1,6 @@
 """Weights carried from one network to another: from a public checkpoint, and from adapters into their kernels."""
 
 import dataclasses
-from typing import Dict, List, Optional, Tuple
 
 import numpy as np
 
@@ -19,10 +18,9 @@ class WeightsMismatchError(ValueError):
     """Weights are not those of the network."""
 
 
-def carry_over_weights(weights: Dict[str, np.ndarray],
-                       model: keras.Model,
-                       *,
-                       keep_class_embedding: bool = False) -> None:
+def carry_over_weights(
+    weights: dict[str, np.ndarray], model: keras.Model, *, keep_class_embedding: bool = False
+) -> None:
     """Puts the weights of a checkpoint into a network; all of them, or none where one does not fit.
 
     What a new task cannot take over as it is:
@@ -56,16 +54,15 @@ def carry_over_weights(weights: Dict[str, np.ndarray],
     for name, variable in variables.items():
         if name.endswith((_ADAPTER_DOWN, _ADAPTER_UP)):
             weights.setdefault(name, variable.numpy())
-    _check_shapes({
-        name: np.shape(value) for name, value in weights.items()
-    }, {
-        name: tuple(variable.shape) for name, variable in variables.items()
-    })
+    _check_shapes(
+        {name: np.shape(value) for name, value in weights.items()},
+        {name: tuple(variable.shape) for name, variable in variables.items()},
+    )
     for name, variable in variables.items():
         variable.assign(weights[name])
 
 
-def architecture_differences(there: unet.UNetConfig, here: unet.UNetConfig) -> List[str]:
+def architecture_differences(there: unet.UNetConfig, here: unet.UNetConfig) -> list[str]:
     """Returns in what the network of a checkpoint differs from the one here, a phrase a field; empty if in nothing.
 
     Also says what the shapes of variables cannot: other groups or heads, with the same variables, are another function.
@@ -82,12 +79,13 @@ def architecture_differences(there: unet.UNetConfig, here: unet.UNetConfig) -> L
     ignored = _NO_ARCHITECTURE + (() if there.adapter_rank else _ADAPTERS)
     names = [field.name for field in dataclasses.fields(unet.UNetConfig) if field.name not in ignored]
     return [
-        f'{name} is {getattr(there, name)!r} in the checkpoint and {getattr(here, name)!r} here' for name in names
+        f'{name} is {getattr(there, name)!r} in the checkpoint and {getattr(here, name)!r} here'
+        for name in names
         if getattr(there, name) != getattr(here, name)
     ]
 
 
-def merge_adapters(model: keras.Model, config: unet.UNetConfig) -> Tuple[keras.Model, unet.UNetConfig]:
+def merge_adapters(model: keras.Model, config: unet.UNetConfig) -> tuple[keras.Model, unet.UNetConfig]:
     """Returns a network without adapters that computes the same, and its shape.
 
     W x + alpha / rank * up(down(x)) is linear in x: the product of the factors is added to the kernel of W.
@@ -100,7 +98,7 @@ def merge_adapters(model: keras.Model, config: unet.UNetConfig) -> Tuple[keras.M
     plain_config = dataclasses.replace(config, **plain)
     weights = {variable.name.split(':')[0]: variable.numpy() for variable in model.variables}
     for name in [name for name in weights if name.endswith(_ADAPTER_DOWN)]:
-        layer = name[:-len(_ADAPTER_DOWN)]
+        layer = name[: -len(_ADAPTER_DOWN)]
         down, up = weights.pop(name), weights.pop(layer + _ADAPTER_UP)
         weights[f'{layer}kernel'] += config.adapter_alpha / config.adapter_rank * (down @ up)
     num_classes = weights[_CLASS_EMBEDDING].shape[0] - 1
@@ -109,27 +107,32 @@ def merge_adapters(model: keras.Model, config: unet.UNetConfig) -> Tuple[keras.M
     return merged, plain_config
 
 
-def _to_grey(weights: Dict[str, np.ndarray]) -> Dict[str, np.ndarray]:
+def _to_grey(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns what must be replaced in the weights of a network of three channels for one; see
     `carry_over_weights`."""
     first = weights.get('conv_in/kernel')
     if np.ndim(first) != 4 or first.shape[2] != 3:
         return {}
-    last = {name: np.mean(weights[name], axis=-1, keepdims=True) for name in ('conv_out/kernel', 'conv_out/bias')
-            if np.ndim(weights.get(name)) and weights[name].shape[-1] == 3}  # yapf: disable
+    last = {
+        name: np.mean(weights[name], axis=-1, keepdims=True)
+        for name in ('conv_out/kernel', 'conv_out/bias')
+        if np.ndim(weights.get(name)) and weights[name].shape[-1] == 3
+    }
     return {'conv_in/kernel': np.sum(first, axis=2, keepdims=True), **last}
 
 
-def _check_shapes(there: Dict[str, tuple], here: Dict[str, tuple]) -> None:
+def _check_shapes(there: dict[str, tuple], here: dict[str, tuple]) -> None:
     """Refuses shapes that are not the same, by name."""
     differing = [name for name in dict.fromkeys([*here, *there]) if there.get(name) != here.get(name)]
     if differing:
 
-        def describe(shape: Optional[tuple]) -> str:
+        def describe(shape: tuple | None) -> str:
             return 'missing' if shape is None else str(list(shape))
 
         first = differing[0]
         rest = f'{len(differing)} variables differ' if len(differing) > 1 else 'nothing else differs'
-        raise WeightsMismatchError(f'the weights of the checkpoint do not fit the network: {first} is '
-                                   f'{describe(there.get(first))} in the checkpoint and {describe(here.get(first))} '
-                                   f'here; {rest}.')
+        raise WeightsMismatchError(
+            f'the weights of the checkpoint do not fit the network: {first} is '
+            f'{describe(there.get(first))} in the checkpoint and {describe(here.get(first))} '
+            f'here; {rest}.'
+        )

@@ -1,9 +1,9 @@
 """The denoising network: a class-conditional UNet."""
 
+from collections.abc import Sequence
 import dataclasses
 import functools
 import itertools
-from typing import List, Optional, Sequence, Tuple
 
 import tensorflow as tf
 
@@ -45,10 +45,11 @@ class UNetConfig:
     References: Ho et al. 2020, arXiv:2006.11239, appendix B; Dhariwal and Nichol 2021, arXiv:2105.05233; for adapters
       Hu et al. 2021, arXiv:2106.09685, and Tsai et al. 2024, arXiv:2406.01355.
     """
+
     base_channels: int = 64
-    channel_multipliers: Tuple[int, ...] = (1, 2, 2)
+    channel_multipliers: tuple[int, ...] = (1, 2, 2)
     num_res_blocks: int = 1
-    attention_resolutions: Tuple[int, ...] = ()
+    attention_resolutions: tuple[int, ...] = ()
     middle_attention: bool = True
     head_channels: int = 64
     groups: int = 32
@@ -58,7 +59,7 @@ class UNetConfig:
     compute_dtype: str = 'float32'
     adapter_rank: int = 0
     adapter_alpha: float = 8.0
-    adapter_targets: Tuple[str, ...] = ('attention',)
+    adapter_targets: tuple[str, ...] = ('attention',)
 
     def __post_init__(self):
         for name in ('base_channels', 'num_res_blocks', 'head_channels', 'groups', 'patch_size'):
@@ -66,13 +67,15 @@ class UNetConfig:
                 raise ValueError(f'{name} of the UNet must be at least 1, got {getattr(self, name)}.')
         if not self.channel_multipliers or min(self.channel_multipliers) < 1:
             raise ValueError(
-                f'channel_multipliers must be whole numbers of at least 1, got {self.channel_multipliers}.')
+                f'channel_multipliers must be whole numbers of at least 1, got {self.channel_multipliers}.'
+            )
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f'dropout must be in [0, 1), got {self.dropout}.')
         if self.compute_dtype == 'mixed_float16':
             raise ValueError(
                 "compute_dtype='mixed_float16' needs loss scaling, which would scale gradients before they "
-                "are clipped; use 'mixed_bfloat16', which does not.")
+                "are clipped; use 'mixed_bfloat16', which does not."
+            )
         if self.compute_dtype not in COMPUTE_DTYPES:
             raise ValueError(f'compute_dtype must be one of {COMPUTE_DTYPES}, got {self.compute_dtype!r}.')
         if self.adapter_rank < 0:
@@ -117,14 +120,9 @@ def build_unet(config: UNetConfig, image_shape: Sequence[int], num_classes: int)
     salts = itertools.count()
 
     def residual(h, channels, name):
-        block = blocks.ResidualBlock(channels,
-                                     config.groups,
-                                     config.scale_shift,
-                                     config.dropout,
-                                     next(salts),
-                                     adapted,
-                                     name=name,
-                                     dtype=policy)
+        block = blocks.ResidualBlock(
+            channels, config.groups, config.scale_shift, config.dropout, next(salts), adapted, name=name, dtype=policy
+        )
         return block([h, embedding, *seeds])
 
     def attention(h, name):
@@ -132,7 +130,7 @@ def build_unet(config: UNetConfig, image_shape: Sequence[int], num_classes: int)
 
     h = blocks.ToPatches(config.patch_size, name='to_patches', dtype=policy)(x_t) if config.patch_size > 1 else x_t
     h = conv(config.base_channels, name='conv_in')(h)
-    skips: List[tf.Tensor] = [h]
+    skips: list[tf.Tensor] = [h]
     for level, multiplier in enumerate(config.channel_multipliers):
         channels = config.base_channels * multiplier
         if level:
@@ -162,19 +160,24 @@ def build_unet(config: UNetConfig, image_shape: Sequence[int], num_classes: int)
 def _check_fits(config: UNetConfig, height: int, width: int) -> None:
     """Refuses images that cannot be cut or halved for each level, and adapters of attention where there is none."""
     if height % config.patch_size or width % config.patch_size:
-        raise ValueError(f'images of {height}x{width} cannot be cut into patches of {config.patch_size}x'
-                         f'{config.patch_size}: take a patch_size that divides both.')
+        raise ValueError(
+            f'images of {height}x{width} cannot be cut into patches of {config.patch_size}x'
+            f'{config.patch_size}: take a patch_size that divides both.'
+        )
     height, width = height // config.patch_size, width // config.patch_size
     what = 'images' if config.patch_size == 1 else 'arrays of patches'
     num_halvings = len(config.channel_multipliers) - 1
     if height % 2**num_halvings or width % 2**num_halvings:
         raise ValueError(
-            f'{what} of {height}x{width} cannot be halved {num_halvings} times: take fewer channel_multipliers.')
+            f'{what} of {height}x{width} cannot be halved {num_halvings} times: take fewer channel_multipliers.'
+        )
     heights = {height // 2**level for level in range(num_halvings + 1)}
     has_attention = config.middle_attention or heights.intersection(config.attention_resolutions)
     if config.adapter_rank and 'attention' in config.adapter_targets and not has_attention:
-        raise ValueError(f'adapter_targets={config.adapter_targets} names attention, and the network has none: set '
-                         "middle_attention, or adapt 'residual' or 'embedding'.")
+        raise ValueError(
+            f'adapter_targets={config.adapter_targets} names attention, and the network has none: set '
+            "middle_attention, or adapt 'residual' or 'embedding'."
+        )
 
 
 def _embed(t, labels, config: UNetConfig, num_classes: int, adapted: adapters.Adapters, policy) -> tf.Tensor:
@@ -197,13 +200,15 @@ def _predict(h: tf.Tensor, config: UNetConfig, image_channels: int, conv, policy
     return blocks.FromPatches(config.patch_size, name='from_patches', dtype='float32')(out)
 
 
-def denoise(model: keras.Model,
-            x_t: tf.Tensor,
-            t: tf.Tensor,
-            labels: tf.Tensor,
-            *,
-            dropout_seeds: Optional[tf.Tensor] = None,
-            training: bool = False) -> tf.Tensor:
+def denoise(
+    model: keras.Model,
+    x_t: tf.Tensor,
+    t: tf.Tensor,
+    labels: tf.Tensor,
+    *,
+    dropout_seeds: tf.Tensor | None = None,
+    training: bool = False,
+) -> tf.Tensor:
     """Calls the network, whether or not it has dropout.
 
     Args:
@@ -229,7 +234,7 @@ def denoise(model: keras.Model,
     return model(inputs, training=training)
 
 
-def select_variables(model: keras.Model, patterns: Sequence[str]) -> List[tf.Variable]:
+def select_variables(model: keras.Model, patterns: Sequence[str]) -> list[tf.Variable]:
     """Returns the trainable variables whose name contains one of the patterns, in the model's order.
 
     Args:

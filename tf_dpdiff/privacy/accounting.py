@@ -9,8 +9,8 @@ Example:
     (9.881, 10.687)
 """
 
+from collections.abc import Callable
 import math
-from typing import Callable, Optional
 
 import dp_accounting
 
@@ -51,11 +51,9 @@ def poisson_dp_sgd_event(noise_multiplier: float, sampling_probability: float, n
     return dp_accounting.SelfComposedDpEvent(step, num_steps)
 
 
-def epsilon(event: dp_accounting.DpEvent,
-            delta: float,
-            *,
-            accountant: str = 'pld',
-            discretization_interval: Optional[float] = None) -> float:
+def epsilon(
+    event: dp_accounting.DpEvent, delta: float, *, accountant: str = 'pld', discretization_interval: float | None = None
+) -> float:
     """Returns an upper bound of epsilon at delta, for the add-or-remove-one relation.
 
     The last results are kept: a statement that is shown three times is computed once.
@@ -83,8 +81,9 @@ def epsilon(event: dp_accounting.DpEvent,
     return _bound(event, delta, epsilon_bounds.by_pld, interval=discretization_interval)
 
 
-def calibrate_noise_multiplier(make_event: Callable[[float], dp_accounting.DpEvent], target_epsilon: float,
-                               target_delta: float) -> float:
+def calibrate_noise_multiplier(
+    make_event: Callable[[float], dp_accounting.DpEvent], target_epsilon: float, target_delta: float
+) -> float:
     """Returns the smallest noise multiplier whose event meets the target (to 1e-4, or to 0.1% of epsilon).
 
     Where one try takes about a second, as with very little noise, it is the smallest that a few tries find.
@@ -110,7 +109,8 @@ def calibrate_noise_multiplier(make_event: Callable[[float], dp_accounting.DpEve
             f'target_epsilon={rounding.exact(target_epsilon)} at target_delta={rounding.exact(target_delta)} cannot be '
             f'met: even with a noise multiplier of {_MAX_NOISE_MULTIPLIER:g} the run would cost '
             f'epsilon={round_up(target_epsilon + least)}. Take fewer steps, a smaller batch, more noise on the other '
-            'releases, or a larger target_epsilon.')
+            'releases, or a larger target_epsilon.'
+        )
     # A bracket around the answer, from the middle outwards: very small noise multipliers are slow to account for.
     upper = 1.0
     while tries.coarse(upper) > 0.0:
@@ -125,8 +125,9 @@ def calibrate_noise_multiplier(make_event: Callable[[float], dp_accounting.DpEve
     return _nearest_that_fits(tries, found, 1e-4)
 
 
-def solve_num_steps(make_event: Callable[[int], dp_accounting.DpEvent], target_epsilon: float,
-                    target_delta: float) -> int:
+def solve_num_steps(
+    make_event: Callable[[int], dp_accounting.DpEvent], target_epsilon: float, target_delta: float
+) -> int:
     """Returns the largest number of steps whose event meets the target.
 
     Guarantee: `epsilon(make_event(result), target_delta) <= target_epsilon < epsilon(make_event(result + 1), ...)`,
@@ -146,12 +147,14 @@ def solve_num_steps(make_event: Callable[[int], dp_accounting.DpEvent], target_e
     if num_steps == _MAX_NUM_STEPS:
         raise BudgetError(
             f'{_MAX_NUM_STEPS:,} steps and more meet epsilon={rounding.exact(target_epsilon)} at '
-            f'delta={rounding.exact(target_delta)}: take less noise, a larger batch or a smaller epsilon.')
+            f'delta={rounding.exact(target_delta)}: take less noise, a larger batch or a smaller epsilon.'
+        )
     return num_steps
 
 
-def solve_batch_size(make_event: Callable[[int], dp_accounting.DpEvent], target_epsilon: float, target_delta: float,
-                     num_units: int) -> int:
+def solve_batch_size(
+    make_event: Callable[[int], dp_accounting.DpEvent], target_epsilon: float, target_delta: float, num_units: int
+) -> int:
     """Returns the largest expected batch size whose event meets the target, at most the whole data set.
 
     Guarantee: `epsilon(make_event(result), target_delta) <= target_epsilon < epsilon(make_event(result + 1), ...)`,
@@ -169,13 +172,15 @@ def solve_batch_size(make_event: Callable[[int], dp_accounting.DpEvent], target_
     """
     batch_size = _largest_whole_number(make_event, target_epsilon, target_delta, num_units)
     if batch_size == 0:
-        raise _nothing_fits('an expected batch of one unit', epsilon(make_event(1), target_delta), target_epsilon,
-                            target_delta)
+        raise _nothing_fits(
+            'an expected batch of one unit', epsilon(make_event(1), target_delta), target_epsilon, target_delta
+        )
     return batch_size
 
 
-def solve_sampling_probability(make_event: Callable[[float], dp_accounting.DpEvent], target_epsilon: float,
-                               target_delta: float) -> float:
+def solve_sampling_probability(
+    make_event: Callable[[float], dp_accounting.DpEvent], target_epsilon: float, target_delta: float
+) -> float:
     """Returns the largest sampling probability whose event meets the target (to 0.01% of itself, or 0.1% of epsilon).
 
     Where each try takes about a second it is the largest of what a few tries find.
@@ -197,8 +202,12 @@ def solve_sampling_probability(make_event: Callable[[float], dp_accounting.DpEve
     while tries.coarse(lower) > 0.0:
         lower, upper = lower / 4.0, lower
         if lower < _MIN_SAMPLING_PROBABILITY:
-            raise _nothing_fits(f'a sampling probability of {lower:.1g}', target_epsilon + tries.coarse(lower),
-                                target_epsilon, target_delta)
+            raise _nothing_fits(
+                f'a sampling probability of {lower:.1g}',
+                target_epsilon + tries.coarse(lower),
+                target_epsilon,
+                target_delta,
+            )
     while tries.coarse(upper) <= 0.0:
         if upper == 1.0:
             return _nearest_that_fits(tries, 1.0, -1e-4)
@@ -235,8 +244,9 @@ class _Tries:
 
     def rough(self, value: float) -> float:
         """Tells it within a few percent, in milliseconds."""
-        return _bound(self._make_event(value), self.target_delta, epsilon_bounds.by_rdp,
-                      rough=True) - self.target_epsilon
+        return (
+            _bound(self._make_event(value), self.target_delta, epsilon_bounds.by_rdp, rough=True) - self.target_epsilon
+        )
 
     def coarse(self, value: float) -> float:
         """Tells it as finely as a search needs: rounding may make it smaller, so what is found so is to be checked."""
@@ -275,11 +285,13 @@ class _Tries:
 def _between(tries: _Tries, safe: float, other: float, stride: float) -> float:
     """Returns about the last value that meets the target on the way from one that does to one that does not."""
     num_strides = math.ceil((other - safe) / stride)
-    found = _last_not_above_zero(lambda n: tries.coarse(safe + n * stride),
-                                 0,
-                                 num_strides,
-                                 little=0.1 * (1.0 - _NEARLY_ALL) * tries.target_epsilon,
-                                 enough=tries.enough_coarse)
+    found = _last_not_above_zero(
+        lambda n: tries.coarse(safe + n * stride),
+        0,
+        num_strides,
+        little=0.1 * (1.0 - _NEARLY_ALL) * tries.target_epsilon,
+        enough=tries.enough_coarse,
+    )
     return safe + found * stride
 
 
@@ -314,8 +326,10 @@ def _nearest_that_fits(tries: _Tries, found: float, stride: float) -> float:
         if tries.exact(found) <= 0.0:
             return found
         found, stride = found + stride, 2.0 * stride
-    raise BudgetError(f'no setting was found that meets epsilon={rounding.exact(tries.target_epsilon)} at '
-                      f'delta={rounding.exact(tries.target_delta)}: give all settings to learn what they cost.')
+    raise BudgetError(
+        f'no setting was found that meets epsilon={rounding.exact(tries.target_epsilon)} at '
+        f'delta={rounding.exact(tries.target_delta)}: give all settings to learn what they cost.'
+    )
 
 
 def _largest_whole_number(make_event, target_epsilon, target_delta, maximum) -> int:
@@ -328,13 +342,15 @@ def _largest_whole_number(make_event, target_epsilon, target_delta, maximum) -> 
     return _search(tries.exact, found, max(found // 500, 1), maximum, enough=tries.enough_exact)
 
 
-def _search(excess: Callable[[int], float],
-            start: int,
-            stride: int,
-            maximum: int,
-            *,
-            enough: Callable[[], bool] = lambda: False,
-            **options) -> int:
+def _search(
+    excess: Callable[[int], float],
+    start: int,
+    stride: int,
+    maximum: int,
+    *,
+    enough: Callable[[], bool] = lambda: False,
+    **options,
+) -> int:
     """Returns the last n up to a maximum with excess(n) <= 0, searched for from a start in strides that grow.
 
     Of 0 it is taken for granted. The options are those of `_last_not_above_zero`.
@@ -349,13 +365,15 @@ def _search(excess: Callable[[int], float],
     return _last_not_above_zero(excess, low, high, enough=enough, **options)
 
 
-def _last_not_above_zero(excess: Callable[[int], float],
-                         low: int,
-                         high: int,
-                         *,
-                         precision: float = 0.0,
-                         little: float = 0.0,
-                         enough: Callable[[], bool] = lambda: False) -> int:
+def _last_not_above_zero(
+    excess: Callable[[int], float],
+    low: int,
+    high: int,
+    *,
+    precision: float = 0.0,
+    little: float = 0.0,
+    enough: Callable[[], bool] = lambda: False,
+) -> int:
     """Returns the last n with excess(n) <= 0, or one that is below it by a share of `precision` or has little to spare.
 
     It rises, excess(low) <= 0 or low is 0, and excess(high) > 0. Once there was enough of it, one above 0 will do.
@@ -378,9 +396,11 @@ def _last_not_above_zero(excess: Callable[[int], float],
 
 
 def _nothing_fits(what: str, cost: float, target_epsilon: float, target_delta: float) -> BudgetError:
-    return BudgetError(f'epsilon={rounding.exact(target_epsilon)} at delta={rounding.exact(target_delta)} cannot be '
-                       f'met: {what} already costs epsilon={round_up(cost)}. Take more noise, also on the other '
-                       'releases, or a larger epsilon.')
+    return BudgetError(
+        f'epsilon={rounding.exact(target_epsilon)} at delta={rounding.exact(target_delta)} cannot be '
+        f'met: {what} already costs epsilon={round_up(cost)}. Take more noise, also on the other '
+        'releases, or a larger epsilon.'
+    )
 
 
 def _check_target(target_epsilon: float) -> None:

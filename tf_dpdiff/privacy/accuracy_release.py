@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from typing import Optional
 
 import numpy as np
 
@@ -35,12 +34,14 @@ class AccuracyReleaseConfig:
         >>> config.stddev(num_units=1000, num_classifiers=4)
         0.004
     """
+
     noise_multiplier: float
 
     def __post_init__(self):
         if not 0.0 < self.noise_multiplier < math.inf:
             raise ValueError(
-                f'noise_multiplier of the accuracy release must be finite and > 0, got {self.noise_multiplier}.')
+                f'noise_multiplier of the accuracy release must be finite and > 0, got {self.noise_multiplier}.'
+            )
 
     def stddev(self, num_units: int, num_classifiers: int) -> float:
         """Returns the standard deviation of the noise in each released accuracy."""
@@ -61,7 +62,7 @@ class AccuracyReleaseConfig:
         """Returns what is to be charged."""
         return ledger_lib.Ledger().record(HELD_OUT_ACCURACY, self.noise_multiplier, 1.0)
 
-    def exact_vector(self, correct: np.ndarray, owners: Optional[np.ndarray] = None) -> np.ndarray:
+    def exact_vector(self, correct: np.ndarray, owners: np.ndarray | None = None) -> np.ndarray:
         """Returns the vector that the noise is added to: PRIVATE, exposed for the tests of its sensitivity.
 
         Args:
@@ -77,13 +78,15 @@ class AccuracyReleaseConfig:
         shares = owners_lib.shares(len(correct), owners)
         return shares @ correct
 
-    def release(self,
-                correct: np.ndarray,
-                *,
-                seed: seeds.PrivateSeed,
-                num_units: int,
-                owners: Optional[np.ndarray] = None,
-                generator: str = 'shake256') -> np.ndarray:
+    def release(
+        self,
+        correct: np.ndarray,
+        *,
+        seed: seeds.PrivateSeed,
+        num_units: int,
+        owners: np.ndarray | None = None,
+        generator: str = 'shake256',
+    ) -> np.ndarray:
         """Returns noisy accuracies.
 
         Args:

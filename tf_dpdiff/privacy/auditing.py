@@ -17,7 +17,6 @@ References: Steinke, Nasr and Jagielski 2023, arXiv:2305.08846, theorem 5.2 and 
 
 import dataclasses
 import math
-from typing import Optional
 
 import numpy as np
 from scipy import stats
@@ -58,8 +57,9 @@ def p_value(epsilon: float, num_canaries: int, *, num_guesses: int, num_correct:
     return float(min(1.0, np.max(np.maximum(0.0, 1.0 - weights) * tail + weights * longer_tails)))
 
 
-def epsilon_lower_bound(num_canaries: int, num_guesses: int, *, num_correct: int, delta: float,
-                        confidence: float) -> float:
+def epsilon_lower_bound(
+    num_canaries: int, num_guesses: int, *, num_correct: int, delta: float, confidence: float
+) -> float:
     """Returns the largest epsilon that the guesses reject, or 0 where they reject none.
 
     Guarantee: where the mechanism is (epsilon, delta)-DP, the result exceeds epsilon with probability at most
@@ -96,7 +96,7 @@ def epsilon_lower_bound(num_canaries: int, num_guesses: int, *, num_correct: int
     return lower
 
 
-def guess_membership(scores: np.ndarray, num_guesses: Optional[int] = None) -> np.ndarray:
+def guess_membership(scores: np.ndarray, num_guesses: int | None = None) -> np.ndarray:
     """Guesses that the canaries of the highest scores were in and those of the lowest were out.
 
     Args:
@@ -121,8 +121,8 @@ def guess_membership(scores: np.ndarray, num_guesses: Optional[int] = None) -> n
     order = np.argsort(scores, kind='stable')
     num_in = num_guesses // 2
     guesses = np.full(len(scores), ABSTAINED, np.int8)
-    guesses[order[:num_guesses - num_in]] = OUT
-    guesses[order[len(scores) - num_in:]] = IN
+    guesses[order[: num_guesses - num_in]] = OUT
+    guesses[order[len(scores) - num_in :]] = IN
     return guesses
 
 
@@ -140,6 +140,7 @@ class AuditResult:
       num_correct: v.
       most_that_can_be_shown: The lower bound if all guesses were right: no audit with as many guesses finds more.
     """
+
     proven_epsilon: float
     delta: float
     epsilon_lower_bound: float
@@ -163,28 +164,37 @@ class AuditResult:
 
     def to_text(self) -> str:
         """Returns one sentence or two."""
-        proven = f'epsilon = {accounting.round_up(self.proven_epsilon)}' if math.isfinite(
-            self.proven_epsilon) else 'no epsilon'
+        proven = (
+            f'epsilon = {accounting.round_up(self.proven_epsilon)}'
+            if math.isfinite(self.proven_epsilon)
+            else 'no epsilon'
+        )
         verdict = 'Below the claim: no fault was found.'
         if self.is_violation:
             verdict = 'ABOVE THE CLAIM: the implementation or the accounting is wrong.'
         elif not math.isfinite(self.proven_epsilon):
             verdict = 'There is no claim to compare it with.'
         guesses = f'{self.num_correct} of {self.num_guesses} guesses about {self.num_canaries} canaries'
-        found = (f'epsilon >= {rounding.round_down(self.epsilon_lower_bound)} at {rounding.percent(self.confidence)} '
-                 'confidence')
+        found = (
+            f'epsilon >= {rounding.round_down(self.epsilon_lower_bound)} at {rounding.percent(self.confidence)} '
+            'confidence'
+        )
         most = rounding.round_down(self.most_that_can_be_shown)
-        return (f'Claimed: {proven} at delta = {rounding.exact(self.delta)}. With {guesses} correct, {found} (at most '
-                f'{most} can be shown). {verdict}')
+        return (
+            f'Claimed: {proven} at delta = {rounding.exact(self.delta)}. With {guesses} correct, {found} (at most '
+            f'{most} can be shown). {verdict}'
+        )
 
 
-def audit(scores: np.ndarray,
-          included: np.ndarray,
-          *,
-          proven_epsilon: float,
-          delta: float,
-          num_guesses: Optional[int] = None,
-          confidence: float = 0.95) -> AuditResult:
+def audit(
+    scores: np.ndarray,
+    included: np.ndarray,
+    *,
+    proven_epsilon: float,
+    delta: float,
+    num_guesses: int | None = None,
+    confidence: float = 0.95,
+) -> AuditResult:
     """Guesses from the scores, counts what was right, and bounds epsilon from below.
 
     Args:
@@ -200,17 +210,21 @@ def audit(scores: np.ndarray,
     counts = len(guesses), int(np.sum(guesses != ABSTAINED))
     num_correct = int(np.sum(guesses == truth))
     options = {'delta': delta, 'confidence': confidence}
-    return AuditResult(proven_epsilon=proven_epsilon,
-                       delta=delta,
-                       epsilon_lower_bound=epsilon_lower_bound(*counts, num_correct=num_correct, **options),
-                       confidence=confidence,
-                       num_canaries=counts[0],
-                       num_guesses=counts[1],
-                       num_correct=num_correct,
-                       most_that_can_be_shown=epsilon_lower_bound(*counts, num_correct=counts[1], **options))
+    return AuditResult(
+        proven_epsilon=proven_epsilon,
+        delta=delta,
+        epsilon_lower_bound=epsilon_lower_bound(*counts, num_correct=num_correct, **options),
+        confidence=confidence,
+        num_canaries=counts[0],
+        num_guesses=counts[1],
+        num_correct=num_correct,
+        most_that_can_be_shown=epsilon_lower_bound(*counts, num_correct=counts[1], **options),
+    )
 
 
 def _check_counts(num_canaries: int, num_guesses: int, num_correct: int) -> None:
     if not 0 <= num_correct <= num_guesses <= num_canaries or num_canaries < 1:
-        raise ValueError('an audit needs 0 <= num_correct <= num_guesses <= num_canaries and a canary, got '
-                         f'{num_correct}, {num_guesses} and {num_canaries}.')
+        raise ValueError(
+            'an audit needs 0 <= num_correct <= num_guesses <= num_canaries and a canary, got '
+            f'{num_correct}, {num_guesses} and {num_canaries}.'
+        )

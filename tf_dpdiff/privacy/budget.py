@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-from typing import Optional, Tuple
 
 import dp_accounting
 
@@ -27,6 +26,7 @@ class BudgetEntry:
       ledger: The releases.
       time: When the entry was made, for people.
     """
+
     run_id: str
     dataset: str
     status: str
@@ -75,11 +75,12 @@ class Budget:
         Traceback (most recent call last):
         BudgetError: the privacy budget would be passed
     """
+
     total_epsilon: float
     delta: float
-    data_fingerprint: Optional[str] = None
-    unit: Optional[str] = None
-    entries: Tuple[BudgetEntry, ...] = ()
+    data_fingerprint: str | None = None
+    unit: str | None = None
+    entries: tuple[BudgetEntry, ...] = ()
 
     def __post_init__(self):
         if not 0.0 < self.total_epsilon < math.inf:
@@ -94,7 +95,7 @@ class Budget:
             if (value is None) != (not self.entries) or not isinstance(value, (str, type(None))):
                 raise ValueError(f'{name} is known exactly when there are runs, got {value!r} and {len(run_ids)} runs.')
 
-    def entry(self, run_id: str) -> Optional[BudgetEntry]:
+    def entry(self, run_id: str) -> BudgetEntry | None:
         """Returns the entry of a run, or None."""
         return next((entry for entry in self.entries if entry.run_id == run_id), None)
 
@@ -111,8 +112,9 @@ class Budget:
         """Returns by how much what was released passes total_epsilon; infinity where a run had no guarantee."""
         return max(self.epsilon() - self.total_epsilon, 0.0)
 
-    def reserve(self, run_id: str, planned: ledger_lib.Ledger, *, dataset: str, data_fingerprint: str, unit: str,
-                time: str) -> 'Budget':
+    def reserve(
+        self, run_id: str, planned: ledger_lib.Ledger, *, dataset: str, data_fingerprint: str, unit: str, time: str
+    ) -> 'Budget':
         """Returns the budget with a run's planned releases, to be called before anything is released.
 
         A run that was reserved before, with the same releases, is not charged again.
@@ -140,7 +142,8 @@ class Budget:
         if math.isinf(alone):
             raise accounting.BudgetError(
                 'a run without noise (or with next to none), or whose batches are not Poisson-sampled, has no epsilon: '
-                'no privacy budget can hold it.')
+                'no privacy budget can hold it.'
+            )
         if known is not None:
             if known.ledger != planned and (known.status == RESERVED or not planned.contains(known.ledger)):
                 raise ValueError(f'run {run_id} is in the budget with other releases; a run keeps its plan.')
@@ -153,7 +156,8 @@ class Budget:
                 f'the privacy budget would be passed: the {len(self.entries)} run(s) so far cost '
                 f'epsilon={up(self.epsilon())} of {exact(self.total_epsilon)} at delta={exact(self.delta)}, this one '
                 f'alone {up(alone)}, all together {up(charged.epsilon())}. Plan it with more noise, fewer steps or a '
-                'smaller batch.')
+                'smaller batch.'
+            )
         return charged
 
     def settle(self, run_id: str, released: ledger_lib.Ledger) -> 'Budget':
@@ -180,8 +184,9 @@ class Budget:
             return dataclasses.replace(self, entries=others, **about_data)
         return self._with(dataclasses.replace(known, status=SETTLED, ledger=released), self.data_fingerprint, self.unit)
 
-    def record_finished(self, run_id: str, released: ledger_lib.Ledger, *, dataset: str, data_fingerprint: str,
-                        unit: str, time: str) -> 'Budget':
+    def record_finished(
+        self, run_id: str, released: ledger_lib.Ledger, *, dataset: str, data_fingerprint: str, unit: str, time: str
+    ) -> 'Budget':
         """Returns the budget with a run that was made, whether it fits or not and whatever it claims.
 
         Args:
@@ -231,31 +236,32 @@ class Budget:
         if math.isinf(self.epsilon()):
             return (
                 f'the privacy budget is overdrawn for good: {spent}, one of them without a guarantee (no noise, or no '
-                'Poisson sampling), so that no epsilon holds for all of them')
+                'Poisson sampling), so that no epsilon holds for all of them'
+            )
         up = accounting.round_up
-        return (f'the privacy budget is overdrawn by epsilon={up(self.overdrawn_by())}: {spent} cost '
-                f'{up(self.epsilon())} of {rounding.exact(self.total_epsilon)} at delta={rounding.exact(self.delta)}')
+        return (
+            f'the privacy budget is overdrawn by epsilon={up(self.overdrawn_by())}: {spent} cost '
+            f'{up(self.epsilon())} of {rounding.exact(self.total_epsilon)} at delta={rounding.exact(self.delta)}'
+        )
 
     def to_json(self) -> str:
         """Returns the budget as indented JSON. PRIVATE: it holds the data set's fingerprint."""
         fields = {
-            'format':
-                _FORMAT,
-            'total_epsilon':
-                self.total_epsilon,
-            'delta':
-                self.delta,
-            'data_fingerprint':
-                self.data_fingerprint,
-            'unit':
-                self.unit,
-            'entries': [{
-                'run_id': entry.run_id,
-                'dataset': entry.dataset,
-                'status': entry.status,
-                'time': entry.time,
-                'releases': json.loads(entry.ledger.to_json()),
-            } for entry in self.entries],
+            'format': _FORMAT,
+            'total_epsilon': self.total_epsilon,
+            'delta': self.delta,
+            'data_fingerprint': self.data_fingerprint,
+            'unit': self.unit,
+            'entries': [
+                {
+                    'run_id': entry.run_id,
+                    'dataset': entry.dataset,
+                    'status': entry.status,
+                    'time': entry.time,
+                    'releases': json.loads(entry.ledger.to_json()),
+                }
+                for entry in self.entries
+            ],
         }
         return json.dumps(fields, indent=2) + '\n'
 
@@ -272,7 +278,8 @@ class Budget:
                 raise ValueError('it has another format')
             entries = tuple(
                 BudgetEntry(ledger=ledger_lib.Ledger.from_json(json.dumps(entry.pop('releases'))), **entry)
-                for entry in fields.pop('entries'))
+                for entry in fields.pop('entries')
+            )
             return cls(entries=entries, **fields)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f'a field is missing, unknown or of a wrong type ({error})') from error
@@ -285,7 +292,9 @@ class Budget:
 
     def _check_same_data(self, data_fingerprint: str, unit: str) -> None:
         if self.data_fingerprint not in (None, data_fingerprint):
-            raise ValueError(f'the budget belongs to other data ({self.entries[0].dataset!r}, with other pixels or '
-                             'labels): every data set has a budget file of its own.')
+            raise ValueError(
+                f'the budget belongs to other data ({self.entries[0].dataset!r}, with other pixels or '
+                'labels): every data set has a budget file of its own.'
+            )
         if self.unit not in (None, unit):
             raise ValueError(f'the budget protects {self.unit!r}, this run {unit!r}: the two cannot be added up.')

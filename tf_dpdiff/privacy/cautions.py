@@ -1,7 +1,6 @@
 """What a lay person would take for protection and is none: said in plain words, or refused."""
 
 import math
-from typing import List, Optional
 
 from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import rounding
@@ -16,7 +15,7 @@ def is_large_delta(delta: float, num_units: int) -> bool:
     return delta >= 1.0 / num_units
 
 
-def of_delta(delta: float, num_units: int) -> Optional[str]:
+def of_delta(delta: float, num_units: int) -> str | None:
     """Returns what a delta of 1 / num_units or more permits, as a sentence; None where delta is smaller."""
     if not is_large_delta(delta, num_units):
         return None
@@ -24,10 +23,11 @@ def of_delta(delta: float, num_units: int) -> Optional[str]:
     people = '1 person' if count == 1 else f'{count:,} people'
     return (
         f'delta = {rounding.exact(delta)} is not below 1 / {num_units:,} units: with probability up to delta anything '
-        f'may be released, which over {num_units:,} units may mean whole images of about {people}.')
+        f'may be released, which over {num_units:,} units may mean whole images of about {people}.'
+    )
 
 
-def of_delta_without_num_units(delta: float, sampling_probability: float) -> Optional[str]:
+def of_delta_without_num_units(delta: float, sampling_probability: float) -> str | None:
     """Returns what can be said of a delta where the number of units is not known, or None.
 
     Args:
@@ -40,11 +40,13 @@ def of_delta_without_num_units(delta: float, sampling_probability: float) -> Opt
     if delta < _SMALLEST_DELTA_IN_DOUBT:
         return None
     too_many = math.ceil((1.0 - 1e-12) / delta)  # 1 / 1e-5 is a little above 100,000.
-    return (f'delta = {rounding.exact(delta)} must be below 1 / the number of units, which is not known here: it is '
-            f'for fewer than {too_many:,} units.')
+    return (
+        f'delta = {rounding.exact(delta)} must be below 1 / the number of units, which is not known here: it is '
+        f'for fewer than {too_many:,} units.'
+    )
 
 
-def of_epsilon(epsilon: float) -> Optional[str]:
+def of_epsilon(epsilon: float) -> str | None:
     """Returns what an epsilon above 10 permits, as a sentence; None where it is smaller or nothing is claimed."""
     if not LARGE_EPSILON < epsilon < math.inf:
         return None
@@ -53,10 +55,11 @@ def of_epsilon(epsilon: float) -> Optional[str]:
     return (
         f'epsilon = {accounting.round_up(epsilon)} is above {rounding.exact(LARGE_EPSILON)}: hardly any protection is '
         'proven. Someone who sees what is released, and thinks it as likely as not that a given person is in the data, '
-        f'may then know it at odds of up to {odds} to 1.')
+        f'may then know it at odds of up to {odds} to 1.'
+    )
 
 
-def of_claim(epsilon: float, delta: float, num_units: int) -> List[str]:
+def of_claim(epsilon: float, delta: float, num_units: int) -> list[str]:
     """Returns all that is to be said of a claim, one sentence or two each; empty where it is a good one."""
     return [caution for caution in (of_epsilon(epsilon), of_delta(delta, num_units)) if caution]
 
@@ -75,5 +78,7 @@ def check_delta(name: str, delta: float, num_units: int, *, accepted: bool) -> N
     """
     caution = of_delta(delta, num_units)
     if caution and not accepted:
-        raise ValueError(f'{name} is too large: {caution} Choose one below 1 / {num_units:,}, or accept this by '
-                         'accept_large_delta = True of DpSgdConfig.')
+        raise ValueError(
+            f'{name} is too large: {caution} Choose one below 1 / {num_units:,}, or accept this by '
+            'accept_large_delta = True of DpSgdConfig.'
+        )

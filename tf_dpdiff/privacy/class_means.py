@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import math
-from typing import ClassVar, NamedTuple, Optional
+from typing import ClassVar, NamedTuple
 
 import dp_accounting
 import numpy as np
@@ -32,6 +32,7 @@ class NoisyMeans(NamedTuple):
       counts: float64 [num_classes, means], noisy numbers of images near each mean: 0 where they may be noise alone, but
         all 1 where that is so of all means of a class.
     """
+
     images: np.ndarray
     counts: np.ndarray
 
@@ -68,6 +69,7 @@ class ClassMeansConfig:
     References: DP-FETA, Gong et al. 2025, arXiv:2504.01395 (the idea of noisy central images); Su et al. 2016,
       arXiv:1504.05998 (private Lloyd iterations).
     """
+
     noise_multiplier: float
     l2_norm_clip: float
     means_per_class: int = 1
@@ -87,8 +89,10 @@ class ClassMeansConfig:
         if not 0.0 < self.count_weight <= 1.0:
             raise ValueError(f'count_weight of the noisy class means must be in (0, 1], got {self.count_weight}.')
         if (self.means_per_class > 1) != (self.num_rounds > 1):
-            raise ValueError('several means of a class need rounds after the first, and one mean needs none: got '
-                             f'means_per_class={self.means_per_class} and num_rounds={self.num_rounds}.')
+            raise ValueError(
+                'several means of a class need rounds after the first, and one mean needs none: got '
+                f'means_per_class={self.means_per_class} and num_rounds={self.num_rounds}.'
+            )
 
     def sensitivity(self, neighboring_relation: str) -> float:
         """Returns how much the vector of scaled sums and counts of a round can change, in L2 norm.
@@ -104,12 +108,14 @@ class ClassMeansConfig:
         """Returns the event to be accounted for, of all rounds."""
         return dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(self.noise_multiplier), self.num_rounds)
 
-    def exact_vector(self,
-                     images: np.ndarray,
-                     labels: np.ndarray,
-                     num_classes: int,
-                     owners: Optional[np.ndarray] = None,
-                     means: Optional[np.ndarray] = None) -> np.ndarray:
+    def exact_vector(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        num_classes: int,
+        owners: np.ndarray | None = None,
+        means: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Returns the vector that the noise is added to: PRIVATE, exposed for the tests of its sensitivity.
 
         Args:
@@ -138,15 +144,17 @@ class ClassMeansConfig:
             np.add.at(vector, (labels[part], nearest), contributions * (finite * shares[part])[:, None])
         return vector
 
-    def release(self,
-                images: np.ndarray,
-                labels: np.ndarray,
-                num_classes: int,
-                *,
-                seed: seeds.PrivateSeed,
-                neighboring_relation: str,
-                generator: str = 'philox',
-                owners: Optional[np.ndarray] = None) -> NoisyMeans:
+    def release(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        num_classes: int,
+        *,
+        seed: seeds.PrivateSeed,
+        neighboring_relation: str,
+        generator: str = 'philox',
+        owners: np.ndarray | None = None,
+    ) -> NoisyMeans:
         """Returns noisy means of each class.
 
         Who has released once keeps the result and does not call this again: on another machine sums may be rounded
@@ -264,5 +272,5 @@ def _shrink(noisy: np.ndarray, stddev: float) -> np.ndarray:
     scale = stddev * math.sqrt(max(noisy.shape))
     beta = min(noisy.shape) / max(noisy.shape)
     y = np.maximum(values / scale, 1.0 + math.sqrt(beta))  # At which nothing is left: what is below is noise alone.
-    shrunk = scale * np.sqrt(np.maximum((y**2 - beta - 1.0)**2 - 4.0 * beta, 0.0)) / y
+    shrunk = scale * np.sqrt(np.maximum((y**2 - beta - 1.0) ** 2 - 4.0 * beta, 0.0)) / y
     return (left * shrunk) @ right

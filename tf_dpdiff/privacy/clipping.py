@@ -1,7 +1,8 @@
 """Per-unit gradients -> clipped sum."""
 
+from collections.abc import Callable, Sequence
 import dataclasses
-from typing import Any, Callable, List, NamedTuple, Optional, Sequence
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -24,7 +25,8 @@ class ClippedSum(NamedTuple):
       diagnostics: float32 scalars computed from private data WITHOUT noise (num_units, num_nonfinite, num_clipped,
         loss_sum, norm_sum); never to be released.
     """
-    sums: List[tf.Tensor]
+
+    sums: list[tf.Tensor]
     diagnostics: dict
 
 
@@ -37,7 +39,8 @@ class ClippedChunk(NamedTuple):
       is_kept: bool [units], which units count: they are not padding and their gradient is finite.
       is_clipped: bool [units], whose gradient was scaled down.
     """
-    sums: List[tf.Tensor]
+
+    sums: list[tf.Tensor]
     norms: tf.Tensor
     is_kept: tf.Tensor
     is_clipped: tf.Tensor
@@ -62,6 +65,7 @@ class PerUnitClipper:
       arXiv:1710.06963, section 3.2, for flat and per-layer clipping; De et al. 2022, arXiv:2204.13650, section 3.2, for
       averaging a unit's augmentations before clipping.
     """
+
     l2_norm_clip: float
     per_layer: bool = False
 
@@ -80,10 +84,9 @@ class PerUnitClipper:
         relations.check(neighboring_relation)
         return self.l2_norm_clip * (2.0 if neighboring_relation == 'replace_one' else 1.0)
 
-    def clip_and_sum(self,
-                     gradients: Sequence[tf.Tensor],
-                     is_padding: tf.Tensor,
-                     layers: Optional[Sequence[str]] = None) -> ClippedChunk:
+    def clip_and_sum(
+        self, gradients: Sequence[tf.Tensor], is_padding: tf.Tensor, layers: Sequence[str] | None = None
+    ) -> ClippedChunk:
         """Clips the gradient of each unit of a chunk and adds up.
 
         Args:
@@ -98,7 +101,7 @@ class PerUnitClipper:
         # The norm is taken in float32 even where the gradients are of another type.
         gradients = [tf.cast(g, tf.float32) for g in gradients]
         margin = max(rounding_margin(g.shape[1:]) for g in gradients)
-        bound = tf.constant(self.l2_norm_clip * (1.0 - margin) / len(set(names))**0.5, tf.float64)
+        bound = tf.constant(self.l2_norm_clip * (1.0 - margin) / len(set(names)) ** 0.5, tf.float64)
         squares = [_sum_of_squares(g) for g in gradients]
         norms = _total_norms(squares)
         is_kept = tf.logical_and(tf.math.is_finite(norms), tf.logical_not(is_padding))
@@ -116,15 +119,17 @@ class PerUnitClipper:
         is_clipped = tf.logical_and(is_kept, tf.reduce_min(list(scales.values()), axis=0) < 1.0)
         return ClippedChunk(sums, tf.cast(norms, tf.float32), is_kept, is_clipped)
 
-    def clipped_sum(self,
-                    loss_fn: Callable[[Any], tf.Tensor],
-                    variables: Sequence[tf.Variable],
-                    batch: Any,
-                    is_padding: tf.Tensor,
-                    *,
-                    units_per_chunk: int,
-                    views_per_chunk: Optional[int] = None,
-                    prepare_fn: Callable[[Any], Any] = lambda chunk: chunk) -> ClippedSum:
+    def clipped_sum(
+        self,
+        loss_fn: Callable[[Any], tf.Tensor],
+        variables: Sequence[tf.Variable],
+        batch: Any,
+        is_padding: tf.Tensor,
+        *,
+        units_per_chunk: int,
+        views_per_chunk: int | None = None,
+        prepare_fn: Callable[[Any], Any] = lambda chunk: chunk,
+    ) -> ClippedSum:
         """Returns the sum of the clipped per-unit gradients of a batch, a chunk of units at a time.
 
         A GradientTape is mapped over the units of a chunk with `tf.vectorized_map`, so memory is chunk x parameters and
@@ -169,13 +174,13 @@ class PerUnitClipper:
 
         # One chunk at a time: the point is to hold the gradients of one chunk only.
         zeros = [tf.zeros(v.shape, tf.float32) for v in variables], [tf.zeros([]) for _ in _DIAGNOSTICS]
-        _, sums, totals = tf.while_loop(lambda i, *_: i < num_chunks,
-                                        add_chunk, (tf.constant(0), *zeros),
-                                        parallel_iterations=1)
+        _, sums, totals = tf.while_loop(
+            lambda i, *_: i < num_chunks, add_chunk, (tf.constant(0), *zeros), parallel_iterations=1
+        )
         return ClippedSum(sums, {'num_units': num_units, **dict(zip(_DIAGNOSTICS, totals))})
 
 
-def _map_units(unit_gradient: Callable, units: Any, variables: Sequence[tf.Variable], views_per_chunk: Optional[int]):
+def _map_units(unit_gradient: Callable, units: Any, variables: Sequence[tf.Variable], views_per_chunk: int | None):
     """Maps unit_gradient over units [units, K, ...], a chunk of views at a time, and averages over those chunks."""
     num_units, num_views = (tf.nest.flatten(units)[0].shape + [None])[:2]
     if views_per_chunk in (None, num_views):
@@ -183,8 +188,9 @@ def _map_units(unit_gradient: Callable, units: Any, variables: Sequence[tf.Varia
     if num_views % views_per_chunk:
         raise ValueError(f'views_per_chunk={views_per_chunk} does not divide the {num_views} views of a unit.')
     num_chunks = num_views // views_per_chunk
-    units = tf.nest.map_structure(lambda x: tf.reshape(x, [num_units, num_chunks, views_per_chunk, *x.shape[2:]]),
-                                  units)
+    units = tf.nest.map_structure(
+        lambda x: tf.reshape(x, [num_units, num_chunks, views_per_chunk, *x.shape[2:]]), units
+    )
 
     def add_chunk(i, totals):
         parts = tf.vectorized_map(unit_gradient, tf.nest.map_structure(lambda x: x[:, i], units))
@@ -206,8 +212,10 @@ def check_norm(l2_norm_clip: float) -> None:
       ValueError: gives the value and the range.
     """
     if not (SMALLEST_NORM <= l2_norm_clip <= LARGEST_NORM or l2_norm_clip == float('inf')):
-        raise ValueError(f'l2_norm_clip must be in [{SMALLEST_NORM:g}, {LARGEST_NORM:g}], where float32 carries its '
-                         f'squares, got {l2_norm_clip}.')
+        raise ValueError(
+            f'l2_norm_clip must be in [{SMALLEST_NORM:g}, {LARGEST_NORM:g}], where float32 carries its '
+            f'squares, got {l2_norm_clip}.'
+        )
 
 
 def rounding_margin(shape: Sequence[int]) -> float:
@@ -251,7 +259,7 @@ def _total_norms(squares: Sequence[tf.Tensor]) -> tf.Tensor:
     return tf.sqrt(tf.reduce_sum(tf.stack(squares), axis=0))
 
 
-def layer_names(variables: Sequence[tf.Variable]) -> List[str]:
+def layer_names(variables: Sequence[tf.Variable]) -> list[str]:
     """Returns the layer of each variable, its name without the last part: 'block/conv' of 'block/conv/kernel:0'."""
     return [variable.name.rpartition('/')[0] or variable.name for variable in variables]
 
@@ -259,7 +267,7 @@ def layer_names(variables: Sequence[tf.Variable]) -> List[str]:
 _DIAGNOSTICS = ('loss_sum', 'norm_sum', 'num_clipped', 'num_nonfinite')
 
 
-def _diagnose(clipped: ClippedChunk, losses: tf.Tensor, is_padding: tf.Tensor) -> List[tf.Tensor]:
+def _diagnose(clipped: ClippedChunk, losses: tf.Tensor, is_padding: tf.Tensor) -> list[tf.Tensor]:
     """Returns the diagnostics of a chunk, in the order of _DIAGNOSTICS."""
     is_nonfinite = tf.logical_not(tf.logical_or(clipped.is_kept, is_padding))
     losses, norms = (tf.where(clipped.is_kept, x, 0.0) for x in (losses, clipped.norms))

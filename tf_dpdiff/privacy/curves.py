@@ -1,7 +1,8 @@
 """Epsilon over steps: what the releases of a run have cost on the way."""
 
+from collections.abc import Callable
 import math
-from typing import Callable, List, NamedTuple
+from typing import NamedTuple
 
 import dp_accounting
 
@@ -21,16 +22,15 @@ class CurvePoint(NamedTuple):
       pld: Epsilon by privacy loss distribution.
       rdp: Epsilon by Renyi differential privacy.
     """
+
     num_steps: int
     pld: float
     rdp: float
 
 
-def epsilon_over_steps(event_after: Callable[[int], dp_accounting.DpEvent],
-                       num_steps: int,
-                       delta: float,
-                       *,
-                       num_points: int = NUM_POINTS) -> List[CurvePoint]:
+def epsilon_over_steps(
+    event_after: Callable[[int], dp_accounting.DpEvent], num_steps: int, delta: float, *, num_points: int = NUM_POINTS
+) -> list[CurvePoint]:
     """Returns the cost over steps, evenly spaced, the whole run last.
 
     Guarantee: each point is an upper bound of what the releases up to it cost; the last one is computed as finely as a
@@ -53,13 +53,18 @@ def epsilon_over_steps(event_after: Callable[[int], dp_accounting.DpEvent],
         # Rows before the last may be coarser: an upper bound all the same, and there are many.
         interval = None if count == num_steps else 1e-4 * min(10.0, max(1.0, total))
         points.append(
-            CurvePoint(count, accounting.epsilon(event, delta, discretization_interval=interval),
-                       accounting.epsilon(event, delta, accountant='rdp')))
+            CurvePoint(
+                count,
+                accounting.epsilon(event, delta, discretization_interval=interval),
+                accounting.epsilon(event, delta, accountant='rdp'),
+            )
+        )
     return points
 
 
-def epsilon_bound(event_after: Callable[[int], dp_accounting.DpEvent], num_steps: int, delta: float,
-                  steps_run: int) -> float:
+def epsilon_bound(
+    event_after: Callable[[int], dp_accounting.DpEvent], num_steps: int, delta: float, steps_run: int
+) -> float:
     """Returns a bound of what has been spent in the course of a run, quick enough to be asked for after each step.
 
     It is computed for each hundredth of the steps: between two of them it is the cost of the next one.

@@ -4,9 +4,10 @@ dp_accounting does the mathematics. Decided here are how fine a grid it works on
 how far its numbers can be trusted, so that no answer is below the truth.
 """
 
+from collections.abc import Iterator
 import functools
 import math
-from typing import Iterator, NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 import dp_accounting
 from dp_accounting import rdp
@@ -20,8 +21,21 @@ SMALLEST_NOISE_MULTIPLIER = 1e-3
 
 # Below 1 the orders of dp_accounting's default start too coarse for large epsilon, above 256 too early for small
 # epsilon.
-_RDP_ORDERS = (1.02, 1.05, *(1.0 + x / 10.0 for x in range(1, 100)), *range(11, 64), 80, 96, 128, 192, 256, 384, 512,
-               768, 1024)
+_RDP_ORDERS = (
+    1.02,
+    1.05,
+    *(1.0 + x / 10.0 for x in range(1, 100)),
+    *range(11, 64),
+    80,
+    96,
+    128,
+    192,
+    256,
+    384,
+    512,
+    768,
+    1024,
+)
 # Tell within a few percent how large epsilon is, in milliseconds.
 _ROUGH_RDP_ORDERS = (2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256, 1024)
 # Against quadrature in extended precision, log E[(p / q)^order] of a step was too small by at most 2e-13 of itself or
@@ -62,12 +76,13 @@ class Steps(NamedTuple):
       sampling_probability: Of each unit, in (0, 1].
       count: How many, at least 1.
     """
+
     noise_multiplier: float
     sampling_probability: float
     count: int
 
 
-def steps_of(event: dp_accounting.DpEvent) -> Optional[Tuple[Steps, ...]]:
+def steps_of(event: dp_accounting.DpEvent) -> tuple[Steps, ...] | None:
     """Returns what an event is composed of, equal steps counted together; None where no epsilon is known of a part.
 
     Raises:
@@ -82,7 +97,7 @@ def steps_of(event: dp_accounting.DpEvent) -> Optional[Tuple[Steps, ...]]:
     return tuple(Steps(*key, count) for key, count in counts.items())
 
 
-def _parts(event: dp_accounting.DpEvent, count: int) -> Iterator[Tuple[float, float, int]]:
+def _parts(event: dp_accounting.DpEvent, count: int) -> Iterator[tuple[float, float, int]]:
     if isinstance(event, dp_accounting.NonPrivateDpEvent):
         yield 0.0, 1.0, count
     elif isinstance(event, dp_accounting.SelfComposedDpEvent):
@@ -92,14 +107,15 @@ def _parts(event: dp_accounting.DpEvent, count: int) -> Iterator[Tuple[float, fl
             yield from _parts(part, count)
     elif isinstance(event, dp_accounting.GaussianDpEvent):
         yield event.noise_multiplier, 1.0, count
-    elif isinstance(event, dp_accounting.PoissonSampledDpEvent) and isinstance(event.event,
-                                                                               dp_accounting.GaussianDpEvent):
+    elif isinstance(event, dp_accounting.PoissonSampledDpEvent) and isinstance(
+        event.event, dp_accounting.GaussianDpEvent
+    ):
         yield event.event.noise_multiplier, event.sampling_probability, count
     elif not isinstance(event, dp_accounting.NoOpDpEvent):
         raise ValueError(f'only Gaussian releases and Poisson-sampled ones can be accounted for, got {event!r}.')
 
 
-def by_rdp(steps: Tuple[Steps, ...], delta: float, *, rough: bool = False) -> float:
+def by_rdp(steps: tuple[Steps, ...], delta: float, *, rough: bool = False) -> float:
     """Returns an upper bound of epsilon by Renyi differential privacy.
 
     Args:
@@ -110,11 +126,9 @@ def by_rdp(steps: Tuple[Steps, ...], delta: float, *, rough: bool = False) -> fl
     return _rdp_epsilon(steps, delta, _ROUGH_RDP_ORDERS if rough else _RDP_ORDERS)
 
 
-def by_pld(steps: Tuple[Steps, ...],
-           delta: float,
-           *,
-           interval: Optional[float] = None,
-           for_a_search: bool = False) -> float:
+def by_pld(
+    steps: tuple[Steps, ...], delta: float, *, interval: float | None = None, for_a_search: bool = False
+) -> float:
     """Returns an upper bound of epsilon by privacy loss distribution, or by Renyi differential privacy in its place.
 
     The latter where float64 numbers do not resolve delta (below 10^-12, or with very many steps), or where no grid that
@@ -136,11 +150,9 @@ def by_pld(steps: Tuple[Steps, ...],
     return min(_pld_epsilon(steps, delta - rounding, grid), by_other)
 
 
-def num_points(steps: Tuple[Steps, ...],
-               delta: float,
-               *,
-               interval: Optional[float] = None,
-               for_a_search: bool = False) -> int:
+def num_points(
+    steps: tuple[Steps, ...], delta: float, *, interval: float | None = None, for_a_search: bool = False
+) -> int:
     """Returns how many points of a grid `by_pld` looks at, by which its work is measured; 0 where it needs none.
 
     The points of a composition count as a fifth.
@@ -149,18 +161,18 @@ def num_points(steps: Tuple[Steps, ...],
     return 0 if grid is None else math.ceil(_spans(steps) / grid)
 
 
-def _num_composed(steps: Tuple[Steps, ...]) -> int:
+def _num_composed(steps: tuple[Steps, ...]) -> int:
     return sum(count if probability < 1.0 else 1 for _, probability, count in steps)
 
 
-def _grid(steps: Tuple[Steps, ...], delta: float, interval: Optional[float], for_a_search: bool) -> Optional[float]:
+def _grid(steps: tuple[Steps, ...], delta: float, interval: float | None, for_a_search: bool) -> float | None:
     """Returns the interval of the privacy loss that is looked at, None where Renyi differential privacy takes over."""
     num_composed = _num_composed(steps)
     if delta < max(_SMALLEST_PLD_DELTA, _SMALLEST_PLD_DELTA_PER_STEP * num_composed):
         return None
     rough = by_rdp(steps, delta, rough=True)
     lossless = math.sqrt(12.0 * _LOST_SHARE * max(rough, _SMALLEST_ROUGH_EPSILON) / num_composed)
-    wanted = min(interval_for(rough) if interval is None else interval, 10.0**math.floor(math.log10(lossless)))
+    wanted = min(interval_for(rough) if interval is None else interval, 10.0 ** math.floor(math.log10(lossless)))
     return _affordable_interval(steps, wanted, _MAX_POINTS_OF_A_SEARCH if for_a_search else MAX_POINTS)
 
 
@@ -174,7 +186,7 @@ def search_interval(target_epsilon: float) -> float:
     return min(interval_for(target_epsilon) * min(10.0, max(1.0, target_epsilon)), _COARSER_INTERVALS[0][1])
 
 
-def _affordable_interval(steps: Tuple[Steps, ...], wanted: float, max_points: int) -> Optional[float]:
+def _affordable_interval(steps: tuple[Steps, ...], wanted: float, max_points: int) -> float | None:
     """Returns the interval that is wanted, or one coarser by powers of ten whose grid is not too large; None: none."""
     spans, interval = _spans(steps), wanted
     while spans > max_points * interval:
@@ -182,7 +194,7 @@ def _affordable_interval(steps: Tuple[Steps, ...], wanted: float, max_points: in
     return interval if interval <= max(wanted, _COARSEST_INTERVAL) else None
 
 
-def _spans(steps: Tuple[Steps, ...]) -> float:
+def _spans(steps: tuple[Steps, ...]) -> float:
     """Returns how far the privacy losses on the grids reach: all different steps', or a fifth of the composition's."""
     span = sum(_span(step) for step in steps)
     composed_span = 4.0 * span + _COMPOSED_TAIL * math.sqrt(sum(count * _variance(s, q) for s, q, count in steps))
@@ -207,11 +219,11 @@ def _variance(noise_multiplier: float, q: float) -> float:
         return 0.0
     inverse = noise_multiplier**-2
     small = math.log1p(q**2 * math.expm1(min(inverse, 600.0)))
-    return small + q * max(0.5 * inverse + math.log(q), 0.0)**2  # The second: in a share of q, the loss is so large.
+    return small + q * max(0.5 * inverse + math.log(q), 0.0) ** 2  # The second: in a share of q, the loss is so large.
 
 
 @functools.lru_cache(maxsize=256)
-def _rdp_epsilon(steps: Tuple[Steps, ...], delta: float, orders: Tuple[float, ...]) -> float:
+def _rdp_epsilon(steps: tuple[Steps, ...], delta: float, orders: tuple[float, ...]) -> float:
     total = np.zeros(len(orders))
     for noise_multiplier, sampling_probability, count in steps:
         of_a_step = _step_log_moments(noise_multiplier, sampling_probability, orders)
@@ -223,7 +235,7 @@ _step_log_moments = functools.lru_cache(maxsize=64)(renyi.log_moments)  # Of a c
 
 
 @functools.lru_cache(maxsize=256)
-def _pld_epsilon(steps: Tuple[Steps, ...], delta: float, interval: float) -> float:
+def _pld_epsilon(steps: tuple[Steps, ...], delta: float, interval: float) -> float:
     composed = privacy_loss_distribution.identity(interval)
     for step in steps:
         composed = composed.compose(_compose_steps(step, interval))
@@ -246,8 +258,9 @@ def _compose_steps(step: Steps, interval: float) -> privacy_loss_distribution.Pr
 
 
 @functools.lru_cache(maxsize=8)  # Of a curve over steps all points share it.
-def _step_pld(noise_multiplier: float, sampling_probability: float,
-              interval: float) -> privacy_loss_distribution.PrivacyLossDistribution:
-    return privacy_loss_distribution.from_gaussian_mechanism(noise_multiplier,
-                                                             value_discretization_interval=interval,
-                                                             sampling_prob=sampling_probability)
+def _step_pld(
+    noise_multiplier: float, sampling_probability: float, interval: float
+) -> privacy_loss_distribution.PrivacyLossDistribution:
+    return privacy_loss_distribution.from_gaussian_mechanism(
+        noise_multiplier, value_discretization_interval=interval, sampling_prob=sampling_probability
+    )

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import math
-from typing import ClassVar, NamedTuple, Optional, Tuple
+from typing import ClassVar, NamedTuple
 
 import dp_accounting
 import numpy as np
@@ -26,6 +26,7 @@ class NoisyFeatureMeans(NamedTuple):
       noise_variance: float64 [num_classes], of the noise in each coordinate of a mean; infinite for a class of which
         not even the count stands out of the noise.
     """
+
     means: np.ndarray
     noise_variance: np.ndarray
 
@@ -52,13 +53,15 @@ class FeatureMeansConfig:
     References: PrivImage, Li et al. 2023, arXiv:2311.12850 (the semantic query, by classes where this is by images);
       Private Evolution, Lin et al. 2023, arXiv:2305.15560 (choosing images by a noisy query of public features).
     """
+
     noise_multiplier: float
     mechanism: ClassVar[str] = 'noisy_feature_means'
 
     def __post_init__(self):
         if not 0.0 < self.noise_multiplier < math.inf:
             raise ValueError(
-                f'noise_multiplier of the noisy feature means must be finite and > 0, got {self.noise_multiplier}.')
+                f'noise_multiplier of the noisy feature means must be finite and > 0, got {self.noise_multiplier}.'
+            )
 
     @property
     def num_rounds(self) -> int:
@@ -82,11 +85,9 @@ class FeatureMeansConfig:
         """Returns the event to be accounted for."""
         return dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(self.noise_multiplier), self.num_rounds)
 
-    def exact_vector(self,
-                     features: np.ndarray,
-                     labels: np.ndarray,
-                     num_classes: int,
-                     owners: Optional[np.ndarray] = None) -> np.ndarray:
+    def exact_vector(
+        self, features: np.ndarray, labels: np.ndarray, num_classes: int, owners: np.ndarray | None = None
+    ) -> np.ndarray:
         """Returns the sums that the noise is added to: PRIVATE, exposed for the tests of their sensitivity.
 
         Args:
@@ -107,15 +108,17 @@ class FeatureMeansConfig:
         np.add.at(vector, labels, contributions * shares[:, None])
         return vector
 
-    def release(self,
-                features: np.ndarray,
-                labels: np.ndarray,
-                num_classes: int,
-                *,
-                seed: seeds.PrivateSeed,
-                neighboring_relation: str,
-                generator: str = 'philox',
-                owners: Optional[np.ndarray] = None) -> np.ndarray:
+    def release(
+        self,
+        features: np.ndarray,
+        labels: np.ndarray,
+        num_classes: int,
+        *,
+        seed: seeds.PrivateSeed,
+        neighboring_relation: str,
+        generator: str = 'philox',
+        owners: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Returns the noisy sums.
 
         Who has released once keeps the result and does not call this again: a network that was trained anew may give
@@ -145,7 +148,7 @@ class FeatureMeansConfig:
         sums, counts = noisy_sums[:, :-1], noisy_sums[:, -1]
         is_sure = counts > _SURE * stddev
         counts = np.where(is_sure, counts, np.inf)
-        return NoisyFeatureMeans(sums / counts[:, None], np.where(is_sure, (stddev / counts)**2, np.inf))
+        return NoisyFeatureMeans(sums / counts[:, None], np.where(is_sure, (stddev / counts) ** 2, np.inf))
 
     def check_enough(self, num_units: int, num_classes: int, neighboring_relation: str) -> None:
         """Refuses noise in which a class of the average number of units would be lost.
@@ -157,7 +160,8 @@ class FeatureMeansConfig:
         if self.noise_multiplier > largest:
             raise ValueError(
                 f'noise_multiplier={self.noise_multiplier:g} of the noisy feature means would hide a class of '
-                f'{num_units / num_classes:.0f} units, the average: choose at most {largest:.3g}.')
+                f'{num_units / num_classes:.0f} units, the average: choose at most {largest:.3g}.'
+            )
 
 
 def directions(features: np.ndarray) -> np.ndarray:
@@ -172,8 +176,10 @@ def directions(features: np.ndarray) -> np.ndarray:
     features = np.asarray(features, np.float64)
     features = np.where(np.isfinite(features).all(axis=1, keepdims=True), features, 0.0)
     # By the largest first: squares of very large or very small numbers do not fit.
-    for norm in (lambda f: np.max(np.abs(f), axis=1, keepdims=True, initial=0.0),
-                 lambda f: np.linalg.norm(f, axis=1, keepdims=True)):
+    for norm in (
+        lambda f: np.max(np.abs(f), axis=1, keepdims=True, initial=0.0),
+        lambda f: np.linalg.norm(f, axis=1, keepdims=True),
+    ):
         scale = norm(features)
         features = features / np.where(scale > 0.0, scale, 1.0)
     return features
@@ -194,8 +200,9 @@ def squared_lengths(means: NoisyFeatureMeans) -> np.ndarray:
     return np.sum(means.means**2, axis=1) - means.means.shape[1] * np.where(has_mean, means.noise_variance, 0.0)
 
 
-def choose_images(means: NoisyFeatureMeans, features: np.ndarray,
-                  images_per_class: int) -> Tuple[np.ndarray, np.ndarray]:
+def choose_images(
+    means: NoisyFeatureMeans, features: np.ndarray, images_per_class: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Chooses public images for each private class: post-processing, no further privacy cost.
 
     An image belongs to the class with the nearest mean, and a class takes those of its own that are most clearly nearer

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-from typing import Dict, Optional, Tuple
 
 import dp_accounting
 
@@ -22,9 +21,10 @@ class Release:
         Poisson-sampled, for which no guarantee is claimed.
       count: How often it was applied, at least 1.
     """
+
     mechanism: str
     noise_multiplier: float
-    sampling_probability: Optional[float]
+    sampling_probability: float | None
     count: int
 
     def __post_init__(self):
@@ -63,9 +63,10 @@ class Ledger:
         >>> Ledger.from_json(ledger.to_json()) == ledger
         True
     """
-    releases: Tuple[Release, ...] = ()
 
-    def record(self, mechanism: str, noise_multiplier: float, sampling_probability: Optional[float]) -> 'Ledger':
+    releases: tuple[Release, ...] = ()
+
+    def record(self, mechanism: str, noise_multiplier: float, sampling_probability: float | None) -> 'Ledger':
         """Returns the ledger with one more application of a mechanism."""
         release = Release(mechanism, noise_multiplier, sampling_probability, 1)
         if self.releases:
@@ -105,10 +106,10 @@ class Ledger:
         mine, others = _counts(self), _counts(other)
         return Ledger(
             tuple(
-                dataclasses.replace(release, count=max(mine.get(release, 0), others.get(release, 0))) for release in {
-                    **mine,
-                    **others
-                }))
+                dataclasses.replace(release, count=max(mine.get(release, 0), others.get(release, 0)))
+                for release in {**mine, **others}
+            )
+        )
 
     def dp_event(self) -> dp_accounting.DpEvent:
         """Returns the composition of all releases."""
@@ -125,7 +126,7 @@ class Ledger:
         return cls(tuple(Release(**fields) for fields in json.loads(text)))
 
 
-def _counts(ledger: Ledger) -> Dict[Release, int]:
+def _counts(ledger: Ledger) -> dict[Release, int]:
     """Returns how often each release was made, whatever came between."""
     counts = {}
     for release in ledger.releases:

@@ -1,10 +1,11 @@
 """Refuses networks, losses and views for which a bound on one unit's gradient does not hold."""
 
+from collections.abc import Callable, Sequence
 import contextlib
 import gc
 import itertools
 import re
-from typing import Any, Callable, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -13,30 +14,48 @@ from tf_dpdiff import keras
 
 # Names of classes, one's own or inherited. Keras gives each layer that draws randomness the base BaseRandomLayer.
 _MIXES_EXAMPLES = {
-    'BatchNormalization', 'BatchNormalizationBase', 'SyncBatchNormalization', 'MixUp', 'CutMix', 'FourierMix', 'Mosaic'
+    'BatchNormalization',
+    'BatchNormalizationBase',
+    'SyncBatchNormalization',
+    'MixUp',
+    'CutMix',
+    'FourierMix',
+    'Mosaic',
 }
 _DRAWS_RANDOMNESS = {
-    'BaseRandomLayer', 'BaseImageAugmentationLayer', 'GaussianDropout', 'GaussianNoise', 'AlphaDropout', 'DropPath',
-    'StochasticDepth', 'DropBlock2D'
+    'BaseRandomLayer',
+    'BaseImageAugmentationLayer',
+    'GaussianDropout',
+    'GaussianNoise',
+    'AlphaDropout',
+    'DropPath',
+    'StochasticDepth',
+    'DropBlock2D',
 }
 _ASSIGNS = re.compile(r'^(Assign\w*VariableOp|ResourceScatter\w*|ResourceStridedSliceAssign)$')
 _CURES = {
-    'mixes':
+    'mixes': (
         'it mixes the examples of a batch, so clipping one unit does not bound what it changes; use GroupNormalization '
-        'or LayerNormalization, and mix nothing across units',
-    'random':
-        'it draws randomness inside call, which the mapped gradient shares among units; draw it outside of the network '
-        'and pass it in',
-    'loss': 'it adds a loss of its own, which belongs to no unit and is not clipped; remove the add_loss, or the '
-            'regularizer (weight decay belongs in the optimizer)',
-    'state':
-        'it keeps statistics of the images that pass through it, which are released without noise; use a layer without '
-        'running statistics'
+        'or LayerNormalization, and mix nothing across units'
+    ),
+    'random': (
+        'it draws randomness inside call, which the mapped gradient shares among units; draw it outside of the '
+        'network and pass it in'
+    ),
+    'loss': (
+        'it adds a loss of its own, which belongs to no unit and is not clipped; remove the add_loss, or the '
+        'regularizer (weight decay belongs in the optimizer)'
+    ),
+    'state': (
+        'it keeps statistics of the images that pass through it, which are released without noise; use a layer '
+        'without running statistics'
+    ),
 }
 
 
 class ModelCheckError(ValueError):
     """A network, a loss or a way to draw views is not fit for per-unit clipping."""
+
     __init__ = Exception.__init__  # AutoGraph then raises the same kind of error out of a tf.function.
 
 
@@ -50,7 +69,7 @@ def check_layers(model: keras.Model) -> None:
       ModelCheckError: one line that names every such layer and the cure.
     """
     problems = []
-    for layer in model._flatten_layers(include_self=False):  # pylint: disable=protected-access
+    for layer in model._flatten_layers(include_self=False):
         kinds = [c.__name__ for c in type(layer).__mro__]
         if _MIXES_EXAMPLES.intersection(kinds):
             problems.append((layer, 'mixes'))
@@ -60,8 +79,10 @@ def check_layers(model: keras.Model) -> None:
         elif _adds_loss(layer):
             problems.append((layer, 'loss'))
     if problems:
-        raise ModelCheckError('; '.join(
-            f'layer {layer.name!r} ({type(layer).__name__}): {_CURES[kind]}' for layer, kind in problems) + '.')
+        raise ModelCheckError(
+            '; '.join(f'layer {layer.name!r} ({type(layer).__name__}): {_CURES[kind]}' for layer, kind in problems)
+            + '.'
+        )
 
 
 @tf.autograph.experimental.do_not_convert
@@ -106,7 +127,7 @@ def check_models_with(variables: Sequence[tf.Variable], *, runs_them: bool) -> N
     models = [o for o in gc.get_objects() if issubclass(type(o), keras.Model) and o.built]
     models = [model for model in models if references & {variable.ref() for variable in model.trainable_variables}]
     for model in models:
-        for layer in model._flatten_layers(include_self=False):  # pylint: disable=protected-access
+        for layer in model._flatten_layers(include_self=False):
             if layer.trainable and _MIXES_EXAMPLES.intersection(c.__name__ for c in type(layer).__mro__):
                 raise ModelCheckError(f'layer {layer.name!r} ({type(layer).__name__}): {_CURES["mixes"]}.')
         inputs = model.inputs or []
@@ -120,16 +141,18 @@ def _adds_loss(layer: keras.layers.Layer) -> bool:
     if any(getattr(layer, f'{name}_regularizer', None) is not None for name in regularizers):
         return True
     # The losses of a layer include those of the layers inside it: name the innermost one.
-    inner = list(layer._flatten_layers(include_self=False))  # pylint: disable=protected-access
+    inner = list(layer._flatten_layers(include_self=False))
     return bool(layer.losses) and not any(child.losses for child in inner)
 
 
-def check_independence(model: keras.Model,
-                       make_inputs: Callable[[np.ndarray], Any],
-                       input_shape: Sequence[int],
-                       *,
-                       may_be_random: bool = False,
-                       rtol: float = 1e-3) -> None:
+def check_independence(
+    model: keras.Model,
+    make_inputs: Callable[[np.ndarray], Any],
+    input_shape: Sequence[int],
+    *,
+    may_be_random: bool = False,
+    rtol: float = 1e-3,
+) -> None:
     """Refuses a network in which one example changes the output of another, whatever its layers are called.
 
     Runs the network in training mode on three random examples, then changes the first one: what its layers make of the
@@ -155,8 +178,9 @@ def check_independence(model: keras.Model,
     names, call = _with_layer_outputs(model)
 
     def run(training: bool):
-        return [[np.asarray(out, np.float64) for out in call(make_inputs(x), training)] for x in (batch, batch, changed)
-               ]
+        return [
+            [np.asarray(out, np.float64) for out in call(make_inputs(x), training)] for x in (batch, batch, changed)
+        ]
 
     with _random_weights(model):
         state = [v.numpy() for v in model.variables]
@@ -172,7 +196,8 @@ def check_independence(model: keras.Model,
             raise ModelCheckError(f'{name} gives two outputs for one input: {_CURES["random"]}.')
         if len(before) == 3 and np.abs(after[1:] - before[1:]).max() > tolerance:
             raise ModelCheckError(
-                f'in {name} the output for one example depends on another one in the batch: {_CURES["mixes"]}.')
+                f'in {name} the output for one example depends on another one in the batch: {_CURES["mixes"]}.'
+            )
     if not may_be_random and np.abs(runs[2][-1][0] - runs[0][-1][0]).max() <= tolerance:
         raise ModelCheckError('the output does not depend on the input, so nothing can be said of the network.')
 
@@ -180,8 +205,9 @@ def check_independence(model: keras.Model,
 def _with_layer_outputs(model: keras.Model):
     """Returns the names of a model's layers, and a function that returns the output of each, the model's own last."""
     if not model.inputs:  # A subclassed model shows nothing of its inside.
-        return [f'the network {model.name!r}'
-               ], lambda inputs, training: tf.nest.flatten(model(inputs, training=training))[:1]
+        return [f'the network {model.name!r}'], lambda inputs, training: tf.nest.flatten(
+            model(inputs, training=training)
+        )[:1]
     layers = [layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
     outputs = [tf.nest.flatten(layer.get_output_at(0))[0] for layer in layers]
     probe = keras.Model(model.inputs, outputs + [model.outputs[0]])
@@ -195,17 +221,17 @@ def _random_weights(model: keras.Model):
     weights = model.get_weights()
     generator = np.random.default_rng(1)
     model.set_weights(
-        [w + 0.1 * generator.standard_normal(w.shape).astype(w.dtype) if w.dtype.kind == 'f' else w for w in weights])
+        [w + 0.1 * generator.standard_normal(w.shape).astype(w.dtype) if w.dtype.kind == 'f' else w for w in weights]
+    )
     try:
         yield
     finally:
         model.set_weights(weights)
 
 
-def check_loss(loss_fn: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
-               output_shape: Sequence[int],
-               *,
-               rtol: float = 1e-5) -> None:
+def check_loss(
+    loss_fn: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], output_shape: Sequence[int], *, rtol: float = 1e-5
+) -> None:
     """Refuses a loss that couples the examples of a batch: contrastive, ranking, or averaged over the batch.
 
     Args:
@@ -245,12 +271,17 @@ def check_views(draw_for_units: Callable[[tf.Tensor, tf.Tensor], Any], image_sha
     changed = images.copy()
     changed[0] = 255 - changed[0]
     units, other_units = np.array([5, 6, 7]), np.array([50, 6, 7])
-    before, again, after = ([
-        np.asarray(x) for x in tf.nest.flatten(draw_for_units(tf.constant(i), tf.constant(u, tf.int64)))
-    ] for i, u in ((images, units), (images, units), (changed, other_units)))
+    before, again, after = (
+        [np.asarray(x) for x in tf.nest.flatten(draw_for_units(tf.constant(i), tf.constant(u, tf.int64)))]
+        for i, u in ((images, units), (images, units), (changed, other_units))
+    )
     if any(not np.array_equal(x, y) for x, y in zip(before, again)):
-        raise ModelCheckError('the views of a unit differ when they are drawn again: draw them from (seed, step, unit) '
-                              'alone, neither from a state nor from earlier losses.')
+        raise ModelCheckError(
+            'the views of a unit differ when they are drawn again: draw them from (seed, step, unit) '
+            'alone, neither from a state nor from earlier losses.'
+        )
     if any(not np.array_equal(x[1:], y[1:]) for x, y in zip(before, after)):
-        raise ModelCheckError('the views of one unit depend on another one in the batch: draw them from (seed, step, '
-                              'unit) alone (no mix-up across units, no antithetic timesteps).')
+        raise ModelCheckError(
+            'the views of one unit depend on another one in the batch: draw them from (seed, step, '
+            'unit) alone (no mix-up across units, no antithetic timesteps).'
+        )

@@ -1,10 +1,10 @@
 """The one Gaussian draw of a step."""
 
+from collections.abc import Sequence
 import dataclasses
 import functools
 import hashlib
 import math
-from typing import List, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -45,6 +45,7 @@ class GaussianNoise:
     References: Dwork and Roth 2014, The Algorithmic Foundations of Differential Privacy, appendix A; Balle and Wang
       2018, arXiv:1805.06530; Garfinkel and Leclerc 2020, arXiv:2009.03777 (why the generator matters).
     """
+
     stddev: float
     generator: str = 'philox'
 
@@ -54,10 +55,11 @@ class GaussianNoise:
         if self.stddev and not SMALLEST_STDDEV <= self.stddev <= LARGEST_STDDEV:
             raise ValueError(
                 f'stddev must be 0 or in [{SMALLEST_STDDEV:g}, {LARGEST_STDDEV:g}], which float32 carries, '
-                f'got {self.stddev}.')
+                f'got {self.stddev}.'
+            )
         check_generator(self.generator)
 
-    def add(self, sums: Sequence[tf.Tensor], *, seed: seeds.PrivateSeed, step: tf.Tensor) -> List[tf.Tensor]:
+    def add(self, sums: Sequence[tf.Tensor], *, seed: seeds.PrivateSeed, step: tf.Tensor) -> list[tf.Tensor]:
         """Returns the sums with noise.
 
         With 'philox' it may be called eagerly, in a graph and within XLA (`jit_compile=True`, TPUs), on devices of any
@@ -76,7 +78,7 @@ class GaussianNoise:
         """
         return self.add_at(sums, seed=seed, first_draw=tf.cast(step, tf.int64) * len(sums))
 
-    def add_at(self, sums: Sequence[tf.Tensor], *, seed: seeds.PrivateSeed, first_draw: tf.Tensor) -> List[tf.Tensor]:
+    def add_at(self, sums: Sequence[tf.Tensor], *, seed: seeds.PrivateSeed, first_draw: tf.Tensor) -> list[tf.Tensor]:
         """Returns the sums with noise, given the number of the first draw; otherwise as `add`.
 
         Args:
@@ -98,11 +100,12 @@ class GaussianNoise:
         if tf.inside_function():
             # One function in the graph, called for each variable: the draw's many operations are traced once, and
             # optimized once, which TensorFlow does for each constant that a function is called with: no size is given.
-            add_draw = tf.function(add_draw,
-                                   autograph=False,
-                                   input_signature=[tf.TensorSpec([None], tf.float32),
-                                                    tf.TensorSpec([], tf.int64)],
-                                   experimental_attributes={'_noinline': True})
+            add_draw = tf.function(
+                add_draw,
+                autograph=False,
+                input_signature=[tf.TensorSpec([None], tf.float32), tf.TensorSpec([], tf.int64)],
+                experimental_attributes={'_noinline': True},
+            )
         first_draw = tf.cast(first_draw, tf.int64)
         return [
             tf.reshape(add_draw(tf.reshape(value, [-1]), first_draw + index), tf.shape(value))
@@ -113,12 +116,9 @@ class GaussianNoise:
         draw_seed = tf.stack([tf.constant(seed.derive(PURPOSE), tf.int64), counter])
         pairs = (size + 1) // 2
         # Integer bits: XLA changes what stateless_normal returns.
-        bits = tf.random.stateless_uniform(tf.stack([3, pairs]),
-                                           draw_seed,
-                                           minval=None,
-                                           maxval=None,
-                                           dtype=tf.uint32,
-                                           alg='philox')
+        bits = tf.random.stateless_uniform(
+            tf.stack([3, pairs]), draw_seed, minval=None, maxval=None, dtype=tf.uint32, alg='philox'
+        )
         return self.stddev * normal_from_bits(bits)[:size]
 
     def _draw_shake256(self, seed: seeds.PrivateSeed, size: tf.Tensor, counter: tf.Tensor) -> tf.Tensor:
@@ -253,9 +253,11 @@ def check_is_not_lost(noise_multiplier: float, expected_batch_size: float) -> No
     """
     least = expected_batch_size * 2.0**-21
     if 0.0 < noise_multiplier < least:
-        raise ValueError(f'noise_multiplier={noise_multiplier:g} is lost in float32 beside a sum of '
-                         f'{expected_batch_size:g} gradients: give at least {least:.3g}, or a smaller '
-                         'expected_batch_size.')
+        raise ValueError(
+            f'noise_multiplier={noise_multiplier:g} is lost in float32 beside a sum of '
+            f'{expected_batch_size:g} gradients: give at least {least:.3g}, or a smaller '
+            'expected_batch_size.'
+        )
 
 
 def check_generator(generator: str) -> None:

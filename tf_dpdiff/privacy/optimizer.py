@@ -4,8 +4,9 @@ The interface is TensorFlow Privacy's `make_vectorized_keras_optimizer_class`; w
 of `make_vectorized_dp_optimizer_class`.
 """
 
+from collections.abc import Callable, Sequence
 import functools
-from typing import Any, Callable, List, Optional, Sequence, Type
+from typing import Any
 import weakref
 
 import tensorflow as tf
@@ -27,10 +28,11 @@ _STRATEGY_NAMES = {
 
 class NotPrivateError(RuntimeError, AssertionError):
     """Gradients that were not made private are not applied. (TensorFlow Privacy raises an AssertionError there.)"""
+
     __init__ = Exception.__init__  # AutoGraph then raises the same kind of error out of a tf.function.
 
 
-def make_vectorized_dp_optimizer_class(cls: Type[keras.optimizers.Optimizer]) -> Type[keras.optimizers.Optimizer]:
+def make_vectorized_dp_optimizer_class(cls: type[keras.optimizers.Optimizer]) -> type[keras.optimizers.Optimizer]:
     """Returns a DP-SGD subclass of a keras optimizer class (the current ones, not `legacy`).
 
     Arguments of the returned class: `l2_norm_clip`, `noise_multiplier`, `num_microbatches`, `expected_batch_size`,
@@ -76,20 +78,24 @@ def make_vectorized_dp_optimizer_class(cls: Type[keras.optimizers.Optimizer]) ->
     class VectorizedDPOptimizer(_PrivateGradients, cls):
         """DP-SGD subclass; see `make_vectorized_dp_optimizer_class`."""
 
-        def __init__(self,
-                     l2_norm_clip: float,
-                     noise_multiplier: float,
-                     num_microbatches: Optional[int] = None,
-                     *args,
-                     expected_batch_size: Optional[float] = None,
-                     units_per_chunk: int = 16,
-                     **kwargs):
+        def __init__(
+            self,
+            l2_norm_clip: float,
+            noise_multiplier: float,
+            num_microbatches: int | None = None,
+            *args,
+            expected_batch_size: float | None = None,
+            units_per_chunk: int = 16,
+            **kwargs,
+        ):
             super().__init__(*args, **kwargs)
-            self._set_up(l2_norm_clip=l2_norm_clip,
-                         noise_multiplier=noise_multiplier,
-                         num_microbatches=num_microbatches,
-                         expected_batch_size=expected_batch_size,
-                         units_per_chunk=units_per_chunk)
+            self._set_up(
+                l2_norm_clip=l2_norm_clip,
+                noise_multiplier=noise_multiplier,
+                num_microbatches=num_microbatches,
+                expected_batch_size=expected_batch_size,
+                units_per_chunk=units_per_chunk,
+            )
 
     VectorizedDPOptimizer.__name__ = VectorizedDPOptimizer.__qualname__ = 'VectorizedDP' + cls.__name__
     return VectorizedDPOptimizer
@@ -100,16 +106,20 @@ class _PrivateGradients:
 
     def _set_up(self, *, l2_norm_clip, noise_multiplier, num_microbatches, expected_batch_size, units_per_chunk):
         if num_microbatches is None and expected_batch_size is None:
-            raise ValueError('give num_microbatches or expected_batch_size: the noisy sum must be divided by a public '
-                             'number, not by the size of the batch at hand.')
+            raise ValueError(
+                'give num_microbatches or expected_batch_size: the noisy sum must be divided by a public '
+                'number, not by the size of the batch at hand.'
+            )
         for name, value in (('num_microbatches', num_microbatches), ('expected_batch_size', expected_batch_size)):
             if value is not None and not 0 < value < float('inf'):
                 raise ValueError(f'{name} must be finite and > 0, got {value}.')
-        self._dp_config = dict(l2_norm_clip=l2_norm_clip,
-                               noise_multiplier=noise_multiplier,
-                               num_microbatches=num_microbatches,
-                               expected_batch_size=expected_batch_size,
-                               units_per_chunk=units_per_chunk)
+        self._dp_config = dict(
+            l2_norm_clip=l2_norm_clip,
+            noise_multiplier=noise_multiplier,
+            num_microbatches=num_microbatches,
+            expected_batch_size=expected_batch_size,
+            units_per_chunk=units_per_chunk,
+        )
         self.num_microbatches = num_microbatches
         self._expected_batch_size = expected_batch_size
         self._units_per_chunk = units_per_chunk
@@ -122,8 +132,11 @@ class _PrivateGradients:
         # one is not, so that a checkpoint that is restored in the same process cannot set it back.
         with tf.init_scope():
             self._num_draws, least_draw = (
-                tf.Variable(0, trainable=False, dtype=tf.int64, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-                            name=name) for name in ('num_draws', 'least_draw'))  # yapf: disable
+                tf.Variable(
+                    0, trainable=False, dtype=tf.int64, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA, name=name
+                )
+                for name in ('num_draws', 'least_draw')
+            )
         object.__setattr__(self, '_least_draw', least_draw)  # Not tracked.
         self._variables.append(self._num_draws)
         self._made_private = weakref.WeakValueDictionary()  # Gradients, by their id.
@@ -140,7 +153,8 @@ class _PrivateGradients:
         raise ValueError(
             'mixed_float16 (a LossScaleOptimizer) scales the loss before the gradients are clipped, so that '
             "l2_norm_clip means another norm in each step: use the policy 'mixed_bfloat16', which needs no "
-            'loss scaling.')
+            'loss scaling.'
+        )
 
     def compute_gradients(self, loss, var_list, tape=None):
         """Returns noisy (gradient, variable) pairs from a vector of losses; see the class factory.
@@ -166,8 +180,8 @@ class _PrivateGradients:
             losses = tf.convert_to_tensor(loss() if callable(loss) else loss)
             if losses.shape.rank == 0:
                 raise ValueError(
-                    "the loss must be a vector with one entry a view; compile with a loss whose reduction is "
-                    "'none'.")
+                    "the loss must be a vector with one entry a view; compile with a loss whose reduction is 'none'."
+                )
             unit_losses = tf.reduce_mean(self.split_into_units(losses), axis=1)
         variables = tf.nest.flatten(var_list() if callable(var_list) else var_list)
         self._check_models(variables, num_replicas)
@@ -223,10 +237,11 @@ class _PrivateGradients:
                 f'{type(self).__name__}.apply_gradients was given gradients that it has not made private: the model '
                 'would be trained without differential privacy. Apply what compute_gradients or compute_unit_gradients '
                 'of this optimizer returned, call minimize or minimize_units, or pass sums and averages of such '
-                'gradients through declare_private.')
+                'gradients through declare_private.'
+            )
         return super().apply_gradients(pairs, *args, **kwargs)
 
-    def declare_private(self, gradients: Sequence[tf.Tensor]) -> List[tf.Tensor]:
+    def declare_private(self, gradients: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """Declares that gradients were computed from private ones alone, and returns them to be applied.
 
         Use it for what this optimizer can't see: gradients of several calls that were added up or averaged, or that
@@ -249,7 +264,8 @@ class _PrivateGradients:
             raise RuntimeError(
                 f'{type(self).__name__}.apply_gradients would add up over replicas what compute_gradients and '
                 'compute_unit_gradients have added up already: call it with skip_gradients_aggregation=True, or '
-                'call minimize or minimize_units.')
+                'call minimize or minimize_units.'
+            )
         return grads_and_vars
 
     def split_into_units(self, rows: tf.Tensor) -> tf.Tensor:
@@ -262,9 +278,11 @@ class _PrivateGradients:
         num_rows, num_units = rows.shape[0], self.num_microbatches
         if num_units is None:
             return rows[:, None]
-        message = (f'a batch is no multiple of num_microbatches={num_units}: leave the last, smaller batch of an epoch '
-                   'out (drop_remainder=True), or give expected_batch_size in place of num_microbatches, and each row '
-                   'is a unit.')
+        message = (
+            f'a batch is no multiple of num_microbatches={num_units}: leave the last, smaller batch of an epoch '
+            'out (drop_remainder=True), or give expected_batch_size in place of num_microbatches, and each row '
+            'is a unit.'
+        )
         if num_rows is not None and num_rows % num_units:
             raise ValueError(f'{num_rows} rows in {message}')
         is_whole = tf.debugging.assert_equal(tf.shape(rows)[0] % num_units, 0, message=message)
@@ -278,7 +296,8 @@ class _PrivateGradients:
     def __reduce__(self):
         raise TypeError(
             f'{type(self).__name__} is neither copied nor pickled, since the copy would draw the same noise: '
-            'make another one by from_config(optimizer.get_config()).')
+            'make another one by from_config(optimizer.get_config()).'
+        )
 
     def _is_private(self, gradient) -> bool:
         return gradient is not None and self._made_private.get(id(gradient)) is gradient
@@ -297,7 +316,8 @@ class _PrivateGradients:
             if not isinstance(self._num_draws, tf.distribute.DistributedValues):
                 raise RuntimeError(
                     f'make {type(self).__name__} in the scope of the strategy: its counter of draws must be '
-                    'the same on all replicas.')
+                    'the same on all replicas.'
+                )
             sums = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, sums)
         # Replicas share the seed and the counter, so all of them add the same noise to the same sum.
         first_draw = tf.maximum(self._num_draws.read_value(), self._least_draw.read_value())
@@ -329,8 +349,10 @@ def count_replicas() -> int:
         return 1
     if not isinstance(strategy, tf.distribute.MirroredStrategy):
         name = type(strategy).__name__
-        raise RuntimeError(f'{_STRATEGY_NAMES.get(name, name)} is not supported by the VectorizedDP optimizers: its '
-                           'noise was not shown to be added once. Use MirroredStrategy, or bin/train.')
+        raise RuntimeError(
+            f'{_STRATEGY_NAMES.get(name, name)} is not supported by the VectorizedDP optimizers: its '
+            'noise was not shown to be added once. Use MirroredStrategy, or bin/train.'
+        )
     if tf.distribute.in_cross_replica_context():
         raise RuntimeError('a private step under MirroredStrategy is taken by each replica: call it by strategy.run.')
     return strategy.num_replicas_in_sync
@@ -356,25 +378,31 @@ class DpModel(keras.Model):
     def train_step(self, data):
         """One private update on a batch of (x, y) or (x, y, sample_weight)."""
         if not isinstance(self.optimizer, _PrivateGradients):
-            raise ValueError(f'a DpModel trains by a VectorizedDP optimizer, got {type(self.optimizer).__name__}: '
-                             'compile it with VectorizedDPAdam, say.')
+            raise ValueError(
+                f'a DpModel trains by a VectorizedDP optimizer, got {type(self.optimizer).__name__}: '
+                'compile it with VectorizedDPAdam, say.'
+            )
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         if self.losses:
             raise ValueError(
-                'losses added by layers (add_loss, regularizers) are not attributed to a unit; remove them.')
+                'losses added by layers (add_loss, regularizers) are not attributed to a unit; remove them.'
+            )
         num_replicas = count_replicas()
 
         def unit_loss(unit):
             unit_x, unit_y, unit_weight = unit
             losses = self.compute_loss(unit_x, unit_y, self(unit_x, training=True), unit_weight)
             if num_replicas > 1 and losses.shape.rank == 0:
-                raise ValueError("Keras divides the loss by the number of replicas unless its reduction is 'none': "
-                                 "compile with a loss whose reduction is 'none'.")
+                raise ValueError(
+                    "Keras divides the loss by the number of replicas unless its reduction is 'none': "
+                    "compile with a loss whose reduction is 'none'."
+                )
             return tf.reduce_mean(losses)
 
         num_rows = tf.shape(tf.nest.flatten(x)[0])[0]
-        batch = tf.nest.map_structure(self.optimizer.split_into_units,
-                                      (x, y, tf.ones([num_rows]) if sample_weight is None else sample_weight))
+        batch = tf.nest.map_structure(
+            self.optimizer.split_into_units, (x, y, tf.ones([num_rows]) if sample_weight is None else sample_weight)
+        )
         # Not of unit_loss: Keras counts the loss itself in a metric.
         model_check.check_keeps_no_state(functools.partial(self, training=True), _spec_of_unit(batch[0]))
         pairs = self.optimizer._compute_unit_gradients(unit_loss, batch, self.trainable_variables)

@@ -1,11 +1,9 @@
 """Owners: units of several images, each of which counts in part."""
 
-from typing import Optional
-
 import numpy as np
 
 
-def shares(num_images: int, owners: Optional[np.ndarray]) -> np.ndarray:
+def shares(num_images: int, owners: np.ndarray | None) -> np.ndarray:
     """Returns what each image counts in a sum over units.
 
     Use it where units of several images are released without DP-SGD, which averages their gradients instead.

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from typing import List, Optional, Union
 
 import dp_accounting
 
@@ -23,7 +22,7 @@ SAMPLINGS = ('poisson', 'shuffled_batches')
 CLIPPINGS = ('flat', 'per_layer')
 
 # What may come before the first step, paid from the same budget.
-WarmStartRelease = Union[class_means.ClassMeansConfig, feature_means.FeatureMeansConfig]
+WarmStartRelease = class_means.ClassMeansConfig | feature_means.FeatureMeansConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +47,13 @@ class DpSgdConfig:
       accept_large_delta: Accepts a target_delta of 1 / number of units or more: with probability up to delta anything
         may be released, which over N units may mean whole images of about delta * N people. The statement says so.
     """
+
     target_delta: float
     expected_batch_size: int
     num_steps: int
     l2_norm_clip: float
-    target_epsilon: Optional[float] = None
-    noise_multiplier: Optional[float] = None
+    target_epsilon: float | None = None
+    noise_multiplier: float | None = None
     neighboring_relation: str = relations.REPLACE_WITH_ZERO
     sampling: str = 'poisson'
     clipping: str = 'flat'
@@ -98,23 +98,24 @@ class DpSgdPlan:
       noise: Added once to the sum over all chunks and replicas.
       warm_start_release: The other release, or None.
     """
+
     config: DpSgdConfig
     num_units: int
-    sampler: Union[sampling.PoissonSampler, sampling.ShuffledBatches]
+    sampler: sampling.PoissonSampler | sampling.ShuffledBatches
     clipper: clipping.PerUnitClipper
     noise: noise.GaussianNoise
-    warm_start_release: Optional[WarmStartRelease]
+    warm_start_release: WarmStartRelease | None
 
     @property
-    def sampling_probability(self) -> Optional[float]:
+    def sampling_probability(self) -> float | None:
         """Of each unit in each step; None where units are not Poisson-sampled."""
         return getattr(self.sampler, 'sampling_probability', None)
 
-    def dp_event(self, num_steps: Optional[int] = None) -> dp_accounting.DpEvent:
+    def dp_event(self, num_steps: int | None = None) -> dp_accounting.DpEvent:
         """Returns the event of the whole plan, or of its first num_steps steps."""
         return self.planned_ledger(num_steps).dp_event()
 
-    def planned_ledger(self, num_steps: Optional[int] = None) -> ledger_lib.Ledger:
+    def planned_ledger(self, num_steps: int | None = None) -> ledger_lib.Ledger:
         """Returns the ledger that a run of the plan will end with."""
         count = self.config.num_steps if num_steps is None else num_steps
         planned = ledger_lib.Ledger()
@@ -140,10 +141,11 @@ class DpSgdPlan:
         """
         if ledger.count(DP_SGD_STEP) >= self.config.num_steps:
             raise accounting.BudgetError(
-                f'all {self.config.num_steps} planned steps have been run; one more is refused.')
+                f'all {self.config.num_steps} planned steps have been run; one more is refused.'
+            )
         return ledger.record(DP_SGD_STEP, self.config.noise_multiplier, self.sampling_probability)
 
-    def epsilon(self, ledger: Optional[ledger_lib.Ledger] = None, **options) -> float:
+    def epsilon(self, ledger: ledger_lib.Ledger | None = None, **options) -> float:
         """Returns epsilon at target_delta of what is in the ledger, or of the whole plan; infinity: no guarantee.
 
         Args:
@@ -153,7 +155,7 @@ class DpSgdPlan:
         event = (self.planned_ledger() if ledger is None else ledger).dp_event()
         return accounting.epsilon(event, self.config.target_delta, **options)
 
-    def cautions(self) -> List[str]:
+    def cautions(self) -> list[str]:
         """Returns what a lay person must be told of the claim that the whole plan ends with."""
         return cautions.of_claim(self.epsilon(), self.config.target_delta, self.num_units)
 
@@ -169,7 +171,7 @@ class DpSgdPlan:
         return fields
 
 
-def make_plan(config: DpSgdConfig, num_units: int, warm_start_release: Optional[WarmStartRelease] = None) -> DpSgdPlan:
+def make_plan(config: DpSgdConfig, num_units: int, warm_start_release: WarmStartRelease | None = None) -> DpSgdPlan:
     """Makes a plan, calibrating the noise where it is not given.
 
     Args:
@@ -185,11 +187,14 @@ def make_plan(config: DpSgdConfig, num_units: int, warm_start_release: Optional[
     if config.expected_batch_size > num_units:
         raise ValueError(
             f'expected_batch_size={config.expected_batch_size} is larger than the data set of {num_units} units; '
-            f'choose at most {num_units}.')
-    cautions.check_delta(f'target_delta={rounding.exact(config.target_delta)}',
-                         config.target_delta,
-                         num_units,
-                         accepted=config.accept_large_delta)
+            f'choose at most {num_units}.'
+        )
+    cautions.check_delta(
+        f'target_delta={rounding.exact(config.target_delta)}',
+        config.target_delta,
+        num_units,
+        accepted=config.accept_large_delta,
+    )
     if config.sampling == 'poisson':
         sampler = sampling.PoissonSampler(config.expected_batch_size / num_units)
     else:
@@ -200,31 +205,39 @@ def make_plan(config: DpSgdConfig, num_units: int, warm_start_release: Optional[
         stddev = 0.0
         if noise_multiplier:
             stddev = noise_multiplier * clipper.sensitivity(config.neighboring_relation)
-        return DpSgdPlan(config=dataclasses.replace(config, noise_multiplier=noise_multiplier),
-                         num_units=num_units,
-                         sampler=sampler,
-                         clipper=clipper,
-                         noise=noise.GaussianNoise(stddev, config.noise_generator),
-                         warm_start_release=warm_start_release)
+        return DpSgdPlan(
+            config=dataclasses.replace(config, noise_multiplier=noise_multiplier),
+            num_units=num_units,
+            sampler=sampler,
+            clipper=clipper,
+            noise=noise.GaussianNoise(stddev, config.noise_generator),
+            warm_start_release=warm_start_release,
+        )
 
     if config.noise_multiplier is not None:
         plan = plan_with(config.noise_multiplier)
     elif config.sampling != 'poisson':
-        raise ValueError(f'sampling={config.sampling!r} has no epsilon to calibrate to: give a noise_multiplier and '
-                         'target_epsilon=None.')
+        raise ValueError(
+            f'sampling={config.sampling!r} has no epsilon to calibrate to: give a noise_multiplier and '
+            'target_epsilon=None.'
+        )
     else:
         plan = plan_with(
-            accounting.calibrate_noise_multiplier(lambda sigma: plan_with(sigma).dp_event(), config.target_epsilon,
-                                                  config.target_delta))
+            accounting.calibrate_noise_multiplier(
+                lambda sigma: plan_with(sigma).dp_event(), config.target_epsilon, config.target_delta
+            )
+        )
     noise.check_is_not_lost(plan.config.noise_multiplier, config.expected_batch_size)
     if config.target_epsilon is not None and plan.epsilon() > config.target_epsilon:
         raise accounting.BudgetError(
             f'noise_multiplier={plan.config.noise_multiplier:g} over {config.num_steps} steps costs '
             f'epsilon={accounting.round_up(plan.epsilon())} at delta={rounding.exact(config.target_delta)}, more '
             f'than target_epsilon={rounding.exact(config.target_epsilon)}. Give more noise or fewer steps, leave '
-            'noise_multiplier out to have it calibrated, or set target_epsilon=None to claim no target.')
+            'noise_multiplier out to have it calibrated, or set target_epsilon=None to claim no target.'
+        )
     if plan.config.noise_multiplier and config.sampling == 'poisson' and math.isinf(plan.epsilon()):
         raise accounting.BudgetError(
             f'no epsilon is known for a noise multiplier below {epsilon_bounds.SMALLEST_NOISE_MULTIPLIER}, of the '
-            'steps or of the warm start: it would hide nothing. Take more noise, or noise_multiplier=0 for no claim.')
+            'steps or of the warm start: it would hide nothing. Take more noise, or noise_multiplier=0 for no claim.'
+        )
     return plan

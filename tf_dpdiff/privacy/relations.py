@@ -42,11 +42,13 @@ RELATIONS = (REPLACE_WITH_ZERO, ADD_OR_REMOVE_ONE, REPLACE_ONE)
 
 # For which the accountant's pair of distributions is proven; in words for a statement.
 ACCOUNTED = {
-    REPLACE_WITH_ZERO:
+    REPLACE_WITH_ZERO: (
         'one unit is replaced with a null record, which takes part in nothing; both have the same number of units, '
-        'which is public',
-    ADD_OR_REMOVE_ONE:
-        'add or remove one unit, at the same sampling probability; the number of units is published and not protected',
+        'which is public'
+    ),
+    ADD_OR_REMOVE_ONE: (
+        'add or remove one unit, at the same sampling probability; the number of units is published and not protected'
+    ),
 }
 
 
@@ -67,5 +69,7 @@ def check_accounted(neighboring_relation: str) -> None:
       ValueError: names it and those for which one can.
     """
     if neighboring_relation not in ACCOUNTED:
-        raise ValueError(f'neighboring_relation must be one of {tuple(ACCOUNTED)}, got {neighboring_relation!r}: no '
-                         'epsilon is claimed under another relation.')
+        raise ValueError(
+            f'neighboring_relation must be one of {tuple(ACCOUNTED)}, got {neighboring_relation!r}: no '
+            'epsilon is claimed under another relation.'
+        )

@@ -6,7 +6,7 @@ multiplier of 100 5000 times the truth), and where about half of the units are s
 terms, says so to whoever reads the log, and counts the order as infinite. So they are summed up here with their signs.
 """
 
-from typing import List, Sequence, Tuple
+from collections.abc import Sequence
 
 import dp_accounting
 from dp_accounting import rdp
@@ -60,10 +60,12 @@ def _of_a_fractional_order(noise_multiplier: float, q: float, order: float) -> f
     log_binomial = np.concatenate([[0.0], np.cumsum(np.log(np.abs(j[:-1]) / i[1:]))])
     below = i * log_q + j * log_rest + (i * i - i) / (2.0 * variance)
     above = j * log_q + i * log_rest + (j * j - j) / (2.0 * variance)
-    sizes = np.stack([
-        log_binomial + below + special.log_ndtr((middle - i) / noise_multiplier),
-        log_binomial + above + special.log_ndtr((j - middle) / noise_multiplier)
-    ])
+    sizes = np.stack(
+        [
+            log_binomial + below + special.log_ndtr((middle - i) / noise_multiplier),
+            log_binomial + above + special.log_ndtr((j - middle) / noise_multiplier),
+        ]
+    )
     signs = np.where(np.maximum(i - 1.0 - np.floor(order), 0.0) % 2.0, -1.0, 1.0)
     if signs[-1] < 0.0:
         sizes, signs = sizes[:, :-1], signs[:-1]
@@ -71,7 +73,7 @@ def _of_a_fractional_order(noise_multiplier: float, q: float, order: float) -> f
     return largest + np.log((signs * np.exp(sizes - largest)).sum())
 
 
-def _lower_convex_envelope(xs: Sequence[float], ys: Sequence[float]) -> Tuple[List[float], List[float]]:
+def _lower_convex_envelope(xs: Sequence[float], ys: Sequence[float]) -> tuple[list[float], list[float]]:
     """Returns the corners of the largest convex function that is nowhere above the points; the xs rise."""
     corners = []
     for x, y in zip(xs, ys):

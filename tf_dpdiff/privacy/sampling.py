@@ -1,7 +1,7 @@
 """Which units take part in a step: Poisson index batches, and a baseline without a guarantee."""
 
+from collections.abc import Sequence
 import dataclasses
-from typing import List, Sequence, Tuple
 
 import numpy as np
 
@@ -9,7 +9,7 @@ PADDING_INDEX = -1
 GENERATOR = 'philox'  # What draws the units of a step, whichever generator draws the noise.
 
 
-def shard_bounds(num_units: int, replica: int, num_replicas: int) -> Tuple[int, int]:
+def shard_bounds(num_units: int, replica: int, num_replicas: int) -> tuple[int, int]:
     """Returns the first unit of a replica's shard and the one after its last; the shards of all replicas are disjoint.
 
     Args:
@@ -49,6 +49,7 @@ class PoissonSampler:
 
     References: Abadi et al. 2016, arXiv:1607.00133, section 3.1 ("lots").
     """
+
     sampling_probability: float
 
     def __post_init__(self):
@@ -72,7 +73,7 @@ class PoissonSampler:
         bits = np.random.Philox(key=np.array([seed, step], np.uint64))
         # Unit i always gets the i-th number of the step; the generator makes four at a time.
         bits.advance(first // 4)
-        numbers = np.random.Generator(bits).random(first % 4 + end - first)[first % 4:]
+        numbers = np.random.Generator(bits).random(first % 4 + end - first)[first % 4 :]
         return first + np.flatnonzero(numbers < self.sampling_probability)
 
 
@@ -86,6 +87,7 @@ class ShuffledBatches:
     Attributes:
       batch_size: Units a step.
     """
+
     batch_size: int
 
     def sample(self, num_units: int, *, seed: int, step: int, replica: int = 0, num_replicas: int = 1) -> np.ndarray:
@@ -94,11 +96,11 @@ class ShuffledBatches:
         epoch, position = divmod(step, max(1, num_units // self.batch_size))
         generator = np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64)))
         start = position * self.batch_size
-        units = np.sort(generator.permutation(num_units)[start:start + self.batch_size])
+        units = np.sort(generator.permutation(num_units)[start : start + self.batch_size])
         return units[(units >= first) & (units < end)]
 
 
-def pad_indices(indices: np.ndarray, multiple: int) -> Tuple[np.ndarray, np.ndarray]:
+def pad_indices(indices: np.ndarray, multiple: int) -> tuple[np.ndarray, np.ndarray]:
     """Pads an index batch to a multiple of the physical chunk, so that compiled code sees whole chunks.
 
     Args:
@@ -115,11 +117,11 @@ def pad_indices(indices: np.ndarray, multiple: int) -> Tuple[np.ndarray, np.ndar
     """
     padded_size = max(1, -(-len(indices) // multiple)) * multiple
     padded = np.full([padded_size], PADDING_INDEX, np.int64)
-    padded[:len(indices)] = indices
+    padded[: len(indices)] = indices
     return padded, padded == PADDING_INDEX
 
 
-def pad_batches(batches: Sequence[np.ndarray], multiple: int, *, equally: bool) -> List[np.ndarray]:
+def pad_batches(batches: Sequence[np.ndarray], multiple: int, *, equally: bool) -> list[np.ndarray]:
     """Pads the index batches of several replicas; see `pad_indices`.
 
     Args:

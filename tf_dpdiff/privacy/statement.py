@@ -6,7 +6,6 @@ import json
 import math
 import sys
 import textwrap
-from typing import List, Optional, Tuple
 
 import numpy as np
 import tensorflow as tf
@@ -35,7 +34,8 @@ _NOT_COVERED = (
 
 _ALSO_PUBLIC = (
     'private images that are among those public ones too, of which a run refuses more than 1 in 100: they count '
-    'as private where the private stages use them, and what the public stages show of them is not protected')
+    'as private where the private stages use them, and what the public stages show of them is not protected'
+)
 
 _GENERATORS = {
     'philox': 'Philox, a statistical generator with a secret seed',
@@ -61,13 +61,14 @@ class PrivacyStatement:
       public_data: The images that count as public and that the weights have seen too, one phrase a source.
       has_owners: Whether a unit is an owner with all of its images; else each image is a unit, whatever it is called.
     """
+
     unit: str
     dataset: str
     plan: plan_lib.DpSgdPlan
     ledger: ledger_lib.Ledger
     augmentation_multiplicity: int
-    run_id: Optional[str] = None
-    public_data: Tuple[str, ...] = ()
+    run_id: str | None = None
+    public_data: tuple[str, ...] = ()
     has_owners: bool = False
 
     def to_dict(self) -> dict:
@@ -110,12 +111,11 @@ class PrivacyStatement:
         config, num_steps = self.plan.config, self.ledger.count(plan_lib.DP_SGD_STEP)
         if not num_steps or not config.noise_multiplier:
             return 0.0
-        return noise.tail_delta(config.noise_multiplier,
-                                num_draws=num_steps,
-                                num_numbers=_MOST_PARAMETERS,
-                                generator=config.noise_generator)
+        return noise.tail_delta(
+            config.noise_multiplier, num_draws=num_steps, num_numbers=_MOST_PARAMETERS, generator=config.noise_generator
+        )
 
-    def _cautions(self) -> List[str]:
+    def _cautions(self) -> list[str]:
         config = self.plan.config
         return cautions.of_claim(self.plan.epsilon(self.ledger), config.target_delta, self.plan.num_units)
 
@@ -128,17 +128,20 @@ class PrivacyStatement:
             reasons.append('its batches were not Poisson-sampled')
         return ', and '.join(reasons)
 
-    def _not_covered(self) -> List[str]:
+    def _not_covered(self) -> list[str]:
         public = [f'the public images it was trained on before: {phrase}' for phrase in self.public_data]
         return public + [_ALSO_PUBLIC] * bool(public) + list(_NOT_COVERED)
 
-    def epsilon_over_steps(self) -> List[curves.CurvePoint]:
+    def epsilon_over_steps(self) -> list[curves.CurvePoint]:
         """Returns what had been spent on the way, the last point being the claim; empty where nothing is claimed."""
         num_steps = self.ledger.count(plan_lib.DP_SGD_STEP)
         if not num_steps or _finite(self.plan.epsilon(self.ledger)) is None:
             return []
-        return curves.epsilon_over_steps(lambda count: self.ledger.first(plan_lib.DP_SGD_STEP, count).dp_event(),
-                                         num_steps, self.plan.config.target_delta)
+        return curves.epsilon_over_steps(
+            lambda count: self.ledger.first(plan_lib.DP_SGD_STEP, count).dp_event(),
+            num_steps,
+            self.plan.config.target_delta,
+        )
 
     def to_json(self) -> str:
         """Returns the statement as indented JSON."""
@@ -153,30 +156,31 @@ class PrivacyStatement:
                 f'The model trained on {self.dataset!r} and everything sampled from it is',
                 '(epsilon, delta)-differentially private with',
                 '',
-                f"    epsilon = {round_up(fields['epsilon'])}   at   delta = {rounding.exact(fields['delta'])}",
+                f'    epsilon = {round_up(fields["epsilon"])}   at   delta = {rounding.exact(fields["delta"])}',
                 '',
                 *(textwrap.fill(f'CAUTION: {caution}', _WIDTH) + '\n' for caution in fields['cautions']),
-                f"Protected unit: {self.unit} ({fields['unit_is']}).",
-                *textwrap.wrap(f"Neighbouring data sets: {relations.ACCOUNTED[fields['neighboring_relation']]}.",
-                               _WIDTH),
+                f'Protected unit: {self.unit} ({fields["unit_is"]}).',
+                *textwrap.wrap(
+                    f'Neighbouring data sets: {relations.ACCOUNTED[fields["neighboring_relation"]]}.', _WIDTH
+                ),
                 *_describe_accountants(**fields['epsilon_by_accountant']),
             ]
         else:
             lines += [
                 f'NO PRIVACY GUARANTEE IS CLAIMED for this model: {self._why_nothing_is_claimed()}.',
                 '',
-                f"Unit: {self.unit} ({fields['unit_is']}). Data set: {self.dataset!r}.",
+                f'Unit: {self.unit} ({fields["unit_is"]}). Data set: {self.dataset!r}.',
             ]
         lines += ['', 'What was released from the private data:']
         lines += [f'  - {_describe(release)}' for release in self.ledger.releases] or ['  - nothing']
         lines += [
             '',
-            f"Each step clips the gradient of a unit to an L2 norm of {fields['l2_norm_clip']:g} "
-            f"({fields['clipping'].replace('_', ' ')}) after averaging its",
+            f'Each step clips the gradient of a unit to an L2 norm of {fields["l2_norm_clip"]:g} '
+            f'({fields["clipping"].replace("_", " ")}) after averaging its',
             f'{self.augmentation_multiplicity} view(s), adds up, adds noise once, and divides by the expected batch',
-            f"size of {fields['expected_batch_size']}.",
-            f"The noise comes from {_GENERATORS[fields['noise_generator']]}; its tail is cut, which adds at",
-            f"most {_round_up_exponent(fields['noise_tail_adds_to_delta_at_most'])} to delta. Which units take part in "
+            f'size of {fields["expected_batch_size"]}.',
+            f'The noise comes from {_GENERATORS[fields["noise_generator"]]}; its tail is cut, which adds at',
+            f'most {_round_up_exponent(fields["noise_tail_adds_to_delta_at_most"])} to delta. Which units take part in '
             'a step, and how their images are looked at, is drawn by',
             f'{_GENERATORS[sampling.GENERATOR]}.',
             f'The size of the data set ({self.plan.num_units} units) and its classes count as public.',
@@ -197,9 +201,10 @@ class PublicStatement:
       num_steps: Steps of training.
       run_id: The run's public name, drawn at random.
     """
-    public_data: Tuple[str, ...]
+
+    public_data: tuple[str, ...]
     num_steps: int
-    run_id: Optional[str] = None
+    run_id: str | None = None
 
     def to_dict(self) -> dict:
         """Returns the statement as plain JSON values."""
@@ -213,7 +218,7 @@ class PublicStatement:
             'versions': _versions(),
         }
 
-    def epsilon_over_steps(self) -> List[curves.CurvePoint]:
+    def epsilon_over_steps(self) -> list[curves.CurvePoint]:
         """Returns nothing: no budget is spent."""
         return []
 
@@ -225,12 +230,14 @@ class PublicStatement:
         """Returns the statement as a page of English."""
         lines = ['PRIVACY STATEMENT', '', f'This model was trained on public images alone, {self.num_steps} steps on:']
         lines += [f'  - {phrase}' for phrase in self.public_data]
-        return '\n'.join(lines + [
+        lines += [
             '',
             'No private image was read, so a private run that starts from it pays nothing for that. NO GUARANTEE IS',
             'CLAIMED for the images above: samples may resemble them. Do not give this stage images that are not',
-            'public.', ''
-        ])
+            'public.',
+            '',
+        ]
+        return '\n'.join(lines)
 
 
 def _versions() -> dict:
@@ -246,10 +253,13 @@ def _versions() -> dict:
 def _describe(release: ledger_lib.Release) -> str:
     times = 'once' if release.count == 1 else f'{release.count} times'
     if release.mechanism == plan_lib.DP_SGD_STEP:
-        drawn = ('without Poisson sampling' if release.sampling_probability is None else
-                 f'each unit drawn with probability {release.sampling_probability:.6g}')
+        drawn = (
+            'without Poisson sampling'
+            if release.sampling_probability is None
+            else f'each unit drawn with probability {release.sampling_probability:.6g}'
+        )
         return f'DP-SGD step, {times}: {drawn}, noise multiplier {release.noise_multiplier:.6g}'
-    return f"{release.mechanism.replace('_', ' ')}, {times}: all units, noise multiplier {release.noise_multiplier:.6g}"
+    return f'{release.mechanism.replace("_", " ")}, {times}: all units, noise multiplier {release.noise_multiplier:.6g}'
 
 
 def _round_up_exponent(value: float) -> str:
@@ -261,11 +271,11 @@ def _round_up_exponent(value: float) -> str:
     return f'{digit}e{exponent}' if digit < 10 else f'1e{exponent + 1}'
 
 
-def _describe_accountants(pld: float, rdp: float) -> List[str]:
+def _describe_accountants(pld: float, rdp: float) -> list[str]:
     if 0.0 < pld == rdp:
         return [
             f'Accountant: Renyi (RDP), an upper bound, {round_up(rdp)}; a privacy loss distribution (PLD) is beyond',
-            'numbers of 64 bits here.'
+            'numbers of 64 bits here.',
         ]
     return [
         f'Accountants: privacy loss distribution (PLD) {round_up(pld)}; Renyi (RDP), an',
@@ -273,5 +283,5 @@ def _describe_accountants(pld: float, rdp: float) -> List[str]:
     ]
 
 
-def _finite(value: float) -> Optional[float]:
+def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None

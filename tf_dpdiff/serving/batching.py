@@ -1,11 +1,11 @@
 """Joins requests of one signature to batches: a bounded queue and one worker."""
 
 import collections
+from collections.abc import Callable, Mapping
 from concurrent import futures
 import dataclasses
 import threading
 import time
-from typing import Callable, Dict, List, Mapping, Optional, Tuple
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from tf_dpdiff.serving import signatures
 from tf_dpdiff.serving import status
 
 _FULL = 'The batch scheduling queue to which this task was submitted is full'
-Outputs = Dict[str, np.ndarray]
+Outputs = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +31,11 @@ class BatchingConfig:
     References: https://github.com/tensorflow/serving/blob/master/tensorflow_serving/batching/README.md, whose names and
     errors these are.
     """
+
     max_batch_size: int = 256
     batch_timeout_secs: float = 0.005
     max_queue: int = 256
-    allowed_batch_sizes: Tuple[int, ...] = ()
+    allowed_batch_sizes: tuple[int, ...] = ()
 
     def __post_init__(self):
         for name in ('max_batch_size', 'max_queue'):
@@ -46,7 +47,8 @@ class BatchingConfig:
         if sizes and (list(sizes) != sorted(set(sizes)) or sizes[0] < 1 or sizes[-1] != self.max_batch_size):
             raise ValueError(
                 f'allowed_batch_sizes must increase and end with max_batch_size={self.max_batch_size}, got '
-                f'{list(sizes)}.')
+                f'{list(sizes)}.'
+            )
 
     def padded_size(self, rows: int) -> int:
         """Returns with how many rows a batch is run."""
@@ -55,6 +57,7 @@ class BatchingConfig:
 
 class _Answer(futures.Future):
     """A future that notes that nobody waits for it any more, even if it is being run and cannot be cancelled."""
+
     is_abandoned = False
 
     def cancel(self):
@@ -90,10 +93,12 @@ class Batcher:
       on_batch: Is told the number of rows of a batch and how long its oldest request waited, in seconds.
     """
 
-    def __init__(self,
-                 signature: signatures.Signature,
-                 config: BatchingConfig,
-                 on_batch: Optional[Callable[[int, float], None]] = None):
+    def __init__(
+        self,
+        signature: signatures.Signature,
+        config: BatchingConfig,
+        on_batch: Callable[[int, float], None] | None = None,
+    ):
         self._signature, self._config = signature, config
         self._on_batch = on_batch or (lambda rows, waited: None)
         self._queue = collections.deque()
@@ -169,7 +174,7 @@ class Batcher:
                 self._answer(started)
             del batch, started  # The next may come late, and images are large.
 
-    def _next_batch(self) -> List[_Request]:
+    def _next_batch(self) -> list[_Request]:
         """Waits for requests; returns those to be run together, or none when the batcher is closed and empty."""
         with self._changed:
             while True:
@@ -178,8 +183,9 @@ class Batcher:
                     return []
                 # From now on, and not from the arrival: those who were answered just now ask again, and would else make
                 # every other batch.
-                self._changed.wait_for(lambda: self._is_closed or not self._may_grow(),
-                                       timeout=self._config.batch_timeout_secs)
+                self._changed.wait_for(
+                    lambda: self._is_closed or not self._may_grow(), timeout=self._config.batch_timeout_secs
+                )
                 batch = self._take()
                 if batch:
                     return batch
@@ -187,12 +193,15 @@ class Batcher:
     def _may_grow(self) -> bool:
         return self._signature.is_batched and sum(request.rows for request in self._queue) < self._config.max_batch_size
 
-    def _take(self) -> List[_Request]:
+    def _take(self) -> list[_Request]:
         batch, rows = [], 0
         while self._queue:
             request = self._queue[0]
-            if batch and (not self._signature.is_batched or request.kind != batch[0].kind or
-                          rows + request.rows > self._config.max_batch_size):
+            if batch and (
+                not self._signature.is_batched
+                or request.kind != batch[0].kind
+                or rows + request.rows > self._config.max_batch_size
+            ):
                 break
             self._queue.popleft()
             if self._is_wanted(request):
@@ -200,14 +209,14 @@ class Batcher:
                 rows += request.rows
         return batch
 
-    def _answer(self, batch: List[_Request]) -> None:
+    def _answer(self, batch: list[_Request]) -> None:
         try:
             results = self._run(batch)
-        except BaseException as error:  # pylint: disable=broad-except
+        except BaseException as error:
             if len(batch) == 1:
                 batch[0].fail(error)
                 return
-            for half in (batch[:len(batch) // 2], batch[len(batch) // 2:]):
+            for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
                 half = [request for request in half if self._is_still_wanted(request)]
                 if half:
                     self._answer(half)
@@ -223,7 +232,7 @@ class Batcher:
             request.fail(status.ServingError(status.Code.DEADLINE_EXCEEDED, 'the deadline passed in the queue.'))
         return not request.future.done()
 
-    def _run(self, batch: List[_Request]) -> List[Outputs]:
+    def _run(self, batch: list[_Request]) -> list[Outputs]:
         if not self._signature.is_batched:
             return [self._signature.run(batch[0].inputs)]
         counts = [request.rows for request in batch]
@@ -240,10 +249,12 @@ class Batcher:
             if value.shape[:1] != (rows + padding,):
                 raise status.ServingError(
                     status.Code.FAILED_PRECONDITION,
-                    f'output {name!r} has shape {list(value.shape)} for {rows + padding} rows of inputs.')
+                    f'output {name!r} has shape {list(value.shape)} for {rows + padding} rows of inputs.',
+                )
         ends = np.cumsum(counts)
         # Copies, so that one answer that is sent slowly does not hold the whole batch.
         copied = len(batch) > 1 or padding
-        return [{name: value[end - count:end].copy() if copied else value
-                 for name, value in outputs.items()}
-                for count, end in zip(counts, ends)]  # yapf: disable
+        return [
+            {name: value[end - count : end].copy() if copied else value for name, value in outputs.items()}
+            for count, end in zip(counts, ends)
+        ]

@@ -1,5 +1,6 @@
 """Images from a server that speaks TensorFlow Serving's protocol, over gRPC or as REST."""
 
+from collections.abc import Mapping
 import http.client
 import json
 import os
@@ -7,7 +8,7 @@ import pathlib
 import re
 import ssl
 import time
-from typing import Any, Dict, Mapping, Optional
+from typing import Any
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -23,7 +24,8 @@ _PAUSE_SECS = 1.0
 _TOKEN = 'TF_DPDIFF_TOKEN'
 _REST_ADDRESS = re.compile(r'https?://[^\s/?#]+/v1/models/[^\s/?#:]+(/(versions|labels)/[^\s/?#:]+)?/?')
 _GRPC_ADDRESS = re.compile(
-    r'grpcs?://(?P<host>[^\s/?#@]+:\d+)/(?P<name>[^\s/?#:]+)(/versions/(?P<version>\d{1,18}))?/?')
+    r'grpcs?://(?P<host>[^\s/?#@]+:\d+)/(?P<name>[^\s/?#:]+)(/versions/(?P<version>\d{1,18}))?/?'
+)
 _SIGNATURE = 'serving_default'
 
 
@@ -61,26 +63,32 @@ class Endpoint:
     References: https://www.tensorflow.org/tfx/serving/api_rest, "Predict API", in columns.
     """
 
-    def __init__(self,
-                 url: str,
-                 *,
-                 timeout_secs: float = 600.0,
-                 attempts: int = 4,
-                 num_steps: Optional[int] = None,
-                 labels: Optional[range] = None):
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_secs: float = 600.0,
+        attempts: int = 4,
+        num_steps: int | None = None,
+        labels: range | None = None,
+    ):
         if not _is_address(url):
-            raise ValueError(f'--endpoint={url} is no address of a model; it looks like '
-                             'http://localhost:8501/v1/models/NAME or grpc://localhost:8500/NAME.')
+            raise ValueError(
+                f'--endpoint={url} is no address of a model; it looks like '
+                'http://localhost:8501/v1/models/NAME or grpc://localhost:8500/NAME.'
+            )
         self._token = os.environ.get(_TOKEN, '').strip()
         if not re.fullmatch('[!-~]*', self._token):
             raise ValueError(f'{_TOKEN} must be visible ASCII characters, without spaces.')
         if self._token and not _is_safe_for_secrets(url):
             raise ValueError(
                 f'--endpoint={url} would carry the token of {_TOKEN} in clear text to another machine: use '
-                'https or grpcs, or unset it.')
+                'https or grpcs, or unset it.'
+            )
         transport = _Rest if url.startswith('http') else _Grpc
-        self._transport = transport(url, {'authorization': f'Bearer {self._token}'} if self._token else {},
-                                    timeout_secs)
+        self._transport = transport(
+            url, {'authorization': f'Bearer {self._token}'} if self._token else {}, timeout_secs
+        )
         self._attempts, self._num_steps, self._labels = attempts, num_steps, labels
 
     def sample(self, labels: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
@@ -99,8 +107,9 @@ class Endpoint:
         """
         unknown = sorted({*np.asarray(labels).tolist()} - {*self._labels}) if self._labels else []
         if unknown:
-            raise ValueError(f'the model was not trained on the label {unknown[0]}, but on {self._labels[0]} to '
-                             f'{self._labels[-1]}.')
+            raise ValueError(
+                f'the model was not trained on the label {unknown[0]}, but on {self._labels[0]} to {self._labels[-1]}.'
+            )
         inputs = {'labels': np.asarray(labels, np.int32), 'seeds': np.asarray(seeds, np.int64)}
         if self._num_steps is not None:
             inputs['num_steps'] = np.full(inputs['labels'].shape, self._num_steps, np.int32)
@@ -114,8 +123,9 @@ class Endpoint:
                 raise ValueError(f'values from {images.min()} to {images.max()}')
         except (KeyError, ValueError) as error:
             found = f'there is no output {error}' if isinstance(error, KeyError) else str(error).rstrip('.')
-            raise EndpointError(f'{self} answers with something else than {len(inputs["seeds"])} images: '
-                                f'{found}.') from error
+            raise EndpointError(
+                f'{self} answers with something else than {len(inputs["seeds"])} images: {found}.'
+            ) from error
         return tf.constant(images, tf.uint8)
 
     def __str__(self) -> str:
@@ -124,7 +134,7 @@ class Endpoint:
     def _predict(self, inputs: Mapping[str, np.ndarray]) -> Any:
         for attempt in range(self._attempts):
             if attempt:
-                time.sleep(_PAUSE_SECS * 2**(attempt - 1))
+                time.sleep(_PAUSE_SECS * 2 ** (attempt - 1))
             try:
                 return self._transport.predict(inputs)
             except _Failure as failure:
@@ -139,7 +149,8 @@ class Endpoint:
             reason += (
                 '; either the model there lets a request choose its step count and the one here does not, or the '
                 'other way round: name the export that is served by --saved_model, and one of its counts by '
-                '--num_steps')
+                '--num_steps'
+            )
         raise EndpointError(f'{self}: {reason}.')
 
 
@@ -176,12 +187,14 @@ class _Grpc:
 
     def __init__(self, url: str, headers: Mapping[str, str], timeout_secs: float):
         try:
-            import grpc  # pylint: disable=g-import-not-at-top
-            from tensorflow_serving.apis import predict_pb2  # pylint: disable=g-import-not-at-top
-            from tensorflow_serving.apis import prediction_service_pb2_grpc  # pylint: disable=g-import-not-at-top
+            import grpc
+            from tensorflow_serving.apis import predict_pb2
+            from tensorflow_serving.apis import prediction_service_pb2_grpc
         except ImportError as error:
-            raise ValueError(f'--endpoint={url} needs tensorflow-serving-api, which is not installed; install '
-                             'tf_dpdiff[serving], or use the http address.') from error
+            raise ValueError(
+                f'--endpoint={url} needs tensorflow-serving-api, which is not installed; install '
+                'tf_dpdiff[serving], or use the http address.'
+            ) from error
         self.address = url.rstrip('/')
         parts = _GRPC_ADDRESS.fullmatch(url)
         self._request = predict_pb2.PredictRequest()
@@ -199,10 +212,13 @@ class _Grpc:
         self._call = prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict
         self._metadata, self._timeout_secs = list(headers.items()), timeout_secs
         self._error = grpc.RpcError
-        self._passing = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED,
-                         grpc.StatusCode.DEADLINE_EXCEEDED)
+        self._passing = (
+            grpc.StatusCode.UNAVAILABLE,
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            grpc.StatusCode.DEADLINE_EXCEEDED,
+        )
 
-    def predict(self, inputs: Mapping[str, np.ndarray]) -> Dict[str, np.ndarray]:
+    def predict(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns the outputs by name."""
         request = type(self._request)()
         request.CopyFrom(self._request)
@@ -218,7 +234,7 @@ class _Grpc:
             raise _Failure(f'its answer is not that of TensorFlow Serving ({type(error).__name__})') from error
 
 
-def _trusted_certificates() -> Optional[bytes]:
+def _trusted_certificates() -> bytes | None:
     """Returns the file that the environment names, which OpenSSL reads by itself and gRPC does not."""
     path = os.environ.get('SSL_CERT_FILE')
     try:
@@ -238,8 +254,9 @@ def _is_safe_for_secrets(url: str) -> bool:
 
 def _is_address(url: str) -> bool:
     try:
-        return bool(_REST_ADDRESS.fullmatch(url) or
-                    _GRPC_ADDRESS.fullmatch(url)) and urllib.parse.urlsplit(url).port != 0
+        return (
+            bool(_REST_ADDRESS.fullmatch(url) or _GRPC_ADDRESS.fullmatch(url)) and urllib.parse.urlsplit(url).port != 0
+        )
     except ValueError:  # The port is no number, or too large.
         return False
 
@@ -276,7 +293,7 @@ class ModelCheck:
         self._labels = tf.constant(np.resize(labels, num_images), tf.int32)
         self._ours = sample_fn(self._labels, self._seeds).numpy().astype(int)
 
-    def __call__(self, num_images: Optional[int] = None) -> None:
+    def __call__(self, num_images: int | None = None) -> None:
         """Compares the first images, all unless `num_images` says how many.
 
         Raises:
@@ -296,4 +313,5 @@ class ModelCheck:
         raise ValueError(
             f'{self._endpoint} serves another model than the one whose privacy statement is to go with '
             f'its images: the same seeds give images {found}. Serve that model, or name another --workdir or '
-            '--saved_model.')
+            '--saved_model.'
+        )

@@ -1,17 +1,18 @@
 """Whether a new version of a servable takes what clients of the one before send, and answers what they read."""
 
 import collections
-from typing import Iterator, List, Mapping, Optional, Tuple
+from collections.abc import Iterator, Mapping
 
 import tensorflow as tf
 from tensorflow.core.protobuf import meta_graph_pb2
 
-_Shape = Optional[Tuple[Optional[int], ...]]
+_Shape = tuple[int | None, ...] | None
 _INTERNAL = '__'  # Signatures of initialization; no client calls them.
 
 
-def differences(before: Mapping[str, meta_graph_pb2.SignatureDef],
-                after: Mapping[str, meta_graph_pb2.SignatureDef]) -> List[str]:
+def differences(
+    before: Mapping[str, meta_graph_pb2.SignatureDef], after: Mapping[str, meta_graph_pb2.SignatureDef]
+) -> list[str]:
     """Lists what breaks clients when one version takes the place of another.
 
     A request names each input of a signature and no other, so an input that comes or goes breaks every client.
@@ -67,8 +68,11 @@ def _covers(wide: _Shape, narrow: _Shape) -> bool:
     """Returns True if each tensor of the second shape is one of the first."""
     if wide is None:
         return True
-    return narrow is not None and len(wide) == len(narrow) and all(
-        axis in (None, other) for axis, other in zip(wide, narrow))
+    return (
+        narrow is not None
+        and len(wide) == len(narrow)
+        and all(axis in (None, other) for axis, other in zip(wide, narrow))
+    )
 
 
 def _shown(shape: _Shape) -> str:

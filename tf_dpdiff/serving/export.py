@@ -1,5 +1,6 @@
 """SavedModels for TF Serving: the averaged weights and the sampler, and nothing that training used."""
 
+from collections.abc import Callable, Sequence
 import dataclasses
 import errno
 import functools
@@ -10,7 +11,6 @@ import pathlib
 import shutil
 import sys
 import tempfile
-from typing import Callable, Dict, Optional, Sequence, Tuple
 
 import tensorflow as tf
 
@@ -26,9 +26,11 @@ from tf_dpdiff.serving import warmup
 EXTRA = 'assets.extra'  # Where TF Serving lets other files lie beside a model.
 _STATEMENTS = {'json': 'privacy_statement.json', 'text': 'privacy_statement.txt'}
 _STEP_COUNTS, _LABELS = 'num_steps.json', 'labels.json'
-_INPUTS = (tf.TensorSpec([None], tf.int32,
-                         name='labels'), tf.TensorSpec([None], tf.int64,
-                                                       name='seeds'), tf.TensorSpec([None], tf.int32, name='num_steps'))
+_INPUTS = (
+    tf.TensorSpec([None], tf.int32, name='labels'),
+    tf.TensorSpec([None], tf.int64, name='seeds'),
+    tf.TensorSpec([None], tf.int32, name='num_steps'),
+)
 
 _SampleImages = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
@@ -56,14 +58,16 @@ class ImageSampler(tf.Module):
       ValueError: if a step count is named twice, or there is no score where there are several candidates.
     """
 
-    def __init__(self,
-                 model: keras.Model,
-                 process: process_lib.DiffusionProcess,
-                 config: samplers.SamplerConfig,
-                 *,
-                 score_classes: Optional[Callable[[tf.Tensor], tf.Tensor]] = None,
-                 step_counts: Sequence[int] = (),
-                 labels: Optional[range] = None):
+    def __init__(
+        self,
+        model: keras.Model,
+        process: process_lib.DiffusionProcess,
+        config: samplers.SamplerConfig,
+        *,
+        score_classes: Callable[[tf.Tensor], tf.Tensor] | None = None,
+        step_counts: Sequence[int] = (),
+        labels: range | None = None,
+    ):
         super().__init__()
         if config.num_candidates > 1 and not score_classes:
             raise ValueError(f'num_candidates={config.num_candidates} of the sampler needs a score to choose by.')
@@ -75,19 +79,18 @@ class ImageSampler(tf.Module):
         num_classes = model.get_layer('class_embedding').num_classes
         self.step_counts = tuple(step_counts)
         self.labels = range(num_classes + 1) if labels is None else labels
-        self._with_step_counts = functools.partial(ImageSampler,
-                                                   model,
-                                                   process,
-                                                   config,
-                                                   score_classes=score_classes,
-                                                   labels=self.labels)
+        self._with_step_counts = functools.partial(
+            ImageSampler, model, process, config, score_classes=score_classes, labels=self.labels
+        )
 
         def make(config: samplers.SamplerConfig) -> _SampleImages:
-            sample_images = samplers.make_image_sampler(functools.partial(unet.denoise, model),
-                                                        process=process,
-                                                        config=config,
-                                                        image_shape=image_shape,
-                                                        num_classes=num_classes)
+            sample_images = samplers.make_image_sampler(
+                functools.partial(unet.denoise, model),
+                process=process,
+                config=config,
+                image_shape=image_shape,
+                num_classes=num_classes,
+            )
             if self._score_classes is None:
                 return sample_images
             return candidates.choose_among_candidates(sample_images, self._score_classes, config.num_candidates)
@@ -95,7 +98,7 @@ class ImageSampler(tf.Module):
         by_count = {count: make(dataclasses.replace(config, num_steps=count)) for count in step_counts}
         sample_images = functools.partial(_sample_by_count, by_count, image_shape) if by_count else make(config)
 
-        @tf.function(input_signature=_INPUTS[:3 if by_count else 2])
+        @tf.function(input_signature=_INPUTS[: 3 if by_count else 2])
         def sample(labels, *others):
             with tf.control_dependencies(_checks(labels, others, self.labels, num_classes)):
                 labels = tf.identity(labels)
@@ -114,8 +117,10 @@ def _describe(labels: range, num_classes: int) -> str:
         return f'labels must be {num_classes}, no class (the model was trained without labels)'
     if labels[-1] == num_classes:
         return f'labels must be from 0 to {num_classes - 1}, or {num_classes} for no class'
-    return (f'labels must be from 0 to {num_classes - 1} (not {num_classes}, no class: the model was never trained '
-            'without labels)')
+    return (
+        f'labels must be from 0 to {num_classes - 1} (not {num_classes}, no class: the model was never trained '
+        'without labels)'
+    )
 
 
 def _checks(labels: tf.Tensor, others: Sequence[tf.Tensor], trained: range, num_classes: int) -> Sequence[tf.Operation]:
@@ -126,35 +131,41 @@ def _checks(labels: tf.Tensor, others: Sequence[tf.Tensor], trained: range, num_
     return [
         tf.debugging.Assert(any_asked, ['there must be at least one label.']),
         tf.debugging.Assert(in_range, [f'{_describe(trained, num_classes)}, got', labels]),
-        tf.debugging.Assert(as_many, ['there must be as many seeds as labels, and as many of any other input.'])
+        tf.debugging.Assert(as_many, ['there must be as many seeds as labels, and as many of any other input.']),
     ]
 
 
-def _sample_by_count(by_count: Dict[int, _SampleImages], image_shape, labels: tf.Tensor, seeds: tf.Tensor,
-                     num_steps: tf.Tensor) -> tf.Tensor:
+def _sample_by_count(
+    by_count: dict[int, _SampleImages], image_shape, labels: tf.Tensor, seeds: tf.Tensor, num_steps: tf.Tensor
+) -> tf.Tensor:
     """Samples the images of each step count together, and puts them in the order of the request."""
     is_count = [num_steps == count for count in by_count]
     listed = ', '.join(map(str, by_count))
-    known = tf.debugging.Assert(tf.reduce_all(tf.reduce_any(is_count, axis=0)),
-                                [f'num_steps must be one of {listed}, got', num_steps])
+    known = tf.debugging.Assert(
+        tf.reduce_all(tf.reduce_any(is_count, axis=0)), [f'num_steps must be one of {listed}, got', num_steps]
+    )
     with tf.control_dependencies([known]):
         rows = [tf.cast(tf.where(chosen)[:, 0], tf.int32) for chosen in is_count]
 
     def sample(sample_images: _SampleImages, rows: tf.Tensor) -> tf.Tensor:
         # A loop over no images costs time, too.
         return tf.cond(
-            tf.size(rows) > 0, lambda: sample_images(tf.gather(labels, rows), tf.gather(seeds, rows)),
-            lambda: tf.zeros([0, *image_shape], tf.uint8))
+            tf.size(rows) > 0,
+            lambda: sample_images(tf.gather(labels, rows), tf.gather(seeds, rows)),
+            lambda: tf.zeros([0, *image_shape], tf.uint8),
+        )
 
     return tf.dynamic_stitch(rows, [sample(*pair) for pair in zip(by_count.values(), rows)])
 
 
-def export_saved_model(sampler: ImageSampler,
-                       directory: pathlib.Path,
-                       released_files: Sequence[pathlib.Path],
-                       *,
-                       warmup_batch_sizes: Sequence[int] = warmup.BATCH_SIZES,
-                       allow_incompatible: bool = False) -> pathlib.Path:
+def export_saved_model(
+    sampler: ImageSampler,
+    directory: pathlib.Path,
+    released_files: Sequence[pathlib.Path],
+    *,
+    warmup_batch_sizes: Sequence[int] = warmup.BATCH_SIZES,
+    allow_incompatible: bool = False,
+) -> pathlib.Path:
     """Writes a new version of a servable, which a server that watches the folder turns to.
 
     Its signatures: `serving_default` maps labels, int32 [batch], seeds, int64 [batch], and, if the sampler has step
@@ -199,7 +210,8 @@ def export_saved_model(sampler: ImageSampler,
             print(
                 f'{directory}: written without warm-up requests, since tensorflow-serving-api is not installed; a '
                 "server's first answers take longer.",
-                file=sys.stderr)
+                file=sys.stderr,
+            )
         return _add_version(temporary, directory, allow_incompatible)
 
 
@@ -240,8 +252,10 @@ def _check_compatible(new: pathlib.Path, versions: Sequence[pathlib.Path]) -> No
             found += _no_longer('num_steps', step_counts_of(version), step_counts_of(new))
         found += _no_longer('a label', _labels_of(version), _labels_of(new))
         if found:
-            raise ValueError(f'clients of {version} could not use the new version: {"; ".join(found)}. Export it to '
-                             'another folder, or there all the same with bin/export --allow_incompatible.')
+            raise ValueError(
+                f'clients of {version} could not use the new version: {"; ".join(found)}. Export it to '
+                'another folder, or there all the same with bin/export --allow_incompatible.'
+            )
         return
 
 
@@ -270,14 +284,15 @@ def _png_signature(sampler: ImageSampler) -> tf.types.experimental.GenericFuncti
     return sample_png
 
 
-def _statement_signature(texts: Dict[str, str]) -> tf.types.experimental.GenericFunction:
+def _statement_signature(texts: dict[str, str]) -> tf.types.experimental.GenericFunction:
     kinds = ' or '.join(texts)
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name='format')])
-    def privacy_statement(format):  # pylint: disable=redefined-builtin
+    def privacy_statement(format):
         is_kind = tf.stack([format == kind for kind in texts], axis=1)
-        known = tf.debugging.Assert(tf.reduce_all(tf.reduce_any(is_kind, axis=1)),
-                                    [f'format must be {kinds}, got', format])
+        known = tf.debugging.Assert(
+            tf.reduce_all(tf.reduce_any(is_kind, axis=1)), [f'format must be {kinds}, got', format]
+        )
         with tf.control_dependencies([known]):
             chosen = tf.argmax(is_kind, axis=1)
         return {'statement': tf.gather(tf.constant(list(texts.values())), chosen)}
@@ -285,7 +300,7 @@ def _statement_signature(texts: Dict[str, str]) -> tf.types.experimental.Generic
     return privacy_statement
 
 
-def step_counts_of(version: pathlib.Path) -> Tuple[int, ...]:
+def step_counts_of(version: pathlib.Path) -> tuple[int, ...]:
     """Returns the step counts that an exported model lets a request choose from; none if its count is fixed."""
     path = version / EXTRA / _STEP_COUNTS
     return tuple(json.loads(path.read_text())) if path.exists() else ()
@@ -304,7 +319,8 @@ def find_version(path: pathlib.Path) -> pathlib.Path:
     found = next(filter(version_folders.is_whole, candidates), None)
     if found is None:
         raise FileNotFoundError(
-            f'no SavedModel in {path}, or none that is whole; export one, or name another --saved_model.')
+            f'no SavedModel in {path}, or none that is whole; export one, or name another --saved_model.'
+        )
     return found
 
 
@@ -320,7 +336,7 @@ def fingerprint(version: pathlib.Path) -> str:
     return digest.hexdigest()
 
 
-def load_sample_fn(path: pathlib.Path, num_steps: Optional[int] = None) -> _SampleImages:
+def load_sample_fn(path: pathlib.Path, num_steps: int | None = None) -> _SampleImages:
     """Loads an exported model as a function from labels, int32 [batch], and seeds, int64 [batch], to images, uint8.
 
     Args:
@@ -334,4 +350,5 @@ def load_sample_fn(path: pathlib.Path, num_steps: Optional[int] = None) -> _Samp
     if num_steps is None:
         return lambda labels, seeds: signature(labels=labels, seeds=seeds)['images']
     return lambda labels, seeds: signature(labels=labels, seeds=seeds, num_steps=tf.fill(tf.shape(labels), num_steps))[
-        'images']
+        'images'
+    ]

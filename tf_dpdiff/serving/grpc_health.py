@@ -15,7 +15,8 @@ from tf_dpdiff.serving import status
 PREFIX = '/grpc.health.v1.Health/'
 MAX_WATCHERS = 64  # Each holds a thread.
 _SERVICES = tuple(
-    f'{package}{name}' for package in ('', 'tensorflow.serving.') for name in ('PredictionService', 'ModelService'))
+    f'{package}{name}' for package in ('', 'tensorflow.serving.') for name in ('PredictionService', 'ModelService')
+)
 _LOOK_SECS = 0.1
 _Answer = health_pb2.HealthCheckResponse
 
@@ -35,13 +36,13 @@ class HealthService(health_pb2_grpc.HealthServicer):
         self._places = threading.BoundedSemaphore(MAX_WATCHERS)
         self._closed = threading.Event()
 
-    def Check(self, request, context):  # pylint: disable=invalid-name
+    def Check(self, request, context):
         """Says how a service is."""
         if request.service not in self._services:
             raise status.ServingError(status.Code.NOT_FOUND, f'unknown service: {request.service[:80]}')
         return _Answer(status=self._status(request.service))
 
-    def Watch(self, request, context):  # pylint: disable=invalid-name
+    def Watch(self, request, context):
         """Says how a service is, now and whenever that changes, for as long as the client asks and the server runs."""
         if not self._places.acquire(blocking=False):
             raise status.ServingError(status.Code.RESOURCE_EXHAUSTED, 'too many clients watch.')

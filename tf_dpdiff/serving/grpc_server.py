@@ -4,12 +4,12 @@ References: https://github.com/tensorflow/serving/tree/master/tensorflow_serving
 model_service.proto.
 """
 
+from collections.abc import Callable
 from concurrent import futures
 import contextlib
 import logging
 import threading
 import time
-from typing import Callable
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
@@ -49,27 +49,35 @@ class GrpcServer:
       OSError: if the port cannot be had.
     """
 
-    def __init__(self,
-                 core: predict.Core,
-                 *,
-                 host: str,
-                 port: int,
-                 security: security_lib.Security,
-                 flag: str = 'grpc_port',
-                 only_health: bool = False):
+    def __init__(
+        self,
+        core: predict.Core,
+        *,
+        host: str,
+        port: int,
+        security: security_lib.Security,
+        flag: str = 'grpc_port',
+        only_health: bool = False,
+    ):
         # Each waiting request holds a thread, or the queue could never be full; so does each client that watches.
         threads = (_CHECKS if only_health else core.limits.max_open_requests) + grpc_health.MAX_WATCHERS
         self._core, self._health = core, grpc_health.HealthService(core)
         self._pool = futures.ThreadPoolExecutor(threads, thread_name_prefix='grpc')
         self._watch = _Watch(2 * threads)
         checks = [_TokenCheck(security)] if security.token else []
-        self._server = grpc.server(self._pool,
-                                   interceptors=[*checks, _PatientOnlySoLong(core, self._watch)],
-                                   options=[('grpc.max_receive_message_length', core.limits.max_message_bytes),
-                                            ('grpc.max_send_message_length', -1), ('grpc.so_reuseport', 0),
-                                            ('grpc.max_metadata_size', 16384), ('grpc.http2.max_ping_strikes', 2),
-                                            ('grpc.keepalive_time_ms', _KEEPALIVE_SECS * 1000)],
-                                   maximum_concurrent_rpcs=2 * threads)
+        self._server = grpc.server(
+            self._pool,
+            interceptors=[*checks, _PatientOnlySoLong(core, self._watch)],
+            options=[
+                ('grpc.max_receive_message_length', core.limits.max_message_bytes),
+                ('grpc.max_send_message_length', -1),
+                ('grpc.so_reuseport', 0),
+                ('grpc.max_metadata_size', 16384),
+                ('grpc.http2.max_ping_strikes', 2),
+                ('grpc.keepalive_time_ms', _KEEPALIVE_SECS * 1000),
+            ],
+            maximum_concurrent_rpcs=2 * threads,
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if not only_health:
             prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(_PredictionService(core), self._server)
@@ -77,8 +85,9 @@ class GrpcServer:
         address = f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
         try:
             if security.certificate:
-                credentials = grpc.ssl_server_credentials([(security.key.read_bytes(),
-                                                            security.certificate.read_bytes())])
+                credentials = grpc.ssl_server_credentials(
+                    [(security.key.read_bytes(), security.certificate.read_bytes())]
+                )
                 self.port = self._server.add_secure_port(address, credentials)
             else:
                 self.port = self._server.add_insecure_port(address)
@@ -117,7 +126,8 @@ class _TokenCheck(grpc.ServerInterceptor):
             return continuation(handler_call_details)
         # Of a stream, which is the same to the client, since that is answered without waiting for a message.
         return grpc.stream_unary_rpc_method_handler(
-            lambda requests, context: context.abort(status.Code.UNAUTHENTICATED, 'no token, or another one.'))
+            lambda requests, context: context.abort(status.Code.UNAUTHENTICATED, 'no token, or another one.')
+        )
 
 
 class _Watch:
@@ -187,12 +197,14 @@ class _PatientOnlySoLong(grpc.ServerInterceptor):
         if handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(
                 lambda messages, context: self._handle_watching(handler, messages, context),
-                response_serializer=handler.response_serializer)
+                response_serializer=handler.response_serializer,
+            )
         is_health = handler_call_details.method.startswith(grpc_health.PREFIX)
         enter = contextlib.nullcontext if is_health else self._core.gate.enter
         return grpc.stream_unary_rpc_method_handler(
             lambda messages, context: self._handle(handler, enter, messages, context),
-            response_serializer=handler.response_serializer)
+            response_serializer=handler.response_serializer,
+        )
 
     def _handle(self, handler, enter, messages, context):
         try:
@@ -226,7 +238,7 @@ class _PatientOnlySoLong(grpc.ServerInterceptor):
         self._watch.limit(context, float('inf'))
         try:
             request = handler.request_deserializer(message)
-        except Exception:  # pylint: disable=broad-except
+        except Exception:
             context.abort(status.Code.INVALID_ARGUMENT, 'the message is not of the type that the method takes.')
         share.take(len(message))
         return request
@@ -241,7 +253,7 @@ def _answer(core: predict.Core, method: str, context, function: Callable):
         return response
     except status.ServingError as raised:
         error = raised
-    except Exception as raised:  # pylint: disable=broad-except
+    except Exception as raised:
         _log.exception('%s failed', method)
         error = status.from_exception(raised)
     core.metrics.count_request('gRPC', method, error.code.name, started)
@@ -255,16 +267,16 @@ def _unimplemented(unused_self, unused_request, context):
 class _PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     """Predict and GetModelMetadata."""
 
-    Classify = Regress = MultiInference = _unimplemented  # pylint: disable=invalid-name
+    Classify = Regress = MultiInference = _unimplemented
 
     def __init__(self, core: predict.Core):
         self._core = core
 
-    def Predict(self, request, context):  # pylint: disable=invalid-name
+    def Predict(self, request, context):
         """Runs a signature."""
         return _answer(self._core, 'Predict', context, lambda: self._predict(request, context))
 
-    def GetModelMetadata(self, request, context):  # pylint: disable=invalid-name
+    def GetModelMetadata(self, request, context):
         """Describes the signatures."""
         return _answer(self._core, 'GetModelMetadata', context, lambda: self._core.model_metadata(request))
 
@@ -276,9 +288,9 @@ class _PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         with self._core.use(request.model_spec) as servable:
             signature = servable.signature(request.model_spec.signature_name)
             names = signature.output_names(request.output_filter)
-            inputs = signature.read_protos(request.inputs,
-                                           max_bytes=limits.max_message_bytes,
-                                           max_rows=limits.batching.max_batch_size)
+            inputs = signature.read_protos(
+                request.inputs, max_bytes=limits.max_message_bytes, max_rows=limits.batching.max_batch_size
+            )
             waiting = []
             # A client that is gone gives its place in the queue back, or does not get one.
             if not context.add_callback(lambda: [future.cancel() for future in waiting]):
@@ -288,7 +300,8 @@ class _PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
                 waiting[0].cancel()
             outputs = _wait(waiting[0], deadline)
             response = predict_pb2.PredictResponse(
-                model_spec=self._core.answered_spec(request.model_spec, servable, signature.name))
+                model_spec=self._core.answered_spec(request.model_spec, servable, signature.name)
+            )
         for name in names:
             response.outputs[name].CopyFrom(tf.make_tensor_proto(outputs[name]))
         return response
@@ -311,11 +324,11 @@ def _gone() -> status.ServingError:
 class _ModelService(model_service_pb2_grpc.ModelServiceServicer):
     """GetModelStatus."""
 
-    HandleReloadConfigRequest = _unimplemented  # pylint: disable=invalid-name
+    HandleReloadConfigRequest = _unimplemented
 
     def __init__(self, core: predict.Core):
         self._core = core
 
-    def GetModelStatus(self, request, context):  # pylint: disable=invalid-name
+    def GetModelStatus(self, request, context):
         """Says which versions there are."""
         return _answer(self._core, 'GetModelStatus', context, lambda: self._core.model_status(request))

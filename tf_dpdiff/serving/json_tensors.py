@@ -6,10 +6,11 @@ References: https://www.tensorflow.org/tfx/serving/api_rest, "Predict API", "JSO
 
 import base64
 import binascii
+from collections.abc import Mapping
 import json
 from json import decoder as json_decoder
 import math
-from typing import Any, Dict, List, Mapping, Tuple
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -22,7 +23,7 @@ _EXACT_INTEGERS = {tf.float16: 2**11, tf.bfloat16: 2**8, tf.float32: 2**24, tf.f
 _MAX_RANK = 32  # NumPy's.
 
 
-def parse(body: bytes) -> Dict[str, Any]:
+def parse(body: bytes) -> dict[str, Any]:
     """Returns the object that a request's body begins with.
 
     As TensorFlow Serving does, it reads no further than to the end of the object, takes the first of several members of
@@ -48,7 +49,7 @@ def parse(body: bytes) -> Dict[str, Any]:
     return document
 
 
-def _first_of_each(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
+def _first_of_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(reversed(pairs))
 
 
@@ -62,8 +63,9 @@ def _finite(text: str) -> float:
 _DECODER = json.JSONDecoder(object_pairs_hook=_first_of_each, parse_float=_finite)
 
 
-def read_inputs(document: Mapping[str, Any], signature: signatures.Signature, max_rows: int,
-                max_bytes: int) -> Tuple[Dict[str, np.ndarray], bool]:
+def read_inputs(
+    document: Mapping[str, Any], signature: signatures.Signature, max_rows: int, max_bytes: int
+) -> tuple[dict[str, np.ndarray], bool]:
     """Returns the tensors of a request, and whether they came in rows.
 
     Args:
@@ -80,8 +82,11 @@ def read_inputs(document: Mapping[str, Any], signature: signatures.Signature, ma
     """
     in_rows = 'instances' in document
     if in_rows == ('inputs' in document):
-        raise status.invalid("Missing 'inputs' or 'instances' key" if not in_rows else
-                             "Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist")
+        raise status.invalid(
+            "Missing 'inputs' or 'instances' key"
+            if not in_rows
+            else "Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist"
+        )
     columns = _columns_of_rows(document['instances'], signature) if in_rows else _columns(document['inputs'], signature)
     if signature.is_batched:
         rows = max((len(value) for value in columns.values() if isinstance(value, list)), default=0)
@@ -117,7 +122,7 @@ def write_outputs(outputs: Mapping[str, np.ndarray], in_rows: bool) -> bytes:
     return json.dumps({'predictions' if in_rows else 'outputs': result}).encode()
 
 
-def _columns(inputs, signature) -> Dict[str, Any]:
+def _columns(inputs, signature) -> dict[str, Any]:
     """Names that the signature does not have are passed over, as TensorFlow Serving does."""
     if not isinstance(inputs, dict) or _is_base64(inputs):
         return {_only_input(signature, 'inputs is a plain value/list'): inputs}
@@ -127,7 +132,7 @@ def _columns(inputs, signature) -> Dict[str, Any]:
     return {name: inputs[name] for name in signature.inputs}
 
 
-def _columns_of_rows(instances, signature) -> Dict[str, Any]:
+def _columns_of_rows(instances, signature) -> dict[str, Any]:
     if not isinstance(instances, list):
         raise status.invalid("Expecting 'instances' to be a list/array")
     if not instances:
@@ -138,8 +143,10 @@ def _columns_of_rows(instances, signature) -> Dict[str, Any]:
     names = set(signature.inputs)
     for i, row in enumerate(instances):
         if not are_named[i] or set(row) != names:
-            raise status.invalid(f"Failed to process element: {i} of 'instances' list. JSON Value: {_shown(row)} must "
-                                 f"be an object with the keys: {','.join(sorted(names))}")
+            raise status.invalid(
+                f"Failed to process element: {i} of 'instances' list. JSON Value: {_shown(row)} must "
+                f'be an object with the keys: {",".join(sorted(names))}'
+            )
     return {name: [row[name] for row in instances] for name in signature.inputs}
 
 
@@ -213,8 +220,12 @@ def _to_scalar(value, dtype):
 
 
 def _kind(dtype) -> str:
-    for kind, is_kind in (('string', dtype == tf.string), ('boolean', dtype.is_bool), ('float', dtype.is_floating),
-                          ('integer', dtype.is_integer and not dtype.is_quantized)):
+    for kind, is_kind in (
+        ('string', dtype == tf.string),
+        ('boolean', dtype.is_bool),
+        ('float', dtype.is_floating),
+        ('integer', dtype.is_integer and not dtype.is_quantized),
+    ):
         if is_kind:
             return kind
     raise status.ServingError(status.Code.UNIMPLEMENTED, f'Conversion of JSON to type: {dtype.name}')
@@ -247,7 +258,7 @@ def _mapped(value, encode):
     return [_mapped(item, encode) for item in value] if isinstance(value, list) else encode(value)
 
 
-def _as_base64(value: bytes) -> Dict[str, str]:
+def _as_base64(value: bytes) -> dict[str, str]:
     return {'b64': base64.b64encode(value).decode()}
 
 

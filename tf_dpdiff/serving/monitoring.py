@@ -1,14 +1,14 @@
 """Prometheus metrics of a server."""
 
+from collections.abc import Callable
 import time
-from typing import Callable
 
 import prometheus_client
 
 PATH = '/monitoring/prometheus/metrics'  # Where TensorFlow Serving's own configurations put them.
 CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
 
-_LATENCIES = (.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 120.0)
+_LATENCIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 120.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _PREFIX = 'tf_dpdiff_serving_'
 
@@ -26,27 +26,33 @@ class Metrics:
         self._registry = prometheus_client.CollectorRegistry()
         prometheus_client.ProcessCollector(registry=self._registry)
         self._model_name = model_name
-        self._requests = prometheus_client.Counter(f'{_PREFIX}requests',
-                                                   'Requests by interface, method and canonical status code.',
-                                                   ['model_name', 'api', 'method', 'code'],
-                                                   registry=self._registry)
-        self._latency = self._histogram('request_latency_seconds', 'From the whole request to the whole answer.',
-                                        ['api', 'method'], _LATENCIES)
+        self._requests = prometheus_client.Counter(
+            f'{_PREFIX}requests',
+            'Requests by interface, method and canonical status code.',
+            ['model_name', 'api', 'method', 'code'],
+            registry=self._registry,
+        )
+        self._latency = self._histogram(
+            'request_latency_seconds', 'From the whole request to the whole answer.', ['api', 'method'], _LATENCIES
+        )
         self._rows = self._histogram('batch_rows', 'Rows that were run at once.', ['signature'], _ROWS)
-        self._waited = self._histogram('batch_queuing_latency_seconds',
-                                       'How long the oldest request of a batch waited.', ['signature'], _LATENCIES)
-        self._queue = prometheus_client.Gauge(f'{_PREFIX}queue_length',
-                                              'Requests that wait, of all signatures.', ['model_name'],
-                                              registry=self._registry)
-        self._version = prometheus_client.Gauge(f'{_PREFIX}model_version',
-                                                'The version that requests without one get.', ['model_name'],
-                                                registry=self._registry)
+        self._waited = self._histogram(
+            'batch_queuing_latency_seconds', 'How long the oldest request of a batch waited.', ['signature'], _LATENCIES
+        )
+        self._queue = prometheus_client.Gauge(
+            f'{_PREFIX}queue_length', 'Requests that wait, of all signatures.', ['model_name'], registry=self._registry
+        )
+        self._version = prometheus_client.Gauge(
+            f'{_PREFIX}model_version',
+            'The version that requests without one get.',
+            ['model_name'],
+            registry=self._registry,
+        )
 
     def _histogram(self, name, documentation, labels, buckets):
-        return prometheus_client.Histogram(f'{_PREFIX}{name}',
-                                           documentation, ['model_name', *labels],
-                                           buckets=buckets,
-                                           registry=self._registry)
+        return prometheus_client.Histogram(
+            f'{_PREFIX}{name}', documentation, ['model_name', *labels], buckets=buckets, registry=self._registry
+        )
 
     def count_request(self, api: str, method: str, code: str, started: float) -> None:
         """Counts an answer.

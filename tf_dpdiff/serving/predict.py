@@ -1,9 +1,9 @@
 """What is answered, whatever protocol it is asked in: messages of TensorFlow Serving's API in and out."""
 
+from collections.abc import Iterator
 import contextlib
 import dataclasses
 import threading
-from typing import Iterator
 
 from tensorflow_serving.apis import get_model_metadata_pb2
 from tensorflow_serving.apis import get_model_status_pb2
@@ -28,6 +28,7 @@ class Limits:
       request_timeout_secs: How long a request may take, from its arrival to the model's answer.
       max_message_bytes: How large a request may be; so may each of its tensors.
     """
+
     batching: batching_lib.BatchingConfig = batching_lib.BatchingConfig()
     request_timeout_secs: float = 60.0
     max_message_bytes: int = 16 * 2**20
@@ -172,15 +173,17 @@ class Core:
         with self._manager.use(spec.name, _version_of(spec)) as servable:
             yield servable
 
-    def answered_spec(self, spec: model_pb2.ModelSpec, servable: servables.Servable,
-                      signature_name: str) -> model_pb2.ModelSpec:
+    def answered_spec(
+        self, spec: model_pb2.ModelSpec, servable: servables.Servable, signature_name: str
+    ) -> model_pb2.ModelSpec:
         """Returns what an answer says it is of."""
         result = model_pb2.ModelSpec(name=spec.name, signature_name=signature_name)
         result.version.value = servable.version
         return result
 
     def model_status(
-            self, request: get_model_status_pb2.GetModelStatusRequest) -> get_model_status_pb2.GetModelStatusResponse:
+        self, request: get_model_status_pb2.GetModelStatusRequest
+    ) -> get_model_status_pb2.GetModelStatusResponse:
         """Answers GetModelStatus.
 
         Raises:
@@ -196,8 +199,8 @@ class Core:
         return response
 
     def model_metadata(
-            self,
-            request: get_model_metadata_pb2.GetModelMetadataRequest) -> get_model_metadata_pb2.GetModelMetadataResponse:
+        self, request: get_model_metadata_pb2.GetModelMetadataRequest
+    ) -> get_model_metadata_pb2.GetModelMetadataResponse:
         """Answers GetModelMetadata.
 
         Raises:

@@ -15,9 +15,11 @@ _STEP_BYTES = 2**18
 
 def too_large(max_bytes: int) -> status.ServingError:
     """Returns the error of a body that is too large, as it comes or unpacked."""
-    return status.ServingError(status.Code.RESOURCE_EXHAUSTED,
-                               f'the body is larger than the {max_bytes} bytes that a message may have.',
-                               http_status=413)
+    return status.ServingError(
+        status.Code.RESOURCE_EXHAUSTED,
+        f'the body is larger than the {max_bytes} bytes that a message may have.',
+        http_status=413,
+    )
 
 
 def unpack(body: bytes, content_encoding: str, max_bytes: int, share: predict.Share) -> bytes:
@@ -57,5 +59,6 @@ def unpack(body: bytes, content_encoding: str, max_bytes: int, share: predict.Sh
 
 
 def _damaged() -> status.ServingError:
-    return status.invalid('JSON Parse error: The document is empty, for what its Content-Encoding calls gzip cannot be '
-                          'unpacked')
+    return status.invalid(
+        'JSON Parse error: The document is empty, for what its Content-Encoding calls gzip cannot be unpacked'
+    )

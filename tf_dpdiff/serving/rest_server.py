@@ -14,7 +14,6 @@ import re
 import socket
 import threading
 import time
-from typing import Optional
 import urllib.parse
 
 from google.protobuf import json_format
@@ -76,7 +75,7 @@ class _App:
             response, code = responses.Response(status_code=499), 'CANCELLED'
         except status.ServingError as error:
             response, code = _error(error), error.code.name
-        except Exception as error:  # pylint: disable=broad-except
+        except Exception as error:
             _log.exception('%s %s failed', request.method, request.scope['path'])
             response, code = _error(status.from_exception(error)), 'INTERNAL'
         finally:
@@ -110,8 +109,9 @@ class _App:
         match = _POST.fullmatch(target)
         method = match and match['method']
         if method in ('classify', 'regress'):
-            raise status.ServingError(status.Code.UNIMPLEMENTED,
-                                      'this server answers predict, not classify or regress.')
+            raise status.ServingError(
+                status.Code.UNIMPLEMENTED, 'this server answers predict, not classify or regress.'
+            )
         return ('Predict', lambda: self._predict(request, _spec(match))) if method == 'predict' else None
 
     def _route_get(self, target: str):
@@ -142,22 +142,25 @@ class _App:
         response = self._core.model_metadata(request)
         signature_defs = get_model_metadata_pb2.SignatureDefMap()
         response.metadata['signature_def'].Unpack(signature_defs)
-        return _json({
-            'model_spec': _as_json(response.model_spec),
-            'metadata': {
-                'signature_def': _as_json(signature_defs)
-            },
-        })
+        return _json(
+            {'model_spec': _as_json(response.model_spec), 'metadata': {'signature_def': _as_json(signature_defs)}}
+        )
 
     async def _predict(self, request: requests.Request, spec: model_pb2.ModelSpec) -> responses.Response:
         with self._core.budget.share() as share:
             body = await self._read_body(request, share)
-            body = await asyncio.get_running_loop().run_in_executor(self._json_pool, request_body.unpack, body,
-                                                                    request.headers.get('content-encoding', ''),
-                                                                    self._core.limits.max_message_bytes, share)
+            body = await asyncio.get_running_loop().run_in_executor(
+                self._json_pool,
+                request_body.unpack,
+                body,
+                request.headers.get('content-encoding', ''),
+                self._core.limits.max_message_bytes,
+                share,
+            )
             outputs, in_rows = await self._run(request, spec, body)
-        content = await asyncio.get_running_loop().run_in_executor(self._json_pool, json_tensors.write_outputs, outputs,
-                                                                   in_rows)
+        content = await asyncio.get_running_loop().run_in_executor(
+            self._json_pool, json_tensors.write_outputs, outputs, in_rows
+        )
         return responses.Response(content, media_type='application/json')
 
     async def _run(self, request: requests.Request, spec: model_pb2.ModelSpec, body: bytes):
@@ -168,8 +171,9 @@ class _App:
             def prepare():
                 document = json_tensors.parse(body)
                 signature = servable.signature(document.get('signature_name', ''))
-                return signature, *json_tensors.read_inputs(document, signature, limits.batching.max_batch_size,
-                                                            limits.max_message_bytes)
+                return signature, *json_tensors.read_inputs(
+                    document, signature, limits.batching.max_batch_size, limits.max_message_bytes
+                )
 
             signature, inputs, in_rows = await loop.run_in_executor(self._json_pool, prepare)
             return await _wait(servable.submit(signature, inputs, deadline=deadline), request, deadline), in_rows
@@ -191,10 +195,12 @@ class _App:
 
         try:
             await asyncio.wait_for(read(), min(_BODY_TIMEOUT_SECS, self._core.limits.request_timeout_secs))
-        except asyncio.TimeoutError as error:
-            raise status.ServingError(status.Code.DEADLINE_EXCEEDED,
-                                      f'the body did not come in time; {size} bytes of it did.',
-                                      http_status=408) from error
+        except TimeoutError as error:
+            raise status.ServingError(
+                status.Code.DEADLINE_EXCEEDED,
+                f'the body did not come in time; {size} bytes of it did.',
+                http_status=408,
+            ) from error
         return b''.join(chunks)
 
 
@@ -203,9 +209,9 @@ async def _wait(future, request: requests.Request, deadline: float):
     answer = asyncio.wrap_future(future)
     gone = asyncio.ensure_future(_until_gone(request))
     try:
-        await asyncio.wait({answer, gone},
-                           timeout=max(0.0, deadline - time.monotonic()),
-                           return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(
+            {answer, gone}, timeout=max(0.0, deadline - time.monotonic()), return_when=asyncio.FIRST_COMPLETED
+        )
         if answer.done():
             return answer.result()
         if gone.done():
@@ -241,15 +247,15 @@ def _spec(match) -> model_pb2.ModelSpec:
 
 
 def _as_json(message) -> dict:
-    return json_format.MessageToDict(message,
-                                     preserving_proto_field_name=True,
-                                     always_print_fields_with_no_presence=True)
+    return json_format.MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
 
 
 def _json(value, code: int = 200) -> responses.Response:
-    return responses.Response(json.dumps(value, indent=1).encode() + b'\n',
-                              status_code=code,
-                              media_type='application/json')
+    return responses.Response(
+        json.dumps(value, indent=1).encode() + b'\n', status_code=code, media_type='application/json'
+    )
 
 
 def _error(error: status.ServingError) -> responses.Response:
@@ -284,21 +290,25 @@ class RestServer:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._socket.bind(address)
         except (OSError, OverflowError) as error:
-            raise OSError(f'cannot listen at {host}:{port} for REST: {getattr(error, "strerror", None) or error}; name '
-                          'another --rest_port.') from error
+            raise OSError(
+                f'cannot listen at {host}:{port} for REST: {getattr(error, "strerror", None) or error}; name '
+                'another --rest_port.'
+            ) from error
         self.port = self._socket.getsockname()[1]
-        self._config = uvicorn.Config(_App(core, security),
-                                      http=http_protocol.PatientOnlySoLong,
-                                      ws='none',
-                                      lifespan='off',
-                                      log_config=None,
-                                      access_log=False,
-                                      server_header=False,
-                                      timeout_keep_alive=_IDLE_SECS,
-                                      ssl_certfile=security.certificate,
-                                      ssl_keyfile=security.key)
+        self._config = uvicorn.Config(
+            _App(core, security),
+            http=http_protocol.PatientOnlySoLong,
+            ws='none',
+            lifespan='off',
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=_IDLE_SECS,
+            ssl_certfile=security.certificate,
+            ssl_keyfile=security.key,
+        )
         self._server = uvicorn.Server(self._config)
-        self._thread: Optional[threading.Thread] = None
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Begins to answer, in a thread.

@@ -7,7 +7,6 @@ import pathlib
 import re
 import socket
 import ssl
-from typing import Optional
 
 _TOKEN = re.compile(r'[!-~]{16,4096}')
 
@@ -24,14 +23,17 @@ class Security:
     Raises:
       ValueError: if the token is too short to be secret, or certificate and key do not fit.
     """
-    token: Optional[str] = None
-    certificate: Optional[pathlib.Path] = None
-    key: Optional[pathlib.Path] = None
+
+    token: str | None = None
+    certificate: pathlib.Path | None = None
+    key: pathlib.Path | None = None
 
     def __post_init__(self):
         if self.token is not None and not _TOKEN.fullmatch(self.token):
-            raise ValueError('the token must be 16 or more visible ASCII characters without spaces; make one with '
-                             "`python -c 'import secrets; print(secrets.token_urlsafe())'`.")
+            raise ValueError(
+                'the token must be 16 or more visible ASCII characters without spaces; make one with '
+                "`python -c 'import secrets; print(secrets.token_urlsafe())'`."
+            )
         if (self.certificate is None) != (self.key is None):
             raise ValueError('TLS needs both --tls_certificate and --tls_key.')
         if self.certificate:
@@ -43,16 +45,20 @@ class Security:
             try:
                 ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(self.certificate, self.key)
             except ssl.SSLError as error:
-                raise ValueError(f'no TLS by the certificate {self.certificate} and the key {self.key}: '
-                                 f'{error.reason or error}; both must be PEM and belong together.') from error
+                raise ValueError(
+                    f'no TLS by the certificate {self.certificate} and the key {self.key}: '
+                    f'{error.reason or error}; both must be PEM and belong together.'
+                ) from error
 
     def check_host(self, host: str) -> None:
         """Raises ValueError if others could listen or ask: any address but loopback wants TLS and a token."""
         if not is_loopback(host) and not (self.token and self.certificate):
-            raise ValueError(f'--host={host} can be reached by other machines: that needs --tls_certificate, --tls_key '
-                             'and --token_file. Or keep to 127.0.0.1.')
+            raise ValueError(
+                f'--host={host} can be reached by other machines: that needs --tls_certificate, --tls_key '
+                'and --token_file. Or keep to 127.0.0.1.'
+            )
 
-    def is_authorized(self, header: Optional[str]) -> bool:
+    def is_authorized(self, header: str | None) -> bool:
         """Returns whether the value of an `authorization` header lets its sender in, in time that tells nothing.
 
         Example:

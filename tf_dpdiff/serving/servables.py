@@ -1,9 +1,9 @@
 """One version of a SavedModel in memory: its signatures, each behind a queue; its warm-up."""
 
+from collections.abc import Callable, Mapping
 import logging
 import pathlib
 import time
-from typing import Callable, Dict, Mapping, Optional
 
 import numpy as np
 import tensorflow as tf
@@ -43,10 +43,12 @@ class Servable:
       LoadError: if it cannot be loaded, or fails on one of its warm-up requests.
     """
 
-    def __init__(self,
-                 folder: pathlib.Path,
-                 config: batching.BatchingConfig,
-                 on_batch: Optional[Callable[[str, int, float], None]] = None):
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        config: batching.BatchingConfig,
+        on_batch: Callable[[str, int, float], None] | None = None,
+    ):
         self.version = int(folder.name)
         try:
             self.signature_defs = get_model_metadata_pb2.SignatureDefMap()
@@ -55,11 +57,11 @@ class Servable:
             self._model = tf.saved_model.load(str(folder))
             self._signatures = _read_signatures(self._model.signatures, self.signature_defs)
             _warm_up(folder, self.signature, config.max_batch_size)
-        except Exception as error:  # pylint: disable=broad-except
+        except Exception as error:
             # Damage shows as any error, an IndexError among them.
             raise LoadError(f'{folder}: {status.from_exception(error).message}') from error
         on_batch = on_batch or (lambda name, rows, waited: None)
-        self._batchers: Dict[str, batching.Batcher] = {
+        self._batchers: dict[str, batching.Batcher] = {
             name: batching.Batcher(signature, config, lambda rows, waited, name=name: on_batch(name, rows, waited))
             for name, signature in self._signatures.items()
         }
@@ -72,8 +74,9 @@ class Servable:
         """
         name = name or DEFAULT_SIGNATURE
         if name not in self._signatures:
-            raise status.ServingError(status.Code.FAILED_PRECONDITION,
-                                      f'Serving signature key "{name[:80]}" not found.')
+            raise status.ServingError(
+                status.Code.FAILED_PRECONDITION, f'Serving signature key "{name[:80]}" not found.'
+            )
         return self._signatures[name]
 
     def submit(self, signature: signatures.Signature, inputs: Mapping[str, np.ndarray], *, deadline: float):
@@ -91,14 +94,15 @@ class Servable:
         self._batchers, self._signatures, self._model = {}, {}, None
 
 
-def _read_signatures(functions, signature_defs) -> Dict[str, signatures.Signature]:
+def _read_signatures(functions, signature_defs) -> dict[str, signatures.Signature]:
     """A signature without a function (of initialization, say) cannot be called and is left out."""
     result = {}
     for name, definition in signature_defs.signature_def.items():
         if name in functions:
-            specs = [{key: signatures.TensorSpec.from_tensor_info(info)
-                      for key, info in sorted(infos.items())}
-                     for infos in (definition.inputs, definition.outputs)]  # yapf: disable
+            specs = [
+                {key: signatures.TensorSpec.from_tensor_info(info) for key, info in sorted(infos.items())}
+                for infos in (definition.inputs, definition.outputs)
+            ]
             result[name] = signatures.Signature(name, *specs, functions[name])
     return result
 

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import pathlib
 import threading
-from typing import Optional
 
 from tf_dpdiff.serving import grpc_server
 from tf_dpdiff.serving import monitoring
@@ -34,13 +33,14 @@ class ServerConfig:
     Raises:
       ValueError: if others could listen or ask.
     """
+
     host: str = '127.0.0.1'
     rest_port: int = 8501
     grpc_port: int = 8500
     poll_secs: float = 2.0
     limits: predict.Limits = predict.Limits()
     security: security_lib.Security = security_lib.Security()
-    health_port: Optional[int] = None
+    health_port: int | None = None
 
     def __post_init__(self):
         for name in ('rest_port', 'grpc_port', 'health_port'):
@@ -130,12 +130,14 @@ class ModelServer:
         return not unloading.is_alive()
 
 
-def _health_server(core: predict.Core, config: ServerConfig) -> Optional[grpc_server.GrpcServer]:
+def _health_server(core: predict.Core, config: ServerConfig) -> grpc_server.GrpcServer | None:
     if config.health_port is None:
         return None
-    return grpc_server.GrpcServer(core,
-                                  host=config.host,
-                                  port=config.health_port,
-                                  security=security_lib.Security(),
-                                  flag='health_port',
-                                  only_health=True)
+    return grpc_server.GrpcServer(
+        core,
+        host=config.host,
+        port=config.health_port,
+        security=security_lib.Security(),
+        flag='health_port',
+        only_health=True,
+    )

@@ -1,8 +1,9 @@
 """Signatures of a SavedModel as typed specifications that requests are held to before they reach TensorFlow."""
 
+from collections.abc import Callable, Mapping
 import dataclasses
 import math
-from typing import Any, Callable, Dict, Mapping, Optional, Tuple
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -20,6 +21,7 @@ class TensorSpec:
       dtype: Its type.
       shape: Its axes, None where any length will do; None where any shape will do.
     """
+
     dtype: tf.DType
     shape: Any
 
@@ -35,7 +37,7 @@ class TensorSpec:
         """Whether the first axis is as long as a request has rows."""
         return bool(self.shape) and self.shape[0] is None
 
-    def check_shape(self, name: str, shape: Tuple[int, ...]) -> None:
+    def check_shape(self, name: str, shape: tuple[int, ...]) -> None:
         """Raises `ServingError` unless a tensor of this shape fits."""
         if self.shape is None:
             return
@@ -43,13 +45,15 @@ class TensorSpec:
             wanted = ', '.join('?' if axis is None else str(axis) for axis in self.shape)
             raise status.invalid(f'input {name!r} must have shape [{wanted}], got {list(shape)}.')
 
-    def check_size(self, name: str, shape: Tuple[int, ...], max_bytes: int, text_bytes: int = 0) -> None:
+    def check_size(self, name: str, shape: tuple[int, ...], max_bytes: int, text_bytes: int = 0) -> None:
         """Raises `ServingError` if a tensor of this shape, and its text, would take more memory than a request may."""
         item_bytes = _STRING_BYTES if self.dtype == tf.string else max(self.dtype.size, 1)
         num_bytes = math.prod(shape) * item_bytes + text_bytes
         if num_bytes > max_bytes:
-            raise status.invalid(f'input {name!r} of shape {list(shape)} would take {num_bytes} bytes, which is more '
-                                 f'than the {max_bytes} of a message.')
+            raise status.invalid(
+                f'input {name!r} of shape {list(shape)} would take {num_bytes} bytes, which is more '
+                f'than the {max_bytes} of a message.'
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,10 +66,11 @@ class Signature:
       outputs: Its outputs by name.
       function: Maps tensors by name to tensors by name.
     """
+
     name: str
     inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
-    function: Callable[..., Dict[str, tf.Tensor]]
+    function: Callable[..., dict[str, tf.Tensor]]
 
     @property
     def is_batched(self) -> bool:
@@ -77,10 +82,12 @@ class Signature:
         """Raises `ServingError` unless these are the names of the inputs, all of them."""
         extra, missing = sorted(set(names) - set(self.inputs)), sorted(set(self.inputs) - set(names))
         if extra or missing:
-            raise status.invalid(f'signature {self.name!r} has the inputs {sorted(self.inputs)}. Sent extra: {extra}. '
-                                 f'Missing but required: {missing}.')
+            raise status.invalid(
+                f'signature {self.name!r} has the inputs {sorted(self.inputs)}. Sent extra: {extra}. '
+                f'Missing but required: {missing}.'
+            )
 
-    def read_protos(self, protos, *, max_bytes: int, max_rows: Optional[int] = None) -> Dict[str, np.ndarray]:
+    def read_protos(self, protos, *, max_bytes: int, max_rows: int | None = None) -> dict[str, np.ndarray]:
         """Returns the arrays of a request.
 
         A few bytes may stand for a tensor of any size, as one value that is repeated; so types, shapes, sizes and rows
@@ -128,7 +135,7 @@ class Signature:
             raise status.invalid('a request must have at least one row.')
         return rows
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> Dict[str, np.ndarray]:
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Calls the function on checked arrays.
 
         Args:
@@ -138,10 +145,12 @@ class Signature:
           Arrays by name; strings are bytes in arrays of objects.
         """
         tensors = {name: tf.constant(inputs[name], spec.dtype) for name, spec in self.inputs.items()}
-        return {name: np.asarray(tensor.numpy(), tensor.dtype.as_numpy_dtype)
-                for name, tensor in self.function(**tensors).items()}  # yapf: disable
+        return {
+            name: np.asarray(tensor.numpy(), tensor.dtype.as_numpy_dtype)
+            for name, tensor in self.function(**tensors).items()
+        }
 
-    def output_names(self, wanted) -> Tuple[str, ...]:
+    def output_names(self, wanted) -> tuple[str, ...]:
         """Returns which outputs a request asks for: those that it names, or all.
 
         Raises:
@@ -150,8 +159,9 @@ class Signature:
         wanted = tuple(wanted)
         unknown = sorted(set(wanted) - set(self.outputs))
         if unknown:
-            raise status.invalid(f'output_filter names {unknown}; signature {self.name!r} has the outputs '
-                                 f'{sorted(self.outputs)}.')
+            raise status.invalid(
+                f'output_filter names {unknown}; signature {self.name!r} has the outputs {sorted(self.outputs)}.'
+            )
         if len(set(wanted)) != len(wanted):
             raise status.invalid(f'output_filter names an output twice: {list(wanted)}.')
         return wanted or tuple(self.outputs)
@@ -162,7 +172,7 @@ def too_many_rows(rows: int, max_rows: int) -> status.ServingError:
     return status.invalid(f'Task size {rows} is larger than maximum input batch size {max_rows}')
 
 
-def _check_proto(name: str, proto, spec: TensorSpec, max_bytes: int) -> Tuple[int, ...]:
+def _check_proto(name: str, proto, spec: TensorSpec, max_bytes: int) -> tuple[int, ...]:
     """Returns the shape of a `TensorProto` that would fit."""
     if proto.dtype != spec.dtype.as_datatype_enum:
         try:
@@ -186,8 +196,7 @@ def _to_array(name: str, proto, spec: TensorSpec) -> np.ndarray:
         array = tf.make_ndarray(proto)
     except (TypeError, ValueError, IndexError, OverflowError) as error:
         shape = [dim.size for dim in proto.tensor_shape.dim]
-        raise status.invalid(f'input {name!r} does not hold the values that its shape {shape} says: '
-                             f'{error}') from error
+        raise status.invalid(f'input {name!r} does not hold the values that its shape {shape} says: {error}') from error
     if spec.dtype == tf.string:
         array = array.astype(object)  # Of no values, NumPy makes another type.
     return array

@@ -24,11 +24,13 @@ _HTTP = {
     Code.UNIMPLEMENTED: 501,
     Code.UNAVAILABLE: 503,
     Code.UNAUTHENTICATED: 401,
-}  # yapf: disable
+}
 _MAX_MESSAGE = 500
 # What TensorFlow says around the words of an operation that failed.
-_AROUND = re.compile(r'Graph execution error:|Detected at node .*|<stack traces unavailable>|Error in [^\n]*'
-                     r'|\[\[\{\{node [^\n]*|\[Op:[^\n]*|\d+ root error\(s\) found\.')
+_AROUND = re.compile(
+    r'Graph execution error:|Detected at node .*|<stack traces unavailable>|Error in [^\n]*'
+    r'|\[\[\{\{node [^\n]*|\[Op:[^\n]*|\d+ root error\(s\) found\.'
+)
 _PATH = re.compile(r'(?<![\w/.:])/(?:[^\s/\'":,;()]+/)+')  # The folders of an absolute path.
 
 

@@ -2,7 +2,6 @@
 
 import pathlib
 import re
-from typing import Dict, List
 
 from google.protobuf import message
 import tensorflow as tf
@@ -13,7 +12,7 @@ LARGEST = 2**63 - 1  # The protocol's.
 _VERSION = re.compile('0|[1-9][0-9]{0,18}')
 
 
-def numbers(directory: pathlib.Path) -> List[int]:
+def numbers(directory: pathlib.Path) -> list[int]:
     """Returns the versions in a servable's folder, whole or not, the newest first."""
     found = (int(path.name) for path in directory.glob('*') if _VERSION.fullmatch(path.name))
     return sorted((number for number in found if number <= LARGEST), reverse=True)
@@ -24,7 +23,7 @@ def is_whole(version: pathlib.Path) -> bool:
     return (version / 'saved_model.pb').exists() and (version / 'variables' / 'variables.index').exists()
 
 
-def read_signature_defs(version: pathlib.Path) -> Dict[str, meta_graph_pb2.SignatureDef]:
+def read_signature_defs(version: pathlib.Path) -> dict[str, meta_graph_pb2.SignatureDef]:
     """Reads the signatures of a SavedModel by name, without its weights.
 
     Raises:

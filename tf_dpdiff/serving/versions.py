@@ -1,11 +1,12 @@
 """Watches a model's folder: loads a new version beside the old one, switches, unloads the old one when it is free."""
 
+from collections.abc import Callable, Iterator
 import contextlib
 import gc
 import logging
 import pathlib
 import threading
-from typing import Callable, Dict, Iterator, List, NamedTuple, Optional
+from typing import NamedTuple
 
 from tensorflow_serving.apis import get_model_status_pb2
 
@@ -20,9 +21,10 @@ _log = logging.getLogger(__name__)
 
 class VersionState(NamedTuple):
     """What GetModelStatus says of a version."""
+
     version: int
     state: int
-    error: Optional[status.ServingError]
+    error: status.ServingError | None
 
 
 class _Loaded:
@@ -48,13 +50,13 @@ class VersionManager:
         self.name = name
         self._folder, self._load = folder, load
         self._free = threading.Condition()
-        self._loaded: Dict[int, _Loaded] = {}
-        self._newest: Optional[int] = None
+        self._loaded: dict[int, _Loaded] = {}
+        self._newest: int | None = None
         self._num_unloading = 0
-        self._states: Dict[int, VersionState] = {}
+        self._states: dict[int, VersionState] = {}
         self._broken = {}
         self._stopping = threading.Event()
-        self._watcher: Optional[threading.Thread] = None
+        self._watcher: threading.Thread | None = None
 
     def load_first(self) -> None:
         """Loads the newest version that works.
@@ -67,7 +69,8 @@ class VersionManager:
         if not found:
             raise FileNotFoundError(
                 f'no SavedModel in {self._folder}: it holds no folder like 1/ with a saved_model.pb; '
-                'bin/export makes one.')
+                'bin/export makes one.'
+            )
         errors = []
         for version in found:
             error = self._try_to_load(version)
@@ -83,7 +86,7 @@ class VersionManager:
             while not self._stopping.wait(poll_secs):
                 try:
                     self.refresh()
-                except Exception:  # pylint: disable=broad-except
+                except Exception:
                     _log.exception('cannot look for new versions in %s', self._folder)
 
         self._watcher = threading.Thread(target=poll, name='version watcher', daemon=True)
@@ -99,7 +102,7 @@ class VersionManager:
                     return
 
     @contextlib.contextmanager
-    def use(self, name: str, version: Optional[int] = None) -> Iterator[servables.Servable]:
+    def use(self, name: str, version: int | None = None) -> Iterator[servables.Servable]:
         """Yields a version, which is not unloaded before the block ends.
 
         Args:
@@ -123,7 +126,7 @@ class VersionManager:
                 loaded.num_users -= 1
                 self._free.notify_all()
 
-    def states(self, name: str, version: Optional[int] = None) -> List[VersionState]:
+    def states(self, name: str, version: int | None = None) -> list[VersionState]:
         """Returns the states of a version, or of all, the newest first.
 
         Raises:
@@ -161,21 +164,22 @@ class VersionManager:
         with self._free:
             self._free.wait_for(lambda: not self._num_unloading)  # The watcher may be at it, too.
 
-    def _find_versions(self) -> List[int]:
+    def _find_versions(self) -> list[int]:
         """Versions on disk, the newest first."""
         return [
-            number for number in version_folders.numbers(self._folder)
+            number
+            for number in version_folders.numbers(self._folder)
             if (self._folder / str(number) / 'saved_model.pb').exists()
         ]
 
-    def _set_state(self, version: int, state: int, error: Optional[status.ServingError] = None) -> None:
+    def _set_state(self, version: int, state: int, error: status.ServingError | None = None) -> None:
         with self._free:
             self._states[version] = VersionState(version, state, error)
             ended = sorted(number for number, known in self._states.items() if known.state == _State.END)
             for number in ended[:-_MAX_ENDED]:
                 del self._states[number]
 
-    def _try_to_load(self, version: int) -> Optional[servables.LoadError]:
+    def _try_to_load(self, version: int) -> servables.LoadError | None:
         folder, old = self._folder / str(version), self._newest
         stamp = _stamp(folder)
         self._set_state(version, _State.LOADING)

@@ -1,7 +1,7 @@
 """Requests that TF Serving sends itself before a model takes any: the first of each shape is slow."""
 
+from collections.abc import Iterable, Iterator, Sequence
 import pathlib
-from typing import Iterable, Iterator, Optional, Sequence, Tuple
 
 import numpy as np
 import tensorflow as tf
@@ -12,12 +12,14 @@ FILE = 'tf_serving_warmup_requests'
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 250)
 
 
-def write(folder: pathlib.Path,
-          signatures: Iterable[str],
-          batch_sizes: Sequence[int],
-          *,
-          label: int = 0,
-          num_steps: Optional[int] = None) -> bool:
+def write(
+    folder: pathlib.Path,
+    signatures: Iterable[str],
+    batch_sizes: Sequence[int],
+    *,
+    label: int = 0,
+    num_steps: int | None = None,
+) -> bool:
     """Writes the warm-up requests of an exported model: one a signature and batch size.
 
     Args:
@@ -33,7 +35,7 @@ def write(folder: pathlib.Path,
     References: https://www.tensorflow.org/tfx/serving/saved_model_warmup
     """
     try:
-        from tensorflow_serving.apis import prediction_log_pb2  # pylint: disable=g-import-not-at-top
+        from tensorflow_serving.apis import prediction_log_pb2
     except ImportError:
         return False
     with tf.io.TFRecordWriter(str(folder / FILE)) as records:
@@ -49,7 +51,7 @@ def write(folder: pathlib.Path,
     return True
 
 
-def _inputs(signature: str, size: int, label: int, num_steps: Optional[int]) -> Iterator[Tuple[str, np.ndarray]]:
+def _inputs(signature: str, size: int, label: int, num_steps: int | None) -> Iterator[tuple[str, np.ndarray]]:
     if signature == 'privacy_statement':
         yield 'format', np.full([size], b'json')
         return

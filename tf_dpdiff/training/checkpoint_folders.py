@@ -6,13 +6,14 @@ What the files are is not known here. A folder of checkpoints holds README, once
     .saving-1234, ...      what a process that was killed left behind; the next one to write removes it
 """
 
+from collections.abc import Callable
 import hashlib
 import json
 import os
 import pathlib
 import shutil
 import stat
-from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 MANIFEST, README = 'manifest.json', 'README'
 _VERSION = 1
@@ -21,7 +22,7 @@ _SAVING, _DELETING = '.saving-', '.deleting-'
 _BLOCK_BYTES = 1 << 22
 
 # What is wrong with a folder, by the state of its files: they are read once in a process, and again when they change.
-_checked: Dict[pathlib.Path, Tuple[Tuple, Optional[str]]] = {}
+_checked: dict[pathlib.Path, tuple[tuple, str | None]] = {}
 
 
 class UnreadableError(OSError):
@@ -35,11 +36,12 @@ class Damage(NamedTuple):
       folder: The checkpoint.
       reason: What is wrong with it, in words.
     """
+
     folder: pathlib.Path
     reason: str
 
 
-def numbered(directory: pathlib.Path) -> List[pathlib.Path]:
+def numbered(directory: pathlib.Path) -> list[pathlib.Path]:
     """Returns the checkpoints of a folder, damaged ones too, the newest first."""
     try:
         names = os.listdir(directory)
@@ -49,7 +51,7 @@ def numbered(directory: pathlib.Path) -> List[pathlib.Path]:
     return [directory / _name(number) for number in found]
 
 
-def find_newest(directory: pathlib.Path) -> Tuple[Optional[pathlib.Path], List[Damage]]:
+def find_newest(directory: pathlib.Path) -> tuple[pathlib.Path | None, list[Damage]]:
     """Returns the newest checkpoint that is not damaged, or None, and all newer ones, from the newest on.
 
     Raises:
@@ -73,7 +75,7 @@ def find_newest(directory: pathlib.Path) -> Tuple[Optional[pathlib.Path], List[D
             return None, damaged
 
 
-def find_damage(folder: pathlib.Path) -> Optional[str]:
+def find_damage(folder: pathlib.Path) -> str | None:
     """Returns what is wrong with a checkpoint, in words; None: its files are those that were written.
 
     Raises:
@@ -85,8 +87,9 @@ def find_damage(folder: pathlib.Path) -> Optional[str]:
     return _checked[folder][1]
 
 
-def write(directory: pathlib.Path, write_files: Callable[[pathlib.Path], None], *, max_to_keep: int, mode: int,
-          readme: str) -> pathlib.Path:
+def write(
+    directory: pathlib.Path, write_files: Callable[[pathlib.Path], None], *, max_to_keep: int, mode: int, readme: str
+) -> pathlib.Path:
     """Writes a checkpoint, and then deletes old ones and damaged ones.
 
     A process killed at any moment leaves the checkpoints that were there, or those and the new one. There must be room
@@ -153,7 +156,7 @@ def _write_readme(path: pathlib.Path, text: str) -> None:
         _sync(path.parent)
 
 
-def _prune(older: List[pathlib.Path], num_kept: int) -> None:
+def _prune(older: list[pathlib.Path], num_kept: int) -> None:
     """Deletes checkpoints, given from the newest to the oldest, but for the newest that are not damaged."""
     unwanted = []
     for folder in older:
@@ -184,7 +187,7 @@ def _remove(path: pathlib.Path) -> None:
         path.unlink()
 
 
-def _state(folder: pathlib.Path) -> Tuple:
+def _state(folder: pathlib.Path) -> tuple:
     """Returns what changes when a file of a folder does."""
     try:
         with os.scandir(folder) as entries:
@@ -196,7 +199,7 @@ def _state(folder: pathlib.Path) -> Tuple:
     return tuple(sorted((name, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in files))
 
 
-def _compare(folder: pathlib.Path) -> Optional[str]:
+def _compare(folder: pathlib.Path) -> str | None:
     """Reads a checkpoint and returns what is wrong with it, in words; None: nothing."""
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
@@ -228,7 +231,8 @@ def _unreadable(folder: pathlib.Path, error: OSError) -> UnreadableError:
     return UnreadableError(
         f'the checkpoint {folder} cannot be read ({error.strerror or error}): it may be whole, so nothing is deleted '
         'and none older is used. See to the disk or the network, and start the same command again; where it stays '
-        'unreadable, move that folder away, and the one before it is used.')
+        'unreadable, move that folder away, and the one before it is used.'
+    )
 
 
 def _is_gone(path: pathlib.Path) -> bool:

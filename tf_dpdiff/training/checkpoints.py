@@ -1,11 +1,12 @@
 """The checkpoint of a run, saved as one: weights, optimizers, position and, of private runs, ledger and secret seed."""
 
+from collections.abc import Callable
 import json
 import pathlib
 import re
 import secrets
 import sys
-from typing import Callable, List, NamedTuple, Optional, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -50,7 +51,7 @@ class RunState:
       step: Steps done in the stage.
     """
 
-    def __init__(self, private_seed: Optional[seeds.PrivateSeed]):
+    def __init__(self, private_seed: seeds.PrivateSeed | None):
         self.private_seed = private_seed
         self.run_id = secrets.token_hex(8)
         self.ledger = ledger_lib.Ledger()
@@ -59,13 +60,15 @@ class RunState:
 
     def to_json(self) -> str:
         """Returns all of it as one line. PRIVATE: the secret seed is in it, to be saved or sent in private alone."""
-        return json.dumps({
-            'private_seed': self.private_seed.reveal().hex() if self.private_seed else None,
-            'run_id': self.run_id,
-            'ledger': self.ledger.to_json(),
-            'stage': self.stage,
-            'step': self.step,
-        })
+        return json.dumps(
+            {
+                'private_seed': self.private_seed.reveal().hex() if self.private_seed else None,
+                'run_id': self.run_id,
+                'ledger': self.ledger.to_json(),
+                'stage': self.stage,
+                'step': self.step,
+            }
+        )
 
     @classmethod
     def from_json(cls, text: str) -> 'RunState':
@@ -104,7 +107,7 @@ class RunCheckpoint:
         self._directory, self._max_to_keep = directory, max_to_keep
 
     @property
-    def variables(self) -> List[tf.Variable]:
+    def variables(self) -> list[tf.Variable]:
         """All variables of networks and optimizers, without the record, in the order of the names given to them.
 
         A learning rate is not among them: it belongs to the configuration.
@@ -121,19 +124,22 @@ class RunCheckpoint:
         self._record.assign(json.dumps({'configuration': self._configuration, 'state': state.to_json()}))
         is_private = state.private_seed is not None
         try:
-            checkpoint_folders.write(self._directory,
-                                     lambda folder: self._checkpoint.write(str(folder / _PREFIX)),
-                                     max_to_keep=self._max_to_keep,
-                                     mode=0o700 if is_private else 0o777,
-                                     readme=_README if is_private else _PUBLIC_README)
+            checkpoint_folders.write(
+                self._directory,
+                lambda folder: self._checkpoint.write(str(folder / _PREFIX)),
+                max_to_keep=self._max_to_keep,
+                mode=0o700 if is_private else 0o777,
+                readme=_README if is_private else _PUBLIC_README,
+            )
         except checkpoint_folders.UnreadableError:
             raise  # Of an older one: this one is saved.
         except (OSError, tf.errors.OpError) as error:
             raise OSError(
                 f'cannot save to {self._directory} ({_reason(error)}): the last checkpoint stands; make room or mend '
-                'the disk, and start the same command again.') from error
+                'the disk, and start the same command again.'
+            ) from error
 
-    def restore(self, state: Optional[RunState] = None) -> None:
+    def restore(self, state: RunState | None = None) -> None:
         """Restores the networks and optimizers from the newest checkpoint; call `read_state` for the rest.
 
         Args:
@@ -146,8 +152,10 @@ class RunCheckpoint:
         """
         _read_newest(self._directory, lambda prefix: self._checkpoint.read(prefix).assert_existing_objects_matched())
         if state is not None and json.loads(self._record.numpy())['state'] != state.to_json():
-            raise CheckpointMismatchError(f'{self._directory} was changed while it was read: another process writes '
-                                          'there, or its newest checkpoint was lost. Start the same command again.')
+            raise CheckpointMismatchError(
+                f'{self._directory} was changed while it was read: another process writes '
+                'there, or its newest checkpoint was lost. Start the same command again.'
+            )
 
 
 class RunIdentity(NamedTuple):
@@ -159,13 +167,14 @@ class RunIdentity(NamedTuple):
       ledger: What has been released by the newest checkpoint.
       has_diverged: Whether the run is over since it diverged; the newest checkpoint then has the last good weights.
     """
+
     run_id: str
-    data_fingerprint: Optional[str]
+    data_fingerprint: str | None
     ledger: ledger_lib.Ledger
     has_diverged: bool
 
 
-def read_run(directory: pathlib.Path) -> Optional[RunIdentity]:
+def read_run(directory: pathlib.Path) -> RunIdentity | None:
     """Returns which run a folder of checkpoints holds, on private images or not, or None where there is none.
 
     Args:
@@ -183,7 +192,7 @@ def read_run(directory: pathlib.Path) -> Optional[RunIdentity]:
     return RunIdentity(state.run_id, data_fingerprint, state.ledger, state.stage == DIVERGED)
 
 
-def read_identity(directory: pathlib.Path) -> Optional[RunIdentity]:
+def read_identity(directory: pathlib.Path) -> RunIdentity | None:
     """Returns which run on private images a folder of checkpoints holds, or None where there is none.
 
     Args:
@@ -195,12 +204,14 @@ def read_identity(directory: pathlib.Path) -> Optional[RunIdentity]:
     """
     found = read_run(directory)
     if found is not None and found.data_fingerprint is None:
-        raise CheckpointMismatchError(f'the run in {directory.parent} read public images alone: it has no private data '
-                                      'to charge, to attack or to go on with; name another --workdir.')
+        raise CheckpointMismatchError(
+            f'the run in {directory.parent} read public images alone: it has no private data '
+            'to charge, to attack or to go on with; name another --workdir.'
+        )
     return found
 
 
-def read_state(directory: pathlib.Path, configuration: dict) -> Optional[RunState]:
+def read_state(directory: pathlib.Path, configuration: dict) -> RunState | None:
     """Returns where the run in a folder of checkpoints stands, or None where there is none.
 
     Args:
@@ -221,7 +232,8 @@ def read_state(directory: pathlib.Path, configuration: dict) -> Optional[RunStat
     if differing:
         raise CheckpointMismatchError(
             f'the run in {directory.parent} was begun with another configuration ({"; ".join(differing)}): resuming it '
-            'would break its accounting. Use the same configuration, or another --workdir.')
+            'would break its accounting. Use the same configuration, or another --workdir.'
+        )
     return RunState.from_json(record['state'])
 
 
@@ -247,11 +259,11 @@ def _reason(error: Exception) -> str:
     return re.sub(r'\{\{.*?\}\}|\[Op:\w*\]', '', line).split('; ')[-1].strip()
 
 
-def _variables(trackable) -> List[tf.Variable]:
+def _variables(trackable) -> list[tf.Variable]:
     return [trackable] if isinstance(trackable, tf.Variable) else list(trackable.variables)
 
 
-def _read_record(directory: pathlib.Path) -> Optional[dict]:
+def _read_record(directory: pathlib.Path) -> dict | None:
     """Returns what `RunCheckpoint.save` recorded beside the weights, or None where no run was begun."""
     try:
         text = _read_newest(directory, lambda prefix: tf.train.load_variable(prefix, _RECORD))
@@ -281,12 +293,14 @@ def _newest(directory: pathlib.Path) -> pathlib.Path:
     if (directory / 'checkpoint').exists() or any(directory.glob('ckpt-*.index')):
         raise CheckpointMismatchError(
             f'the run in {directory.parent} was begun by an older version of tf_dpdiff, whose '
-            'checkpoints have no checksums; name another --workdir.')
+            'checkpoints have no checksums; name another --workdir.'
+        )
     folder, damaged = checkpoint_folders.find_newest(directory)
     if folder is None and damaged:
         raise CheckpointDamagedError(
             f'none of the {len(damaged)} checkpoints in {directory} is as it was written; of the newest, '
-            f'{damaged[0].folder.name}, {damaged[0].reason}. {_CURE}')
+            f'{damaged[0].folder.name}, {damaged[0].reason}. {_CURE}'
+        )
     if folder is None and (directory / checkpoint_folders.README).exists():
         raise CheckpointDamagedError(f'the checkpoints of the run in {directory} are missing. {_CURE}')
     if folder is None:
@@ -295,7 +309,8 @@ def _newest(directory: pathlib.Path) -> pathlib.Path:
         _warn_once(
             f'warning: {directory} is damaged: '
             f'{"; ".join(f"in {name.name} {reason}" for name, reason in damaged)}. {folder.name} is used instead; '
-            'what was learnt since is lost, and is repeated with the same draws where the run goes on.')
+            'what was learnt since is lost, and is repeated with the same draws where the run goes on.'
+        )
     return folder
 
 

@@ -1,5 +1,6 @@
 """Who the workers of a run are: read from TF_CONFIG, from Slurm, or from an indexed Job of Kubernetes."""
 
+from collections.abc import Iterator
 import contextlib
 import json
 import os
@@ -7,7 +8,6 @@ import re
 import socket
 import sys
 import threading
-from typing import Iterator, List, Optional, Tuple
 
 import tensorflow as tf
 
@@ -19,7 +19,7 @@ _QUIET_SECS = 15.0  # What takes less is not worth a word.
 Resolver = tf.distribute.cluster_resolver.ClusterResolver
 
 
-def check(cluster: str, port: int, num_workers: Optional[int], service: Optional[str]) -> None:
+def check(cluster: str, port: int, num_workers: int | None, service: str | None) -> None:
     """Checks the settings of a cluster; arguments as `resolve` has them.
 
     Raises:
@@ -28,16 +28,20 @@ def check(cluster: str, port: int, num_workers: Optional[int], service: Optional
     if not 1 <= port <= 65535:
         raise ValueError(f'port of the strategy must be in [1, 65535], got {port}.')
     if cluster == TF_CONFIG and port != DEFAULT_PORT:
-        raise ValueError(f"port={port} of the strategy is for cluster='{SLURM}' and '{KUBERNETES}': TF_CONFIG names "
-                         'the ports itself.')
+        raise ValueError(
+            f"port={port} of the strategy is for cluster='{SLURM}' and '{KUBERNETES}': TF_CONFIG names "
+            'the ports itself.'
+        )
     if cluster == KUBERNETES:
         if not service or num_workers is None or num_workers < 1:
             raise ValueError(
                 f"cluster='{KUBERNETES}' needs StrategyConfig.service, the name of the headless service, and "
-                f'StrategyConfig.num_workers, the pods of the Job; got {service!r} and {num_workers}.')
+                f'StrategyConfig.num_workers, the pods of the Job; got {service!r} and {num_workers}.'
+            )
     elif service is not None or num_workers is not None:
         raise ValueError(
-            f"service and num_workers of the strategy are for cluster='{KUBERNETES}', not for {cluster!r}.")
+            f"service and num_workers of the strategy are for cluster='{KUBERNETES}', not for {cluster!r}."
+        )
 
 
 def check_environment(is_multi_worker: bool) -> None:
@@ -50,15 +54,16 @@ def check_environment(is_multi_worker: bool) -> None:
         return
     named = len(_addresses_of_tf_config() or [])
     if named > 1:
-        raise ValueError(f"TF_CONFIG names {named} workers: say --strategy=multi_worker_mirrored, or unset TF_CONFIG.")
+        raise ValueError(f'TF_CONFIG names {named} workers: say --strategy=multi_worker_mirrored, or unset TF_CONFIG.')
     tasks = os.environ.get('SLURM_STEP_NUM_TASKS', '1')
     if 'SLURM_PROCID' in os.environ and tasks not in ('', '1'):
         raise ValueError(
-            f"srun started {tasks} tasks: say --strategy=multi_worker_mirrored with StrategyConfig.cluster = "
-            "'slurm' (bin/sample: --cluster=slurm), or start one task.")
+            f'srun started {tasks} tasks: say --strategy=multi_worker_mirrored with StrategyConfig.cluster = '
+            "'slurm' (bin/sample: --cluster=slurm), or start one task."
+        )
 
 
-def resolve(cluster: str, port: int, num_workers: Optional[int], service: Optional[str]) -> Resolver:
+def resolve(cluster: str, port: int, num_workers: int | None, service: str | None) -> Resolver:
     """Returns who the workers are and which of them this is.
 
     Args:
@@ -73,10 +78,9 @@ def resolve(cluster: str, port: int, num_workers: Optional[int], service: Option
     if cluster == TF_CONFIG:
         return _from_tf_config()
     found, own = _from_slurm(port) if cluster == SLURM else _from_kubernetes(port, num_workers, service)
-    return tf.distribute.cluster_resolver.SimpleClusterResolver(tf.train.ClusterSpec({'worker': found}),
-                                                                task_type='worker',
-                                                                task_id=own,
-                                                                rpc_layer='grpc')
+    return tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec({'worker': found}), task_type='worker', task_id=own, rpc_layer='grpc'
+    )
 
 
 @contextlib.contextmanager
@@ -101,7 +105,8 @@ def waiting_for_all(num_workers: int, timeout_secs: float) -> Iterator[None]:
                 f'error: not all of {num_workers} workers were there within {timeout_secs:g} s '
                 '(StrategyConfig.start_timeout_secs); start all of them, and see that they reach one another.',
                 file=sys.stderr,
-                flush=True)
+                flush=True,
+            )
             os._exit(1)
 
     thread = threading.Thread(target=watch, name='start of the workers', daemon=True)
@@ -129,11 +134,13 @@ def check_port(resolver: Resolver) -> None:
         try:
             listener.bind(('', port))
         except OSError as error:
-            raise OSError(f'this worker cannot listen at port {port} ({error.strerror}): end what does, or give the '
-                          'worker another one.') from error
+            raise OSError(
+                f'this worker cannot listen at port {port} ({error.strerror}): end what does, or give the '
+                'worker another one.'
+            ) from error
 
 
-def addresses(resolver: Resolver) -> List[str]:
+def addresses(resolver: Resolver) -> list[str]:
     """Returns the addresses of all workers, the first one first."""
     spec = resolver.cluster_spec().as_dict()
     return [*spec.get('chief', []), *spec.get('worker', [])]
@@ -145,7 +152,7 @@ def index(resolver: Resolver) -> int:
     return resolver.task_id + (has_chief and resolver.task_type == 'worker')
 
 
-def _addresses_of_tf_config() -> Optional[List[str]]:
+def _addresses_of_tf_config() -> list[str] | None:
     """Returns the training processes that TF_CONFIG names; None where it is not set."""
     text = os.environ.get('TF_CONFIG')
     if not text:
@@ -171,11 +178,12 @@ def _from_tf_config() -> Resolver:
     if kind not in ('chief', 'worker') or not str(task).isdigit() or int(task) >= len(parsed['cluster'].get(kind, [])):
         raise ValueError(
             f'TF_CONFIG gives this process the task {kind!r}, {task}: only the types chief and worker take '
-            f'part, each with an index within its list; the form is {form}.')
+            f'part, each with an index within its list; the form is {form}.'
+        )
     return tf.distribute.cluster_resolver.TFConfigClusterResolver()
 
 
-def _from_slurm(port: int) -> Tuple[List[str], int]:
+def _from_slurm(port: int) -> tuple[list[str], int]:
     names = ('SLURM_PROCID', 'SLURM_STEP_NUM_TASKS', 'SLURM_STEP_NODELIST', 'SLURM_STEP_TASKS_PER_NODE')
     missing = [name for name in names if name not in os.environ]
     if missing:
@@ -183,29 +191,34 @@ def _from_slurm(port: int) -> Tuple[List[str], int]:
     own, count = int(os.environ['SLURM_PROCID']), int(os.environ['SLURM_STEP_NUM_TASKS'])
     try:
         # Which GPUs a task sees is left to Slurm: the numbers of GPUs are there to be accepted.
-        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(gpus_per_node=count,
-                                                                       gpus_per_task=1,
-                                                                       auto_set_gpu=False)
+        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
+            gpus_per_node=count, gpus_per_task=1, auto_set_gpu=False
+        )
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"cluster='{SLURM}': {error}.") from error
     # In the order of Slurm's own list, which that of the tasks follows; the resolver's cluster_spec sorts nodes by name
     # and so puts node10 before node9.
-    tasks_of_nodes = resolver._task_configuration  # pylint: disable=protected-access
+    tasks_of_nodes = resolver._task_configuration
     nodes = [node for node, (_, tasks) in enumerate(tasks_of_nodes.items()) for _ in range(tasks)]
     if 'SLURM_NODEID' in os.environ and nodes[own] != int(os.environ['SLURM_NODEID']):
-        raise ValueError(f"cluster='{SLURM}' needs tasks that fill one node after the other, and task {own} is on node "
-                         f'{os.environ["SLURM_NODEID"]}: give srun --distribution=block.')
+        raise ValueError(
+            f"cluster='{SLURM}' needs tasks that fill one node after the other, and task {own} is on node "
+            f'{os.environ["SLURM_NODEID"]}: give srun --distribution=block.'
+        )
     return [f'{node}:{port + i}' for node, tasks in tasks_of_nodes.items() for i in range(tasks)], own
 
 
-def _from_kubernetes(port: int, num_workers: int, service: str) -> Tuple[List[str], int]:
+def _from_kubernetes(port: int, num_workers: int, service: str) -> tuple[list[str], int]:
     own, hostname = os.environ.get('JOB_COMPLETION_INDEX', ''), os.environ.get('HOSTNAME', '')
     job = re.fullmatch(rf'(.+)-{own}', hostname)
     if not own.isdigit() or not job:
-        raise ValueError(f"cluster='{KUBERNETES}' is for the pods of a Job with completionMode: Indexed, whose "
-                         f'JOB_COMPLETION_INDEX ends their HOSTNAME; got {own!r} and {hostname!r}.')
+        raise ValueError(
+            f"cluster='{KUBERNETES}' is for the pods of a Job with completionMode: Indexed, whose "
+            f'JOB_COMPLETION_INDEX ends their HOSTNAME; got {own!r} and {hostname!r}.'
+        )
     if int(own) >= num_workers:
         raise ValueError(
             f'this is pod {own} of the Job, and StrategyConfig.num_workers is {num_workers}: set it to the '
-            'completions of the Job.')
+            'completions of the Job.'
+        )
     return [f'{job.group(1)}-{i}.{service}:{port}' for i in range(num_workers)], int(own)

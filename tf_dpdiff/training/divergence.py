@@ -9,7 +9,7 @@ That the weights are finite is not enough. A unit whose gradient is not finite a
 the network's activations have overflowed, private training goes on with noise alone, and its weights stay finite.
 """
 
-from typing import Sequence, Tuple
+from collections.abc import Sequence
 
 import tensorflow as tf
 
@@ -33,7 +33,7 @@ class NetworkCheck:
       num_classes: Of the networks.
     """
 
-    def __init__(self, networks: Sequence[keras.Model], image_shape: Tuple[int, int, int], num_classes: int):
+    def __init__(self, networks: Sequence[keras.Model], image_shape: tuple[int, int, int], num_classes: int):
         self._networks = list(networks)
         variables = [v for network in networks for v in network.variables if v.dtype.is_floating]
         self._are_finite = tf.function(lambda: all_finite(variables), autograph=False)
@@ -49,7 +49,7 @@ class NetworkCheck:
         return bool(all_finite([unet.denoise(network, *self._view) for network in self._networks]))
 
 
-def check_released(network: keras.Model, image_shape: Tuple[int, int, int], num_classes: int) -> None:
+def check_released(network: keras.Model, image_shape: tuple[int, int, int], num_classes: int) -> None:
     """Refuses to release a network that is of no use.
 
     Raises:
@@ -57,9 +57,11 @@ def check_released(network: keras.Model, image_shape: Tuple[int, int, int], num_
     """
     check = NetworkCheck([network], image_shape, num_classes)
     if not check.weights_are_finite() or not check.predictions_are_finite():
-        raise DivergedError('the weights of the run, or what they predict, are not finite: its training has diverged, '
-                            'and there is nothing to release. Train anew with a lower learning_rate in another '
-                            '--workdir.')
+        raise DivergedError(
+            'the weights of the run, or what they predict, are not finite: its training has diverged, '
+            'and there is nothing to release. Train anew with a lower learning_rate in another '
+            '--workdir.'
+        )
 
 
 def all_finite(tensors: Sequence[tf.Tensor]) -> tf.Tensor:

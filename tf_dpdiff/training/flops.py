@@ -1,6 +1,7 @@
 """How many floating-point operations the training of a network takes, counted in its graph."""
 
-from typing import NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -15,6 +16,7 @@ class Flops(NamedTuple):
       forward: Of the network.
       training: Of loss and gradient.
     """
+
     forward: int
     training: int
 
@@ -37,8 +39,9 @@ def flops_per_view(model: keras.Model, variables: Sequence[tf.Variable]) -> Flop
             loss = loss_fn(views)
         return loss, [g for g in tape.gradient(loss, variables) if g is not None]
 
-    graph = tf.function(loss_and_gradients,
-                        autograph=False).get_concrete_function(views_lib.spec_of_one_view(model)).graph
+    graph = (
+        tf.function(loss_and_gradients, autograph=False).get_concrete_function(views_lib.spec_of_one_view(model)).graph
+    )
     # The graph holds operations that no result needs: they are pruned before it runs.
     loss, *gradients = graph.outputs
     return Flops(forward=_flops_of([loss]), training=_flops_of([loss, *gradients]))
@@ -69,10 +72,13 @@ def _flops_of_operation(operation: tf.Operation) -> int:
     if kind in ('MatMul', 'BatchMatMulV2'):
         is_transposed = operation.get_attr('transpose_a' if kind == 'MatMul' else 'adj_x')
         return 2 * _size(operation.outputs[0]) * inputs[0].shape[-2 if is_transposed else -1]
-    if kind.startswith(('Conv', 'DepthwiseConv', 'BatchMatMul', 'Einsum', 'While',
-                        'StatelessWhile')) and not (kind.startswith('Concat')):
-        raise ValueError(f'the floating-point operations of {operation.name!r} ({kind}) are not counted: measure '
-                         'views_per_second instead.')
+    if kind.startswith(('Conv', 'DepthwiseConv', 'BatchMatMul', 'Einsum', 'While', 'StatelessWhile')) and not (
+        kind.startswith('Concat')
+    ):
+        raise ValueError(
+            f'the floating-point operations of {operation.name!r} ({kind}) are not counted: measure '
+            'views_per_second instead.'
+        )
     return 0
 
 

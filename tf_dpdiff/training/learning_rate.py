@@ -31,5 +31,5 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
             'peak': self.peak,
             'num_steps': self.num_steps,
             'warmup_steps': self.warmup_steps,
-            'final_fraction': self.final_fraction
+            'final_fraction': self.final_fraction,
         }

@@ -1,12 +1,12 @@
 """The loop over stages and steps: progress, checkpoints, clean stops."""
 
+from collections.abc import Callable
 import dataclasses
 import functools
 import json
 import math
 import pathlib
 import time
-from typing import Callable, List, Optional, Set, Tuple
 
 import numpy as np
 import tqdm
@@ -51,12 +51,13 @@ class TrainerConfig:
         plugin of its own, tensorboard-plugin-profile); a few are enough. The trace of a private run tells how long its
         steps take, and so how many units are in them: it goes to non_private/. None: no trace.
     """
+
     checkpoint_every_secs: float = 60.0
     log_every_steps: int = 20
     log_non_private: bool = False
     grids_per_stage: int = 5
     checkpoints_to_keep: int = 2
-    profile_steps: Optional[Tuple[int, int]] = None
+    profile_steps: tuple[int, int] | None = None
 
     def __post_init__(self):
         if self.log_every_steps < 1:
@@ -67,8 +68,9 @@ class TrainerConfig:
             raise ValueError(f'checkpoints_to_keep must be at least 1, got {self.checkpoints_to_keep}.')
         if self.profile_steps is not None:
             if len(self.profile_steps) != 2 or not 0 <= self.profile_steps[0] < self.profile_steps[1]:
-                raise ValueError('profile_steps must be (start, stop) with 0 <= start < stop, got '
-                                 f'{self.profile_steps}.')
+                raise ValueError(
+                    f'profile_steps must be (start, stop) with 0 <= start < stop, got {self.profile_steps}.'
+                )
 
 
 class StageLoop:
@@ -98,17 +100,19 @@ class StageLoop:
       summaries: Its TensorBoard events.
     """
 
-    def __init__(self,
-                 workdir: pathlib.Path,
-                 configuration: dict,
-                 config: TrainerConfig,
-                 *,
-                 network: unet.UNetConfig,
-                 image_shape,
-                 num_classes: int,
-                 is_private: bool,
-                 draw_grid: Optional[DrawGrid],
-                 replicas: strategies.Replicas = strategies.ONE):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        configuration: dict,
+        config: TrainerConfig,
+        *,
+        network: unet.UNetConfig,
+        image_shape,
+        num_classes: int,
+        is_private: bool,
+        draw_grid: DrawGrid | None,
+        replicas: strategies.Replicas = strategies.ONE,
+    ):
         self._config, self._draw_grid, self.replicas = config, draw_grid, replicas
         self._directory = workdir / 'checkpoints'
         self._configuration = configuration
@@ -122,7 +126,7 @@ class StageLoop:
         self.average.set_weights(self.model.get_weights())
         self._check = divergence.NetworkCheck((self.model, self.average), image_shape, num_classes)
 
-    def _find_state(self, is_private: bool) -> Tuple[bool, checkpoints.RunState]:
+    def _find_state(self, is_private: bool) -> tuple[bool, checkpoints.RunState]:
         """Returns whether the folder held a run, and where it stands: at all workers what the first one found."""
         workers, found = self.replicas.workers, None
         workers.check_same(json.dumps(self._configuration, sort_keys=True), 'the configuration or the data')
@@ -136,18 +140,21 @@ class StageLoop:
         if state.stage == checkpoints.DIVERGED:
             raise ValueError(
                 f'the run in {self._directory.parent} has diverged, and is over: lower learning_rate of the '
-                'OptimizationConfig of the stage that did, and name another --workdir.')
+                'OptimizationConfig of the stage that did, and name another --workdir.'
+            )
         return resumed, state
 
-    def _open(self, stages: List[stages_lib.Stage]) -> None:
+    def _open(self, stages: list[stages_lib.Stage]) -> None:
         """Takes the stages, and restores what was saved or saves for the first time."""
         self._stages = stages
-        self._checkpoint = checkpoints.RunCheckpoint(self._directory,
-                                                     self._configuration,
-                                                     max_to_keep=self._config.checkpoints_to_keep,
-                                                     model=self.model,
-                                                     average=self.average,
-                                                     **{f'{stage.name}_optimizer': stage.optimizer for stage in stages})
+        self._checkpoint = checkpoints.RunCheckpoint(
+            self._directory,
+            self._configuration,
+            max_to_keep=self._config.checkpoints_to_keep,
+            model=self.model,
+            average=self.average,
+            **{f'{stage.name}_optimizer': stage.optimizer for stage in stages},
+        )
         if not self.resumed:
             self.state.stage = stages[0].name
             self._write_checkpoint()  # The seed is on disk before anything is drawn from it.
@@ -204,9 +211,12 @@ class StageLoop:
         last_saved = time.monotonic()
         grid_steps = _evenly_spaced(stage.num_steps, self._config.grids_per_stage) if self._draw_grid else set()
         profile_steps = self._config.profile_steps if stage is self._stages[-1] and workers.is_first else None
-        with progress.bar(stage.num_steps, stage.name, 'step', initial=self.state.step,
-                          disable=not workers.is_first) as bar, profiling.StepProfiler(
-                              self._profile_folder, profile_steps) as profiler:
+        with (
+            progress.bar(
+                stage.num_steps, stage.name, 'step', initial=self.state.step, disable=not workers.is_first
+            ) as bar,
+            profiling.StepProfiler(self._profile_folder, profile_steps) as profiler,
+        ):
             self._show(bar, {})
             bar.refresh()
             while self.state.step < stage.num_steps:
@@ -224,7 +234,8 @@ class StageLoop:
                 is_due = time.monotonic() - last_saved > self._config.checkpoint_every_secs
                 # When to save, and so to compare the weights, the first worker decides by its clock for all of them.
                 stops, saves, diverged = workers.any_of(
-                    [stop.requested, shows or workers.is_first and is_due, problem is not None])
+                    [stop.requested, shows or workers.is_first and is_due, problem is not None]
+                )
                 if diverged:
                     raise self._diverge(problem)
                 if stops or saves:
@@ -233,7 +244,8 @@ class StageLoop:
                     workers.wait_for_all()  # Who ends before the first one has saved might have it killed.
                     raise interruption.Interrupted(
                         f'stopped in {stage.name} after step {self.state.step} of {stage.num_steps} '
-                        f'({stop.reason or "by another worker"}); everything is saved')
+                        f'({stop.reason or "by another worker"}); everything is saved'
+                    )
                 if saves:
                     last_saved = time.monotonic()
         stage.end()
@@ -252,7 +264,7 @@ class StageLoop:
             self.summaries.stage_image(stage.name, 'samples', grid, self.state.step)
             self.summaries.flush()
 
-    def _draw(self, stage: stages_lib.Stage) -> Tuple[Optional[np.ndarray], Optional[str]]:
+    def _draw(self, stage: stages_lib.Stage) -> tuple[np.ndarray | None, str | None]:
         """Returns a picture of samples, None where none may be shown, and in words why there can be none."""
         try:
             return self._draw_grid(self.average) if self._is_released(stage) else None, None
@@ -275,12 +287,12 @@ class StageLoop:
             return
         shown, epsilon = {}, self._epsilon_spent()
         if 'loss' in scalars:
-            shown['loss'] = f"{scalars['loss']:.3f}"
+            shown['loss'] = f'{scalars["loss"]:.3f}'
         if epsilon is not None:
             shown['epsilon'] = accounting.round_up(epsilon)
         bar.set_postfix(shown, refresh=False)
 
-    def _find_problem(self) -> Optional[str]:
+    def _find_problem(self) -> str | None:
         """Returns in words why the networks are of no use; None: they are. See `divergence` for what is looked at."""
         if not self._check.weights_are_finite():
             return _NOT_FINITE
@@ -288,20 +300,20 @@ class StageLoop:
             return 'the network predicts numbers that are not finite'
         return None
 
-    def _find_problem_of_step(self, stage: stages_lib.Stage, scalars: dict) -> Optional[str]:
+    def _find_problem_of_step(self, stage: stages_lib.Stage, scalars: dict) -> str | None:
         """Returns as `_find_problem` does, by what is cheap: the loss where a stage tells it, else now and then."""
         if 'loss' in scalars and not math.isfinite(scalars['loss']):
-            return f"the loss is {scalars['loss']}"
+            return f'the loss is {scalars["loss"]}'
         if 'loss' not in scalars and self._is_logged(stage):
             return self._find_problem()
         return None if self._check.weights_are_finite() else _NOT_FINITE
 
-    def _stop_if_diverged(self, problem: Optional[str]) -> None:
+    def _stop_if_diverged(self, problem: str | None) -> None:
         """Stops all workers where one has found a problem; called by all of them."""
         if self.replicas.workers.any(problem is not None):
             raise self._diverge(problem)
 
-    def _diverge(self, problem: Optional[str]) -> divergence.DivergedError:
+    def _diverge(self, problem: str | None) -> divergence.DivergedError:
         """Ends the run: saves the last good weights with the ledger as it is now; returns what is to be raised."""
         name, step = self.state.stage, self.state.step
         num_steps = {stage.name: stage.num_steps for stage in self._stages}[name]
@@ -313,14 +325,15 @@ class StageLoop:
         return divergence.DivergedError(
             f'{name} diverged by step {step} of {num_steps}: {problem or "so another worker found"}. {self._spent()} '
             f"Lower learning_rate of the stage's OptimizationConfig, and start anew in another --workdir; "
-            f'{self._directory} keeps the last good weights.')
+            f'{self._directory} keeps the last good weights.'
+        )
 
     def _is_released(self, stage: stages_lib.Stage) -> bool:
         """Returns whether samples of the averaged weights may be shown as they are now."""
         del stage  # A run without private images has nothing to hide.
         return True
 
-    def _epsilon_spent(self) -> Optional[float]:
+    def _epsilon_spent(self) -> float | None:
         """Returns a bound of what the run has spent; None where nothing private was released."""
         return None
 
@@ -329,7 +342,7 @@ class StageLoop:
         return 'No private image was read.'
 
 
-def _evenly_spaced(num_steps: int, count: int) -> Set[int]:
+def _evenly_spaced(num_steps: int, count: int) -> set[int]:
     """Returns up to count steps, the last one among them; none for a count of 0."""
     return {math.ceil(num_steps * i / count) for i in range(1, count + 1)}
 
@@ -338,7 +351,7 @@ def _evenly_spaced(num_steps: int, count: int) -> Set[int]:
 _CHUNKS = ('units_per_chunk', 'memory_budget_gib', 'images_per_chunk')
 
 
-def describe(config) -> Optional[dict]:
+def describe(config) -> dict | None:
     """Returns what a stage learns by, as plain values, its images by name and fingerprint."""
     if config is None:
         return None

@@ -1,6 +1,7 @@
 """How many units and views are held in memory at a time: chosen from a budget, without effect on what is learnt."""
 
-from typing import NamedTuple, Optional, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -15,7 +16,16 @@ GRADIENT_COPIES = 3
 _MAX_UNITS = 64
 _MAX_ACTIVATION_BYTES_ON_CPU = 2**31
 _HOLDS_NOTHING = {
-    'Cast', 'Const', 'ExpandDims', 'Identity', 'NoOp', 'Placeholder', 'ReadVariableOp', 'Reshape', 'Shape', 'Squeeze'
+    'Cast',
+    'Const',
+    'ExpandDims',
+    'Identity',
+    'NoOp',
+    'Placeholder',
+    'ReadVariableOp',
+    'Reshape',
+    'Shape',
+    'Squeeze',
 }
 
 
@@ -26,6 +36,7 @@ class ChunkSizes(NamedTuple):
       units: Whose gradients are held at a time.
       views: Of each of them, whose activations are held at a time.
     """
+
     units: int
     views: int
 
@@ -35,19 +46,28 @@ def activation_bytes_per_view(model: keras.Model) -> int:
 
     Traces the forward pass of the training loss; nothing is computed.
     """
-    graph = tf.function(views_lib.unit_loss_fn(model),
-                        autograph=False).get_concrete_function(views_lib.spec_of_one_view(model)).graph
-    return sum((tensor.shape.num_elements() or 0) * tensor.dtype.size for operation in graph.get_operations()
-               if operation.type not in _HOLDS_NOTHING for tensor in operation.outputs)
+    graph = (
+        tf.function(views_lib.unit_loss_fn(model), autograph=False)
+        .get_concrete_function(views_lib.spec_of_one_view(model))
+        .graph
+    )
+    return sum(
+        (tensor.shape.num_elements() or 0) * tensor.dtype.size
+        for operation in graph.get_operations()
+        if operation.type not in _HOLDS_NOTHING
+        for tensor in operation.outputs
+    )
 
 
-def choose_chunk_sizes(model: keras.Model,
-                       variables: Sequence[tf.Variable],
-                       *,
-                       num_views: int,
-                       num_units: int,
-                       memory_budget_bytes: float,
-                       on_accelerator: Optional[bool] = None) -> ChunkSizes:
+def choose_chunk_sizes(
+    model: keras.Model,
+    variables: Sequence[tf.Variable],
+    *,
+    num_views: int,
+    num_units: int,
+    memory_budget_bytes: float,
+    on_accelerator: bool | None = None,
+) -> ChunkSizes:
     """Returns the largest chunk whose gradients and activations stay within a budget.
 
     Args:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -33,21 +33,28 @@ class Hardware:
         out.
       price_per_device_hour: In any currency, > 0.
     """
+
     devices: int = 1
-    device_memory_gib: Optional[float] = None
-    views_per_second: Optional[float] = None
-    public_views_per_second: Optional[float] = None
-    device_tflops: Optional[float] = None
-    utilization: Optional[float] = None
+    device_memory_gib: float | None = None
+    views_per_second: float | None = None
+    public_views_per_second: float | None = None
+    device_tflops: float | None = None
+    utilization: float | None = None
     scaling_efficiency: float = 1.0
-    network_gbps: Optional[float] = None
-    price_per_device_hour: Optional[float] = None
+    network_gbps: float | None = None
+    price_per_device_hour: float | None = None
 
     def __post_init__(self):
         if self.devices < 1:
             raise ValueError(f'devices must be at least 1, got {self.devices}.')
-        for name in ('device_memory_gib', 'views_per_second', 'public_views_per_second', 'device_tflops',
-                     'network_gbps', 'price_per_device_hour'):
+        for name in (
+            'device_memory_gib',
+            'views_per_second',
+            'public_views_per_second',
+            'device_tflops',
+            'network_gbps',
+            'price_per_device_hour',
+        ):
             value = getattr(self, name)
             if value is not None and not 0.0 < value < math.inf:
                 raise ValueError(f'{name} must be a number > 0, got {value:g}.')
@@ -59,15 +66,18 @@ class Hardware:
 
     def _check_fit_together(self):
         if self.views_per_second is not None and self.device_tflops is not None:
-            raise ValueError(f'views_per_second={self.views_per_second:g} is measured and '
-                             f'device_tflops={self.device_tflops:g} an estimate in its place: give one of them.')
+            raise ValueError(
+                f'views_per_second={self.views_per_second:g} is measured and '
+                f'device_tflops={self.device_tflops:g} an estimate in its place: give one of them.'
+            )
         for name, other in (('public_views_per_second', 'views_per_second'), ('utilization', 'device_tflops')):
             if getattr(self, name) is not None and getattr(self, other) is None:
                 raise ValueError(f'{name}={getattr(self, name):g} means something beside {other} only.')
         for name in ('price_per_device_hour', 'network_gbps'):
             if getattr(self, name) is not None and not self.has_rate:
-                raise ValueError(f'{name}={getattr(self, name):g} needs a rate: give views_per_second or '
-                                 'device_tflops.')
+                raise ValueError(
+                    f'{name}={getattr(self, name):g} needs a rate: give views_per_second or device_tflops.'
+                )
         if self.devices == 1 and (self.scaling_efficiency < 1.0 or self.network_gbps is not None):
             raise ValueError('scaling_efficiency and network_gbps are for several devices, got devices=1.')
 
@@ -110,6 +120,7 @@ class StageWork:
         included: all others wait for it.
       num_reduced: Float32 numbers that are added up over the devices a step.
     """
+
     name: str
     num_steps: int
     batch_size: int
@@ -183,12 +194,9 @@ def poisson_stddev(num_units: int, batch_size: int, devices: int) -> float:
     return math.sqrt(batch_size / devices * (1.0 - batch_size / num_units))
 
 
-def largest_sampled_share(num_units: int,
-                          batch_size: int,
-                          devices: int,
-                          units_per_chunk: int = 1,
-                          *,
-                          is_poisson: bool = True) -> float:
+def largest_sampled_share(
+    num_units: int, batch_size: int, devices: int, units_per_chunk: int = 1, *, is_poisson: bool = True
+) -> float:
     """Returns the expected units of the device that has the most of them in a step, in whole chunks.
 
     The maximum of independent binomials, one a shard: E[max] is the sum over j >= 0 of 1 - P(no shard is above j).
@@ -211,11 +219,11 @@ def largest_sampled_share(num_units: int,
     none_above, probability = np.ones(len(limits)), batch_size / num_units
     for size in set(sizes):
         of_shard = stats.binom(size, probability) if is_poisson else stats.hypergeom(num_units, batch_size, size)
-        none_above *= of_shard.cdf(limits)**sizes.count(size)
+        none_above *= of_shard.cdf(limits) ** sizes.count(size)
     return units_per_chunk * (1.0 + float((1.0 - none_above).sum()))
 
 
-def largest_equal_share(batch_size: int, devices: int, images_per_chunk: Optional[int] = None) -> int:
+def largest_equal_share(batch_size: int, devices: int, images_per_chunk: int | None = None) -> int:
     """Returns the images of the device that has the most of them of a batch in equal parts, in whole chunks.
 
     Args:
@@ -239,6 +247,7 @@ class StepMemory(NamedTuple):
       activations: Of the views that are held at a time.
       update: What reduction and noise need, when the gradients of the last chunk are gone.
     """
+
     weights: int
     optimizers: int
     sums: int
@@ -257,8 +266,9 @@ class StepMemory(NamedTuple):
         return self.weights + self.optimizers + max(self.sums, self.update)
 
 
-def private_memory(*, num_parameters: int, num_trained: int, num_optimizer_states: int, chunk: memory.ChunkSizes,
-                   activation_bytes: int) -> StepMemory:
+def private_memory(
+    *, num_parameters: int, num_trained: int, num_optimizer_states: int, chunk: memory.ChunkSizes, activation_bytes: int
+) -> StepMemory:
     """Returns what a private step holds on each device.
 
     Args:
@@ -268,16 +278,19 @@ def private_memory(*, num_parameters: int, num_trained: int, num_optimizer_state
       chunk: Units and views held at a time.
       activation_bytes: Of a view.
     """
-    return StepMemory(weights=8 * num_parameters,
-                      optimizers=4 * num_optimizer_states,
-                      sums=4 * _SUMS_OF_A_CHUNK * num_trained,
-                      gradients=4 * memory.GRADIENT_COPIES * num_trained * chunk.units,
-                      activations=chunk.units * chunk.views * activation_bytes,
-                      update=4 * _SUMS_OF_AN_UPDATE * num_trained)
+    return StepMemory(
+        weights=8 * num_parameters,
+        optimizers=4 * num_optimizer_states,
+        sums=4 * _SUMS_OF_A_CHUNK * num_trained,
+        gradients=4 * memory.GRADIENT_COPIES * num_trained * chunk.units,
+        activations=chunk.units * chunk.views * activation_bytes,
+        update=4 * _SUMS_OF_AN_UPDATE * num_trained,
+    )
 
 
-def public_memory(*, num_parameters: int, num_optimizer_states: int, views_at_a_time: int,
-                  activation_bytes: int) -> StepMemory:
+def public_memory(
+    *, num_parameters: int, num_optimizer_states: int, views_at_a_time: int, activation_bytes: int
+) -> StepMemory:
     """Returns what a step of plain training holds on each device.
 
     Args:
@@ -286,12 +299,14 @@ def public_memory(*, num_parameters: int, num_optimizer_states: int, views_at_a_
       views_at_a_time: Whose activations are held.
       activation_bytes: Of a view.
     """
-    return StepMemory(weights=8 * num_parameters,
-                      optimizers=4 * num_optimizer_states,
-                      sums=4 * num_parameters,
-                      gradients=4 * num_parameters,
-                      activations=views_at_a_time * activation_bytes,
-                      update=4 * 2 * num_parameters)
+    return StepMemory(
+        weights=8 * num_parameters,
+        optimizers=4 * num_optimizer_states,
+        sums=4 * num_parameters,
+        gradients=4 * num_parameters,
+        activations=views_at_a_time * activation_bytes,
+        update=4 * 2 * num_parameters,
+    )
 
 
 def memory_budget_gib(held: StepMemory, device_memory_gib: float) -> float:

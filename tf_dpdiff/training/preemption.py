@@ -1,28 +1,30 @@
 """Notices that a cloud gives before it takes a machine away, turned into a request to stop."""
 
+from collections.abc import Iterator
 import contextlib
 import http.client
 import os
 import socket
 import sys
 import threading
-from typing import Iterator, Optional
 import urllib.parse
 
 from tf_dpdiff.training import interruption
 
-GCE, = NOTICES = ('gce',)
+(GCE,) = NOTICES = ('gce',)
 
 _TIMEOUT_SECS = 5.0  # To connect, and to answer a question that does not wait.
 _POLL_SECS = 60.0  # How long the server may hold back an answer.
 _PAUSE_SECS = 5.0  # Between tries, where the server does not answer.
 _TRIES_AT_THE_START = 3
 # What is watched, the value that means the end, and what it is called.
-_EVENTS = (('preempted', 'TRUE', 'preemption notice of GCE'), ('maintenance-event', 'TERMINATE_ON_HOST_MAINTENANCE',
-                                                               'maintenance notice of GCE'))
+_EVENTS = (
+    ('preempted', 'TRUE', 'preemption notice of GCE'),
+    ('maintenance-event', 'TERMINATE_ON_HOST_MAINTENANCE', 'maintenance notice of GCE'),
+)
 
 
-def check(kind: Optional[str]) -> None:
+def check(kind: str | None) -> None:
     """Checks the name of a kind of notice.
 
     Raises:
@@ -33,7 +35,7 @@ def check(kind: Optional[str]) -> None:
 
 
 @contextlib.contextmanager
-def watching(kind: Optional[str], stop: interruption.StopRequest) -> Iterator[None]:
+def watching(kind: str | None, stop: interruption.StopRequest) -> Iterator[None]:
     """A context in which a notice that this machine will be taken away asks for a stop.
 
     With 'gce', the metadata server of Google Compute Engine is asked, which a virtual machine reaches without
@@ -66,12 +68,13 @@ def watching(kind: Optional[str], stop: interruption.StopRequest) -> Iterator[No
 class _Watcher:
     """Watches one value of the metadata server in a thread of its own."""
 
-    def __init__(self, host: str, key: str, final: str, reason: str, stop: interruption.StopRequest,
-                 may_warn: threading.Lock):
+    def __init__(
+        self, host: str, key: str, final: str, reason: str, stop: interruption.StopRequest, may_warn: threading.Lock
+    ):
         self._host, self._path = host, f'/computeMetadata/v1/instance/{key}'
         self._final, self._reason, self._stop, self._may_warn = final, reason, stop, may_warn
         self._ended = threading.Event()
-        self._connection: Optional[http.client.HTTPConnection] = None
+        self._connection: http.client.HTTPConnection | None = None
         self._thread = threading.Thread(target=self._watch, name=f'gce {key}', daemon=True)
         self._etag = self._seen = ''
 
@@ -85,7 +88,8 @@ class _Watcher:
                     raise ValueError(
                         f"preemption_notice='{GCE}' needs the metadata server of Google Compute Engine, and "
                         f'http://{self._host}{self._path} does not answer as it ({error or type(error).__name__}): set '
-                        'StrategyConfig.preemption_notice = None elsewhere.') from error
+                        'StrategyConfig.preemption_notice = None elsewhere.'
+                    ) from error
                 self._ended.wait(_PAUSE_SECS / 5)
         # Maintenance is announced up to an hour ahead. What was announced before the start is no reason to stop, or a
         # run that is started again on this machine would stop again until the hour is over; SIGTERM comes at its end.
@@ -114,7 +118,8 @@ class _Watcher:
                     print(
                         f'warning: no answer about preemption from {self._host} '
                         f'({error or type(error).__name__}); the run goes on, and it is asked again.',
-                        file=sys.stderr)
+                        file=sys.stderr,
+                    )
                 self._ended.wait(_PAUSE_SECS)
                 continue
             if self._ended.is_set():

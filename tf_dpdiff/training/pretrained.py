@@ -5,7 +5,6 @@ import functools
 import hashlib
 import json
 import pathlib
-from typing import Dict, Tuple
 import zipfile
 
 import numpy as np
@@ -40,8 +39,9 @@ class PretrainedModel:
       weights: The moving average of the weights, by the variable's name.
       image_digests: Of the public images, by which private ones among them are found; see `overlap.image_digests`.
     """
-    image_shape: Tuple[int, int, int]
-    class_names: Tuple[str, ...]
+
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
     network: unet.UNetConfig
     process: process_lib.DiffusionProcess
     dataset: str
@@ -50,7 +50,7 @@ class PretrainedModel:
     batch_size: int
     label_drop_probability: float
     loss: float
-    weights: Dict[str, np.ndarray]
+    weights: dict[str, np.ndarray]
     image_digests: np.ndarray
 
     @functools.cached_property
@@ -71,8 +71,7 @@ class PretrainedModel:
 
     def to_phrase(self) -> str:
         """Returns where it comes from, for statements."""
-        return (f'{self.num_images:,} images of {self.dataset!r}, by the checkpoint with SHA-256 '
-                f'{self.sha256[:16]}')
+        return f'{self.num_images:,} images of {self.dataset!r}, by the checkpoint with SHA-256 {self.sha256[:16]}'
 
     def check_fits(self, network: unet.UNetConfig, process: process_lib.DiffusionProcess) -> None:
         """Refuses another architecture or another diffusion process.
@@ -81,15 +80,18 @@ class PretrainedModel:
           ValueError: one line that names what differs.
         """
         differing = transfer.architecture_differences(self.network, network)
-        for name, there, here in (('parameterization', self.process.parameterization, process.parameterization),
-                                  ('schedule', self.process.schedule.name,
-                                   process.schedule.name), ('num_timesteps', self.process.schedule.num_timesteps,
-                                                            process.schedule.num_timesteps)):
+        for name, there, here in (
+            ('parameterization', self.process.parameterization, process.parameterization),
+            ('schedule', self.process.schedule.name, process.schedule.name),
+            ('num_timesteps', self.process.schedule.num_timesteps, process.schedule.num_timesteps),
+        ):
             if there != here:
                 differing.append(f'{name} is {there!r} in the checkpoint and {here!r} here')
         if differing:
-            raise ValueError(f'the public checkpoint ({self.dataset!r}) is of another model than the configuration: '
-                             f'{"; ".join(differing)}.')
+            raise ValueError(
+                f'the public checkpoint ({self.dataset!r}) is of another model than the configuration: '
+                f'{"; ".join(differing)}.'
+            )
 
     def carry_over_to(self, model: keras.Model) -> None:
         """Puts the weights into a network; the embeddings of its classes stay as they were drawn.
@@ -111,7 +113,7 @@ class PretrainedModel:
         files.write_text(folder / _DESCRIPTION, json.dumps(fields, indent=2) + '\n')
 
 
-def weights_of(model: keras.Model) -> Dict[str, np.ndarray]:
+def weights_of(model: keras.Model) -> dict[str, np.ndarray]:
     """Returns a network's weights by the names of its variables."""
     return {variable.name.split(':')[0]: variable.numpy() for variable in model.variables}
 
@@ -142,14 +144,18 @@ def read(folder: pathlib.Path) -> PretrainedModel:
         image_digests = np.load(where / _DIGESTS, allow_pickle=False)
         expected = fields.pop('sha256')
         del fields['num_parameters']
-        fields.update(image_shape=tuple(fields['image_shape']),
-                      class_names=tuple(fields['class_names']),
-                      network=configs_json.network_from_json(fields['network']),
-                      process=configs_json.process_from_json(fields['process']))
+        fields.update(
+            image_shape=tuple(fields['image_shape']),
+            class_names=tuple(fields['class_names']),
+            network=configs_json.network_from_json(fields['network']),
+            process=configs_json.process_from_json(fields['process']),
+        )
         model = PretrainedModel(weights=weights, image_digests=image_digests, **fields)
     except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f'the public checkpoint in {where} is damaged: {error}.') from error
     if model.sha256 != expected:
-        raise ValueError(f'the public checkpoint in {where} is damaged: it is not the one that {_DESCRIPTION} names; '
-                         'fetch or make it again.')
+        raise ValueError(
+            f'the public checkpoint in {where} is damaged: it is not the one that {_DESCRIPTION} names; '
+            'fetch or make it again.'
+        )
     return model

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import pathlib
-from typing import Optional
 
 import numpy as np
 import tensorflow as tf
@@ -38,15 +37,17 @@ class PublicTrainer(loop.StageLoop):
       average: The network with the moving average of the weights: what private runs start from.
     """
 
-    def __init__(self,
-                 workdir: pathlib.Path,
-                 *,
-                 network: unet.UNetConfig,
-                 process: process_lib.DiffusionProcess,
-                 pretraining: stages.PretrainingConfig,
-                 config: loop.TrainerConfig,
-                 draw_grid: Optional[loop.DrawGrid] = None,
-                 replicas: strategies.Replicas = strategies.ONE):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        *,
+        network: unet.UNetConfig,
+        process: process_lib.DiffusionProcess,
+        pretraining: stages.PretrainingConfig,
+        config: loop.TrainerConfig,
+        draw_grid: loop.DrawGrid | None = None,
+        replicas: strategies.Replicas = strategies.ONE,
+    ):
         self._network, self._process, self._pretraining = network, process, pretraining
         public = pretraining.images
         configuration = {
@@ -54,15 +55,17 @@ class PublicTrainer(loop.StageLoop):
             'process': dataclasses.asdict(process),
             'pretraining': loop.describe(pretraining),
         }
-        super().__init__(workdir,
-                         configuration,
-                         config,
-                         network=network,
-                         image_shape=public.image_shape,
-                         num_classes=public.num_classes,
-                         is_private=False,
-                         draw_grid=draw_grid,
-                         replicas=replicas)
+        super().__init__(
+            workdir,
+            configuration,
+            config,
+            network=network,
+            image_shape=public.image_shape,
+            num_classes=public.num_classes,
+            is_private=False,
+            draw_grid=draw_grid,
+            replicas=replicas,
+        )
         self._view_sampler = views_lib.make_view_sampler(process, pretraining.views, network, public.num_classes)
         with replicas.scope():
             stage = stages.make_pretraining(pretraining, self.model, self.average, self._view_sampler, replicas)
@@ -97,18 +100,22 @@ class PublicTrainer(loop.StageLoop):
         num_images = min(len(public), _IMAGES_OF_LOSS)
         rows, losses = np.arange(num_images) * len(public) // num_images, []
         for start in range(0, num_images, _IMAGES_AT_A_TIME):
-            part = rows[start:start + _IMAGES_AT_A_TIME]
-            views = self._view_sampler.draw_for_public(tf.constant(public.images_uint8[part]),
-                                                       tf.constant(public.labels[part], tf.int32),
-                                                       tf.range(len(part)),
-                                                       batch_size=len(part),
-                                                       seed=tf.constant(self._pretraining.seed, tf.int64),
-                                                       step=tf.constant(start, tf.int64))
+            part = rows[start : start + _IMAGES_AT_A_TIME]
+            views = self._view_sampler.draw_for_public(
+                tf.constant(public.images_uint8[part]),
+                tf.constant(public.labels[part], tf.int32),
+                tf.range(len(part)),
+                batch_size=len(part),
+                seed=tf.constant(self._pretraining.seed, tf.int64),
+                step=tf.constant(start, tf.int64),
+            )
             flat = tf.nest.map_structure(lambda x: tf.reshape(x, tf.concat([[-1], tf.shape(x)[2:]], 0)), views)
             losses.append(view_losses(flat).numpy())
         loss = float(np.mean(np.concatenate(losses)))
         if not math.isfinite(loss):
-            raise divergence.DivergedError(f'pretraining diverged: the loss of what came out is {loss}. Lower '
-                                           "learning_rate of the stage's OptimizationConfig, and start anew in another "
-                                           '--workdir.')
+            raise divergence.DivergedError(
+                f'pretraining diverged: the loss of what came out is {loss}. Lower '
+                "learning_rate of the stage's OptimizationConfig, and start anew in another "
+                '--workdir.'
+            )
         return loss

@@ -1,7 +1,6 @@
 """A trace of some steps, for TensorBoard's profiler."""
 
 import pathlib
-from typing import Optional, Tuple
 
 import tensorflow as tf
 
@@ -14,7 +13,7 @@ class StepProfiler:
       steps: (start, stop): steps start to stop - 1 are traced, counted from 0; None: none.
     """
 
-    def __init__(self, folder: pathlib.Path, steps: Optional[Tuple[int, int]]):
+    def __init__(self, folder: pathlib.Path, steps: tuple[int, int] | None):
         self._folder = folder
         self._start, self._stop = steps or (0, 0)
         self._is_tracing = False

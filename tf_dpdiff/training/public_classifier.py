@@ -22,6 +22,7 @@ class PublicClassifierConfig:
       learning_rate: Of Adam, finite and > 0; it falls to 0 along half a cosine.
       seed: Public.
     """
+
     num_epochs: int = 4
     batch_size: int = 128
     learning_rate: float = 2e-3
@@ -32,8 +33,9 @@ class PublicClassifierConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f'{name} of the public classifier must be at least 1, got {getattr(self, name)}.')
         if not 0.0 < self.learning_rate < float('inf'):
-            raise ValueError('learning_rate of the public classifier must be finite and > 0, got '
-                             f'{self.learning_rate}.')
+            raise ValueError(
+                f'learning_rate of the public classifier must be finite and > 0, got {self.learning_rate}.'
+            )
 
 
 def train(config: PublicClassifierConfig, public: datasets.ImageDataset) -> keras.Model:
@@ -61,19 +63,23 @@ def train(config: PublicClassifierConfig, public: datasets.ImageDataset) -> kera
                 raise _diverged(f'by step {bar.n} of {bar.total}: the loss is {logs["loss"]}')
 
         # Keras would shuffle the batches by a global seed.
-        model.fit(batches,
-                  epochs=config.num_epochs,
-                  shuffle=False,
-                  verbose=0,
-                  callbacks=[keras.callbacks.LambdaCallback(on_batch_end=look)])
+        model.fit(
+            batches,
+            epochs=config.num_epochs,
+            shuffle=False,
+            verbose=0,
+            callbacks=[keras.callbacks.LambdaCallback(on_batch_end=look)],
+        )
     if not divergence.all_finite([*model.weights, model(public.images_uint8[:1])]):
         raise _diverged('at its end: its weights, or what it says of an image, are not finite')
     return model
 
 
 def _diverged(where: str) -> divergence.DivergedError:
-    return divergence.DivergedError(f'the public classifier diverged {where}. It reads no private image. Lower '
-                                    'learning_rate of PublicClassifierConfig, and start anew in another --workdir.')
+    return divergence.DivergedError(
+        f'the public classifier diverged {where}. It reads no private image. Lower '
+        'learning_rate of PublicClassifierConfig, and start anew in another --workdir.'
+    )
 
 
 class _MirroredBatches(keras.utils.Sequence):
@@ -88,7 +94,7 @@ class _MirroredBatches(keras.utils.Sequence):
         return len(self._public) // self._batch_size
 
     def __getitem__(self, number: int):
-        rows = self._order[number * self._batch_size:(number + 1) * self._batch_size]
+        rows = self._order[number * self._batch_size : (number + 1) * self._batch_size]
         images = self._public.images_uint8[rows]
         mirrored = self._is_mirrored[rows][:, None, None, None]
         return np.where(mirrored, images[:, :, ::-1], images), self._public.labels[rows]

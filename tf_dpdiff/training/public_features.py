@@ -1,7 +1,5 @@
 """What a classifier of public images sees in an image, and how like that is to the noisy mean of each private class."""
 
-from typing import Dict, List, Tuple
-
 import numpy as np
 import tensorflow as tf
 
@@ -36,7 +34,7 @@ class PublicFeatures:
         self._mean, self._whitening = np.asarray(mean, np.float32), np.asarray(whitening, np.float32)
 
     @property
-    def variables(self) -> List[tf.Variable]:
+    def variables(self) -> list[tf.Variable]:
         """Those of the classifier."""
         return self._model.variables
 
@@ -62,13 +60,13 @@ class PublicFeatures:
         of_batch = tf.function(self.compute, input_signature=[tf.TensorSpec(shape, tf.uint8)])
         features = np.zeros([len(images_uint8), len(self._mean)], np.float32)
         for start in range(0, len(images_uint8), _IMAGES_AT_A_TIME):
-            part = images_uint8[start:start + _IMAGES_AT_A_TIME]
+            part = images_uint8[start : start + _IMAGES_AT_A_TIME]
             padded = np.zeros(shape, np.uint8)
-            padded[:len(part)] = part
-            features[start:start + len(part)] = of_batch(tf.constant(padded)).numpy()[:len(part)]
+            padded[: len(part)] = part
+            features[start : start + len(part)] = of_batch(tf.constant(padded)).numpy()[: len(part)]
         return features
 
-    def to_arrays(self) -> Dict[str, np.ndarray]:
+    def to_arrays(self) -> dict[str, np.ndarray]:
         """Returns what they consist of, by name."""
         weights = {f'{_WEIGHT}{number}': weight for number, weight in enumerate(self._model.get_weights())}
         return {'feature_mean': self._mean, 'whitening': self._whitening, **weights}
@@ -115,12 +113,12 @@ class ClassScorer(tf.Module):
         return tf.where(self._has_mean, scores, scores.dtype.min)
 
 
-def to_arrays(features: PublicFeatures, means: feature_means.NoisyFeatureMeans) -> Dict[str, np.ndarray]:
+def to_arrays(features: PublicFeatures, means: feature_means.NoisyFeatureMeans) -> dict[str, np.ndarray]:
     """Returns what `scorer_from_arrays` needs."""
     return {'means': means.means, 'noise_variance': means.noise_variance, **features.to_arrays()}
 
 
-def scorer_from_arrays(arrays: Dict[str, np.ndarray], image_shape: Tuple[int, int, int]) -> ClassScorer:
+def scorer_from_arrays(arrays: dict[str, np.ndarray], image_shape: tuple[int, int, int]) -> ClassScorer:
     """Makes a scorer of arrays.
 
     Args:

@@ -1,7 +1,7 @@
 """The three stages of a run: public pre-training, a warm start on what a noisy release tells, DP-SGD fine-tuning."""
 
+from collections.abc import Callable
 import dataclasses
-from typing import Callable, Dict, Optional, Tuple, Union
 
 import numpy as np
 import tensorflow as tf
@@ -25,7 +25,7 @@ from tf_dpdiff.training import views as views_lib
 from tf_dpdiff.training import warm_start as warm_start_lib
 
 PRETRAINING, WARM_START, FINETUNING = 'pretraining', 'warm_start', 'finetuning'
-PublicSource = Union[datasets.ImageDataset, public_lib.PublicImages]
+PublicSource = datasets.ImageDataset | public_lib.PublicImages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +38,7 @@ class OptimizationConfig:
       final_fraction: Share of the peak that is left at the last step, in [0, 1].
       beta_2: Of Adam, in [0, 1).
     """
+
     learning_rate: float
     warmup_steps: int = 0
     final_fraction: float = 0.1
@@ -49,14 +50,17 @@ class OptimizationConfig:
         if self.warmup_steps < 0 or not 0.0 <= self.final_fraction <= 1.0 or not 0.0 <= self.beta_2 < 1.0:
             raise ValueError(
                 'the optimization needs warmup_steps >= 0, final_fraction in [0, 1] and beta_2 in [0, 1), got '
-                f'{self.warmup_steps}, {self.final_fraction} and {self.beta_2}.')
+                f'{self.warmup_steps}, {self.final_fraction} and {self.beta_2}.'
+            )
 
     def make_optimizer(self, num_steps: int) -> keras.optimizers.Optimizer:
         """Returns a new optimizer for num_steps steps."""
-        rate = learning_rate.WarmupDecay(peak=self.learning_rate,
-                                         num_steps=num_steps,
-                                         warmup_steps=self.warmup_steps,
-                                         final_fraction=self.final_fraction)
+        rate = learning_rate.WarmupDecay(
+            peak=self.learning_rate,
+            num_steps=num_steps,
+            warmup_steps=self.warmup_steps,
+            final_fraction=self.final_fraction,
+        )
         # DP-SGD's updates are small where C is: an epsilon of 1e-7 would slow Adam down, so it is set far below.
         return keras.optimizers.Adam(rate, beta_2=self.beta_2, epsilon=1e-12)
 
@@ -77,13 +81,14 @@ class PretrainingConfig:
         the whole batch.
       seed: Public.
     """
+
     dataset: PublicSource
     num_steps: int
     batch_size: int
     optimization: OptimizationConfig
     views: views_lib.ViewsConfig = views_lib.ViewsConfig()
     max_ema_decay: float = 0.0
-    images_per_chunk: Optional[int] = None
+    images_per_chunk: int | None = None
     seed: int = 0
 
     def __post_init__(self):
@@ -123,18 +128,19 @@ class WarmStartConfig:
       classifier: How the classifier is trained on them that gives an image its features; for feature means, where None
         stands for its defaults.
     """
+
     release: plan_lib.WarmStartRelease
-    num_images: Optional[int]
+    num_images: int | None
     num_steps: int
     batch_size: int
     optimization: OptimizationConfig
     views: views_lib.ViewsConfig = views_lib.ViewsConfig()
-    sharpening: Tuple[float, float] = (1.2, 3.0)
-    threshold: Tuple[float, float] = (0.4, 0.6)
+    sharpening: tuple[float, float] = (1.2, 3.0)
+    threshold: tuple[float, float] = (0.4, 0.6)
     seed: int = 1
-    public: Optional[PublicSource] = None
-    images_per_class: Optional[int] = None
-    classifier: Optional[public_classifier.PublicClassifierConfig] = None
+    public: PublicSource | None = None
+    images_per_class: int | None = None
+    classifier: public_classifier.PublicClassifierConfig | None = None
 
     def __post_init__(self):
         _check_at_least_one(self, 'num_steps', 'batch_size')
@@ -154,7 +160,7 @@ class WarmStartConfig:
         return self.classifier or public_classifier.PublicClassifierConfig()
 
     @property
-    def images(self) -> Optional[datasets.ImageDataset]:
+    def images(self) -> datasets.ImageDataset | None:
         """The public images, read where they are not yet; None where there are none."""
         return _read(self.public) if self.has_public_images else None
 
@@ -175,13 +181,14 @@ class FinetuningConfig:
         decides how many units and views are held in memory at a time, which changes speed and memory only.
       units_per_chunk: Units held at a time; None: from the budget.
     """
+
     optimization: OptimizationConfig
     views: views_lib.ViewsConfig
-    trainable: Tuple[str, ...] = ()
-    init_from: Optional[str] = None
+    trainable: tuple[str, ...] = ()
+    init_from: str | None = None
     max_ema_decay: float = 0.99
     memory_budget_gib: float = 4.0
-    units_per_chunk: Optional[int] = None
+    units_per_chunk: int | None = None
 
     def __post_init__(self):
         if self.units_per_chunk is not None:
@@ -190,21 +197,21 @@ class FinetuningConfig:
             raise ValueError(f'memory_budget_gib must be > 0, got {self.memory_budget_gib}.')
         _check_decay(self)
 
-    def choose_chunk_sizes(self,
-                           model: keras.Model,
-                           expected_batch_size: int,
-                           *,
-                           on_accelerator: Optional[bool] = None) -> memory.ChunkSizes:
+    def choose_chunk_sizes(
+        self, model: keras.Model, expected_batch_size: int, *, on_accelerator: bool | None = None
+    ) -> memory.ChunkSizes:
         """Returns how many units and views of a step are held in memory at a time; see `memory.choose_chunk_sizes`."""
         num_views = self.views.augmentation_multiplicity
         if self.units_per_chunk is not None:
             return memory.ChunkSizes(self.units_per_chunk, num_views)
-        return memory.choose_chunk_sizes(model,
-                                         unet.select_variables(model, self.trainable),
-                                         num_views=num_views,
-                                         num_units=expected_batch_size,
-                                         memory_budget_bytes=self.memory_budget_gib * 2**30,
-                                         on_accelerator=on_accelerator)
+        return memory.choose_chunk_sizes(
+            model,
+            unet.select_variables(model, self.trainable),
+            num_views=num_views,
+            num_units=expected_batch_size,
+            memory_budget_bytes=self.memory_budget_gib * 2**30,
+            on_accelerator=on_accelerator,
+        )
 
 
 @dataclasses.dataclass
@@ -219,26 +226,34 @@ class Stage:
       run_step: Runs one step, counted from 0, and returns scalars that may be released.
       end: Called after the last step, before the next stage begins.
     """
+
     name: str
     num_steps: int
     optimizer: keras.optimizers.Optimizer
     begin: Callable[[], None]
-    run_step: Callable[[int], Dict[str, float]]
+    run_step: Callable[[int], dict[str, float]]
     end: Callable[[], None] = lambda: None
 
 
-def make_pretraining(config: PretrainingConfig, model: keras.Model, average: keras.Model,
-                     view_sampler: views_lib.ViewSampler, replicas: strategies.Replicas) -> Stage:
+def make_pretraining(
+    config: PretrainingConfig,
+    model: keras.Model,
+    average: keras.Model,
+    view_sampler: views_lib.ViewSampler,
+    replicas: strategies.Replicas,
+) -> Stage:
     """Returns the public pre-training stage; at its end, model and average both hold what was pre-trained."""
-    stage = _public_stage(PRETRAINING,
-                          config,
-                          model,
-                          average,
-                          view_sampler,
-                          replicas,
-                          lambda: config.images,
-                          max_ema_decay=config.max_ema_decay,
-                          images_per_chunk=config.images_per_chunk)
+    stage = _public_stage(
+        PRETRAINING,
+        config,
+        model,
+        average,
+        view_sampler,
+        replicas,
+        lambda: config.images,
+        max_ema_decay=config.max_ema_decay,
+        images_per_chunk=config.images_per_chunk,
+    )
 
     def end():
         if config.max_ema_decay:
@@ -249,39 +264,54 @@ def make_pretraining(config: PretrainingConfig, model: keras.Model, average: ker
     return dataclasses.replace(stage, end=end)
 
 
-def make_warm_start(config: WarmStartConfig, model: keras.Model, average: keras.Model,
-                    view_sampler: views_lib.ViewSampler, replicas: strategies.Replicas,
-                    make_images: Callable[[], datasets.ImageDataset]) -> Stage:
+def make_warm_start(
+    config: WarmStartConfig,
+    model: keras.Model,
+    average: keras.Model,
+    view_sampler: views_lib.ViewSampler,
+    replicas: strategies.Replicas,
+    make_images: Callable[[], datasets.ImageDataset],
+) -> Stage:
     """Returns the warm-start stage; `make_images` releases and makes the images, as `warm_start.make_images` does."""
     return _public_stage(WARM_START, config, model, average, view_sampler, replicas, make_images)
 
 
-def make_finetuning(config: FinetuningConfig, model: keras.Model, average: keras.Model,
-                    view_sampler: views_lib.ViewSampler, replicas: strategies.Replicas, plan: plan_lib.DpSgdPlan,
-                    private: datasets.ImageDataset, state: checkpoints.RunState,
-                    on_diagnostics: Optional[Callable[[int, dict], None]]) -> Stage:
+def make_finetuning(
+    config: FinetuningConfig,
+    model: keras.Model,
+    average: keras.Model,
+    view_sampler: views_lib.ViewSampler,
+    replicas: strategies.Replicas,
+    plan: plan_lib.DpSgdPlan,
+    private: datasets.ImageDataset,
+    state: checkpoints.RunState,
+    on_diagnostics: Callable[[int, dict], None] | None,
+) -> Stage:
     """Returns the DP-SGD stage; `on_diagnostics`, where given, receives PRIVATE numbers of each step."""
     if replicas.is_compiled and plan.config.noise_generator == 'shake256':
         raise ValueError(
             "noise_generator='shake256' runs on CPUs, and a TPU computes whole steps itself: use 'philox', or "
-            'another strategy.')
+            'another strategy.'
+        )
     _check_compiles(FINETUNING, config, replicas)
     optimizer = config.optimization.make_optimizer(plan.config.num_steps)
     num_views = config.views.augmentation_multiplicity
     units_per_replica = -(-plan.config.expected_batch_size // replicas.count)
     chunk_sizes = config.choose_chunk_sizes(model, units_per_replica)
     padded_to = replicas.padded_size(units_per_replica, chunk_sizes.units)
-    private_step = train_step.make_private_step(model,
-                                                average,
-                                                unet.select_variables(model, config.trainable),
-                                                optimizer,
-                                                plan,
-                                                view_sampler,
-                                                state.private_seed,
-                                                images_per_unit=1 if private.owners is None else num_views,
-                                                max_ema_decay=config.max_ema_decay,
-                                                chunk_sizes=chunk_sizes,
-                                                replicas=replicas)
+    private_step = train_step.make_private_step(
+        model,
+        average,
+        unet.select_variables(model, config.trainable),
+        optimizer,
+        plan,
+        view_sampler,
+        state.private_seed,
+        images_per_unit=1 if private.owners is None else num_views,
+        max_ema_decay=config.max_ema_decay,
+        chunk_sizes=chunk_sizes,
+        replicas=replicas,
+    )
     sampling_seed, owner_seed = (state.private_seed.derive(purpose) for purpose in ('sampling', 'images_of_owners'))
 
     def begin():
@@ -291,18 +321,17 @@ def make_finetuning(config: FinetuningConfig, model: keras.Model, average: keras
     def batches(step: int):
         """Returns the batch of each local replica: of the units of its own shard."""
         drawn = [
-            plan.sampler.sample(plan.num_units,
-                                seed=sampling_seed,
-                                step=step,
-                                replica=replica,
-                                num_replicas=replicas.count) for replica in replicas.local
+            plan.sampler.sample(
+                plan.num_units, seed=sampling_seed, step=step, replica=replica, num_replicas=replicas.count
+            )
+            for replica in replicas.local
         ]
         drawn = sampling.pad_batches(drawn, padded_to, equally=replicas.is_compiled)
         return [
             pipelines.gather_units(private, units, num_views=num_views, seed=owner_seed, step=step) for units in drawn
         ]
 
-    def run_step(step: int) -> Dict[str, float]:
+    def run_step(step: int) -> dict[str, float]:
         ledger = plan.record_step(state.ledger)  # Refuses to pass the plan before anything is computed.
         diagnostics = private_step(batches(step), tf.constant(step, tf.int64))
         state.ledger = ledger
@@ -310,36 +339,40 @@ def make_finetuning(config: FinetuningConfig, model: keras.Model, average: keras
             on_diagnostics(step, {name: float(value) for name, value in diagnostics.items()})
         return {
             'learning_rate': float(optimizer.learning_rate.numpy()),
-            'ema_decay': _decay(config.max_ema_decay, step)
+            'ema_decay': _decay(config.max_ema_decay, step),
         }
 
     return Stage(FINETUNING, plan.config.num_steps, optimizer, begin, run_step)
 
 
-def _public_stage(name: str,
-                  config,
-                  model,
-                  average,
-                  view_sampler,
-                  replicas: strategies.Replicas,
-                  make_dataset: Callable[[], datasets.ImageDataset],
-                  *,
-                  max_ema_decay: float = 0.0,
-                  images_per_chunk: Optional[int] = None) -> Stage:
+def _public_stage(
+    name: str,
+    config,
+    model,
+    average,
+    view_sampler,
+    replicas: strategies.Replicas,
+    make_dataset: Callable[[], datasets.ImageDataset],
+    *,
+    max_ema_decay: float = 0.0,
+    images_per_chunk: int | None = None,
+) -> Stage:
     """Returns a stage of plain training on the images that make_dataset gives when the stage begins."""
     _check_compiles(name, config, replicas)
     optimizer = config.optimization.make_optimizer(config.num_steps)
     images_per_replica = -(-config.batch_size // replicas.count)
     images_per_chunk = min(images_per_chunk or images_per_replica, images_per_replica)
-    public_step = train_step.make_public_step(model,
-                                              average,
-                                              optimizer,
-                                              view_sampler,
-                                              max_ema_decay=max_ema_decay,
-                                              batch_size=config.batch_size,
-                                              images_per_chunk=images_per_chunk,
-                                              seed=config.seed,
-                                              replicas=replicas)
+    public_step = train_step.make_public_step(
+        model,
+        average,
+        optimizer,
+        view_sampler,
+        max_ema_decay=max_ema_decay,
+        batch_size=config.batch_size,
+        images_per_chunk=images_per_chunk,
+        seed=config.seed,
+        replicas=replicas,
+    )
     images = {}
 
     def begin():
@@ -354,12 +387,12 @@ def _public_stage(name: str,
         indices = [np.where(place < 0, sampling.PADDING_INDEX, indices[place]) for place in places]
         return [(*pipelines.gather(dataset, own), place.astype(np.int32)) for own, place in zip(indices, places)]
 
-    def run_step(step: int) -> Dict[str, float]:
+    def run_step(step: int) -> dict[str, float]:
         loss = public_step(batches(step), tf.constant(step, tf.int64))
         return {
             'loss': float(loss),
             'learning_rate': float(optimizer.learning_rate.numpy()),
-            'ema_decay': _decay(max_ema_decay, step)
+            'ema_decay': _decay(max_ema_decay, step),
         }
 
     return Stage(name, config.num_steps, optimizer, begin, run_step)
@@ -372,7 +405,8 @@ def _check_compiles(stage: str, config, replicas: strategies.Replicas) -> None:
     if replicas.is_compiled and wanted:
         raise ValueError(
             f'{" and ".join(wanted)} of the augmentation in {stage} cannot be compiled for a TPU: leave it '
-            'out (pad_and_crop moves images too), or use another strategy.')
+            'out (pad_and_crop moves images too), or use another strategy.'
+        )
 
 
 def _decay(max_ema_decay: float, step: int) -> float:
@@ -386,8 +420,9 @@ def _check_decay(config) -> None:
 
 def _check_source(source, what: str) -> None:
     if not isinstance(source, (datasets.ImageDataset, public_lib.PublicImages)):
-        raise ValueError(f'the {what} is a {type(source).__name__}; turn a source of images into public ones by '
-                         '@public_images().')
+        raise ValueError(
+            f'the {what} is a {type(source).__name__}; turn a source of images into public ones by @public_images().'
+        )
 
 
 def _read(source: PublicSource) -> datasets.ImageDataset:

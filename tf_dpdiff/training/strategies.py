@@ -5,11 +5,12 @@ the units and adds up their clipped gradients; the sums are reduced over all rep
 noise from the same seed and makes the same update.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
 import hashlib
 import math
-from typing import Any, Callable, Iterator, Optional, Sequence, Tuple
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -23,11 +24,20 @@ DEFAULT, MIRRORED, MULTI_WORKER, TPU = 'default', 'mirrored', 'multi_worker_mirr
 STRATEGIES = (DEFAULT, MIRRORED, MULTI_WORKER, TPU)
 COMMUNICATIONS = ('auto', 'ring', 'nccl')
 # Settings that mean something with one strategy alone.
-_ONLY_WITH = {'cluster': MULTI_WORKER, 'port': MULTI_WORKER, 'num_workers': MULTI_WORKER, 'service': MULTI_WORKER,
-              'start_timeout_secs': MULTI_WORKER, 'communication': MULTI_WORKER, 'tpu': TPU,
-              'logical_cpus': MIRRORED}  # yapf: disable
-_DRIFTED = ('their devices do not compute alike, and nothing must be released; start anew in another --workdir, on '
-            'machines of one kind')
+_ONLY_WITH = {
+    'cluster': MULTI_WORKER,
+    'port': MULTI_WORKER,
+    'num_workers': MULTI_WORKER,
+    'service': MULTI_WORKER,
+    'start_timeout_secs': MULTI_WORKER,
+    'communication': MULTI_WORKER,
+    'tpu': TPU,
+    'logical_cpus': MIRRORED,
+}
+_DRIFTED = (
+    'their devices do not compute alike, and nothing must be released; start anew in another --workdir, on '
+    'machines of one kind'
+)
 # Strategies of tf.distribute that are not among them, and why.
 _REFUSED = {
     'parameter_server': 'its workers update the weights out of step with one another, each with noise of its own',
@@ -55,21 +65,23 @@ class StrategyConfig:
         server of Google Compute Engine) or None.
       logical_cpus: Split the CPU into so many devices, to try 'mirrored' without a GPU. None: one.
     """
+
     name: str = DEFAULT
     cluster: str = 'tf_config'
     port: int = clusters.DEFAULT_PORT
-    num_workers: Optional[int] = None
-    service: Optional[str] = None
+    num_workers: int | None = None
+    service: str | None = None
     start_timeout_secs: float = 1800.0
     communication: str = 'auto'
     tpu: str = 'local'
-    preemption_notice: Optional[str] = None
-    logical_cpus: Optional[int] = None
+    preemption_notice: str | None = None
+    logical_cpus: int | None = None
 
     def __post_init__(self):
         if self.name in _REFUSED:
-            raise ValueError(f'strategy {self.name!r} is not supported: {_REFUSED[self.name]}; use one of '
-                             f'{STRATEGIES}.')
+            raise ValueError(
+                f'strategy {self.name!r} is not supported: {_REFUSED[self.name]}; use one of {STRATEGIES}.'
+            )
         for name, known in (('name', STRATEGIES), ('cluster', clusters.CLUSTERS), ('communication', COMMUNICATIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f'{name} of the strategy must be one of {known}, got {getattr(self, name)!r}.')
@@ -94,8 +106,10 @@ def check_strategy(strategy: tf.distribute.Strategy) -> None:
     supported = (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy, tf.distribute.TPUStrategy)
     # The default strategy has no class of its own in the interface.
     if not isinstance(strategy, supported) and type(strategy).__name__ != '_DefaultDistributionStrategy':
-        raise ValueError(f'{type(strategy).__name__} is not supported: its noise was not shown to be added once. Use '
-                         "no strategy, MirroredStrategy, MultiWorkerMirroredStrategy or TPUStrategy.")
+        raise ValueError(
+            f'{type(strategy).__name__} is not supported: its noise was not shown to be added once. Use '
+            'no strategy, MirroredStrategy, MultiWorkerMirroredStrategy or TPUStrategy.'
+        )
 
 
 class Replicas:
@@ -118,10 +132,12 @@ class Replicas:
       ValueError: for a strategy that is not supported; names it.
     """
 
-    def __init__(self,
-                 strategy: tf.distribute.Strategy,
-                 workers: workers_lib.Workers = workers_lib.ALONE,
-                 preemption_notice: Optional[str] = None):
+    def __init__(
+        self,
+        strategy: tf.distribute.Strategy,
+        workers: workers_lib.Workers = workers_lib.ALONE,
+        preemption_notice: str | None = None,
+    ):
         check_strategy(strategy)
         self.preemption_notice = preemption_notice
         self.strategy, self.workers, self.count = strategy, workers, strategy.num_replicas_in_sync
@@ -141,8 +157,11 @@ class Replicas:
           workers_lib.WorkerLostError: where a worker is lost.
           ValueError: if notices of preemption cannot be had here.
         """
-        with self.workers.together(), interruption.StopRequest() as stop, preemption.watching(
-                self.preemption_notice, stop):
+        with (
+            self.workers.together(),
+            interruption.StopRequest() as stop,
+            preemption.watching(self.preemption_notice, stop),
+        ):
             yield stop
 
     def padded_size(self, expected_units: int, units_per_chunk: int) -> int:
@@ -170,15 +189,17 @@ class Replicas:
             return self.strategy.run(function, args=(of_replicas[0], *args))
         parts = [
             self.strategy.experimental_distribute_values_from_function(
-                lambda context, parts=parts: parts[context.replica_id_in_sync_group - self.local[0]])
+                lambda context, parts=parts: parts[context.replica_id_in_sync_group - self.local[0]]
+            )
             for parts in zip(*map(tf.nest.flatten, of_replicas))
         ]
         value = tf.nest.pack_sequence_as(of_replicas[0], parts)
         results = self.strategy.run(function, args=(value, *args))
         return tf.nest.map_structure(lambda x: self.strategy.experimental_local_results(x)[0], results)
 
-    def update(self, function: Callable, variables: Sequence[tf.Variable], others: Sequence[tf.Variable],
-               *args) -> None:
+    def update(
+        self, function: Callable, variables: Sequence[tf.Variable], others: Sequence[tf.Variable], *args
+    ) -> None:
         """Calls function(variable, other, *args) on each replica's copy of pairs of variables, within a tf.function."""
         for variable, other in zip(variables, others):
             self.strategy.extended.update(variable, function, args=(other, *args))
@@ -206,8 +227,11 @@ class Replicas:
             if self.workers.count > 1:
                 digest.update(first)
         if self.workers.any(bool(drifted)):
-            where = f'replica {", ".join(map(str, sorted(drifted)))} and replica {self.local[0]}' if drifted else (
-                'replicas of another worker')
+            where = (
+                f'replica {", ".join(map(str, sorted(drifted)))} and replica {self.local[0]}'
+                if drifted
+                else ('replicas of another worker')
+            )
             raise workers_lib.WorkersDisagreeError(f'{where} differ in the weights: {_DRIFTED}.')
         self.workers.check_same(digest.hexdigest(), 'the weights', cure=_DRIFTED)
 
@@ -252,7 +276,7 @@ def _resolve(config: StrategyConfig) -> clusters.Resolver:
     return clusters.resolve(config.cluster, config.port, config.num_workers, config.service)
 
 
-def _make_multi_worker(config: StrategyConfig) -> Tuple[tf.distribute.Strategy, workers_lib.Workers]:
+def _make_multi_worker(config: StrategyConfig) -> tuple[tf.distribute.Strategy, workers_lib.Workers]:
     resolver = _resolve(config)
     clusters.check_port(resolver)
     implementation = tf.distribute.experimental.CommunicationImplementation[config.communication.upper()]
@@ -264,14 +288,16 @@ def _make_multi_worker(config: StrategyConfig) -> Tuple[tf.distribute.Strategy, 
     return strategy, workers_lib.Workers(clusters.index(resolver), count, sum_vectors)
 
 
-def _make_mirrored(logical_cpus: Optional[int]) -> tf.distribute.Strategy:
+def _make_mirrored(logical_cpus: int | None) -> tf.distribute.Strategy:
     if logical_cpus is not None:
-        cpu, = tf.config.list_physical_devices('CPU')
+        (cpu,) = tf.config.list_physical_devices('CPU')
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * logical_cpus)
         return tf.distribute.MirroredStrategy([f'CPU:{i}' for i in range(logical_cpus)])
     if not tf.config.list_physical_devices('GPU'):
-        raise ValueError(f"strategy '{MIRRORED}' is for the GPUs of one machine, and TensorFlow sees none here; to try "
-                         'it on the CPU, bind StrategyConfig.logical_cpus = 2.')
+        raise ValueError(
+            f"strategy '{MIRRORED}' is for the GPUs of one machine, and TensorFlow sees none here; to try "
+            'it on the CPU, bind StrategyConfig.logical_cpus = 2.'
+        )
     return tf.distribute.MirroredStrategy()
 
 

@@ -1,8 +1,9 @@
 """TensorBoard summaries: what may be released, and, apart from it, what may not."""
 
+from collections.abc import Sequence
 import pathlib
 import time
-from typing import Dict, NamedTuple, Optional, Sequence, Union
+from typing import NamedTuple
 
 import numpy as np
 from tensorboard.plugins.histogram import summary_v2 as histogram_summary
@@ -12,7 +13,7 @@ from tensorboard.plugins.scalar import summary_v2 as scalar_summary
 from tensorboard.plugins.text import summary_v2 as text_summary
 import tensorflow as tf
 
-Number = Union[bool, int, float, str]
+Number = bool | int | float | str
 _HISTOGRAM_BUCKETS = 50
 _EVENTS = 'events.out.tfevents.'
 
@@ -25,9 +26,10 @@ class Metric(NamedTuple):
       tag: Of the scalar.
       stage: Which it belongs to; None: the whole run.
     """
+
     name: str
     tag: str
-    stage: Optional[str] = None
+    stage: str | None = None
 
 
 class Summaries:
@@ -51,7 +53,7 @@ class Summaries:
         self._workdir = workdir
         seconds = [_second_of(path) for path in workdir.glob(f'**/tensorboard/**/{_EVENTS}*')]
         self._wall_time = float(min(seconds, default=int(time.time())))
-        self._files: Dict[pathlib.Path, _EventFile] = {}
+        self._files: dict[pathlib.Path, _EventFile] = {}
 
     @property
     def released_folder(self) -> pathlib.Path:
@@ -63,7 +65,7 @@ class Summaries:
         """Where that goes which may not."""
         return self._workdir / 'non_private' / 'tensorboard'
 
-    def scalars(self, stage: str, values: Dict[str, float], step: int) -> None:
+    def scalars(self, stage: str, values: dict[str, float], step: int) -> None:
         """Writes releasable scalars of a stage under `stage/`."""
         for name, value in values.items():
             self._write(self.released_folder / stage, step, scalar_summary.scalar_pb(f'{stage}/{name}', value))
@@ -84,12 +86,12 @@ class Summaries:
         """Writes a releasable histogram of numbers."""
         self._write(self.released_folder, 0, histogram_summary.histogram_pb(name, values, _HISTOGRAM_BUCKETS))
 
-    def curve(self, name: str, points: Dict[int, float]) -> None:
+    def curve(self, name: str, points: dict[int, float]) -> None:
         """Writes a releasable curve of the whole run: numbers by step."""
         for step, value in sorted(points.items()):
             self._write(self.released_folder, step, scalar_summary.scalar_pb(name, value))
 
-    def hparams(self, numbers: Dict[str, Number], metrics: Sequence[Metric], run_id: str) -> None:
+    def hparams(self, numbers: dict[str, Number], metrics: Sequence[Metric], run_id: str) -> None:
         """Writes what tells the run apart from others of a sweep.
 
         Args:
@@ -102,7 +104,7 @@ class Summaries:
         self._write(self.released_folder, 0, hparams_api.hparams_config_pb(settings, shown))
         self._write(self.released_folder, 0, hparams_api.hparams_pb(numbers, run_id, self._wall_time))
 
-    def non_private_scalars(self, values: Dict[str, float], step: int) -> None:
+    def non_private_scalars(self, values: dict[str, float], step: int) -> None:
         """Writes scalars computed from private data without noise."""
         for name, value in values.items():
             self._write(self.private_folder, step, scalar_summary.scalar_pb(f'non_private/{name}', value))
@@ -143,7 +145,7 @@ class _EventFile:
 
 
 def _second_of(path: pathlib.Path) -> int:
-    return int(path.name[len(_EVENTS):].split('.')[0])
+    return int(path.name[len(_EVENTS) :].split('.')[0])
 
 
 def _image_summary(tag: str, image_uint8: np.ndarray) -> tf.compat.v1.Summary:

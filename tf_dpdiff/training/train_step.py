@@ -1,6 +1,6 @@
 """One step of training: Algorithm 1 of Abadi et al. (2016, arXiv:1607.00133), and its public counterpart."""
 
-from typing import Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -13,18 +13,20 @@ from tf_dpdiff.training import strategies
 from tf_dpdiff.training import views as views_lib
 
 
-def make_private_step(model: keras.Model,
-                      average: keras.Model,
-                      variables: Sequence[tf.Variable],
-                      optimizer: keras.optimizers.Optimizer,
-                      plan: plan_lib.DpSgdPlan,
-                      view_sampler: views_lib.ViewSampler,
-                      private_seed: seeds.PrivateSeed,
-                      *,
-                      images_per_unit: int,
-                      max_ema_decay: float,
-                      chunk_sizes: memory.ChunkSizes,
-                      replicas: strategies.Replicas = strategies.ONE) -> Callable:
+def make_private_step(
+    model: keras.Model,
+    average: keras.Model,
+    variables: Sequence[tf.Variable],
+    optimizer: keras.optimizers.Optimizer,
+    plan: plan_lib.DpSgdPlan,
+    view_sampler: views_lib.ViewSampler,
+    private_seed: seeds.PrivateSeed,
+    *,
+    images_per_unit: int,
+    max_ema_decay: float,
+    chunk_sizes: memory.ChunkSizes,
+    replicas: strategies.Replicas = strategies.ONE,
+) -> Callable:
     """Returns the compiled private step.
 
     Args:
@@ -57,12 +59,15 @@ def make_private_step(model: keras.Model,
             return view_sampler.draw_for_units(*chunk, seed=view_seed, step=step)
 
         # Compute and clip the gradient of each unit, and add up: here, then over all replicas.
-        clipped = plan.clipper.clipped_sum(unit_loss,
-                                           variables, (images_uint8, labels, units),
-                                           units < 0,
-                                           units_per_chunk=chunk_sizes.units,
-                                           views_per_chunk=chunk_sizes.views,
-                                           prepare_fn=draw_views)
+        clipped = plan.clipper.clipped_sum(
+            unit_loss,
+            variables,
+            (images_uint8, labels, units),
+            units < 0,
+            units_per_chunk=chunk_sizes.units,
+            views_per_chunk=chunk_sizes.views,
+            prepare_fn=draw_views,
+        )
         sums, diagnostics = strategies.sum_over_replicas(tuple(clipped))
         # Add noise, once: every replica adds the same to the same sum.
         noisy_sums = plan.noise.add(sums, seed=private_seed, step=step)
@@ -71,23 +76,27 @@ def make_private_step(model: keras.Model,
         optimizer.apply_gradients(zip(gradients, variables), skip_gradients_aggregation=True)
         return diagnostics
 
-    batch_spec = (tf.TensorSpec([None, images_per_unit, *image_shape],
-                                tf.uint8), tf.TensorSpec([None, images_per_unit],
-                                                         tf.int32), tf.TensorSpec([None], tf.int64))
+    batch_spec = (
+        tf.TensorSpec([None, images_per_unit, *image_shape], tf.uint8),
+        tf.TensorSpec([None, images_per_unit], tf.int32),
+        tf.TensorSpec([None], tf.int64),
+    )
 
     return _compile_step(replica_step, batch_spec, replicas, average, model, max_ema_decay)
 
 
-def make_public_step(model: keras.Model,
-                     average: keras.Model,
-                     optimizer: keras.optimizers.Optimizer,
-                     view_sampler: views_lib.ViewSampler,
-                     *,
-                     max_ema_decay: float,
-                     batch_size: int,
-                     images_per_chunk: int,
-                     seed: int,
-                     replicas: strategies.Replicas = strategies.ONE) -> Callable:
+def make_public_step(
+    model: keras.Model,
+    average: keras.Model,
+    optimizer: keras.optimizers.Optimizer,
+    view_sampler: views_lib.ViewSampler,
+    *,
+    max_ema_decay: float,
+    batch_size: int,
+    images_per_chunk: int,
+    seed: int,
+    replicas: strategies.Replicas = strategies.ONE,
+) -> Callable:
     """Returns the compiled step of plain training, for public images and for what is computed from noisy releases.
 
     Args:
@@ -118,12 +127,9 @@ def make_public_step(model: keras.Model,
 
     def replica_step(batch, step):
         images_uint8, labels, places = batch
-        views = view_sampler.draw_for_public(images_uint8,
-                                             labels,
-                                             places,
-                                             batch_size=batch_size,
-                                             seed=tf.constant(seed, tf.int64),
-                                             step=step)
+        views = view_sampler.draw_for_public(
+            images_uint8, labels, places, batch_size=batch_size, seed=tf.constant(seed, tf.int64), step=step
+        )
         num_views = views.t.shape[1]
         weights = tf.where(places < 0, 0.0, 1.0 / (batch_size * num_views))
         weights = tf.repeat(weights[:, None], num_views, axis=1)
@@ -133,14 +139,18 @@ def make_public_step(model: keras.Model,
         optimizer.apply_gradients(zip(gradients, variables), skip_gradients_aggregation=True)
         return loss
 
-    batch_spec = (tf.TensorSpec([None, *image_shape],
-                                tf.uint8), tf.TensorSpec([None], tf.int32), tf.TensorSpec([None], tf.int32))
+    batch_spec = (
+        tf.TensorSpec([None, *image_shape], tf.uint8),
+        tf.TensorSpec([None], tf.int32),
+        tf.TensorSpec([None], tf.int32),
+    )
 
     return _compile_step(replica_step, batch_spec, replicas, average, model, max_ema_decay)
 
 
-def _compile_step(replica_step: Callable, batch_spec, replicas: strategies.Replicas, average, model,
-                  max_ema_decay: float) -> Callable:
+def _compile_step(
+    replica_step: Callable, batch_spec, replicas: strategies.Replicas, average, model, max_ema_decay: float
+) -> Callable:
     """Returns the compiled function of batches, one a local replica, and step: the replicas' part, then the average."""
 
     @tf.function(autograph=False, input_signature=[[batch_spec] * len(replicas.local), tf.TensorSpec([], tf.int64)])
@@ -160,8 +170,9 @@ def _sum_over_chunks(function: Callable, zeros, values, images_per_chunk: int, n
     def add_chunk(index, total):
         first = index * images_per_chunk
         chunk = tf.nest.map_structure(
-            lambda x: tf.reshape(x[first:first + images_per_chunk], [images_per_chunk * num_views, *x.shape[2:]]),
-            values)
+            lambda x: tf.reshape(x[first : first + images_per_chunk], [images_per_chunk * num_views, *x.shape[2:]]),
+            values,
+        )
         return index + 1, tf.nest.map_structure(tf.add, total, function(*chunk))
 
     num_chunks = tf.shape(tf.nest.flatten(values)[0])[0] // images_per_chunk

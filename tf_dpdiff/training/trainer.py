@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import math
 import pathlib
-from typing import Optional, Tuple
 
 import tensorflow as tf
 
@@ -58,27 +57,32 @@ class Trainer(loop.StageLoop):
       model_check.ModelCheckError: if the network is not fit for per-unit clipping.
     """
 
-    def __init__(self,
-                 workdir: pathlib.Path,
-                 private: datasets.ImageDataset,
-                 *,
-                 network: unet.UNetConfig,
-                 process: process_lib.DiffusionProcess,
-                 plan: plan_lib.DpSgdPlan,
-                 pretraining: Optional[stages_lib.PretrainingConfig],
-                 warm_start: Optional[stages_lib.WarmStartConfig],
-                 finetuning: stages_lib.FinetuningConfig,
-                 config: loop.TrainerConfig,
-                 on_release: warm_start_lib.OnRelease,
-                 draw_grid: Optional[loop.DrawGrid] = None,
-                 replicas: strategies.Replicas = strategies.ONE):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        private: datasets.ImageDataset,
+        *,
+        network: unet.UNetConfig,
+        process: process_lib.DiffusionProcess,
+        plan: plan_lib.DpSgdPlan,
+        pretraining: stages_lib.PretrainingConfig | None,
+        warm_start: stages_lib.WarmStartConfig | None,
+        finetuning: stages_lib.FinetuningConfig,
+        config: loop.TrainerConfig,
+        on_release: warm_start_lib.OnRelease,
+        draw_grid: loop.DrawGrid | None = None,
+        replicas: strategies.Replicas = strategies.ONE,
+    ):
         self._plan, self._spec, self._num_views = plan, private.spec, finetuning.views.augmentation_multiplicity
         if plan.num_units != private.num_units:
             raise ValueError(
-                f'the plan is for {plan.num_units} units, data set {private.name!r} has {private.num_units}.')
+                f'the plan is for {plan.num_units} units, data set {private.name!r} has {private.num_units}.'
+            )
         if warm_start and warm_start.release != plan.warm_start_release:
-            raise ValueError(f'the warm start makes another release, {warm_start.release}, than the plan accounts for: '
-                             f'{plan.warm_start_release}.')
+            raise ValueError(
+                f'the warm start makes another release, {warm_start.release}, than the plan accounts for: '
+                f'{plan.warm_start_release}.'
+            )
         origin = open_origin(finetuning, pretraining, network, process)
         check_warm_start(warm_start, private.spec, plan.config.neighboring_relation, replicas.workers.count)
         self.num_private_images_that_are_public = _check_public_images(pretraining, warm_start, origin, private)
@@ -92,19 +96,19 @@ class Trainer(loop.StageLoop):
             'pretraining': loop.describe(pretraining),
             'warm_start': loop.describe(warm_start),
             # The weights and not the place where they lie decide what is learnt.
-            'finetuning': {
-                **loop.describe(finetuning), 'init_from': origin and origin.sha256
-            },
+            'finetuning': {**loop.describe(finetuning), 'init_from': origin and origin.sha256},
         }
-        super().__init__(workdir,
-                         configuration,
-                         config,
-                         network=network,
-                         image_shape=private.image_shape,
-                         num_classes=private.num_classes,
-                         is_private=True,
-                         draw_grid=draw_grid,
-                         replicas=replicas)
+        super().__init__(
+            workdir,
+            configuration,
+            config,
+            network=network,
+            image_shape=private.image_shape,
+            num_classes=private.num_classes,
+            is_private=True,
+            draw_grid=draw_grid,
+            replicas=replicas,
+        )
         if origin and not self.resumed:
             origin.carry_over_to(self.model)
             self.average.set_weights(self.model.get_weights())
@@ -126,34 +130,40 @@ class Trainer(loop.StageLoop):
             stages.append(stages_lib.make_pretraining(pretraining, *networks, views, self.replicas))
         if warm_start:
             views = view_sampler(warm_start.views)
-            make_images = functools.partial(warm_start_lib.make_images,
-                                            warm_start,
-                                            self._plan,
-                                            private,
-                                            self.state,
-                                            workdir=self._workdir,
-                                            save=self._save,
-                                            on_release=on_release if is_first else lambda unused_release: None,
-                                            workers=self.replicas.workers)
+            make_images = functools.partial(
+                warm_start_lib.make_images,
+                warm_start,
+                self._plan,
+                private,
+                self.state,
+                workdir=self._workdir,
+                save=self._save,
+                on_release=on_release if is_first else lambda unused_release: None,
+                workers=self.replicas.workers,
+            )
             stages.append(stages_lib.make_warm_start(warm_start, *networks, views, self.replicas, make_images))
         log = self._log_diagnostics if self._config.log_non_private and is_first else None
         views = view_sampler(finetuning.views)
         stages.append(
-            stages_lib.make_finetuning(finetuning, *networks, views, self.replicas, self._plan, private, self.state,
-                                       log))
+            stages_lib.make_finetuning(
+                finetuning, *networks, views, self.replicas, self._plan, private, self.state, log
+            )
+        )
         return stages
 
     def statement(self) -> statement_lib.PrivacyStatement:
         """Returns what is promised about the weights, made from what the run has released."""
-        return make_statement(self._spec, self._plan, self.state.ledger, self._num_views, self._public_data,
-                              self.state.run_id)
+        return make_statement(
+            self._spec, self._plan, self.state.ledger, self._num_views, self._public_data, self.state.run_id
+        )
 
-    def _epsilon_spent(self) -> Optional[float]:
+    def _epsilon_spent(self) -> float | None:
         ledger, config = self.state.ledger, self._plan.config
         if not ledger.releases:
             return None
-        return curves.epsilon_bound(self._plan.dp_event, config.num_steps, config.target_delta,
-                                    ledger.count(plan_lib.DP_SGD_STEP))
+        return curves.epsilon_bound(
+            self._plan.dp_event, config.num_steps, config.target_delta, ledger.count(plan_lib.DP_SGD_STEP)
+        )
 
     def _spent(self) -> str:
         ledger = self.state.ledger
@@ -161,7 +171,8 @@ class Trainer(loop.StageLoop):
             return 'Nothing was released of the private images, and no privacy is spent.'
         return (
             f'What was released of the private images cost epsilon = {accounting.round_up(self._plan.epsilon(ledger))}'
-            f' at delta = {rounding.exact(self._plan.config.target_delta)}, and stays spent.')
+            f' at delta = {rounding.exact(self._plan.config.target_delta)}, and stays spent.'
+        )
 
     def _is_released(self, stage: stages_lib.Stage) -> bool:
         """Returns whether the ledger holds everything private that the averaged weights were computed from.
@@ -181,8 +192,9 @@ class Trainer(loop.StageLoop):
         ledger = self.state.ledger
         steps = self.state.step if stage.name == stages_lib.FINETUNING else 0
         release = self._plan.warm_start_release
-        recorded = (ledger.count(plan_lib.DP_SGD_STEP) == steps and
-                    (release is None or ledger.count(release.mechanism) == release.num_rounds))
+        recorded = ledger.count(plan_lib.DP_SGD_STEP) == steps and (
+            release is None or ledger.count(release.mechanism) == release.num_rounds
+        )
         return recorded and math.isfinite(self._epsilon_spent() or 0.0)
 
     def _log_diagnostics(self, step: int, diagnostics: dict) -> None:
@@ -195,29 +207,38 @@ class Trainer(loop.StageLoop):
                     'clipped_fraction': diagnostics['num_clipped'] / units,
                     'num_nonfinite': diagnostics['num_nonfinite'],
                     'num_units': diagnostics['num_units'],
-                }, step)
+                },
+                step,
+            )
 
 
-def make_statement(spec: datasets.DatasetSpec,
-                   plan: plan_lib.DpSgdPlan,
-                   ledger: ledger_lib.Ledger,
-                   num_views: int,
-                   public_data: Tuple[str, ...],
-                   run_id: Optional[str] = None) -> statement_lib.PrivacyStatement:
+def make_statement(
+    spec: datasets.DatasetSpec,
+    plan: plan_lib.DpSgdPlan,
+    ledger: ledger_lib.Ledger,
+    num_views: int,
+    public_data: tuple[str, ...],
+    run_id: str | None = None,
+) -> statement_lib.PrivacyStatement:
     """Returns the statement of a run on a data set; arguments as `statement.PrivacyStatement` has them."""
-    return statement_lib.PrivacyStatement(unit=spec.unit,
-                                          dataset=spec.name,
-                                          plan=plan,
-                                          ledger=ledger,
-                                          augmentation_multiplicity=num_views,
-                                          run_id=run_id,
-                                          public_data=public_data,
-                                          has_owners=spec.has_owners)
+    return statement_lib.PrivacyStatement(
+        unit=spec.unit,
+        dataset=spec.name,
+        plan=plan,
+        ledger=ledger,
+        augmentation_multiplicity=num_views,
+        run_id=run_id,
+        public_data=public_data,
+        has_owners=spec.has_owners,
+    )
 
 
-def open_origin(finetuning: stages_lib.FinetuningConfig, pretraining: Optional[stages_lib.PretrainingConfig],
-                network: unet.UNetConfig,
-                process: process_lib.DiffusionProcess) -> Optional[pretrained_lib.PretrainedModel]:
+def open_origin(
+    finetuning: stages_lib.FinetuningConfig,
+    pretraining: stages_lib.PretrainingConfig | None,
+    network: unet.UNetConfig,
+    process: process_lib.DiffusionProcess,
+) -> pretrained_lib.PretrainedModel | None:
     """Returns the public checkpoint that a run starts from, or None where it starts from none.
 
     Raises:
@@ -229,15 +250,18 @@ def open_origin(finetuning: stages_lib.FinetuningConfig, pretraining: Optional[s
     if pretraining:
         raise ValueError(
             'a run either has a public stage of its own or starts from a checkpoint: set pretraining = None '
-            "(of 'train' or 'audit'), or FinetuningConfig.init_from = None.")
+            "(of 'train' or 'audit'), or FinetuningConfig.init_from = None."
+        )
     origin = pretrained_lib.read(pathlib.Path(finetuning.init_from).expanduser())
     origin.check_fits(network, process)
     return origin
 
 
-def describe_public_data(pretraining: Optional[stages_lib.PretrainingConfig],
-                         origin: Optional[pretrained_lib.PretrainedModel],
-                         warm_start: Optional[stages_lib.WarmStartConfig] = None) -> Tuple[str, ...]:
+def describe_public_data(
+    pretraining: stages_lib.PretrainingConfig | None,
+    origin: pretrained_lib.PretrainedModel | None,
+    warm_start: stages_lib.WarmStartConfig | None = None,
+) -> tuple[str, ...]:
     """Returns the public images that a run's weights see, one phrase a source."""
     phrases = [origin.to_phrase()] if origin else []
     phrases += [pretraining.spec.to_phrase()] if pretraining else []
@@ -253,12 +277,13 @@ def check_model(model: keras.Model, image_shape, view_sampler: views_lib.ViewSam
     """
     model_check.check_layers(model)
     t, labels, dropout_seeds = tf.constant([1, 2, 3]), tf.zeros([3], tf.int32), tf.constant([4, 5, 6])
-    model_check.check_independence(model, lambda x: [x, t, labels, dropout_seeds][:len(model.inputs)], image_shape)
+    model_check.check_independence(model, lambda x: [x, t, labels, dropout_seeds][: len(model.inputs)], image_shape)
     model_check.check_loss(losses.view_losses, image_shape)
     seed, step = tf.constant(0, tf.int64), tf.constant(0, tf.int64)
     model_check.check_views(
         lambda images, units: view_sampler.draw_for_units(images, labels[:, None], units, seed=seed, step=step),
-        [1, *image_shape])
+        [1, *image_shape],
+    )
 
 
 def check_public_shape(public: datasets.DatasetSpec, private: datasets.DatasetSpec) -> None:
@@ -271,13 +296,16 @@ def check_public_shape(public: datasets.DatasetSpec, private: datasets.DatasetSp
         raise ValueError(
             f'the public images ({public.name!r}: {public.image_shape}, {public.num_classes} classes) must have '
             f'the shape and the number of classes of the private ones ({private.name!r}: '
-            f'{private.image_shape}, {private.num_classes} classes).')
+            f'{private.image_shape}, {private.num_classes} classes).'
+        )
 
 
-def check_warm_start(warm_start: Optional[stages_lib.WarmStartConfig],
-                     private: datasets.DatasetSpec,
-                     neighboring_relation: str,
-                     num_workers: int = 1) -> None:
+def check_warm_start(
+    warm_start: stages_lib.WarmStartConfig | None,
+    private: datasets.DatasetSpec,
+    neighboring_relation: str,
+    num_workers: int = 1,
+) -> None:
     """Refuses a warm start on public images that do not fit the private ones, in noise or in several processes.
 
     Raises:
@@ -287,14 +315,17 @@ def check_warm_start(warm_start: Optional[stages_lib.WarmStartConfig],
         return
     if num_workers > 1:
         # Each would train a classifier of its own: other features, the same noise, and other images to train on.
-        raise ValueError(f'a warm start on public images is for one process, got {num_workers} workers: use the '
-                         "strategy 'default' or 'mirrored'.")
+        raise ValueError(
+            f'a warm start on public images is for one process, got {num_workers} workers: use the '
+            "strategy 'default' or 'mirrored'."
+        )
     public = warm_start.public.spec
     if public.image_shape != private.image_shape:
         raise ValueError(
             f'public of WarmStartConfig ({public.name!r}: {public.image_shape}) must have the shape of the '
             f'private images ({private.name!r}: {private.image_shape}): see image_shape of '
-            'public_images.')
+            'public_images.'
+        )
     warm_start.release.check_enough(private.num_units, private.num_classes, neighboring_relation)
 
 

@@ -1,8 +1,9 @@
 """Views: independent draws of (augmentation, timestep, noise, label drop, dropout) of an image, with what the network
 should predict for each."""
 
+from collections.abc import Callable
 import dataclasses
-from typing import Callable, NamedTuple, Union
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -30,8 +31,9 @@ class ViewsConfig:
 
     References: Ghalebikesabi et al. 2023, arXiv:2302.13861; De et al. 2022, arXiv:2204.13650, section 3.2.
     """
+
     augmentation_multiplicity: int = 1
-    timesteps: Union[timesteps_lib.TimestepMixture, timesteps_lib.LogNormalSigma] = timesteps_lib.TimestepMixture()
+    timesteps: timesteps_lib.TimestepMixture | timesteps_lib.LogNormalSigma = timesteps_lib.TimestepMixture()
     augmentation: augmentation_lib.AugmentationConfig = augmentation_lib.AugmentationConfig()
     label_drop_probability: float = 0.0
 
@@ -40,8 +42,10 @@ class ViewsConfig:
             raise ValueError(f'augmentation_multiplicity must be at least 1, got {self.augmentation_multiplicity}.')
         if not isinstance(self.timesteps, timesteps_lib.TIMESTEP_DISTRIBUTIONS):
             allowed = ' or a '.join(kind.__name__ for kind in timesteps_lib.TIMESTEP_DISTRIBUTIONS)
-            raise ValueError(f'timesteps must be a {allowed}, got {type(self.timesteps).__name__}: timesteps chosen by '
-                             'losses, or together for several units, are not covered by the guarantee.')
+            raise ValueError(
+                f'timesteps must be a {allowed}, got {type(self.timesteps).__name__}: timesteps chosen by '
+                'losses, or together for several units, are not covered by the guarantee.'
+            )
         if not 0.0 <= self.label_drop_probability < 1.0:
             raise ValueError(f'label_drop_probability must be in [0, 1), got {self.label_drop_probability}.')
 
@@ -56,6 +60,7 @@ class Views(NamedTuple):
       target: float32 [..., height, width, channels], what the network should predict.
       dropout_seeds: int32 [...], what the dropout of each view is drawn from; zeros where the network has none.
     """
+
     x_t: tf.Tensor
     t: tf.Tensor
     labels: tf.Tensor
@@ -76,12 +81,9 @@ class ViewSampler:
       has_dropout: Whether the network has dropout, and views need seeds for it.
     """
 
-    def __init__(self,
-                 process: process_lib.DiffusionProcess,
-                 config: ViewsConfig,
-                 *,
-                 num_classes: int,
-                 has_dropout: bool = False):
+    def __init__(
+        self, process: process_lib.DiffusionProcess, config: ViewsConfig, *, num_classes: int, has_dropout: bool = False
+    ):
         config.timesteps.check(process.schedule)
         self._process = process
         self._config = config
@@ -91,8 +93,9 @@ class ViewSampler:
         # Per view: two for the timestep, then the augmentation's, then one for the label.
         self._num_uniforms = 2 + self._augmenter.num_uniforms + (config.label_drop_probability > 0.0)
 
-    def draw_for_units(self, images_uint8: tf.Tensor, labels: tf.Tensor, units: tf.Tensor, *, seed: tf.Tensor,
-                       step: tf.Tensor) -> Views:
+    def draw_for_units(
+        self, images_uint8: tf.Tensor, labels: tf.Tensor, units: tf.Tensor, *, seed: tf.Tensor, step: tf.Tensor
+    ) -> Views:
         """Draws the K views of each unit.
 
         Args:
@@ -112,15 +115,27 @@ class ViewSampler:
         def draw(unit):
             return self._draw([num_views], image_shape, seed, step * 2**32 + tf.maximum(unit, 0))
 
-        drawn = tf.map_fn(draw,
-                          units,
-                          fn_output_signature=(tf.TensorSpec([num_views, self._num_uniforms]),
-                                               tf.TensorSpec([num_views,
-                                                              *image_shape]), tf.TensorSpec([num_views], tf.int32)))
+        drawn = tf.map_fn(
+            draw,
+            units,
+            fn_output_signature=(
+                tf.TensorSpec([num_views, self._num_uniforms]),
+                tf.TensorSpec([num_views, *image_shape]),
+                tf.TensorSpec([num_views], tf.int32),
+            ),
+        )
         return self._corrupt(corruption.to_pm1(images_uint8), labels, *drawn)
 
-    def draw_for_public(self, images_uint8: tf.Tensor, labels: tf.Tensor, places: tf.Tensor, *, batch_size: int,
-                        seed: tf.Tensor, step: tf.Tensor) -> Views:
+    def draw_for_public(
+        self,
+        images_uint8: tf.Tensor,
+        labels: tf.Tensor,
+        places: tf.Tensor,
+        *,
+        batch_size: int,
+        seed: tf.Tensor,
+        step: tf.Tensor,
+    ) -> Views:
         """Draws the K views of public images: the numbers of each depend on its place in the batch.
 
         Args:
@@ -147,12 +162,9 @@ class ViewSampler:
         noise = tf.random.stateless_normal([*shape, *image_shape], tf.stack([seed + 1, key]), alg='philox')
         if not self._has_dropout:
             return uniforms, noise, tf.zeros(shape, tf.int32)
-        dropout_seeds = tf.random.stateless_uniform(shape,
-                                                    tf.stack([seed + 2, key]),
-                                                    minval=None,
-                                                    maxval=None,
-                                                    dtype=tf.int32,
-                                                    alg='philox')
+        dropout_seeds = tf.random.stateless_uniform(
+            shape, tf.stack([seed + 2, key]), minval=None, maxval=None, dtype=tf.int32, alg='philox'
+        )
         return uniforms, noise, dropout_seeds
 
     def _corrupt(self, images_pm1, labels, uniforms, noise, dropout_seeds) -> Views:
@@ -163,13 +175,14 @@ class ViewSampler:
         x_start = tf.reshape(x_start, tf.concat([[-1], tf.shape(x_start)[2:]], axis=0))
         x_start = tf.ensure_shape(x_start, [None, *images_pm1.shape[2:]])
         flat_uniforms = tf.reshape(uniforms, [-1, self._num_uniforms])
-        of_augmentation = flat_uniforms[:, 2:2 + self._augmenter.num_uniforms]
+        of_augmentation = flat_uniforms[:, 2 : 2 + self._augmenter.num_uniforms]
         x_start = tf.reshape(self._augmenter(x_start, of_augmentation), tf.shape(noise))
         x_start = tf.ensure_shape(x_start, noise.shape)
         t = self._config.timesteps.from_uniforms(uniforms[..., 0], uniforms[..., 1], self._process.schedule)
         signal_rate, noise_rate = corruption.gather_coefficients(self._process.schedule, t)
-        target = parameterization_lib.training_target(self._process.parameterization, x_start, noise, signal_rate,
-                                                      noise_rate)
+        target = parameterization_lib.training_target(
+            self._process.parameterization, x_start, noise, signal_rate, noise_rate
+        )
         x_t = corruption.q_sample(self._process.schedule, x_start, t, noise)
         labels = tf.repeat(labels, repeats, axis=1)
         if self._config.label_drop_probability:
@@ -177,8 +190,9 @@ class ViewSampler:
         return Views(x_t, t, labels, target, dropout_seeds)
 
 
-def make_view_sampler(process: process_lib.DiffusionProcess, config: ViewsConfig, network: unet.UNetConfig,
-                      num_classes: int) -> ViewSampler:
+def make_view_sampler(
+    process: process_lib.DiffusionProcess, config: ViewsConfig, network: unet.UNetConfig, num_classes: int
+) -> ViewSampler:
     """Returns what draws the views that a network is trained on."""
     return ViewSampler(process, config, num_classes=num_classes, has_dropout=network.dropout > 0.0)
 
@@ -187,23 +201,22 @@ def spec_of_one_view(model: keras.Model) -> Views:
     """Returns the TensorSpecs [1, ...] of one view of a network's images: what its loss is traced with, to be looked
     at and not computed."""
     image = model.inputs[0].shape[1:].as_list()
-    return Views(x_t=tf.TensorSpec([1, *image]),
-                 t=tf.TensorSpec([1], tf.int32),
-                 labels=tf.TensorSpec([1], tf.int32),
-                 target=tf.TensorSpec([1, *image]),
-                 dropout_seeds=tf.TensorSpec([1], tf.int32))
+    return Views(
+        x_t=tf.TensorSpec([1, *image]),
+        t=tf.TensorSpec([1], tf.int32),
+        labels=tf.TensorSpec([1], tf.int32),
+        target=tf.TensorSpec([1, *image]),
+        dropout_seeds=tf.TensorSpec([1], tf.int32),
+    )
 
 
 def view_losses_fn(model: keras.Model) -> Callable[[Views], tf.Tensor]:
     """Returns the function from views [views, ...] to the loss of each, float32 [views]: the mean over its pixels."""
 
     def view_losses(views: Views) -> tf.Tensor:
-        prediction = unet.denoise(model,
-                                  views.x_t,
-                                  views.t,
-                                  views.labels,
-                                  dropout_seeds=views.dropout_seeds,
-                                  training=True)
+        prediction = unet.denoise(
+            model, views.x_t, views.t, views.labels, dropout_seeds=views.dropout_seeds, training=True
+        )
         return losses.view_losses(prediction, views.target)
 
     return view_losses

@@ -1,10 +1,11 @@
 """Class-conditional training images of a warm start: what comes of a release is post-processing, at no further cost."""
 
 import collections
+from collections.abc import Callable, Iterator
 import contextlib
 import io
 import pathlib
-from typing import Callable, Dict, Iterator, NamedTuple, Optional, Tuple, Union
+from typing import NamedTuple
 import zipfile
 
 import numpy as np
@@ -25,7 +26,8 @@ _OF_PUBLIC_IMAGES = ('public', 'images_per_class', 'classifier')
 MEANS_FILE, FEATURE_MEANS_FILE = 'noisy_class_means.npz', 'noisy_feature_means.npz'
 _CURE = (
     'it must not be made again. Put the file back from a copy, or name another --workdir; the privacy that the run '
-    'has spent stays spent.')
+    'has spent stays spent.'
+)
 
 
 class ChosenImages(NamedTuple):
@@ -35,11 +37,12 @@ class ChosenImages(NamedTuple):
       images: They, labelled with the private classes that they stand for; class by class, the clearest first.
       origins: Of each private class, how many of its images are of which public class, the most frequent first.
     """
+
     images: datasets.ImageDataset
-    origins: Tuple[Tuple[Tuple[str, int], ...], ...]
+    origins: tuple[tuple[tuple[str, int], ...], ...]
 
 
-OnRelease = Callable[[Union[class_means.NoisyMeans, ChosenImages]], None]
+OnRelease = Callable[[class_means.NoisyMeans | ChosenImages], None]
 
 
 def check_kind(config) -> None:
@@ -55,16 +58,26 @@ def check_kind(config) -> None:
     for name in _OF_CLASS_MEANS if config.has_public_images else _OF_PUBLIC_IMAGES:
         # Of what has no default, None stands for nothing.
         if getattr(config, name) != getattr(type(config), name, None):
-            raise ValueError(f'{name} of WarmStartConfig means nothing where release is a {kind}: leave it out'
-                             f'{" (None)" if name == "num_images" else ""}.')
+            raise ValueError(
+                f'{name} of WarmStartConfig means nothing where release is a {kind}: leave it out'
+                f'{" (None)" if name == "num_images" else ""}.'
+            )
     for needed in ('public', 'images_per_class') if config.has_public_images else ('num_images',):
         if getattr(config, needed) is None:
             raise ValueError(f'{needed} of WarmStartConfig is needed where release is a {kind}.')
 
 
-def make_images(config, plan: plan_lib.DpSgdPlan, private: datasets.ImageDataset, state: checkpoints.RunState, *,
-                workdir: pathlib.Path, save: Callable[[], None], on_release: OnRelease,
-                workers: workers_lib.Workers) -> datasets.ImageDataset:
+def make_images(
+    config,
+    plan: plan_lib.DpSgdPlan,
+    private: datasets.ImageDataset,
+    state: checkpoints.RunState,
+    *,
+    workdir: pathlib.Path,
+    save: Callable[[], None],
+    on_release: OnRelease,
+    workers: workers_lib.Workers,
+) -> datasets.ImageDataset:
     """Makes a warm start's release, or reads it where the run was resumed, and the images that are trained on.
 
     Args:
@@ -83,16 +96,21 @@ def make_images(config, plan: plan_lib.DpSgdPlan, private: datasets.ImageDataset
         return chosen.images
     means = release_class_means(config.release, plan, private, state, workdir=workdir, save=save, workers=workers)
     on_release(means)
-    return images_from_class_means(means,
-                                   num_images=config.num_images,
-                                   sharpening=config.sharpening,
-                                   threshold=config.threshold,
-                                   seed=config.seed)
+    return images_from_class_means(
+        means, num_images=config.num_images, sharpening=config.sharpening, threshold=config.threshold, seed=config.seed
+    )
 
 
-def release_class_means(config: class_means.ClassMeansConfig, plan: plan_lib.DpSgdPlan, private: datasets.ImageDataset,
-                        state: checkpoints.RunState, *, workdir: pathlib.Path, save: Callable[[], None],
-                        workers: workers_lib.Workers) -> class_means.NoisyMeans:
+def release_class_means(
+    config: class_means.ClassMeansConfig,
+    plan: plan_lib.DpSgdPlan,
+    private: datasets.ImageDataset,
+    state: checkpoints.RunState,
+    *,
+    workdir: pathlib.Path,
+    save: Callable[[], None],
+    workers: workers_lib.Workers,
+) -> class_means.NoisyMeans:
     """Releases noisy class means, once in the life of a run and at one worker, or returns those released before.
 
     On another machine sums may be rounded otherwise, and an image as near to one mean as to another may join the other
@@ -118,13 +136,15 @@ def release_class_means(config: class_means.ClassMeansConfig, plan: plan_lib.DpS
         written = _read_means(path, state.run_id, shape)
         if written is None:
             _check_not_released(config.mechanism, state, f'the noisy class means of this run are not in {path}')
-            means = config.release(private.images_uint8,
-                                   private.labels,
-                                   private.num_classes,
-                                   seed=state.private_seed,
-                                   neighboring_relation=plan.config.neighboring_relation,
-                                   generator=plan.config.noise_generator,
-                                   owners=private.owners)
+            means = config.release(
+                private.images_uint8,
+                private.labels,
+                private.num_classes,
+                seed=state.private_seed,
+                neighboring_relation=plan.config.neighboring_relation,
+                generator=plan.config.noise_generator,
+                owners=private.owners,
+            )
             written = _means_to_bytes(means, state.run_id)
             with files.replacing(path) as temporary:
                 temporary.write_bytes(written)
@@ -153,13 +173,13 @@ def _means_to_bytes(means: class_means.NoisyMeans, run_id: str) -> bytes:
     return buffer.getvalue()
 
 
-def _means_from_bytes(written: bytes) -> Tuple[class_means.NoisyMeans, str]:
+def _means_from_bytes(written: bytes) -> tuple[class_means.NoisyMeans, str]:
     """Returns what was written, and the run that it belongs to."""
     with np.load(io.BytesIO(written), allow_pickle=False) as arrays:
         return class_means.NoisyMeans(arrays['images'], arrays['counts']), str(arrays['run_id'])
 
 
-def _read_means(path: pathlib.Path, run_id: str, shape: Tuple[int, ...]) -> Optional[bytes]:
+def _read_means(path: pathlib.Path, run_id: str, shape: tuple[int, ...]) -> bytes | None:
     """Returns the file of a run's noisy means, of that shape; None where there is none of this run."""
     if not path.exists():
         return None
@@ -182,8 +202,9 @@ def _telling_of_damage(path: pathlib.Path, then: str) -> Iterator[None]:
         raise ValueError(f'{path} is not as it was written ({error}){then}') from error
 
 
-def images_from_class_means(means: class_means.NoisyMeans, *, num_images: int, sharpening, threshold,
-                            seed: int) -> datasets.ImageDataset:
+def images_from_class_means(
+    means: class_means.NoisyMeans, *, num_images: int, sharpening, threshold, seed: int
+) -> datasets.ImageDataset:
     """Draws variations of noisy class means that look more like single images than their mean does.
 
     A mean is blurred and the release's noise lies on it as grey: stretching the contrast about a threshold undoes some
@@ -222,15 +243,24 @@ def with_classes_that_have_images(public: datasets.ImageDataset) -> datasets.Ima
       ValueError: if there are images of no class.
     """
     if public.labels.max() == public.num_classes:
-        raise ValueError(f'public of WarmStartConfig ({public.name!r}) has images without a label, and a classifier is '
-                         "trained to name their classes: give labelled ones, with labels = 'keep'.")
+        raise ValueError(
+            f'public of WarmStartConfig ({public.name!r}) has images without a label, and a classifier is '
+            "trained to name their classes: give labelled ones, with labels = 'keep'."
+        )
     present, labels = np.unique(public.labels, return_inverse=True)
     names = tuple(public.class_names[number] for number in present)
     return datasets.ImageDataset(public.name, public.images_uint8, labels.astype(np.int32), names)
 
 
-def choose_public_images(config, plan: plan_lib.DpSgdPlan, private: datasets.ImageDataset, state: checkpoints.RunState,
-                         *, workdir: pathlib.Path, save: Callable[[], None]) -> ChosenImages:
+def choose_public_images(
+    config,
+    plan: plan_lib.DpSgdPlan,
+    private: datasets.ImageDataset,
+    state: checkpoints.RunState,
+    *,
+    workdir: pathlib.Path,
+    save: Callable[[], None],
+) -> ChosenImages:
     """Chooses public images by noisy means of the private images' features, released once in the life of a run.
 
     A classifier that is trained anew, perhaps on another machine, gives other features: that would be one more release,
@@ -257,13 +287,15 @@ def choose_public_images(config, plan: plan_lib.DpSgdPlan, private: datasets.Ima
         model = public_classifier.train(config.classifier_or_default, public)
         features = public_features.fit(model, public)
         relation = plan.config.neighboring_relation
-        noisy_sums = config.release.release(features(private.images_uint8),
-                                            private.labels,
-                                            private.num_classes,
-                                            seed=state.private_seed,
-                                            neighboring_relation=relation,
-                                            generator=plan.config.noise_generator,
-                                            owners=private.owners)
+        noisy_sums = config.release.release(
+            features(private.images_uint8),
+            private.labels,
+            private.num_classes,
+            seed=state.private_seed,
+            neighboring_relation=relation,
+            generator=plan.config.noise_generator,
+            owners=private.owners,
+        )
         means = config.release.means(noisy_sums, relation)
         rows, labels = feature_means.choose_images(means, features(public.images_uint8), config.images_per_class)
         arrays = {'noisy_sums': noisy_sums, 'rows': rows, 'labels': labels}
@@ -273,7 +305,7 @@ def choose_public_images(config, plan: plan_lib.DpSgdPlan, private: datasets.Ima
     return _gather_chosen(arrays['rows'], arrays['labels'], public, private.class_names)
 
 
-def read_scorer(workdir: pathlib.Path, run_id: str, image_shape: Tuple[int, int, int]) -> public_features.ClassScorer:
+def read_scorer(workdir: pathlib.Path, run_id: str, image_shape: tuple[int, int, int]) -> public_features.ClassScorer:
     """Returns what tells how much an image looks like each private class, from what a run has released.
 
     Args:
@@ -287,8 +319,10 @@ def read_scorer(workdir: pathlib.Path, run_id: str, image_shape: Tuple[int, int,
     """
     path = workdir / FEATURE_MEANS_FILE
     if not path.exists():
-        raise FileNotFoundError(f'{path} is missing, by which a run chooses among candidates: put it back from a copy, '
-                                'or sample with num_candidates = 1.')
+        raise FileNotFoundError(
+            f'{path} is missing, by which a run chooses among candidates: put it back from a copy, '
+            'or sample with num_candidates = 1.'
+        )
     with _telling_of_damage(path, ': put it back from a copy.'):
         with np.load(path, allow_pickle=False) as stored:
             if str(stored['run_id']) != run_id:
@@ -296,11 +330,14 @@ def read_scorer(workdir: pathlib.Path, run_id: str, image_shape: Tuple[int, int,
             return public_features.scorer_from_arrays(stored, image_shape)
 
 
-def _gather_chosen(rows: np.ndarray, labels: np.ndarray, public: datasets.ImageDataset,
-                   class_names: Tuple[str, ...]) -> ChosenImages:
+def _gather_chosen(
+    rows: np.ndarray, labels: np.ndarray, public: datasets.ImageDataset, class_names: tuple[str, ...]
+) -> ChosenImages:
     if not len(rows):
-        raise ValueError('no public image is nearest to a private class: the noisy feature means are noise alone. Give '
-                         'them less noise, in another --workdir; what the run has spent stays spent.')
+        raise ValueError(
+            'no public image is nearest to a private class: the noisy feature means are noise alone. Give '
+            'them less noise, in another --workdir; what the run has spent stays spent.'
+        )
     origins = []
     for label in range(len(class_names)):
         counts = collections.Counter(public.labels[rows[labels == label]].tolist())
@@ -310,8 +347,9 @@ def _gather_chosen(rows: np.ndarray, labels: np.ndarray, public: datasets.ImageD
     return ChosenImages(images, tuple(origins))
 
 
-def _read_feature_means(path: pathlib.Path, run_id: str, num_classes: int,
-                        public: datasets.ImageDataset) -> Optional[Dict[str, np.ndarray]]:
+def _read_feature_means(
+    path: pathlib.Path, run_id: str, num_classes: int, public: datasets.ImageDataset
+) -> dict[str, np.ndarray] | None:
     """Returns the noisy sums of a run, rows and labels of what they chose; None where there are none of this run."""
     if not path.exists():
         return None
@@ -322,7 +360,7 @@ def _read_feature_means(path: pathlib.Path, run_id: str, num_classes: int,
             arrays = {name: stored[name] for name in ('noisy_sums', 'rows', 'labels')}
         shape = (num_classes, public.num_classes + 1)
         if arrays['noisy_sums'].shape != shape:
-            raise ValueError(f"the sums have the shape {arrays['noisy_sums'].shape}, not {shape}")
+            raise ValueError(f'the sums have the shape {arrays["noisy_sums"].shape}, not {shape}')
         if arrays['rows'].shape != arrays['labels'].shape:
             raise ValueError('there are not as many labels as images')
         for name, bound in (('rows', len(public)), ('labels', num_classes)):
