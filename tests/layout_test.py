@@ -18,10 +18,12 @@ LEVELS = {
     'diffusion': 1,
     'networks': 1,
     'data': 1,
-    'training': 2,
-    'evaluation': 2,
     'serving': 2,
-    'cli': 3,
+    'sampling': 3,
+    'training': 3,
+    'evaluation': 4,
+    'runs': 5,
+    'cli': 6,
 }
 PRIVACY_MAY_IMPORT = {'numpy', 'scipy', 'tensorflow', 'dp_accounting'}
 # The ageing libraries, each behind one module.

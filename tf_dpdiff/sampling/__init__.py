@@ -1,0 +1,1 @@
+"""Images from a released model: how they are drawn, and how they are stored."""
