@@ -1,10 +1,14 @@
-"""Progress bars of long work, on standard error."""
+"""What long work says of itself, on standard error."""
 
+from collections.abc import Iterator
+import contextlib
 import sys
+import threading
 
 import tqdm
 
 _NAME_WIDTH = 11
+_PATIENCE_SECS = 2.0
 
 
 def bar(
@@ -39,3 +43,15 @@ def bar(
         dynamic_ncols=True,
         mininterval=0.2 if sys.stderr.isatty() else 30.0,
     )
+
+
+@contextlib.contextmanager
+def working(verb: str, what: str) -> Iterator[None]:
+    """Says on standard error what is being done within a block that takes more than two seconds."""
+    timer = threading.Timer(_PATIENCE_SECS, lambda: print(f'{verb}: {what} ...', file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -8,13 +8,14 @@ import sys
 from rich import console as rich_console
 
 from tf_dpdiff import files
+from tf_dpdiff import progress
 from tf_dpdiff.cli import account_plan
 from tf_dpdiff.cli import account_tables
-from tf_dpdiff.cli import budget_file
 from tf_dpdiff.cli import command
 from tf_dpdiff.privacy import budget as budget_lib
 from tf_dpdiff.privacy import cautions
 from tf_dpdiff.privacy import ledger as ledger_lib
+from tf_dpdiff.runs import budget as budget_file
 
 _EPILOG = """
 plan a run:            give --delta and all but one of --noise_multiplier, --num_steps, --epsilon and the batch
@@ -51,7 +52,7 @@ def main(flags) -> int:
         )
     if flags.workdir:
         record, num_units = _finished_run(pathlib.Path(flags.workdir).expanduser())
-        with command.working('account', 'computing what all runs cost together'):
+        with progress.working('account', 'computing what all runs cost together'):
             budget = budget_file.update(flags.budget_file, record)
         return _show_budget(flags, budget, cautions.of_delta(budget.delta, num_units))
     return _show_budget(flags, budget_file.read(flags.budget_file))
@@ -60,7 +61,7 @@ def main(flags) -> int:
 def _plan(flags) -> int:
     if flags.plot and not flags.plot.lower().endswith('.png'):
         raise command.UsageError(f'--plot={flags.plot}: the name must end in .png.')
-    with command.working('account', 'computing'):
+    with progress.working('account', 'computing'):
         plan = account_plan.make_plan(flags)
         if flags.plot:
             account_tables.draw_plan(plan, pathlib.Path(flags.plot).expanduser())
@@ -77,7 +78,7 @@ def _plan(flags) -> int:
 
 
 def _show_budget(flags, budget: budget_lib.Budget, about_delta: str | None = None) -> int:
-    with command.working('account', 'computing what all runs cost together'):
+    with progress.working('account', 'computing what all runs cost together'):
         shown = (
             account_tables.budget_fields(budget)
             if flags.json

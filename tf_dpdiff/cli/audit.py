@@ -12,9 +12,9 @@ import numpy as np
 from rich import console as rich_console
 
 from tf_dpdiff import files
+from tf_dpdiff import progress
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import gin_config
-from tf_dpdiff.cli import run_files
 from tf_dpdiff.cli import strategy_flags
 from tf_dpdiff.data import datasets
 from tf_dpdiff.diffusion import process as process_lib
@@ -26,11 +26,15 @@ from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import auditing
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import rounding
+from tf_dpdiff.runs import build as build_lib
+from tf_dpdiff.runs import folder
+from tf_dpdiff.runs import recipe as recipe_lib
 from tf_dpdiff.training import checkpoints
+from tf_dpdiff.training import finetuning as finetuning_lib
 from tf_dpdiff.training import loop as loop_lib
-from tf_dpdiff.training import stages
+from tf_dpdiff.training import pretraining as pretraining_lib
 from tf_dpdiff.training import strategies
-from tf_dpdiff.training import trainer as trainer_lib
+from tf_dpdiff.training import warm_start as warm_start_lib
 
 _NOTE = (
     'Measured on private images without noise: not to be released. The audited model was trained with a privacy '
@@ -38,30 +42,11 @@ _NOTE = (
 )
 
 
-@gin_config.root('workdir', 'replicas', 'membership_only', 'dry_run')
-def audit(
-    *,
-    workdir: pathlib.Path,
-    replicas: strategies.Replicas = strategies.ONE,
-    membership_only: bool = False,
-    dry_run: bool = False,
-    data: datasets.PrivateData = gin.REQUIRED,
-    network: unet.UNetConfig = gin.REQUIRED,
-    process: process_lib.DiffusionProcess = gin.REQUIRED,
-    privacy: plan_lib.DpSgdConfig = gin.REQUIRED,
-    finetuning: stages.FinetuningConfig = gin.REQUIRED,
-    pretraining: stages.PretrainingConfig | None = None,
-    warm_start: stages.WarmStartConfig | None = None,
-    canaries: canaries_lib.AuditConfig = canaries_lib.AuditConfig(),
-    loop: loop_lib.TrainerConfig = loop_lib.TrainerConfig(),
-) -> int:
-    """Trains a model on the private images and canaries, and bounds its epsilon from below; resumes.
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class AuditRecipe:
+    """What an audit is made of: the private run that is audited, and its canaries.
 
-    Args:
-      workdir: The audit's folder; with membership_only the folder of a finished run.
-      replicas: What computes the steps; of one worker.
-      membership_only: Attack the model of an existing run, and train nothing.
-      dry_run: Print what would be done, and return.
+    Attributes:
       data: The private images, and real images held out from them.
       network: The network's shape.
       process: The diffusion process.
@@ -71,58 +56,87 @@ def audit(
       warm_start: The stage on what a noisy release tells of the classes, or None.
       canaries: Which canaries, and how they are looked for.
       loop: Settings of the loop.
+    """
+
+    data: datasets.PrivateData
+    network: unet.UNetConfig
+    process: process_lib.DiffusionProcess
+    privacy: plan_lib.DpSgdConfig
+    finetuning: finetuning_lib.FinetuningConfig
+    pretraining: pretraining_lib.PretrainingConfig | None = None
+    warm_start: warm_start_lib.WarmStartConfig | None = None
+    canaries: canaries_lib.AuditConfig = canaries_lib.AuditConfig()
+    loop: loop_lib.TrainerConfig = loop_lib.TrainerConfig()
+
+    def __post_init__(self):
+        if self.warm_start and self.canaries.kind == 'own_class':
+            raise ValueError(
+                "kind='own_class' gives each canary a class, which the warm start would release something of: set "
+                "audit.warm_start = None, or AuditConfig.kind = 'mislabelled'."
+            )
+        membership.check_timesteps(self.canaries.timesteps, self.process)
+
+    def build(self, made: canaries_lib.Canaries) -> build_lib.Build:
+        """Returns the run on the private images and the canaries, each of which is a unit more, in or out."""
+        pretraining = self.pretraining
+        if pretraining:
+            public = canaries_lib.with_classes(pretraining.images, made.class_names)
+            pretraining = dataclasses.replace(pretraining, dataset=public)
+        recipe = recipe_lib.Recipe(
+            network=self.network,
+            process=self.process,
+            data=self.data,
+            privacy=self.privacy,
+            finetuning=self.finetuning,
+            pretraining=pretraining,
+            warm_start=self.warm_start,
+            loop=self.loop,
+        )
+        num_units = self.data.spec.num_units + len(made)
+        spec = dataclasses.replace(self.data.spec, num_units=num_units, class_names=made.class_names)
+        return build_lib.Build(recipe, spec)
+
+
+gin_config.root(AuditRecipe, 'audit')
+
+
+def _audit(recipe: AuditRecipe, workdir: pathlib.Path, replicas: strategies.Replicas) -> int:
+    """Trains a model on the private images and canaries, and bounds its epsilon from below; resumes.
 
     Returns:
       The exit code: failed where the lower bound refutes the proven epsilon.
     """
-    if membership_only:
-        return _attack_run(workdir, data, canaries)
-    if warm_start and canaries.kind == 'own_class':
-        raise ValueError(
-            "kind='own_class' gives each canary a class, which the warm start would release something of: set "
-            "audit.warm_start = None, or AuditConfig.kind = 'mislabelled'."
-        )
-    membership.check_timesteps(canaries.timesteps, process)
-    made = canaries_lib.make_canaries(canaries, data)
-    if pretraining:
-        public = canaries_lib.with_classes(pretraining.images, made.class_names)
-        pretraining = dataclasses.replace(pretraining, dataset=public)
-    with command.working('audit', 'calibrating the noise'):
-        plan = plan_lib.make_plan(privacy, data.spec.num_units + len(made), warm_start.release if warm_start else None)
-    command.print_cautions('audit', plan.cautions())
-    if dry_run:
-        data.look_at('train')
-        trainer_lib.open_origin(finetuning, pretraining, network, process)  # Which the audit would start from.
-        _print_dry_run(data, canaries, plan, finetuning)
-        return command.DONE
-
+    made, build = _build(recipe)
     started = time.monotonic()
     included = _read_or_draw_inclusions(workdir, len(made))
-    trainer = _train(
-        workdir,
-        canaries_lib.insert(data.train, made, included),
-        network=network,
-        process=process,
-        plan=plan,
-        pretraining=pretraining,
-        warm_start=warm_start,
-        finetuning=finetuning,
-        config=loop,
-        replicas=replicas,
-    )
-    result = _look_for_canaries(workdir, data, canaries, made, included, plan, process, trainer, started)
-    return command.FAILED if result.is_violation else command.DONE
-
-
-def _train(workdir, private, **arguments) -> trainer_lib.Trainer:
-    """Runs what is left of the training, as bin/train does."""
-    with arguments['replicas'].working() as stop:
-        trainer = trainer_lib.Trainer(workdir, private, on_release=lambda unused_means: None, **arguments)
-        files.write_text(workdir / 'operative_config.gin', gin.operative_config_str())
+    private = canaries_lib.insert(recipe.data.train, made, included)
+    with replicas.working() as stop:
+        trainer = build.make_training(workdir, private, draws_grids=False, replicas=replicas).trainer
+        files.write_text(workdir / folder.OPERATIVE_CONFIG, gin.operative_config_str())
         if trainer.resumed:
             print(f'audit: the run in {workdir} {trainer.position()}.', file=sys.stderr)
         trainer.run(stop)
-    return trainer
+    result = _look_for_canaries(
+        workdir, recipe.data, recipe.canaries, made, included, build.plan, recipe.process, trainer, started
+    )
+    return command.FAILED if result.is_violation else command.DONE
+
+
+def _build(recipe: AuditRecipe) -> tuple[canaries_lib.Canaries, build_lib.Build]:
+    made = canaries_lib.make_canaries(recipe.canaries, recipe.data)
+    with progress.working('audit', 'calibrating the noise'):
+        build = recipe.build(made)
+    command.print_cautions('audit', build.plan.cautions())
+    return made, build
+
+
+def _show(recipe: AuditRecipe) -> int:
+    """Prints what would be done."""
+    _, build = _build(recipe)
+    recipe.data.look_at('train')
+    build.open_origin()  # Which the audit would start from.
+    _print_dry_run(recipe.data, recipe.canaries, build.plan, recipe.finetuning)
+    return command.DONE
 
 
 def _look_for_canaries(workdir, data, config, made, included, plan, process, trainer, started) -> auditing.AuditResult:
@@ -172,7 +186,7 @@ def _read_or_draw_inclusions(workdir: pathlib.Path, num_canaries: int) -> np.nda
                 'another --workdir.'
             )
         return included
-    if (workdir / 'checkpoints').exists():
+    if (workdir / checkpoints.FOLDER).exists():
         raise command.UsageError(
             f'{workdir} holds a run that is no audit; an audit trains a model of its own: name '
             'another --workdir, or attack this one with --membership.'
@@ -185,21 +199,23 @@ def _read_or_draw_inclusions(workdir: pathlib.Path, num_canaries: int) -> np.nda
 
 def _attack_run(workdir: pathlib.Path, data: datasets.PrivateData, config: canaries_lib.AuditConfig) -> int:
     """Attacks the model of an existing run by the losses of real images."""
-    described = run_files.read_model(workdir)
+    described = folder.read_model(workdir)
     if described.image_shape != data.train.image_shape or described.class_names != data.train.class_names:
         raise ValueError(
             f'the model in {workdir} was made for images of {described.image_shape} and '
             f'{len(described.class_names)} classes, not for {data.train.name!r}.'
         )
-    identity = checkpoints.read_identity(workdir / 'checkpoints')
+    identity = checkpoints.read_identity(workdir / checkpoints.FOLDER)
     if identity is None:
-        raise FileNotFoundError(f'no checkpoint in {workdir / "checkpoints"}; train first, or name another --workdir.')
+        raise FileNotFoundError(
+            f'no checkpoint in {workdir / checkpoints.FOLDER}; train first, or name another --workdir.'
+        )
     if identity.data_fingerprint != data.train.fingerprint():
         raise ValueError(
             f'the run in {workdir} was trained on other images than {data.train.name!r}: who was in it is not known.'
         )
     model = unet.build_unet(described.network, described.image_shape, len(described.class_names))
-    checkpoints.load_average(workdir / 'checkpoints', model)
+    checkpoints.load_average(workdir / checkpoints.FOLDER, model)
     attack = _attack(workdir, 'membership', _image_loss(model, described.process, config), data.train, data.held_out)
     table = command.facts_table(f'membership attack ({command.NOT_TO_BE_RELEASED})')
     _add_attack(table, attack)
@@ -312,12 +328,14 @@ def main(flags) -> int:
             f"an audit is for one process, got {num_workers} workers: use the strategy 'default' or 'mirrored'."
         )
     if flags.dry_run:
-        return gin_config.call(audit, workdir=pathlib.Path(flags.workdir), dry_run=True)
+        return _show(gin_config.make('audit'))
     if flags.membership:
-        return gin_config.call(audit, workdir=pathlib.Path(flags.workdir).expanduser(), membership_only=True)
+        recipe = gin_config.make('audit')
+        return _attack_run(pathlib.Path(flags.workdir).expanduser(), recipe.data, recipe.canaries)
     replicas = strategies.start(strategy)
-    with run_files.training_in(flags.workdir) as workdir:
-        return gin_config.call_resumable('audit', audit, workdir=workdir, replicas=replicas)
+    with folder.training_in(flags.workdir) as workdir, command.stopping('audit') as stopped:
+        return _audit(gin_config.make('audit'), workdir, replicas)
+    return command.FAILED if stopped else command.DONE
 
 
 def run(argv: list[str] | None = None) -> None:

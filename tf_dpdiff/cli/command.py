@@ -2,18 +2,14 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
-import os
 import pathlib
 import sys
-import threading
 import traceback
 
 from absl.flags import argparse_flags
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
 NOT_TO_BE_RELEASED = 'not to be released'  # Stands beside whatever is computed from private images without noise.
-
-_PATIENCE_SECS = 2.0
 
 
 class UsageError(ValueError):
@@ -82,39 +78,32 @@ def run(parser: Parser, main: Callable[..., int], argv: list[str]) -> int:
         return _fail(parser, flags, f'{type(error).__name__}: {_one_line(error)} (--debug shows where)', FAILED)
 
 
-@contextlib.contextmanager
-def working(verb: str, what: str) -> Iterator[None]:
-    """Says on standard error what is being done within a block that takes more than two seconds."""
-    timer = threading.Timer(_PATIENCE_SECS, lambda: print(f'{verb}: {what} ...', file=sys.stderr, flush=True))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
 def print_cautions(verb: str, cautions: Iterable[str]) -> None:
     """Prints on standard error what a person must be told before relying on a claim."""
     for caution in cautions:
         print(f'{verb}: caution: {caution}', file=sys.stderr)
 
 
-def prepare_workdir(path: str) -> pathlib.Path:
-    """Makes the run's folder and checks that it can be written to, before any work is done.
+def sayer(verb: str) -> Callable[[str], None]:
+    """Returns what prints a line of a verb on standard error."""
+    return lambda text: print(f'{verb}: {text}', file=sys.stderr)
 
-    Raises:
-      UsageError: if it cannot.
+
+@contextlib.contextmanager
+def stopping(verb: str) -> Iterator[list[str]]:
+    """A context in which training may be asked to stop, which is then said in one line.
+
+    Yields:
+      An empty list; after the block it holds what was said, if there was a stop.
     """
-    workdir = pathlib.Path(path).expanduser()
+    from tf_dpdiff.training import interruption  # TensorFlow takes seconds that --help need not wait for.
+
+    said: list[str] = []
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / f'.writable.{os.getpid()}'
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UsageError(f'cannot write to --workdir={workdir}: {error.strerror}; name another folder.') from error
-    return workdir
+        yield said
+    except interruption.Interrupted as stopped:
+        said.append(str(stopped))
+        print(f'{verb}: {stopped}. The same command goes on from there.', file=sys.stderr)
 
 
 def say(verb: str, sentences: Iterable[str]) -> None:
@@ -150,6 +139,18 @@ def quieten_libraries() -> None:
     import tensorflow as tf
 
     tf.get_logger().setLevel('ERROR')
+
+
+def add_samples_flags(parser: Parser) -> None:
+    """Adds the flags that `find_samples` reads."""
+    parser.add_argument('--workdir', default='runs/latest', help='folder of the run (default: %(default)s)')
+    parser.add_argument('--samples', help="what bin/sample wrote, a file or folder (default: the run's samples.npz)")
+
+
+def find_samples(flags) -> tuple[pathlib.Path, pathlib.Path]:
+    """Returns the folder of a run, which need not be there, and where the samples are."""
+    workdir = pathlib.Path(flags.workdir).expanduser()
+    return workdir, pathlib.Path(flags.samples).expanduser() if flags.samples else workdir / 'samples.npz'
 
 
 def _one_line(error: Exception) -> str:

@@ -13,9 +13,6 @@ from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import gin_config
 from tf_dpdiff.cli import released_accuracy
-from tf_dpdiff.cli import run_files
-from tf_dpdiff.cli import run_identity
-from tf_dpdiff.cli import run_report
 from tf_dpdiff.cli import strategy_flags
 from tf_dpdiff.data import datasets
 from tf_dpdiff.evaluation import features as features_lib
@@ -29,6 +26,8 @@ from tf_dpdiff.evaluation import shared_work
 from tf_dpdiff.evaluation import utility as utility_lib
 from tf_dpdiff.evaluation import utility_pictures
 from tf_dpdiff.privacy import accuracy_release as accuracy_release_lib
+from tf_dpdiff.runs import folder as run_folder
+from tf_dpdiff.runs import report as run_report
 from tf_dpdiff.training import strategies
 
 _WARNING = (
@@ -37,7 +36,6 @@ _WARNING = (
 )
 
 
-@gin_config.root('workdir', 'samples_path', 'workers')
 def evaluate(
     *,
     workdir: pathlib.Path,
@@ -75,7 +73,7 @@ def evaluate(
     shared_work.at_first(
         workers, lambda: _check_release(workdir, budget_file, accuracy_release, utility, data, samples.statement_text)
     )
-    folder = workdir / 'non_private' / f'evaluation_{run_files.name_of_samples(workdir, samples_path)}'
+    folder = workdir / 'non_private' / f'evaluation_{run_folder.samples_name(workdir, samples_path)}'
     shared_work.at_first(workers, lambda: _begin(folder, samples))
     command.say('evaluate', left_out if workers.is_first else ())
     results = {'samples': str(samples_path), 'num_samples': len(samples.images), 'left_out': left_out, 'seconds': {}}
@@ -102,11 +100,14 @@ def evaluate(
     return command.DONE
 
 
+gin_config.root(evaluate, 'evaluate', 'workdir', 'samples_path', 'workers')
+
+
 def _read_samples(workdir, samples_path, data, workers) -> sample_files.SampleSet:
     samples = sample_files.read(samples_path)
     samples.check_like(data.spec, samples_path)
     if workers.is_first:  # It looks into the run's folder.
-        run_identity.check_same_data(workdir, data.train)
+        run_folder.check_same_data(workdir, data.train)
     return samples
 
 
@@ -229,7 +230,7 @@ def _print_results(results, folder, workdir) -> None:
         fields = results['released_accuracy']
         accuracies = ', '.join(f'{name} {value:.1%}' for name, value in fields['accuracy'].items())
         console.print(
-            f'RELEASED in {workdir / run_report.RELEASED_ACCURACY} and report.html: {accuracies}. {fields["text"]}',
+            f'RELEASED in {workdir / run_folder.RELEASED_ACCURACY} and report.html: {accuracies}. {fields["text"]}',
             highlight=False,
             soft_wrap=True,
         )
@@ -243,8 +244,8 @@ def main(flags) -> int:
     gin_config.parse(flags.gin_file, flags.gin_param, 'evaluate', given=given_names)
     replicas = strategies.start(strategy_flags.configured(flags.strategy))
     workers = strategy_flags.check_evaluates(replicas).workers
-    workdir, samples_path = run_files.find_samples(flags)
-    return gin_config.call(evaluate, workdir=workdir, samples_path=samples_path, workers=workers, **given)
+    workdir, samples_path = command.find_samples(flags)
+    return gin_config.make('evaluate', workdir=workdir, samples_path=samples_path, workers=workers, **given)
 
 
 def run(argv: list[str] | None = None) -> None:
@@ -252,7 +253,7 @@ def run(argv: list[str] | None = None) -> None:
     parser = command.Parser('evaluate', __doc__)
     parser.add_gin_flags()
     parser.add_strategy_flag()
-    run_files.add_samples_flags(parser)
+    command.add_samples_flags(parser)
     parser.add_argument(
         '--budget_file',
         metavar='FILE',

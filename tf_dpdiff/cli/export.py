@@ -6,8 +6,8 @@ import sys
 import tempfile
 
 from tf_dpdiff.cli import command
-from tf_dpdiff.cli import run_files
 from tf_dpdiff.cli import sample_source
+from tf_dpdiff.runs import folder
 from tf_dpdiff.serving import export
 from tf_dpdiff.serving import warmup
 
@@ -22,11 +22,11 @@ def main(flags) -> int:
     # Each is checked; the first stands in the description.
     description, *_ = [sample_source.describe_run(workdir, one) for one in one_by_one]
     image_sampler = sample_source.load_run(workdir, description, step_counts)
-    directory = command.prepare_workdir(flags.output or f'saved_models/{workdir.resolve().name}')
-    with tempfile.TemporaryDirectory() as folder:
+    directory = folder.prepare(flags.output or f'saved_models/{workdir.resolve().name}')
+    with tempfile.TemporaryDirectory() as described:
         # Not the run's own description: the sampler may be another one.
-        description.write(pathlib.Path(folder))
-        beside = run_files.statement_paths(workdir) + [pathlib.Path(folder) / run_files.MODEL]
+        description.write(pathlib.Path(described))
+        beside = folder.statement_paths(workdir) + [pathlib.Path(described) / folder.MODEL]
         version = export.export_saved_model(
             image_sampler,
             directory,

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 import importlib
 import inspect
 import re
-import sys
 
 import gin
 
@@ -43,12 +42,14 @@ from tf_dpdiff.privacy import accuracy_release
 from tf_dpdiff.privacy import class_means
 from tf_dpdiff.privacy import feature_means
 from tf_dpdiff.privacy import plan
-from tf_dpdiff.training import interruption
+from tf_dpdiff.training import finetuning
 from tf_dpdiff.training import loop
+from tf_dpdiff.training import optimization
+from tf_dpdiff.training import pretraining
 from tf_dpdiff.training import public_classifier
-from tf_dpdiff.training import stages
 from tf_dpdiff.training import strategies
 from tf_dpdiff.training import views
+from tf_dpdiff.training import warm_start
 
 # Only frozen configurations and sources of images: no function of the privacy core can be rebound from a file, and no
 # seed that must stay secret has a name here.
@@ -74,11 +75,11 @@ _REGISTERED = (
     accuracy_release.AccuracyReleaseConfig,
     plan.DpSgdConfig,
     views.ViewsConfig,
-    stages.OptimizationConfig,
-    stages.PretrainingConfig,
+    optimization.OptimizationConfig,
+    pretraining.PretrainingConfig,
     public_classifier.PublicClassifierConfig,
-    stages.WarmStartConfig,
-    stages.FinetuningConfig,
+    warm_start.WarmStartConfig,
+    finetuning.FinetuningConfig,
     loop.TrainerConfig,
     strategies.StrategyConfig,
     generate.GenerateConfig,
@@ -95,21 +96,28 @@ for _registered in _REGISTERED:
     gin.register(_registered)
 
 _VERBS_WITH_ROOTS = ('train', 'evaluate', 'select', 'audit')
-_roots: list[Callable] = []
+_roots: dict[str, Callable] = {}
 
 
-def root(*given: str) -> Callable[[Callable], Callable]:
-    """Registers a verb's function: its arguments are what a file binds.
+def root(function: Callable, name: str, *given: str) -> None:
+    """Registers what a verb is configured by: its arguments are what a file binds.
 
     Args:
+      function: The function or class.
+      name: Of the verb.
       *given: The arguments that the command itself gives: no file binds them.
     """
+    _roots[name] = function
+    gin.register(name, module='tf_dpdiff', denylist=list(given))(function)
 
-    def register(function: Callable) -> Callable:
-        _roots.append(function)
-        return gin.configurable(function, denylist=list(given))
 
-    return register
+def make(verb: str, **arguments):
+    """Calls what a verb is configured by, with what `parse` has read and with `arguments`.
+
+    Raises:
+      command.UsageError: if a value without a default is missing.
+    """
+    return call(gin.get_configurable(verb), **arguments)
 
 
 def parse(files: Sequence[str], bindings: Sequence[str], verb: str | None = None, *, given: Sequence[str] = ()) -> None:
@@ -130,9 +138,9 @@ def parse(files: Sequence[str], bindings: Sequence[str], verb: str | None = None
     for name in _VERBS_WITH_ROOTS:  # One file may configure several verbs.
         importlib.import_module(f'tf_dpdiff.cli.{name}')
     gin.clear_config()
-    known = (*_REGISTERED, *_roots)
+    known = {**{function.__name__: function for function in _REGISTERED}, **_roots}
     parsed = gin_files.read(
-        files, bindings, {function.__name__: list(inspect.signature(function).parameters) for function in known}
+        files, bindings, {name: list(inspect.signature(function).parameters) for name, function in known.items()}
     )
     configuration = gin_usage.Configuration(parsed.bindings)
     verbs = [gin_files.whole_name(name) for name in _VERBS_WITH_ROOTS]
@@ -172,7 +180,7 @@ def _check(
 
 
 def call(function: Callable, **arguments):
-    """Calls a root; a value that is missing in the configuration becomes one clear line.
+    """Calls what is configured; a value that is missing in the configuration becomes one clear line.
 
     Raises:
       command.UsageError: if a value without a default is missing.
@@ -191,19 +199,6 @@ def call(function: Callable, **arguments):
         missing = re.search(r'(?:(\w+)\.__init__|(\w+))\(\) missing \d+ required [^:]*: (.*)', text)
         if missing and 'In call to configurable' in text:
             name = missing.group(1) or missing.group(2)
+            name = {function.__name__: verb for verb, function in _roots.items()}.get(name, name)
             raise command.UsageError(f'the configuration is incomplete: {name} needs {missing.group(3)}.') from error
         raise
-
-
-def call_resumable(verb: str, function: Callable, **arguments) -> int:
-    """Calls a root that trains; where it is asked to stop, says so in one line.
-
-    Returns:
-      The exit code.
-    """
-    try:
-        return call(function, **arguments)
-    except interruption.Interrupted as stopped:
-        # gin adds lines of its own to the message.
-        print(f'{verb}: {str(stopped).splitlines()[0]}. The same command goes on from there.', file=sys.stderr)
-        return command.FAILED

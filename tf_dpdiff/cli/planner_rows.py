@@ -10,10 +10,12 @@ from tf_dpdiff.cli import command
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import sampling
+from tf_dpdiff.training import finetuning as finetuning_lib
 from tf_dpdiff.training import flops as flops_lib
 from tf_dpdiff.training import memory
 from tf_dpdiff.training import planner
-from tf_dpdiff.training import stages
+from tf_dpdiff.training import pretraining as pretraining_lib
+from tf_dpdiff.training import warm_start as warm_start_lib
 
 Rows = list[tuple[str, str]]
 
@@ -41,9 +43,9 @@ def of_private_run(
     hardware: planner.Hardware,
     model: keras.Model,
     plan: plan_lib.DpSgdPlan,
-    pretraining: stages.PretrainingConfig | None,
-    warm_start: stages.WarmStartConfig | None,
-    finetuning: stages.FinetuningConfig,
+    pretraining: pretraining_lib.PretrainingConfig | None,
+    warm_start: warm_start_lib.WarmStartConfig | None,
+    finetuning: finetuning_lib.FinetuningConfig,
 ) -> Rows:
     """Returns the rows of a private run.
 
@@ -92,7 +94,9 @@ def of_private_run(
     return rows
 
 
-def of_public_run(hardware: planner.Hardware, model: keras.Model, pretraining: stages.PretrainingConfig) -> Rows:
+def of_public_run(
+    hardware: planner.Hardware, model: keras.Model, pretraining: pretraining_lib.PretrainingConfig
+) -> Rows:
     """Returns the rows of a run on public images alone.
 
     Args:

@@ -7,10 +7,6 @@ import secrets
 import numpy as np
 
 from tf_dpdiff import files
-from tf_dpdiff.cli import budget_file
-from tf_dpdiff.cli import command
-from tf_dpdiff.cli import run_files
-from tf_dpdiff.cli import run_report
 from tf_dpdiff.data import datasets
 from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import accuracy_release
@@ -18,6 +14,9 @@ from tf_dpdiff.privacy import budget as budget_lib
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import rounding
 from tf_dpdiff.privacy import seeds
+from tf_dpdiff.runs import budget as budget_file
+from tf_dpdiff.runs import folder
+from tf_dpdiff.runs import report
 
 
 def check(
@@ -37,30 +36,30 @@ def check(
       statement_text: What came with the samples that the classifiers are trained on.
 
     Raises:
-      command.UsageError: if it may not; names the reason and the cure.
+      ValueError: if it may not; names the reason and the cure.
       accounting.BudgetError: if the budget would be passed.
     """
     if budget_path is None:
-        raise command.UsageError(
+        raise ValueError(
             'a released accuracy costs privacy: name the budget of the data set, --budget_file=FILE '
             '(bin/account makes one), or leave evaluate.accuracy_release unbound.'
         )
     if data.held_out.unit != data.spec.unit:  # The noise would be for one, the budget is for the other.
-        raise command.UsageError(
+        raise ValueError(
             f'the budget protects {data.spec.unit!r}, but the held-out images name no owners, so an accuracy on them '
             f'would protect no more than {data.held_out.unit!r}: name their owners too.'
         )
-    run_report.read(workdir)  # The page that the accuracy becomes part of.
+    report.read(workdir)  # The page that the accuracy becomes part of.
     _check_not_released(workdir)
-    text, _ = run_files.statement_paths(workdir)
-    statement = run_files.read_statement(workdir)
+    text = workdir / folder.STATEMENT_TEXT
+    statement = folder.read_statement(workdir)
     if not statement['guarantee_claimed'] and _is_private(statement):
-        raise command.UsageError(
+        raise ValueError(
             f'the run in {workdir} claims no guarantee: classifiers trained on its samples are not '
             'private, and no noise on their accuracy changes that.'
         )
     if statement_text != text.read_text(encoding='utf-8'):
-        raise command.UsageError(
+        raise ValueError(
             f'the samples did not come with the statement of the run in {workdir}: it is not known '
             'what they, and classifiers trained on them, reveal. Make them with bin/sample.'
         )
@@ -97,16 +96,16 @@ def release(
             correct, seed=seeds.PrivateSeed.from_os_entropy(), num_units=held_out.num_units, owners=held_out.owners
         )
         fields = _describe(workdir, config, held_out, dict(zip(predictions, released.tolist())), run_id, budget)
-        files.write_text(workdir / run_report.RELEASED_ACCURACY, json.dumps(fields, indent=2) + '\n')
-    run_report.write_page(workdir)
+        files.write_text(workdir / folder.RELEASED_ACCURACY, json.dumps(fields, indent=2) + '\n')
+    report.write_page(workdir)
     return fields
 
 
 def _check_not_released(workdir: pathlib.Path) -> None:
-    path = workdir / run_report.RELEASED_ACCURACY
+    path = workdir / folder.RELEASED_ACCURACY
     if path.exists():
-        run_report.write_page(workdir)  # Where a crash came between.
-        raise command.UsageError(
+        report.write_page(workdir)  # Where a crash came between.
+        raise ValueError(
             f'{path} holds accuracies that were released before; each release costs anew. Move it '
             'away to release again, or leave evaluate.accuracy_release unbound.'
         )
@@ -128,14 +127,14 @@ def _charge(
     The run itself must be in the budget: then the budget has seen that data and unit are those of the run, and its
     total covers both.
     """
-    statement = run_files.read_statement(workdir)
+    statement = folder.read_statement(workdir)
 
     def charge(budget: budget_lib.Budget) -> budget_lib.Budget:
         if _is_private(statement):
             entry = budget.entry(statement['run_id'])
             released = ledger_lib.Ledger.from_json(json.dumps(statement['releases']))
             if entry is None or (entry.status, entry.ledger) != (budget_lib.SETTLED, released):
-                raise command.UsageError(
+                raise ValueError(
                     f'{budget_path} does not hold the run in {workdir}; charge it first: '
                     f'bin/account --budget_file={budget_path} --workdir={workdir}'
                 )
@@ -175,6 +174,6 @@ def _describe(workdir, config, held_out, accuracy, run_id, budget) -> dict:
         'delta': delta,
         'releases': json.loads(ledger.to_json()),
         'run_id': run_id,
-        'model_run_id': run_files.read_statement(workdir).get('run_id'),
+        'model_run_id': folder.read_statement(workdir).get('run_id'),
         'text': text,
     }

@@ -17,7 +17,6 @@ import sys
 from tf_dpdiff import progress
 from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.cli import command
-from tf_dpdiff.cli import run_files
 from tf_dpdiff.cli import sample_source
 from tf_dpdiff.cli import strategy_flags
 from tf_dpdiff.evaluation import generate
@@ -25,6 +24,7 @@ from tf_dpdiff.evaluation import sample_files
 from tf_dpdiff.evaluation import sample_plan
 from tf_dpdiff.evaluation import sample_writing
 from tf_dpdiff.evaluation import shared_work
+from tf_dpdiff.runs import folder
 from tf_dpdiff.training import interruption
 
 _SHOWN_CLASSES = 20
@@ -145,7 +145,7 @@ def _default_name(workdir: pathlib.Path | None, saved_model: pathlib.Path | None
     return re.sub('[^a-z0-9]+', '_', f'synthetic_{name.lower()}').strip('_')
 
 
-def _choose_classes(flags, description: run_files.ModelDescription) -> sample_plan.ClassChoice:
+def _choose_classes(flags, description: folder.ModelDescription) -> sample_plan.ClassChoice:
     if flags.classes is not None and flags.class_weights is not None:
         raise command.UsageError('give --classes or --class_weights, not both.')
     names = description.class_names
@@ -166,7 +166,7 @@ def _choose_classes(flags, description: run_files.ModelDescription) -> sample_pl
     return sample_plan.ClassChoice(tuple(range(len(names))) if description.labelled else (len(names),))
 
 
-def _labels(flag: str, given: Sequence[str], description: run_files.ModelDescription) -> Sequence[int]:
+def _labels(flag: str, given: Sequence[str], description: folder.ModelDescription) -> Sequence[int]:
     names, trained = description.class_names, description.labels
     known, labels = [*names, sample_plan.NO_CLASS], []
     for name in map(str.strip, given):

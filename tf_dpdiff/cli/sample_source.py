@@ -10,13 +10,12 @@ import pathlib
 from typing import Any
 
 from tf_dpdiff.cli import command
-from tf_dpdiff.cli import run_files
-from tf_dpdiff.cli import run_identity
-from tf_dpdiff.cli import run_output
 from tf_dpdiff.diffusion import samplers
 from tf_dpdiff.evaluation import generate
 from tf_dpdiff.evaluation import shared_work
 from tf_dpdiff.networks import unet
+from tf_dpdiff.runs import folder
+from tf_dpdiff.runs import release
 from tf_dpdiff.serving import client
 from tf_dpdiff.serving import export
 from tf_dpdiff.training import checkpoints
@@ -33,7 +32,7 @@ class Source:
       load: Returns samplers for `generate.draw`.
     """
 
-    description: run_files.ModelDescription
+    description: folder.ModelDescription
     statements: Sequence[pathlib.Path]
     origin: dict[str, Any]
     load: Callable[[], list[generate.SampleFn]]
@@ -85,19 +84,19 @@ def _choose_num_steps(version: pathlib.Path, sampler: dict[str, Any]) -> int | N
     return num_steps
 
 
-def describe_run(workdir: pathlib.Path, sampler: Mapping[str, Any]) -> run_files.ModelDescription:
+def describe_run(workdir: pathlib.Path, sampler: Mapping[str, Any]) -> folder.ModelDescription:
     """Returns the description of a complete run, with changes of its SamplerConfig.
 
     Raises:
       command.UsageError: if the run has no privacy statement yet, or one of another run than its checkpoints.
     """
-    description = run_files.read_model(_run(workdir))
-    run_identity.check_statement(workdir)
+    description = folder.read_model(_run(workdir))
+    folder.check_statement(workdir)
     return description.with_sampler(dataclasses.replace(description.sampler, **sampler))
 
 
 def load_run(
-    workdir: pathlib.Path, description: run_files.ModelDescription, step_counts: Sequence[int] = ()
+    workdir: pathlib.Path, description: folder.ModelDescription, step_counts: Sequence[int] = ()
 ) -> export.ImageSampler:
     """Returns the newest averaged weights of a run with the sampler of the description.
 
@@ -108,21 +107,21 @@ def load_run(
     """
     model = unet.build_unet(description.network, description.image_shape, len(description.class_names))
     checkpoints.load_average(workdir / 'checkpoints', model)
-    sampler = run_output.make_image_sampler(model, description, workdir)
+    sampler = release.make_image_sampler(model, description, workdir)
     return sampler.with_step_counts(step_counts) if len(step_counts) > 1 else sampler
 
 
 def _run(workdir: pathlib.Path) -> pathlib.Path:
     """Returns the folder if it is that of a complete run."""
-    run_files.read_model(workdir)
-    if not all(path.exists() for path in run_files.statement_paths(workdir)):
+    folder.read_model(workdir)
+    if not all(path.exists() for path in folder.statement_paths(workdir)):
         raise command.UsageError(
             f'the run in {workdir} is not complete: it has no privacy statement yet; finish bin/train first.'
         )
     return workdir
 
 
-def _checkpoint(workdir: pathlib.Path, description: run_files.ModelDescription) -> Source:
+def _checkpoint(workdir: pathlib.Path, description: folder.ModelDescription) -> Source:
     digest = hashlib.sha256()
     for variable in load_run(workdir, description).variables:
         digest.update(f'{variable.name} {variable.dtype.name} {variable.shape}\n'.encode())
@@ -134,22 +133,22 @@ def _checkpoint(workdir: pathlib.Path, description: run_files.ModelDescription) 
         image_sampler = load_run(workdir, description)
         return lambda labels, seeds: image_sampler.sample(labels, seeds)['images']
 
-    statements = run_files.statement_paths(workdir)
+    statements = folder.statement_paths(workdir)
     origin = _origin('a checkpoint', digest.hexdigest(), statements, description)
     return Source(description, statements, origin, functools.partial(shared_work.on_each_device, load))
 
 
 def _exported(workdir: pathlib.Path | None, version: pathlib.Path, num_steps: int | None = None) -> Source:
     extra = version / export.EXTRA
-    statements = run_files.statement_paths(extra)
+    statements = folder.statement_paths(extra)
     if not all(path.exists() for path in statements):
         raise command.UsageError(
             f'{version} carries no privacy statement, so none could go with its images; export it '
             'anew with bin/export --workdir=RUN.'
         )
-    described = (extra / run_files.MODEL).exists()
+    described = (extra / folder.MODEL).exists()
     if workdir is not None:
-        for path, of_run in zip(statements, run_files.statement_paths(_run(workdir))):
+        for path, of_run in zip(statements, folder.statement_paths(_run(workdir))):
             if path.read_bytes() != of_run.read_bytes():
                 raise command.UsageError(
                     f'{version} carries another privacy statement than the run in {workdir}; name '
@@ -157,10 +156,10 @@ def _exported(workdir: pathlib.Path | None, version: pathlib.Path, num_steps: in
                 )
     elif not described:
         raise command.UsageError(
-            f'{version} does not say what its classes are ({export.EXTRA}/{run_files.MODEL} is '
+            f'{version} does not say what its classes are ({export.EXTRA}/{folder.MODEL} is '
             'missing); name the run that it comes from by --workdir.'
         )
-    description = run_files.read_model(extra if described else workdir)
+    description = folder.read_model(extra if described else workdir)
     load_sample_fn = functools.partial(export.load_sample_fn, version)
     if num_steps is not None:
         description = description.with_sampler(dataclasses.replace(description.sampler, num_steps=num_steps))

@@ -12,8 +12,6 @@ from tf_dpdiff import files
 from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import gin_config
-from tf_dpdiff.cli import run_files
-from tf_dpdiff.cli import run_identity
 from tf_dpdiff.cli import strategy_flags
 from tf_dpdiff.data import datasets
 from tf_dpdiff.evaluation import report
@@ -21,6 +19,7 @@ from tf_dpdiff.evaluation import sample_files
 from tf_dpdiff.evaluation import selection as selection_lib
 from tf_dpdiff.evaluation import selection_picture
 from tf_dpdiff.evaluation import shared_work
+from tf_dpdiff.runs import folder
 from tf_dpdiff.training import strategies
 
 _WARNING = (
@@ -30,7 +29,6 @@ _WARNING = (
 _HEADER = ('candidate', 'synthetic', 'samples to real', 'real to real')
 
 
-@gin_config.root('workdir', 'samples_path', 'workers')
 def select(
     *,
     workdir: pathlib.Path,
@@ -62,7 +60,7 @@ def select(
     selection, left_out = selection_lib.fitting(selection, samples.images.shape[1:])
     command.say('select', left_out if workers.is_first else ())
     strategy_flags.check_same_inputs(workers, samples, data if is_real else None, selection)
-    name = f'selection_{run_files.name_of_samples(workdir, samples_path)}'
+    name = f'selection_{folder.samples_name(workdir, samples_path)}'
     json_path = workdir / 'non_private' / name / 'selection.json' if is_real else workdir / f'{name}.json'
     shared_work.at_first(workers, lambda: json_path.parent.mkdir(parents=True, exist_ok=True))
     found = selection_lib.select(
@@ -86,13 +84,16 @@ def select(
     return command.DONE
 
 
+gin_config.root(select, 'select', 'workdir', 'samples_path', 'workers')
+
+
 def _read_samples(workdir, samples_path, data, workers) -> sample_files.SampleSet:
     """Returns the samples; compares them with the private images where these may be looked at."""
     samples = sample_files.read(samples_path)
     if data:
         samples.check_like(data.spec, samples_path)
         if workers.is_first:  # It looks into the run's folder.
-            run_identity.check_same_data(workdir, data.train)
+            folder.check_same_data(workdir, data.train)
     samples.check_classified(samples_path)
     return samples
 
@@ -194,8 +195,8 @@ def main(flags) -> int:
         gin_config.leave_out('select', 'data')  # A source of images is opened when it is built.
     replicas = strategies.start(strategy_flags.configured(flags.strategy))
     workers = strategy_flags.check_evaluates(replicas).workers
-    workdir, samples_path = run_files.find_samples(flags)
-    return gin_config.call(select, workdir=workdir, samples_path=samples_path, workers=workers)
+    workdir, samples_path = command.find_samples(flags)
+    return gin_config.make('select', workdir=workdir, samples_path=samples_path, workers=workers)
 
 
 def run(argv: list[str] | None = None) -> None:
@@ -203,7 +204,7 @@ def run(argv: list[str] | None = None) -> None:
     parser = command.Parser('select', __doc__)
     parser.add_gin_flags()
     parser.add_strategy_flag()
-    run_files.add_samples_flags(parser)
+    command.add_samples_flags(parser)
     parser.add_argument(
         '--synthetic_only',
         action='store_true',

@@ -11,19 +11,21 @@ import time
 import warnings
 
 from tf_dpdiff.cli import command
+from tf_dpdiff.training import finetuning
 from tf_dpdiff.training import interruption
-from tf_dpdiff.training import stages
+from tf_dpdiff.training import pretraining
+from tf_dpdiff.training import warm_start
 
 _RELOAD_SECS, _RESCAN_SECS = 5.0, 0.5
 # The page that the layout is on, without smoothing: a smoothed epsilon is below what was spent.
 _PAGE = '?smoothing=0#custom_scalars&_smoothingWeight=0'
-_PUBLIC = f'({stages.PRETRAINING}|{stages.WARM_START})'
+_PUBLIC = f'({pretraining.NAME}|{warm_start.NAME})'
 # Category, chart and the tags in it, as regular expressions.
 _LAYOUT = (
-    ('Privacy', 'epsilon over private steps', (r'privacy/epsilon', rf'{stages.FINETUNING}/epsilon_spent')),
-    ('Privacy', 'epsilon before them', (rf'{stages.WARM_START}/epsilon_spent',)),
-    ('Private training', 'learning rate', (rf'{stages.FINETUNING}/learning_rate',)),
-    ('Private training', 'decay of the moving average', (rf'{stages.FINETUNING}/ema_decay',)),
+    ('Privacy', 'epsilon over private steps', (r'privacy/epsilon', rf'{finetuning.NAME}/epsilon_spent')),
+    ('Privacy', 'epsilon before them', (rf'{warm_start.NAME}/epsilon_spent',)),
+    ('Private training', 'learning rate', (rf'{finetuning.NAME}/learning_rate',)),
+    ('Private training', 'decay of the moving average', (rf'{finetuning.NAME}/ema_decay',)),
     ('Public stages', 'loss', (rf'{_PUBLIC}/loss',)),
     ('Public stages', 'learning rate', (rf'{_PUBLIC}/learning_rate',)),
     ('Public stages', 'decay of the moving average', (rf'{_PUBLIC}/ema_decay',)),

@@ -313,3 +313,13 @@ def _train(
         job.classifier, images[kept], labels[kept], num_classes, validation=validation, seed=seed
     )
     return predict(test_images), np.mean(predict(validation[0]).argmax(axis=-1) == validation[1])
+
+
+def accuracies(fields: dict) -> list[tuple[str, str, float]]:
+    """Returns (classifier, what it was trained on, its accuracy) of what `measure` has written down."""
+    return [
+        (entry['classifier'], source, entry[source]['accuracy'])
+        for entry in fields.get('classifiers', [])
+        for source in ('synthetic_images', 'real_images')
+        if entry[source]
+    ]

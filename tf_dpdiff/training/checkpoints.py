@@ -16,6 +16,7 @@ from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import seeds
 from tf_dpdiff.training import checkpoint_folders
 
+FOLDER = 'checkpoints'  # In the folder of a run.
 _README = """PRIVATE. These checkpoints hold the secret seed of the run: whoever has it can remove the noise.
 Release the exported model (saved_model/) and the samples, never this folder.
 """

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 import dataclasses
-import functools
 import json
 import math
 import pathlib
@@ -13,15 +12,18 @@ import tqdm
 
 from tf_dpdiff import keras
 from tf_dpdiff import progress
-from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import accounting
+from tf_dpdiff.privacy import curves
+from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import rounding
 from tf_dpdiff.privacy import seeds
 from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import divergence
+from tf_dpdiff.training import finetuning
 from tf_dpdiff.training import interruption
+from tf_dpdiff.training import pretraining
 from tf_dpdiff.training import profiling
-from tf_dpdiff.training import stages as stages_lib
+from tf_dpdiff.training import stage as stage_lib
 from tf_dpdiff.training import strategies
 from tf_dpdiff.training import summaries as summaries_lib
 
@@ -73,11 +75,8 @@ class TrainerConfig:
                 )
 
 
-class StageLoop:
+class Trainer:
     """Runs the stages of one model, from wherever its folder says that it stands.
-
-    A trainer derives from it: it makes the stages out of `self.model`, `self.average` and `self.state`, in the scope of
-    `self.replicas`, and hands them to `_open`.
 
     Of several workers all run the same loop. The first one alone reads and writes the folder: the others get from it
     where the run stands. So they hold the same weights, the same secret and the same ledger at every step, and what the
@@ -87,13 +86,19 @@ class StageLoop:
       workdir: The run's folder.
       configuration: JSON-able values that must be the same when the run is resumed.
       config: Settings of the loop.
-      is_private: Whether the run reads private images, and so has a secret seed.
+      build_network: Returns a new network; all have the same initial weights, which are public.
+      num_classes: Of the network.
+      make_stages: Returns the stages of the run in order, made of what they share; called once, in the scope of the
+        replicas.
+      plan: The privacy plan of a run that reads private images, which so has a secret seed; None: it reads none.
+      initialize: Puts initial weights into a network, where a run begins with others than `build_network` draws.
       draw_grid: Draws the samples of `average` that TensorBoard shows, the same numbers each time; None: it shows none.
       replicas: What computes the steps.
 
     Attributes:
       model: The network being trained.
       average: The network with the moving average of the weights.
+      plan: The privacy plan, or None.
       replicas: What computes the steps.
       state: Where the run stands.
       resumed: Whether the folder held a run.
@@ -106,27 +111,48 @@ class StageLoop:
         configuration: dict,
         config: TrainerConfig,
         *,
-        network: unet.UNetConfig,
-        image_shape,
+        build_network: Callable[[], keras.Model],
         num_classes: int,
-        is_private: bool,
-        draw_grid: DrawGrid | None,
+        make_stages: Callable[['Trainer'], list[stage_lib.Stage]],
+        plan: plan_lib.DpSgdPlan | None = None,
+        initialize: Callable[[keras.Model], None] | None = None,
+        draw_grid: DrawGrid | None = None,
         replicas: strategies.Replicas = strategies.ONE,
     ):
-        self._config, self._draw_grid, self.replicas = config, draw_grid, replicas
-        self._directory = workdir / 'checkpoints'
+        self.plan, self.replicas = plan, replicas
+        self._config, self._draw_grid, self._build_network = config, draw_grid, build_network
+        self._directory = workdir / checkpoints.FOLDER
         self._configuration = configuration
-        self._build = functools.partial(unet.build_unet, network, image_shape, num_classes)
-        self.resumed, self.state = self._find_state(is_private)
+        self.resumed, self.state = self._find_state(is_private=plan is not None)
         self.summaries = summaries_lib.Summaries(workdir)  # Written to at the first worker only.
-        self._profile_folder = self.summaries.private_folder if is_private else self.summaries.released_folder
+        self._profile_folder = self.summaries.released_folder if plan is None else self.summaries.private_folder
         keras.utils.set_random_seed(0)  # Initial weights are public.
         with replicas.scope():
-            self.model, self.average = (self._build() for _ in range(2))
+            self.model, self.average = (build_network() for _ in range(2))
+        if initialize and not self.resumed:
+            initialize(self.model)
         self.average.set_weights(self.model.get_weights())
-        self._check = divergence.NetworkCheck((self.model, self.average), image_shape, num_classes)
+        self._check = divergence.NetworkCheck(
+            (self.model, self.average), self.model.inputs[0].shape[1:].as_list(), num_classes
+        )
+        with replicas.scope():
+            self._stages = make_stages(self)
+        self._checkpoint = checkpoints.RunCheckpoint(
+            self._directory,
+            configuration,
+            max_to_keep=config.checkpoints_to_keep,
+            model=self.model,
+            average=self.average,
+            **{f'{stage.name}_optimizer': stage.optimizer for stage in self._stages},
+        )
+        if not self.resumed:
+            self.state.stage = self._stages[0].name
+            self._write_checkpoint()  # The seed is on disk before anything is drawn from it.
+        elif replicas.workers.is_first:
+            self._checkpoint.restore(self.state)
+        replicas.copy_from_first_worker(self._checkpoint.variables)
 
-    def _find_state(self, is_private: bool) -> tuple[bool, checkpoints.RunState]:
+    def _find_state(self, *, is_private: bool) -> tuple[bool, checkpoints.RunState]:
         """Returns whether the folder held a run, and where it stands: at all workers what the first one found."""
         workers, found = self.replicas.workers, None
         workers.check_same(json.dumps(self._configuration, sort_keys=True), 'the configuration or the data')
@@ -144,27 +170,9 @@ class StageLoop:
             )
         return resumed, state
 
-    def _open(self, stages: list[stages_lib.Stage]) -> None:
-        """Takes the stages, and restores what was saved or saves for the first time."""
-        self._stages = stages
-        self._checkpoint = checkpoints.RunCheckpoint(
-            self._directory,
-            self._configuration,
-            max_to_keep=self._config.checkpoints_to_keep,
-            model=self.model,
-            average=self.average,
-            **{f'{stage.name}_optimizer': stage.optimizer for stage in stages},
-        )
-        if not self.resumed:
-            self.state.stage = stages[0].name
-            self._write_checkpoint()  # The seed is on disk before anything is drawn from it.
-        elif self.replicas.workers.is_first:
-            self._checkpoint.restore(self.state)
-        self.replicas.copy_from_first_worker(self._checkpoint.variables)
-
     def released_model(self) -> keras.Model:
         """Returns a copy of the averaged network that belongs to no strategy: what is released."""
-        model = self._build()
+        model = self._build_network()
         model.set_weights(self.average.get_weights())
         return model
 
@@ -191,9 +199,9 @@ class StageLoop:
             self._run_stage(self._stages[index], stop)
             self._stop_if_diverged(self._find_problem())
             self.state.stage, self.state.step = names[index + 1], 0
-            self._save()
+            self.save()
 
-    def _save(self) -> None:
+    def save(self) -> None:
         """Saves what all replicas hold alike; called by all workers after the same step."""
         self.replicas.check_in_step(self._checkpoint.variables)
         self._write_checkpoint()
@@ -204,7 +212,7 @@ class StageLoop:
             self.summaries.flush()
             self._checkpoint.save(self.state)
 
-    def _run_stage(self, stage: stages_lib.Stage, stop: interruption.StopRequest) -> None:
+    def _run_stage(self, stage: stage_lib.Stage, stop: interruption.StopRequest) -> None:
         workers = self.replicas.workers
         self._stop_if_diverged(self._find_problem())  # Before a stage releases anything.
         stage.begin()
@@ -250,7 +258,7 @@ class StageLoop:
                     last_saved = time.monotonic()
         stage.end()
 
-    def _save_if_sound(self, stage: stages_lib.Stage, shows: bool) -> None:
+    def _save_if_sound(self, stage: stage_lib.Stage, shows: bool) -> None:
         """Saves, unless the run has diverged, and shows samples of the weights that were just saved, at one worker.
 
         A step that is repeated on other replicas has the same noise, but its sum is rounded otherwise: pictures of both
@@ -259,22 +267,22 @@ class StageLoop:
         # Drawn before: little is left to do between saving and showing, where a crash would leave the step no picture.
         grid, problem = self._draw(stage) if shows else (None, None)
         self._stop_if_diverged(problem or self._find_problem())
-        self._save()
+        self.save()
         if grid is not None:
             self.summaries.stage_image(stage.name, 'samples', grid, self.state.step)
             self.summaries.flush()
 
-    def _draw(self, stage: stages_lib.Stage) -> tuple[np.ndarray | None, str | None]:
+    def _draw(self, stage: stage_lib.Stage) -> tuple[np.ndarray | None, str | None]:
         """Returns a picture of samples, None where none may be shown, and in words why there can be none."""
         try:
             return self._draw_grid(self.average) if self._is_released(stage) else None, None
         except FloatingPointError:
             return None, 'its samples are not finite'
 
-    def _is_logged(self, stage: stages_lib.Stage) -> bool:
+    def _is_logged(self, stage: stage_lib.Stage) -> bool:
         return self.state.step % self._config.log_every_steps == 0 or self.state.step in (1, stage.num_steps)
 
-    def _log(self, stage: stages_lib.Stage, scalars: dict) -> None:
+    def _log(self, stage: stage_lib.Stage, scalars: dict) -> None:
         epsilon = self._epsilon_spent()
         if epsilon is not None:
             scalars = {**scalars, 'epsilon_spent': rounding.float32_not_below(epsilon)}
@@ -300,7 +308,7 @@ class StageLoop:
             return 'the network predicts numbers that are not finite'
         return None
 
-    def _find_problem_of_step(self, stage: stages_lib.Stage, scalars: dict) -> str | None:
+    def _find_problem_of_step(self, stage: stage_lib.Stage, scalars: dict) -> str | None:
         """Returns as `_find_problem` does, by what is cheap: the loss where a stage tells it, else now and then."""
         if 'loss' in scalars and not math.isfinite(scalars['loss']):
             return f'the loss is {scalars["loss"]}'
@@ -328,35 +336,69 @@ class StageLoop:
             f'{self._directory} keeps the last good weights.'
         )
 
-    def _is_released(self, stage: stages_lib.Stage) -> bool:
-        """Returns whether samples of the averaged weights may be shown as they are now."""
-        del stage  # A run without private images has nothing to hide.
-        return True
+    def _is_released(self, stage: stage_lib.Stage) -> bool:
+        """Returns whether samples of the averaged weights may be shown as they are now.
+
+        In a private run: whether the ledger holds everything private that these weights were computed from.
+
+        What the accountant composes is the whole sequence of noisy sums (and the warm start's release), each chosen
+        knowing those before it: epsilon covers someone who sees all of them, not the last weights alone. The averaged
+        weights after s steps are a function of public things and of the first s sums; a grid is a function of these
+        weights and of public seeds. So all grids and the final model together are post-processing of what the ledger
+        holds, and a grid at step s costs what the ledger says at step s. A step repeated after a crash makes the same
+        sum with the same noise, so it shows the same grid and releases nothing twice.
+
+        This would not hold for accounting that hides the weights on the way (amplification by iteration), for weights
+        that are ahead of the ledger, or for noiseless training: then nothing is shown.
+        """
+        if self.plan is None or stage.name == pretraining.NAME:
+            return True
+        ledger = self.state.ledger
+        steps = self.state.step if stage.name == finetuning.NAME else 0
+        release = self.plan.warm_start_release
+        recorded = ledger.count(plan_lib.DP_SGD_STEP) == steps and (
+            release is None or ledger.count(release.mechanism) == release.num_rounds
+        )
+        return recorded and math.isfinite(self._epsilon_spent() or 0.0)
 
     def _epsilon_spent(self) -> float | None:
         """Returns a bound of what the run has spent; None where nothing private was released."""
-        return None
+        ledger = self.state.ledger
+        if self.plan is None or not ledger.releases:
+            return None
+        config = self.plan.config
+        return curves.epsilon_bound(
+            self.plan.dp_event, config.num_steps, config.target_delta, ledger.count(plan_lib.DP_SGD_STEP)
+        )
 
     def _spent(self) -> str:
         """Returns what the run has spent, in a sentence."""
-        return 'No private image was read.'
+        if self.plan is None:
+            return 'No private image was read.'
+        ledger = self.state.ledger
+        if not ledger.releases:
+            return 'Nothing was released of the private images, and no privacy is spent.'
+        return (
+            f'What was released of the private images cost epsilon = {accounting.round_up(self.plan.epsilon(ledger))}'
+            f' at delta = {rounding.exact(self.plan.config.target_delta)}, and stays spent.'
+        )
+
+    def log_diagnostics(self, step: int, diagnostics: dict) -> None:
+        """Writes PRIVATE numbers of a step to non_private/; for the private stage, where they are asked for."""
+        if step % self._config.log_every_steps == 0:
+            units = max(diagnostics['num_units'], 1.0)
+            self.summaries.non_private_scalars(
+                {
+                    'loss': diagnostics['loss_sum'] / units,
+                    'gradient_norm': diagnostics['norm_sum'] / units,
+                    'clipped_fraction': diagnostics['num_clipped'] / units,
+                    'num_nonfinite': diagnostics['num_nonfinite'],
+                    'num_units': diagnostics['num_units'],
+                },
+                step,
+            )
 
 
 def _evenly_spaced(num_steps: int, count: int) -> set[int]:
     """Returns up to count steps, the last one among them; none for a count of 0."""
     return {math.ceil(num_steps * i / count) for i in range(1, count + 1)}
-
-
-# How much is held in memory at a time: may be changed when a run is resumed.
-_CHUNKS = ('units_per_chunk', 'memory_budget_gib', 'images_per_chunk')
-
-
-def describe(config) -> dict | None:
-    """Returns what a stage learns by, as plain values, its images by name and fingerprint."""
-    if config is None:
-        return None
-    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in _CHUNKS}
-    for name in ('dataset', 'public'):
-        if fields.get(name) is not None:
-            fields[name] = [config.images.name, config.images.fingerprint()]
-    return {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in fields.items()}

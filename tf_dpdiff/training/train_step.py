@@ -5,15 +5,92 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from tf_dpdiff import keras
+from tf_dpdiff.data import datasets
+from tf_dpdiff.data import pipelines
 from tf_dpdiff.networks import ema
 from tf_dpdiff.privacy import plan as plan_lib
+from tf_dpdiff.privacy import sampling
 from tf_dpdiff.privacy import seeds
+from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import memory
 from tf_dpdiff.training import strategies
 from tf_dpdiff.training import views as views_lib
 
 
 def make_private_step(
+    model: keras.Model,
+    average: keras.Model,
+    variables: Sequence[tf.Variable],
+    optimizer: keras.optimizers.Optimizer,
+    plan: plan_lib.DpSgdPlan,
+    view_sampler: views_lib.ViewSampler,
+    private: datasets.ImageDataset,
+    state: checkpoints.RunState,
+    *,
+    max_ema_decay: float,
+    chunk_sizes: memory.ChunkSizes,
+    padded_to: int,
+    replicas: strategies.Replicas = strategies.ONE,
+) -> Callable[[int], dict[str, tf.Tensor]]:
+    """Returns a function that makes one step of Algorithm 1, from the private images to new weights.
+
+    Args:
+      model: The network being trained.
+      average: A network of the same shape that holds the moving average of its weights.
+      variables: The variables of the model that are trained.
+      optimizer: Any keras optimizer; built on `variables`.
+      plan: The privacy plan.
+      view_sampler: Draws the K views of a unit.
+      private: The private images.
+      state: Holds the secret of the run, and the ledger that each step is recorded in.
+      max_ema_decay: Upper end of the moving average's decay.
+      chunk_sizes: How many units and views are held in memory at a time.
+      padded_to: The size of a replica's batch is a multiple of this.
+      replicas: What computes the step; the networks and the optimizer were made in their scope.
+
+    Returns:
+      A function of the step's number, counted from 0. It updates model, average, optimizer and ledger, and returns
+      diagnostics: private, not to be released.
+    """
+    num_views = view_sampler.num_views
+    sampling_seed, owner_seed = (state.private_seed.derive(purpose) for purpose in ('sampling', 'images_of_owners'))
+    clip_and_descend = compile_private_step(
+        model,
+        average,
+        variables,
+        optimizer,
+        plan,
+        view_sampler,
+        state.private_seed,
+        images_per_unit=1 if private.owners is None else num_views,
+        max_ema_decay=max_ema_decay,
+        chunk_sizes=chunk_sizes,
+        replicas=replicas,
+    )
+
+    def private_step(step: int) -> dict[str, tf.Tensor]:
+        # Record the step: this refuses to pass the plan before anything is computed.
+        ledger = plan.record_step(state.ledger)
+        # Sample units, each replica those of its own shard.
+        sampled = [
+            plan.sampler.sample(
+                plan.num_units, seed=sampling_seed, step=step, replica=replica, num_replicas=replicas.count
+            )
+            for replica in replicas.local
+        ]
+        sampled = sampling.pad_batches(sampled, padded_to, equally=replicas.is_compiled)
+        batches = [
+            pipelines.gather_units(private, units, num_views=num_views, seed=owner_seed, step=step) for units in sampled
+        ]
+        # Clip, add noise and descend: `replica_step` below.
+        diagnostics = clip_and_descend(batches, tf.constant(step, tf.int64))
+        state.ledger = ledger
+        return diagnostics
+
+    return private_step
+
+
+def compile_private_step(
     model: keras.Model,
     average: keras.Model,
     variables: Sequence[tf.Variable],
@@ -27,20 +104,11 @@ def make_private_step(
     chunk_sizes: memory.ChunkSizes,
     replicas: strategies.Replicas = strategies.ONE,
 ) -> Callable:
-    """Returns the compiled private step.
+    """Returns the compiled part of a private step, from the sampled units on.
 
-    Args:
-      model: The network being trained.
-      average: A network of the same shape that holds the moving average of its weights.
-      variables: Those of the model's variables that are trained.
-      optimizer: Any keras optimizer; built on `variables`.
-      plan: The privacy plan.
-      view_sampler: Draws the K views of a unit.
+    Args, besides those of `make_private_step`:
       private_seed: The run's secret.
       images_per_unit: V, how many images of a unit its views look at: K where units own several, else 1.
-      max_ema_decay: Upper end of the moving average's decay.
-      chunk_sizes: How many units and views are held in memory at a time.
-      replicas: What computes the step; the networks and the optimizer were made in their scope.
 
     Returns:
       A function of a list of batches, one a local replica, each of images_uint8 [padded, V, height, width, channels],
@@ -85,7 +153,7 @@ def make_private_step(
     return _compile_step(replica_step, batch_spec, replicas, average, model, max_ema_decay)
 
 
-def make_public_step(
+def compile_public_step(
     model: keras.Model,
     average: keras.Model,
     optimizer: keras.optimizers.Optimizer,

@@ -93,6 +93,11 @@ class ViewSampler:
         # Per view: two for the timestep, then the augmentation's, then one for the label.
         self._num_uniforms = 2 + self._augmenter.num_uniforms + (config.label_drop_probability > 0.0)
 
+    @property
+    def num_views(self) -> int:
+        """K, the views of a unit."""
+        return self._config.augmentation_multiplicity
+
     def draw_for_units(
         self, images_uint8: tf.Tensor, labels: tf.Tensor, units: tf.Tensor, *, seed: tf.Tensor, step: tf.Tensor
     ) -> Views:

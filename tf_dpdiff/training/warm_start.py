@@ -1,8 +1,12 @@
-"""Class-conditional training images of a warm start: what comes of a release is post-processing, at no further cost."""
+"""The warm start: a noisy release tells of the classes, and plain training follows on images that it leads to.
+
+What comes of a release is post-processing, at no further cost.
+"""
 
 import collections
 from collections.abc import Callable, Iterator
 import contextlib
+import dataclasses
 import io
 import pathlib
 from typing import NamedTuple
@@ -17,9 +21,13 @@ from tf_dpdiff.privacy import class_means
 from tf_dpdiff.privacy import feature_means
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.training import checkpoints
+from tf_dpdiff.training import optimization as optimization_lib
 from tf_dpdiff.training import public_classifier
 from tf_dpdiff.training import public_features
+from tf_dpdiff.training import stage as stage_lib
+from tf_dpdiff.training import views as views_lib
 
+NAME = 'warm_start'
 # Settings that mean something with one kind of release alone.
 _OF_CLASS_MEANS = ('num_images', 'sharpening', 'threshold')
 _OF_PUBLIC_IMAGES = ('public', 'images_per_class', 'classifier')
@@ -45,11 +53,64 @@ class ChosenImages(NamedTuple):
 OnRelease = Callable[[class_means.NoisyMeans | ChosenImages], None]
 
 
-def check_kind(config) -> None:
-    """Refuses settings of a warm start that mean nothing with its kind of release, and the lack of those that it needs.
+@dataclasses.dataclass(frozen=True)
+class WarmStartConfig:
+    """Plain training on variations of noisy class means, or on public images that noisy feature means choose.
 
-    Args:
-      config: A `stages.WarmStartConfig`.
+    Attributes:
+      release: The Gaussian release, charged to the same budget as DP-SGD, which decides between the two.
+      num_images: Variations of the noisy means that are drawn, >= 1; for class means.
+      num_steps: Steps, >= 1.
+      batch_size: Images a step, >= 1.
+      optimization: How the weights follow the gradients.
+      views: How a variation is looked at.
+      sharpening: (low, high) factor by which the contrast of a mean is stretched; for class means.
+      threshold: (low, high) grey level about which it is stretched; for class means.
+      seed: Public.
+      public: The labelled public images, or what reads them when they are first asked for; for feature means.
+      images_per_class: How many of them are chosen for a private class at most, >= 1; for feature means.
+      classifier: How the classifier is trained on them that gives an image its features; for feature means, where None
+        stands for its defaults.
+    """
+
+    release: plan_lib.WarmStartRelease
+    num_images: int | None
+    num_steps: int
+    batch_size: int
+    optimization: optimization_lib.OptimizationConfig
+    views: views_lib.ViewsConfig = views_lib.ViewsConfig()
+    sharpening: tuple[float, float] = (1.2, 3.0)
+    threshold: tuple[float, float] = (0.4, 0.6)
+    seed: int = 1
+    public: stage_lib.PublicSource | None = None
+    images_per_class: int | None = None
+    classifier: public_classifier.PublicClassifierConfig | None = None
+
+    def __post_init__(self):
+        stage_lib.check_at_least_one(self, 'num_steps', 'batch_size')
+        _check_kind(self)
+        stage_lib.check_at_least_one(self, 'images_per_class' if self.has_public_images else 'num_images')
+        if self.has_public_images:
+            stage_lib.check_public_source(self.public, 'public of WarmStartConfig')
+
+    @property
+    def has_public_images(self) -> bool:
+        """Whether it trains on public images."""
+        return isinstance(self.release, feature_means.FeatureMeansConfig)
+
+    @property
+    def classifier_or_default(self) -> public_classifier.PublicClassifierConfig:
+        """How the classifier is trained, for feature means."""
+        return self.classifier or public_classifier.PublicClassifierConfig()
+
+    @property
+    def images(self) -> datasets.ImageDataset | None:
+        """The public images, read where they are not yet; None where there are none."""
+        return stage_lib.read_public(self.public) if self.has_public_images else None
+
+
+def _check_kind(config: WarmStartConfig) -> None:
+    """Refuses settings of a warm start that mean nothing with its kind of release, and the lack of those that it needs.
 
     Raises:
       ValueError: names the field.
@@ -67,8 +128,15 @@ def check_kind(config) -> None:
             raise ValueError(f'{needed} of WarmStartConfig is needed where release is a {kind}.')
 
 
+def make_stage(
+    config: WarmStartConfig, training: stage_lib.Training, make_images: Callable[[], datasets.ImageDataset]
+) -> stage_lib.Stage:
+    """Returns the warm-start stage; `make_images` releases, or reads what was released, and makes the images of it."""
+    return stage_lib.make_public_stage(NAME, config, training, make_images)
+
+
 def make_images(
-    config,
+    config: WarmStartConfig,
     plan: plan_lib.DpSgdPlan,
     private: datasets.ImageDataset,
     state: checkpoints.RunState,
@@ -81,7 +149,7 @@ def make_images(
     """Makes a warm start's release, or reads it where the run was resumed, and the images that are trained on.
 
     Args:
-      config: A `stages.WarmStartConfig`.
+      config: The stage.
       plan: The privacy plan, which the release is part of.
       private: The private images.
       state: Where the run stands; its ledger holds the release in the end.
@@ -253,7 +321,7 @@ def with_classes_that_have_images(public: datasets.ImageDataset) -> datasets.Ima
 
 
 def choose_public_images(
-    config,
+    config: WarmStartConfig,
     plan: plan_lib.DpSgdPlan,
     private: datasets.ImageDataset,
     state: checkpoints.RunState,
@@ -268,7 +336,7 @@ def choose_public_images(
     whoever resumes reads it there. The file of another run is not read, since this one's statement would not cover it.
 
     Args:
-      config: A `stages.WarmStartConfig`.
+      config: The stage.
       plan: The privacy plan, which the release is part of.
       private: The private images.
       state: Where the run stands; its ledger holds the release in the end.

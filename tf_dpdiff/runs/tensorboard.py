@@ -5,12 +5,10 @@ import dataclasses
 import functools
 from typing import Any
 
-import gin
 import numpy as np
 import tensorflow as tf
 
 from tf_dpdiff import keras
-from tf_dpdiff.cli import run_files
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.diffusion import samplers
 from tf_dpdiff.evaluation import generate
@@ -19,10 +17,13 @@ from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import curves
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import rounding
+from tf_dpdiff.runs import folder
+from tf_dpdiff.runs import recipe as recipe_lib
+from tf_dpdiff.training import finetuning
 from tf_dpdiff.training import loop as loop_lib
-from tf_dpdiff.training import stages
 from tf_dpdiff.training import summaries as summaries_lib
 from tf_dpdiff.training import views as views_lib
+from tf_dpdiff.training import warm_start
 
 # A grid while training is a glance: at most 40 images of at most 25 steps.
 _GRID_CLASSES, _GRID_COLUMNS, _GRID_STEPS = 10, 4, 25
@@ -30,7 +31,7 @@ _NUM_TIMESTEPS_DRAWN = 10_000
 _EPSILON = 'privacy/epsilon'
 
 
-def make_grid_drawer(model: run_files.ModelDescription) -> loop_lib.DrawGrid:
+def make_grid_drawer(model: folder.ModelDescription) -> loop_lib.DrawGrid:
     """Returns what draws a picture of samples of a network, a row a class; each time of the same labels and seeds."""
     num_classes = len(model.class_names)
     rows = np.repeat(np.arange(min(num_classes, _GRID_CLASSES), dtype=np.int32), _GRID_COLUMNS)
@@ -52,7 +53,7 @@ def make_grid_drawer(model: run_files.ModelDescription) -> loop_lib.DrawGrid:
     return draw
 
 
-def _make_sampler(network: keras.Model, model: run_files.ModelDescription) -> Callable:
+def _make_sampler(network: keras.Model, model: folder.ModelDescription) -> Callable:
     config = model.sampler
     if config.num_steps > _GRID_STEPS:  # Ancestral sampling wants all of its steps; DDIM does with few.
         name = 'ddim' if config.name == 'ancestral' else config.name
@@ -68,6 +69,27 @@ def _make_sampler(network: keras.Model, model: run_files.ModelDescription) -> Ca
     )
 
 
+def write_begin(
+    trainer: loop_lib.Trainer,
+    model: folder.ModelDescription,
+    recipe: recipe_lib.Recipe,
+    plan: plan_lib.DpSgdPlan | None,
+    configuration: str,
+) -> None:
+    """Writes what is known before the first step: settings, and the timesteps that each stage will draw.
+
+    Args:
+      trainer: What is about to train the run.
+      model: The run's model.
+      recipe: What was chosen.
+      plan: The privacy plan; None: a run on public images alone.
+      configuration: As it may be released.
+    """
+    numbers = key_numbers(model, recipe.stages, plan)
+    write_settings(trainer.summaries, configuration, numbers, trainer.state.run_id)
+    write_timesteps(trainer.summaries, model.process, {name: config.views for name, config in recipe.stages.items()})
+
+
 def write_settings(
     summaries: summaries_lib.Summaries, configuration: str, numbers: dict[str, summaries_lib.Number], run_id: str
 ) -> None:
@@ -79,12 +101,23 @@ def write_settings(
       numbers: See `key_numbers`.
       run_id: The run's public name.
     """
-    summaries.text('configuration', gin.markdown(configuration))
+    summaries.text('configuration', _to_markdown(configuration))
     metrics = (
         summaries_lib.Metric('epsilon', _EPSILON),
-        summaries_lib.Metric('epsilon so far', f'{stages.FINETUNING}/epsilon_spent', stages.FINETUNING),
+        summaries_lib.Metric('epsilon so far', f'{finetuning.NAME}/epsilon_spent', finetuning.NAME),
     )
     summaries.hparams(numbers, metrics, run_id)
+
+
+def _to_markdown(configuration: str) -> str:
+    """Returns a configuration with its comments as headings and the rest as code."""
+    lines = []
+    for line in configuration.splitlines():
+        if not line.startswith('#'):
+            lines.append(f'    {line}')
+        elif not line.startswith('# ===='):
+            lines.append(f'#### {line[2:]}' if line.endswith(':') else line[2:])
+    return '\n'.join(lines)
 
 
 def write_timesteps(
@@ -110,7 +143,7 @@ def write_epsilon(summaries: summaries_lib.Summaries, points: Sequence[curves.Cu
 
 
 def key_numbers(
-    model: run_files.ModelDescription, of_stages: dict[str, Any], plan: plan_lib.DpSgdPlan | None
+    model: folder.ModelDescription, of_stages: dict[str, Any], plan: plan_lib.DpSgdPlan | None
 ) -> dict[str, summaries_lib.Number]:
     """Returns the settings that sweeps are made over; what a run does not have is left out.
 
@@ -129,7 +162,7 @@ def key_numbers(
         fields = ('noise_multiplier', 'l2_norm_clip', 'target_delta', 'expected_batch_size', 'num_steps')
         numbers.update({name: getattr(plan.config, name) for name in fields})
     for name, config in of_stages.items():
-        if name == stages.FINETUNING:
+        if name == finetuning.NAME:
             numbers.update(
                 learning_rate=config.optimization.learning_rate,
                 max_ema_decay=config.max_ema_decay,
@@ -143,6 +176,6 @@ def key_numbers(
                     f'{name}_learning_rate': config.optimization.learning_rate,
                 }
             )
-    if stages.WARM_START in of_stages:
-        numbers['warm_start_noise_multiplier'] = of_stages[stages.WARM_START].release.noise_multiplier
+    if warm_start.NAME in of_stages:
+        numbers['warm_start_noise_multiplier'] = of_stages[warm_start.NAME].release.noise_multiplier
     return numbers

@@ -5,14 +5,13 @@ import json
 import pathlib
 
 from tf_dpdiff import files
-from tf_dpdiff.cli import run_files
 from tf_dpdiff.evaluation import epsilon_picture
 from tf_dpdiff.evaluation import report
 from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import curves
 from tf_dpdiff.privacy import rounding
+from tf_dpdiff.runs import folder
 
-RELEASED_ACCURACY = 'released_accuracy.json'
 _NOTE = (
     'This page holds only what the statement covers, and accuracies that were released with noise. Numbers measured on '
     'private images without noise are in the non_private/ folder of the run and must not be released.'
@@ -45,9 +44,11 @@ def write(
         'epsilon_over_steps': [point._asdict() for point in points],
         'configuration': configuration,
     }
-    files.write_text(workdir / 'report.json', json.dumps(fields, indent=2) + '\n')
+    files.write_text(workdir / folder.REPORT_FIELDS, json.dumps(fields, indent=2) + '\n')
     if points:
-        epsilon_picture.write_picture(workdir / 'epsilon.png', points, title='What the run has cost', delta=delta)
+        epsilon_picture.write_picture(
+            workdir / folder.EPSILON_PICTURE, points, title='What the run has cost', delta=delta
+        )
     write_page(workdir)
 
 
@@ -55,7 +56,7 @@ def write_page(workdir: pathlib.Path) -> None:
     """Writes report.html from the other files of a run, again where one of them has changed."""
     fields = read(workdir)
     grid = report.picture(
-        workdir / 'samples.png',
+        workdir / folder.SAMPLES_PICTURE,
         alt='Samples, one row a class',
         caption='Samples of the released model, one row a class.',
     )
@@ -66,7 +67,7 @@ def write_page(workdir: pathlib.Path) -> None:
         *privacy_sections(workdir),
         report.Section('What this page holds', report.paragraph(_NOTE)),
     ]
-    report.write_page(workdir / 'report.html', title=fields['title'], facts=fields['facts'], sections=sections)
+    report.write_page(workdir / folder.REPORT, title=fields['title'], facts=fields['facts'], sections=sections)
 
 
 def read(workdir: pathlib.Path) -> dict:
@@ -76,7 +77,7 @@ def read(workdir: pathlib.Path) -> dict:
       FileNotFoundError: if the run is not complete.
       ValueError: if it is damaged.
     """
-    path = workdir / 'report.json'
+    path = workdir / folder.REPORT_FIELDS
     if not path.exists():
         raise FileNotFoundError(
             f'{workdir} holds no complete run ({path.name} is missing); the same bin/train command '
@@ -88,7 +89,7 @@ def read(workdir: pathlib.Path) -> dict:
 def denoising_sections(workdir: pathlib.Path) -> list[report.Section]:
     """Returns the look at how a run's samples come about."""
     path = report.picture(
-        workdir / 'denoising.png',
+        workdir / folder.DENOISING_PICTURE,
         alt='From noise to image, one row an image',
         caption='From noise (left) to image (right): what the sampler has after evenly spaced steps.',
     )
@@ -97,10 +98,10 @@ def denoising_sections(workdir: pathlib.Path) -> list[report.Section]:
 
 def released_accuracy_sections(workdir: pathlib.Path) -> list[report.Section]:
     """Returns the accuracies that were released with noise, if any."""
-    path = workdir / RELEASED_ACCURACY
+    path = workdir / folder.RELEASED_ACCURACY
     if not path.exists():
         return []
-    fields, statement = files.read_json(path), run_files.read_statement(workdir)
+    fields, statement = files.read_json(path), folder.read_statement(workdir)
     if fields['model_run_id'] != statement.get('run_id'):
         return []  # Of another model.
     rows = [(name, f'{value:.1%}') for name, value in fields['accuracy'].items()]
@@ -122,7 +123,7 @@ def privacy_sections(workdir: pathlib.Path) -> list[report.Section]:
             for point in fields['epsilon_over_steps']
         ]
         picture = report.picture(
-            workdir / 'epsilon.png',
+            workdir / folder.EPSILON_PICTURE,
             alt='Epsilon over steps',
             caption=f'What had been spent after so many steps, at delta = {rounding.exact(fields["delta"])}.',
             pixelated=False,
@@ -132,7 +133,7 @@ def privacy_sections(workdir: pathlib.Path) -> list[report.Section]:
                 'Epsilon over steps', picture + report.table(('steps', 'epsilon by PLD', 'epsilon by RDP'), rows)
             )
         )
-    statement, _ = run_files.statement_paths(workdir)[:2]
+    statement = workdir / folder.STATEMENT_TEXT
     sections.append(report.Section('Privacy statement', report.preformatted(statement.read_text(encoding='utf-8'))))
     sections.append(report.Section('Configuration', report.preformatted(fields['configuration'])))
     return sections

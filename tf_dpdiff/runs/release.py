@@ -1,4 +1,4 @@
-"""What every run leaves in its folder, whether it read private images or public ones alone."""
+"""What a run releases: its model with a sampler, samples of it, and what is written beside them."""
 
 import ast
 import functools
@@ -6,40 +6,30 @@ import io
 import itertools
 import pathlib
 import re
-import sys
 import tokenize
-from typing import Any
 
-import gin
 import numpy as np
 import tensorflow as tf
 
-from tf_dpdiff import files
 from tf_dpdiff import workers as workers_lib
-from tf_dpdiff.cli import run_files
-from tf_dpdiff.cli import run_report
-from tf_dpdiff.cli import run_summaries
 from tf_dpdiff.diffusion import samplers
 from tf_dpdiff.evaluation import generate
 from tf_dpdiff.evaluation import sample_plan
 from tf_dpdiff.evaluation import shared_work
 from tf_dpdiff.networks import transfer
 from tf_dpdiff.networks import unet
-from tf_dpdiff.privacy import plan as plan_lib
+from tf_dpdiff.privacy import class_means
+from tf_dpdiff.runs import folder
+from tf_dpdiff.runs import report
+from tf_dpdiff.runs import tensorboard
 from tf_dpdiff.serving import export
 from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import divergence
 from tf_dpdiff.training import interruption
-from tf_dpdiff.training import loop
 from tf_dpdiff.training import warm_start
 
 # Rows and columns of the denoising picture: few, since each evaluation of the network is called on its own.
 _DENOISING_ROWS, _DENOISING_FRAMES = 6, 10
-
-
-def released_configuration() -> str:
-    """Returns the configuration of the run with paths cut down to their last part: what may be sent on."""
-    return cut_paths(gin.operative_config_str())
 
 
 def cut_paths(configuration: str) -> str:
@@ -72,34 +62,7 @@ def cut_paths(configuration: str) -> str:
     return ''.join(lines)
 
 
-def begin(
-    workdir: pathlib.Path,
-    model: run_files.ModelDescription,
-    trainer: loop.StageLoop,
-    of_stages: dict[str, Any],
-    plan: plan_lib.DpSgdPlan | None = None,
-) -> None:
-    """Writes what is known before the first step, and says where a resumed run stands.
-
-    Args:
-      workdir: The run's folder.
-      model: The run.
-      trainer: What is about to train it.
-      of_stages: The configurations of its stages by name; None: no such stage.
-      plan: The privacy plan; None: a run on public images alone.
-    """
-    of_stages = {name: stage for name, stage in of_stages.items() if stage}
-    files.write_text(workdir / 'operative_config.gin', gin.operative_config_str())
-    model.write(workdir)
-    numbers = run_summaries.key_numbers(model, of_stages, plan)
-    run_summaries.write_settings(trainer.summaries, released_configuration(), numbers, trainer.state.run_id)
-    views = {name: stage.views for name, stage in of_stages.items()}
-    run_summaries.write_timesteps(trainer.summaries, model.process, views)
-    if trainer.resumed:
-        print(f'train: the run in {workdir} {trainer.position()}.', file=sys.stderr)
-
-
-def make_image_sampler(average, model: run_files.ModelDescription, workdir: pathlib.Path) -> export.ImageSampler:
+def make_image_sampler(average, model: folder.ModelDescription, workdir: pathlib.Path) -> export.ImageSampler:
     """Returns what is released: the averaged network, its low-rank adapters merged into their layers, and a sampler.
 
     Args:
@@ -115,14 +78,14 @@ def make_image_sampler(average, model: run_files.ModelDescription, workdir: path
         average, _ = transfer.merge_adapters(average, model.network)
     score = None
     if model.sampler.num_candidates > 1:
-        run_id = checkpoints.read_run(workdir / 'checkpoints').run_id
+        run_id = checkpoints.read_run(workdir / checkpoints.FOLDER).run_id
         score = warm_start.read_scorer(workdir, run_id, model.image_shape)
     return export.ImageSampler(average, model.process, model.sampler, score_classes=score, labels=model.labels)
 
 
 def draw(
     released,
-    model: run_files.ModelDescription,
+    model: folder.ModelDescription,
     samples: generate.GenerateConfig,
     *,
     workdir: pathlib.Path,
@@ -171,9 +134,27 @@ def draw(
     return drawn
 
 
-def _draw_denoising(
-    workdir: pathlib.Path, average, model: run_files.ModelDescription, labels: np.ndarray
-) -> np.ndarray:
+def draw_released(workdir: pathlib.Path, released: class_means.NoisyMeans | warm_start.ChosenImages) -> None:
+    """Draws what a warm start has released, or chosen by it, a row a class."""
+    if isinstance(released, class_means.NoisyMeans):
+        _draw_class_means(workdir, released)
+        return
+    images, labels = released.images.images_uint8, released.images.labels
+    generate.write_png(workdir / folder.CHOSEN_IMAGES_PICTURE, generate.class_grid(images, labels))
+
+
+def _draw_class_means(workdir: pathlib.Path, means: class_means.NoisyMeans) -> None:
+    """Draws released means, a row a class where a class has several; black: those without images."""
+    num_classes, num_means = means.counts.shape
+    rows, columns = (num_classes, num_means) if num_means > 1 else (1, num_classes)
+    drawn = np.where(means.counts[..., None, None, None] > 0.0, np.clip(means.images, 0.0, 1.0), 0.0)
+    means_uint8 = np.round(drawn * 255.0).astype(np.uint8)
+    flat = means_uint8.reshape([-1, *means_uint8.shape[2:]])
+    picture = generate.class_grid(flat, np.repeat(np.arange(rows), columns), columns=columns)
+    generate.write_png(workdir / folder.CLASS_MEANS_PICTURE, picture)
+
+
+def _draw_denoising(workdir: pathlib.Path, average, model: folder.ModelDescription, labels: np.ndarray) -> np.ndarray:
     """Draws a few images and what they looked like on the way: denoising.png, one row an image; returns the picture.
 
     Args:
@@ -198,7 +179,7 @@ def _draw_denoising(
     )
     rows = np.tile(np.arange(len(chosen)), len(path))
     grid = generate.class_grid(path.reshape(-1, *model.image_shape), rows, columns=len(path))
-    generate.write_png(workdir / 'denoising.png', grid)
+    generate.write_png(workdir / folder.DENOISING_PICTURE, grid)
     return grid
 
 
@@ -207,11 +188,13 @@ def write(
     title: str,
     facts: dict[str, str],
     statement,
-    model: run_files.ModelDescription,
+    model: folder.ModelDescription,
     average,
     summaries,
     images: np.ndarray,
     labels: np.ndarray,
+    *,
+    configuration: str,
 ) -> pathlib.Path:
     """Writes statement, samples, report and exported model.
 
@@ -225,36 +208,28 @@ def write(
       summaries: Of the run.
       images: The samples, uint8 [images, height, width, channels].
       labels: int32 [images]; the number of classes stands for "no class".
+      configuration: The run's configuration, without the paths of this machine.
 
     Returns:
       The folder of the exported model.
     """
-    run_files.write_statement(workdir, statement)
-    generate.write_npz(workdir / 'samples.npz', images, labels, model.class_names)
+    folder.write_statement(workdir, statement)
+    generate.write_npz(workdir / folder.SAMPLES, images, labels, model.class_names)
     # A row a class, of no more columns than a class has samples; rows mean nothing where there are no classes.
     rows = labels if labels.max() < len(model.class_names) else np.arange(len(labels)) % 10
     grid = generate.class_grid(images, rows, columns=min(12, int(np.bincount(rows).max())))
-    generate.write_png(workdir / 'samples.png', grid)
+    generate.write_png(workdir / folder.SAMPLES_PICTURE, grid)
     summaries.image('samples', grid)
     summaries.image('denoising', _draw_denoising(workdir, average, model, labels))
     points = statement.epsilon_over_steps()
-    run_summaries.write_epsilon(summaries, points)
-    run_report.write(
+    tensorboard.write_epsilon(summaries, points)
+    report.write(
         workdir,
         title=title,
         facts={**facts, 'samples drawn': f'{len(images):,}'},
         points=points,
         delta=statement.to_dict().get('delta'),
-        configuration=released_configuration(),
+        configuration=configuration,
     )
     image_sampler = make_image_sampler(average, model, workdir)
-    return export.export_saved_model(image_sampler, workdir / 'saved_model', run_files.paths_beside_model(workdir))
-
-
-def add_files(table, workdir: pathlib.Path, version: pathlib.Path, num_samples: int, seconds: float) -> None:
-    """Adds to a table where everything lies, and how long it took."""
-    table.add_row('samples', f'{num_samples:,} in {workdir / "samples.npz"}; a look: {workdir / "samples.png"}')
-    table.add_row('model', str(version))
-    table.add_row('statement', str(workdir / 'privacy_statement.txt'))
-    table.add_row('report', str(workdir / 'report.html'))
-    table.add_row('time', f'{seconds / 60.0:.1f} minutes')
+    return export.export_saved_model(image_sampler, workdir / folder.SAVED_MODEL, folder.paths_beside_model(workdir))

@@ -8,7 +8,6 @@ import os
 import pathlib
 
 from tf_dpdiff import files
-from tf_dpdiff.cli import command
 from tf_dpdiff.privacy import budget as budget_lib
 
 _OWNER_ONLY = 0o600
@@ -20,13 +19,13 @@ def create(path: str | os.PathLike, budget: budget_lib.Budget) -> None:
     """Writes a new budget file, readable for its owner only.
 
     Raises:
-      command.UsageError: if there is such a file.
+      ValueError: if there is such a file.
     """
     path = _resolve(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path):
         if path.exists():
-            raise command.UsageError(
+            raise ValueError(
                 f'{path} exists: a new budget there would forget what its runs have cost. Name '
                 'another file for another data set.'
             )
@@ -38,7 +37,7 @@ def read(path: str | os.PathLike) -> budget_lib.Budget:
 
     Raises:
       FileNotFoundError: if there is none.
-      command.UsageError: if the file is no budget.
+      ValueError: if the file is no budget.
     """
     path = _resolve(path)
     if not path.exists():
@@ -49,7 +48,7 @@ def read(path: str | os.PathLike) -> budget_lib.Budget:
         return budget_lib.Budget.from_json(path.read_text(encoding='utf-8'))
     except ValueError as error:
         reason = ' '.join(str(error).split()).rstrip('.')
-        raise command.UsageError(
+        raise ValueError(
             f'{path} is damaged or no budget file: {reason}. Restore it from a copy; a new one would '
             'forget what the runs on this data have cost.'
         ) from error

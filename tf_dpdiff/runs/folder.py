@@ -1,22 +1,34 @@
-"""Files of a run's folder that more than one verb reads or writes."""
+"""The folder of a run: what lies where, its lock, what its model is, and whether its files belong together."""
 
 from collections.abc import Iterator
 import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
+import sys
 from typing import Any, NamedTuple
 
 from tf_dpdiff import files
-from tf_dpdiff.cli import command
+from tf_dpdiff.data import datasets
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.diffusion import samplers
 from tf_dpdiff.networks import unet
+from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import statement as statement_lib
+from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import configs_json
 
-MODEL = 'model.json'
+# What lies where, besides the checkpoints and what the stages of training release (`training`).
+MODEL, OPERATIVE_CONFIG = 'model.json', 'operative_config.gin'
+STATEMENT_TEXT, STATEMENT_JSON = 'privacy_statement.txt', 'privacy_statement.json'
+SAMPLES, SAMPLES_PICTURE, DENOISING_PICTURE = 'samples.npz', 'samples.png', 'denoising.png'
+CLASS_MEANS_PICTURE, CHOSEN_IMAGES_PICTURE = 'noisy_class_means.png', 'chosen_public_images.png'
+REPORT, REPORT_FIELDS, EPSILON_PICTURE = 'report.html', 'report.json', 'epsilon.png'
+RELEASED_ACCURACY = 'released_accuracy.json'
+SAVED_MODEL = 'saved_model'
+NON_PRIVATE = 'non_private'  # What was computed from private images without noise; never to be released.
 _LOCK = '.lock'
 
 
@@ -106,17 +118,34 @@ def read_model(workdir: pathlib.Path) -> ModelDescription:
         raise ValueError(f'{path} is damaged or of another version: {error!r}.') from error
 
 
+def prepare(path: str | os.PathLike) -> pathlib.Path:
+    """Makes the run's folder and checks that it can be written to, before any work is done.
+
+    Raises:
+      ValueError: if it cannot.
+    """
+    workdir = pathlib.Path(path).expanduser()
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / f'.writable.{os.getpid()}'
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f'cannot write to --workdir={workdir}: {error.strerror}; name another folder.') from error
+    return workdir
+
+
 @contextlib.contextmanager
-def training_in(path: str) -> Iterator[pathlib.Path]:
+def training_in(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """A context in which no other process trains in a run's folder; yields the folder, which is made if it is missing.
 
     Two that train there would each remove what the other saves, and count their steps as one.
 
     Raises:
-      command.UsageError: if it cannot be written to.
+      ValueError: if it cannot be written to.
       OSError: if another process trains there.
     """
-    workdir = command.prepare_workdir(path)
+    workdir = prepare(path)
     with contextlib.ExitStack() as held:
         try:
             held.enter_context(files.holding(workdir / _LOCK))
@@ -129,7 +158,7 @@ def training_in(path: str) -> Iterator[pathlib.Path]:
 
 def statement_paths(workdir: pathlib.Path) -> list[pathlib.Path]:
     """Returns the two files of the privacy statement."""
-    return [workdir / 'privacy_statement.txt', workdir / 'privacy_statement.json']
+    return [workdir / STATEMENT_TEXT, workdir / STATEMENT_JSON]
 
 
 def read_statement(workdir: pathlib.Path) -> dict[str, Any]:
@@ -147,20 +176,8 @@ def paths_beside_model(workdir: pathlib.Path) -> list[pathlib.Path]:
     return statement_paths(workdir) + [workdir / MODEL]
 
 
-def add_samples_flags(parser: command.Parser) -> None:
-    """Adds the flags that `find_samples` reads."""
-    parser.add_argument('--workdir', default='runs/latest', help='folder of the run (default: %(default)s)')
-    parser.add_argument('--samples', help="what bin/sample wrote, a file or folder (default: the run's samples.npz)")
-
-
-def find_samples(flags) -> tuple[pathlib.Path, pathlib.Path]:
-    """Returns the folder of a run, which need not be there, and where the samples are."""
-    workdir = pathlib.Path(flags.workdir).expanduser()
-    return workdir, pathlib.Path(flags.samples).expanduser() if flags.samples else workdir / 'samples.npz'
-
-
-def name_of_samples(workdir: pathlib.Path, samples_path: pathlib.Path) -> str:
-    """Returns a name of a set of samples in a run's folder; of two sets elsewhere of one name it differs."""
+def samples_name(workdir: pathlib.Path, samples_path: pathlib.Path) -> str:
+    """Returns the name by which a run's folder tells sets of samples apart, also sets elsewhere of one file name."""
     path = samples_path.resolve()
     name = path.name if path.is_dir() else path.stem
     if path.parent == workdir.resolve():
@@ -175,3 +192,84 @@ def write_statement(
     text, as_json = statement_paths(workdir)
     files.write_text(text, statement.to_text())
     files.write_text(as_json, statement.to_json())
+
+
+def check_free(workdir: pathlib.Path) -> None:
+    """Checks that a folder holds neither a run that is over nor results of another run than its checkpoints, if any.
+
+    A run that began there would leave its checkpoints beside a statement that says less than they cost. A run that has
+    diverged was charged for what it had released, and would release more.
+
+    Raises:
+      ValueError: if it does, or if the statement is damaged.
+    """
+    path, found = statement_paths(workdir)[1], checkpoints.read_run(workdir / checkpoints.FOLDER)
+    if found is not None and found.has_diverged:
+        raise ValueError(
+            f'the run in {workdir} has diverged, and is over: lower learning_rate of the '
+            'OptimizationConfig of the stage that did, and name another --workdir.'
+        )
+    if not path.exists():
+        return
+    statement = files.read_json(path)
+    if found is None or statement.get('run_id', found.run_id) != found.run_id:
+        raise ValueError(
+            f'{workdir} holds the results of another run than its checkpoints ({path.name} is not '
+            'theirs): name another --workdir, or move those files away.'
+        )
+    if _count(_releases_of(statement)) > _count(found.ledger):
+        raise ValueError(
+            f'{path.name} in {workdir} tells of more steps than its newest whole checkpoint: the '
+            'model is released, and must not be trained and released anew. Put the checkpoints '
+            'back from a copy, or name another --workdir.'
+        )
+
+
+def check_statement(workdir: pathlib.Path) -> None:
+    """Checks that a run's statement is about its newest checkpoint.
+
+    Raises:
+      ValueError: if it is about another run, about fewer steps, or damaged.
+    """
+    path = statement_paths(workdir)[1]
+    statement, found = files.read_json(path), checkpoints.read_run(workdir / checkpoints.FOLDER)
+    if found is None:
+        raise ValueError(
+            f'{workdir / checkpoints.FOLDER} is missing: without it the run cannot draw anew; draw from its '
+            '--saved_model.'
+        )
+    if (statement.get('run_id', found.run_id), _releases_of(statement)) != (found.run_id, found.ledger):
+        raise ValueError(
+            f'{path} and {workdir / checkpoints.FOLDER} are not of the same run, or the run goes on: '
+            'finish it by its bin/train command, which writes its statement.'
+        )
+
+
+def check_same_data(workdir: pathlib.Path, train: datasets.ImageDataset) -> None:
+    """Checks that a run was trained on these images, if its checkpoints tell.
+
+    Raises:
+      ValueError: if it was trained on others: held-out images may be among those.
+    """
+    found = checkpoints.read_run(workdir / checkpoints.FOLDER)
+    if found is None:
+        print(
+            f'{workdir} holds no checkpoints: whether its run was trained on these images, and not on the held-out '
+            'ones, is not known.',
+            file=sys.stderr,
+        )
+    elif found.data_fingerprint not in (None, train.fingerprint()):
+        raise ValueError(
+            f'the run in {workdir} was trained on other images than those of {train.name!r} that are not held out '
+            '(another file, split or owners): its training images may be among the held-out ones. Give the data as '
+            'the run had them.'
+        )
+
+
+def _releases_of(statement: dict) -> ledger_lib.Ledger:
+    """Returns the releases that a statement tells of."""
+    return ledger_lib.Ledger.from_json(json.dumps(statement.get('releases', [])))
+
+
+def _count(ledger: ledger_lib.Ledger) -> int:
+    return sum(release.count for release in ledger.releases)

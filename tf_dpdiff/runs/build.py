@@ -1,0 +1,302 @@
+"""From a recipe to what runs: its plan, network, stages and step, built the same way for every command."""
+
+from collections.abc import Callable, Iterator
+import dataclasses
+import functools
+import pathlib
+
+from tf_dpdiff import keras
+from tf_dpdiff.data import datasets
+from tf_dpdiff.data import overlap
+from tf_dpdiff.networks import unet
+from tf_dpdiff.privacy import ledger as ledger_lib
+from tf_dpdiff.privacy import plan as plan_lib
+from tf_dpdiff.privacy import statement as statement_lib
+from tf_dpdiff.runs import folder
+from tf_dpdiff.runs import recipe as recipe_lib
+from tf_dpdiff.runs import tensorboard
+from tf_dpdiff.training import finetuning
+from tf_dpdiff.training import loop
+from tf_dpdiff.training import pretrained
+from tf_dpdiff.training import pretraining
+from tf_dpdiff.training import stage as stage_lib
+from tf_dpdiff.training import strategies
+from tf_dpdiff.training import views as views_lib
+from tf_dpdiff.training import warm_start
+
+# How much is held in memory at a time: may be changed when a run is resumed.
+_CHUNKS = ('units_per_chunk', 'memory_budget_gib', 'images_per_chunk')
+
+
+class Build:
+    """A run that is ready to begin: all that follows from its recipe alone.
+
+    To make one calibrates the noise of a private run, which takes seconds, and reads no image.
+
+    Args:
+      recipe: What was chosen.
+      spec: What is known of the private images, where it is not what the recipe's data say; None: it is.
+
+    Attributes:
+      recipe: What was chosen.
+      spec: What is known of the images that decide on shape and classes: the private ones, or else the public ones.
+      plan: The privacy plan; None: the run reads no private image.
+      model: What is needed to rebuild its network and sampler.
+
+    Raises:
+      ValueError: if the parts do not fit together; names what differs.
+      accounting.BudgetError: if the budget can't be met.
+    """
+
+    def __init__(self, recipe: recipe_lib.Recipe, spec: datasets.DatasetSpec | None = None):
+        self.recipe = recipe
+        last_stage = recipe.finetuning or recipe.pretraining
+        self.spec = spec or (recipe.data.spec if recipe.is_private else recipe.pretraining.spec)
+        self.model = folder.ModelDescription(
+            self.spec.image_shape,
+            self.spec.class_names,
+            recipe.network,
+            recipe.process,
+            recipe.sampler,
+            last_stage.views.label_drop_probability,
+            has_feature_means=bool(recipe.warm_start and recipe.warm_start.has_public_images),
+        ).with_sampler(recipe.sampler)
+        self.plan = None
+        if recipe.is_private:
+            release = recipe.warm_start.release if recipe.warm_start else None
+            self.plan = plan_lib.make_plan(recipe.privacy, self.spec.num_units, release)
+
+    def make_network(self) -> keras.Model:
+        """Returns a new network."""
+        return unet.build_unet(self.recipe.network, self.spec.image_shape, self.spec.num_classes)
+
+    def make_view_sampler(self, views: views_lib.ViewsConfig) -> views_lib.ViewSampler:
+        """Returns what draws views for a stage."""
+        return views_lib.make_view_sampler(self.recipe.process, views, self.recipe.network, self.spec.num_classes)
+
+    def check(self, num_workers: int = 1) -> None:
+        """Refuses stages that do not fit the images, in so far as that can be told without reading any.
+
+        Raises:
+          ValueError: says what does not fit.
+        """
+        for config in self.recipe.stages.values():
+            self.make_view_sampler(config.views)
+            config.views.augmentation.check(self.spec.image_shape)
+        if not self.recipe.is_private:
+            return
+        if self.recipe.pretraining:
+            _check_public_shape(self.recipe.pretraining.spec, self.spec)
+        self._check_warm_start(num_workers)
+
+    def check_network(self, model: keras.Model) -> None:
+        """Refuses a network, or views, that are not fit for per-unit clipping; see `finetuning.check_model`."""
+        finetuning.check_model(model, self.spec.image_shape, self.make_view_sampler(self.recipe.finetuning.views))
+
+    def open_origin(self) -> pretrained.PretrainedModel | None:
+        """Returns the public checkpoint that the run starts from, or None where it starts from none.
+
+        Raises:
+          FileNotFoundError: if there is none where one is said to be.
+          ValueError: if it does not fit the network or the process, or if the run has a public stage of its own.
+        """
+        if not self.recipe.is_private or self.recipe.finetuning.init_from is None:
+            return None
+        if self.recipe.pretraining:
+            raise ValueError(
+                'a run either has a public stage of its own or starts from a checkpoint: set pretraining = None '
+                "(of 'train' or 'audit'), or FinetuningConfig.init_from = None."
+            )
+        origin = pretrained.read(pathlib.Path(self.recipe.finetuning.init_from).expanduser())
+        origin.check_fits(self.recipe.network, self.recipe.process)
+        return origin
+
+    def public_data(self, origin: pretrained.PretrainedModel | None) -> tuple[str, ...]:
+        """Returns the public images that the run's weights see, one phrase a source."""
+        recipe, phrases = self.recipe, [origin.to_phrase()] if origin else []
+        if recipe.pretraining:
+            phrases.append(recipe.pretraining.spec.to_phrase())
+        if recipe.warm_start and recipe.warm_start.has_public_images:
+            phrases.append(recipe.warm_start.public.spec.to_phrase())
+        return tuple(dict.fromkeys(phrases))
+
+    def statement(
+        self, ledger: ledger_lib.Ledger, public_data: tuple[str, ...], run_id: str | None = None
+    ) -> statement_lib.PrivacyStatement | statement_lib.PublicStatement:
+        """Returns what is promised about weights from which the ledger's releases, and no others, can be told."""
+        if self.plan is None:
+            return statement_lib.PublicStatement(public_data, self.recipe.pretraining.num_steps, run_id)
+        return statement_lib.PrivacyStatement(
+            unit=self.spec.unit,
+            dataset=self.spec.name,
+            plan=self.plan,
+            ledger=ledger,
+            augmentation_multiplicity=self.recipe.finetuning.views.augmentation_multiplicity,
+            run_id=run_id,
+            public_data=public_data,
+            has_owners=self.spec.has_owners,
+        )
+
+    def make_training(
+        self,
+        workdir: pathlib.Path,
+        private: datasets.ImageDataset | None,
+        *,
+        on_release: warm_start.OnRelease = lambda unused_release: None,
+        draws_grids: bool = True,
+        replicas: strategies.Replicas = strategies.ONE,
+    ) -> 'RunTraining':
+        """Reads the images, and makes what trains the run from wherever its folder says that it stands.
+
+        Args:
+          workdir: The run's folder.
+          private: The private images; None: of a run on public images alone.
+          on_release: Called at the first worker with the noisy class means, or with the public images that noisy
+            feature means have chosen.
+          draws_grids: Whether TensorBoard shows samples on the way.
+          replicas: What computes the steps.
+
+        Raises:
+          ValueError: if the parts do not fit together; names what differs.
+          model_check.ModelCheckError: if the network is not fit for per-unit clipping.
+        """
+        recipe = self.recipe
+        if self.plan is not None and self.plan.num_units != private.num_units:
+            raise ValueError(
+                f'the plan is for {self.plan.num_units} units, data set {private.name!r} has {private.num_units}.'
+            )
+        origin = self.open_origin()
+        self.check(replicas.workers.count)
+        num_public = self._count_private_images_that_are_public(origin, private) if recipe.is_private else 0
+        model = self.model
+        if not recipe.is_private:
+            model = model._replace(labelled=not _is_unlabelled(recipe.pretraining.images))
+        configuration = {
+            **({'privacy': self.plan.fingerprint(), 'data_fingerprint': private.fingerprint()} if self.plan else {}),
+            'network': dataclasses.asdict(recipe.network),
+            'process': dataclasses.asdict(recipe.process),
+            'pretraining': _describe(recipe.pretraining),
+        }
+        if recipe.is_private:
+            # The weights and not the place where they lie decide what is learnt.
+            init_from = {'init_from': origin and origin.sha256}
+            configuration['warm_start'] = _describe(recipe.warm_start)
+            configuration['finetuning'] = {**_describe(recipe.finetuning), **init_from}
+        trainer = loop.Trainer(
+            workdir,
+            configuration,
+            recipe.loop,
+            build_network=self.make_network,
+            num_classes=self.spec.num_classes,
+            make_stages=lambda trainer: list(self._make_stages(trainer, workdir, private, on_release)),
+            plan=self.plan,
+            initialize=origin.carry_over_to if origin else None,
+            draw_grid=tensorboard.make_grid_drawer(model) if draws_grids else None,
+            replicas=replicas,
+        )
+        return RunTraining(self, trainer, model, self.public_data(origin), num_public)
+
+    def _make_stages(self, trainer: loop.Trainer, workdir, private, on_release) -> Iterator[stage_lib.Stage]:
+        """Yields the stages of the run, in order."""
+        recipe, is_first = self.recipe, trainer.replicas.workers.is_first
+        training = stage_lib.Training(trainer.model, trainer.average, self.make_view_sampler, trainer.replicas)
+        if recipe.is_private:
+            self.check_network(trainer.model)
+        if recipe.pretraining:
+            yield pretraining.make_stage(recipe.pretraining, training)
+        if recipe.warm_start:
+            make_images: Callable[[], datasets.ImageDataset] = functools.partial(
+                warm_start.make_images,
+                recipe.warm_start,
+                self.plan,
+                private,
+                trainer.state,
+                workdir=workdir,
+                save=trainer.save,
+                on_release=on_release if is_first else lambda unused_release: None,
+                workers=trainer.replicas.workers,
+            )
+            yield warm_start.make_stage(recipe.warm_start, training, make_images)
+        if recipe.finetuning:
+            log = trainer.log_diagnostics if recipe.loop.log_non_private and is_first else None
+            yield finetuning.make_stage(recipe.finetuning, training, self.plan, private, trainer.state, log)
+
+    def _check_warm_start(self, num_workers: int) -> None:
+        """Refuses a warm start on public images that do not fit the private ones, in noise or in several processes."""
+        config = self.recipe.warm_start
+        if not config or not config.has_public_images:
+            return
+        if num_workers > 1:
+            # Each would train a classifier of its own: other features, the same noise, and other images to train on.
+            raise ValueError(
+                f'a warm start on public images is for one process, got {num_workers} workers: use the '
+                "strategy 'default' or 'mirrored'."
+            )
+        public = config.public.spec
+        if public.image_shape != self.spec.image_shape:
+            raise ValueError(
+                f'public of WarmStartConfig ({public.name!r}: {public.image_shape}) must have the shape of the '
+                f'private images ({self.spec.name!r}: {self.spec.image_shape}): see image_shape of '
+                'public_images.'
+            )
+        config.release.check_enough(self.spec.num_units, self.spec.num_classes, self.plan.config.neighboring_relation)
+
+    def _count_private_images_that_are_public(self, origin, private: datasets.ImageDataset) -> int:
+        """Refuses public images that are the private ones; returns how many of those are among them: PRIVATE."""
+        recipe, digests = self.recipe, [origin.image_digests] if origin else []
+        if recipe.pretraining:
+            digests.append(overlap.image_digests(recipe.pretraining.images.images_uint8))
+        if recipe.warm_start and recipe.warm_start.has_public_images:
+            labelled = warm_start.with_classes_that_have_images(recipe.warm_start.images)
+            digests.append(overlap.image_digests(labelled.images_uint8))
+        if not digests:
+            return 0
+        return overlap.check_is_not_private(digests, overlap.image_digests(private.images_uint8), private.name)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RunTraining:
+    """The training of a run in its folder.
+
+    Attributes:
+      build: What the run was built from.
+      trainer: Runs the stages, and knows where the run stands.
+      model: What is needed to rebuild the network and sampler.
+      public_data: The public images that the weights see, one phrase a source.
+      num_private_images_that_are_public: How many private images are among the public ones: PRIVATE.
+    """
+
+    build: Build
+    trainer: loop.Trainer
+    model: folder.ModelDescription
+    public_data: tuple[str, ...]
+    num_private_images_that_are_public: int
+
+    def statement(self) -> statement_lib.PrivacyStatement | statement_lib.PublicStatement:
+        """Returns what is promised about the weights, made from what the run has released."""
+        return self.build.statement(self.trainer.state.ledger, self.public_data, self.trainer.state.run_id)
+
+
+def _describe(config) -> dict | None:
+    """Returns what a stage learns by, as plain values, its images by name and fingerprint."""
+    if config is None:
+        return None
+    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in _CHUNKS}
+    for name in ('dataset', 'public'):
+        if fields.get(name) is not None:
+            fields[name] = [config.images.name, config.images.fingerprint()]
+    return {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in fields.items()}
+
+
+def _check_public_shape(public: datasets.DatasetSpec, private: datasets.DatasetSpec) -> None:
+    """Refuses public images of another shape or number of classes than the private ones."""
+    if public.image_shape != private.image_shape or public.num_classes != private.num_classes:
+        raise ValueError(
+            f'the public images ({public.name!r}: {public.image_shape}, {public.num_classes} classes) must have '
+            f'the shape and the number of classes of the private ones ({private.name!r}: '
+            f'{private.image_shape}, {private.num_classes} classes).'
+        )
+
+
+def _is_unlabelled(public: datasets.ImageDataset) -> bool:
+    return bool((public.labels == public.num_classes).all())

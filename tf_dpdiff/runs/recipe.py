@@ -1,0 +1,126 @@
+"""What was chosen for a run: one frozen recipe, checked once, wherever it comes from."""
+
+from collections.abc import Iterator
+import dataclasses
+import pathlib
+from typing import Any
+
+from tf_dpdiff.data import datasets
+from tf_dpdiff.data import public as public_lib
+from tf_dpdiff.diffusion import process as process_lib
+from tf_dpdiff.diffusion import samplers
+from tf_dpdiff.evaluation import generate
+from tf_dpdiff.evaluation import utility as utility_lib
+from tf_dpdiff.networks import unet
+from tf_dpdiff.privacy import plan as plan_lib
+from tf_dpdiff.training import finetuning as finetuning_lib
+from tf_dpdiff.training import loop as loop_lib
+from tf_dpdiff.training import pretraining as pretraining_lib
+from tf_dpdiff.training import warm_start as warm_start_lib
+
+_OF_PRIVATE_RUNS = ('privacy', 'finetuning', 'warm_start', 'utility', 'budget_file')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Recipe:
+    """All settings of a run. With private images it is a private run; without, it makes a public checkpoint.
+
+    Attributes:
+      network: The network's shape.
+      process: The diffusion process.
+      data: The private images, and real images held out from them. None: a run on public images alone, which makes a
+        checkpoint for private runs to start from.
+      privacy: The privacy budget and how it is spent; of a private run.
+      finetuning: The DP-SGD stage; of a private run.
+      pretraining: The public stage, or None.
+      warm_start: The stage on what a noisy release tells of the classes, or None.
+      sampler: How images are drawn.
+      samples: How many images are drawn at the end.
+      utility: The classifiers that tell what the samples are worth, or None. What they measure is written to
+        non_private/.
+      loop: Settings of the loop.
+      budget_file: The budget of all runs on these data, which the run is charged to, or None.
+
+    Raises:
+      ValueError: if something is missing that this kind of run needs, or given that it has no use for.
+    """
+
+    network: unet.UNetConfig
+    process: process_lib.DiffusionProcess
+    data: datasets.PrivateData | None = None
+    privacy: plan_lib.DpSgdConfig | None = None
+    finetuning: finetuning_lib.FinetuningConfig | None = None
+    pretraining: pretraining_lib.PretrainingConfig | None = None
+    warm_start: warm_start_lib.WarmStartConfig | None = None
+    sampler: samplers.SamplerConfig = samplers.SamplerConfig()
+    samples: generate.GenerateConfig = generate.GenerateConfig()
+    utility: utility_lib.UtilityConfig | None = None
+    loop: loop_lib.TrainerConfig = loop_lib.TrainerConfig()
+    budget_file: str | pathlib.Path | None = None
+
+    def __post_init__(self):
+        if self.is_private:
+            if not (self.privacy and self.finetuning):
+                raise ValueError(
+                    'the configuration is incomplete: train.data is private, so train.privacy and train.finetuning '
+                    'must be bound too.'
+                )
+            return
+        given = [name for name in _OF_PRIVATE_RUNS if getattr(self, name) is not None]
+        if given:
+            raise ValueError(
+                'the configuration is incomplete: it binds no private images (train.data), but what belongs to them '
+                f'(train.{", train.".join(given)}).'
+            )
+        if self.pretraining is None:
+            raise ValueError(
+                'the configuration is incomplete: it binds no private images (train.data), and no public ones either '
+                '(train.pretraining).'
+            )
+        if self.loop.log_non_private:
+            raise ValueError(
+                'TrainerConfig.log_non_private is for private runs: a run on public images alone writes its loss to '
+                'tensorboard/.'
+            )
+
+    @property
+    def is_private(self) -> bool:
+        """Whether the run reads private images."""
+        return self.data is not None
+
+    @property
+    def stages(self) -> dict[str, Any]:
+        """The configurations of the stages that the run has, by name and in order."""
+        named = {
+            pretraining_lib.NAME: self.pretraining,
+            warm_start_lib.NAME: self.warm_start,
+            finetuning_lib.NAME: self.finetuning,
+        }
+        return {name: config for name, config in named.items() if config}
+
+    def to_text(self) -> str:
+        """Returns the recipe as bindings of gin, one a line; images, which no file can hold, as a comment.
+
+        Values that are as they are by default are not written.
+        """
+        return '\n'.join(_bindings('train', self, '')) + '\n'
+
+
+def _bindings(name: str, config, scope: str) -> Iterator[str]:
+    """Yields the lines that bind the fields of a configuration, and of those in it, each in a scope of its own."""
+    inner = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        left = f'{name}.{field.name}'
+        if value == field.default:
+            continue
+        if isinstance(value, (datasets.PrivateData, datasets.ImageDataset, public_lib.PublicImages)):
+            yield f'# {left}: {value.spec.to_phrase()}'
+        elif dataclasses.is_dataclass(value):
+            own_scope = f'{scope}{field.name}/'
+            yield f'{left} = @{own_scope}{type(value).__name__}()'
+            inner.append((f'{own_scope}{type(value).__name__}', value, own_scope))
+        else:
+            yield f'{left} = {str(value) if isinstance(value, pathlib.Path) else value!r}'
+    for part in inner:
+        yield from _bindings(*part)

@@ -1,0 +1,327 @@
+"""A run from its recipe to its release, on private or public images: one path, with stages that are there or not."""
+
+from collections.abc import Callable
+import dataclasses
+import json
+import pathlib
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from tf_dpdiff import files
+from tf_dpdiff import progress
+from tf_dpdiff.evaluation import utility as utility_lib
+from tf_dpdiff.privacy import budget as budget_lib
+from tf_dpdiff.privacy import cautions
+from tf_dpdiff.privacy import class_means
+from tf_dpdiff.privacy import plan as plan_lib
+from tf_dpdiff.privacy import rounding
+from tf_dpdiff.privacy import statement as statement_lib
+from tf_dpdiff.runs import budget as budget_file
+from tf_dpdiff.runs import build as build_lib
+from tf_dpdiff.runs import folder
+from tf_dpdiff.runs import recipe as recipe_lib
+from tf_dpdiff.runs import release
+from tf_dpdiff.runs import tensorboard
+from tf_dpdiff.training import checkpoints
+from tf_dpdiff.training import interruption
+from tf_dpdiff.training import pretrained
+from tf_dpdiff.training import pretraining
+from tf_dpdiff.training import strategies
+from tf_dpdiff.training import warm_start as warm_start_lib
+
+Say = Callable[[str], None]  # Tells a person something, in a sentence or two.
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainedRun:
+    """What came out of a run.
+
+    Attributes:
+      workdir: The run's folder.
+      statement: What is promised about everything that it releases.
+      version: The folder of the exported model.
+      num_samples: How many samples were drawn.
+      utility: What classifiers trained on the samples are worth, PRIVATE; empty where that was not measured.
+      checkpoint: Of a run on public images alone, what private runs start from; else None.
+      seconds: How long it took this time.
+    """
+
+    workdir: pathlib.Path
+    statement: statement_lib.PrivacyStatement | statement_lib.PublicStatement
+    version: pathlib.Path
+    num_samples: int
+    utility: dict[str, Any]
+    checkpoint: pretrained.PretrainedModel | None
+    seconds: float
+
+
+def say_on_stderr(text: str) -> None:
+    """Prints a line on standard error."""
+    print(f'train: {text}', file=sys.stderr)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PreparedRun:
+    """A run that its folder and its budget let in.
+
+    Attributes:
+      build: What the run is built from.
+      utility: What can be measured in the end, or None.
+      budget: The budget of the data as it would be with the run, or None where there is none.
+    """
+
+    build: build_lib.Build
+    utility: utility_lib.UtilityConfig | None
+    budget: budget_lib.Budget | None
+
+
+def prepare(
+    recipe: recipe_lib.Recipe, workdir: pathlib.Path, *, say: Say, is_first: bool = True, dry_run: bool = False
+) -> PreparedRun:
+    """Builds a run, and refuses what its folder or budget would not let in; reads no image.
+
+    Args:
+      recipe: What was chosen.
+      workdir: The run's folder.
+      say: Tells what a person must know beforehand.
+      is_first: Whether this is the first worker, which alone looks into the folder and the budget.
+      dry_run: Whether nothing is to be written; otherwise what the run in the folder has released goes on record.
+
+    Raises:
+      ValueError: if the run is refused; says what to do.
+    """
+    if is_first and not dry_run:
+        folder.check_free(workdir)
+    if not recipe.is_private:
+        return PreparedRun(build_lib.Build(recipe), None, None)
+    utility, left_out = utility_lib.fitting(recipe.utility, recipe.data, recipe.samples.num_images)
+    with progress.working('train', 'calibrating the noise'):
+        build = build_lib.Build(recipe)
+        budget = _planned_budget(recipe, build, workdir, dry_run) if is_first and recipe.budget_file else None
+    if is_first:
+        for sentence in left_out:
+            say(f'{sentence}.')
+        of_total = cautions.of_delta(budget.delta, build.plan.num_units) if budget else None
+        for caution in build.plan.cautions() + ([f'of the budget file, {of_total}'] if of_total else []):
+            say(f'caution: {caution}')
+    return PreparedRun(build, utility, budget)
+
+
+def train(
+    recipe: recipe_lib.Recipe,
+    workdir: pathlib.Path,
+    *,
+    configuration: str | None = None,
+    replicas: strategies.Replicas = strategies.ONE,
+    say: Say = say_on_stderr,
+    show_chosen: Callable[[warm_start_lib.ChosenImages], None] = lambda unused_chosen: None,
+) -> TrainedRun | None:
+    """Trains, samples, exports and evaluates; resumes where the folder holds an unfinished run.
+
+    Args:
+      recipe: What was chosen.
+      workdir: The run's folder; held by the caller, see `folder.training_in`.
+      configuration: The recipe as it was configured, for the record; None: as `Recipe.to_text` has it.
+      replicas: What computes the steps.
+      say: Tells a person what is going on.
+      show_chosen: Called with the public images that a warm start chose.
+
+    Returns:
+      What came out; None at the other workers than the first.
+
+    Raises:
+      ValueError: if the recipe, the folder or the budget refuses the run; says what to do.
+      interruption.Interrupted: if the run was asked to stop; everything is saved, and the same call goes on.
+      FloatingPointError: if the run diverged; what it had released is on record.
+    """
+    started = time.monotonic()
+    configuration = configuration or recipe.to_text()
+    workers = replicas.workers
+    prepared = prepare(recipe, workdir, say=say, is_first=workers.is_first)
+
+    def on_release(released: class_means.NoisyMeans | warm_start_lib.ChosenImages) -> None:
+        release.draw_released(workdir, released)
+        if isinstance(released, warm_start_lib.ChosenImages):
+            show_chosen(released)
+
+    with replicas.working() as stop:
+        training = prepared.build.make_training(
+            workdir, recipe.data and recipe.data.train, on_release=on_release, replicas=replicas
+        )
+        account = _Account(recipe, workdir, training, say)
+        if workers.is_first:
+            _begin(recipe, workdir, training, configuration, account, say)
+        released, checkpoint, drawn = _train_and_draw(recipe, workdir, training, account, stop)
+    done = None
+    if workers.is_first:
+        done = _finish(recipe, workdir, training, prepared.utility, configuration, released, checkpoint, drawn, started)
+    workers.wait_for_all()  # None ends as done while the first one may yet fail.
+    return done
+
+
+class _Account:
+    """Charges a run to the budget of its data, where there is one; at the first worker alone."""
+
+    def __init__(self, recipe: recipe_lib.Recipe, workdir: pathlib.Path, training: build_lib.RunTraining, say: Say):
+        self._path = recipe.budget_file if training.trainer.replicas.workers.is_first else None
+        self._recipe, self._workdir, self._training, self._say = recipe, workdir, training, say
+
+    def reserve(self) -> None:
+        """Reserves all that the run may release."""
+        if self._path:
+            state, plan = self._training.trainer.state, self._training.build.plan
+            self._charge('reserved', _reserve(plan, self._recipe.data.train, state.run_id))
+
+    def settle(self) -> None:
+        """Puts in place of that what the run has released."""
+        state = self._training.trainer.state
+        self._charge('settled', lambda budget: budget.settle(state.run_id, state.ledger))
+
+    def write_down_spent(self) -> None:
+        """Writes what a run has cost that ends without a model: its charge, and its statement if it released any."""
+        trainer = self._training.trainer
+        if trainer.replicas.workers.is_first and trainer.state.ledger.releases:
+            folder.write_statement(self._workdir, self._training.statement())
+        self.settle()
+
+    def _charge(self, done: str, change: budget_file.Change) -> None:
+        if self._path:
+            self._say(f'{done} in {self._path}: {describe_spent(budget_file.update(self._path, change))}.')
+
+
+def _begin(recipe, workdir, training: build_lib.RunTraining, configuration: str, account: _Account, say: Say) -> None:
+    """Charges the run, writes what is known before its first step, and says where a resumed run stands."""
+    trainer, count = training.trainer, training.num_private_images_that_are_public
+    if count:
+        say(
+            f'{count:,} of the private images are among the public ones too: the guarantee covers what '
+            'the private stages do with them, and not what the public stages show. This number is private: do not '
+            'release it.'
+        )
+    account.reserve()
+    files.write_text(workdir / folder.OPERATIVE_CONFIG, configuration)
+    training.model.write(workdir)
+    tensorboard.write_begin(trainer, training.model, recipe, training.build.plan, release.cut_paths(configuration))
+    if trainer.resumed:
+        say(f'the run in {workdir} {trainer.position()}.')
+
+
+def _train_and_draw(
+    recipe, workdir, training: build_lib.RunTraining, account: _Account, stop: interruption.StopRequest
+) -> tuple[Any, pretrained.PretrainedModel | None, tuple[np.ndarray, np.ndarray]]:
+    """Runs what is left of the training; returns the released network, a public checkpoint, and samples with labels."""
+    trainer, checkpoint = training.trainer, None
+    workers = trainer.replicas.workers
+    try:
+        trainer.run(stop)
+    except FloatingPointError:
+        account.write_down_spent()
+        workers.wait_for_all()  # All of them have diverged; who ends before the first one has written might end it too.
+        raise
+    account.settle()
+    # From here on everything is made from the released weights.
+    released = trainer.released_model()
+    if not recipe.is_private:
+        checkpoint = pretraining.make_checkpoint(recipe.pretraining, recipe.network, recipe.process, released)
+        if workers.is_first:
+            checkpoint.write(workdir / pretrained.FOLDER)
+    try:
+        drawn = release.draw(
+            released, training.model, recipe.samples, workdir=workdir, stop=stop, workers=trainer.replicas.workers
+        )
+    except FloatingPointError:
+        account.write_down_spent()
+        raise
+    return released, checkpoint, drawn
+
+
+def _finish(
+    recipe, workdir, training: build_lib.RunTraining, utility, configuration: str, released, checkpoint, drawn, started
+) -> TrainedRun:
+    """Writes what may be released and, apart from it, what was measured on private images."""
+    statement, summaries = training.statement(), training.trainer.summaries
+    version = release.write(
+        workdir,
+        f'tf_dpdiff: a {"private generator" if recipe.is_private else "public model"} of {training.build.spec.name}',
+        _facts(statement, recipe),
+        statement,
+        training.model,
+        released,
+        summaries,
+        *drawn,
+        configuration=release.cut_paths(configuration),
+    )
+    measured = {}
+    if utility:
+        measured = utility_lib.measure(utility, *drawn, recipe.data.train, recipe.data.held_out).fields
+        files.write_text(workdir / folder.NON_PRIVATE / 'utility.json', json.dumps(measured, indent=2) + '\n')
+        accuracies = {f'{classifier}/{source}': value for classifier, source, value in utility_lib.accuracies(measured)}
+        summaries.non_private_scalars(accuracies, statement.plan.config.num_steps)
+    summaries.flush()
+    return TrainedRun(
+        workdir, statement, version, len(drawn[0]), measured, checkpoint, seconds=time.monotonic() - started
+    )
+
+
+def _facts(statement, recipe: recipe_lib.Recipe) -> dict[str, str]:
+    """Returns what stands at the head of the report."""
+    fields = statement.to_dict()
+    if not recipe.is_private:
+        return {
+            'epsilon': 'no private images',
+            'public images': f'{recipe.pretraining.spec.num_images:,}',
+            'steps': str(recipe.pretraining.num_steps),
+        }
+    return {
+        'epsilon': statement_lib.round_up(fields['epsilon']) if fields['guarantee_claimed'] else 'none claimed',
+        'delta': rounding.exact(fields['delta']),
+        'protected unit': fields['unit'],
+        'steps': str(fields['steps_run']),
+        **({'caution': ' '.join(fields['cautions'])} if fields['cautions'] else {}),
+    }
+
+
+def _planned_budget(recipe, build: build_lib.Build, workdir: pathlib.Path, dry_run: bool) -> budget_lib.Budget:
+    """Returns the budget as it would be with the run; refuses the run before its folder is begun, or goes on.
+
+    What the run in the folder has released already goes on record first, even where the rest is then refused: it may
+    have begun without the budget file, or have been killed before it was settled. A dry run writes nothing.
+    """
+    data = recipe.data
+    identity, run_id = checkpoints.read_identity(workdir / checkpoints.FOLDER), 'not begun yet'
+    budget = budget_file.read(recipe.budget_file)
+    if identity and identity.data_fingerprint == data.train.fingerprint():
+        run_id = identity.run_id
+
+        def record(budget: budget_lib.Budget) -> budget_lib.Budget:
+            return budget.record_begun(run_id, identity.ledger, **_about(data.train))
+
+        budget = record(budget) if dry_run else budget_file.update(recipe.budget_file, record)
+    return _reserve(build.plan, data.train, run_id)(budget)
+
+
+def _reserve(plan: plan_lib.DpSgdPlan, dataset, run_id: str) -> budget_file.Change:
+    """Returns the change of a budget that reserves all that a run may release."""
+    return lambda budget: budget.reserve(run_id, plan.planned_ledger(), **_about(dataset))
+
+
+def _about(dataset) -> dict[str, str]:
+    return {
+        'dataset': dataset.name,
+        'data_fingerprint': dataset.fingerprint(),
+        'unit': dataset.unit,
+        'time': budget_file.now(),
+    }
+
+
+def describe_spent(budget: budget_lib.Budget) -> str:
+    """Returns in words what the runs of a budget have cost, or by how much it is overdrawn."""
+    if budget.overdrawn_by():
+        return f'{budget.describe_overdraft()}; no further run is let in'
+    return (
+        f'{len(budget.entries)} run(s) cost epsilon = {rounding.round_up(budget.epsilon())} of '
+        f'{rounding.exact(budget.total_epsilon)} at delta = {rounding.exact(budget.delta)}'
+    )
