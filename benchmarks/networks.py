@@ -9,7 +9,8 @@ from tf_dpdiff.diffusion import process
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import seeds
-from tf_dpdiff.training import stages
+from tf_dpdiff.training import finetuning as finetuning_lib
+from tf_dpdiff.training import optimization
 from tf_dpdiff.training import strategies
 from tf_dpdiff.training import train_step
 from tf_dpdiff.training import views
@@ -53,7 +54,7 @@ def _make_networks(name, compute_dtype):
 
 
 def _make_optimizer():
-    return stages.OptimizationConfig(1e-3).make_optimizer(1000)
+    return optimization.OptimizationConfig(1e-3).make_optimizer(1000)
 
 
 def compile_private_step(
@@ -77,8 +78,8 @@ def compile_private_step(
       compute_dtype: As in UNetConfig.
       replicas: What computes it.
     """
-    config = stages.FinetuningConfig(
-        stages.OptimizationConfig(1e-3),
+    config = finetuning_lib.FinetuningConfig(
+        optimization.OptimizationConfig(1e-3),
         views.ViewsConfig(num_views),
         memory_budget_gib=memory_budget_gib,
         units_per_chunk=units_per_chunk,

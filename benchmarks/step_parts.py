@@ -72,8 +72,7 @@ def step_of_run(flags):
     """Returns the private step of a run, made by its own command, which is ended before its first step."""
     from tf_dpdiff.cli import train
     from tf_dpdiff.training import loop
-    from tf_dpdiff.training import stages
-    from tf_dpdiff.training import train_step
+        from tf_dpdiff.training import train_step
 
     made_steps, made_stages = _keep_calls(train_step, 'make_private_step'), _keep_calls(stages, 'make_finetuning')
 

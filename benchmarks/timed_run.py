@@ -146,8 +146,7 @@ def _time_stages(timers):
     from tf_dpdiff.data import pipelines
     from tf_dpdiff.privacy import plan as plan_lib
     from tf_dpdiff.privacy import sampling
-    from tf_dpdiff.training import stages
-    from tf_dpdiff.training import train_step
+        from tf_dpdiff.training import train_step
 
     made, compiled = [], {}
 

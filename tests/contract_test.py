@@ -31,11 +31,13 @@ from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import sampling
 from tf_dpdiff.privacy import seeds
 from tf_dpdiff.privacy import statement as statement_lib
+from tf_dpdiff.runs import build as build_lib
+from tf_dpdiff.runs import recipe as recipe_lib
 from tf_dpdiff.training import checkpoints
+from tf_dpdiff.training import finetuning as finetuning_lib
 from tf_dpdiff.training import interruption
 from tf_dpdiff.training import loop as loop_lib
-from tf_dpdiff.training import stages
-from tf_dpdiff.training import trainer as trainer_lib
+from tf_dpdiff.training import optimization
 from tf_dpdiff.training import views as views_lib
 
 pytestmark = pytest.mark.usefixtures('small_network')
@@ -251,20 +253,19 @@ def make_trainer(workdir, log_non_private=False):
     """A run of DP-SGD alone on toy images."""
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, [20, 4, 4, 1]).astype(np.uint8)
-    optimization = stages.OptimizationConfig(0.01)
     config = plan_lib.DpSgdConfig(1e-4, 8, 4, 1e-2, noise_multiplier=1.0)
-    return trainer_lib.Trainer(
-        workdir,
-        datasets.ImageDataset('toy', images, (np.arange(20) % 2).astype(np.int32), ('a', 'b')),
+    private = datasets.ImageDataset('toy', images, (np.arange(20) % 2).astype(np.int32), ('a', 'b'))
+    recipe = recipe_lib.Recipe(
         network=unet.UNetConfig(base_channels=4, groups=2),
         process=process_lib.DiffusionProcess(),
-        plan=plan_lib.make_plan(config, 20),
-        pretraining=None,
-        warm_start=None,
-        finetuning=stages.FinetuningConfig(optimization, views_lib.ViewsConfig(), units_per_chunk=4),
-        config=loop_lib.TrainerConfig(log_non_private=log_non_private, log_every_steps=1),
-        on_release=lambda means: None,
+        data=datasets.PrivateData(train=private, held_out=private),
+        privacy=config,
+        finetuning=finetuning_lib.FinetuningConfig(
+            optimization.OptimizationConfig(0.01), views_lib.ViewsConfig(), units_per_chunk=4
+        ),
+        loop=loop_lib.TrainerConfig(log_non_private=log_non_private, log_every_steps=1),
     )
+    return build_lib.Build(recipe).make_training(workdir, private, make_grid_drawer=None).trainer
 
 
 NEVER, AT_ONCE = (types.SimpleNamespace(requested=requested, reason='a test') for requested in (False, True))

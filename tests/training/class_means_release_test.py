@@ -56,7 +56,7 @@ def test_resumed_run_reads_the_means_and_never_releases_again(tmp_path, releases
     assert len(said) == 2 and len(releases) == 1  # It went on within the warm start.
     for means in said:
         assert_same(means, releases[0])
-    assert trainer.state.ledger == trainer._plan.planned_ledger()
+    assert trainer.state.ledger == trainer.plan.planned_ledger()
 
 
 def test_run_that_was_killed_before_the_ledger_was_saved_reads_the_means(tmp_path, releases, monkeypatch):

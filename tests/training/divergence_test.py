@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tests import fake_workers
 from tests.training import loop_test
-from tests.training import pretrainer_test
+from tests.training import pretraining_test
 from tests.training import public_images_test
 from tests.training import trainer_test as toy
 from tests.training.stops import NEVER
@@ -22,12 +22,14 @@ from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import rounding
 from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import divergence
-from tf_dpdiff.training import stages
+from tf_dpdiff.training import finetuning as finetuning_lib
+from tf_dpdiff.training import optimization
+from tf_dpdiff.training import pretraining as pretraining_lib
 from tf_dpdiff.training import views as views_lib
 from tf_dpdiff.training import warm_start as warm_start_lib
 
 pytestmark = pytest.mark.usefixtures('small_network')
-HUGE = stages.OptimizationConfig(learning_rate=1e30)
+HUGE = optimization.OptimizationConfig(learning_rate=1e30)
 
 
 def make_networks():
@@ -166,7 +168,7 @@ def refuse(*unused_arguments, **unused_options):
 def test_run_that_diverges_before_its_first_release_releases_nothing(tmp_path, monkeypatch, where):
     monkeypatch.setattr(class_means.ClassMeansConfig, 'release', refuse)
     strokes = procedural.random_strokes(num_images=30, image_size=4, num_classes=3)
-    pretraining = stages.PretrainingConfig(strokes, 3, 4, HUGE) if where == 'pretraining' else None
+    pretraining = pretraining_lib.PretrainingConfig(strokes, 3, 4, HUGE) if where == 'pretraining' else None
     trainer = toy.make_trainer(tmp_path, pretraining=pretraining)
     if pretraining is None:
         set_bias(trainer.model, np.nan)
@@ -177,11 +179,11 @@ def test_run_that_diverges_before_its_first_release_releases_nothing(tmp_path, m
 
 
 def test_private_stage_that_diverges_tells_what_it_has_spent(tmp_path):
-    finetuning = stages.FinetuningConfig(HUGE, views_lib.ViewsConfig(), units_per_chunk=4)
+    finetuning = finetuning_lib.FinetuningConfig(HUGE, views_lib.ViewsConfig(), units_per_chunk=4)
     trainer = toy.make_trainer(tmp_path, pretraining=None, finetuning=finetuning)
     with pytest.raises(divergence.DivergedError, match='finetuning diverged by step 1 of 3') as error:
         trainer.run(NEVER)
-    ledger, plan = trainer.state.ledger, trainer._plan
+    ledger, plan = trainer.state.ledger, trainer.plan
     assert ledger == plan.planned_ledger(1)  # The release of the warm start, and the step that went wrong.
     told = re.search(r'epsilon = ([\d.]+) at delta = 0.0001, and stays spent', str(error.value)).group(1)
     assert told == rounding.round_up(plan.epsilon(ledger))
@@ -204,7 +206,7 @@ def test_private_loss_that_is_not_finite_is_not_looked_at(tmp_path, monkeypatch)
     monkeypatch.setattr(views_lib, 'unit_loss_fn', make_broken)
     trainer = toy.make_trainer(tmp_path, pretraining=None, warm_start=None, plan=plan_lib.make_plan(toy.PRIVACY, 20))
     trainer.run(NEVER)
-    assert asked and trainer.is_done and trainer.state.ledger == trainer._plan.planned_ledger()
+    assert asked and trainer.is_done and trainer.state.ledger == trainer.plan.planned_ledger()
 
 
 @pytest.mark.parametrize(
@@ -223,20 +225,20 @@ def test_public_classifier_that_diverges_releases_nothing(tmp_path, monkeypatch,
 
 
 def test_public_run_that_diverges_leaves_no_checkpoint_to_start_from(tmp_path):
-    trainer = pretrainer_test.make_public(tmp_path, optimization=HUGE)
+    trainer = pretraining_test.make_public(tmp_path, optimization=HUGE)
     with pytest.raises(divergence.DivergedError, match='pretraining diverged .* No private image was read'):
         trainer.run(NEVER)
-    sound = pretrainer_test.make_public(tmp_path / 'other')
-    assert np.isfinite(sound.to_pretrained().loss)  # Control.
-    for weight in sound.average.get_layer('conv_out').weights:
+    sound = pretraining_test.make_public_training(tmp_path / 'other')
+    assert np.isfinite(pretraining_test.to_pretrained(sound).loss)  # Control.
+    for weight in sound.trainer.average.get_layer('conv_out').weights:
         weight.assign(tf.fill(weight.shape, 3.4e38))
     with pytest.raises(divergence.DivergedError, match='the loss of what came out is'):
-        sound.to_pretrained()
+        pretraining_test.to_pretrained(sound)
 
 
 @pytest.mark.parametrize('rate', [float('inf'), float('nan')])
 def test_learning_rate_that_is_no_number_is_refused_before_anything_is_done(rate):
     with pytest.raises(ValueError, match='learning_rate must be finite and > 0'):
-        stages.OptimizationConfig(learning_rate=rate)
+        optimization.OptimizationConfig(learning_rate=rate)
     with pytest.raises(ValueError, match='learning_rate of the public classifier must be finite and > 0'):
         dataclasses.replace(public_images_test.QUICK, learning_rate=rate)

@@ -14,7 +14,7 @@ from tf_dpdiff.training import checkpoint_folders
 from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import interruption
 from tf_dpdiff.training import loop as loop_lib
-from tf_dpdiff.training import stages
+from tf_dpdiff.training import stage as stage_lib
 from tf_dpdiff.training import strategies
 from tf_dpdiff.training import summaries as summaries_lib
 
@@ -25,27 +25,28 @@ NUM_STEPS, NEVER_SECS = 4, 1e9
 def make_loop(workdir, workers=workers_lib.ALONE, *, every_secs=NEVER_SECS, grids=0, drifts_at=None):
     """Returns a loop of one stage, each step of which adds 1 to a weight of the average; one step may add more."""
     config = loop_lib.TrainerConfig(checkpoint_every_secs=every_secs, grids_per_stage=grids)
-    made = loop_lib.StageLoop(
+
+    def make_stages(trainer):
+        optimizer = keras.optimizers.SGD()
+        optimizer.build(trainer.model.trainable_variables)
+        bias = trainer.average.get_layer('conv_out').bias
+
+        def run_step(step):
+            bias.assign_add([1.0 + (1e-6 if step + 1 == drifts_at else 0.0)])
+            return {}
+
+        return [stage_lib.Stage('counting', NUM_STEPS, optimizer, lambda: None, run_step)]
+
+    return loop_lib.Trainer(
         workdir,
         {},
         config,
-        network=unet.UNetConfig(base_channels=2),
-        image_shape=(2, 2, 1),
+        build_network=lambda: unet.build_unet(unet.UNetConfig(base_channels=2), (2, 2, 1), 2),
         num_classes=2,
-        is_private=False,
+        make_stages=make_stages,
         draw_grid=lambda average: np.full([1, 1, 1], count(average), np.uint8),
         replicas=strategies.Replicas(tf.distribute.get_strategy(), workers),
     )
-    optimizer = keras.optimizers.SGD()
-    optimizer.build(made.model.trainable_variables)
-    bias = made.average.get_layer('conv_out').bias
-
-    def run_step(step):
-        bias.assign_add([1.0 + (1e-6 if step + 1 == drifts_at else 0.0)])
-        return {}
-
-    made._open([stages.Stage('counting', NUM_STEPS, optimizer, lambda: None, run_step)])
-    return made
 
 
 def count(network):

@@ -8,6 +8,7 @@ import pytest
 from tests import fake_workers
 from tests.training import trainer_test as toy
 from tests.training.stops import NEVER
+from tf_dpdiff import keras
 from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import accounting
@@ -15,6 +16,7 @@ from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import seeds
 from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import loop as loop_lib
+from tf_dpdiff.training import stage as stage_lib
 from tf_dpdiff.training import strategies
 from tf_dpdiff.training import train_step
 
@@ -41,7 +43,7 @@ def fixture_given(monkeypatch):
 
         return record
 
-    monkeypatch.setattr(train_step, 'make_private_step', make_recorder)
+    monkeypatch.setattr(train_step, 'compile_private_step', make_recorder)
     return batches
 
 
@@ -82,7 +84,7 @@ def test_no_step_is_computed_beyond_the_plan(tmp_path, given):
     assert len(given) == 3
     with pytest.raises(accounting.BudgetError, match='all 3 planned steps have been run'):
         trainer._stages[-1].run_step(3)
-    assert len(given) == 3 and trainer.state.ledger == trainer._plan.planned_ledger()
+    assert len(given) == 3 and trainer.state.ledger == trainer.plan.planned_ledger()
 
 
 def test_secret_and_name_of_a_run_are_on_disk_before_its_first_step(tmp_path):
@@ -104,25 +106,24 @@ def test_name_of_a_run_does_not_follow_from_its_secret(monkeypatch):
 
 def begin(workdir, workers, configuration=None):
     """Returns the secret and the name of a private run, as one of its workers has them."""
-    loop = loop_lib.StageLoop(
+    trainer = loop_lib.Trainer(
         workdir,
         configuration or {},
         loop_lib.TrainerConfig(),
-        network=unet.UNetConfig(base_channels=2),
-        image_shape=(2, 2, 1),
+        build_network=lambda: unet.build_unet(unet.UNetConfig(base_channels=2), (2, 2, 1), 2),
         num_classes=2,
-        is_private=True,
-        draw_grid=None,
+        make_stages=lambda unused_trainer: [stage_lib.Stage('idle', 1, keras.optimizers.SGD(), None, None)],
+        plan=PLAN,
         replicas=strategies.Replicas(strategies.ONE.strategy, workers),
     )
-    return loop.state.private_seed.reveal(), loop.state.run_id
+    return trainer.state.private_seed.reveal(), trainer.state.run_id
 
 
 @pytest.mark.parametrize('count', [2, 3])
 def test_all_workers_hold_one_secret(tmp_path, count):
-    assert len(set(fake_workers.play(lambda workers: begin(tmp_path, workers), count))) == 1
+    assert len(set(fake_workers.play(lambda workers: begin(tmp_path / 'together', workers), count))) == 1
     # Control: runs of one worker each.
-    assert len({begin(tmp_path, workers_lib.ALONE) for _ in range(2)}) == 2
+    assert len({begin(tmp_path / str(number), workers_lib.ALONE) for number in range(2)}) == 2
 
 
 def test_workers_of_other_data_or_another_plan_do_not_begin_together(tmp_path):

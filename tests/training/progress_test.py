@@ -46,14 +46,14 @@ def is_bound_of_each_step(found, plan):
 
 def run(workdir, stop=NEVER, **config):
     """Runs a trainer whose steps compute nothing: they are recorded, which is all that epsilon hangs on."""
-    trainer = toy.without_steps(toy.make_trainer(workdir, privacy=PRIVACY, config=loop_lib.TrainerConfig(**config)))
-    trainer.run(stop)
-    return trainer
+    training = toy.make_training(workdir, privacy=PRIVACY, loop=loop_lib.TrainerConfig(**config))
+    toy.without_steps(training.trainer).run(stop)
+    return training
 
 
 def assert_release_of_the_warm_start_is_shown(trainer, screen):
     """Checks that what the warm start has released is shown from its first moment."""
-    cost = trainer._plan.epsilon(trainer._plan.planned_ledger(0))
+    cost = trainer.plan.epsilon(trainer.plan.planned_ledger(0))
     found = shown(screen, 'warm_start')
     assert {step for step, _ in found} == {0, 1, 2} and len(found) >= 4
     assert all(cost <= float(epsilon) <= 1.01 * cost for _, epsilon in found[1:])
@@ -64,18 +64,19 @@ def assert_release_of_the_warm_start_is_shown(trainer, screen):
     'log_every_steps', [pytest.param(1, marks=pytest.mark.long), 7, pytest.param(1000, marks=pytest.mark.long)]
 )
 def test_bar_shows_the_epsilon_of_each_step_and_ends_with_that_of_the_statement(tmp_path, screen, log_every_steps):
-    trainer = run(tmp_path, log_every_steps=log_every_steps)
+    training = run(tmp_path, log_every_steps=log_every_steps)
+    trainer = training.trainer
     assert_release_of_the_warm_start_is_shown(trainer, screen)
     assert not [epsilon for _, epsilon in shown(screen, 'pretraining') if epsilon]
     found = shown(screen, 'finetuning')
     # The bar is there before its first epsilon is.
     assert found[0] == (0, None) and {step for step, _ in found} == set(range(NUM_STEPS + 1))
-    assert is_bound_of_each_step(found[1:], trainer._plan)
-    fields = json.loads(trainer.statement().to_json())
+    assert is_bound_of_each_step(found[1:], trainer.plan)
+    fields = json.loads(training.statement().to_json())
     assert found[-1] == (NUM_STEPS, rounding.round_up(fields['epsilon']))
     # Control: an epsilon that is only renewed when a step is logged is too low until then.
     stale = [(step, found[1][1] if step < NUM_STEPS else epsilon) for step, epsilon in found[1:]]
-    assert not is_bound_of_each_step(stale, trainer._plan)
+    assert not is_bound_of_each_step(stale, trainer.plan)
 
 
 def test_warm_start_and_a_resumed_run_show_what_was_spent_before_their_first_step(tmp_path, screen):
@@ -83,6 +84,6 @@ def test_warm_start_and_a_resumed_run_show_what_was_spent_before_their_first_ste
         run(tmp_path, StopAfter(sum(toy.STEPS.values()) - toy.STEPS['finetuning'] + 4))
     before = shown(screen, 'finetuning')[-1]
     screen.truncate(0)
-    trainer = run(tmp_path)
+    trainer = run(tmp_path).trainer
     assert shown(screen, 'finetuning')[1] == before and before[0] == 5
-    assert is_bound_of_each_step(shown(screen, 'finetuning')[1:], trainer._plan)
+    assert is_bound_of_each_step(shown(screen, 'finetuning')[1:], trainer.plan)

@@ -18,7 +18,6 @@ from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.training import interruption
 from tf_dpdiff.training import public_classifier
 from tf_dpdiff.training import public_features
-from tf_dpdiff.training import stages
 from tf_dpdiff.training import strategies
 from tf_dpdiff.training import warm_start as warm_start_lib
 
@@ -39,15 +38,17 @@ def make_images(greys, count, seed, name, class_names):
 
 PUBLIC = make_images(GREYS, 140, 0, 'greys', tuple(f'grey {grey}' for grey in GREYS))
 PRIVATE = make_images((220, 20, 140), 60, 1, 'toy', ('light', 'dark', 'middle'))
-WARM_START = stages.WarmStartConfig(
+WARM_START = warm_start_lib.WarmStartConfig(
     RELEASE, None, 2, 4, toy.OPTIMIZATION, public=PUBLIC, images_per_class=15, classifier=QUICK
 )
 
 
-def make_trainer(workdir, private=PRIVATE, warm_start=WARM_START, **changes):
-    plan = plan_lib.make_plan(toy.PRIVACY, private.num_units, warm_start.release)
-    arguments = {'pretraining': None, 'plan': plan, **changes}
-    return toy.make_trainer(workdir, private, warm_start=warm_start, **arguments)
+def make_training(workdir, private=PRIVATE, warm_start=WARM_START, **changes):
+    return toy.make_training(workdir, private, warm_start=warm_start, **{'pretraining': None, **changes})
+
+
+def make_trainer(*arguments, **changes):
+    return make_training(*arguments, **changes).trainer
 
 
 @pytest.fixture(name='trained', scope='module', autouse=True)
@@ -89,16 +90,17 @@ def fixture_unbroken(tmp_path_factory, small_network):
     """A whole run: its folder, its trainer, and what it said was chosen."""
     del small_network
     workdir, said = tmp_path_factory.mktemp('unbroken'), []
-    trainer = make_trainer(workdir, on_release=said.append)
-    trainer.run(NEVER)
-    return workdir, trainer, said
+    training = make_training(workdir, on_release=said.append)
+    training.trainer.run(NEVER)
+    return workdir, training, said
 
 
 def test_images_that_look_alike_are_chosen_and_the_ledger_counts_the_release_once(unbroken):
-    workdir, trainer, (chosen,) = unbroken
+    workdir, training, (chosen,) = unbroken
+    trainer = training.trainer
     assert [origins[0][0] for origins in chosen.origins] == ['grey 220', 'grey 20', 'grey 140']
     assert trainer.state.ledger.count(MECHANISM) == 1
-    assert trainer.state.ledger == trainer._plan.planned_ledger()
+    assert trainer.state.ledger == trainer.plan.planned_ledger()
     images, found = chosen.images, read_means(workdir)
     np.testing.assert_array_equal(images.images_uint8, PUBLIC.images_uint8[found['rows']])
     np.testing.assert_array_equal(images.labels, found['labels'])
@@ -133,7 +135,7 @@ def test_resumed_run_reads_the_release_and_never_makes_it_again(tmp_path, releas
     np.testing.assert_array_equal(said[0].images.images_uint8, said[1].images.images_uint8)
     assert said[0].origins == said[1].origins
     assert len(releases) == 1 and len(set(written)) == 1
-    assert trainer.state.ledger == trainer._plan.planned_ledger()
+    assert trainer.state.ledger == trainer.plan.planned_ledger()
 
 
 def test_run_that_was_killed_before_the_ledger_was_saved_reads_the_release(tmp_path, releases, monkeypatch):
@@ -225,7 +227,7 @@ def test_images_are_chosen_by_the_noisy_sums_and_not_by_the_exact_ones(tmp_path,
     found = read_means(tmp_path)
 
     def choose(sums):
-        means = release.means(sums, trainer._plan.config.neighboring_relation)
+        means = release.means(sums, trainer.plan.config.neighboring_relation)
         return feature_means.choose_images(means, features(PUBLIC.images_uint8), 15)
 
     for name, expected in zip(('rows', 'labels'), choose(found['noisy_sums'])):
@@ -239,7 +241,7 @@ def test_owners_are_counted_once(tmp_path):
     trainer = toy.without_steps(make_trainer(tmp_path, owned))
     trainer.run(NEVER)
     assert 2.0**0.5 * np.sum(read_means(tmp_path)['noisy_sums'][:, -1]) == pytest.approx(30, abs=5 * 0.5 * 6**0.5)
-    assert trainer.state.ledger == trainer._plan.planned_ledger()
+    assert trainer.state.ledger == trainer.plan.planned_ledger()
 
 
 def test_release_of_noise_alone_is_one_clear_error(tmp_path, monkeypatch):
@@ -272,7 +274,8 @@ def test_features_of_public_images_vary_alike_in_all_directions(features):
 
 
 def test_scorer_finds_the_mean_that_is_nearest_and_is_read_from_the_run(unbroken, features):
-    workdir, trainer, (chosen,) = unbroken
+    workdir, training, (chosen,) = unbroken
+    trainer = training.trainer
     scorer = warm_start_lib.read_scorer(workdir, trainer.state.run_id, (8, 8, 1))
     scores = scorer(tf.constant(chosen.images.images_uint8)).numpy()
     assert scores.shape == (len(chosen.images), 3)

@@ -19,7 +19,10 @@ from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import seeds
 from tf_dpdiff.training import checkpoints
-from tf_dpdiff.training import stages
+from tf_dpdiff.training import finetuning as finetuning_lib
+from tf_dpdiff.training import optimization
+from tf_dpdiff.training import pretraining as pretraining_lib
+from tf_dpdiff.training import stage as stage_lib
 from tf_dpdiff.training import strategies
 from tf_dpdiff.training import train_step
 from tf_dpdiff.training import views as views_lib
@@ -30,7 +33,7 @@ CLIP_NORM, NOISE_MULTIPLIER, EXPECTED_BATCH_SIZE = 0.05, 2.0, 10
 SECRET = seeds.PrivateSeed(bytes(range(32)))
 
 
-class _Sgd(stages.OptimizationConfig):
+class _Sgd(optimization.OptimizationConfig):
     """Plain SGD with learning rate 1: an update is the noisy sum over the expected batch size."""
 
     def make_optimizer(self, num_steps):
@@ -38,7 +41,7 @@ class _Sgd(stages.OptimizationConfig):
         return keras.optimizers.SGD(1.0)
 
 
-SGD, ADAM = _Sgd(1.0), stages.OptimizationConfig(learning_rate=0.01)
+SGD, ADAM = _Sgd(1.0), optimization.OptimizationConfig(learning_rate=0.01)
 VIEWS = views_lib.ViewsConfig(augmentation_multiplicity=2)
 
 
@@ -99,21 +102,17 @@ def run_private(replicas, noise_multiplier):
         NUM_UNITS,
     )
     state = checkpoints.RunState(SECRET)
-    sampler = views_lib.make_view_sampler(process_lib.DiffusionProcess(), VIEWS, NETWORK, NUM_CLASSES)
     num_units, changes = [], []
-    make_private_step, made = train_step.make_private_step, []
+    compile_private_step, made = train_step.compile_private_step, []
 
     def make_and_keep(*arguments, **options):
-        made.append(make_private_step(*arguments, **options))
+        made.append(compile_private_step(*arguments, **options))
         return made[-1]
 
-    with replicas.scope(), mock.patch.object(train_step, 'make_private_step', make_and_keep):
-        stage = stages.make_finetuning(
-            stages.FinetuningConfig(SGD, VIEWS, units_per_chunk=4),
-            model,
-            average,
-            sampler,
-            replicas,
+    with replicas.scope(), mock.patch.object(train_step, 'compile_private_step', make_and_keep):
+        stage = finetuning_lib.make_stage(
+            finetuning_lib.FinetuningConfig(SGD, VIEWS, units_per_chunk=4),
+            stage_lib.Training(model, average, make_view_sampler, replicas),
             plan,
             make_private_images(),
             state,
@@ -134,13 +133,17 @@ def run_private(replicas, noise_multiplier):
     )
 
 
+def make_view_sampler(views):
+    return views_lib.make_view_sampler(process_lib.DiffusionProcess(), views, NETWORK, NUM_CLASSES)
+
+
 def run_public(replicas):
     """Returns the changes of the weights, and the losses, of NUM_STEPS public steps of batches that do not divide."""
     model, average = make_networks(replicas)
-    config = stages.PretrainingConfig(make_private_images(), NUM_STEPS, 7, ADAM, images_per_chunk=7)
-    sampler = views_lib.make_view_sampler(process_lib.DiffusionProcess(), VIEWS, NETWORK, NUM_CLASSES)
+    config = pretraining_lib.PretrainingConfig(make_private_images(), NUM_STEPS, 7, ADAM, images_per_chunk=7)
     with replicas.scope():
-        stage = stages.make_pretraining(config, model, average, sampler, replicas)
+        training = stage_lib.Training(model, average, make_view_sampler, replicas)
+        stage = pretraining_lib.make_stage(config, training)
     start = model.get_weights()
     stage.begin()
     losses = [stage.run_step(step)['loss'] for step in range(NUM_STEPS)]

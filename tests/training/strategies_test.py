@@ -9,7 +9,9 @@ from tests import cluster
 from tests.training import replica_steps
 from tf_dpdiff.data import augmentation
 from tf_dpdiff.privacy import plan as plan_lib
-from tf_dpdiff.training import stages
+from tf_dpdiff.training import finetuning as finetuning_lib
+from tf_dpdiff.training import pretraining as pretraining_lib
+from tf_dpdiff.training import stage as stage_lib
 from tf_dpdiff.training import strategies
 from tf_dpdiff.training import views as views_lib
 
@@ -92,20 +94,17 @@ def fixture_compiled():
 @pytest.mark.parametrize('change', [{'rotation': 0.1}, {'zoom': 0.1}, {'translation': 0.1}])
 def test_augmentation_that_xla_does_not_know_is_refused_before_the_first_step(compiled, change):
     views = views_lib.ViewsConfig(augmentation=augmentation.AugmentationConfig(**change))
-    config = stages.PretrainingConfig(replica_steps.make_private_images(), 1, 4, replica_steps.ADAM, views)
+    config = pretraining_lib.PretrainingConfig(replica_steps.make_private_images(), 1, 4, replica_steps.ADAM, views)
     with pytest.raises(ValueError, match=f'{next(iter(change))} of the augmentation in pretraining cannot be compiled'):
-        stages.make_pretraining(config, None, None, None, compiled)
+        pretraining_lib.make_stage(config, stage_lib.Training(None, None, None, compiled))
 
 
 def test_noise_that_runs_on_cpus_is_refused_on_a_tpu(compiled):
     config = plan_lib.DpSgdConfig(1e-4, 4, 1, 1.0, noise_multiplier=1.0, noise_generator='shake256')
     with pytest.raises(ValueError, match="noise_generator='shake256' runs on CPUs"):
-        stages.make_finetuning(
-            stages.FinetuningConfig(replica_steps.ADAM, views_lib.ViewsConfig()),
-            None,
-            None,
-            None,
-            compiled,
+        finetuning_lib.make_stage(
+            finetuning_lib.FinetuningConfig(replica_steps.ADAM, views_lib.ViewsConfig()),
+            stage_lib.Training(None, None, None, compiled),
             plan_lib.make_plan(config, 40),
             None,
             None,

@@ -25,7 +25,6 @@ from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import seeds
 from tf_dpdiff.training import loop as loop_lib
 from tf_dpdiff.training import summaries as summaries_lib
-from tf_dpdiff.training import trainer as trainer_lib
 
 pytestmark = pytest.mark.usefixtures('small_network')
 EVERY_STEP = loop_lib.TrainerConfig(log_every_steps=1)
@@ -165,7 +164,7 @@ def make_trainer(workdir, config=EVERY_STEP, **changes):
     """A run with a fixed secret."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(seeds.PrivateSeed, 'from_os_entropy', lambda: seeds.PrivateSeed(toy.SECRET))
-        return toy.make_trainer(workdir, config=config, **{'draw_grid': GridDrawer(), **changes})
+        return toy.make_trainer(workdir, loop=config, **{'draw_grid': GridDrawer(), **changes})
 
 
 class Whole(NamedTuple):
@@ -178,7 +177,7 @@ class Whole(NamedTuple):
     """
 
     workdir: pathlib.Path
-    trainer: trainer_lib.Trainer
+    trainer: loop_lib.Trainer
     at_finetuning: pathlib.Path
 
 
@@ -236,7 +235,7 @@ def test_stages_show_what_they_are_to_show(unbroken):
         )
     decays = [value for _, value in found['finetuning', 'finetuning/ema_decay']]
     np.testing.assert_allclose(decays, [(1 + n) / (10 + n) for n in range(3)], rtol=1e-6)
-    plan = unbroken.trainer._plan
+    plan = unbroken.trainer.plan
     for step, epsilon in found[
         'finetuning', 'finetuning/epsilon_spent'
     ]:  # An upper bound of the exact cost, and not by much.
@@ -263,7 +262,7 @@ def make_trainer_without_steps(workdir, **changes):
 )
 def test_no_grid_is_shown_of_weights_that_the_ledger_does_not_hold(tmp_path, monkeypatch, forgotten, hidden):
     trainer = make_trainer_without_steps(tmp_path)
-    planned = [trainer._plan.planned_ledger(number) for number in range(toy.STEPS['finetuning'] + 1)]
+    planned = [trainer.plan.planned_ledger(number) for number in range(toy.STEPS['finetuning'] + 1)]
     monkeypatch.setattr(plan_lib.DpSgdPlan, 'planned_ledger', lambda unused_plan, number: planned[number])
     monkeypatch.setattr(plan_lib.DpSgdPlan, forgotten, lambda unused_plan, ledger: ledger)
     trainer.run(NEVER)

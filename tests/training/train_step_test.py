@@ -50,7 +50,7 @@ def make_step(units_per_chunk=4, secret=SEED.reveal(), images_per_unit=1, views_
 def make_step_of_kind(units_per_chunk, secret, config, images_per_unit, views_per_chunk):
     model, average = make_model(), make_model()
     plan = plan_lib.make_plan(config, 12)
-    private_step = train_step.make_private_step(
+    private_step = train_step.compile_private_step(
         model,
         average,
         model.trainable_variables,

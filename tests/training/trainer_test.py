@@ -22,17 +22,22 @@ from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import class_means
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import seeds
+from tf_dpdiff.runs import build as build_lib
+from tf_dpdiff.runs import recipe as recipe_lib
 from tf_dpdiff.training import checkpoints
+from tf_dpdiff.training import finetuning as finetuning_lib
 from tf_dpdiff.training import interruption
 from tf_dpdiff.training import loop as loop_lib
-from tf_dpdiff.training import stages
+from tf_dpdiff.training import optimization
+from tf_dpdiff.training import pretraining as pretraining_lib
+from tf_dpdiff.training import strategies
 from tf_dpdiff.training import train_step
-from tf_dpdiff.training import trainer as trainer_lib
 from tf_dpdiff.training import views as views_lib
+from tf_dpdiff.training import warm_start as warm_start_lib
 
 pytestmark = pytest.mark.usefixtures('small_network')
 NETWORK = unet.UNetConfig(base_channels=4, channel_multipliers=(1,), middle_attention=False, groups=2)
-OPTIMIZATION = stages.OptimizationConfig(learning_rate=0.01)
+OPTIMIZATION = optimization.OptimizationConfig(learning_rate=0.01)
 PRIVACY = plan_lib.DpSgdConfig(
     target_delta=1e-4, expected_batch_size=8, num_steps=3, l2_norm_clip=1e-2, noise_multiplier=1.0
 )
@@ -49,23 +54,45 @@ def make_dataset(seed=0):
     )
 
 
-def make_trainer(workdir, private=None, privacy=PRIVACY, config=loop_lib.TrainerConfig(), **changes):
+def make_training(
+    workdir,
+    private=None,
+    *,
+    plan=None,
+    draw_grid=None,
+    on_release=lambda released: None,
+    replicas=strategies.ONE,
+    **changes,
+):
+    """Returns what trains a toy run, whose recipe is changed; a plan takes the place of the one that it asks for."""
+    private = private or make_dataset()
     release = class_means.ClassMeansConfig(3.0, 2.0)
     arguments = dict(
         network=NETWORK,
         process=process_lib.DiffusionProcess(),
-        plan=plan_lib.make_plan(privacy, 20, release),
-        pretraining=stages.PretrainingConfig(
+        data=datasets.PrivateData(train=private, held_out=private),
+        privacy=plan.config if plan else PRIVACY,
+        pretraining=pretraining_lib.PretrainingConfig(
             procedural.random_strokes(num_images=30, image_size=4, num_classes=3), STEPS['pretraining'], 4, OPTIMIZATION
         ),
-        warm_start=stages.WarmStartConfig(release, 30, STEPS['warm_start'], 4, OPTIMIZATION),
-        finetuning=stages.FinetuningConfig(
+        warm_start=warm_start_lib.WarmStartConfig(release, 30, STEPS['warm_start'], 4, OPTIMIZATION),
+        finetuning=finetuning_lib.FinetuningConfig(
             OPTIMIZATION, views_lib.ViewsConfig(augmentation_multiplicity=2), units_per_chunk=4
         ),
-        config=config,
-        on_release=lambda means: None,
     )
-    return trainer_lib.Trainer(workdir, private or make_dataset(), **{**arguments, **changes})
+    build = build_lib.Build(recipe_lib.Recipe(**{**arguments, **changes}))
+    build.plan = plan or build.plan
+    return build.make_training(
+        workdir,
+        private,
+        on_release=on_release,
+        make_grid_drawer=(lambda model: draw_grid) if draw_grid else None,
+        replicas=replicas,
+    )
+
+
+def make_trainer(workdir, private=None, **changes):
+    return make_training(workdir, private, **changes).trainer
 
 
 def without_steps(trainer):
@@ -77,7 +104,7 @@ def without_steps(trainer):
     *public, private = trainer._stages
 
     def record_step(unused_step):
-        trainer.state.ledger = trainer._plan.record_step(trainer.state.ledger)
+        trainer.state.ledger = trainer.plan.record_step(trainer.state.ledger)
         return {}
 
     private.run_step = record_step
@@ -117,17 +144,21 @@ class Whole(NamedTuple):
 
     Attributes:
       workdir: Its folder.
-      trainer: Its trainer.
+      training: Its trainer.
       at_finetuning: A copy of its folder as it was when the private stage began.
       steps: Its private steps as they were made, compiled.
       sizes: How many rows the batches of its private steps had.
     """
 
     workdir: pathlib.Path
-    trainer: trainer_lib.Trainer
+    training: build_lib.RunTraining
     at_finetuning: pathlib.Path
     steps: list
     sizes: set
+
+    @property
+    def trainer(self):
+        return self.training.trainer
 
 
 @pytest.fixture(name='unbroken', scope='module')
@@ -135,10 +166,10 @@ def fixture_unbroken(tmp_path_factory, small_network):
     """A whole run with the fixed secret."""
     del small_network
     folder, made, sizes = tmp_path_factory.mktemp('unbroken'), [], set()
-    make_private_step, gather_units = train_step.make_private_step, pipelines.gather_units
+    compile_private_step, gather_units = train_step.compile_private_step, pipelines.gather_units
 
     def recorded_make(*args, **kwargs):
-        made.append(make_private_step(*args, **kwargs))
+        made.append(compile_private_step(*args, **kwargs))
         return made[-1]
 
     def recorded_gather(dataset, units, **kwargs):
@@ -147,11 +178,11 @@ def fixture_unbroken(tmp_path_factory, small_network):
 
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(seeds.PrivateSeed, 'from_os_entropy', lambda: seeds.PrivateSeed(SECRET))
-        monkeypatch.setattr(train_step, 'make_private_step', recorded_make)
+        monkeypatch.setattr(train_step, 'compile_private_step', recorded_make)
         monkeypatch.setattr(pipelines, 'gather_units', recorded_gather)
-        trainer = make_trainer(folder / 'run')
-        run_and_copy(trainer, folder / 'run', folder / 'at_finetuning')
-    return Whole(folder / 'run', trainer, folder / 'at_finetuning', made, sizes)
+        training = make_training(folder / 'run')
+        run_and_copy(training.trainer, folder / 'run', folder / 'at_finetuning')
+    return Whole(folder / 'run', training, folder / 'at_finetuning', made, sizes)
 
 
 def test_run_stopped_after_every_other_step_equals_one_never_stopped(tmp_path, fixed_secret, unbroken):
@@ -166,13 +197,13 @@ def test_run_stopped_after_every_other_step_equals_one_never_stopped(tmp_path, f
             assert len(stopped_in) < 10
     assert set(stopped_in) == set(STEPS)
     np.testing.assert_array_equal(weights(broken.average), weights(unbroken.trainer.average))
-    assert broken.state.ledger == unbroken.trainer.state.ledger == broken._plan.planned_ledger()
+    assert broken.state.ledger == unbroken.trainer.state.ledger == broken.plan.planned_ledger()
 
 
 def test_step_lost_in_a_crash_is_repeated_with_the_same_draws_and_counted_once(tmp_path, unbroken):
     workdir = tmp_path / 'run'
     shutil.copytree(unbroken.at_finetuning, workdir)  # Goes on from there.
-    crashing = make_trainer(workdir, config=loop_lib.TrainerConfig(checkpoint_every_secs=1e9))
+    crashing = make_trainer(workdir, loop=loop_lib.TrainerConfig(checkpoint_every_secs=1e9))
     run_step = crashing._stages[2].run_step
 
     def crash_at_the_last_step(step):
@@ -266,14 +297,16 @@ def test_private_numbers_are_not_written_by_default(unbroken):
 
 
 def test_single_stage_trains_the_chosen_variables_and_keeps_private_numbers_apart(tmp_path):
-    finetuning = stages.FinetuningConfig(OPTIMIZATION, views_lib.ViewsConfig(), trainable=('norm',), units_per_chunk=4)
+    finetuning = finetuning_lib.FinetuningConfig(
+        OPTIMIZATION, views_lib.ViewsConfig(), trainable=('norm',), units_per_chunk=4
+    )
     trainer = make_trainer(
         tmp_path,
         pretraining=None,
         warm_start=None,
         plan=plan_lib.make_plan(PRIVACY, 20),
         finetuning=finetuning,
-        config=loop_lib.TrainerConfig(log_non_private=True),
+        loop=loop_lib.TrainerConfig(log_non_private=True),
     )
     trainer._stages[0].begin()
     before = {v.name: v.numpy() for v in trainer.average.variables}
@@ -295,7 +328,7 @@ def test_step_is_traced_once_in_a_run_whose_batches_differ_in_size(unbroken):
 def test_public_images_of_another_shape_are_refused(tmp_path):
     strokes = procedural.random_strokes(num_images=30, image_size=8, num_classes=3)
     with pytest.raises(ValueError, match="the public images .'random strokes': .8, 8, 1., 3 classes. must have"):
-        make_trainer(tmp_path, pretraining=stages.PretrainingConfig(strokes, 2, 4, OPTIMIZATION))
+        make_trainer(tmp_path, pretraining=pretraining_lib.PretrainingConfig(strokes, 2, 4, OPTIMIZATION))
 
 
 def test_network_that_mixes_examples_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
@@ -316,10 +349,10 @@ def test_owners_are_the_units_of_a_run(tmp_path, unbroken):
     owned = dataclasses.replace(images, owners=np.arange(20) % 5, unit='one patient')
     release = class_means.ClassMeansConfig(3.0, 2.0)
     plan = plan_lib.make_plan(dataclasses.replace(PRIVACY, expected_batch_size=3), 5, release)
-    trainer = make_trainer(tmp_path, private=owned, plan=plan, pretraining=None)
-    trainer.run(NEVER)
-    assert trainer.state.ledger == plan.planned_ledger() and plan.sampling_probability == 0.6
-    assert 'Protected unit: one patient (an owner with all of its images)' in trainer.statement().to_text()
-    assert '(each single image)' in unbroken.trainer.statement().to_text()  # Control.
+    training = make_training(tmp_path, private=owned, plan=plan, pretraining=None)
+    training.trainer.run(NEVER)
+    assert training.trainer.state.ledger == plan.planned_ledger() and plan.sampling_probability == 0.6
+    assert 'Protected unit: one patient (an owner with all of its images)' in training.statement().to_text()
+    assert '(each single image)' in unbroken.training.statement().to_text()  # Control.
     with pytest.raises(ValueError, match="the plan is for 5 units, data set 'toy' has 20"):
         make_trainer(tmp_path / 'other', private=images, plan=plan)

@@ -111,7 +111,7 @@ def _audit(recipe: AuditRecipe, workdir: pathlib.Path, replicas: strategies.Repl
     included = _read_or_draw_inclusions(workdir, len(made))
     private = canaries_lib.insert(recipe.data.train, made, included)
     with replicas.working() as stop:
-        trainer = build.make_training(workdir, private, draws_grids=False, replicas=replicas).trainer
+        trainer = build.make_training(workdir, private, make_grid_drawer=None, replicas=replicas).trainer
         files.write_text(workdir / folder.OPERATIVE_CONFIG, gin.operative_config_str())
         if trainer.resumed:
             print(f'audit: the run in {workdir} {trainer.position()}.', file=sys.stderr)

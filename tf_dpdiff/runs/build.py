@@ -143,7 +143,7 @@ class Build:
         private: datasets.ImageDataset | None,
         *,
         on_release: warm_start.OnRelease = lambda unused_release: None,
-        draws_grids: bool = True,
+        make_grid_drawer: Callable[[folder.ModelDescription], loop.DrawGrid] | None = tensorboard.make_grid_drawer,
         replicas: strategies.Replicas = strategies.ONE,
     ) -> 'RunTraining':
         """Reads the images, and makes what trains the run from wherever its folder says that it stands.
@@ -153,7 +153,7 @@ class Build:
           private: The private images; None: of a run on public images alone.
           on_release: Called at the first worker with the noisy class means, or with the public images that noisy
             feature means have chosen.
-          draws_grids: Whether TensorBoard shows samples on the way.
+          make_grid_drawer: Makes what draws the samples that TensorBoard shows on the way; None: it shows none.
           replicas: What computes the steps.
 
         Raises:
@@ -164,6 +164,12 @@ class Build:
         if self.plan is not None and self.plan.num_units != private.num_units:
             raise ValueError(
                 f'the plan is for {self.plan.num_units} units, data set {private.name!r} has {private.num_units}.'
+            )
+        warm_start_config = recipe.warm_start
+        if warm_start_config and warm_start_config.release != self.plan.warm_start_release:
+            raise ValueError(
+                f'the warm start makes another release, {warm_start_config.release}, than the plan accounts for: '
+                f'{self.plan.warm_start_release}.'
             )
         origin = self.open_origin()
         self.check(replicas.workers.count)
@@ -191,7 +197,7 @@ class Build:
             make_stages=lambda trainer: list(self._make_stages(trainer, workdir, private, on_release)),
             plan=self.plan,
             initialize=origin.carry_over_to if origin else None,
-            draw_grid=tensorboard.make_grid_drawer(model) if draws_grids else None,
+            draw_grid=make_grid_drawer(model) if make_grid_drawer else None,
             replicas=replicas,
         )
         return RunTraining(self, trainer, model, self.public_data(origin), num_public)

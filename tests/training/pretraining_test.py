@@ -15,50 +15,63 @@ from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.diffusion import schedules
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import plan as plan_lib
+from tf_dpdiff.runs import build as build_lib
+from tf_dpdiff.runs import recipe as recipe_lib
 from tf_dpdiff.training import checkpoints
+from tf_dpdiff.training import finetuning as finetuning_lib
 from tf_dpdiff.training import interruption
-from tf_dpdiff.training import loop
+from tf_dpdiff.training import optimization
 from tf_dpdiff.training import pretrained
-from tf_dpdiff.training import pretrainer
-from tf_dpdiff.training import stages
-from tf_dpdiff.training import trainer as trainer_lib
+from tf_dpdiff.training import pretraining as pretraining_lib
 from tf_dpdiff.training import views as views_lib
 
 pytestmark = pytest.mark.usefixtures('small_network')
 NETWORK = unet.UNetConfig(base_channels=4, channel_multipliers=(1,), middle_attention=False, groups=2)
 PROCESS = process_lib.DiffusionProcess()
-OPTIMIZATION = stages.OptimizationConfig(learning_rate=0.01)
+OPTIMIZATION = optimization.OptimizationConfig(learning_rate=0.01)
 PUBLIC = procedural.random_strokes(num_images=30, image_size=4, num_classes=5)
 PRIVACY = plan_lib.DpSgdConfig(
     target_delta=1e-4, expected_batch_size=8, num_steps=2, l2_norm_clip=1e-2, noise_multiplier=1.0
 )
 
 
-def make_public(workdir, public=PUBLIC, network=NETWORK, process=PROCESS, **changes):
+def make_public_training(workdir, public=PUBLIC, network=NETWORK, process=PROCESS, **changes):
     arguments = {'optimization': OPTIMIZATION, 'max_ema_decay': 0.5, **changes}
-    stage = stages.PretrainingConfig(public, 4, 5, **arguments)
-    return pretrainer.PublicTrainer(
-        workdir, network=network, process=process, pretraining=stage, config=loop.TrainerConfig()
-    )
+    stage = pretraining_lib.PretrainingConfig(public, 4, 5, **arguments)
+    recipe = recipe_lib.Recipe(network=network, process=process, pretraining=stage)
+    return build_lib.Build(recipe).make_training(workdir, None, make_grid_drawer=None)
 
 
-def make_private(workdir, init_from, images=None, network=NETWORK, process=PROCESS, pretraining=None, **changes):
+def make_public(workdir, public=PUBLIC, **changes):
+    return make_public_training(workdir, public, **changes).trainer
+
+
+def to_pretrained(training):
+    recipe = training.build.recipe
+    trained = training.trainer.released_model()
+    return pretraining_lib.make_checkpoint(recipe.pretraining, recipe.network, recipe.process, trained)
+
+
+def make_private_training(
+    workdir, init_from, images=None, network=NETWORK, process=PROCESS, pretraining=None, **changes
+):
     images = images or private_images()
-    finetuning = stages.FinetuningConfig(
+    finetuning = finetuning_lib.FinetuningConfig(
         OPTIMIZATION, views_lib.ViewsConfig(), init_from=init_from and str(init_from), units_per_chunk=4, **changes
     )
-    return trainer_lib.Trainer(
-        workdir,
-        images,
+    recipe = recipe_lib.Recipe(
         network=network,
         process=process,
-        plan=plan_lib.make_plan(PRIVACY, images.num_units),
+        data=datasets.PrivateData(train=images, held_out=images),
+        privacy=PRIVACY,
         pretraining=pretraining,
-        warm_start=None,
         finetuning=finetuning,
-        config=loop.TrainerConfig(),
-        on_release=lambda means: None,
     )
+    return build_lib.Build(recipe).make_training(workdir, images, make_grid_drawer=None)
+
+
+def make_private(*arguments, **changes):
+    return make_private_training(*arguments, **changes).trainer
 
 
 def private_images(num_classes=3):
@@ -76,7 +89,8 @@ def fixture_public(tmp_path_factory, small_network):
     """A finished public run with its checkpoint: its folder, its trainer, and its weights at first and by step."""
     del small_network
     workdir = tmp_path_factory.mktemp('public')
-    trainer = make_public(workdir)
+    training = make_public_training(workdir)
+    trainer = training.trainer
     run_step, by_step = trainer._stages[0].run_step, [weights(trainer.model)]
 
     def run_and_look(step):
@@ -87,19 +101,20 @@ def fixture_public(tmp_path_factory, small_network):
 
     trainer._stages[0].run_step = run_and_look
     trainer.run(NEVER)
-    trainer.to_pretrained().write(workdir / pretrained.FOLDER)
-    return workdir, trainer, by_step
+    to_pretrained(training).write(workdir / pretrained.FOLDER)
+    return workdir, training, by_step
 
 
 @pytest.fixture(name='stopped', scope='module')
 def fixture_stopped(tmp_path_factory, public):
     """A private run from that checkpoint, stopped after its first step: its folder, its trainer, its weights before."""
     workdir = tmp_path_factory.mktemp('stopped')
-    trainer = make_private(workdir, public[0])
+    training = make_private_training(workdir, public[0])
+    trainer = training.trainer
     before = weights(trainer.model), weights(trainer.average)
     with pytest.raises(interruption.Interrupted):
         trainer.run(StopAfter(0))
-    return workdir, trainer, before
+    return workdir, training, before
 
 
 def test_public_run_has_no_secret_and_is_resumed_bit_for_bit(tmp_path, public):
@@ -113,13 +128,14 @@ def test_public_run_has_no_secret_and_is_resumed_bit_for_bit(tmp_path, public):
         except interruption.Interrupted:
             stops += 1
     assert stops == 2
-    for name, value in weights(public[1].average).items():
+    for name, value in weights(public[1].trainer.average).items():
         np.testing.assert_array_equal(weights(broken.average)[name], value)
     assert 'no secret' in (tmp_path / 'checkpoints' / 'README').read_text()
 
 
 def test_average_follows_its_formula_and_is_what_comes_out(public):
-    _, trainer, (expected, *by_step) = public
+    _, training, (expected, *by_step) = public
+    trainer = training.trainer
     assert len(by_step) == 4
     for step, after in enumerate(by_step):
         decay = min(0.5, (1 + step) / (10 + step))
@@ -149,19 +165,19 @@ def test_resuming_on_other_public_images_is_refused(public):
 
 
 def test_checkpoint_comes_back_as_it_was_written(public):
-    written, read = public[1].to_pretrained(), pretrained.read(public[0])
+    written, read = to_pretrained(public[1]), pretrained.read(public[0])
     for field in dataclasses.fields(written):
         if field.name not in ('weights', 'image_digests'):
             assert getattr(read, field.name) == getattr(written, field.name)
     assert read.sha256 == written.sha256
     assert read.weights.keys() == written.weights.keys() and len(read.image_digests) == 30
     described = json.loads((public[0] / 'pretrained' / 'pretrained.json').read_text())
-    assert described['num_steps'] == 4 and described['num_parameters'] == public[1].average.count_params()
+    assert described['num_steps'] == 4 and described['num_parameters'] == public[1].trainer.average.count_params()
     assert pretrained.read(public[0] / 'pretrained').sha256 == written.sha256
 
 
 def test_loss_of_a_checkpoint_is_that_of_its_averaged_network_on_its_images(public):
-    trainer = public[1]
+    training, trainer = public[1], public[1].trainer
     sampler = views_lib.make_view_sampler(PROCESS, views_lib.ViewsConfig(), NETWORK, PUBLIC.num_classes)
 
     def losses_of(network):
@@ -179,9 +195,9 @@ def test_loss_of_a_checkpoint_is_that_of_its_averaged_network_on_its_images(publ
             found.append(view_losses(views_lib.Views(*(part[:, 0] for part in views))).numpy().mean())
         return np.mean(found), 4.0 * np.std(found)
 
-    loss = trainer.to_pretrained().loss
+    loss = to_pretrained(training).loss
     mean, spread = losses_of(trainer.average)
-    assert abs(loss - mean) < spread and loss == trainer.to_pretrained().loss
+    assert abs(loss - mean) < spread and loss == to_pretrained(training).loss
     # Control: of a network that predicts a little more everywhere it would not be.
     other = trainer.released_model()
     other.get_layer('conv_out').bias.assign_add([1.0])
@@ -191,8 +207,8 @@ def test_loss_of_a_checkpoint_is_that_of_its_averaged_network_on_its_images(publ
 
 def test_private_run_starts_from_the_average_with_class_embeddings_of_its_own(tmp_path, public, stopped):
     scratch = weights(make_private(tmp_path, None).model)
-    _, trainer, (of_model, of_average) = stopped
-    origin = weights(public[1].average)
+    _, training, (of_model, of_average) = stopped
+    origin = weights(public[1].trainer.average)
     for name, value in of_model.items():
         if 'class_embedding' in name:
             assert value.shape[0] == 4 and origin[name].shape[0] == 6
@@ -201,17 +217,17 @@ def test_private_run_starts_from_the_average_with_class_embeddings_of_its_own(tm
         else:
             np.testing.assert_array_equal(value, origin[name])
     np.testing.assert_array_equal(of_average['conv_in/kernel:0'], origin['conv_in/kernel:0'])
-    assert "30 images of 'random strokes'" in trainer.statement().to_text()
-    assert trainer.state.ledger.count(plan_lib.DP_SGD_STEP) == 1
+    assert "30 images of 'random strokes'" in training.statement().to_text()
+    assert training.trainer.state.ledger.count(plan_lib.DP_SGD_STEP) == 1
 
 
 # What is held in memory at a time may be another when a run is resumed.
 @pytest.mark.parametrize('changes', [{}, {'memory_budget_gib': 1.0}])
 def test_private_run_is_resumed_from_its_own_weights(public, stopped, changes):
-    workdir, trainer, (start, _) = stopped
+    workdir, training, (start, _) = stopped
     resumed = make_private(workdir, public[0], **changes)
     assert resumed.resumed and resumed.state.step == 1
-    for name, value in weights(trainer.model).items():
+    for name, value in weights(training.trainer.model).items():
         np.testing.assert_array_equal(weights(resumed.model)[name], value)
     assert any(not np.array_equal(v, start[n]) for n, v in weights(resumed.model).items() if 'class' not in n)
 
@@ -313,11 +329,11 @@ def test_settings_that_training_alone_knows_may_differ(tmp_path, public):
 
 def test_private_images_are_refused_as_public_ones(tmp_path):
     private = private_images()
-    stage = stages.PretrainingConfig(private, 2, 4, OPTIMIZATION)
+    stage = pretraining_lib.PretrainingConfig(private, 2, 4, OPTIMIZATION)
     with pytest.raises(ValueError, match="20 of the 20 different private images .'toy'. are among the public ones"):
         make_private(tmp_path / 'run', None, images=private, pretraining=stage)
-    trainer = make_public(tmp_path / 'public', public=private)  # Trained or not, its images are named.
-    trainer.to_pretrained().write(tmp_path / 'public' / 'pretrained')
+    training = make_public_training(tmp_path / 'public', public=private)  # Trained or not, its images are named.
+    to_pretrained(training).write(tmp_path / 'public' / 'pretrained')
     with pytest.raises(ValueError, match='are among the public ones'):
         make_private(tmp_path / 'run', tmp_path / 'public', images=private)
 
@@ -327,11 +343,11 @@ def test_source_that_was_not_made_public_is_refused():
     with pytest.raises(
         ValueError, match='is a PrivateData; turn a source of images into public ones by @public_images'
     ):
-        stages.PretrainingConfig(datasets.PrivateData(train=images, held_out=images), 2, 4, OPTIMIZATION)
+        pretraining_lib.PretrainingConfig(datasets.PrivateData(train=images, held_out=images), 2, 4, OPTIMIZATION)
 
 
 def test_checkpoint_and_public_stage_together_are_refused(tmp_path, public):
-    stage = stages.PretrainingConfig(
+    stage = pretraining_lib.PretrainingConfig(
         procedural.random_strokes(num_images=9, image_size=4, num_classes=3), 2, 4, OPTIMIZATION
     )
     with pytest.raises(ValueError, match='either has a public stage of its own or starts from a checkpoint'):
