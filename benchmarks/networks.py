@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_dpdiff.diffusion import process
+from tf_dpdiff.networks import denoiser
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import seeds
@@ -48,7 +49,7 @@ class OurStep:
 def _make_networks(name, compute_dtype):
     network, image_shape = NETWORKS[name]
     network = dataclasses.replace(network, compute_dtype=compute_dtype)
-    model, average = (unet.build_unet(network, image_shape, NUM_CLASSES) for _ in range(2))
+    model, average = (denoiser.build(network, image_shape, NUM_CLASSES) for _ in range(2))
     return network, image_shape, model, average
 
 

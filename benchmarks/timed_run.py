@@ -128,7 +128,7 @@ def _time_start(timers):
         setattr(datasets.PrivateData, name, property(timers.timed(IMAGES, read)))
     from tf_dpdiff.cli import gin_config
     from tf_dpdiff.cli import strategy_flags
-    from tf_dpdiff.networks import unet
+    from tf_dpdiff.networks import denoiser
     from tf_dpdiff.privacy import plan
     from tf_dpdiff.training import strategies
     from tf_dpdiff.training import trainer
@@ -137,7 +137,7 @@ def _time_start(timers):
     timers.wrap(CONFIGURATION, strategy_flags, 'configured')
     timers.wrap(CONFIGURATION, strategies, 'start')
     timers.wrap(CALIBRATION, plan, 'make_plan')
-    timers.wrap(NETWORKS, unet, 'build_unet')
+    timers.wrap(NETWORKS, denoiser, 'build')
     timers.wrap(CHECKS, trainer, 'check_model')
 
 

@@ -3,6 +3,7 @@
 import pytest
 import tensorflow as tf
 
+from tf_dpdiff.networks import denoiser
 from tf_dpdiff.networks import unet
 from tf_dpdiff.training import memory
 
@@ -11,7 +12,7 @@ CONFIG = unet.UNetConfig(base_channels=4, groups=2)
 
 @pytest.fixture(name='model', scope='module')
 def fixture_model(small_network):
-    return unet.build_unet(CONFIG, (8, 8, 1), 3)
+    return denoiser.build(CONFIG, (8, 8, 1), 3)
 
 
 def choose(model, budget, **changes):
@@ -25,7 +26,7 @@ def test_activations_are_at_least_the_maps_that_the_backward_pass_needs(model):
 
 
 def test_activations_grow_with_the_image(model):
-    larger = unet.build_unet(CONFIG, (16, 16, 1), 3)
+    larger = denoiser.build(CONFIG, (16, 16, 1), 3)
     assert 3.0 < memory.activation_bytes_per_view(larger) / memory.activation_bytes_per_view(model) < 4.0
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests import conftest
+from tf_dpdiff.networks import denoiser
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import sampling
 from tf_dpdiff.training import flops
@@ -17,7 +18,7 @@ PIXELS, CHANNELS, EMBEDDED = 64, 4, 16
 
 @pytest.fixture(name='model', scope='module')
 def fixture_model():
-    return unet.build_unet(
+    return denoiser.build(
         unet.UNetConfig(base_channels=CHANNELS, channel_multipliers=(1,), head_channels=CHANNELS, groups=2),
         (8, 8, 1),
         3,
@@ -49,7 +50,7 @@ def test_flops_are_those_counted_by_hand(model):
 
 def test_gradients_of_filters_that_are_not_trained_do_not_count(model):
     all_trained = flops.flops_per_view(model, model.trainable_variables)
-    last = flops.flops_per_view(model, unet.select_variables(model, ('out_norm',)))
+    last = flops.flops_per_view(model, denoiser.select_variables(model, ('out_norm',)))
     # Of the gradient, only what the last convolution hands back.
     assert last == (all_trained.forward, all_trained.forward + 2 * 9 * PIXELS * CHANNELS)
 

@@ -8,7 +8,7 @@ from tf_dpdiff.cli import planner_rows
 from tf_dpdiff.cli import run_files
 from tf_dpdiff.data import augmentation
 from tf_dpdiff.data import public as public_lib
-from tf_dpdiff.networks import unet
+from tf_dpdiff.networks import denoiser
 from tf_dpdiff.privacy import statement as statement_lib
 from tf_dpdiff.training import memory
 from tf_dpdiff.training import planner
@@ -53,7 +53,7 @@ def print_private(
     _look_at_public_images(pretraining and pretraining.dataset, warm_start and warm_start.public)
     spec = data.spec
     network, process = description.network, description.process
-    model = unet.build_unet(network, spec.image_shape, spec.num_classes)
+    model = denoiser.build(network, spec.image_shape, spec.num_classes)
     _check_views((pretraining, warm_start), process, network, spec)
     trainer_lib.check_model(
         model, spec.image_shape, views_lib.make_view_sampler(process, finetuning.views, network, spec.num_classes)
@@ -63,7 +63,7 @@ def print_private(
     trainer_lib.check_warm_start(warm_start, spec, plan.config.neighboring_relation)
     origin_data, missing = _check_origin(finetuning, pretraining, network, process, model)
     public_data = tuple(dict.fromkeys(origin_data + trainer_lib.describe_public_data(None, None, warm_start)))
-    num_trained = planner_rows.count_parameters(unet.select_variables(model, finetuning.trainable))
+    num_trained = planner_rows.count_parameters(denoiser.select_variables(model, finetuning.trainable))
     num_views = finetuning.views.augmentation_multiplicity
     views = plan.config.num_steps * plan.config.expected_batch_size * num_views
     table = command.facts_table('what would be done')
@@ -174,11 +174,11 @@ def print_public(
     planner_rows.check(hardware, has_private_stage=False, has_public_stage=True)
     _look_at_public_images(pretraining.dataset)
     public = pretraining.spec
-    model = unet.build_unet(description.network, public.image_shape, public.num_classes)
+    model = denoiser.build(description.network, public.image_shape, public.num_classes)
     _check_views((pretraining,), description.process, description.network, public)
     table = command.facts_table('what would be done')
     table.add_row('private images', 'none: a run on public images alone')
-    of_classes = model.get_layer('class_embedding').count_params()
+    of_classes = denoiser.class_embedding(model).count_params()
     table.add_row('parameters', f'{model.count_params():,}, of which {of_classes:,} embed the classes')
     table.add_row('compute type', description.network.compute_dtype)
     table.add_row('public images', _describe_images(public))

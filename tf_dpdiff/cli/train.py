@@ -29,7 +29,7 @@ from tf_dpdiff.diffusion import samplers
 from tf_dpdiff.evaluation import generate
 from tf_dpdiff.evaluation import shared_work
 from tf_dpdiff.evaluation import utility as utility_lib
-from tf_dpdiff.networks import unet
+from tf_dpdiff.networks import denoiser
 from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import budget as budget_lib
 from tf_dpdiff.privacy import cautions
@@ -56,7 +56,7 @@ def train(
     dry_run: bool = False,
     hardware: planner.Hardware | None = None,
     budget_file: str | pathlib.Path | None = None,
-    network: unet.UNetConfig = gin.REQUIRED,
+    network: denoiser.DenoiserConfig = gin.REQUIRED,
     process: process_lib.DiffusionProcess = gin.REQUIRED,
     data: datasets.PrivateData | None = None,
     privacy: plan_lib.DpSgdConfig | None = None,

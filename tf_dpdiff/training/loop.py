@@ -13,7 +13,7 @@ import tqdm
 
 from tf_dpdiff import keras
 from tf_dpdiff import progress
-from tf_dpdiff.networks import unet
+from tf_dpdiff.networks import denoiser
 from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import rounding
 from tf_dpdiff.privacy import seeds
@@ -106,7 +106,7 @@ class StageLoop:
         configuration: dict,
         config: TrainerConfig,
         *,
-        network: unet.UNetConfig,
+        network: denoiser.DenoiserConfig,
         image_shape,
         num_classes: int,
         is_private: bool,
@@ -116,7 +116,7 @@ class StageLoop:
         self._config, self._draw_grid, self.replicas = config, draw_grid, replicas
         self._directory = workdir / 'checkpoints'
         self._configuration = configuration
-        self._build = functools.partial(unet.build_unet, network, image_shape, num_classes)
+        self._build = functools.partial(denoiser.build, network, image_shape, num_classes)
         self.resumed, self.state = self._find_state(is_private)
         self.summaries = summaries_lib.Summaries(workdir)  # Written to at the first worker only.
         self._profile_folder = self.summaries.private_folder if is_private else self.summaries.released_folder

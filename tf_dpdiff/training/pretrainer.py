@@ -9,7 +9,8 @@ import tensorflow as tf
 
 from tf_dpdiff.data import overlap
 from tf_dpdiff.diffusion import process as process_lib
-from tf_dpdiff.networks import unet
+from tf_dpdiff.networks import denoiser
+from tf_dpdiff.networks import kinds
 from tf_dpdiff.training import divergence
 from tf_dpdiff.training import loop
 from tf_dpdiff.training import pretrained
@@ -41,7 +42,7 @@ class PublicTrainer(loop.StageLoop):
         self,
         workdir: pathlib.Path,
         *,
-        network: unet.UNetConfig,
+        network: denoiser.DenoiserConfig,
         process: process_lib.DiffusionProcess,
         pretraining: stages.PretrainingConfig,
         config: loop.TrainerConfig,
@@ -51,7 +52,7 @@ class PublicTrainer(loop.StageLoop):
         self._network, self._process, self._pretraining = network, process, pretraining
         public = pretraining.images
         configuration = {
-            'network': dataclasses.asdict(network),
+            'network': kinds.to_json(network),
             'process': dataclasses.asdict(process),
             'pretraining': loop.describe(pretraining),
         }

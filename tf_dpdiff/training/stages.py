@@ -10,8 +10,8 @@ from tf_dpdiff import keras
 from tf_dpdiff.data import datasets
 from tf_dpdiff.data import pipelines
 from tf_dpdiff.data import public as public_lib
+from tf_dpdiff.networks import denoiser
 from tf_dpdiff.networks import ema
-from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import feature_means
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import sampling
@@ -206,7 +206,7 @@ class FinetuningConfig:
             return memory.ChunkSizes(self.units_per_chunk, num_views)
         return memory.choose_chunk_sizes(
             model,
-            unet.select_variables(model, self.trainable),
+            denoiser.select_variables(model, self.trainable),
             num_views=num_views,
             num_units=expected_batch_size,
             memory_budget_bytes=self.memory_budget_gib * 2**30,
@@ -302,7 +302,7 @@ def make_finetuning(
     private_step = train_step.make_private_step(
         model,
         average,
-        unet.select_variables(model, config.trainable),
+        denoiser.select_variables(model, config.trainable),
         optimizer,
         plan,
         view_sampler,

@@ -12,7 +12,8 @@ from tf_dpdiff.data import datasets
 from tf_dpdiff.data import overlap
 from tf_dpdiff.diffusion import losses
 from tf_dpdiff.diffusion import process as process_lib
-from tf_dpdiff.networks import unet
+from tf_dpdiff.networks import denoiser
+from tf_dpdiff.networks import kinds
 from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import curves
 from tf_dpdiff.privacy import ledger as ledger_lib
@@ -62,7 +63,7 @@ class Trainer(loop.StageLoop):
         workdir: pathlib.Path,
         private: datasets.ImageDataset,
         *,
-        network: unet.UNetConfig,
+        network: denoiser.DenoiserConfig,
         process: process_lib.DiffusionProcess,
         plan: plan_lib.DpSgdPlan,
         pretraining: stages_lib.PretrainingConfig | None,
@@ -91,7 +92,7 @@ class Trainer(loop.StageLoop):
         configuration = {
             'privacy': plan.fingerprint(),
             'data_fingerprint': private.fingerprint(),
-            'network': dataclasses.asdict(network),
+            'network': kinds.to_json(network),
             'process': dataclasses.asdict(process),
             'pretraining': loop.describe(pretraining),
             'warm_start': loop.describe(warm_start),
@@ -236,7 +237,7 @@ def make_statement(
 def open_origin(
     finetuning: stages_lib.FinetuningConfig,
     pretraining: stages_lib.PretrainingConfig | None,
-    network: unet.UNetConfig,
+    network: denoiser.DenoiserConfig,
     process: process_lib.DiffusionProcess,
 ) -> pretrained_lib.PretrainedModel | None:
     """Returns the public checkpoint that a run starts from, or None where it starts from none.
