@@ -4,9 +4,10 @@ import dataclasses
 from typing import Any
 
 from tf_dpdiff.networks import denoiser
+from tf_dpdiff.networks import dit
 from tf_dpdiff.networks import unet
 
-CONFIGS: tuple[type[denoiser.DenoiserConfig], ...] = (unet.UNetConfig,)
+CONFIGS: tuple[type[denoiser.DenoiserConfig], ...] = (unet.UNetConfig, dit.DiTConfig)
 
 # A file that names no kind describes one of these: there was no other once.
 _UNNAMED = unet.UNetConfig.kind

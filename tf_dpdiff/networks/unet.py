@@ -90,11 +90,7 @@ class UNetConfig(denoiser.DenoiserConfig):
     def check_image_shape(self, image_shape: Sequence[int]) -> None:
         """Refuses images that cannot be cut or halved for each level, and adapters of attention where there is none."""
         height, width, _ = image_shape
-        if height % self.patch_size or width % self.patch_size:
-            raise ValueError(
-                f'images of {height}x{width} cannot be cut into patches of {self.patch_size}x'
-                f'{self.patch_size}: take a patch_size that divides both.'
-            )
+        blocks.check_patches(self.patch_size, height, width)
         height, width = height // self.patch_size, width // self.patch_size
         what = 'images' if self.patch_size == 1 else 'arrays of patches'
         num_halvings = len(self.channel_multipliers) - 1
