@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tf_dpdiff.diffusion import process
 from tf_dpdiff.networks import denoiser
+from tf_dpdiff.networks import dit
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import seeds
@@ -22,6 +23,7 @@ NETWORKS = {
     '0.28M': (unet.UNetConfig(base_channels=16, head_channels=32, groups=8), (28, 28, 1)),
     '1.1M': (unet.UNetConfig(base_channels=32, attention_resolutions=(7,)), (28, 28, 1)),
     '4.24M': (unet.UNetConfig(base_channels=64), (28, 28, 1)),
+    'DiT-1.1M': (dit.DiTConfig(hidden_size=96, depth=6, num_heads=3), (28, 28, 1)),
     '80.4M': (
         unet.UNetConfig(
             base_channels=192, channel_multipliers=(1, 2, 2, 2), num_res_blocks=2, attention_resolutions=(16,)
@@ -75,7 +77,7 @@ def compile_private_step(
       num_views: K.
       memory_budget_gib: As in FinetuningConfig.
       units_per_chunk: As in FinetuningConfig.
-      compute_dtype: As in UNetConfig.
+      compute_dtype: As in the network's configuration.
       replicas: What computes it.
     """
     config = stages.FinetuningConfig(

@@ -6,7 +6,6 @@ gradients of the units as 'clipped_sum/...' and the mean gradient of plain train
 """
 
 import argparse
-import dataclasses
 import json
 import pathlib
 import sys
@@ -28,6 +27,7 @@ def main():
     from benchmarks import networks
     from tf_dpdiff.diffusion import process
     from tf_dpdiff.networks import denoiser
+    from tf_dpdiff.networks import kinds
     from tf_dpdiff.privacy import clipping
     from tf_dpdiff.training import views as views_lib
 
@@ -64,7 +64,7 @@ def main():
         unit_loss, variables, views, tf.zeros([_UNITS], tf.bool), units_per_chunk=_UNITS
     )
     names = [variable.name.split(':')[0] for variable in variables]
-    description = {'config': dataclasses.asdict(config), 'image_shape': image_shape, 'parameters': model.count_params()}
+    description = {'config': kinds.to_json(config), 'image_shape': image_shape, 'parameters': model.count_params()}
     np.savez(
         flags.path,
         description=json.dumps(description),

@@ -216,6 +216,7 @@ def main():
         reporting.check(
             parser.error,
             (min([*flags.num_steps, flags.batch_size, flags.rounds]) > 0, 'numbers must be at least 1.'),
+            (not flags.network.startswith('DiT'), '--network must be a UNet, as the one of diffusers is.'),
             (max(flags.num_steps) <= 1000, '--num_steps must be at most 1000.'),
         )
         return measure(flags)

@@ -4,6 +4,7 @@ import pytest
 import tensorflow as tf
 
 from tf_dpdiff.networks import denoiser
+from tf_dpdiff.networks import dit
 from tf_dpdiff.networks import unet
 from tf_dpdiff.training import memory
 
@@ -23,6 +24,13 @@ def choose(model, budget, **changes):
 def test_activations_are_at_least_the_maps_that_the_backward_pass_needs(model):
     # conv_in, and in the block two normalizations, two activations and two convolutions, each of 8x8x4 float32.
     assert 7 * 8 * 8 * 4 * 4 < memory.activation_bytes_per_view(model) < 60 * 8 * 8 * 4 * 4
+
+
+def test_activations_of_a_transformer_are_at_least_its_tokens_and_attention():
+    model = denoiser.build(dit.DiTConfig(hidden_size=8, depth=1, num_heads=2, patch_size=1), (8, 8, 1), 3)
+    # Logits and softmax of two heads; normalized tokens, queries to values, and hidden units and their tanh.
+    at_least = 4 * (2 * 2 * 64**2 + 64 * 8 * (2 + 3 + 2 * 4))
+    assert at_least < memory.activation_bytes_per_view(model) < 6 * at_least
 
 
 def test_activations_grow_with_the_image(model):

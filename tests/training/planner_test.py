@@ -7,6 +7,7 @@ import pytest
 
 from tests import conftest
 from tf_dpdiff.networks import denoiser
+from tf_dpdiff.networks import dit
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import sampling
 from tf_dpdiff.training import flops
@@ -46,6 +47,20 @@ def test_flops_are_those_counted_by_hand(model):
     counted = flops.flops_per_view(model, model.trainable_variables)
     assert counted.forward == 2 * products
     assert counted.training == 2 * (3 * products - without_gradient)
+
+
+def test_flops_of_a_transformer_are_those_counted_by_hand():
+    hidden, tokens, pixels = 8, 16, 2 * 2
+    model = denoiser.build(dit.DiTConfig(hidden_size=hidden, depth=1, num_heads=2), (8, 8, 1), 3)
+    of_sinusoids, of_label, of_pixels = hidden**2, 4 * hidden, tokens * pixels * hidden
+    embedding = of_sinusoids + hidden**2 + of_label
+    modulation = (6 + 2) * hidden**2
+    attention = tokens * hidden * (3 + 1) * hidden + 2 * tokens**2 * hidden
+    perceptron = 2 * tokens * hidden * 4 * hidden
+    products = of_pixels + embedding + modulation + attention + perceptron + tokens * hidden * pixels
+    counted = flops.flops_per_view(model, model.trainable_variables)
+    assert counted.forward == 2 * products
+    assert counted.training == 2 * (3 * products - of_pixels - of_sinusoids - of_label)
 
 
 def test_gradients_of_filters_that_are_not_trained_do_not_count(model):
