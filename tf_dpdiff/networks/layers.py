@@ -55,7 +55,7 @@ class GroupNorm(layers.Layer):
 
 
 def _group_norm(x, gamma, beta, *, num_groups: int, epsilon: float):
-    """Returns the normalized images and the function that turns their gradient into those of the arguments.
+    """Returns the normalized images and the function from their gradient to those of the arguments.
 
     Args:
       x: [images, height, width, channels].
@@ -172,8 +172,8 @@ class ResidualBlock(layers.Layer):
     Takes [image, embedding], and as a third input the seeds of `SeededDropout` where it has dropout.
 
     Args:
-      channels: Of the output.
-      groups: Of the normalizations.
+      channels: Channels of the output.
+      groups: Groups of the normalizations.
       scale_shift: Whether the embedding scales and shifts after the second norm (Dhariwal and Nichol 2021) instead of
         being added before it (Ho et al. 2020).
       dropout_rate: In [0, 1); 0: no dropout.
@@ -246,7 +246,7 @@ class ResidualBlock(layers.Layer):
 
 
 def attend(qkv: tf.Tensor, num_heads: int) -> tf.Tensor:
-    """Returns what each place of an example takes from all of its places: [batch, height, width, channels].
+    """Returns multi-head attention among the places of each example, [batch, height, width, channels].
 
     Args:
       qkv: [batch, height, width, 3 * channels], the queries, then the keys, then the values, each by heads.
@@ -269,7 +269,7 @@ class SelfAttention(layers.Layer):
 
     Args:
       head_channels: Channels of a head; the channels of the input must be a multiple of it.
-      groups: Of the normalization.
+      groups: Groups of the normalization.
       adapters: Its two dense layers have the role 'attention'.
 
     References: Dhariwal and Nichol 2021, arXiv:2105.05233, section 3.

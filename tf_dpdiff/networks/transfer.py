@@ -8,7 +8,7 @@ from tf_dpdiff import keras
 from tf_dpdiff.networks import denoiser
 
 _ADAPTER_DOWN, _ADAPTER_UP = 'adapter_down', 'adapter_up'
-# They change neither the variables nor the function that these stand for.
+# Fields that change neither the variables nor the function that these stand for.
 _NO_ARCHITECTURE = ('dropout', 'compute_dtype')
 _ADAPTERS = ('adapter_rank', 'adapter_alpha', 'adapter_targets')
 
@@ -26,7 +26,7 @@ def carry_over_weights(
     - The embeddings of the classes stay as they were drawn, since another data set has other classes. The row of "no
       class" is carried over: it means the same everywhere.
     - Low-rank adapters that the checkpoint lacks stay as they were drawn, which is without effect.
-    - A network of one channel takes a checkpoint of three. A grey image is a colour image of three equal channels, and
+    - A UNet of one channel takes a checkpoint of three. A grey image is a colour image of three equal channels, and
       on such images the first convolution acts as one with its kernel summed over the input channels. What is predicted
       for a grey pixel is the mean of what is predicted for its three channels, so kernel and bias of the last
       convolution are averaged over the output channels. It is a start for training, not a finished network: the noise
@@ -45,11 +45,11 @@ def carry_over_weights(
     if model.inputs[0].shape[-1] == 1:
         weights.update(_to_grey(weights))
     kernel = denoiser.class_embedding(model).table.kernel
-    name, new_table = kernel.name.split(':')[0], kernel.numpy()
-    table = weights.get(name)
+    table_name, new_table = kernel.name.split(':')[0], kernel.numpy()
+    table = weights.get(table_name)
     if not keep_class_embedding and np.ndim(table) == 2 and table.shape[1] == new_table.shape[1]:
         new_table[-1] = table[-1]
-        weights[name] = new_table
+        weights[table_name] = new_table
     for name, variable in variables.items():
         if name.endswith((_ADAPTER_DOWN, _ADAPTER_UP)):
             weights.setdefault(name, variable.numpy())
@@ -62,7 +62,7 @@ def carry_over_weights(
 
 
 def architecture_differences(there: denoiser.DenoiserConfig, here: denoiser.DenoiserConfig) -> list[str]:
-    """Returns in what the network of a checkpoint differs from the one here, a phrase a field; empty if in nothing.
+    """Returns the differences between the network of a checkpoint and the one here, a phrase a field.
 
     Also says what the shapes of variables cannot: other groups or heads, with the same variables, are another function.
     Adapters count only where the checkpoint has them.
@@ -110,8 +110,7 @@ def merge_adapters(model: keras.Model, config: denoiser.DenoiserConfig) -> tuple
 
 
 def _to_grey(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns what must be replaced in the weights of a network of three channels for one; see
-    `carry_over_weights`."""
+    """Returns, from the weights of a UNet of three channels, those that one of one channel has other values of."""
     first = weights.get('conv_in/kernel')
     if np.ndim(first) != 4 or first.shape[2] != 3:
         return {}

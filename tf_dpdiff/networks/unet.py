@@ -29,7 +29,7 @@ class UNetConfig(denoiser.DenoiserConfig):
       attention_resolutions: Heights of the levels that have self-attention.
       middle_attention: Whether the middle block has self-attention.
       head_channels: Channels of an attention head.
-      groups: Of the group normalizations.
+      groups: Groups of the group normalizations.
       patch_size: The network sees squares of so many pixels a side as one pixel of patch_size^2 times the channels, so
         that its first level has a patch_size-th of the height and width: several times quicker on a CPU. 1: as it is.
       scale_shift: How the embedding enters; see `layers.ResidualBlock`.
