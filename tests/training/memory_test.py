@@ -3,6 +3,7 @@
 import pytest
 import tensorflow as tf
 
+from tests import conftest
 from tf_dpdiff.networks import denoiser
 from tf_dpdiff.networks import dit
 from tf_dpdiff.networks import unet
@@ -27,7 +28,8 @@ def test_activations_are_at_least_the_maps_that_the_backward_pass_needs(model):
 
 
 def test_activations_of_a_transformer_are_at_least_its_tokens_and_attention():
-    model = denoiser.build(dit.DiTConfig(hidden_size=8, depth=1, num_heads=2, patch_size=1), (8, 8, 1), 3)
+    with conftest.whole_network():
+        model = denoiser.build(dit.DiTConfig(hidden_size=8, depth=1, num_heads=2, patch_size=1), (8, 8, 1), 3)
     # Logits and softmax of two heads; normalized tokens, queries to values, and hidden units and their tanh.
     at_least = 4 * (2 * 2 * 64**2 + 64 * 8 * (2 + 3 + 2 * 4))
     assert at_least < memory.activation_bytes_per_view(model) < 6 * at_least
