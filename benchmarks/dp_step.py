@@ -76,12 +76,14 @@ class NetworkBenchmark:
                 if ENGINES[key].views_at_a_time is not None:
                     self._choices[key, cell.views] = choice  # The step of most views has the last word.
 
-    def check(self):
-        """Compares the peers with ours."""
+    def check(self, network):
+        """Compares the peers with ours, on the network."""
         for key in self._flags.engines:
             engine = ENGINES[key]
             if isinstance(self._python(key), measuring.CaseError):
                 self._failures[key] = str(self._python(key))
+            elif engine.environment and network not in engines_lib.UNETS:
+                self._failures[key] = 'has no such network'
             elif engine.program != engines_lib.OUR_PROGRAM:
                 for mode in engine.modes:
                     self._check(key, mode)
@@ -354,7 +356,7 @@ def _measure_network(flags, network, cells, pythons, results):
         write_reference(network, reference)
         benchmark = NetworkBenchmark(flags, cells, pythons, reference)
         benchmark.remember_rows([row for row in results['rows'] if row['network'] == network and 'seconds' in row])
-        benchmark.check()
+        benchmark.check(network)
         # Those of engines that are not asked for now stand beside the cells that they were measured in.
         results['differences_from_ours'].setdefault(network, {}).update(benchmark.differences)
         for cell in cells:

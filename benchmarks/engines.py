@@ -53,7 +53,8 @@ class Engine:
     is_private: bool = True
 
 
-NETWORKS = ('0.26M', '1.1M', '4.24M')  # Of networks.py.
+UNETS = ('0.26M', '1.1M', '4.24M')
+NETWORKS = (*UNETS, 'DiT-1.1M')  # Of networks.py; in other frameworks there are UNets alone.
 OUR_PROGRAM = 'our_step.py'
 _PLAIN, _PRIVATE = (32, 64, 256), (16, 64, 256)
 ENGINES = {

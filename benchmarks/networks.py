@@ -6,6 +6,8 @@ import numpy as np
 import tensorflow as tf
 
 from tf_dpdiff.diffusion import process
+from tf_dpdiff.networks import denoiser
+from tf_dpdiff.networks import dit
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import seeds
@@ -22,6 +24,7 @@ NETWORKS = {
     '0.28M': (unet.UNetConfig(base_channels=16, head_channels=32, groups=8), (28, 28, 1)),
     '1.1M': (unet.UNetConfig(base_channels=32, attention_resolutions=(7,)), (28, 28, 1)),
     '4.24M': (unet.UNetConfig(base_channels=64), (28, 28, 1)),
+    'DiT-1.1M': (dit.DiTConfig(hidden_size=96, depth=6, num_heads=3), (28, 28, 1)),
     '80.4M': (
         unet.UNetConfig(
             base_channels=192, channel_multipliers=(1, 2, 2, 2), num_res_blocks=2, attention_resolutions=(16,)
@@ -49,7 +52,7 @@ class OurStep:
 def _make_networks(name, compute_dtype):
     network, image_shape = NETWORKS[name]
     network = dataclasses.replace(network, compute_dtype=compute_dtype)
-    model, average = (unet.build_unet(network, image_shape, NUM_CLASSES) for _ in range(2))
+    model, average = (denoiser.build(network, image_shape, NUM_CLASSES) for _ in range(2))
     return network, image_shape, model, average
 
 
@@ -57,7 +60,7 @@ def _make_optimizer():
     return optimization.OptimizationConfig(1e-3).make_optimizer(1000)
 
 
-def compile_private_step(
+def make_private_parts(
     name,
     num_units,
     num_views,
@@ -67,7 +70,7 @@ def compile_private_step(
     compute_dtype='float32',
     replicas=strategies.ONE,
 ):
-    """Returns the private step of train_step.py as a run of ours makes it, its network, and (units, views) of a chunk.
+    """Returns the arguments of `train_step.compile_private_step` as a run of ours has them, by name.
 
     Args:
       name: Of the network.
@@ -75,7 +78,7 @@ def compile_private_step(
       num_views: K.
       memory_budget_gib: As in FinetuningConfig.
       units_per_chunk: As in FinetuningConfig.
-      compute_dtype: As in UNetConfig.
+      compute_dtype: As in the network's configuration.
       replicas: What computes it.
     """
     config = finetuning_lib.FinetuningConfig(
@@ -93,20 +96,25 @@ def compile_private_step(
     with replicas.scope():
         network, _, model, average = _make_networks(name, compute_dtype)
         chunk_sizes = config.choose_chunk_sizes(model, num_units)
-        step = train_step.make_private_step(
-            model,
-            average,
-            model.trainable_variables,
-            _make_optimizer(),
-            plan,
-            views.make_view_sampler(process.DiffusionProcess(), config.views, network, NUM_CLASSES),
-            seeds.PrivateSeed.from_os_entropy(),
-            images_per_unit=1,
-            max_ema_decay=0.99,
-            chunk_sizes=chunk_sizes,
-            replicas=replicas,
-        )
-    return step, model, chunk_sizes
+        return {
+            'model': model,
+            'average': average,
+            'variables': model.trainable_variables,
+            'optimizer': _make_optimizer(),
+            'plan': plan,
+            'view_sampler': views.make_view_sampler(process.DiffusionProcess(), config.views, network, NUM_CLASSES),
+            'private_seed': seeds.PrivateSeed.from_os_entropy(),
+            'images_per_unit': 1,
+            'max_ema_decay': 0.99,
+            'chunk_sizes': chunk_sizes,
+            'replicas': replicas,
+        }
+
+
+def compile_private_step(parts):
+    """Returns the private step of `make_private_parts`."""
+    with parts['replicas'].scope():
+        return train_step.compile_private_step(**parts)
 
 
 def private_batch(name, num_units, first_unit=0):
@@ -116,16 +124,16 @@ def private_batch(name, num_units, first_unit=0):
 
 
 def private_step(name, num_units, num_views, **settings):
-    """Returns the private step with a batch of num_units; for the settings see `compile_private_step`."""
-    step, model, chunk_sizes = compile_private_step(name, num_units, num_views, **settings)
-    batch = private_batch(name, num_units)
+    """Returns the private step with a batch of num_units; for the settings see `make_private_parts`."""
+    parts = make_private_parts(name, num_units, num_views, **settings)
+    step, batch = compile_private_step(parts), private_batch(name, num_units)
 
     def run(number):
         diagnostics = step([batch], tf.constant(number, tf.int64))
         if float(diagnostics['num_units']) != num_units or float(diagnostics['num_nonfinite']):
             raise RuntimeError('the step did not take all units')
 
-    return OurStep(run, model.count_params(), tuple(chunk_sizes))
+    return OurStep(run, parts['model'].count_params(), tuple(parts['chunk_sizes']))
 
 
 def plain_step(name, num_units, num_views, *, views_per_chunk, compute_dtype='float32'):
@@ -138,7 +146,7 @@ def plain_step(name, num_units, num_views, *, views_per_chunk, compute_dtype='fl
     view_sampler = views.make_view_sampler(
         process.DiffusionProcess(), views.ViewsConfig(num_views), network, NUM_CLASSES
     )
-    step = train_step.make_public_step(
+    step = train_step.compile_public_step(
         model,
         average,
         _make_optimizer(),

@@ -41,7 +41,7 @@ def open_source(name, num_images, folder):
 
 
 def make_gather(flags, folder):
-    """Returns what draws a batch as stages.make_finetuning does, and facts of it."""
+    """Returns what draws a batch as train_step.make_private_step does, and facts of it."""
     from tf_dpdiff.data import pipelines
     from tf_dpdiff.privacy import sampling
 

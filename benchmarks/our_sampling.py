@@ -15,12 +15,12 @@ def make_sample_fns(kind, name, config):
     from benchmarks import networks
     from tf_dpdiff.diffusion import process
     from tf_dpdiff.evaluation import shared_work
-    from tf_dpdiff.networks import unet
+    from tf_dpdiff.networks import denoiser
     from tf_dpdiff.serving import export
 
     def make_sampler():
         network, image_shape = networks.NETWORKS[name]
-        model = unet.build_unet(network, image_shape, networks.NUM_CLASSES)
+        model = denoiser.build(network, image_shape, networks.NUM_CLASSES)
         return model.count_params(), export.ImageSampler(model, process.DiffusionProcess(), config)
 
     if kind == 'exported':

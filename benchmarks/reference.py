@@ -6,7 +6,6 @@ gradients of the units as 'clipped_sum/...' and the mean gradient of plain train
 """
 
 import argparse
-import dataclasses
 import json
 import pathlib
 import sys
@@ -27,12 +26,13 @@ def main():
 
     from benchmarks import networks
     from tf_dpdiff.diffusion import process
-    from tf_dpdiff.networks import unet
+    from tf_dpdiff.networks import denoiser
+    from tf_dpdiff.networks import kinds
     from tf_dpdiff.privacy import clipping
     from tf_dpdiff.training import views as views_lib
 
     config, image_shape = networks.NETWORKS[flags.network]
-    model = unet.build_unet(config, image_shape, networks.NUM_CLASSES)
+    model = denoiser.build(config, image_shape, networks.NUM_CLASSES)
     generator = np.random.default_rng(0)
     # Layers that begin with zeros would hide those before them.
     for variable in model.trainable_variables:
@@ -64,13 +64,13 @@ def main():
         unit_loss, variables, views, tf.zeros([_UNITS], tf.bool), units_per_chunk=_UNITS
     )
     names = [variable.name.split(':')[0] for variable in variables]
-    description = {'config': dataclasses.asdict(config), 'image_shape': image_shape, 'parameters': model.count_params()}
+    description = {'config': kinds.to_json(config), 'image_shape': image_shape, 'parameters': model.count_params()}
     np.savez(
         flags.path,
         description=json.dumps(description),
         alphas_cumprod=diffusion.schedule.alphas_cumprod,
         l2_norm_clip=l2_norm_clip,
-        prediction=unet.denoise(model, flat.x_t, flat.t, flat.labels),
+        prediction=denoiser.denoise(model, flat.x_t, flat.t, flat.labels),
         **{f'weights/{name}': variable.numpy() for name, variable in zip(names, variables)},
         **{f'views/{name}': getattr(views, name).numpy() for name in ('x_t', 't', 'labels', 'target')},
         **{f'clipped_sum/{name}': gradient.numpy() for name, gradient in zip(names, clipped.sums)},

@@ -42,7 +42,7 @@ _EVALUATIONS_OF_A_CASE = 60
 def describe_network(name):
     """Returns what the peer's program makes a network of the same size from, and its number of parameters."""
     from benchmarks import networks
-    from tf_dpdiff.networks import unet
+    from tf_dpdiff.networks import denoiser
 
     config, image_shape = networks.NETWORKS[name]
     wanted = (
@@ -56,7 +56,7 @@ def describe_network(name):
     )
     described = {key: dataclasses.asdict(config)[key] for key in wanted}
     described = {'config': described, 'image_shape': image_shape, 'num_classes': networks.NUM_CLASSES}
-    return json.dumps(described), unet.build_unet(config, image_shape, networks.NUM_CLASSES).count_params()
+    return json.dumps(described), denoiser.build(config, image_shape, networks.NUM_CLASSES).count_params()
 
 
 def start_ours(flags, kind, sampler, num_steps):
@@ -216,6 +216,7 @@ def main():
         reporting.check(
             parser.error,
             (min([*flags.num_steps, flags.batch_size, flags.rounds]) > 0, 'numbers must be at least 1.'),
+            (not flags.network.startswith('DiT'), '--network must be a UNet, as the one of diffusers is.'),
             (max(flags.num_steps) <= 1000, '--num_steps must be at most 1000.'),
         )
         return measure(flags)

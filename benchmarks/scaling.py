@@ -32,7 +32,9 @@ def make_step(replicas):
     """Returns the private step of a network of 0.28M parameters at 28x28, on the replicas."""
     from benchmarks import networks
 
-    return networks.compile_private_step(NETWORK, UNITS, NUM_VIEWS, units_per_chunk=8, replicas=replicas)[0]
+    return networks.compile_private_step(
+        networks.make_private_parts(NETWORK, UNITS, NUM_VIEWS, units_per_chunk=8, replicas=replicas)
+    )
 
 
 def make_batches(replicas, num_units):

@@ -164,10 +164,11 @@ def export_untrained(folder: pathlib.Path) -> pathlib.Path:
     from tf_dpdiff.diffusion import process
     from tf_dpdiff.diffusion import samplers
     from tf_dpdiff.diffusion import schedules
+    from tf_dpdiff.networks import denoiser
     from tf_dpdiff.networks import unet
     from tf_dpdiff.serving import export
 
-    network = unet.build_unet(
+    network = denoiser.build(
         unet.UNetConfig(base_channels=8, channel_multipliers=(1, 2), middle_attention=False, groups=2),
         (8, 8, 1),
         NUM_CLASSES,

@@ -6,7 +6,6 @@ process. The sum of the parts need not be the whole: what the whole takes beyond
 
 import argparse
 import dataclasses
-import inspect
 import json
 import pathlib
 import statistics
@@ -33,17 +32,13 @@ PARTS = (DATA, VIEWS, GRADIENTS, CLIPPING, NOISE, OPTIMIZER, AVERAGE, REST)
 _CLIPPED, _WHOLE = 'gradients, clipped and summed', 'whole step'
 
 
-class _Made(BaseException):
-    """Everything that a run needs for its first step is made. No Exception: commands turn those into messages."""
-
-
 @dataclasses.dataclass(frozen=True)
 class MadeStep:
     """A private step, and what it was made of.
 
     Attributes:
       run: The compiled step.
-      of: The arguments of train_step.make_private_step, by name.
+      of: The arguments of train_step.compile_private_step, by name.
       dataset: The private images.
       num_views: K.
     """
@@ -54,40 +49,34 @@ class MadeStep:
     num_views: int
 
 
-def _keep_calls(module, name):
-    """Replaces a function of a module by one that keeps (arguments by name, result) in the list that is returned."""
-    original, kept = getattr(module, name), []
-
-    def function(*args, **kwargs):
-        bound = inspect.signature(original).bind(*args, **kwargs)
-        bound.apply_defaults()
-        kept.append((bound.arguments, original(*args, **kwargs)))
-        return kept[-1][1]
-
-    setattr(module, name, function)
-    return kept
-
-
 def step_of_run(flags):
-    """Returns the private step of a run, made by its own command, which is ended before its first step."""
-    from tf_dpdiff.cli import train
-    from tf_dpdiff.training import loop
-        from tf_dpdiff.training import train_step
+    """Returns the private step of the run that a configuration describes, built as bin/train builds it."""
+    from tf_dpdiff.cli import gin_config
+    from tf_dpdiff.networks import denoiser
+    from tf_dpdiff.runs import build as build_lib
+    from tf_dpdiff.training import strategies
+    from tf_dpdiff.training import train_step
 
-    made_steps, made_stages = _keep_calls(train_step, 'make_private_step'), _keep_calls(stages, 'make_finetuning')
-
-    def stop(*unused_args):
-        raise _Made
-
-    loop.StageLoop.run = stop
+    gin_config.parse([flags.gin_file], flags.gin_param, 'train')
+    recipe = gin_config.make('train')
+    build, config, private = build_lib.Build(recipe), recipe.finetuning, recipe.data.train
     with tempfile.TemporaryDirectory() as workdir:
-        bindings = [f'--gin_param={binding}' for binding in flags.gin_param]
-        try:
-            train.run([f'--gin_file={flags.gin_file}', *bindings, f'--workdir={workdir}'])
-        except _Made:
-            pass
-    (of_step, run), (of_stage, _) = made_steps[-1], made_stages[-1]
-    return MadeStep(run, of_step, of_stage['private'], of_stage['config'].views.augmentation_multiplicity)
+        trainer = build.make_training(pathlib.Path(workdir), private, make_grid_drawer=None).trainer
+    num_views, plan = config.views.augmentation_multiplicity, build.plan
+    parts = {
+        'model': trainer.model,
+        'average': trainer.average,
+        'variables': denoiser.select_variables(trainer.model, config.trainable),
+        'optimizer': config.optimization.make_optimizer(plan.config.num_steps),
+        'plan': plan,
+        'view_sampler': build.make_view_sampler(config.views),
+        'private_seed': trainer.state.private_seed,
+        'images_per_unit': 1 if private.owners is None else num_views,
+        'max_ema_decay': config.max_ema_decay,
+        'chunk_sizes': config.choose_chunk_sizes(trainer.model, plan.config.expected_batch_size),
+        'replicas': strategies.ONE,
+    }
+    return MadeStep(train_step.compile_private_step(**parts), parts, private, num_views)
 
 
 def step_of_network(flags):
@@ -96,16 +85,13 @@ def step_of_network(flags):
 
     from benchmarks import networks
     from tf_dpdiff.data import datasets
-    from tf_dpdiff.training import train_step
 
-    made_steps = _keep_calls(train_step, 'make_private_step')
-    networks.private_step(flags.network, flags.units, flags.views)
-    of_step, run = made_steps[-1]
+    parts = networks.make_private_parts(flags.network, flags.units, flags.views)
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, [UNITS_OF_DATA_SET, *networks.NETWORKS[flags.network][1]], np.uint8)
     labels = generator.integers(0, networks.NUM_CLASSES, UNITS_OF_DATA_SET, np.int32)
     dataset = datasets.ImageDataset('random images', images, labels, tuple(map(str, range(networks.NUM_CLASSES))))
-    return MadeStep(run, of_step, dataset, flags.views)
+    return MadeStep(networks.compile_private_step(parts), parts, dataset, flags.views)
 
 
 def make_data(made):

@@ -128,17 +128,17 @@ def _time_start(timers):
         setattr(datasets.PrivateData, name, property(timers.timed(IMAGES, read)))
     from tf_dpdiff.cli import gin_config
     from tf_dpdiff.cli import strategy_flags
-    from tf_dpdiff.networks import unet
+    from tf_dpdiff.networks import denoiser
     from tf_dpdiff.privacy import plan
+    from tf_dpdiff.training import finetuning
     from tf_dpdiff.training import strategies
-    from tf_dpdiff.training import trainer
 
     timers.wrap(CONFIGURATION, gin_config, 'parse')
     timers.wrap(CONFIGURATION, strategy_flags, 'configured')
     timers.wrap(CONFIGURATION, strategies, 'start')
     timers.wrap(CALIBRATION, plan, 'make_plan')
-    timers.wrap(NETWORKS, unet, 'build_unet')
-    timers.wrap(CHECKS, trainer, 'check_model')
+    timers.wrap(NETWORKS, denoiser, 'build')
+    timers.wrap(CHECKS, finetuning, 'check_model')
 
 
 def _time_stages(timers):
@@ -146,7 +146,10 @@ def _time_stages(timers):
     from tf_dpdiff.data import pipelines
     from tf_dpdiff.privacy import plan as plan_lib
     from tf_dpdiff.privacy import sampling
-        from tf_dpdiff.training import train_step
+    from tf_dpdiff.training import finetuning
+    from tf_dpdiff.training import pretraining
+    from tf_dpdiff.training import train_step
+    from tf_dpdiff.training import warm_start
 
     made, compiled = [], {}
 
@@ -167,10 +170,10 @@ def _time_stages(timers):
 
         return make_stage
 
-    for name in ('make_private_step', 'make_public_step'):
+    for name in ('compile_private_step', 'compile_public_step'):
         setattr(train_step, name, keep(getattr(train_step, name)))
-    for name in ('make_pretraining', 'make_warm_start', 'make_finetuning'):
-        setattr(stages, name, timed_stage(getattr(stages, name)))
+    for stage in (pretraining, warm_start, finetuning):
+        stage.make_stage = timed_stage(stage.make_stage)
     timers.wrap(BATCHES, pipelines, 'gather', 'gather_units', 'random_indices')
     timers.wrap(BATCHES, sampling, 'pad_batches')
     timers.wrap(BATCHES, sampling.PoissonSampler, 'sample')
@@ -180,13 +183,13 @@ def _time_stages(timers):
 
 def _time_output(timers):
     """Times checkpoints, TensorBoard, samples, and what is written at the end."""
-    from tf_dpdiff.cli import run_files
-    from tf_dpdiff.cli import run_output
-    from tf_dpdiff.cli import run_report
-    from tf_dpdiff.cli import run_summaries
     from tf_dpdiff.evaluation import generate
     from tf_dpdiff.evaluation import utility
     from tf_dpdiff.privacy import statement
+    from tf_dpdiff.runs import folder
+    from tf_dpdiff.runs import release
+    from tf_dpdiff.runs import report
+    from tf_dpdiff.runs import tensorboard
     from tf_dpdiff.serving import export
     from tf_dpdiff.training import checkpoints
     from tf_dpdiff.training import summaries
@@ -194,10 +197,10 @@ def _time_output(timers):
     timers.wrap(CHECKPOINTS, checkpoints, 'read_state')
     timers.wrap(CHECKPOINTS, checkpoints.RunCheckpoint, '__init__', 'save')
     timers.wrap(TENSORBOARD, summaries.Summaries, 'scalars', 'stage_image', 'flush')
-    timers.wrap(TENSORBOARD, run_summaries, 'write_settings', 'write_timesteps', 'write_epsilon')
-    make_grid_drawer = run_summaries.make_grid_drawer
-    run_summaries.make_grid_drawer = lambda model: timers.timed_from_second(FIRST_GRID, GRIDS, make_grid_drawer(model))
-    timers.wrap(SAMPLING, run_output, 'draw')
+    timers.wrap(TENSORBOARD, tensorboard, 'write_settings', 'write_timesteps', 'write_epsilon')
+    make_grid_drawer = tensorboard.make_grid_drawer
+    tensorboard.make_grid_drawer = lambda model: timers.timed_from_second(FIRST_GRID, GRIDS, make_grid_drawer(model))
+    timers.wrap(SAMPLING, release, 'draw')
     draw = generate.draw
 
     @functools.wraps(draw)
@@ -209,9 +212,9 @@ def _time_output(timers):
             yield from pieces
 
     generate.draw = timed_draw
-    timers.wrap(PICTURES, run_output, 'write')
-    timers.wrap(REPORT, run_report, 'write')
-    timers.wrap(REPORT, run_files, 'write_statement')
+    timers.wrap(PICTURES, release, 'write')
+    timers.wrap(REPORT, report, 'write')
+    timers.wrap(REPORT, folder, 'write_statement')
     timers.wrap(EPSILON, statement.PrivacyStatement, 'to_dict', 'epsilon_over_steps')
     timers.wrap(EXPORT, export, 'export_saved_model')
     timers.wrap(EVALUATION, utility, 'measure')

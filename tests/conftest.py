@@ -8,10 +8,10 @@ import tensorflow as tf
 from tensorflow.python.framework import ops
 
 from tf_dpdiff import keras
+from tf_dpdiff.networks import denoiser
 from tf_dpdiff.networks import layers
-from tf_dpdiff.networks import unet
 
-_BUILD_UNET = unet.build_unet
+_BUILD = denoiser.build
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -27,7 +27,8 @@ def fixture_old_graphs_are_let_go():
 
 
 def build_small_network(config, image_shape, num_classes):
-    """Stands in for build_unet: one residual block of config.base_channels channels."""
+    """Stands in for `denoiser.build`: one residual block as wide as the network is."""
+    width = next(iter(config.size.values()))
     x_t = keras.layers.Input(image_shape)
     t, labels = (keras.layers.Input([], dtype=tf.int32) for _ in range(2))
     embedding = keras.layers.Add()(
@@ -36,8 +37,8 @@ def build_small_network(config, image_shape, num_classes):
             layers.ClassEmbedding(num_classes, 8, name='class_embedding')(labels),
         ]
     )
-    h = keras.layers.Conv2D(config.base_channels, 3, padding='same', name='conv_in')(x_t)
-    h = layers.ResidualBlock(config.base_channels, 2, name='block')([h, embedding])
+    h = keras.layers.Conv2D(width, 3, padding='same', name='conv_in')(x_t)
+    h = layers.ResidualBlock(width, 2, name='block')([h, embedding])
     return keras.Model([x_t, t, labels], keras.layers.Conv2D(image_shape[-1], 1, name='conv_out')(h))
 
 
@@ -45,7 +46,7 @@ def build_small_network(config, image_shape, num_classes):
 def fixture_small_network():
     """Makes every network of a module a small one: what is tested does not depend on it, and a UNet traces slowly."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(unet, 'build_unet', build_small_network)
+        monkeypatch.setattr(denoiser, 'build', build_small_network)
         yield
 
 
@@ -53,5 +54,5 @@ def fixture_small_network():
 def whole_network():
     """Undoes `small_network`: for what outlives the module that happens to ask for it first."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(unet, 'build_unet', _BUILD_UNET)
+        monkeypatch.setattr(denoiser, 'build', _BUILD)
         yield

@@ -15,7 +15,7 @@ class Given:
     """What reference.py wrote.
 
     Attributes:
-      config: Attributes of the UNetConfig.
+      config: The network's configuration, as `kinds.to_json` writes it.
       image_shape: (height, width, channels).
       parameters: How many the network has.
       signal_rates: float32 [timesteps].

@@ -25,13 +25,14 @@ class Vectorized:
         from tensorflow_privacy.privacy.optimizers import dp_optimizer_keras_vectorized
 
         from tf_dpdiff.diffusion import process
-        from tf_dpdiff.networks import unet
+        from tf_dpdiff.networks import denoiser
+        from tf_dpdiff.networks import kinds
         from tf_dpdiff.training import views as views_lib
 
         tf.get_logger().setLevel('ERROR')
         self._units = units
-        network = unet.UNetConfig(**given.config)
-        self._model = unet.build_unet(network, given.image_shape, 10)
+        network = kinds.from_json(given.config)
+        self._model = denoiser.build(network, given.image_shape, 10)
         self.parameters = self._model.count_params()
         for variable in self._model.trainable_variables:
             variable.assign(given.weights[variable.name.split(':')[0]])

@@ -16,7 +16,7 @@ from tf_dpdiff.cli import export
 from tf_dpdiff.cli import run_files
 from tf_dpdiff.cli import sample
 from tf_dpdiff.cli import train
-from tf_dpdiff.networks import unet
+from tf_dpdiff.networks import denoiser
 from tf_dpdiff.privacy import budget as budget_lib
 from tf_dpdiff.privacy import rounding
 from tf_dpdiff.training import checkpoints
@@ -139,7 +139,7 @@ def fixture_overflowing_run(toy_run, tmp_path):
     """A finished run whose averaged weights are finite, and so large that what they predict is not."""
     workdir = pathlib.Path(shutil.copytree(toy_run, tmp_path / 'run'))
     described, found = run_files.read_model(workdir), checkpoints.read_run(workdir / 'checkpoints')
-    model = unet.build_unet(described.network, described.image_shape, len(described.class_names))
+    model = denoiser.build(described.network, described.image_shape, len(described.class_names))
     for variable in model.trainable_variables:
         variable.assign(np.full(variable.shape, 3e38))
     record = checkpoints.RunState(sampling.seeds.PrivateSeed.from_os_entropy())

@@ -49,6 +49,7 @@ WRONG = [
     ('TIMESTEP_MIXTURE = ((0.5, 0),)', 'a tuple (a number, a whole number, a whole number), got'),
     ('WarmStartConfig.sharpening = (1.0, 2.0, 3.0)', 'wants a tuple (a number, a number), got'),
     ('train.sampler = @UNetConfig()', 'train.sampler wants what is made by @SamplerConfig(), got @UNetConfig().'),
+    ('train.network = @SamplerConfig()', 'wants what is made by @UNetConfig() or @DiTConfig(), got @SamplerConfig().'),
     ('train.sampler = @SamplerConfig', 'got @SamplerConfig, which is not called: write @SamplerConfig().'),
     ('train.sampler = None', 'train.sampler wants what is made by @SamplerConfig(), got None.'),
     ("train.sampler = 'ddim'", "train.sampler wants what is made by @SamplerConfig(), got the text 'ddim'."),

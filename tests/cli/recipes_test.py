@@ -13,8 +13,10 @@ from tests.data import camelyon17_layout
 from tf_dpdiff.cli import account
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import gin_config
+from tf_dpdiff.cli import run_files
 from tf_dpdiff.cli import train
 from tf_dpdiff.data import datasets
+from tf_dpdiff.networks import dit
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 RUN_FILES = sorted(path.name for path in (ROOT / 'gin').glob('*.gin'))
@@ -40,6 +42,7 @@ SMALL_RECIPES = {'cifar10_cpu.gin', 'colour32.gin', 'grey28.gin', 'mnist_cpu.gin
 DIGITS = {
     'audit_digits.gin',
     'digits.gin',
+    'digits_dit.gin',
     'digits_from_mnist.gin',
     'mnist8.gin',
     'select_digits.gin',
@@ -222,6 +225,31 @@ def test_digits_start_from_a_model_of_another_public_set(tmp_path, small_network
     ]
     assert run(*flags_of('digits_from_mnist.gin', tmp_path / 'run', [*SMALL, *bindings])) == command.DONE
     assert "images of 'public (public)'" in check_run(tmp_path / 'run')['public_data'][0]
+
+
+def test_digits_run_with_a_transformer_and_the_run_says_so(tmp_path, capsys):
+    bindings = [binding for binding in SMALL if not binding.startswith('UNetConfig')] + [
+        'DiTConfig.hidden_size = 8',
+        'DiTConfig.depth = 1',
+        'DiTConfig.num_heads = 2',
+        'EXPECTED_BATCH_SIZE = 30',
+        'AUGMENTATION_MULTIPLICITY = 2',
+        'DpSgdConfig.noise_multiplier = 5.0',
+        'random_strokes.num_images = 50',
+        'PretrainingConfig.num_steps = 2',
+        'WarmStartConfig.num_images = 50',
+        'WarmStartConfig.num_steps = 2',
+        'train.utility = None',
+    ]
+    flags = flags_of('digits_dit.gin', tmp_path / 'run', bindings)
+    assert run(*flags, '--dry_run') == command.DONE
+    assert 'compute type' in capsys.readouterr().out
+    assert run(*flags) == command.DONE
+    assert check_run(tmp_path / 'run')['steps_run'] == 2
+    assert json.loads((tmp_path / 'run' / 'model.json').read_text())['network']['kind'] == 'dit'
+    assert run_files.read_model(tmp_path / 'run').network == dit.DiTConfig(hidden_size=8, depth=1, num_heads=2)
+    assert run(*flags) == command.DONE  # What is resumed is the same network.
+    assert 'is complete' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('unit, num_units, batch', [('image', 16, 4), ('patient', 4, 2)])

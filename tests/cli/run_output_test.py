@@ -18,6 +18,7 @@ from tf_dpdiff.diffusion import samplers
 from tf_dpdiff.diffusion import schedules
 from tf_dpdiff.evaluation import generate
 from tf_dpdiff.evaluation import shared_work
+from tf_dpdiff.networks import denoiser
 from tf_dpdiff.networks import unet
 from tf_dpdiff.training import interruption
 
@@ -34,7 +35,7 @@ def fixture_model(small_network):
     description = run_files.ModelDescription(
         (4, 4, 1), ('a', 'b', 'c'), unet.UNetConfig(base_channels=4), process, samplers.SamplerConfig('ddim', 2)
     )
-    network, generator = unet.build_unet(description.network, (4, 4, 1), 3), np.random.default_rng(0)
+    network, generator = denoiser.build(description.network, (4, 4, 1), 3), np.random.default_rng(0)
     network.set_weights([generator.normal(0.0, 0.3, weight.shape) for weight in network.get_weights()])
     return description, network
 

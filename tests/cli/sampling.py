@@ -16,6 +16,7 @@ from tf_dpdiff.diffusion import samplers
 from tf_dpdiff.diffusion import schedules
 from tf_dpdiff.evaluation import sample_files
 from tf_dpdiff.evaluation import sample_plan
+from tf_dpdiff.networks import denoiser
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import seeds
@@ -31,7 +32,7 @@ def make_run(workdir, *, seed=0, label_drop_probability=0.1):
     """Makes what a finished run leaves and bin/sample reads, with weights that were drawn and not trained."""
     workdir.mkdir()
     network = unet.UNetConfig(base_channels=4, channel_multipliers=(1,), middle_attention=False, groups=2)
-    model, generator = unet.build_unet(network, (4, 4, 1), len(NAMES)), np.random.default_rng(seed)
+    model, generator = denoiser.build(network, (4, 4, 1), len(NAMES)), np.random.default_rng(seed)
     for variable in model.trainable_variables:
         variable.assign(generator.normal(0.0, 0.3, variable.shape))
     process = process_lib.DiffusionProcess(schedules.Schedule('cosine', 50), 'v')

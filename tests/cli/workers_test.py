@@ -13,7 +13,7 @@ from tests import cluster
 from tests.cli.verbs import call
 from tf_dpdiff.cli import run_files
 from tf_dpdiff.cli import train
-from tf_dpdiff.networks import unet
+from tf_dpdiff.networks import denoiser
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.training import checkpoints
 
@@ -59,7 +59,7 @@ def wait_until_saved(workdir, workers, steps):
 
 def averaged_weights(workdir):
     described = run_files.read_model(workdir)
-    model = unet.build_unet(described.network, described.image_shape, len(described.class_names))
+    model = denoiser.build(described.network, described.image_shape, len(described.class_names))
     checkpoints.load_average(workdir / 'checkpoints', model)
     return np.concatenate([weight.ravel() for weight in model.get_weights()])
 

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tf_dpdiff.networks import adapters
 from tf_dpdiff.networks import convolution
+from tf_dpdiff.networks import denoiser
 from tf_dpdiff.networks import transfer
 from tf_dpdiff.networks import unet
 
@@ -35,7 +36,7 @@ def is_adapter(variable):
 @pytest.fixture(name='adapted', scope='module')
 def fixture_adapted():
     """A network whose every variable is random; tests leave it alone."""
-    model = unet.build_unet(_ADAPTED, (4, 4, 1), 3)
+    model = denoiser.build(_ADAPTED, (4, 4, 1), 3)
     randomize(model.variables)
     return model
 
@@ -73,7 +74,7 @@ def test_layer_with_an_activation_is_refused():
 
 
 def test_new_adapted_network_is_the_network_without_adapters():
-    plain, adapted = (unet.build_unet(config, (4, 4, 1), 3) for config in (_PLAIN, _ADAPTED))
+    plain, adapted = (denoiser.build(config, (4, 4, 1), 3) for config in (_PLAIN, _ADAPTED))
     randomize(plain.variables)
     transfer.carry_over_weights(
         {v.name.split(':')[0]: v.numpy() for v in plain.variables}, adapted, keep_class_embedding=True
@@ -86,7 +87,7 @@ def test_new_adapted_network_is_the_network_without_adapters():
 
 def test_rank_zero_is_the_network_as_it_was():
     config = dataclasses.replace(_ADAPTED, adapter_rank=0)
-    plain, without = (unet.build_unet(c, (4, 4, 1), 3) for c in (_PLAIN, config))
+    plain, without = (denoiser.build(c, (4, 4, 1), 3) for c in (_PLAIN, config))
     assert [v.name for v in without.variables] == [v.name for v in plain.variables]
     assert not any(isinstance(m, (adapters.AdaptedDense, adapters.AdaptedConv2D)) for m in without.submodules)
 
@@ -100,7 +101,7 @@ def test_rank_zero_is_the_network_as_it_was():
     ],
 )
 def test_adapters_are_on_the_layers_of_the_roles_asked_for(role, layers, adapted):
-    model = unet.build_unet(dataclasses.replace(_ADAPTED, adapter_targets=(role,)), (4, 4, 1), 3)
+    model = denoiser.build(dataclasses.replace(_ADAPTED, adapter_targets=(role,)), (4, 4, 1), 3)
     found = {v.name for v in model.variables if is_adapter(v)}
     candidates = {v.name for v in adapted.variables if is_adapter(v)}
     parts = ('adapter_down:0', 'adapter_up:0')
@@ -111,7 +112,7 @@ def test_adapters_are_on_the_layers_of_the_roles_asked_for(role, layers, adapted
 
 
 def test_adapters_and_classes_are_selected_by_name(adapted):
-    selected = unet.select_variables(adapted, ('adapter', 'class_embedding'))
+    selected = denoiser.select_variables(adapted, ('adapter', 'class_embedding'))
     assert {v.name.split('/')[-1] for v in selected} == {'adapter_down:0', 'adapter_up:0', 'kernel:0'}
     assert [v.name for v in selected if not is_adapter(v)] == ['class_embedding/table/kernel:0']
     num_selected, num_all = (sum(int(tf.size(v)) for v in x) for x in (selected, adapted.variables))
@@ -121,8 +122,8 @@ def test_adapters_and_classes_are_selected_by_name(adapted):
 def test_adapters_of_attention_where_there_is_none_are_refused():
     config = unet.UNetConfig(base_channels=4, channel_multipliers=(1,), middle_attention=False, adapter_rank=2)
     with pytest.raises(ValueError, match="adapter_targets=.'attention',. names attention, and the network has none"):
-        unet.build_unet(config, (4, 4, 1), 3)
-    unet.build_unet(dataclasses.replace(config, attention_resolutions=(4,), head_channels=4), (4, 4, 1), 3)
+        denoiser.build(config, (4, 4, 1), 3)
+    denoiser.build(dataclasses.replace(config, attention_resolutions=(4,), head_channels=4), (4, 4, 1), 3)
 
 
 def filter_gradients(model, variables):
@@ -149,7 +150,7 @@ def test_gradients_of_frozen_kernels_are_not_computed(adapted, monkeypatch):
     monkeypatch.setattr(convolution, '_MAX_PIXELS', 0)  # All by the operation that is counted.
     adapted_convolutions = [m for m in adapted.submodules if isinstance(m, adapters.AdaptedConv2D)]
     # One for the first factor of each; the second is a product of matrices.
-    selected = unet.select_variables(adapted, ('adapter', 'class_embedding'))
+    selected = denoiser.select_variables(adapted, ('adapter', 'class_embedding'))
     assert filter_gradients(adapted, selected) == len(adapted_convolutions)
     # Control.
     assert filter_gradients(adapted, adapted.trainable_variables) > 2 * len(adapted_convolutions)
@@ -161,7 +162,7 @@ def test_gradients_of_frozen_kernels_are_not_computed(adapted, monkeypatch):
 @pytest.mark.parametrize('compute_dtype', ['float32', 'mixed_bfloat16'])
 def test_merged_network_has_no_adapters_and_computes_the_same(compute_dtype):
     config = dataclasses.replace(_ADAPTED, compute_dtype=compute_dtype)
-    model = unet.build_unet(config, (4, 4, 1), 3)
+    model = denoiser.build(config, (4, 4, 1), 3)
     randomize(model.variables)
     before = model.get_weights()
     merged, merged_config = transfer.merge_adapters(model, config)

@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 import tensorflow as tf
 
+from tf_dpdiff.networks import denoiser
 from tf_dpdiff.networks import dropout
 from tf_dpdiff.networks import layers
 from tf_dpdiff.networks import unet
@@ -168,7 +169,7 @@ _CONFIG = unet.UNetConfig(base_channels=4, channel_multipliers=(1,), middle_atte
 
 @pytest.fixture(name='model', scope='module')
 def fixture_model():
-    model, generator = unet.build_unet(_CONFIG, (4, 4, 1), 10), np.random.default_rng(0)
+    model, generator = denoiser.build(_CONFIG, (4, 4, 1), 10), np.random.default_rng(0)
     for variable in model.trainable_variables:
         variable.assign(generator.normal(0.0, 0.3, variable.shape))
     return model
@@ -183,7 +184,7 @@ def views_of(units, views=2, seed=0):
 
 
 def denoise(model, x_t, t, labels, seeds, training=True):
-    return unet.denoise(model, x_t, t, labels, dropout_seeds=seeds, training=training)
+    return denoiser.denoise(model, x_t, t, labels, dropout_seeds=seeds, training=training)
 
 
 def test_network_drops_by_the_seed_of_each_view_in_training_and_not_at_all_otherwise(model):
@@ -194,14 +195,14 @@ def test_network_drops_by_the_seed_of_each_view_in_training_and_not_at_all_other
     assert np.abs(outputs[0] - outputs[1]).max() > 1e-3
     still = denoise(model, *inputs, training=False).numpy()
     np.testing.assert_allclose(still, np.broadcast_to(still[:1], still.shape), atol=1e-6)
-    np.testing.assert_array_equal(unet.denoise(model, *inputs[:3]), still)
+    np.testing.assert_array_equal(denoiser.denoise(model, *inputs[:3]), still)
     np.testing.assert_allclose(model.predict(inputs, verbose=0), still, atol=1e-6)
 
 
 def test_training_with_dropout_and_without_seeds_is_refused(model):
     inputs = [x[0] for x in views_of(1)[:3]]
     with pytest.raises(ValueError, match='a network with dropout is trained with dropout_seeds, one a view'):
-        unet.denoise(model, *inputs, training=True)
+        denoiser.denoise(model, *inputs, training=True)
 
 
 def test_every_block_has_another_salt(model):
@@ -210,18 +211,18 @@ def test_every_block_has_another_salt(model):
 
 
 def test_dropout_adds_an_input_and_no_variable(model):
-    plain = unet.build_unet(
+    plain = denoiser.build(
         unet.UNetConfig(base_channels=4, channel_multipliers=(1,), middle_attention=False, groups=2), (4, 4, 1), 10
     )
     assert model.input_names == plain.input_names + ['dropout_seeds']
     assert [v.name for v in model.variables] == [v.name for v in plain.variables]
     plain.set_weights(model.get_weights())
     inputs = [x[0] for x in views_of(1)[:3]]
-    np.testing.assert_array_equal(unet.denoise(model, *inputs), unet.denoise(plain, *inputs))
+    np.testing.assert_array_equal(denoiser.denoise(model, *inputs), denoiser.denoise(plain, *inputs))
 
 
 def test_mapped_gradients_of_a_unit_are_its_own_whatever_the_other_units_are(model):
-    variables = unet.select_variables(model, ['norm', 'embedding'])
+    variables = denoiser.select_variables(model, ['norm', 'embedding'])
 
     def gradients(unit):
         with tf.GradientTape(watch_accessed_variables=False) as tape:

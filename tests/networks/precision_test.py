@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tf_dpdiff import keras
+from tf_dpdiff.networks import denoiser
 from tf_dpdiff.networks import layers
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import clipping
@@ -23,7 +24,7 @@ def inputs_for(batch=4):
 def random_models(**fields):
     """Returns the network in float32 and in bfloat16, of the same random weights."""
     configs = (dataclasses.replace(config, **fields) for config in (_EXACT, _MIXED))
-    exact, mixed = (unet.build_unet(config, (4, 4, 1), 10) for config in configs)
+    exact, mixed = (denoiser.build(config, (4, 4, 1), 10) for config in configs)
     generator = np.random.default_rng(0)
     for variable in exact.variables:
         if not variable.name.endswith('gamma:0'):
@@ -57,7 +58,7 @@ def test_policy_of_the_process_is_neither_used_nor_changed(policy, config):
     before = keras.mixed_precision.global_policy()
     keras.mixed_precision.set_global_policy(policy)
     try:
-        model = unet.build_unet(config, (4, 4, 1), 10)
+        model = denoiser.build(config, (4, 4, 1), 10)
         assert keras.mixed_precision.global_policy().name == policy
     finally:
         keras.mixed_precision.set_global_policy(before)
@@ -117,7 +118,7 @@ _TRAINED = ['norm', 'embedding', 'middle_attention']
 
 
 def gradients_of_unit(model, unit):
-    variables = unet.select_variables(model, _TRAINED)
+    variables = denoiser.select_variables(model, _TRAINED)
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(variables)
         loss = 100.0 * tf.reduce_mean(tf.square(model(unit, training=True) - 1.0))

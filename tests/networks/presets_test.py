@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tf_dpdiff import keras
 from tf_dpdiff.cli import gin_config
+from tf_dpdiff.networks import denoiser
 from tf_dpdiff.networks import unet
 
 _PRESETS = {'digits': ((8, 8, 1), 40_841), 'mnist': ((28, 28, 1), 4.24e6), 'imagenet32': ((32, 32, 3), 80.4e6)}
@@ -25,7 +26,7 @@ def config_of(name):
 @functools.lru_cache
 def variables_of(name):
     """Returns names and shapes of the variables of the network for ten classes; the network itself may be large."""
-    model = unet.build_unet(config_of(name), _PRESETS[name][0], 10)
+    model = denoiser.build(config_of(name), _PRESETS[name][0], 10)
     return [(variable.name, variable.shape) for variable in model.variables]
 
 
@@ -61,7 +62,7 @@ def test_names_of_variables_do_not_depend_on_what_was_built_before():
     names = [name for name, _ in variables_of('digits')]
     keras.layers.Dense(2).build([None, 3])
     with tf.name_scope('elsewhere'):
-        again = unet.build_unet(config_of('digits'), (8, 8, 1), 10)
-    other = unet.build_unet(config_of('digits'), (8, 8, 3), 4)
+        again = denoiser.build(config_of('digits'), (8, 8, 1), 10)
+    other = denoiser.build(config_of('digits'), (8, 8, 3), 4)
     assert [variable.name for variable in again.variables] == names
     assert [variable.name for variable in other.variables] == names

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tf_dpdiff.networks import denoiser
 from tf_dpdiff.networks import transfer
 from tf_dpdiff.networks import unet
 
@@ -14,7 +15,7 @@ _TABLE = 'class_embedding/table/kernel'
 
 
 def random_model(image_shape=(4, 4, 1), num_classes=3, config=_CONFIG, seed=0):
-    model, generator = unet.build_unet(config, image_shape, num_classes), np.random.default_rng(seed)
+    model, generator = denoiser.build(config, image_shape, num_classes), np.random.default_rng(seed)
     for variable in model.variables:
         variable.assign(generator.normal(0.0, 0.3, variable.shape))
     return model
@@ -71,8 +72,8 @@ def test_grey_network_predicts_the_mean_of_what_the_colour_network_predicts_for_
         transfer.carry_over_weights(checkpoint, model, keep_class_embedding=True)
     x_t = np.random.default_rng(3).normal(size=[2, 4, 4, 1]).astype(np.float32)
     t, labels = tf.constant([3, 700]), tf.constant([0, 4])
-    expected = unet.denoise(colour, tf.repeat(x_t, 3, axis=-1), t, labels).numpy().mean(-1, keepdims=True)
-    np.testing.assert_allclose(unet.denoise(grey, x_t, t, labels), expected, rtol=1e-4, atol=1e-5)
+    expected = denoiser.denoise(colour, tf.repeat(x_t, 3, axis=-1), t, labels).numpy().mean(-1, keepdims=True)
+    np.testing.assert_allclose(denoiser.denoise(grey, x_t, t, labels), expected, rtol=1e-4, atol=1e-5)
     assert np.abs(expected).max() > 0.1
 
 

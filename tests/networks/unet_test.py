@@ -2,17 +2,15 @@
 
 import dataclasses
 import functools
-import logging
-import re
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_dpdiff import keras
+from tests.networks import hidden_loops
 from tf_dpdiff.networks import convolution
+from tf_dpdiff.networks import denoiser
 from tf_dpdiff.networks import unet
-from tf_dpdiff.privacy import clipping
 
 _DIGITS = unet.UNetConfig(base_channels=8, channel_multipliers=(1, 2), middle_attention=False, groups=8)
 _SMALL = unet.UNetConfig(base_channels=4, channel_multipliers=(1,), middle_attention=False, groups=2)
@@ -36,7 +34,7 @@ def inputs_for(image_shape, batch=3, seed=0):
 @functools.cache
 def new_model(config, image_shape):
     """Builds a model for ten classes; shared by tests that leave its weights alone."""
-    return unet.build_unet(config, image_shape, 10)
+    return denoiser.build(config, image_shape, 10)
 
 
 @pytest.mark.parametrize(
@@ -139,38 +137,10 @@ def test_attention_is_at_the_levels_that_ask_for_it(config, image_shape, attenti
 
 @pytest.fixture(scope='module')
 def digits_model():
-    model, generator = unet.build_unet(_DIGITS, (8, 8, 1), 10), np.random.default_rng(0)
+    model, generator = denoiser.build(_DIGITS, (8, 8, 1), 10), np.random.default_rng(0)
     for variable in model.trainable_variables:
         variable.assign(generator.normal(0.0, 0.2, variable.shape))
     return model
-
-
-@pytest.mark.parametrize('index, value', [(1, [0, 500, 60]), (2, [0, 10, 2])])
-def test_timestep_and_label_of_an_example_change_its_output_and_no_other(digits_model, index, value):
-    inputs = inputs_for((8, 8, 1))
-    before = digits_model(inputs).numpy()
-    inputs[index] = tf.constant(value)
-    after = digits_model(inputs).numpy()
-    assert np.abs(after[1] - before[1]).max() > 1e-3
-    np.testing.assert_allclose(after[[0, 2]], before[[0, 2]], atol=1e-6)
-
-
-def test_image_of_an_example_changes_no_other_output(digits_model):
-    inputs = inputs_for((8, 8, 1))
-    before = digits_model(inputs).numpy()
-    inputs[0] = tf.tensor_scatter_nd_update(inputs[0], [[1]], tf.fill([1, 8, 8, 1], 100.0))
-    after = digits_model(inputs).numpy()
-    assert np.abs(after[1] - before[1]).max() > 1e-3
-    np.testing.assert_allclose(after[[0, 2]], before[[0, 2]], atol=1e-6)
-
-
-def test_denoise_calls_a_network_without_dropout_with_its_three_inputs(digits_model):
-    assert digits_model.input_names == ['x_t', 't', 'labels']
-    x_t, t, labels = inputs_for((8, 8, 1))
-    expected = digits_model([x_t, t, labels]).numpy()
-    for training, seeds in ((False, None), (True, None), (True, tf.constant([1, 2, 3]))):
-        outputs = unet.denoise(digits_model, x_t, t, labels, dropout_seeds=seeds, training=training)
-        np.testing.assert_array_equal(outputs, expected)
 
 
 def test_every_pixel_reaches_every_other_through_the_levels(digits_model):
@@ -187,7 +157,7 @@ def test_image_that_cannot_be_halved_is_refused(image_shape):
     config = unet.UNetConfig(base_channels=4, channel_multipliers=(1, 1, 1), middle_attention=False)
     message = f'images of {image_shape[0]}x{image_shape[1]} cannot be halved 2 times: take fewer channel_multipliers'
     with pytest.raises(ValueError, match=message):
-        unet.build_unet(config, image_shape, 10)
+        denoiser.build(config, image_shape, 10)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +169,7 @@ def test_image_that_cannot_be_halved_is_refused(image_shape):
 )
 def test_image_that_cannot_be_cut_into_patches_is_refused(image_shape, message):
     with pytest.raises(ValueError, match=message):
-        unet.build_unet(_PATCHES, image_shape, 10)
+        denoiser.build(_PATCHES, image_shape, 10)
 
 
 @pytest.mark.parametrize(
@@ -228,52 +198,11 @@ def test_bad_configuration_is_refused(arguments, message):
         unet.UNetConfig(**arguments)
 
 
-def test_no_pattern_selects_every_variable(digits_model):
-    selected = unet.select_variables(digits_model, ())
-    assert [v.ref() for v in selected] == [v.ref() for v in digits_model.trainable_variables]
-
-
-@pytest.mark.parametrize('patterns', [['norm'], ['embedding', 'norm'], ['norm', 'out_norm'], ['conv_out/bias']])
-def test_patterns_select_variables_once_in_the_order_of_the_model(digits_model, patterns):
-    selected = {v.ref() for v in unet.select_variables(digits_model, patterns)}
-    order = [v.ref() for v in digits_model.trainable_variables if v.ref() in selected]
-    assert [v.ref() for v in unet.select_variables(digits_model, patterns)] == order
-    for variable in digits_model.trainable_variables:
-        assert (variable.ref() in selected) == any(pattern in variable.name for pattern in patterns)
-    assert 0 < len(selected) < len(digits_model.trainable_variables)
-
-
 def test_norms_are_selected_by_their_name(digits_model):
-    selected = unet.select_variables(digits_model, ['norm'])
+    selected = denoiser.select_variables(digits_model, ['norm'])
     assert all(v.name.split('/')[-1] in ('gamma:0', 'beta:0') for v in selected)
     # Two norms for each of 8 residual blocks, and the last one, of two variables each.
     assert len(selected) == 2 * (2 * 8 + 1)
-
-
-def test_pattern_that_matches_nothing_is_refused_with_what_would_match(digits_model):
-    with pytest.raises(ValueError, match="no trainable variable matches 'attention'") as error:
-        unet.select_variables(digits_model, ['norm', 'attention'])
-    candidates = str(error.value).split('name one of: ')[1].rstrip('.').split(', ')
-    assert {'norm_in', 'class_embedding', 'conv_out', 'kernel'} <= set(candidates)
-    for candidate in candidates:
-        assert unet.select_variables(digits_model, [candidate])
-
-
-def hidden_loops(loss_fn, variables, batch, caplog):
-    """Returns the operations that TensorFlow's warnings say to be run in a loop when per-unit gradients are traced."""
-    caplog.clear()
-    with caplog.at_level(logging.WARNING, logger='tensorflow'):
-        tf.function(
-            lambda: (
-                clipping.PerUnitClipper(1.0)
-                .clipped_sum(loss_fn, variables, batch, tf.zeros([2], tf.bool), units_per_chunk=2)
-                .sums
-            )
-        ).get_concrete_function()
-    messages = [record.getMessage() for record in caplog.records if 'while_loop' in record.getMessage()]
-    found = [re.match(r'(?:Using a while_loop for converting )?(\w+)', message) for message in messages]
-    assert all(found)
-    return {match.group(1) for match in found}
 
 
 # Two levels, attention in the middle, dropout: every kind of layer takes part.
@@ -307,25 +236,6 @@ def test_per_unit_gradients_hide_no_loop_but_that_of_convolution_filters(
 
     def loss_fn(unit):
         x_t, t, labels = unit
-        return tf.reduce_mean(tf.square(unet.denoise(model, x_t, t, labels, dropout_seeds=t, training=True)))
+        return tf.reduce_mean(tf.square(denoiser.denoise(model, x_t, t, labels, dropout_seeds=t, training=True)))
 
-    assert hidden_loops(loss_fn, unet.select_variables(model, patterns), views, caplog) == expected
-
-
-def test_control_random_numbers_drawn_inside_are_noticed_as_a_hidden_loop(caplog):
-    weights = tf.Variable(tf.ones([3]))
-
-    def loss_fn(unit):
-        return tf.reduce_mean(weights * tf.random.stateless_uniform([3], tf.stack([unit, unit])))
-
-    assert any('Random' in name for name in hidden_loops(loss_fn, [weights], tf.constant([1, 2]), caplog))
-
-
-def test_control_an_embedding_look_up_is_noticed_as_a_hidden_loop(caplog):
-    embedding = keras.layers.Embedding(5, 3)
-    embedding.build([None])
-    units = tf.constant([[0, 1], [2, 2]])
-    loops = hidden_loops(
-        lambda unit: tf.reduce_mean(tf.square(embedding(unit))), embedding.trainable_variables, units, caplog
-    )
-    assert 'ResourceGather' in loops
+    assert hidden_loops.find(loss_fn, denoiser.select_variables(model, patterns), views, caplog) == expected

@@ -1109,7 +1109,7 @@ MUTANTS = (
     Mutant(
         'weights that overflow pass for finite ones',
         'training/divergence.py',
-        'return bool(all_finite([unet.denoise(network, *self._view) for network in self._networks]))',
+        'return bool(all_finite([denoiser.denoise(network, *self._view) for network in self._networks]))',
         'return True',
         DIVERGENCE,
     ),

@@ -17,7 +17,7 @@ from tf_dpdiff.cli import export as export_verb
 from tf_dpdiff.cli import run_files
 from tf_dpdiff.cli import run_output
 from tf_dpdiff.diffusion import samplers
-from tf_dpdiff.networks import unet
+from tf_dpdiff.networks import denoiser
 from tf_dpdiff.privacy import statement as statement_lib
 from tf_dpdiff.serving import client
 from tf_dpdiff.serving import compatibility
@@ -206,7 +206,7 @@ def test_a_run_that_is_exported_again_by_training_goes_through_the_same_check(to
     run = shutil.copytree(toy_run, tmp_path / 'run')
     put('1,2', run / 'saved_model' / '2')
     description = run_files.read_model(run)
-    network = unet.build_unet(description.network, description.image_shape, len(sampling.NAMES))
+    network = denoiser.build(description.network, description.image_shape, len(sampling.NAMES))
     statement = statement_lib.PublicStatement(('toys',), 10)
     images, labels = np.zeros([3, 4, 4, 1], np.uint8), np.arange(3, dtype=np.int32)
     with pytest.raises(ValueError, match="clients of .*saved_model/2 could.*'num_steps' is gone.*bin/export --allow"):
@@ -219,7 +219,7 @@ def test_a_run_that_is_exported_again_by_training_goes_through_the_same_check(to
 def fixture_fixed(toy_run):
     """A sampler of one step count."""
     description = run_files.read_model(toy_run)
-    network = unet.build_unet(description.network, description.image_shape, len(sampling.NAMES))
+    network = denoiser.build(description.network, description.image_shape, len(sampling.NAMES))
     return export.ImageSampler(network, description.process, samplers.SamplerConfig('ddim', 1))
 
 

@@ -20,6 +20,7 @@ from tf_dpdiff.cli import export as export_verb
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.diffusion import samplers
 from tf_dpdiff.diffusion import schedules
+from tf_dpdiff.networks import denoiser
 from tf_dpdiff.networks import unet
 from tf_dpdiff.serving import export
 from tf_dpdiff.serving import warmup
@@ -69,7 +70,7 @@ def make_sampler(build):
 @pytest.fixture(scope='module')
 def sampler():
     """A network as it is trained, and what samples from it."""
-    return make_sampler(unet.build_unet)
+    return make_sampler(denoiser.build)
 
 
 @pytest.fixture(scope='module')
@@ -426,12 +427,12 @@ def test_folder_without_a_model_is_named(tmp_path, make):
 def toy_run(tmp_path_factory):
     """A run of a small network, which not all of this module's are."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(unet, 'build_unet', conftest.build_small_network)
+        patch.setattr(denoiser, 'build', conftest.build_small_network)
         return sampling.make_run(tmp_path_factory.mktemp('runs') / 'toys')
 
 
 def test_command_exports_several_step_counts_and_one(toy_run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(unet, 'build_unet', conftest.build_small_network)
+    monkeypatch.setattr(denoiser, 'build', conftest.build_small_network)
     arguments = [export_verb, f'--workdir={toy_run}', '--warmup_batch_sizes=1,2']
     assert verbs.call(*arguments, f'--output={tmp_path / "several"}', '--num_steps=1,3') == command.DONE
     assert '(ddim, 1 or 3 steps)' in capsys.readouterr().out

@@ -15,7 +15,7 @@ from tests.serving import toy_models
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import export as export_verb
 from tf_dpdiff.cli import run_files
-from tf_dpdiff.networks import unet
+from tf_dpdiff.networks import denoiser
 from tf_dpdiff.serving import client
 from tf_dpdiff.serving import export
 from tf_dpdiff.serving import warmup
@@ -165,7 +165,7 @@ def test_command_draws_the_classes_or_no_class_by_itself(runs, tmp_path, kind, l
 
 def make_old_export(run, description, folder):
     """What was exported before models refused labels: the same, but for the assertion."""
-    network = unet.build_unet(description.network, description.image_shape, _NUM_CLASSES)
+    network = denoiser.build(description.network, description.image_shape, _NUM_CLASSES)
     checkpoints.load_average(run / 'checkpoints', network)
     sampler = export.ImageSampler(network, description.process, description.sampler)
     return export.export_saved_model(sampler, folder, run_files.paths_beside_model(run), warmup_batch_sizes=())

@@ -16,6 +16,7 @@ from tests.serving import toy_models
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.diffusion import samplers
 from tf_dpdiff.diffusion import schedules
+from tf_dpdiff.networks import denoiser
 from tf_dpdiff.networks import unet
 from tf_dpdiff.serving import export
 from tf_dpdiff.serving import servables
@@ -297,7 +298,7 @@ def test_warmup_requests_are_replayed_before_a_version_is_served(folder, monkeyp
 
 def test_exported_sampler_is_served_and_joining_changes_no_image(tmp_path):
     config = unet.UNetConfig(base_channels=4, channel_multipliers=(1,), middle_attention=False, groups=2)
-    model, generator = unet.build_unet(config, (4, 4, 1), 3), np.random.default_rng(0)
+    model, generator = denoiser.build(config, (4, 4, 1), 3), np.random.default_rng(0)
     for variable in model.trainable_variables:
         variable.assign(generator.normal(0.0, 0.3, variable.shape))
     process = process_lib.DiffusionProcess(schedules.Schedule('cosine', 50), 'v')

@@ -15,6 +15,7 @@ from tests.training import trainer_test as toy
 from tests.training.stops import NEVER
 from tf_dpdiff.data import procedural
 from tf_dpdiff.diffusion import samplers
+from tf_dpdiff.networks import denoiser
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import class_means
 from tf_dpdiff.privacy import feature_means
@@ -33,7 +34,7 @@ HUGE = optimization.OptimizationConfig(learning_rate=1e30)
 
 
 def make_networks():
-    return [unet.build_unet(toy.NETWORK, (4, 4, 1), 3) for _ in range(2)]
+    return [denoiser.build(toy.NETWORK, (4, 4, 1), 3) for _ in range(2)]
 
 
 def set_bias(network, value):
@@ -89,7 +90,7 @@ def make_failing_loop(workdir, fault, *arguments, fails=True, **options):
 
 def read_checkpoint(workdir):
     """Returns the newest checkpoint: what it says of the run, and its averaged weights."""
-    network = unet.build_unet(unet.UNetConfig(base_channels=2), (2, 2, 1), 2)
+    network = denoiser.build(unet.UNetConfig(base_channels=2), (2, 2, 1), 2)
     checkpoints.load_average(workdir / 'checkpoints', network)
     return checkpoints.read_run(workdir / 'checkpoints'), network
 

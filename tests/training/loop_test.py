@@ -9,6 +9,7 @@ from tests.training.stops import NEVER
 from tests.training.stops import StopAfter
 from tf_dpdiff import keras
 from tf_dpdiff import workers as workers_lib
+from tf_dpdiff.networks import denoiser
 from tf_dpdiff.networks import unet
 from tf_dpdiff.training import checkpoint_folders
 from tf_dpdiff.training import checkpoints
@@ -41,7 +42,7 @@ def make_loop(workdir, workers=workers_lib.ALONE, *, every_secs=NEVER_SECS, grid
         workdir,
         {},
         config,
-        build_network=lambda: unet.build_unet(unet.UNetConfig(base_channels=2), (2, 2, 1), 2),
+        build_network=lambda: denoiser.build(unet.UNetConfig(base_channels=2), (2, 2, 1), 2),
         num_classes=2,
         make_stages=make_stages,
         draw_grid=lambda average: np.full([1, 1, 1], count(average), np.uint8),

@@ -3,6 +3,9 @@
 import pytest
 import tensorflow as tf
 
+from tests import conftest
+from tf_dpdiff.networks import denoiser
+from tf_dpdiff.networks import dit
 from tf_dpdiff.networks import unet
 from tf_dpdiff.training import memory
 
@@ -11,7 +14,7 @@ CONFIG = unet.UNetConfig(base_channels=4, groups=2)
 
 @pytest.fixture(name='model', scope='module')
 def fixture_model(small_network):
-    return unet.build_unet(CONFIG, (8, 8, 1), 3)
+    return denoiser.build(CONFIG, (8, 8, 1), 3)
 
 
 def choose(model, budget, **changes):
@@ -24,8 +27,16 @@ def test_activations_are_at_least_the_maps_that_the_backward_pass_needs(model):
     assert 7 * 8 * 8 * 4 * 4 < memory.activation_bytes_per_view(model) < 60 * 8 * 8 * 4 * 4
 
 
+def test_activations_of_a_transformer_are_at_least_its_tokens_and_attention():
+    with conftest.whole_network():
+        model = denoiser.build(dit.DiTConfig(hidden_size=8, depth=1, num_heads=2, patch_size=1), (8, 8, 1), 3)
+    # Logits and softmax of two heads; normalized tokens, queries to values, and hidden units and their tanh.
+    at_least = 4 * (2 * 2 * 64**2 + 64 * 8 * (2 + 3 + 2 * 4))
+    assert at_least < memory.activation_bytes_per_view(model) < 6 * at_least
+
+
 def test_activations_grow_with_the_image(model):
-    larger = unet.build_unet(CONFIG, (16, 16, 1), 3)
+    larger = denoiser.build(CONFIG, (16, 16, 1), 3)
     assert 3.0 < memory.activation_bytes_per_view(larger) / memory.activation_bytes_per_view(model) < 4.0
 
 

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from tests import conftest
+from tf_dpdiff.networks import denoiser
+from tf_dpdiff.networks import dit
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import sampling
 from tf_dpdiff.training import flops
@@ -17,7 +19,7 @@ PIXELS, CHANNELS, EMBEDDED = 64, 4, 16
 
 @pytest.fixture(name='model', scope='module')
 def fixture_model():
-    return unet.build_unet(
+    return denoiser.build(
         unet.UNetConfig(base_channels=CHANNELS, channel_multipliers=(1,), head_channels=CHANNELS, groups=2),
         (8, 8, 1),
         3,
@@ -47,9 +49,23 @@ def test_flops_are_those_counted_by_hand(model):
     assert counted.training == 2 * (3 * products - without_gradient)
 
 
+def test_flops_of_a_transformer_are_those_counted_by_hand():
+    hidden, tokens, pixels = 8, 16, 2 * 2
+    model = denoiser.build(dit.DiTConfig(hidden_size=hidden, depth=1, num_heads=2), (8, 8, 1), 3)
+    of_sinusoids, of_label, of_pixels = hidden**2, 4 * hidden, tokens * pixels * hidden
+    embedding = of_sinusoids + hidden**2 + of_label
+    modulation = (6 + 2) * hidden**2
+    attention = tokens * hidden * (3 + 1) * hidden + 2 * tokens**2 * hidden
+    perceptron = 2 * tokens * hidden * 4 * hidden
+    products = of_pixels + embedding + modulation + attention + perceptron + tokens * hidden * pixels
+    counted = flops.flops_per_view(model, model.trainable_variables)
+    assert counted.forward == 2 * products
+    assert counted.training == 2 * (3 * products - of_pixels - of_sinusoids - of_label)
+
+
 def test_gradients_of_filters_that_are_not_trained_do_not_count(model):
     all_trained = flops.flops_per_view(model, model.trainable_variables)
-    last = flops.flops_per_view(model, unet.select_variables(model, ('out_norm',)))
+    last = flops.flops_per_view(model, denoiser.select_variables(model, ('out_norm',)))
     # Of the gradient, only what the last convolution hands back.
     assert last == (all_trained.forward, all_trained.forward + 2 * 9 * PIXELS * CHANNELS)
 

@@ -10,6 +10,7 @@ from tests.training import trainer_test as toy
 from tests.training.stops import NEVER
 from tf_dpdiff import keras
 from tf_dpdiff import workers as workers_lib
+from tf_dpdiff.networks import denoiser
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import plan as plan_lib
@@ -110,7 +111,7 @@ def begin(workdir, workers, configuration=None):
         workdir,
         configuration or {},
         loop_lib.TrainerConfig(),
-        build_network=lambda: unet.build_unet(unet.UNetConfig(base_channels=2), (2, 2, 1), 2),
+        build_network=lambda: denoiser.build(unet.UNetConfig(base_channels=2), (2, 2, 1), 2),
         num_classes=2,
         make_stages=lambda unused_trainer: [stage_lib.Stage('idle', 1, keras.optimizers.SGD(), None, None)],
         plan=PLAN,

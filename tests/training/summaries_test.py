@@ -20,7 +20,7 @@ from tests.training import trainer_test as toy
 from tests.training.stops import NEVER
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.diffusion import samplers
-from tf_dpdiff.networks import unet
+from tf_dpdiff.networks import denoiser
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import seeds
 from tf_dpdiff.training import loop as loop_lib
@@ -151,7 +151,7 @@ class GridDrawer:
     def __call__(self, average):
         tf.random.normal([5])
         self._sample = self._sample or samplers.make_image_sampler(
-            functools.partial(unet.denoise, average),
+            functools.partial(denoiser.denoise, average),
             process=process_lib.DiffusionProcess(),
             config=samplers.SamplerConfig(num_steps=2),
             image_shape=(4, 4, 1),

@@ -12,6 +12,7 @@ from tf_dpdiff import keras
 from tf_dpdiff.data import datasets
 from tf_dpdiff.data import pipelines
 from tf_dpdiff.diffusion import process as process_lib
+from tf_dpdiff.networks import denoiser
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import seeds
@@ -34,7 +35,7 @@ LABELS = (np.arange(12) % 3).astype(np.int32)
 
 def make_model():
     keras.utils.set_random_seed(2)
-    model = unet.build_unet(NETWORK, (4, 4, 1), 3)
+    model = denoiser.build(NETWORK, (4, 4, 1), 3)
     for variable in model.trainable_variables:  # Zero-initialised layers would hide most gradients.
         variable.assign_add(0.1 * tf.random.stateless_normal(variable.shape, [1, variable.shape.num_elements()]))
     return model

@@ -18,6 +18,7 @@ from tf_dpdiff.data import datasets
 from tf_dpdiff.data import pipelines
 from tf_dpdiff.data import procedural
 from tf_dpdiff.diffusion import process as process_lib
+from tf_dpdiff.networks import denoiser
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import class_means
 from tf_dpdiff.privacy import plan as plan_lib
@@ -337,8 +338,8 @@ def test_network_that_mixes_examples_is_refused_before_anything_is_trained(tmp_p
         model = real_build(*arguments)
         return keras.Model(model.inputs, keras.layers.BatchNormalization(name='mixer')(model.outputs[0]))
 
-    real_build = unet.build_unet
-    monkeypatch.setattr(unet, 'build_unet', build_with_batch_norm)
+    real_build = denoiser.build
+    monkeypatch.setattr(denoiser, 'build', build_with_batch_norm)
     with pytest.raises(ValueError, match="'mixer' .BatchNormalization.: it mixes"):
         make_trainer(tmp_path)
     assert not (tmp_path / 'checkpoints').exists()

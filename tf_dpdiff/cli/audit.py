@@ -21,7 +21,7 @@ from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.evaluation import audit_picture
 from tf_dpdiff.evaluation import canaries as canaries_lib
 from tf_dpdiff.evaluation import membership
-from tf_dpdiff.networks import unet
+from tf_dpdiff.networks import denoiser
 from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import auditing
 from tf_dpdiff.privacy import plan as plan_lib
@@ -59,7 +59,7 @@ class AuditRecipe:
     """
 
     data: datasets.PrivateData
-    network: unet.UNetConfig
+    network: denoiser.DenoiserConfig
     process: process_lib.DiffusionProcess
     privacy: plan_lib.DpSgdConfig
     finetuning: finetuning_lib.FinetuningConfig
@@ -214,7 +214,7 @@ def _attack_run(workdir: pathlib.Path, data: datasets.PrivateData, config: canar
         raise ValueError(
             f'the run in {workdir} was trained on other images than {data.train.name!r}: who was in it is not known.'
         )
-    model = unet.build_unet(described.network, described.image_shape, len(described.class_names))
+    model = denoiser.build(described.network, described.image_shape, len(described.class_names))
     checkpoints.load_average(workdir / checkpoints.FOLDER, model)
     attack = _attack(workdir, 'membership', _image_loss(model, described.process, config), data.train, data.held_out)
     table = command.facts_table(f'membership attack ({command.NOT_TO_BE_RELEASED})')

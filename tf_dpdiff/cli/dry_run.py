@@ -9,7 +9,7 @@ from tf_dpdiff.cli import command
 from tf_dpdiff.cli import planner_rows
 from tf_dpdiff.data import augmentation
 from tf_dpdiff.data import public as public_lib
-from tf_dpdiff.networks import unet
+from tf_dpdiff.networks import denoiser
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.runs import build as build_lib
 from tf_dpdiff.runs import recipe as recipe_lib
@@ -80,7 +80,7 @@ def _check_origin(build: build_lib.Build, model) -> tuple[tuple[str, ...], str]:
 def _private_rows(build: build_lib.Build, model, starts_from, hardware) -> planner_rows.Rows:
     recipe, plan = build.recipe, build.plan
     pretraining, finetuning = recipe.pretraining, recipe.finetuning
-    num_trained = planner_rows.count_parameters(unet.select_variables(model, finetuning.trainable))
+    num_trained = planner_rows.count_parameters(denoiser.select_variables(model, finetuning.trainable))
     num_steps, batch_size = plan.config.num_steps, plan.config.expected_batch_size
     num_views = finetuning.views.augmentation_multiplicity
     rows = [
@@ -110,7 +110,7 @@ def _private_rows(build: build_lib.Build, model, starts_from, hardware) -> plann
 
 def _public_rows(build: build_lib.Build, model, hardware) -> planner_rows.Rows:
     recipe, pretraining = build.recipe, build.recipe.pretraining
-    of_classes = model.get_layer('class_embedding').count_params()
+    of_classes = denoiser.class_embedding(model).count_params()
     num_views = pretraining.views.augmentation_multiplicity
     rows = [
         ('private images', 'none: a run on public images alone'),

@@ -37,7 +37,7 @@ from tf_dpdiff.evaluation import metrics
 from tf_dpdiff.evaluation import neighbors
 from tf_dpdiff.evaluation import selection
 from tf_dpdiff.evaluation import utility
-from tf_dpdiff.networks import unet
+from tf_dpdiff.networks import kinds
 from tf_dpdiff.privacy import accuracy_release
 from tf_dpdiff.privacy import class_means
 from tf_dpdiff.privacy import feature_means
@@ -64,7 +64,7 @@ _REGISTERED = (
     public.public_images,
     procedural.random_strokes,
     augmentation.AugmentationConfig,
-    unet.UNetConfig,
+    *kinds.CONFIGS,
     schedules.Schedule,
     timesteps.TimestepMixture,
     timesteps.LogNormalSigma,

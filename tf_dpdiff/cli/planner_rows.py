@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tf_dpdiff import keras
 from tf_dpdiff.cli import command
-from tf_dpdiff.networks import unet
+from tf_dpdiff.networks import denoiser
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import sampling
 from tf_dpdiff.training import finetuning as finetuning_lib
@@ -58,7 +58,7 @@ def of_private_run(
       finetuning: The DP-SGD stage.
     """
     batch_size, num_units = plan.config.expected_batch_size, plan.num_units
-    trained = unet.select_variables(model, finetuning.trainable)
+    trained = denoiser.select_variables(model, finetuning.trainable)
     num_trained, num_parameters = count_parameters(trained), count_parameters(model.trainable_variables)
     chunk = _choose_chunk(hardware, model, finetuning, batch_size)
     is_poisson = isinstance(plan.sampler, sampling.PoissonSampler)

@@ -13,7 +13,8 @@ from tf_dpdiff.cli import command
 from tf_dpdiff.diffusion import samplers
 from tf_dpdiff.evaluation import generate
 from tf_dpdiff.evaluation import shared_work
-from tf_dpdiff.networks import unet
+from tf_dpdiff.networks import denoiser
+from tf_dpdiff.networks import kinds
 from tf_dpdiff.runs import folder
 from tf_dpdiff.runs import release
 from tf_dpdiff.serving import client
@@ -105,7 +106,7 @@ def load_run(
       description: Of the run.
       step_counts: Where there are several, each image may have one of them.
     """
-    model = unet.build_unet(description.network, description.image_shape, len(description.class_names))
+    model = denoiser.build(description.network, description.image_shape, len(description.class_names))
     checkpoints.load_average(workdir / 'checkpoints', model)
     sampler = release.make_image_sampler(model, description, workdir)
     return sampler.with_step_counts(step_counts) if len(step_counts) > 1 else sampler
@@ -126,7 +127,7 @@ def _checkpoint(workdir: pathlib.Path, description: folder.ModelDescription) -> 
     for variable in load_run(workdir, description).variables:
         digest.update(f'{variable.name} {variable.dtype.name} {variable.shape}\n'.encode())
         digest.update(variable.numpy().tobytes())
-    settings = [dataclasses.asdict(part) for part in (description.network, description.process)]
+    settings = [kinds.to_json(description.network), dataclasses.asdict(description.process)]
     digest.update(json.dumps(settings, sort_keys=True).encode())
 
     def load() -> generate.SampleFn:

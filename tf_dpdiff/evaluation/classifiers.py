@@ -10,7 +10,7 @@ import numpy as np
 
 from tf_dpdiff.evaluation import network_training
 from tf_dpdiff.networks import classifiers as networks
-from tf_dpdiff.networks import unet
+from tf_dpdiff.networks import precision
 
 Predict = network_training.Predict
 Pair = network_training.Pair
@@ -52,7 +52,7 @@ _FLIP = _Option(False, lambda value: isinstance(value, bool), 'True or False')
 _GAMMA = _Option(
     'scale', lambda value: value == 'scale' or _positive(1.0).is_right(value), "'scale' or a number above 0"
 )
-_DTYPE = _Option('float32', lambda value: value in unet.COMPUTE_DTYPES, f'one of {unet.COMPUTE_DTYPES}')
+_DTYPE = _Option('float32', lambda value: value in precision.COMPUTE_DTYPES, f'one of {precision.COMPUTE_DTYPES}')
 _DEPTH = _Option(None, lambda value: value is None or _whole(1).is_right(value), 'None or a whole number, at least 1')
 
 # Of each classifier: its options.

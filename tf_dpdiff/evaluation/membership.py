@@ -14,7 +14,7 @@ from tf_dpdiff.diffusion import corruption
 from tf_dpdiff.diffusion import losses
 from tf_dpdiff.diffusion import parameterization as parameterization_lib
 from tf_dpdiff.diffusion import process as process_lib
-from tf_dpdiff.networks import unet
+from tf_dpdiff.networks import denoiser
 
 FALSE_POSITIVE_RATES = (0.001, 0.01)
 
@@ -76,7 +76,7 @@ class ImageLoss:
         noise = tf.tile(self._noise, [self._chunk_size, 1, 1, 1])
         rates = corruption.gather_coefficients(self._process.schedule, t)
         x_t = corruption.q_sample(self._process.schedule, x_start, t, noise)
-        prediction = unet.denoise(self._model, x_t, t, tf.repeat(labels, num_draws))
+        prediction = denoiser.denoise(self._model, x_t, t, tf.repeat(labels, num_draws))
         target = parameterization_lib.training_target(self._process.parameterization, x_start, noise, *rates)
         return tf.reduce_mean(tf.reshape(losses.view_losses(prediction, target), [-1, num_draws]), axis=1)
 

@@ -49,7 +49,7 @@ class AdaptedDense(_Adapted, layers.Dense):
 
     Args:
       units: Width of the output.
-      adapter_rank: Of the adapter, at least 1.
+      adapter_rank: Rank of the adapter, at least 1.
       adapter_alpha: The adapter's output is multiplied by adapter_alpha / adapter_rank.
 
     References: Hu et al. 2021, arXiv:2106.09685, section 4.1.
@@ -65,7 +65,7 @@ class AdaptedConv2D(_Adapted, convolution.Conv2D):
     Args:
       filters: Channels of the output.
       kernel_size: As of `keras.layers.Conv2D`.
-      adapter_rank: Of the adapter, at least 1.
+      adapter_rank: Rank of the adapter, at least 1.
       adapter_alpha: The adapter's output is multiplied by adapter_alpha / adapter_rank.
 
     References: Hu et al. 2021, arXiv:2106.09685, section 4.1, for the product of matrices that this is.

@@ -7,7 +7,7 @@ samples none is needed, since all that is computed from samples is covered by th
 import tensorflow as tf
 
 from tf_dpdiff import keras
-from tf_dpdiff.networks import unet
+from tf_dpdiff.networks import precision
 
 layers = keras.layers
 
@@ -116,9 +116,9 @@ class _Layers:
     """
 
     def __init__(self, compute_dtype: str, seed: int):
-        if compute_dtype not in unet.COMPUTE_DTYPES:
+        if compute_dtype not in precision.COMPUTE_DTYPES:
             raise ValueError(
-                f'compute_dtype of a classifier must be one of {unet.COMPUTE_DTYPES}, got {compute_dtype!r}.'
+                f'compute_dtype of a classifier must be one of {precision.COMPUTE_DTYPES}, got {compute_dtype!r}.'
             )
         self.policy = keras.mixed_precision.Policy(compute_dtype)
         self._initializers = (keras.initializers.HeNormal(seed=1000 * seed + index) for index in range(1000))

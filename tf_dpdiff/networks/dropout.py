@@ -43,7 +43,7 @@ class SeededDropout(keras.layers.Layer):
         return tf.where(keep, h * tf.cast(1.0 / (1.0 - self.rate), h.dtype), tf.zeros([], h.dtype))
 
     def _bits(self, seeds, shape):
-        """Returns whole numbers in [0, 2^32) as float32 [batch, *shape]; what is done for each of them counts."""
+        """Returns whole numbers in [0, 2^32) as float32 [batch, *shape]; the cost is in what is done for each."""
         salt = _hash_of_int(self.salt)
         places = tf.cast(tf.range(shape.num_elements()), tf.uint32)
         # Hashed once for all examples, and once for all places of an example.

@@ -1,4 +1,4 @@
-"""The building blocks of the UNet, written so that `tf.vectorized_map` maps them without hidden loops."""
+"""The building blocks of denoising networks, written so that `tf.vectorized_map` maps them without hidden loops."""
 
 import dataclasses
 import functools
@@ -55,7 +55,7 @@ class GroupNorm(layers.Layer):
 
 
 def _group_norm(x, gamma, beta, *, num_groups: int, epsilon: float):
-    """Returns the normalized images and the function that turns their gradient into those of the arguments.
+    """Returns the normalized images and the function from their gradient to those of the arguments.
 
     Args:
       x: [images, height, width, channels].
@@ -172,8 +172,8 @@ class ResidualBlock(layers.Layer):
     Takes [image, embedding], and as a third input the seeds of `SeededDropout` where it has dropout.
 
     Args:
-      channels: Of the output.
-      groups: Of the normalizations.
+      channels: Channels of the output.
+      groups: Groups of the normalizations.
       scale_shift: Whether the embedding scales and shifts after the second norm (Dhariwal and Nichol 2021) instead of
         being added before it (Ho et al. 2020).
       dropout_rate: In [0, 1); 0: no dropout.
@@ -245,12 +245,31 @@ class ResidualBlock(layers.Layer):
         }
 
 
+def attend(qkv: tf.Tensor, num_heads: int) -> tf.Tensor:
+    """Returns multi-head attention among the places of each example, [batch, height, width, channels].
+
+    Args:
+      qkv: [batch, height, width, 3 * channels], the queries, then the keys, then the values, each by heads.
+      num_heads: A divisor of the channels.
+    """
+    height, width, channels = qkv.shape[1:]
+    head_channels = channels // (3 * num_heads)
+    qkv = tf.reshape(qkv, [-1, height * width, 3, num_heads, head_channels])
+    qkv = tf.transpose(qkv, [2, 0, 3, 1, 4])  # [3, batch, heads, places, head_channels]
+    q, k, v = tf.unstack(qkv)
+    # The softmax is taken in float32 whatever the compute type is.
+    logits = tf.cast(tf.matmul(q, k, transpose_b=True), tf.float32) / math.sqrt(head_channels)
+    weights = tf.cast(tf.nn.softmax(logits), v.dtype)
+    h = tf.transpose(tf.matmul(weights, v), [0, 2, 1, 3])
+    return tf.reshape(h, [-1, height, width, num_heads * head_channels])
+
+
 class SelfAttention(layers.Layer):
     """Multi-head self-attention over the pixels of an image, with a residual connection.
 
     Args:
       head_channels: Channels of a head; the channels of the input must be a multiple of it.
-      groups: Of the normalization.
+      groups: Groups of the normalization.
       adapters: Its two dense layers have the role 'attention'.
 
     References: Dhariwal and Nichol 2021, arXiv:2105.05233, section 3.
@@ -274,16 +293,7 @@ class SelfAttention(layers.Layer):
         )
 
     def call(self, x):
-        height, width, channels = x.shape[1:]
-        heads = channels // self.head_channels
-        qkv = tf.reshape(self.qkv(self.norm(x)), [-1, height * width, 3, heads, self.head_channels])
-        qkv = tf.transpose(qkv, [2, 0, 3, 1, 4])  # [3, batch, heads, pixels, head_channels]
-        q, k, v = tf.unstack(qkv)
-        # The softmax is taken in float32 whatever the compute type is.
-        logits = tf.cast(tf.matmul(q, k, transpose_b=True), tf.float32) / math.sqrt(self.head_channels)
-        weights = tf.cast(tf.nn.softmax(logits), v.dtype)
-        h = tf.transpose(tf.matmul(weights, v), [0, 2, 1, 3])
-        return x + self.out(tf.reshape(h, [-1, height, width, channels]))
+        return x + self.out(attend(self.qkv(self.norm(x)), x.shape[-1] // self.head_channels))
 
     def get_config(self):
         return {
@@ -313,6 +323,19 @@ class Upsample(layers.Layer):
 
     def get_config(self):
         return {**super().get_config(), 'channels': self.channels}
+
+
+def check_patches(patch_size: int, height: int, width: int) -> None:
+    """Refuses images that cannot be cut into patches.
+
+    Raises:
+      ValueError: names both sizes.
+    """
+    if height % patch_size or width % patch_size:
+        raise ValueError(
+            f'images of {height}x{width} cannot be cut into patches of {patch_size}x{patch_size}: take a patch_size '
+            'that divides both.'
+        )
 
 
 class ToPatches(layers.Layer):

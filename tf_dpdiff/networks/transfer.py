@@ -5,11 +5,10 @@ import dataclasses
 import numpy as np
 
 from tf_dpdiff import keras
-from tf_dpdiff.networks import unet
+from tf_dpdiff.networks import denoiser
 
-_CLASS_EMBEDDING = 'class_embedding/table/kernel'
 _ADAPTER_DOWN, _ADAPTER_UP = 'adapter_down', 'adapter_up'
-# They change neither the variables nor the function that these stand for.
+# Fields that change neither the variables nor the function that these stand for.
 _NO_ARCHITECTURE = ('dropout', 'compute_dtype')
 _ADAPTERS = ('adapter_rank', 'adapter_alpha', 'adapter_targets')
 
@@ -27,7 +26,7 @@ def carry_over_weights(
     - The embeddings of the classes stay as they were drawn, since another data set has other classes. The row of "no
       class" is carried over: it means the same everywhere.
     - Low-rank adapters that the checkpoint lacks stay as they were drawn, which is without effect.
-    - A network of one channel takes a checkpoint of three. A grey image is a colour image of three equal channels, and
+    - A UNet of one channel takes a checkpoint of three. A grey image is a colour image of three equal channels, and
       on such images the first convolution acts as one with its kernel summed over the input channels. What is predicted
       for a grey pixel is the mean of what is predicted for its three channels, so kernel and bias of the last
       convolution are averaged over the output channels. It is a start for training, not a finished network: the noise
@@ -35,7 +34,7 @@ def carry_over_weights(
 
     Args:
       weights: float arrays by the variable's name, without ':0'.
-      model: From `unet.build_unet`.
+      model: From `denoiser.build`.
       keep_class_embedding: Whether the embeddings of the classes are carried over too; they must then be as many.
 
     Raises:
@@ -45,12 +44,12 @@ def carry_over_weights(
     weights = dict(weights)
     if model.inputs[0].shape[-1] == 1:
         weights.update(_to_grey(weights))
-    table = weights.get(_CLASS_EMBEDDING)
-    if not keep_class_embedding and _CLASS_EMBEDDING in variables and np.ndim(table) == 2:
-        new_table = variables[_CLASS_EMBEDDING].numpy()
-        if table.shape[1] == new_table.shape[1]:
-            new_table[-1] = table[-1]
-            weights[_CLASS_EMBEDDING] = new_table
+    kernel = denoiser.class_embedding(model).table.kernel
+    table_name, new_table = kernel.name.split(':')[0], kernel.numpy()
+    table = weights.get(table_name)
+    if not keep_class_embedding and np.ndim(table) == 2 and table.shape[1] == new_table.shape[1]:
+        new_table[-1] = table[-1]
+        weights[table_name] = new_table
     for name, variable in variables.items():
         if name.endswith((_ADAPTER_DOWN, _ADAPTER_UP)):
             weights.setdefault(name, variable.numpy())
@@ -62,22 +61,25 @@ def carry_over_weights(
         variable.assign(weights[name])
 
 
-def architecture_differences(there: unet.UNetConfig, here: unet.UNetConfig) -> list[str]:
-    """Returns in what the network of a checkpoint differs from the one here, a phrase a field; empty if in nothing.
+def architecture_differences(there: denoiser.DenoiserConfig, here: denoiser.DenoiserConfig) -> list[str]:
+    """Returns the differences between the network of a checkpoint and the one here, a phrase a field.
 
     Also says what the shapes of variables cannot: other groups or heads, with the same variables, are another function.
     Adapters count only where the checkpoint has them.
 
     Args:
-      there: Of the checkpoint.
-      here: Of the network that its weights are meant for.
+      there: The network of the checkpoint.
+      here: The network that its weights are meant for.
 
     Example:
+        >>> from tf_dpdiff.networks import unet
         >>> architecture_differences(unet.UNetConfig(base_channels=192), unet.UNetConfig(base_channels=128))
         ['base_channels is 192 in the checkpoint and 128 here']
     """
+    if there.kind != here.kind:
+        return [f'the network is of kind {there.kind!r} in the checkpoint and {here.kind!r} here']
     ignored = _NO_ARCHITECTURE + (() if there.adapter_rank else _ADAPTERS)
-    names = [field.name for field in dataclasses.fields(unet.UNetConfig) if field.name not in ignored]
+    names = [field.name for field in dataclasses.fields(there) if field.name not in ignored]
     return [
         f'{name} is {getattr(there, name)!r} in the checkpoint and {getattr(here, name)!r} here'
         for name in names
@@ -85,13 +87,13 @@ def architecture_differences(there: unet.UNetConfig, here: unet.UNetConfig) -> l
     ]
 
 
-def merge_adapters(model: keras.Model, config: unet.UNetConfig) -> tuple[keras.Model, unet.UNetConfig]:
+def merge_adapters(model: keras.Model, config: denoiser.DenoiserConfig) -> tuple[keras.Model, denoiser.DenoiserConfig]:
     """Returns a network without adapters that computes the same, and its shape.
 
     W x + alpha / rank * up(down(x)) is linear in x: the product of the factors is added to the kernel of W.
 
     Args:
-      model: From `unet.build_unet`; stays as it is.
+      model: From `denoiser.build`; stays as it is.
       config: Its shape.
     """
     plain = {field.name: field.default for field in dataclasses.fields(config) if field.name in _ADAPTERS}
@@ -101,15 +103,14 @@ def merge_adapters(model: keras.Model, config: unet.UNetConfig) -> tuple[keras.M
         layer = name[: -len(_ADAPTER_DOWN)]
         down, up = weights.pop(name), weights.pop(layer + _ADAPTER_UP)
         weights[f'{layer}kernel'] += config.adapter_alpha / config.adapter_rank * (down @ up)
-    num_classes = weights[_CLASS_EMBEDDING].shape[0] - 1
-    merged = unet.build_unet(plain_config, model.inputs[0].shape[1:], num_classes)
+    num_classes = denoiser.class_embedding(model).num_classes
+    merged = denoiser.build(plain_config, model.inputs[0].shape[1:], num_classes)
     carry_over_weights(weights, merged, keep_class_embedding=True)
     return merged, plain_config
 
 
 def _to_grey(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns what must be replaced in the weights of a network of three channels for one; see
-    `carry_over_weights`."""
+    """Returns, from the weights of a UNet of three channels, those that one of one channel has other values of."""
     first = weights.get('conv_in/kernel')
     if np.ndim(first) != 4 or first.shape[2] != 3:
         return {}

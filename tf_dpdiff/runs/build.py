@@ -8,7 +8,8 @@ import pathlib
 from tf_dpdiff import keras
 from tf_dpdiff.data import datasets
 from tf_dpdiff.data import overlap
-from tf_dpdiff.networks import unet
+from tf_dpdiff.networks import denoiser
+from tf_dpdiff.networks import kinds
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import statement as statement_lib
@@ -68,7 +69,7 @@ class Build:
 
     def make_network(self) -> keras.Model:
         """Returns a new network."""
-        return unet.build_unet(self.recipe.network, self.spec.image_shape, self.spec.num_classes)
+        return denoiser.build(self.recipe.network, self.spec.image_shape, self.spec.num_classes)
 
     def make_view_sampler(self, views: views_lib.ViewsConfig) -> views_lib.ViewSampler:
         """Returns what draws views for a stage."""
@@ -179,7 +180,7 @@ class Build:
             model = model._replace(labelled=not _is_unlabelled(recipe.pretraining.images))
         configuration = {
             **({'privacy': self.plan.fingerprint(), 'data_fingerprint': private.fingerprint()} if self.plan else {}),
-            'network': dataclasses.asdict(recipe.network),
+            'network': kinds.to_json(recipe.network),
             'process': dataclasses.asdict(recipe.process),
             'pretraining': _describe(recipe.pretraining),
         }

@@ -14,7 +14,8 @@ from tf_dpdiff import files
 from tf_dpdiff.data import datasets
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.diffusion import samplers
-from tf_dpdiff.networks import unet
+from tf_dpdiff.networks import denoiser
+from tf_dpdiff.networks import kinds
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import statement as statement_lib
 from tf_dpdiff.training import checkpoints
@@ -48,7 +49,7 @@ class ModelDescription(NamedTuple):
 
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
-    network: unet.UNetConfig
+    network: denoiser.DenoiserConfig
     process: process_lib.DiffusionProcess
     sampler: samplers.SamplerConfig
     label_drop_probability: float = 0.0
@@ -89,6 +90,8 @@ class ModelDescription(NamedTuple):
     def write(self, workdir: pathlib.Path) -> None:
         """Writes model.json."""
         fields = {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in self._asdict().items()}
+        fields['network'] = kinds.to_json(self.network)
+        fields['network'] = kinds.to_json(self.network)
         files.write_text(workdir / MODEL, json.dumps(fields, indent=2) + '\n')
 
 
@@ -109,7 +112,7 @@ def read_model(workdir: pathlib.Path) -> ModelDescription:
         fields.update(
             image_shape=tuple(fields['image_shape']),
             class_names=tuple(fields['class_names']),
-            network=configs_json.network_from_json(fields['network']),
+            network=kinds.from_json(fields['network']),
             process=configs_json.process_from_json(fields['process']),
             sampler=samplers.SamplerConfig(**fields['sampler']),
         )

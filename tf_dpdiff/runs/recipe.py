@@ -11,7 +11,7 @@ from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.diffusion import samplers
 from tf_dpdiff.evaluation import generate
 from tf_dpdiff.evaluation import utility as utility_lib
-from tf_dpdiff.networks import unet
+from tf_dpdiff.networks import denoiser
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.training import finetuning as finetuning_lib
 from tf_dpdiff.training import loop as loop_lib
@@ -45,7 +45,7 @@ class Recipe:
       ValueError: if something is missing that this kind of run needs, or given that it has no use for.
     """
 
-    network: unet.UNetConfig
+    network: denoiser.DenoiserConfig
     process: process_lib.DiffusionProcess
     data: datasets.PrivateData | None = None
     privacy: plan_lib.DpSgdConfig | None = None

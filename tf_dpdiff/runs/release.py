@@ -16,8 +16,8 @@ from tf_dpdiff.diffusion import samplers
 from tf_dpdiff.evaluation import generate
 from tf_dpdiff.evaluation import sample_plan
 from tf_dpdiff.evaluation import shared_work
+from tf_dpdiff.networks import denoiser
 from tf_dpdiff.networks import transfer
-from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import class_means
 from tf_dpdiff.runs import folder
 from tf_dpdiff.runs import report
@@ -111,7 +111,7 @@ def draw(
     num_classes = len(model.class_names)
 
     def make_copy():
-        network = unet.build_unet(model.network, model.image_shape, num_classes)
+        network = denoiser.build(model.network, model.image_shape, num_classes)
         network.set_weights(released.get_weights())
         return network
 
@@ -168,7 +168,7 @@ def _draw_denoising(workdir: pathlib.Path, average, model: folder.ModelDescripti
     chosen = np.sort(np.unique(labels, return_index=True)[1])
     chosen = (chosen if len(chosen) > 1 else np.arange(len(labels)))[:_DENOISING_ROWS]
     path = samplers.denoising_path(
-        functools.partial(unet.denoise, average),
+        functools.partial(denoiser.denoise, average),
         tf.constant(labels[chosen]),
         tf.constant(chosen, tf.int64),
         num_frames=_DENOISING_FRAMES,

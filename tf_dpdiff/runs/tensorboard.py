@@ -12,8 +12,8 @@ from tf_dpdiff import keras
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.diffusion import samplers
 from tf_dpdiff.evaluation import generate
+from tf_dpdiff.networks import denoiser
 from tf_dpdiff.networks import transfer
-from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import curves
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import rounding
@@ -60,7 +60,7 @@ def _make_sampler(network: keras.Model, model: folder.ModelDescription) -> Calla
         config = dataclasses.replace(config, name=name, num_steps=_GRID_STEPS)
     return tf.function(
         samplers.make_image_sampler(
-            functools.partial(unet.denoise, network),
+            functools.partial(denoiser.denoise, network),
             process=model.process,
             config=config,
             image_shape=model.image_shape,
@@ -153,7 +153,7 @@ def key_numbers(
       plan: The privacy plan, or None.
     """
     numbers = {
-        'base_channels': model.network.base_channels,
+        **model.network.size,
         'sampler': model.sampler.name,
         'sampler_steps': model.sampler.num_steps,
         'guidance_scale': model.sampler.guidance_scale,

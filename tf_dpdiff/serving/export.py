@@ -18,7 +18,7 @@ from tf_dpdiff import keras
 from tf_dpdiff.diffusion import candidates
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.diffusion import samplers
-from tf_dpdiff.networks import unet
+from tf_dpdiff.networks import denoiser
 from tf_dpdiff.serving import compatibility
 from tf_dpdiff.serving import version_folders
 from tf_dpdiff.serving import warmup
@@ -76,7 +76,7 @@ class ImageSampler(tf.Module):
         self._variables = model.variables  # And not the model: its optimizer would be exported with it.
         self._score_classes = score_classes if config.num_candidates > 1 else None
         image_shape = tuple(model.inputs[0].shape[1:])
-        num_classes = model.get_layer('class_embedding').num_classes
+        num_classes = denoiser.class_embedding(model).num_classes
         self.step_counts = tuple(step_counts)
         self.labels = range(num_classes + 1) if labels is None else labels
         self._with_step_counts = functools.partial(
@@ -85,7 +85,7 @@ class ImageSampler(tf.Module):
 
         def make(config: samplers.SamplerConfig) -> _SampleImages:
             sample_images = samplers.make_image_sampler(
-                functools.partial(unet.denoise, model),
+                functools.partial(denoiser.denoise, model),
                 process=process,
                 config=config,
                 image_shape=image_shape,

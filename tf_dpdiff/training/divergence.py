@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from tf_dpdiff import keras
-from tf_dpdiff.networks import unet
+from tf_dpdiff.networks import denoiser
 
 _SEED = 0  # Of the noise that the predictions are made on; public.
 _TIMESTEPS = (1, 100, 400, 900)
@@ -28,7 +28,7 @@ class NetworkCheck:
     """Tells whether networks are still of use.
 
     Args:
-      networks: From `build_unet`, of one shape; whatever the strategy that they belong to.
+      networks: From `denoiser.build`, of one shape; whatever the strategy that they belong to.
       image_shape: (height, width, channels).
       num_classes: Of the networks.
     """
@@ -46,7 +46,7 @@ class NetworkCheck:
 
     def predictions_are_finite(self) -> bool:
         """Returns whether the networks predict finite numbers on public noise: a forward pass of a few images each."""
-        return bool(all_finite([unet.denoise(network, *self._view) for network in self._networks]))
+        return bool(all_finite([denoiser.denoise(network, *self._view) for network in self._networks]))
 
 
 def check_released(network: keras.Model, image_shape: tuple[int, int, int], num_classes: int) -> None:

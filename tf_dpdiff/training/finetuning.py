@@ -8,7 +8,7 @@ import tensorflow as tf
 from tf_dpdiff import keras
 from tf_dpdiff.data import datasets
 from tf_dpdiff.diffusion import losses
-from tf_dpdiff.networks import unet
+from tf_dpdiff.networks import denoiser
 from tf_dpdiff.privacy import model_check
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.training import checkpoints
@@ -62,7 +62,7 @@ class FinetuningConfig:
             return memory.ChunkSizes(self.units_per_chunk, num_views)
         return memory.choose_chunk_sizes(
             model,
-            unet.select_variables(model, self.trainable),
+            denoiser.select_variables(model, self.trainable),
             num_views=num_views,
             num_units=expected_batch_size,
             memory_budget_bytes=self.memory_budget_gib * 2**30,
@@ -104,7 +104,7 @@ def make_stage(
     private_step = train_step.make_private_step(
         model,
         average,
-        unet.select_variables(model, config.trainable),
+        denoiser.select_variables(model, config.trainable),
         optimizer,
         plan,
         training.make_view_sampler(config.views),

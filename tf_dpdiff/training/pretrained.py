@@ -12,8 +12,9 @@ import numpy as np
 from tf_dpdiff import files
 from tf_dpdiff import keras
 from tf_dpdiff.diffusion import process as process_lib
+from tf_dpdiff.networks import denoiser
+from tf_dpdiff.networks import kinds
 from tf_dpdiff.networks import transfer
-from tf_dpdiff.networks import unet
 from tf_dpdiff.training import configs_json
 
 FOLDER = 'pretrained'
@@ -42,7 +43,7 @@ class PretrainedModel:
 
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
-    network: unet.UNetConfig
+    network: denoiser.DenoiserConfig
     process: process_lib.DiffusionProcess
     dataset: str
     num_images: int
@@ -67,13 +68,13 @@ class PretrainedModel:
     def _description(self) -> dict:
         """Returns the fields that are no arrays, as JSON values."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _ARRAYS}
-        return {**fields, 'network': dataclasses.asdict(self.network), 'process': dataclasses.asdict(self.process)}
+        return {**fields, 'network': kinds.to_json(self.network), 'process': dataclasses.asdict(self.process)}
 
     def to_phrase(self) -> str:
         """Returns where it comes from, for statements."""
         return f'{self.num_images:,} images of {self.dataset!r}, by the checkpoint with SHA-256 {self.sha256[:16]}'
 
-    def check_fits(self, network: unet.UNetConfig, process: process_lib.DiffusionProcess) -> None:
+    def check_fits(self, network: denoiser.DenoiserConfig, process: process_lib.DiffusionProcess) -> None:
         """Refuses another architecture or another diffusion process.
 
         Raises:
@@ -147,7 +148,7 @@ def read(folder: pathlib.Path) -> PretrainedModel:
         fields.update(
             image_shape=tuple(fields['image_shape']),
             class_names=tuple(fields['class_names']),
-            network=configs_json.network_from_json(fields['network']),
+            network=kinds.from_json(fields['network']),
             process=configs_json.process_from_json(fields['process']),
         )
         model = PretrainedModel(weights=weights, image_digests=image_digests, **fields)

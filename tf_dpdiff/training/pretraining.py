@@ -10,7 +10,7 @@ from tf_dpdiff import keras
 from tf_dpdiff.data import datasets
 from tf_dpdiff.data import overlap
 from tf_dpdiff.diffusion import process as process_lib
-from tf_dpdiff.networks import unet
+from tf_dpdiff.networks import denoiser
 from tf_dpdiff.training import divergence
 from tf_dpdiff.training import optimization as optimization_lib
 from tf_dpdiff.training import pretrained
@@ -87,7 +87,10 @@ def make_stage(config: PretrainingConfig, training: stage_lib.Training) -> stage
 
 
 def make_checkpoint(
-    config: PretrainingConfig, network: unet.UNetConfig, process: process_lib.DiffusionProcess, trained: keras.Model
+    config: PretrainingConfig,
+    network: denoiser.DenoiserConfig,
+    process: process_lib.DiffusionProcess,
+    trained: keras.Model,
 ) -> pretrained.PretrainedModel:
     """Returns what private runs start from.
 

@@ -14,7 +14,7 @@ from tf_dpdiff.diffusion import losses
 from tf_dpdiff.diffusion import parameterization as parameterization_lib
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.diffusion import timesteps as timesteps_lib
-from tf_dpdiff.networks import unet
+from tf_dpdiff.networks import denoiser
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +196,7 @@ class ViewSampler:
 
 
 def make_view_sampler(
-    process: process_lib.DiffusionProcess, config: ViewsConfig, network: unet.UNetConfig, num_classes: int
+    process: process_lib.DiffusionProcess, config: ViewsConfig, network: denoiser.DenoiserConfig, num_classes: int
 ) -> ViewSampler:
     """Returns what draws the views that a network is trained on."""
     return ViewSampler(process, config, num_classes=num_classes, has_dropout=network.dropout > 0.0)
@@ -219,7 +219,7 @@ def view_losses_fn(model: keras.Model) -> Callable[[Views], tf.Tensor]:
     """Returns the function from views [views, ...] to the loss of each, float32 [views]: the mean over its pixels."""
 
     def view_losses(views: Views) -> tf.Tensor:
-        prediction = unet.denoise(
+        prediction = denoiser.denoise(
             model, views.x_t, views.t, views.labels, dropout_seeds=views.dropout_seeds, training=True
         )
         return losses.view_losses(prediction, views.target)
