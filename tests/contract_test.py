@@ -28,6 +28,7 @@ from tf_dpdiff.privacy import model_check
 from tf_dpdiff.privacy import noise as noise_lib
 from tf_dpdiff.privacy import optimizer as optimizer_lib
 from tf_dpdiff.privacy import plan as plan_lib
+from tf_dpdiff.privacy import rounding
 from tf_dpdiff.privacy import sampling
 from tf_dpdiff.privacy import seeds
 from tf_dpdiff.privacy import statement as statement_lib
@@ -477,7 +478,7 @@ def test_line_12_statement_names_every_fact():
     fields, text = made.to_dict(), made.to_text()
     assert not what_is_missing(fields, text)
     for accountant in accounting.ACCOUNTANTS:
-        assert statement_lib.round_up(fields['epsilon_by_accountant'][accountant]) in text
+        assert rounding.round_up(fields['epsilon_by_accountant'][accountant]) in text
     assert any('tuning' in item for item in fields['not_covered'])
     assert any('evaluation' in item for item in fields['not_covered'])
     # Control: each fact that is left out is missed.

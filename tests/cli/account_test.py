@@ -20,6 +20,7 @@ from tf_dpdiff.cli import train
 from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import budget as budget_lib
 from tf_dpdiff.privacy import ledger as ledger_lib
+from tf_dpdiff.privacy import rounding
 from tf_dpdiff.training import checkpoints
 
 VERBS = {'account': account, 'train': train}
@@ -405,7 +406,7 @@ def test_finished_run_that_does_not_fit_is_on_record_and_the_file_refuses_what_c
     captured = capsys.readouterr()
     budget = budget_file.read(path)
     assert [entry.status for entry in budget.entries] == ['reserved', 'settled'] and budget.epsilon() > 2.9
-    overdraft = accounting.round_up(budget.overdrawn_by())
+    overdraft = rounding.round_up(budget.overdrawn_by())
     assert f'account: the privacy budget is overdrawn by epsilon={overdraft}: 2 run(s)' in captured.err
     assert re.search(rf'OVERDRAWN +│ by {overdraft}: no further run is let in', captured.out)
     # It is as overdrawn whenever it is looked at, and a run that would fit alone is not let in.

@@ -13,6 +13,7 @@ from tf_dpdiff.privacy import class_means
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import relations
+from tf_dpdiff.privacy import rounding
 from tf_dpdiff.privacy import statement
 
 CONFIG = plan_lib.DpSgdConfig(
@@ -74,7 +75,7 @@ def test_statement_names_what_a_reader_needs():
         '8 view(s)',
         '(flat)',
         'Philox',
-        statement.round_up(fields['epsilon']),
+        rounding.round_up(fields['epsilon']),
     ):
         assert fact in text
 
@@ -134,7 +135,7 @@ def test_nothing_released_costs_nothing():
 
 @pytest.mark.parametrize('value', [9.99991, 9.99996, 0.00001, 3.0, 1.23456])
 def test_printed_epsilon_is_never_below_the_true_one(value):
-    assert value <= float(statement.round_up(value)) < value + 1.01e-4
+    assert value <= float(rounding.round_up(value)) < value + 1.01e-4
 
 
 def test_public_images_are_named_as_what_is_not_protected():

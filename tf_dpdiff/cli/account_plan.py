@@ -157,7 +157,7 @@ def make_plan(flags) -> RunPlan:
     )
     if flags.epsilon is not None and plan.epsilon() > flags.epsilon:
         raise accounting.BudgetError(
-            f'these settings cost epsilon={accounting.round_up(plan.epsilon())} at '
+            f'these settings cost epsilon={rounding.round_up(plan.epsilon())} at '
             f'delta={rounding.exact(flags.delta)}, more than --epsilon={rounding.exact(flags.epsilon)}; leave one '
             'of the four out to have it computed.'
         )

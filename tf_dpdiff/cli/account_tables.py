@@ -120,7 +120,7 @@ def budget_tables(budget: budget_lib.Budget, path: str) -> list[rich_table.Table
     together.add_row(f'{len(budget.entries)} run(s) composed', '{} by PLD    {} by RDP'.format(*_shown(budget.epsilon)))
     together.add_row('left', rounding.round_down(max(budget.total_epsilon - spent, 0.0)))
     if budget.overdrawn_by():
-        together.add_row('OVERDRAWN', f'by {accounting.round_up(budget.overdrawn_by())}: no further run is let in')
+        together.add_row('OVERDRAWN', f'by {rounding.round_up(budget.overdrawn_by())}: no further run is let in')
     if budget.unit is not None:
         together.add_row('protected unit', budget.unit)
     return ([runs] if budget.entries else []) + [together]
@@ -130,7 +130,7 @@ def _shown(epsilon: Callable[[str], float]) -> tuple[str, str]:
     """Returns what epsilon is by PLD and by RDP, as shown; the former as a dash where the latter stands in for it."""
     pld, rdp = (epsilon(name) for name in accounting.ACCOUNTANTS)
     stands_in = pld == rdp and 0.0 < rdp < math.inf
-    return '–' if stands_in else accounting.round_up(pld), accounting.round_up(rdp)
+    return '–' if stands_in else rounding.round_up(pld), rounding.round_up(rdp)
 
 
 def _finite(epsilons: dict) -> dict:

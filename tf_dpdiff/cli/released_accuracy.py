@@ -159,9 +159,9 @@ def _describe(workdir, config, held_out, accuracy, run_id, budget) -> dict:
     text = (
         f'Measured on {held_out.num_units:,} held-out private units ({held_out.unit}) and released by one Gaussian '
         f'mechanism with noise multiplier {config.noise_multiplier:g}: each accuracy has noise of standard deviation '
-        f'{stddev:.2%}. The release costs epsilon = {accounting.round_up(epsilon)} at delta = '
+        f'{stddev:.2%}. The release costs epsilon = {rounding.round_up(epsilon)} at delta = '
         f'{rounding.exact(delta)}; together with all that was released from these data before, the model '
-        f'among it, epsilon = {accounting.round_up(epsilon_together)}. The number of units counts as public. Not '
+        f'among it, epsilon = {rounding.round_up(epsilon_together)}. The number of units counts as public. Not '
         'covered: a choice of the classifiers, or of the run, by looking at these images.'
     )
     return {

@@ -30,7 +30,6 @@ from tf_dpdiff.evaluation import generate
 from tf_dpdiff.evaluation import shared_work
 from tf_dpdiff.evaluation import utility as utility_lib
 from tf_dpdiff.networks import unet
-from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import budget as budget_lib
 from tf_dpdiff.privacy import cautions
 from tf_dpdiff.privacy import class_means
@@ -312,7 +311,7 @@ def _spent(budget: budget_lib.Budget) -> str:
     if budget.overdrawn_by():
         return f'{budget.describe_overdraft()}; no further run is let in'
     return (
-        f'{len(budget.entries)} run(s) cost epsilon = {accounting.round_up(budget.epsilon())} of '
+        f'{len(budget.entries)} run(s) cost epsilon = {rounding.round_up(budget.epsilon())} of '
         f'{rounding.exact(budget.total_epsilon)} at delta = {rounding.exact(budget.delta)}'
     )
 
@@ -348,7 +347,7 @@ def _facts(statement: statement_lib.PrivacyStatement) -> dict:
     """Returns what stands at the head of the report."""
     fields = statement.to_dict()
     return {
-        'epsilon': statement_lib.round_up(fields['epsilon']) if fields['guarantee_claimed'] else 'none claimed',
+        'epsilon': rounding.round_up(fields['epsilon']) if fields['guarantee_claimed'] else 'none claimed',
         'delta': rounding.exact(fields['delta']),
         'protected unit': fields['unit'],
         'steps': str(fields['steps_run']),
@@ -362,7 +361,7 @@ def _print_results(workdir, version, statement, results, num_samples, seconds) -
     if fields['guarantee_claimed']:
         table.add_row(
             'privacy',
-            f'epsilon = {statement_lib.round_up(fields["epsilon"])} at delta = {rounding.exact(fields["delta"])} for '
+            f'epsilon = {rounding.round_up(fields["epsilon"])} at delta = {rounding.exact(fields["delta"])} for '
             f'{fields["unit"]}',
         )
     else:

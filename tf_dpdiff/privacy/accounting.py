@@ -18,7 +18,6 @@ from tf_dpdiff.privacy import epsilon_bounds
 from tf_dpdiff.privacy import rounding
 
 ACCOUNTANTS = ('pld', 'rdp')
-round_up = rounding.round_up
 
 _MAX_NOISE_MULTIPLIER = 1e6
 _MIN_NOISE_MULTIPLIER = 0.1
@@ -108,8 +107,8 @@ def calibrate_noise_multiplier(
         raise BudgetError(
             f'target_epsilon={rounding.exact(target_epsilon)} at target_delta={rounding.exact(target_delta)} cannot be '
             f'met: even with a noise multiplier of {_MAX_NOISE_MULTIPLIER:g} the run would cost '
-            f'epsilon={round_up(target_epsilon + least)}. Take fewer steps, a smaller batch, more noise on the other '
-            'releases, or a larger target_epsilon.'
+            f'epsilon={rounding.round_up(target_epsilon + least)}. Take fewer steps, a smaller batch, more noise on '
+            'the other releases, or a larger target_epsilon.'
         )
     # A bracket around the answer, from the middle outwards: very small noise multipliers are slow to account for.
     upper = 1.0
@@ -398,7 +397,7 @@ def _last_not_above_zero(
 def _nothing_fits(what: str, cost: float, target_epsilon: float, target_delta: float) -> BudgetError:
     return BudgetError(
         f'epsilon={rounding.exact(target_epsilon)} at delta={rounding.exact(target_delta)} cannot be '
-        f'met: {what} already costs epsilon={round_up(cost)}. Take more noise, also on the other '
+        f'met: {what} already costs epsilon={rounding.round_up(cost)}. Take more noise, also on the other '
         'releases, or a larger epsilon.'
     )
 

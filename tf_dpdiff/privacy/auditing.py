@@ -21,7 +21,6 @@ import math
 import numpy as np
 from scipy import stats
 
-from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import rounding
 
 IN, OUT, ABSTAINED = 1, -1, 0
@@ -165,7 +164,7 @@ class AuditResult:
     def to_text(self) -> str:
         """Returns one sentence or two."""
         proven = (
-            f'epsilon = {accounting.round_up(self.proven_epsilon)}'
+            f'epsilon = {rounding.round_up(self.proven_epsilon)}'
             if math.isfinite(self.proven_epsilon)
             else 'no epsilon'
         )

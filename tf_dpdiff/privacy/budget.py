@@ -151,7 +151,7 @@ class Budget:
                 return self
         charged = self._with(BudgetEntry(run_id, dataset, RESERVED, planned, time), data_fingerprint, unit)
         if charged.overdrawn_by():
-            up, exact = accounting.round_up, rounding.exact
+            up, exact = rounding.round_up, rounding.exact
             raise accounting.BudgetError(
                 f'the privacy budget would be passed: the {len(self.entries)} run(s) so far cost '
                 f'epsilon={up(self.epsilon())} of {exact(self.total_epsilon)} at delta={exact(self.delta)}, this one '
@@ -238,7 +238,7 @@ class Budget:
                 f'the privacy budget is overdrawn for good: {spent}, one of them without a guarantee (no noise, or no '
                 'Poisson sampling), so that no epsilon holds for all of them'
             )
-        up = accounting.round_up
+        up = rounding.round_up
         return (
             f'the privacy budget is overdrawn by epsilon={up(self.overdrawn_by())}: {spent} cost '
             f'{up(self.epsilon())} of {rounding.exact(self.total_epsilon)} at delta={rounding.exact(self.delta)}'

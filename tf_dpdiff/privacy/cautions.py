@@ -2,7 +2,6 @@
 
 import math
 
-from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import rounding
 
 LARGE_EPSILON = 10.0
@@ -53,7 +52,7 @@ def of_epsilon(epsilon: float) -> str | None:
     exponent = math.ceil(epsilon / math.log(10.0))
     odds = format(math.ceil(math.exp(epsilon)), ',') if epsilon < 30.0 else f'10^{exponent:,}'
     return (
-        f'epsilon = {accounting.round_up(epsilon)} is above {rounding.exact(LARGE_EPSILON)}: hardly any protection is '
+        f'epsilon = {rounding.round_up(epsilon)} is above {rounding.exact(LARGE_EPSILON)}: hardly any protection is '
         'proven. Someone who sees what is released, and thinks it as likely as not that a given person is in the data, '
         f'may then know it at odds of up to {odds} to 1.'
     )

@@ -231,7 +231,7 @@ def make_plan(config: DpSgdConfig, num_units: int, warm_start_release: WarmStart
     if config.target_epsilon is not None and plan.epsilon() > config.target_epsilon:
         raise accounting.BudgetError(
             f'noise_multiplier={plan.config.noise_multiplier:g} over {config.num_steps} steps costs '
-            f'epsilon={accounting.round_up(plan.epsilon())} at delta={rounding.exact(config.target_delta)}, more '
+            f'epsilon={rounding.round_up(plan.epsilon())} at delta={rounding.exact(config.target_delta)}, more '
             f'than target_epsilon={rounding.exact(config.target_epsilon)}. Give more noise or fewer steps, leave '
             'noise_multiplier out to have it calibrated, or set target_epsilon=None to claim no target.'
         )

@@ -21,8 +21,6 @@ from tf_dpdiff.privacy import relations
 from tf_dpdiff.privacy import rounding
 from tf_dpdiff.privacy import sampling
 
-round_up = accounting.round_up
-
 _WIDTH = 95
 _NOT_COVERED = (
     'choices of settings made by looking at the private data (tuning)',
@@ -156,7 +154,8 @@ class PrivacyStatement:
                 f'The model trained on {self.dataset!r} and everything sampled from it is',
                 '(epsilon, delta)-differentially private with',
                 '',
-                f'    epsilon = {round_up(fields["epsilon"])}   at   delta = {rounding.exact(fields["delta"])}',
+                f'    epsilon = {rounding.round_up(fields["epsilon"])}   at   '
+                f'delta = {rounding.exact(fields["delta"])}',
                 '',
                 *(textwrap.fill(f'CAUTION: {caution}', _WIDTH) + '\n' for caution in fields['cautions']),
                 f'Protected unit: {self.unit} ({fields["unit_is"]}).',
@@ -272,14 +271,15 @@ def _round_up_exponent(value: float) -> str:
 
 
 def _describe_accountants(pld: float, rdp: float) -> list[str]:
+    by_pld, by_rdp = rounding.round_up(pld), rounding.round_up(rdp)
     if 0.0 < pld == rdp:
         return [
-            f'Accountant: Renyi (RDP), an upper bound, {round_up(rdp)}; a privacy loss distribution (PLD) is beyond',
+            f'Accountant: Renyi (RDP), an upper bound, {by_rdp}; a privacy loss distribution (PLD) is beyond',
             'numbers of 64 bits here.',
         ]
     return [
-        f'Accountants: privacy loss distribution (PLD) {round_up(pld)}; Renyi (RDP), an',
-        f'independent upper bound, {round_up(rdp)}.',
+        f'Accountants: privacy loss distribution (PLD) {by_pld}; Renyi (RDP), an',
+        f'independent upper bound, {by_rdp}.',
     ]
 
 

@@ -14,7 +14,6 @@ import tqdm
 from tf_dpdiff import keras
 from tf_dpdiff import progress
 from tf_dpdiff.networks import unet
-from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import rounding
 from tf_dpdiff.privacy import seeds
 from tf_dpdiff.training import checkpoints
@@ -289,7 +288,7 @@ class StageLoop:
         if 'loss' in scalars:
             shown['loss'] = f'{scalars["loss"]:.3f}'
         if epsilon is not None:
-            shown['epsilon'] = accounting.round_up(epsilon)
+            shown['epsilon'] = rounding.round_up(epsilon)
         bar.set_postfix(shown, refresh=False)
 
     def _find_problem(self) -> str | None:

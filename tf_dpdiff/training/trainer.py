@@ -13,7 +13,6 @@ from tf_dpdiff.data import overlap
 from tf_dpdiff.diffusion import losses
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.networks import unet
-from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import curves
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import model_check
@@ -170,7 +169,7 @@ class Trainer(loop.StageLoop):
         if not ledger.releases:
             return 'Nothing was released of the private images, and no privacy is spent.'
         return (
-            f'What was released of the private images cost epsilon = {accounting.round_up(self._plan.epsilon(ledger))}'
+            f'What was released of the private images cost epsilon = {rounding.round_up(self._plan.epsilon(ledger))}'
             f' at delta = {rounding.exact(self._plan.config.target_delta)}, and stays spent.'
         )
 
