@@ -49,7 +49,7 @@ def tiny(*bindings):
 
 
 def direct_epsilon(noise_multiplier, sampling_probability, num_steps, delta=1e-5):
-    event = accounting.poisson_dp_sgd_event(noise_multiplier, sampling_probability, num_steps)
+    event = ledger_lib.dp_event(noise_multiplier, sampling_probability, num_steps)
     return pld.PLDAccountant().compose(event).get_epsilon(delta)
 
 
@@ -166,9 +166,7 @@ EXTREME_PLANS = [
 @pytest.mark.parametrize('flags', EXTREME_PLANS)
 def test_extreme_plan_is_answered_and_its_parts_agree(capsys, flags):
     fields = call_for_json(capsys, *flags)
-    event = accounting.poisson_dp_sgd_event(
-        fields['noise_multiplier'], fields['sampling_probability'], fields['num_steps']
-    )
+    event = ledger_lib.dp_event(fields['noise_multiplier'], fields['sampling_probability'], fields['num_steps'])
     assert fields['epsilon'] == accounting.epsilon(event, fields['delta']) <= fields['epsilon_by_accountant']['rdp']
     assert fields['target_epsilon'] is None or fields['epsilon'] <= fields['target_epsilon'] < 1.02 * fields['epsilon']
     assert fields['epsilon_over_steps'][-1]['pld'] == fields['epsilon'] < float('inf')

@@ -528,8 +528,8 @@ MUTANTS = (
     Mutant(
         'a step more than planned',
         'privacy/plan.py',
-        'ledger.count(DP_SGD_STEP) >= self.config.num_steps',
-        'ledger.count(DP_SGD_STEP) > self.config.num_steps',
+        'ledger.count(ledger_lib.DP_SGD_STEP) >= self.config.num_steps',
+        'ledger.count(ledger_lib.DP_SGD_STEP) > self.config.num_steps',
         PLAN,
     ),
     Mutant(
@@ -576,9 +576,9 @@ MUTANTS = (
     ),
     Mutant(
         'only the first round of the class means is recorded',
-        'privacy/plan.py',
-        'for _ in range(release.num_rounds):',
-        'for _ in range(1):',
+        'privacy/class_means.py',
+        'count=self.num_rounds',
+        'count=1',
         PLAN,
     ),
     Mutant(
@@ -703,7 +703,7 @@ MUTANTS = (
     Mutant(
         'a repeated release is recorded as the same one',
         'privacy/ledger.py',
-        'dataclasses.replace(last, count=last.count + 1)',
+        'dataclasses.replace(last, count=last.count + count)',
         'last',
         PLAN,
     ),
@@ -726,9 +726,9 @@ MUTANTS = (
     ),
     Mutant(
         'statement claims an epsilon without noise',
-        'privacy/accounting.py',
-        'if noise_multiplier == 0:\n        return dp_accounting.NonPrivateDpEvent()',
-        'if noise_multiplier == 0:\n        return dp_accounting.NoOpDpEvent()',
+        'privacy/ledger.py',
+        'return dp_accounting.NonPrivateDpEvent()',
+        'return dp_accounting.NoOpDpEvent()',
         ACCOUNTING,
     ),
     Mutant(
@@ -1058,7 +1058,7 @@ MUTANTS = (
     Mutant(
         'the statement counts planned steps',
         'privacy/statement.py',
-        "'steps_run': self.ledger.count(plan_lib.DP_SGD_STEP)",
+        "'steps_run': self.ledger.count(ledger_lib.DP_SGD_STEP)",
         "'steps_run': self.plan.config.num_steps",
         'privacy/statement_test.py',
     ),

@@ -128,7 +128,7 @@ def _charge(
     The run itself must be in the budget: then the budget has seen that data and unit are those of the run, and its
     total covers both.
     """
-    statement = run_files.read_statement(workdir)
+    statement, cost = run_files.read_statement(workdir), config.record(ledger_lib.Ledger())
 
     def charge(budget: budget_lib.Budget) -> budget_lib.Budget:
         if _is_private(statement):
@@ -141,19 +141,19 @@ def _charge(
                 )
         reserved = budget.reserve(
             run_id,
-            config.ledger(),
+            cost,
             dataset=data.train.name,
             data_fingerprint=data.train.fingerprint(),
             unit=data.train.unit,
             time=budget_file.now(),
         )
-        return reserved.settle(run_id, config.ledger())
+        return reserved.settle(run_id, cost)
 
     return charge
 
 
 def _describe(workdir, config, held_out, accuracy, run_id, budget) -> dict:
-    delta, ledger = budget.delta, config.ledger()
+    delta, ledger = budget.delta, config.record(ledger_lib.Ledger())
     epsilon, epsilon_together = accounting.epsilon(ledger.dp_event(), delta), budget.epsilon()
     stddev = config.stddev(held_out.num_units, len(accuracy))
     text = (

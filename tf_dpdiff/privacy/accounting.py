@@ -4,7 +4,8 @@ A thin layer over dp_accounting. The privacy loss distribution (PLD) is the acco
 Renyi differential privacy (RDP) bounds the same from above by independent code and is printed beside it.
 
 Example:
-    >>> event = poisson_dp_sgd_event(noise_multiplier=1.5, sampling_probability=4096 / 50000, num_steps=1000)
+    >>> from tf_dpdiff.privacy import ledger
+    >>> event = ledger.dp_event(noise_multiplier=1.5, sampling_probability=4096 / 50000, count=1000)
     >>> round(epsilon(event, 1e-5), 3), round(epsilon(event, 1e-5, accountant='rdp'), 3)
     (9.881, 10.687)
 """
@@ -32,22 +33,6 @@ _MAX_POINTS_OF_COARSE_TRIES, _MAX_POINTS_OF_EXACT_TRIES = 200_000, 800_000
 
 class BudgetError(ValueError):
     """The privacy budget cannot be met, or would be passed."""
-
-
-def poisson_dp_sgd_event(noise_multiplier: float, sampling_probability: float, num_steps: int) -> dp_accounting.DpEvent:
-    """Returns the event of num_steps Poisson-sampled Gaussian steps.
-
-    Args:
-      noise_multiplier: Ratio of the noise's standard deviation to the clipped sum's sensitivity, at least 0.
-      sampling_probability: In (0, 1].
-      num_steps: Steps that are released, at least 0.
-    """
-    if num_steps == 0:
-        return dp_accounting.NoOpDpEvent()
-    if noise_multiplier == 0:
-        return dp_accounting.NonPrivateDpEvent()
-    step = dp_accounting.PoissonSampledDpEvent(sampling_probability, dp_accounting.GaussianDpEvent(noise_multiplier))
-    return dp_accounting.SelfComposedDpEvent(step, num_steps)
 
 
 def epsilon(

@@ -5,10 +5,10 @@ import hashlib
 import math
 from typing import ClassVar, NamedTuple
 
-import dp_accounting
 import numpy as np
 from scipy import ndimage
 
+from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import noise
 from tf_dpdiff.privacy import owners as owners_lib
 from tf_dpdiff.privacy import relations
@@ -104,9 +104,9 @@ class ClassMeansConfig:
         relations.check(neighboring_relation)
         return 2.0 if neighboring_relation == 'replace_one' else math.sqrt(1.0 + self.count_weight**2)
 
-    def dp_event(self) -> dp_accounting.DpEvent:
-        """Returns the event to be accounted for, of all rounds."""
-        return dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(self.noise_multiplier), self.num_rounds)
+    def record(self, ledger: ledger_lib.Ledger) -> ledger_lib.Ledger:
+        """Returns the ledger with all rounds of this release."""
+        return ledger.record(self.mechanism, self.noise_multiplier, 1.0, count=self.num_rounds)
 
     def exact_vector(
         self,

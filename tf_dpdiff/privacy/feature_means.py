@@ -5,9 +5,9 @@ import hashlib
 import math
 from typing import ClassVar, NamedTuple
 
-import dp_accounting
 import numpy as np
 
+from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import noise
 from tf_dpdiff.privacy import owners as owners_lib
 from tf_dpdiff.privacy import relations
@@ -48,25 +48,20 @@ class FeatureMeansConfig:
 
     Attributes:
       noise_multiplier: Ratio of the noise's standard deviation to the sensitivity, > 0.
-      mechanism: What the ledger calls it.
 
     References: PrivImage, Li et al. 2023, arXiv:2311.12850 (the semantic query, by classes where this is by images);
       Private Evolution, Lin et al. 2023, arXiv:2305.15560 (choosing images by a noisy query of public features).
     """
 
     noise_multiplier: float
-    mechanism: ClassVar[str] = 'noisy_feature_means'
+    mechanism: ClassVar[str] = 'noisy_feature_means'  # What the ledger calls it.
+    num_rounds: ClassVar[int] = 1  # How often it is applied.
 
     def __post_init__(self):
         if not 0.0 < self.noise_multiplier < math.inf:
             raise ValueError(
                 f'noise_multiplier of the noisy feature means must be finite and > 0, got {self.noise_multiplier}.'
             )
-
-    @property
-    def num_rounds(self) -> int:
-        """How often the mechanism is applied: once."""
-        return 1
 
     def sensitivity(self, neighboring_relation: str) -> float:
         """Returns how much the sums can change, in L2 norm.
@@ -81,9 +76,9 @@ class FeatureMeansConfig:
         """Returns the standard deviation of the noise in each number."""
         return self.noise_multiplier * self.sensitivity(neighboring_relation)
 
-    def dp_event(self) -> dp_accounting.DpEvent:
-        """Returns the event to be accounted for."""
-        return dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(self.noise_multiplier), self.num_rounds)
+    def record(self, ledger: ledger_lib.Ledger) -> ledger_lib.Ledger:
+        """Returns the ledger with this release."""
+        return ledger.record(self.mechanism, self.noise_multiplier, 1.0)
 
     def exact_vector(
         self, features: np.ndarray, labels: np.ndarray, num_classes: int, owners: np.ndarray | None = None

@@ -1,4 +1,8 @@
-"""Which releases really happened: the statement is made from this, not from the configuration."""
+"""Which releases really happened, and what each of them is charged as.
+
+The statement is made from this, not from the configuration. No other module turns a release into what the accountant
+composes: plans, budgets and statements all ask a ledger.
+"""
 
 import dataclasses
 import json
@@ -6,7 +10,30 @@ import math
 
 import dp_accounting
 
-from tf_dpdiff.privacy import accounting
+DP_SGD_STEP = 'dp_sgd_step'  # The mechanism of a private step.
+
+
+def dp_event(noise_multiplier: float, sampling_probability: float | None, count: int) -> dp_accounting.DpEvent:
+    """Returns what the accountant is told of a Gaussian mechanism that was applied so many times.
+
+    Guarantee: a mechanism that adds Gaussian noise of standard deviation noise_multiplier times its sensitivity, each
+      time to a sum over units that take part independently with the given probability, is the event returned. Without
+      noise, or without Poisson sampling, it is the event for which no epsilon holds.
+
+    Args:
+      noise_multiplier: Ratio of the noise's standard deviation to the sensitivity, at least 0.
+      sampling_probability: Of each unit in each application, in (0, 1]; 1 where all units take part; None where units
+        are not Poisson-sampled.
+      count: How often it was applied, at least 0.
+    """
+    if count == 0:
+        return dp_accounting.NoOpDpEvent()
+    if sampling_probability is None or noise_multiplier == 0:
+        return dp_accounting.NonPrivateDpEvent()
+    once = dp_accounting.GaussianDpEvent(noise_multiplier)
+    if sampling_probability != 1.0:
+        once = dp_accounting.PoissonSampledDpEvent(sampling_probability, once)
+    return dp_accounting.SelfComposedDpEvent(once, count)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +66,7 @@ class Release:
 
     def dp_event(self) -> dp_accounting.DpEvent:
         """Returns the event of all applications."""
-        if self.sampling_probability is None:
-            return dp_accounting.NonPrivateDpEvent()
-        if self.sampling_probability == 1.0:
-            if self.noise_multiplier == 0:
-                return dp_accounting.NonPrivateDpEvent()
-            return dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(self.noise_multiplier), self.count)
-        return accounting.poisson_dp_sgd_event(self.noise_multiplier, self.sampling_probability, self.count)
+        return dp_event(self.noise_multiplier, self.sampling_probability, self.count)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,13 +87,17 @@ class Ledger:
 
     releases: tuple[Release, ...] = ()
 
-    def record(self, mechanism: str, noise_multiplier: float, sampling_probability: float | None) -> 'Ledger':
-        """Returns the ledger with one more application of a mechanism."""
-        release = Release(mechanism, noise_multiplier, sampling_probability, 1)
+    def record(
+        self, mechanism: str, noise_multiplier: float, sampling_probability: float | None, count: int = 1
+    ) -> 'Ledger':
+        """Returns the ledger with more applications of a mechanism, `count` of them; 0 adds nothing."""
+        if count == 0:
+            return self
+        release = Release(mechanism, noise_multiplier, sampling_probability, count)
         if self.releases:
             last = self.releases[-1]
-            if dataclasses.replace(last, count=1) == release:
-                return Ledger(self.releases[:-1] + (dataclasses.replace(last, count=last.count + 1),))
+            if dataclasses.replace(last, count=count) == release:
+                return Ledger(self.releases[:-1] + (dataclasses.replace(last, count=last.count + count),))
         return Ledger(self.releases + (release,))
 
     def count(self, mechanism: str) -> int:

@@ -17,7 +17,6 @@ from tf_dpdiff.privacy import relations
 from tf_dpdiff.privacy import rounding
 from tf_dpdiff.privacy import sampling
 
-DP_SGD_STEP = 'dp_sgd_step'
 SAMPLINGS = ('poisson', 'shuffled_batches')
 CLIPPINGS = ('flat', 'per_layer')
 
@@ -121,17 +120,11 @@ class DpSgdPlan:
         planned = ledger_lib.Ledger()
         if self.warm_start_release:
             planned = self.record_warm_start_release(planned)
-        if count:
-            step = self.record_step(ledger_lib.Ledger()).releases[0]
-            planned = ledger_lib.Ledger(planned.releases + (dataclasses.replace(step, count=count),))
-        return planned
+        return self._record_steps(planned, count)
 
     def record_warm_start_release(self, ledger: ledger_lib.Ledger) -> ledger_lib.Ledger:
         """Returns the ledger with all rounds of the warm start's release."""
-        release = self.warm_start_release
-        for _ in range(release.num_rounds):
-            ledger = ledger.record(release.mechanism, release.noise_multiplier, 1.0)
-        return ledger
+        return self.warm_start_release.record(ledger)
 
     def record_step(self, ledger: ledger_lib.Ledger) -> ledger_lib.Ledger:
         """Returns the ledger with one more step.
@@ -139,11 +132,16 @@ class DpSgdPlan:
         Raises:
           accounting.BudgetError: if the plan's steps have all been run.
         """
-        if ledger.count(DP_SGD_STEP) >= self.config.num_steps:
+        if ledger.count(ledger_lib.DP_SGD_STEP) >= self.config.num_steps:
             raise accounting.BudgetError(
                 f'all {self.config.num_steps} planned steps have been run; one more is refused.'
             )
-        return ledger.record(DP_SGD_STEP, self.config.noise_multiplier, self.sampling_probability)
+        return self._record_steps(ledger, 1)
+
+    def _record_steps(self, ledger: ledger_lib.Ledger, count: int) -> ledger_lib.Ledger:
+        return ledger.record(
+            ledger_lib.DP_SGD_STEP, self.config.noise_multiplier, self.sampling_probability, count=count
+        )
 
     def epsilon(self, ledger: ledger_lib.Ledger | None = None, **options) -> float:
         """Returns epsilon at target_delta of what is in the ledger, or of the whole plan; infinity: no guarantee.
@@ -155,9 +153,9 @@ class DpSgdPlan:
         event = (self.planned_ledger() if ledger is None else ledger).dp_event()
         return accounting.epsilon(event, self.config.target_delta, **options)
 
-    def cautions(self) -> list[str]:
-        """Returns what a lay person must be told of the claim that the whole plan ends with."""
-        return cautions.of_claim(self.epsilon(), self.config.target_delta, self.num_units)
+    def cautions(self, ledger: ledger_lib.Ledger | None = None) -> list[str]:
+        """Returns what a lay person must be told of the claim; arguments as for `epsilon`."""
+        return cautions.of_claim(self.epsilon(ledger), self.config.target_delta, self.num_units)
 
     def fingerprint(self) -> dict:
         """Returns what must not change when a run is resumed, as plain JSON values."""

@@ -161,7 +161,7 @@ class Trainer(loop.StageLoop):
         if not ledger.releases:
             return None
         return curves.epsilon_bound(
-            self._plan.dp_event, config.num_steps, config.target_delta, ledger.count(plan_lib.DP_SGD_STEP)
+            self._plan.dp_event, config.num_steps, config.target_delta, ledger.count(ledger_lib.DP_SGD_STEP)
         )
 
     def _spent(self) -> str:
@@ -191,7 +191,7 @@ class Trainer(loop.StageLoop):
         ledger = self.state.ledger
         steps = self.state.step if stage.name == stages_lib.FINETUNING else 0
         release = self._plan.warm_start_release
-        recorded = ledger.count(plan_lib.DP_SGD_STEP) == steps and (
+        recorded = ledger.count(ledger_lib.DP_SGD_STEP) == steps and (
             release is None or ledger.count(release.mechanism) == release.num_rounds
         )
         return recorded and math.isfinite(self._epsilon_spent() or 0.0)
