@@ -570,8 +570,8 @@ MUTANTS = (
     Mutant(
         'class means with noise x 2/3',
         'privacy/class_means.py',
-        'vector = vector + stddev *',
-        'vector = vector + 2.0 / 3.0 * stddev *',
+        'vector, stddev, seed=seed',
+        'vector, 2.0 / 3.0 * stddev, seed=seed',
         'privacy/class_means_test.py',
     ),
     Mutant(
@@ -583,7 +583,7 @@ MUTANTS = (
     ),
     Mutant(
         'class means that differ share their noise',
-        'privacy/class_means.py',
+        'privacy/noise.py',
         'hashlib.sha256(vector.tobytes())',
         'hashlib.sha256()',
         'privacy/class_means_test.py',
@@ -605,8 +605,8 @@ MUTANTS = (
     Mutant(
         'feature means with noise x 2/3',
         'privacy/feature_means.py',
-        'return vector + self.noise_stddev',
-        'return vector + 2.0 / 3.0 * self.noise_stddev',
+        'noise.add_to_release(vector, stddev,',
+        'noise.add_to_release(vector, 2.0 / 3.0 * stddev,',
         FEATURES,
     ),
     Mutant(
@@ -632,7 +632,7 @@ MUTANTS = (
     ),
     Mutant(
         'feature means that differ share their noise',
-        'privacy/feature_means.py',
+        'privacy/noise.py',
         'hashlib.sha256(vector.tobytes())',
         'hashlib.sha256()',
         FEATURES,
@@ -760,12 +760,8 @@ MUTANTS = (
     Mutant(
         'rounds of class means begin from exact sums',
         'privacy/class_means.py',
-        'vector = vector + stddev * noise.standard_normal(seed, purpose, vector.shape, generator)\n'
-        '            # From here on it is post-processing of a private release.\n'
-        '            sums, counts = vector[..., :-1], vector[..., -1] / self.count_weight',
-        'exact, drawn = vector, noise.standard_normal(seed, purpose, vector.shape, generator)\n'
-        '            vector = exact + (stddev if number + 1 == self.num_rounds else 0.0) * drawn\n'
-        '            sums, counts = vector[..., :-1], vector[..., -1] / self.count_weight',
+        'vector = noise.add_to_release(',
+        'vector = vector if number + 1 < self.num_rounds else noise.add_to_release(',
         'privacy/class_means_test.py',
     ),
     Mutant(

@@ -1,7 +1,6 @@
 """Noisy class means: Gaussian releases of sums and counts of images, from which a model can be warmed up."""
 
 import dataclasses
-import hashlib
 import math
 from typing import ClassVar, NamedTuple
 
@@ -19,8 +18,6 @@ _IMAGES_AT_A_TIME = 4096
 _LARGEST_CHANGE = 0.25
 # Of the first means of a class from their middle, small beside that of images.
 _FIRST_DISTANCE = 0.1
-# A mean with a noisy count of so many standard deviations has images.
-_SURE = 3.0
 
 
 class NoisyMeans(NamedTuple):
@@ -158,8 +155,7 @@ class ClassMeansConfig:
         """Returns noisy means of each class.
 
         Who has released once keeps the result and does not call this again: on another machine sums may be rounded
-        otherwise, and each release of other sums is one more to be paid. The noise depends on the numbers that it is
-        added to, by a keyed hash: were it the same for two of them, it would tell their difference as it is.
+        otherwise, and each release of other sums is one more to be paid, with noise of its own.
 
         Args:
           images: uint8, or float with pixels in [0, 1], [images, height, width, channels].
@@ -174,15 +170,16 @@ class ClassMeansConfig:
         means = None
         for number in range(self.num_rounds):
             vector = self.exact_vector(images, labels, num_classes, owners, means)
-            purpose = f'class_means_{number}_{hashlib.sha256(vector.tobytes()).hexdigest()}'
-            vector = vector + stddev * noise.standard_normal(seed, purpose, vector.shape, generator)
+            vector = noise.add_to_release(
+                vector, stddev, seed=seed, purpose=f'class_means_{number}', generator=generator
+            )
             # From here on it is post-processing of a private release.
             sums, counts = vector[..., :-1], vector[..., -1] / self.count_weight
             if number:
                 sums = _shrink(sums.reshape([-1, sums.shape[-1]]), stddev).reshape(sums.shape)
             means = sums * self.l2_norm_clip / np.maximum(counts, 1.0)[..., None]
             if self.num_rounds > 1:
-                counts = np.where(counts > _SURE * stddev / self.count_weight, counts, 0.0)
+                counts = np.where(counts > noise.SURE * stddev / self.count_weight, counts, 0.0)
             if number == 0 and self.num_rounds > 1:
                 means = _spread(means[:, 0], images.shape[1:], self.means_per_class)
             elif number + 1 < self.num_rounds:

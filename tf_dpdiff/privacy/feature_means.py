@@ -1,7 +1,6 @@
 """Noisy class means of public features: one Gaussian release, and the public images that are nearest to each class."""
 
 import dataclasses
-import hashlib
 import math
 from typing import ClassVar, NamedTuple
 
@@ -12,10 +11,6 @@ from tf_dpdiff.privacy import noise
 from tf_dpdiff.privacy import owners as owners_lib
 from tf_dpdiff.privacy import relations
 from tf_dpdiff.privacy import seeds
-
-_PURPOSE = 'feature_means'
-# A class with a noisy count of so many standard deviations has images.
-_SURE = 3.0
 
 
 class NoisyFeatureMeans(NamedTuple):
@@ -117,8 +112,7 @@ class FeatureMeansConfig:
         """Returns the noisy sums.
 
         Who has released once keeps the result and does not call this again: a network that was trained anew may give
-        other features, and each release of other features is one more to be paid. The noise depends on the sums that it
-        is added to, by a keyed hash: were it the same for two of them, it would tell their difference as it is.
+        other features, and each release of other features is one more to be paid, with noise of its own.
 
         Args:
           features: float [images, features], of any length.
@@ -133,15 +127,14 @@ class FeatureMeansConfig:
           float64 [num_classes, features + 1].
         """
         vector = self.exact_vector(features, labels, num_classes, owners)
-        purpose = f'{_PURPOSE}_{hashlib.sha256(vector.tobytes()).hexdigest()}'
-        standard_normal = noise.standard_normal(seed, purpose, vector.shape, generator)
-        return vector + self.noise_stddev(neighboring_relation) * standard_normal
+        stddev = self.noise_stddev(neighboring_relation)
+        return noise.add_to_release(vector, stddev, seed=seed, purpose='feature_means', generator=generator)
 
     def means(self, noisy_sums: np.ndarray, neighboring_relation: str) -> NoisyFeatureMeans:
         """Returns the means that released sums stand for: post-processing, no further privacy cost."""
         stddev = self.noise_stddev(neighboring_relation)
         sums, counts = noisy_sums[:, :-1], noisy_sums[:, -1]
-        is_sure = counts > _SURE * stddev
+        is_sure = counts > noise.SURE * stddev
         counts = np.where(is_sure, counts, np.inf)
         return NoisyFeatureMeans(sums / counts[:, None], np.where(is_sure, (stddev / counts) ** 2, np.inf))
 
@@ -151,7 +144,7 @@ class FeatureMeansConfig:
         Raises:
           ValueError: names the noise, and the most that fits.
         """
-        largest = num_units / num_classes / (math.sqrt(2.0) * _SURE * self.sensitivity(neighboring_relation))
+        largest = num_units / num_classes / (math.sqrt(2.0) * noise.SURE * self.sensitivity(neighboring_relation))
         if self.noise_multiplier > largest:
             raise ValueError(
                 f'noise_multiplier={self.noise_multiplier:g} of the noisy feature means would hide a class of '
