@@ -1246,7 +1246,7 @@ MUTANTS = (
     Mutant(
         'a public classifier that has diverged is trained on',
         'training/public_classifier.py',
-        "if not math.isfinite(logs['loss']):",
+        'if not math.isfinite(loss):',
         'if False:',
         DIVERGENCE,
     ),
