@@ -85,7 +85,7 @@ def _open_locked(path: str | os.PathLike, wait: bool, needs_locks: bool, mode: i
 
 
 def _is_at(path: str | os.PathLike, descriptor: int) -> bool:
-    """Returns whether an open file is the one that is found at a path."""
+    """Returns True where an open file is the one at a path."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:

@@ -70,7 +70,7 @@ class FeaturesConfig:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Activations:
-    """What a network makes of images.
+    """The outputs of a network for images.
 
     Attributes:
       pool: The features, float32 [images, features].

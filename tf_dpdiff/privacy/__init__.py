@@ -26,5 +26,5 @@ The modules in reading order, which is the order of the algorithm:
     statement         the claim, in words and as JSON
     auditing          the claim put to the test: a lower bound on epsilon
 
-This package imports numpy, scipy, tensorflow and dp_accounting, and nothing else of this project.
+This package imports numpy, scipy, tensorflow, keras and dp_accounting, and nothing else of this project.
 """

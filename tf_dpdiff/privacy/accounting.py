@@ -211,7 +211,7 @@ def _bound(event: dp_accounting.DpEvent, delta: float, bound: Callable[..., floa
 
 
 class _Tries:
-    """By how much each setting that a search tries passes the target; it is computed once.
+    """The excess of epsilon over the target for each setting that a search tries, computed once.
 
     Attributes:
       target_epsilon: > 0.
@@ -227,13 +227,13 @@ class _Tries:
         self._last_key = None
 
     def rough(self, value: float) -> float:
-        """Tells it within a few percent, in milliseconds."""
+        """Returns the excess within a few percent, in milliseconds."""
         return (
             _bound(self._make_event(value), self.target_delta, epsilon_bounds.by_rdp, rough=True) - self.target_epsilon
         )
 
     def coarse(self, value: float) -> float:
-        """Tells it as finely as a search needs: rounding may make it smaller, so what is found so is to be checked."""
+        """Returns the excess as finely as a search needs; rounding may make it too small, so check the result."""
         if value not in self._coarse:
             options = {'interval': self._interval, 'for_a_search': True}
             event = self._make_event(value)
@@ -243,7 +243,7 @@ class _Tries:
         return self._coarse[value]
 
     def exact(self, value: float) -> float:
-        """Tells it as `epsilon` does."""
+        """Returns the excess as `epsilon` computes it."""
         if value not in self._exact:
             event = self._make_event(value)
             self._exact_points.append(self._num_points(event))
@@ -251,15 +251,15 @@ class _Tries:
         return self._exact[value]
 
     def enough_coarse(self) -> bool:
-        """Tells whether coarse tries have taken long."""
+        """Returns True once coarse tries have taken long enough."""
         return sum(self._coarse_points) > _MAX_POINTS_OF_COARSE_TRIES
 
     def enough_exact(self) -> bool:
-        """Tells whether exact tries have taken long."""
+        """Returns True once exact tries have taken long enough."""
         return sum(self._exact_points) > _MAX_POINTS_OF_EXACT_TRIES
 
     def _num_points(self, event: dp_accounting.DpEvent, **options) -> float:
-        """Returns what a try takes: a third where only the number of steps is another, since their grid is at hand."""
+        """Returns the work of a try, in points; a third where only the number of steps is new: the grid is at hand."""
         points = _bound(event, self.target_delta, epsilon_bounds.num_points, **options)
         key = [step[:2] for step in epsilon_bounds.steps_of(event) or ()], sorted(options)
         is_known, self._last_key = key == self._last_key, key
@@ -280,12 +280,12 @@ def _between(tries: _Tries, safe: float, other: float, stride: float) -> float:
 
 
 def _use_up(tries: _Tries, found: float, stride: float, *, limit: float) -> float:
-    """Returns what a search has found, or what uses up the target where it could not look closely enough.
+    """Returns the result of a search, or one that uses up the target where the search could not look closely enough.
 
     Args:
-      tries: Of the search.
-      found: What it has found.
-      stride: How far one value that is tried is from the next, and whether above or below.
+      tries: The tries of the search.
+      found: Its result.
+      stride: The signed distance from one value that is tried to the next.
       limit: The last value.
     """
     little = (1.0 - _NEARLY_ALL) * tries.target_epsilon
@@ -301,7 +301,7 @@ def _use_up(tries: _Tries, found: float, stride: float, *, limit: float) -> floa
 
 
 def _nearest_that_fits(tries: _Tries, found: float, stride: float) -> float:
-    """Returns what a search has found, or the nearest value on its safe side: the search looks less closely.
+    """Returns the result of a search, or the nearest value on its safe side: the search looks less closely.
 
     Raises:
       BudgetError: if nothing near by fits.

@@ -48,7 +48,7 @@ class AccuracyReleaseConfig:
 
     @staticmethod
     def sensitivity(num_classifiers: int) -> float:
-        """Returns how much the vector can change, in L2 norm, by each of the neighbouring relations."""
+        """Returns the largest change of the vector, in L2 norm; it is the same for each neighbouring relation."""
         return math.sqrt(num_classifiers)
 
     def record(self, ledger: ledger_lib.Ledger) -> ledger_lib.Ledger:

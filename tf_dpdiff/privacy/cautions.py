@@ -15,7 +15,7 @@ def is_large_delta(delta: float, num_units: int) -> bool:
 
 
 def of_delta(delta: float, num_units: int) -> str | None:
-    """Returns what a delta of 1 / num_units or more permits, as a sentence; None where delta is smaller."""
+    """Returns a sentence on what a delta of 1 / num_units or more permits; None where delta is smaller."""
     if not is_large_delta(delta, num_units):
         return None
     count = math.ceil(delta * num_units - 1e-9)
@@ -27,7 +27,7 @@ def of_delta(delta: float, num_units: int) -> str | None:
 
 
 def of_delta_without_num_units(delta: float, sampling_probability: float) -> str | None:
-    """Returns what can be said of a delta where the number of units is not known, or None.
+    """Returns a sentence on a delta where the number of units is not known, or None.
 
     Args:
       delta: In (0, 1).
@@ -46,7 +46,7 @@ def of_delta_without_num_units(delta: float, sampling_probability: float) -> str
 
 
 def of_epsilon(epsilon: float) -> str | None:
-    """Returns what an epsilon above 10 permits, as a sentence; None where it is smaller or nothing is claimed."""
+    """Returns a sentence on what an epsilon above 10 permits; None where it is smaller or nothing is claimed."""
     if not LARGE_EPSILON < epsilon < math.inf:
         return None
     exponent = math.ceil(epsilon / math.log(10.0))
@@ -59,7 +59,7 @@ def of_epsilon(epsilon: float) -> str | None:
 
 
 def of_claim(epsilon: float, delta: float, num_units: int) -> list[str]:
-    """Returns all that is to be said of a claim, one sentence or two each; empty where it is a good one."""
+    """Returns the cautions that a claim needs, one sentence or two each; none where it is a good one."""
     return [caution for caution in (of_epsilon(epsilon), of_delta(delta, num_units)) if caution]
 
 

@@ -21,7 +21,7 @@ _FIRST_DISTANCE = 0.1
 
 
 class NoisyMeans(NamedTuple):
-    """What is known of the classes after a release.
+    """The means that a release gives of each class.
 
     Attributes:
       images: float64 [num_classes, means, height, width, channels], noisy means of images clipped to l2_norm_clip; not
@@ -92,7 +92,7 @@ class ClassMeansConfig:
             )
 
     def sensitivity(self, neighboring_relation: str) -> float:
-        """Returns how much the vector of scaled sums and counts of a round can change, in L2 norm.
+        """Returns the largest change of the vector of scaled sums and counts of a round, in L2 norm.
 
         Args:
           neighboring_relation: 'add_or_remove_one' or 'replace_with_zero' (sqrt(1 + w^2)), or 'replace_one' (2: two

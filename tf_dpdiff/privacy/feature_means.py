@@ -14,7 +14,7 @@ from tf_dpdiff.privacy import seeds
 
 
 class NoisyFeatureMeans(NamedTuple):
-    """What is known of the private classes after a release.
+    """The means that a release gives of the private classes, and how noisy each is.
 
     Attributes:
       means: float64 [num_classes, features], noisy means of the directions of the features.
@@ -59,7 +59,7 @@ class FeatureMeansConfig:
             )
 
     def sensitivity(self, neighboring_relation: str) -> float:
-        """Returns how much the sums can change, in L2 norm.
+        """Returns the largest change of the sums between neighbouring data sets, in L2 norm.
 
         Args:
           neighboring_relation: 'add_or_remove_one' or 'replace_with_zero' (1), or 'replace_one' (sqrt(2)).

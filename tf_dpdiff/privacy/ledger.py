@@ -14,7 +14,7 @@ DP_SGD_STEP = 'dp_sgd_step'  # The mechanism of a private step.
 
 
 def dp_event(noise_multiplier: float, sampling_probability: float | None, count: int) -> dp_accounting.DpEvent:
-    """Returns what the accountant is told of a Gaussian mechanism that was applied so many times.
+    """Returns the event that a Gaussian mechanism, applied `count` times, is charged as.
 
     Guarantee: a mechanism that adds Gaussian noise of standard deviation noise_multiplier times its sensitivity, each
       time to a sum over units that take part independently with the given probability, is the event returned. Without
@@ -101,7 +101,7 @@ class Ledger:
         return Ledger(self.releases + (release,))
 
     def count(self, mechanism: str) -> int:
-        """Returns how often a mechanism was applied."""
+        """Returns the number of applications of a mechanism."""
         return sum(r.count for r in self.releases if r.mechanism == mechanism)
 
     def first(self, mechanism: str, count: int) -> 'Ledger':
@@ -115,14 +115,14 @@ class Ledger:
         return Ledger(tuple(kept))
 
     def contains(self, other: 'Ledger') -> bool:
-        """Returns True where all that another ledger tells of is in this one too, in whatever order."""
+        """Returns True where this ledger holds all releases of another one, in whatever order."""
         mine, others = _counts(self), _counts(other)
         return all(mine.get(release, 0) >= count for release, count in others.items())
 
     def union(self, other: 'Ledger') -> 'Ledger':
-        """Returns the ledger of all that either of two ledgers of one run tells of.
+        """Returns the ledger of all releases in either of two ledgers of one run.
 
-        What both tell of was released once: a run repeats a step that was lost with the same draws.
+        What both hold was released once: a run repeats a step that was lost with the same draws.
         """
         if self.contains(other):
             return self
@@ -152,7 +152,7 @@ class Ledger:
 
 
 def _counts(ledger: Ledger) -> dict[Release, int]:
-    """Returns how often each release was made, whatever came between."""
+    """Returns the number of applications of each release, whatever came between."""
     counts = {}
     for release in ledger.releases:
         one = dataclasses.replace(release, count=1)

@@ -80,7 +80,7 @@ def make_vectorized_dp_optimizer_class(cls: type[keras.optimizers.Optimizer]) ->
 
 
 class _PrivateOptimizer:
-    """What a DP optimizer class has besides the Keras class that it derives from.
+    """The part of a DP optimizer class that it does not have from Keras.
 
     In the order of a step: losses or units -> clipped sums -> noise -> gradients that are remembered as private -> the
     update, which takes no others.
@@ -194,7 +194,7 @@ class _PrivateOptimizer:
         return self._compute_unit_gradients(loss_fn, batch, var_list, is_padding)
 
     def _compute_unit_gradients(self, loss_fn, batch, var_list, is_padding=None):
-        """Does what `compute_unit_gradients` does, but for the check of loss_fn."""
+        """Does the same as `compute_unit_gradients`, without the check of loss_fn."""
         num_replicas = count_replicas()
         if is_padding is None:
             is_padding = tf.zeros([tf.shape(tf.nest.flatten(batch)[0])[0]], tf.bool)
@@ -291,7 +291,7 @@ class _PrivateOptimizer:
 
     @property
     def _is_wrapped_by_loss_scale_optimizer(self) -> bool:
-        """What Keras's LossScaleOptimizer sets of the optimizer that it is made of."""
+        """A flag that Keras's LossScaleOptimizer sets on the optimizer inside it."""
         return False
 
     @_is_wrapped_by_loss_scale_optimizer.setter
@@ -340,7 +340,7 @@ def _spec_of_unit(batch):
 
 
 def count_replicas() -> int:
-    """Returns how many replicas compute a private step together, 1 without a strategy.
+    """Returns the number of replicas that compute a private step together, 1 without a strategy.
 
     Raises:
       RuntimeError: under a strategy whose replicas were not shown to add their noise once, or outside of a replica.

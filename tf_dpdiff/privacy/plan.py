@@ -26,7 +26,7 @@ WarmStartRelease = class_means.ClassMeansConfig | feature_means.FeatureMeansConf
 
 @dataclasses.dataclass(frozen=True)
 class DpSgdConfig:
-    """What a person chooses about the private part of a run.
+    """The choices of a person about the private part of a run.
 
     Attributes:
       target_delta: In (0, 1), and below 1 / number of units unless accept_large_delta.
@@ -107,7 +107,7 @@ class DpSgdPlan:
 
     @property
     def sampling_probability(self) -> float | None:
-        """Of each unit in each step; None where units are not Poisson-sampled."""
+        """The probability of each unit in each step; None where units are not Poisson-sampled."""
         return getattr(self.sampler, 'sampling_probability', None)
 
     def dp_event(self, num_steps: int | None = None) -> dp_accounting.DpEvent:
@@ -154,11 +154,11 @@ class DpSgdPlan:
         return accounting.epsilon(event, self.config.target_delta, **options)
 
     def cautions(self, ledger: ledger_lib.Ledger | None = None) -> list[str]:
-        """Returns what a lay person must be told of the claim; arguments as for `epsilon`."""
+        """Returns the cautions that the claim needs, for a lay person; arguments as for `epsilon`."""
         return cautions.of_claim(self.epsilon(ledger), self.config.target_delta, self.num_units)
 
     def fingerprint(self) -> dict:
-        """Returns what must not change when a run is resumed, as plain JSON values."""
+        """Returns the settings that a resumed run must not change, as plain JSON values."""
         fields = dataclasses.asdict(self.config)
         if not self.config.accept_large_delta:
             del fields['accept_large_delta']  # Runs that were begun before there was such a choice go on.

@@ -13,7 +13,7 @@ from tf_dpdiff.privacy import ledger as ledger_lib
 
 @dataclasses.dataclass(frozen=True)
 class RunSettings:
-    """What decides the cost of a run: a `plan.DpSgdConfig` without what only its making needs, such as the clip norm.
+    """The settings that decide the cost of a run: those of a `plan.DpSgdConfig` but for the clip norm and the like.
 
     Use it to look for settings. What trains is made from a plan, which `plan.make_plan` checks anew.
 
@@ -45,7 +45,7 @@ class RunSettings:
         return self.num_units and self.sampling_probability * self.num_units
 
     def ledger(self, num_steps: int | None = None) -> ledger_lib.Ledger:
-        """Returns what a run with these settings releases, in all or by the end of its first num_steps steps."""
+        """Returns the ledger that a run with these settings ends with, or has after its first num_steps steps."""
         ledger = ledger_lib.Ledger()
         if self.warm_start_noise_multiplier is not None:
             rounds = self.warm_start_num_rounds
@@ -54,11 +54,11 @@ class RunSettings:
         return ledger.record(ledger_lib.DP_SGD_STEP, self.noise_multiplier, self.sampling_probability, count=count)
 
     def epsilon(self, accountant: str = 'pld') -> float:
-        """Returns what the whole run costs."""
+        """Returns the epsilon of the whole run."""
         return accounting.epsilon(self.ledger().dp_event(), self.delta, accountant=accountant)
 
     def cautions(self) -> list[str]:
-        """Returns what a lay person must be told of the claim, one sentence or two each."""
+        """Returns the cautions that the claim needs, for a lay person; one sentence or two each."""
         if self.num_units:
             return cautions.of_claim(self.epsilon(), self.delta, self.num_units)
         about_delta = cautions.of_delta_without_num_units(self.delta, self.sampling_probability)

@@ -113,7 +113,7 @@ class PrivacyStatement:
         )
 
     def _why_nothing_is_claimed(self) -> str:
-        """Returns why no epsilon is known, in words."""
+        """Returns the reasons why no epsilon is known."""
         reasons = []
         if any(release.noise_multiplier < epsilon_bounds.SMALLEST_NOISE_MULTIPLIER for release in self.ledger.releases):
             reasons.append('it was trained without noise, or with next to none')
@@ -126,7 +126,7 @@ class PrivacyStatement:
         return public + [_ALSO_PUBLIC] * bool(public) + list(_NOT_COVERED)
 
     def epsilon_over_steps(self) -> list[curves.CurvePoint]:
-        """Returns what had been spent on the way, the last point being the claim; empty where nothing is claimed."""
+        """Returns the cost over the steps that were run, the claim last; empty where nothing is claimed."""
         num_steps = self.ledger.count(ledger_lib.DP_SGD_STEP)
         if not num_steps or _finite(self.plan.epsilon(self.ledger)) is None:
             return []
@@ -188,7 +188,7 @@ class PrivacyStatement:
 
 @dataclasses.dataclass(frozen=True)
 class PublicStatement:
-    """What is to be said of a model that was trained on public images alone: nothing is claimed, and nothing is owed.
+    """The statement about a model that was trained on public images alone: nothing is claimed, and nothing is owed.
 
     Attributes:
       public_data: The images, one phrase a source.
