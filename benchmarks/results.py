@@ -32,7 +32,7 @@ from benchmarks import measuring
 from benchmarks import pictures
 from benchmarks import reporting
 from tf_dpdiff import files
-from tf_dpdiff.privacy import accounting
+from tf_dpdiff.privacy import rounding
 
 _SECONDS = 'seconds.json'
 
@@ -270,7 +270,7 @@ def _line(runs, classifiers):
     hours = [run['hours'].get('train', 0.0) for run in runs]
     fids = [run['fid']['synthetic'] for run in runs]
     accuracies = [_spread(_accuracies(runs, name), '.1%') for name in classifiers]
-    epsilon = accounting.round_up(max(run['epsilon'] for run in runs))
+    epsilon = rounding.round_up(max(run['epsilon'] for run in runs))
     return [runs[0]['title'], str(len(runs)), epsilon, _spread(hours, '.2f'), _spread(fids, '.2f'), *accuracies]
 
 

@@ -28,6 +28,7 @@ from tf_dpdiff.privacy import model_check
 from tf_dpdiff.privacy import noise as noise_lib
 from tf_dpdiff.privacy import optimizer as optimizer_lib
 from tf_dpdiff.privacy import plan as plan_lib
+from tf_dpdiff.privacy import rounding
 from tf_dpdiff.privacy import sampling
 from tf_dpdiff.privacy import seeds
 from tf_dpdiff.privacy import statement as statement_lib
@@ -131,7 +132,7 @@ def test_line_3_only_poisson_sampling_leads_to_an_epsilon():
     with pytest.raises(accounting.BudgetError):
         plan_lib.make_plan(dataclasses.replace(shuffled, target_epsilon=4.0), 1000)
     # Control: accounted as if it were Poisson, the same run would claim one.
-    claimed = ledger_lib.Ledger((ledger_lib.Release(plan_lib.DP_SGD_STEP, shuffled.noise_multiplier, 0.2, 20),))
+    claimed = ledger_lib.Ledger((ledger_lib.Release(ledger_lib.DP_SGD_STEP, shuffled.noise_multiplier, 0.2, 20),))
     assert claims_a_guarantee(plan_lib.make_plan(shuffled, 1000), claimed)
 
 
@@ -306,7 +307,7 @@ def test_line_7_resumed_run_reaches_the_same_weights_and_counts_each_step_once(
     with pytest.raises(interruption.Interrupted):
         stopped.run(AT_ONCE)
     resumed = run_to_the_end(tmp_path)
-    assert resumed.resumed and resumed.state.ledger.count(plan_lib.DP_SGD_STEP) == 4
+    assert resumed.resumed and resumed.state.ledger.count(ledger_lib.DP_SGD_STEP) == 4
     np.testing.assert_array_equal(weights_of(resumed), weights_of(whole_run[1]))
     # Control: the weights hang on the secret, so they would differ if the resumed run drew anew.
     assert not np.allclose(weights_of(other_run[1]), weights_of(whole_run[1]), atol=1e-4)
@@ -478,7 +479,7 @@ def test_line_12_statement_names_every_fact():
     fields, text = made.to_dict(), made.to_text()
     assert not what_is_missing(fields, text)
     for accountant in accounting.ACCOUNTANTS:
-        assert statement_lib.round_up(fields['epsilon_by_accountant'][accountant]) in text
+        assert rounding.round_up(fields['epsilon_by_accountant'][accountant]) in text
     assert any('tuning' in item for item in fields['not_covered'])
     assert any('evaluation' in item for item in fields['not_covered'])
     # Control: each fact that is left out is missed.

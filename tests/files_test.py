@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -144,29 +145,71 @@ def is_held(path):
         return True
 
 
-def test_held_file_holds_others_off_until_its_process_is_killed(tmp_path):
-    path = tmp_path / 'lock'
-    with files.holding(path):
-        assert is_held(path) and not is_held(tmp_path / 'other')
-    assert not is_held(path) and path.exists()
+@pytest.fixture(name='holder')
+def fixture_holder(tmp_path):
+    """A process that holds the file 'lock'."""
     root = pathlib.Path(__file__).resolve().parent.parent
     with subprocess.Popen(
-        [sys.executable, '-c', HOLD, path], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, '-c', HOLD, tmp_path / 'lock'], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
-        assert process.stdout.readline() == b'held\n' and is_held(path)
+        assert process.stdout.readline() == b'held\n'
+        yield process
         process.kill()
-        process.wait()
-        assert not is_held(path)
 
 
-def test_where_there_are_no_locks_nothing_is_held_off(tmp_path, monkeypatch):
+def test_held_file_holds_others_off_until_its_process_is_killed(tmp_path, holder):
+    path = tmp_path / 'lock'
+    assert is_held(path) and not is_held(tmp_path / 'other')
+    holder.kill()
+    holder.wait()
+    assert not is_held(path) and path.exists()
+    with files.holding(path):
+        assert is_held(path)
+
+
+def test_held_file_is_waited_for_on_request(tmp_path, holder):
+    order = []
+
+    def wait():
+        with files.holding(tmp_path / 'lock', wait=True):
+            order.append('ours')
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    waiting.join(0.2)
+    order.append('killed')
+    holder.kill()
+    waiting.join(10.0)
+    assert order == ['killed', 'ours']
+
+
+def test_file_that_is_to_be_removed_is_held_again_where_another_process_has_just_removed_it(tmp_path, monkeypatch):
+    path, flock, calls = tmp_path / 'lock', fcntl.flock, []
+
+    def removed_before_it_is_locked(descriptor, operation):
+        calls.append(descriptor)
+        if len(calls) == 1:
+            path.unlink()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, 'flock', removed_before_it_is_locked)
+    with files.holding(path, removes=True):
+        assert path.exists() and is_held(path)
+    assert len(calls) == 3 and not path.exists()
+
+
+def test_where_there_are_no_locks_nothing_is_held_off_unless_they_are_needed(tmp_path, monkeypatch):
     for code in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
         with monkeypatch.context() as patched:
             patched.setattr(fcntl, 'flock', lambda *unused, code=code: (_ for _ in ()).throw(OSError(code, 'none')))
             assert not is_held(tmp_path / 'lock')
+            with pytest.raises(OSError, match='none'), files.holding(tmp_path / 'lock', needs_locks=True):
+                pytest.fail('went on without a lock')
     monkeypatch.setattr(files, 'fcntl', None)  # As on Windows.
     with files.holding(tmp_path / 'lock'):
         assert not is_held(tmp_path / 'lock')
+    with pytest.raises(OSError, match='no locks of files'), files.holding(tmp_path / 'lock', needs_locks=True):
+        pytest.fail('went on without a lock')
 
 
 def test_error_of_the_block_is_not_taken_for_one_of_the_lock(tmp_path):

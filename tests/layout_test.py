@@ -92,6 +92,12 @@ def test_privacy_imports_nothing_else_of_ours(path):
         assert allowed, f'{path.name} imports {name}'
 
 
+def test_index_of_privacy_names_each_of_its_modules_once():
+    index = ast.get_docstring(ast.parse((PACKAGE / 'privacy/__init__.py').read_text()))
+    named = re.findall(r'^    (\w+)  +\S', index, re.MULTILINE)
+    assert sorted(named) == sorted(path.stem for path in (PACKAGE / 'privacy').glob('*.py') if path.stem != '__init__')
+
+
 @pytest.mark.parametrize('library', ONLY_IN)
 def test_ageing_library_is_imported_in_one_place(library):
     users = {

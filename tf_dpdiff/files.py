@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import contextlib
+import errno
 import json
 import os
 import pathlib
@@ -34,27 +35,61 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def holding(path: str | os.PathLike) -> Iterator[None]:
-    """A context in which no other process can hold the same file; made if it is missing, and left where it is.
+def holding(
+    path: str | os.PathLike, *, wait: bool = False, needs_locks: bool = False, removes: bool = False, mode: int = 0o666
+) -> Iterator[None]:
+    """A context in which no other process can hold the same file, which is made if it is missing.
 
-    The operating system lets go of it when the process ends, however it ends. Where the file system has no such locks
-    (or the platform no flock) nothing is held off. Between machines it holds where the file system says so.
+    The operating system lets go of it when the process ends, however it ends. Between machines it holds where the file
+    system says so.
+
+    Args:
+      path: The file.
+      wait: Waits until another process lets go of it.
+      needs_locks: Refuses to go on where the file system (or the platform) has no such locks; else nothing is held off
+        there.
+      removes: Removes the file in the end, in place of leaving it where it is.
+      mode: Permissions of the file where it is made.
 
     Raises:
-      BlockingIOError: if another process holds it.
+      BlockingIOError: if another process holds it, and is not waited for.
+      OSError: if there are no locks, and they are needed.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = _open_locked(path, wait, needs_locks, mode)
+    while removes and not _is_at(path, descriptor):  # It is of a process that has just removed it.
+        os.close(descriptor)
+        descriptor = _open_locked(path, wait, needs_locks, mode)
     try:
-        try:
-            if fcntl:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise
-        except OSError:
-            pass  # No locks here.
         yield
     finally:
+        if removes:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
         os.close(descriptor)
+
+
+def _open_locked(path: str | os.PathLike, wait: bool, needs_locks: bool, mode: int) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, mode)
+    try:
+        if fcntl is None:
+            raise OSError(errno.ENOTSUP, 'this platform has no locks of files')
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if needs_locks or isinstance(error, BlockingIOError):
+            os.close(descriptor)
+            raise
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _is_at(path: str | os.PathLike, descriptor: int) -> bool:
+    """Returns True where an open file is the one at a path."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -20,6 +20,7 @@ from tf_dpdiff.cli import train
 from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import budget as budget_lib
 from tf_dpdiff.privacy import ledger as ledger_lib
+from tf_dpdiff.privacy import rounding
 from tf_dpdiff.training import checkpoints
 
 VERBS = {'account': account, 'train': train}
@@ -48,7 +49,7 @@ def tiny(*bindings):
 
 
 def direct_epsilon(noise_multiplier, sampling_probability, num_steps, delta=1e-5):
-    event = accounting.poisson_dp_sgd_event(noise_multiplier, sampling_probability, num_steps)
+    event = ledger_lib.dp_event(noise_multiplier, sampling_probability, num_steps)
     return pld.PLDAccountant().compose(event).get_epsilon(delta)
 
 
@@ -165,9 +166,7 @@ EXTREME_PLANS = [
 @pytest.mark.parametrize('flags', EXTREME_PLANS)
 def test_extreme_plan_is_answered_and_its_parts_agree(capsys, flags):
     fields = call_for_json(capsys, *flags)
-    event = accounting.poisson_dp_sgd_event(
-        fields['noise_multiplier'], fields['sampling_probability'], fields['num_steps']
-    )
+    event = ledger_lib.dp_event(fields['noise_multiplier'], fields['sampling_probability'], fields['num_steps'])
     assert fields['epsilon'] == accounting.epsilon(event, fields['delta']) <= fields['epsilon_by_accountant']['rdp']
     assert fields['target_epsilon'] is None or fields['epsilon'] <= fields['target_epsilon'] < 1.02 * fields['epsilon']
     assert fields['epsilon_over_steps'][-1]['pld'] == fields['epsilon'] < float('inf')
@@ -181,7 +180,7 @@ def test_table_does_not_call_by_pld_what_renyi_accounting_found(capsys):
 
 def test_work_that_takes_longer_shows_that_it_goes_on(capsys, monkeypatch):
     monkeypatch.setattr(command, '_PATIENCE_SECS', 0.0)
-    monkeypatch.setattr(account.account_plan, 'make_plan', lambda flags: time.sleep(0.5) or pytest.fail('stopped'))
+    monkeypatch.setattr(account, '_complete_settings', lambda flags: time.sleep(0.5) or pytest.fail('stopped'))
     with pytest.raises(BaseException, match='stopped'):
         call('account', *CIFAR10, '--epsilon=1')
     assert capsys.readouterr().err == 'account: computing ...\n'
@@ -405,7 +404,7 @@ def test_finished_run_that_does_not_fit_is_on_record_and_the_file_refuses_what_c
     captured = capsys.readouterr()
     budget = budget_file.read(path)
     assert [entry.status for entry in budget.entries] == ['reserved', 'settled'] and budget.epsilon() > 2.9
-    overdraft = accounting.round_up(budget.overdrawn_by())
+    overdraft = rounding.round_up(budget.overdrawn_by())
     assert f'account: the privacy budget is overdrawn by epsilon={overdraft}: 2 run(s)' in captured.err
     assert re.search(rf'OVERDRAWN +│ by {overdraft}: no further run is let in', captured.out)
     # It is as overdrawn whenever it is looked at, and a run that would fit alone is not let in.

@@ -14,7 +14,7 @@ from tests.cli.verbs import call
 from tf_dpdiff.cli import run_files
 from tf_dpdiff.cli import train
 from tf_dpdiff.networks import denoiser
-from tf_dpdiff.privacy import plan as plan_lib
+from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.training import checkpoints
 
 TINY = cluster.ROOT / 'tests' / 'cli' / 'tiny_digits.gin'
@@ -48,7 +48,7 @@ def start_run(workdir, num_steps):
 def saved_steps(workdir):
     """Returns how many private steps the newest checkpoint holds; None where there is none."""
     found = checkpoints.read_run(workdir / 'checkpoints')
-    return found and found.ledger.count(plan_lib.DP_SGD_STEP)
+    return found and found.ledger.count(ledger_lib.DP_SGD_STEP)
 
 
 def wait_until_saved(workdir, workers, steps):

@@ -1,13 +1,14 @@
 """Tests of data sets of TensorFlow Datasets: small ones that are prepared here, and real ones where there are any."""
 
 import os
-import socket
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from tf_dpdiff.data import tfds_images
+
+pytestmark = pytest.mark.usefixtures('no_network')
 
 REAL = os.environ.get('TF_DPDIFF_TFDS_DIR')
 
@@ -52,17 +53,6 @@ def prepare(
 def fixture_toy(tmp_path_factory):
     data_dir = tmp_path_factory.mktemp('tfds')
     return data_dir, prepare(data_dir)
-
-
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch):
-    """Nothing is asked of the network."""
-
-    def refuse(*arguments):
-        raise AssertionError(f'network: {arguments}')
-
-    monkeypatch.setattr(socket.socket, 'connect', refuse)
-    monkeypatch.setattr(socket, 'getaddrinfo', refuse)
 
 
 def test_images_and_labels_are_those_that_were_prepared(toy):

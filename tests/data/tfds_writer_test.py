@@ -1,23 +1,12 @@
 """Tests of data sets written for TensorFlow Datasets: that library reads them, and downloads nothing."""
 
-import socket
-
 import numpy as np
 from PIL import Image
 import pytest
 
 from tf_dpdiff.data import tfds_writer
 
-
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch):
-    """Nothing is asked of the network."""
-
-    def refuse(*arguments):
-        raise AssertionError(f'network: {arguments}')
-
-    monkeypatch.setattr(socket.socket, 'connect', refuse)
-    monkeypatch.setattr(socket, 'getaddrinfo', refuse)
+pytestmark = pytest.mark.usefixtures('no_network')
 
 
 def encode(image, path):

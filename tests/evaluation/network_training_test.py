@@ -154,14 +154,6 @@ def test_number_of_steps_is_what_was_said(digits, monkeypatch, num_images, epoch
     assert batches == [min(batch_size, num_images)] * steps
 
 
-@pytest.mark.parametrize('num_images, batch_size', [(10, 10), (10, 4), (7, 3), (1, 1)])
-def test_every_image_comes_once_before_any_comes_again(num_images, batch_size):
-    batches = network_training._batches(num_images, batch_size, np.random.default_rng(0))
-    rows = np.concatenate([next(batches) for _ in range(5 * num_images)])
-    for start in range(0, len(rows) - num_images + 1, num_images):
-        assert sorted(rows[start : start + num_images]) == list(range(num_images))
-
-
 @pytest.mark.parametrize(
     'shift, flip, expected', [(0.0, False, 1), (0.125, False, 9), (0.0, True, 2), (0.25, True, 50)]
 )

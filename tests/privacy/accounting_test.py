@@ -18,6 +18,7 @@ from scipy import stats
 
 from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import epsilon_bounds
+from tf_dpdiff.privacy import ledger as ledger_lib
 
 
 def gaussian_epsilon(noise_multiplier, delta):
@@ -52,7 +53,7 @@ def one_step_epsilon(noise_multiplier, sampling_probability, delta):
 
 @pytest.mark.parametrize('noise_multiplier, num_steps', [(3.0, 1), (1.0, 1), (10.0, 50)])
 def test_unsampled_gaussian_matches_the_closed_form(noise_multiplier, num_steps):
-    event = accounting.poisson_dp_sgd_event(noise_multiplier, 1.0, num_steps)
+    event = ledger_lib.dp_event(noise_multiplier, 1.0, num_steps)
     exact = gaussian_epsilon(noise_multiplier / math.sqrt(num_steps), 1e-5)
     spent = accounting.epsilon(event, 1e-5)
     assert exact - 1e-9 <= spent <= exact * 1.001
@@ -75,7 +76,7 @@ def test_recipes_are_calibrated_to_their_known_noise_and_rdp_bounds_them_from_ab
 ):
 
     def make_event(sigma):
-        return accounting.poisson_dp_sgd_event(sigma, batch_size / num_units, num_steps)
+        return ledger_lib.dp_event(sigma, batch_size / num_units, num_steps)
 
     calibrated = accounting.calibrate_noise_multiplier(make_event, target, delta)
     assert calibrated == pytest.approx(noise_multiplier, rel=5e-3)
@@ -101,7 +102,7 @@ def test_recipes_cost_what_dp_accounting_says_when_it_is_called_directly(
     num_units, batch_size, num_steps, delta, noise_multiplier, target
 ):
     arguments = noise_multiplier, batch_size / num_units, num_steps
-    event = accounting.poisson_dp_sgd_event(*arguments)
+    event = ledger_lib.dp_event(*arguments)
     spent = accounting.epsilon(event, delta)
     direct = direct_epsilon(*arguments, delta)
     assert direct <= spent <= direct * (1.0 + 1e-7)  # What rounding may have taken off is put on.
@@ -115,31 +116,27 @@ def test_recipes_cost_what_dp_accounting_says_when_it_is_called_directly(
     'noise_multiplier, target', [(3.0, 2.0), (17.0, 0.5), pytest.param(1.0, 3.0, marks=pytest.mark.long)]
 )
 def test_most_steps_are_found_and_one_more_would_pass_the_target(noise_multiplier, target):
-    found = accounting.solve_num_steps(
-        lambda n: accounting.poisson_dp_sgd_event(noise_multiplier, 0.05, n), target, 1e-5
-    )
+    found = accounting.solve_num_steps(lambda n: ledger_lib.dp_event(noise_multiplier, 0.05, n), target, 1e-5)
     assert isinstance(found, int) and found > 10
     assert direct_epsilon(noise_multiplier, 0.05, found) <= target < direct_epsilon(noise_multiplier, 0.05, found + 1)
 
 
 @pytest.mark.parametrize('num_units, target', [(50000, 2.0), (300, 2.0), (300, 0.5)])
 def test_largest_batch_is_found_and_one_unit_more_would_pass_the_target(num_units, target):
-    found = accounting.solve_batch_size(
-        lambda n: accounting.poisson_dp_sgd_event(3.0, n / num_units, 100), target, 1e-5, num_units
-    )
+    found = accounting.solve_batch_size(lambda n: ledger_lib.dp_event(3.0, n / num_units, 100), target, 1e-5, num_units)
     assert isinstance(found, int) and 1 < found < num_units
     assert direct_epsilon(3.0, found / num_units, 100) <= target < direct_epsilon(3.0, (found + 1) / num_units, 100)
 
 
 def test_largest_sampling_probability_is_found():
-    found = accounting.solve_sampling_probability(lambda q: accounting.poisson_dp_sgd_event(3.0, q, 100), 2.0, 1e-5)
+    found = accounting.solve_sampling_probability(lambda q: ledger_lib.dp_event(3.0, q, 100), 2.0, 1e-5)
     assert direct_epsilon(3.0, found, 100) <= 2.0 < direct_epsilon(3.0, 1.002 * found, 100)
 
 
 def test_batch_never_passes_the_whole_data_set():
 
     def make_event(q):
-        return accounting.poisson_dp_sgd_event(100.0, q, 2)
+        return ledger_lib.dp_event(100.0, q, 2)
 
     assert accounting.solve_batch_size(lambda units: make_event(units / 300), 3.0, 1e-5, 300) == 300
     assert accounting.solve_sampling_probability(make_event, 3.0, 1e-5) == 1.0
@@ -148,7 +145,7 @@ def test_batch_never_passes_the_whole_data_set():
 def test_other_releases_leave_less_for_the_steps():
 
     def make_event(num_steps, others):
-        return dp_accounting.ComposedDpEvent([*others, accounting.poisson_dp_sgd_event(3.0, 0.05, num_steps)])
+        return dp_accounting.ComposedDpEvent([*others, ledger_lib.dp_event(3.0, 0.05, num_steps)])
 
     alone, beside = (
         accounting.solve_num_steps(lambda n, others=others: make_event(n, others), 2.0, 1e-5)
@@ -161,21 +158,21 @@ def test_other_releases_leave_less_for_the_steps():
     'solve, message',
     [
         (
-            lambda: accounting.solve_num_steps(lambda n: accounting.poisson_dp_sgd_event(2.0, 0.5, n), 0.1, 1e-5),
+            lambda: accounting.solve_num_steps(lambda n: ledger_lib.dp_event(2.0, 0.5, n), 0.1, 1e-5),
             'one step already costs',
         ),
         (
-            lambda: accounting.solve_num_steps(lambda n: accounting.poisson_dp_sgd_event(5000.0, 0.01, n), 10.0, 1e-5),
+            lambda: accounting.solve_num_steps(lambda n: ledger_lib.dp_event(5000.0, 0.01, n), 10.0, 1e-5),
             '1,000,000 steps and more meet',
         ),
         (
-            lambda: accounting.solve_batch_size(lambda b: accounting.poisson_dp_sgd_event(1.0, b / 9, 9), 0.1, 1e-5, 9),
+            lambda: accounting.solve_batch_size(lambda b: ledger_lib.dp_event(1.0, b / 9, 9), 0.1, 1e-5, 9),
             'an expected batch of one unit already costs',
         ),
         (
             lambda: accounting.solve_sampling_probability(
                 lambda q: dp_accounting.ComposedDpEvent(
-                    [dp_accounting.GaussianDpEvent(20.0), accounting.poisson_dp_sgd_event(5.0, q, 9)]
+                    [dp_accounting.GaussianDpEvent(20.0), ledger_lib.dp_event(5.0, q, 9)]
                 ),
                 0.1,
                 1e-5,
@@ -194,9 +191,9 @@ def test_target_that_no_value_meets_is_refused_in_one_line(solve, message):
 def test_lax_target_is_met_and_nearly_used_up(target):
 
     def spent(noise_multiplier, **options):
-        return accounting.epsilon(accounting.poisson_dp_sgd_event(noise_multiplier, 0.1, 100), 1e-5, **options)
+        return accounting.epsilon(ledger_lib.dp_event(noise_multiplier, 0.1, 100), 1e-5, **options)
 
-    found = accounting.calibrate_noise_multiplier(lambda s: accounting.poisson_dp_sgd_event(s, 0.1, 100), target, 1e-5)
+    found = accounting.calibrate_noise_multiplier(lambda s: ledger_lib.dp_event(s, 0.1, 100), target, 1e-5)
     assert found < 0.4 and spent(found) <= target < spent(0.99 * found)
     # A discretization ten times finer finds hardly less.
     finer = 1e-4 if target < 300.0 else 1e-3
@@ -204,7 +201,7 @@ def test_lax_target_is_met_and_nearly_used_up(target):
 
 
 def test_target_that_needs_no_noise_gets_some():
-    found = accounting.calibrate_noise_multiplier(lambda s: accounting.poisson_dp_sgd_event(s, 0.1, 100), 1e6, 1e-5)
+    found = accounting.calibrate_noise_multiplier(lambda s: ledger_lib.dp_event(s, 0.1, 100), 1e6, 1e-5)
     assert found == 0.1
 
 
@@ -241,13 +238,13 @@ def test_epsilon_at_a_tiny_delta_is_finite_and_not_below_the_closed_form(
     exact = one_step_epsilon(noise_multiplier, sampling_probability, delta)
     if sampling_probability == 1.0 and delta >= 1e-13:
         assert exact == pytest.approx(gaussian_epsilon(noise_multiplier, delta), rel=1e-3)  # The oracle's own control.
-    event = accounting.poisson_dp_sgd_event(noise_multiplier, sampling_probability, 1)
+    event = ledger_lib.dp_event(noise_multiplier, sampling_probability, 1)
     spent = accounting.epsilon(event, delta, accountant=accountant)
     assert exact * (1.0 - 1e-9) <= spent < math.inf
     if exact > 0.1:
         assert spent <= 1.25 * exact
     # More steps cost more, at any delta.
-    more = accounting.poisson_dp_sgd_event(noise_multiplier, sampling_probability, 1000)
+    more = ledger_lib.dp_event(noise_multiplier, sampling_probability, 1000)
     assert spent <= accounting.epsilon(more, delta, accountant=accountant) < math.inf
 
 
@@ -298,7 +295,7 @@ def exact_epsilon_on_the_same_grid(noise_multiplier, sampling_probability, num_s
 def test_rounding_of_the_convolution_never_takes_off_epsilon(noise_multiplier, sampling_probability, num_steps):
     delta = 1.01 * 2.0**-44 * num_steps  # The smallest that is left to the convolution.
     interval = 1e-3 if num_steps < 10**4 else 1e-4
-    event = accounting.poisson_dp_sgd_event(noise_multiplier, sampling_probability, num_steps)
+    event = ledger_lib.dp_event(noise_multiplier, sampling_probability, num_steps)
     spent = accounting.epsilon(event, delta, discretization_interval=interval)
     exact = exact_epsilon_on_the_same_grid(noise_multiplier, sampling_probability, num_steps, delta, interval)
     assert exact <= spent <= exact * (1.0 + 5e-3)
@@ -350,7 +347,7 @@ def test_extreme_settings_are_answered_with_bounded_work(
         monkeypatch.setattr(
             pld_pmf.DensePLDPmf, name, functools.partialmethod(lambda *a, o: recorded(o, *a), o=original)
         )
-    event = accounting.poisson_dp_sgd_event(noise_multiplier, sampling_probability, num_steps)
+    event = ledger_lib.dp_event(noise_multiplier, sampling_probability, num_steps)
     for delta in (1e-30, 1e-9, 1e-5, 0.5):
         by_pld, by_rdp = (accounting.epsilon(event, delta, accountant=name) for name in accounting.ACCOUNTANTS)
         assert 0.0 <= by_pld <= by_rdp < math.inf
@@ -363,7 +360,7 @@ def test_extreme_settings_are_answered_with_bounded_work(
     [(0.7, 0.01, 100, 1e-5), (1.2, 1.0 / 60.0, 1000, 1e-8), (3.0, 1e-3, 10**5, 1e-5), (30.0, 0.5, 10**4, 1e-6)],
 )
 def test_epsilon_is_not_below_a_lower_bound_and_close_to_it(noise_multiplier, sampling_probability, num_steps, delta):
-    event = accounting.poisson_dp_sgd_event(noise_multiplier, sampling_probability, num_steps)
+    event = ledger_lib.dp_event(noise_multiplier, sampling_probability, num_steps)
     below = optimistic_epsilon(noise_multiplier, sampling_probability, num_steps, delta)
     assert below <= accounting.epsilon(event, delta) <= accounting.epsilon(event, delta, accountant='rdp')
 
@@ -382,7 +379,7 @@ def test_epsilon_is_monotone_over_extremes(axis, values, sign, others):
     spent = []
     for value in values:
         *setting, delta = (value if i == axis else other for i, other in enumerate(others))
-        spent.append(sign * accounting.epsilon(accounting.poisson_dp_sgd_event(*setting), delta))
+        spent.append(sign * accounting.epsilon(ledger_lib.dp_event(*setting), delta))
     assert spent == sorted(spent) and len(set(spent)) > 2
 
 
@@ -390,7 +387,7 @@ def test_epsilon_is_monotone_over_extremes(axis, values, sign, others):
 def test_divergence_that_rounding_hides_is_counted(noise_multiplier, sampling_probability):
     # Together the steps are as one Gaussian release of noise 1000 or less, whose epsilon is not zero.
     num_steps = round((noise_multiplier / sampling_probability / 1000.0) ** 2)
-    event = accounting.poisson_dp_sgd_event(noise_multiplier, sampling_probability, num_steps)
+    event = ledger_lib.dp_event(noise_multiplier, sampling_probability, num_steps)
     truth = gaussian_epsilon(1000.0, 1e-6)
     assert truth > 1e-3
     assert truth < accounting.epsilon(event, 1e-6, accountant='rdp') < math.inf
@@ -399,9 +396,9 @@ def test_divergence_that_rounding_hides_is_counted(noise_multiplier, sampling_pr
 
 @pytest.mark.parametrize('noise_multiplier', [1e-300, 1e-10, 0.99e-3])
 def test_noise_that_hides_nothing_counts_as_none(noise_multiplier):
-    event = accounting.poisson_dp_sgd_event(noise_multiplier, 0.1, 10)
+    event = ledger_lib.dp_event(noise_multiplier, 0.1, 10)
     assert accounting.epsilon(event, 1e-5) == accounting.epsilon(event, 1e-5, accountant='rdp') == math.inf
-    assert accounting.epsilon(accounting.poisson_dp_sgd_event(1e-3, 0.1, 10), 1e-5) < math.inf
+    assert accounting.epsilon(ledger_lib.dp_event(1e-3, 0.1, 10), 1e-5) < math.inf
 
 
 def test_release_that_no_accountant_covers_is_refused_by_name():
@@ -425,31 +422,25 @@ def test_release_that_no_accountant_covers_is_refused_by_name():
 def test_calibration_meets_extreme_targets_without_tolerance(target, delta, sampling_probability, num_steps):
 
     def spent(noise_multiplier):
-        return accounting.epsilon(
-            accounting.poisson_dp_sgd_event(noise_multiplier, sampling_probability, num_steps), delta
-        )
+        return accounting.epsilon(ledger_lib.dp_event(noise_multiplier, sampling_probability, num_steps), delta)
 
     found = accounting.calibrate_noise_multiplier(
-        lambda s: accounting.poisson_dp_sgd_event(s, sampling_probability, num_steps), target, delta
+        lambda s: ledger_lib.dp_event(s, sampling_probability, num_steps), target, delta
     )
     assert spent(found) <= target
     assert found == 0.1 or spent(0.99 * found) > target or spent(0.99 * found) == 0.0
 
 
 SLOW_SEARCHES = [
-    lambda: accounting.calibrate_noise_multiplier(
-        lambda s: accounting.poisson_dp_sgd_event(s, 1e-9, 10**6), 1e-3, 1e-5
-    ),
-    lambda: accounting.calibrate_noise_multiplier(lambda s: accounting.poisson_dp_sgd_event(s, 1e-6, 1000), 1e-3, 1e-5),
-    lambda: accounting.solve_num_steps(lambda n: accounting.poisson_dp_sgd_event(0.4, 1e-6, n), 0.1, 1e-5),
-    lambda: accounting.solve_sampling_probability(lambda q: accounting.poisson_dp_sgd_event(1e-3, q, 1000), 10.0, 1e-5),
+    lambda: accounting.calibrate_noise_multiplier(lambda s: ledger_lib.dp_event(s, 1e-9, 10**6), 1e-3, 1e-5),
+    lambda: accounting.calibrate_noise_multiplier(lambda s: ledger_lib.dp_event(s, 1e-6, 1000), 1e-3, 1e-5),
+    lambda: accounting.solve_num_steps(lambda n: ledger_lib.dp_event(0.4, 1e-6, n), 0.1, 1e-5),
+    lambda: accounting.solve_sampling_probability(lambda q: ledger_lib.dp_event(1e-3, q, 1000), 10.0, 1e-5),
 ]
 
 
 def less_slow_search():
-    return accounting.solve_batch_size(
-        lambda b: accounting.poisson_dp_sgd_event(0.4, b / 10**6, 10**4), 0.1, 1e-5, 10**6
-    )
+    return accounting.solve_batch_size(lambda b: ledger_lib.dp_event(0.4, b / 10**6, 10**4), 0.1, 1e-5, 10**6)
 
 
 def points_of_grids(monkeypatch, solve):
@@ -499,7 +490,7 @@ def test_losses_whose_exponentials_have_few_digits_are_counted_from_above(target
         return upper + math.log1p(-math.exp(min(lower - upper, -1e-17)))
 
     noise_multiplier = optimize.brentq(lambda s: log_delta(s) - math.log(1e-5), 0.02, 0.1)
-    event = accounting.poisson_dp_sgd_event(noise_multiplier, 1.0, 1)
+    event = ledger_lib.dp_event(noise_multiplier, 1.0, 1)
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         assert target * (1.0 - 1e-9) <= accounting.epsilon(event, 1e-5) < 1.1 * target
@@ -507,22 +498,16 @@ def test_losses_whose_exponentials_have_few_digits_are_counted_from_above(target
 
 def test_budget_that_only_a_tiny_delta_makes_hard_is_met_with_little_more_noise():
     # By the convolution alone, which at this delta is noise, 1.2 costs 4.22.
-    found = accounting.calibrate_noise_multiplier(
-        lambda s: accounting.poisson_dp_sgd_event(s, 1000 / 60000, 1000), 5.0, 1e-12
-    )
+    found = accounting.calibrate_noise_multiplier(lambda s: ledger_lib.dp_event(s, 1000 / 60000, 1000), 5.0, 1e-12)
     assert 1.09 < found < 1.15
 
 
 @pytest.mark.parametrize(
     'solve',
     [
-        lambda delta: accounting.solve_num_steps(lambda n: accounting.poisson_dp_sgd_event(4.0, 0.02, n), 3.0, delta),
-        lambda delta: accounting.solve_batch_size(
-            lambda b: accounting.poisson_dp_sgd_event(1.5, b / 1000, 100), 3.0, delta, 1000
-        ),
-        lambda delta: accounting.solve_sampling_probability(
-            lambda q: accounting.poisson_dp_sgd_event(1.5, q, 100), 3.0, delta
-        ),
+        lambda delta: accounting.solve_num_steps(lambda n: ledger_lib.dp_event(4.0, 0.02, n), 3.0, delta),
+        lambda delta: accounting.solve_batch_size(lambda b: ledger_lib.dp_event(1.5, b / 1000, 100), 3.0, delta, 1000),
+        lambda delta: accounting.solve_sampling_probability(lambda q: ledger_lib.dp_event(1.5, q, 100), 3.0, delta),
     ],
 )
 def test_smaller_delta_leaves_less(solve):
@@ -533,7 +518,7 @@ def test_smaller_delta_leaves_less(solve):
 def test_calibration_off_by_one_percent_would_be_noticed():
 
     def make_event(sigma):
-        return accounting.poisson_dp_sgd_event(sigma, 0.3, 200)
+        return ledger_lib.dp_event(sigma, 0.3, 200)
 
     calibrated = accounting.calibrate_noise_multiplier(make_event, 10.0, 1e-5)
     assert accounting.epsilon(make_event(calibrated), 1e-5) <= 10.0
@@ -543,7 +528,7 @@ def test_calibration_off_by_one_percent_would_be_noticed():
 def test_epsilon_falls_with_noise_and_delta_and_rises_with_steps_and_sampling():
 
     def epsilon(s=2.0, q=0.1, n=100, d=1e-5):
-        return accounting.epsilon(accounting.poisson_dp_sgd_event(s, q, n), d, discretization_interval=1e-3)
+        return accounting.epsilon(ledger_lib.dp_event(s, q, n), d, discretization_interval=1e-3)
 
     assert epsilon(s=3.0) < epsilon() < epsilon(s=1.5)
     assert epsilon(d=1e-3) < epsilon() < epsilon(d=1e-8)
@@ -552,15 +537,15 @@ def test_epsilon_falls_with_noise_and_delta_and_rises_with_steps_and_sampling():
 
 
 def test_coarser_discretization_is_a_looser_upper_bound():
-    event = accounting.poisson_dp_sgd_event(2.0, 0.1, 100)
+    event = ledger_lib.dp_event(2.0, 0.1, 100)
     assert accounting.epsilon(event, 1e-5) <= accounting.epsilon(event, 1e-5, discretization_interval=1e-2)
 
 
 @pytest.mark.parametrize('accountant', accounting.ACCOUNTANTS)
 def test_no_noise_is_no_guarantee_and_nothing_released_costs_nothing(accountant):
-    no_noise = accounting.poisson_dp_sgd_event(0.0, 0.1, 10)
+    no_noise = ledger_lib.dp_event(0.0, 0.1, 10)
     assert accounting.epsilon(no_noise, 1e-5, accountant=accountant) == math.inf
-    nothing = accounting.poisson_dp_sgd_event(1.0, 0.1, 0)
+    nothing = ledger_lib.dp_event(1.0, 0.1, 0)
     assert accounting.epsilon(nothing, 1e-5, accountant=accountant) == 0.0
 
 
@@ -568,7 +553,7 @@ def test_target_that_another_release_already_passes_is_refused_in_one_line():
     release = dp_accounting.GaussianDpEvent(3.0)
 
     def make_event(sigma):
-        return dp_accounting.ComposedDpEvent([release, accounting.poisson_dp_sgd_event(sigma, 0.5, 100)])
+        return dp_accounting.ComposedDpEvent([release, ledger_lib.dp_event(sigma, 0.5, 100)])
 
     with pytest.raises(
         accounting.BudgetError, match='target_epsilon=0.001 at target_delta=0.0001 cannot be met'
@@ -580,7 +565,7 @@ def test_target_that_another_release_already_passes_is_refused_in_one_line():
 @pytest.mark.parametrize('delta', [0.0, 1.0, -1e-5, float('nan')])
 def test_impossible_delta_is_refused(delta):
     with pytest.raises(ValueError, match='delta must be in'):
-        accounting.epsilon(accounting.poisson_dp_sgd_event(1.0, 0.1, 10), delta)
+        accounting.epsilon(ledger_lib.dp_event(1.0, 0.1, 10), delta)
 
 
 @pytest.mark.parametrize('target', [0.0, -1.0, float('inf'), float('nan')])

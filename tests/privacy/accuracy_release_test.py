@@ -6,6 +6,7 @@ from scipy import stats
 
 from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import accuracy_release
+from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import seeds
 
 CONFIG = accuracy_release.AccuracyReleaseConfig(noise_multiplier=2.0)
@@ -92,7 +93,7 @@ def test_result_is_a_share():
 
 
 def test_cost_is_that_of_one_gaussian_whatever_the_number_of_classifiers():
-    epsilon = accounting.epsilon(CONFIG.ledger().dp_event(), 1e-5)
+    epsilon = accounting.epsilon(CONFIG.record(ledger_lib.Ledger()).dp_event(), 1e-5)
 
     def delta(eps, mu=1.0 / CONFIG.noise_multiplier):  # Balle and Wang 2018, theorem 8.
         return stats.norm.cdf(mu / 2 - eps / mu) - np.exp(eps) * stats.norm.cdf(-mu / 2 - eps / mu)

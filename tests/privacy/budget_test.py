@@ -11,6 +11,7 @@ import pytest
 from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import budget as budget_lib
 from tf_dpdiff.privacy import ledger as ledger_lib
+from tf_dpdiff.privacy import rounding
 
 DELTA = 1e-5
 ABOUT = {'dataset': 'toy', 'data_fingerprint': 'f', 'unit': 'one image', 'time': '2024-01-01 00:00:00 UTC'}
@@ -69,7 +70,7 @@ def test_runs_that_fit_alone_but_not_together_are_refused_naming_what_they_cost(
     with pytest.raises(accounting.BudgetError, match='would be passed: the 1 run') as error:
         budget.reserve('other', RUNS[0], **ABOUT)
     both = accounting.epsilon(dp_accounting.ComposedDpEvent([RUNS[0].dp_event()] * 2), DELTA)
-    assert accounting.round_up(cost) in str(error.value) and accounting.round_up(both) in str(error.value)
+    assert rounding.round_up(cost) in str(error.value) and rounding.round_up(both) in str(error.value)
     assert '\n' not in str(error.value)
     # The control: where the total holds both, the same run is let in.
     dataclasses.replace(budget, total_epsilon=1.001 * both).reserve('other', RUNS[0], **ABOUT)
@@ -169,7 +170,7 @@ def test_what_has_happened_is_recorded_and_an_overdrawn_budget_lets_nothing_in(k
     if kind == 'noiseless':
         assert 'overdrawn for good' in str(error.value)
     else:
-        assert f'overdrawn by epsilon={accounting.round_up(passed.overdrawn_by())}' in str(error.value)
+        assert f'overdrawn by epsilon={rounding.round_up(passed.overdrawn_by())}' in str(error.value)
     # The control: with a total that holds all of it, the next run is let in; but never after a run without noise.
     if kind != 'noiseless':
         wider = dataclasses.replace(passed, total_epsilon=1.1 * passed.epsilon())

@@ -6,6 +6,7 @@ import pytest
 from scipy import stats
 
 from tf_dpdiff.privacy import class_means
+from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import seeds
 
 RELATION = 'add_or_remove_one'
@@ -131,7 +132,8 @@ def test_with_little_noise_the_means_are_the_means():
     'config, rounds', [(class_means.ClassMeansConfig(3.0, 2.0), 1), (class_means.ClassMeansConfig(3.0, 2.0, 5, 4), 4)]
 )
 def test_event_is_a_gaussian_of_the_noise_multiplier_for_each_round(config, rounds):
-    assert config.dp_event() == dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(3.0), rounds)
+    (event,) = config.record(ledger_lib.Ledger()).dp_event().events
+    assert event == dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(3.0), rounds)
 
 
 @pytest.mark.parametrize('arguments', [(0.0, 1.0), (1.0, 0.0), (float('inf'), 1.0), (1.0, float('nan'))])

@@ -528,8 +528,8 @@ MUTANTS = (
     Mutant(
         'a step more than planned',
         'privacy/plan.py',
-        'ledger.count(DP_SGD_STEP) >= self.config.num_steps',
-        'ledger.count(DP_SGD_STEP) > self.config.num_steps',
+        'ledger.count(ledger_lib.DP_SGD_STEP) >= self.config.num_steps',
+        'ledger.count(ledger_lib.DP_SGD_STEP) > self.config.num_steps',
         PLAN,
     ),
     Mutant(
@@ -570,20 +570,20 @@ MUTANTS = (
     Mutant(
         'class means with noise x 2/3',
         'privacy/class_means.py',
-        'vector = vector + stddev *',
-        'vector = vector + 2.0 / 3.0 * stddev *',
+        'vector, stddev, seed=seed',
+        'vector, 2.0 / 3.0 * stddev, seed=seed',
         'privacy/class_means_test.py',
     ),
     Mutant(
         'only the first round of the class means is recorded',
-        'privacy/plan.py',
-        'for _ in range(release.num_rounds):',
-        'for _ in range(1):',
+        'privacy/class_means.py',
+        'count=self.num_rounds',
+        'count=1',
         PLAN,
     ),
     Mutant(
         'class means that differ share their noise',
-        'privacy/class_means.py',
+        'privacy/noise.py',
         'hashlib.sha256(vector.tobytes())',
         'hashlib.sha256()',
         'privacy/class_means_test.py',
@@ -605,8 +605,8 @@ MUTANTS = (
     Mutant(
         'feature means with noise x 2/3',
         'privacy/feature_means.py',
-        'return vector + self.noise_stddev',
-        'return vector + 2.0 / 3.0 * self.noise_stddev',
+        'noise.add_to_release(vector, stddev,',
+        'noise.add_to_release(vector, 2.0 / 3.0 * stddev,',
         FEATURES,
     ),
     Mutant(
@@ -632,7 +632,7 @@ MUTANTS = (
     ),
     Mutant(
         'feature means that differ share their noise',
-        'privacy/feature_means.py',
+        'privacy/noise.py',
         'hashlib.sha256(vector.tobytes())',
         'hashlib.sha256()',
         FEATURES,
@@ -703,7 +703,7 @@ MUTANTS = (
     Mutant(
         'a repeated release is recorded as the same one',
         'privacy/ledger.py',
-        'dataclasses.replace(last, count=last.count + 1)',
+        'dataclasses.replace(last, count=last.count + count)',
         'last',
         PLAN,
     ),
@@ -726,9 +726,9 @@ MUTANTS = (
     ),
     Mutant(
         'statement claims an epsilon without noise',
-        'privacy/accounting.py',
-        'if noise_multiplier == 0:\n        return dp_accounting.NonPrivateDpEvent()',
-        'if noise_multiplier == 0:\n        return dp_accounting.NoOpDpEvent()',
+        'privacy/ledger.py',
+        'return dp_accounting.NonPrivateDpEvent()',
+        'return dp_accounting.NoOpDpEvent()',
         ACCOUNTING,
     ),
     Mutant(
@@ -760,12 +760,8 @@ MUTANTS = (
     Mutant(
         'rounds of class means begin from exact sums',
         'privacy/class_means.py',
-        'vector = vector + stddev * noise.standard_normal(seed, purpose, vector.shape, generator)\n'
-        '            # From here on it is post-processing of a private release.\n'
-        '            sums, counts = vector[..., :-1], vector[..., -1] / self.count_weight',
-        'exact, drawn = vector, noise.standard_normal(seed, purpose, vector.shape, generator)\n'
-        '            vector = exact + (stddev if number + 1 == self.num_rounds else 0.0) * drawn\n'
-        '            sums, counts = vector[..., :-1], vector[..., -1] / self.count_weight',
+        'vector = noise.add_to_release(',
+        'vector = vector if number + 1 < self.num_rounds else noise.add_to_release(',
         'privacy/class_means_test.py',
     ),
     Mutant(
@@ -1058,7 +1054,7 @@ MUTANTS = (
     Mutant(
         'the statement counts planned steps',
         'privacy/statement.py',
-        "'steps_run': self.ledger.count(plan_lib.DP_SGD_STEP)",
+        "'steps_run': self.ledger.count(ledger_lib.DP_SGD_STEP)",
         "'steps_run': self.plan.config.num_steps",
         'privacy/statement_test.py',
     ),
@@ -1250,7 +1246,7 @@ MUTANTS = (
     Mutant(
         'a public classifier that has diverged is trained on',
         'training/public_classifier.py',
-        "if not math.isfinite(logs['loss']):",
+        'if not math.isfinite(loss):',
         'if False:',
         DIVERGENCE,
     ),

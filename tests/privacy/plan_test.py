@@ -30,7 +30,7 @@ def test_parts_of_a_plan_agree():
     assert plan.clipper.l2_norm_clip == 0.1
     assert plan.noise.stddev == pytest.approx(plan.config.noise_multiplier * 0.1)
     assert plan.epsilon() <= 4.0 < plan.epsilon() * 1.01
-    direct = accounting.poisson_dp_sgd_event(plan.config.noise_multiplier, 0.2, 50)
+    direct = ledger_lib.dp_event(plan.config.noise_multiplier, 0.2, 50)
     assert plan.epsilon() == pytest.approx(accounting.epsilon(direct, 1e-4), abs=1e-9)
 
 

@@ -14,6 +14,7 @@ from tf_dpdiff.privacy import accuracy_release
 from tf_dpdiff.privacy import class_means
 from tf_dpdiff.privacy import clipping
 from tf_dpdiff.privacy import feature_means
+from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import relations
 
@@ -72,7 +73,7 @@ def delta_between_neighbours(sigma, q, epsilon, shift=1.0):
 @pytest.mark.parametrize('sigma, q', [(0.7, 0.02), (1.0, 0.3), (2.5, 0.33), (1.5, 1.0)])
 @pytest.mark.parametrize('delta', [1e-3, 1e-5])
 def test_epsilon_of_a_step_is_that_of_a_unit_and_a_null_record(sigma, q, delta):
-    epsilon = accounting.epsilon(accounting.poisson_dp_sgd_event(sigma, q, 1), delta)
+    epsilon = accounting.epsilon(ledger_lib.dp_event(sigma, q, 1), delta)
     assert delta_between_neighbours(sigma, q, epsilon) <= delta * (1.0 + 1e-6)
     # As tight as the accountant's grid of privacy losses is fine.
     assert delta_between_neighbours(sigma, q, 0.98 * epsilon - 1e-3) > delta
@@ -90,7 +91,7 @@ def by_their_accountant(accountant, relation, event, delta):
     [(0.7, 0.02, 1), (1.2, 1.0 / 60.0, 1000), (2.282, 0.0683, 400), (3.0, 0.3, 50), (20.0, 0.5, 300), (5.0, 1.0, 10)],
 )
 def test_epsilon_is_that_of_dp_accounting_for_a_null_record(sigma, q, num_steps, delta):
-    event = accounting.poisson_dp_sgd_event(sigma, q, num_steps)
+    event = ledger_lib.dp_event(sigma, q, num_steps)
     if q == 1.0:  # Which dp_accounting composes in closed form where no sampling is spoken of.
         event = dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(sigma), num_steps)
     relation = dp_accounting.NeighboringRelation.REPLACE_SPECIAL

@@ -6,6 +6,7 @@ from importlib import metadata
 import json
 import re
 
+import dp_accounting
 import pytest
 
 from tf_dpdiff.privacy import accounting
@@ -13,6 +14,7 @@ from tf_dpdiff.privacy import class_means
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import relations
+from tf_dpdiff.privacy import rounding
 from tf_dpdiff.privacy import statement
 
 CONFIG = plan_lib.DpSgdConfig(
@@ -74,7 +76,7 @@ def test_statement_names_what_a_reader_needs():
         '8 view(s)',
         '(flat)',
         'Philox',
-        statement.round_up(fields['epsilon']),
+        rounding.round_up(fields['epsilon']),
     ):
         assert fact in text
 
@@ -134,7 +136,7 @@ def test_nothing_released_costs_nothing():
 
 @pytest.mark.parametrize('value', [9.99991, 9.99996, 0.00001, 3.0, 1.23456])
 def test_printed_epsilon_is_never_below_the_true_one(value):
-    assert value <= float(statement.round_up(value)) < value + 1.01e-4
+    assert value <= float(rounding.round_up(value)) < value + 1.01e-4
 
 
 def test_public_images_are_named_as_what_is_not_protected():
@@ -168,9 +170,7 @@ def test_epsilon_over_steps_begins_with_the_class_means_and_ends_with_the_claim(
     points = made.epsilon_over_steps()
     assert points[0].num_steps == 0 and points[-1].num_steps == 50
     assert points[-1].pld == made.to_dict()['epsilon']
-    assert points[0].pld == pytest.approx(
-        accounting.epsilon(class_means.ClassMeansConfig(3.0, 1.0).dp_event(), 1e-4), rel=1e-2
-    )
+    assert points[0].pld == pytest.approx(accounting.epsilon(dp_accounting.GaussianDpEvent(3.0), 1e-4), rel=1e-2)
     assert [point.pld for point in points] == sorted(point.pld for point in points)
     middle = points[len(points) // 2]
     ledger = made.plan.record_warm_start_release(ledger_lib.Ledger())

@@ -24,21 +24,9 @@ from tf_dpdiff.serving import signatures
 from tf_dpdiff.serving import status
 from tf_dpdiff.serving import versions
 
+VERSION = 3  # Of the model that is served.
 Code = grpc.StatusCode
 I32, I64 = np.int32, np.int64
-
-
-@pytest.fixture(name='folder', scope='module')
-def fixture_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('models') / toy_models.NAME
-    toy_models.export(folder, 3)
-    return folder
-
-
-@pytest.fixture(name='server', scope='module')
-def fixture_server(folder):
-    with toy_models.serving(folder) as server:
-        yield server
 
 
 @pytest.fixture(name='predict', scope='module')

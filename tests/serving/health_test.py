@@ -38,19 +38,6 @@ _SERVICES = [
 ]
 
 
-@pytest.fixture(name='folder', scope='module')
-def fixture_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('models') / toy_models.NAME
-    toy_models.export(folder, 1)
-    return folder
-
-
-@pytest.fixture(name='server', scope='module')
-def fixture_server(folder):
-    with toy_models.serving(folder) as server:
-        yield server
-
-
 @contextlib.contextmanager
 def health(port):
     with grpc.insecure_channel(f'127.0.0.1:{port}') as channel:

@@ -145,19 +145,6 @@ FORMS = {
 }
 
 
-@pytest.fixture(name='folder', scope='module')
-def fixture_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('models') / toy_models.NAME
-    toy_models.export(folder, 1)
-    return folder
-
-
-@pytest.fixture(name='server', scope='module')
-def fixture_server(folder):
-    with toy_models.serving(folder) as server:
-        yield server
-
-
 def ask(port, method, path, headers, body, **more):
     """Returns the status, the headers and the body of an answer."""
     connection = http.client.HTTPConnection('127.0.0.1', port, timeout=30)

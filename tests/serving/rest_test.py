@@ -17,16 +17,9 @@ from tests.serving import toy_models
 from tf_dpdiff.serving import http_protocol
 from tf_dpdiff.serving import rest_server
 
+VERSION = 3  # Of the model that is served.
 _BINARY = b'\x89PNG\xff'
 _LIMIT = toy_models.quick_limits().max_message_bytes
-
-
-@pytest.fixture(name='server', scope='module')
-def fixture_server(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('models') / toy_models.NAME
-    toy_models.export(folder, 3)
-    with toy_models.serving(folder) as server:
-        yield server
 
 
 def b64(data):

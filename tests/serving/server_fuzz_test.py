@@ -15,6 +15,7 @@ from tf_dpdiff.serving import json_tensors
 from tf_dpdiff.serving import signatures
 from tf_dpdiff.serving import status
 
+VERSION = 3  # Of the model that is served.
 _SETTINGS = hypothesis.settings(
     max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=list(hypothesis.HealthCheck)
 )
@@ -22,9 +23,7 @@ _SIGNATURES = ('serving_default', 'echo', 'half', 'scalar')
 
 
 @pytest.fixture(name='server', scope='module')
-def fixture_server(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('models') / toy_models.NAME
-    toy_models.export(folder, 3)
+def fixture_server(folder):
     with toy_models.serving(folder, limits=toy_models.quick_limits(batch_timeout_secs=0.0)) as server:
         yield server
 

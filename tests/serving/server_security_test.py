@@ -22,13 +22,6 @@ from tf_dpdiff.serving import server as server_lib
 _TOKEN = 'a-token-of-the-tests-0123'
 
 
-@pytest.fixture(name='folder', scope='module')
-def fixture_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('models') / toy_models.NAME
-    toy_models.export(folder, 1)
-    return folder
-
-
 @pytest.fixture(name='pair', scope='module')
 def fixture_pair(tmp_path_factory):
     """A certificate for this machine that signs itself, and its key."""

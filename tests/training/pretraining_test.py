@@ -14,6 +14,7 @@ from tf_dpdiff.data import procedural
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.diffusion import schedules
 from tf_dpdiff.networks import unet
+from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.runs import build as build_lib
 from tf_dpdiff.runs import recipe as recipe_lib
@@ -218,7 +219,7 @@ def test_private_run_starts_from_the_average_with_class_embeddings_of_its_own(tm
             np.testing.assert_array_equal(value, origin[name])
     np.testing.assert_array_equal(of_average['conv_in/kernel:0'], origin['conv_in/kernel:0'])
     assert "30 images of 'random strokes'" in training.statement().to_text()
-    assert training.trainer.state.ledger.count(plan_lib.DP_SGD_STEP) == 1
+    assert training.trainer.state.ledger.count(ledger_lib.DP_SGD_STEP) == 1
 
 
 # What is held in memory at a time may be another when a run is resumed.

@@ -21,6 +21,7 @@ from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.networks import denoiser
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import class_means
+from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import seeds
 from tf_dpdiff.runs import build as build_lib
@@ -215,9 +216,9 @@ def test_step_lost_in_a_crash_is_repeated_with_the_same_draws_and_counted_once(t
     crashing._stages[2].run_step = crash_at_the_last_step
     with pytest.raises(KeyboardInterrupt):
         crashing.run(NEVER)
-    assert crashing.state.ledger.count(plan_lib.DP_SGD_STEP) == 2  # Two steps that no checkpoint knows of.
+    assert crashing.state.ledger.count(ledger_lib.DP_SGD_STEP) == 2  # Two steps that no checkpoint knows of.
     resumed = make_trainer(workdir)
-    assert resumed.state.ledger.count(plan_lib.DP_SGD_STEP) == 0
+    assert resumed.state.ledger.count(ledger_lib.DP_SGD_STEP) == 0
     resumed.run(NEVER)
     np.testing.assert_array_equal(weights(resumed.average), weights(unbroken.trainer.average))
     assert resumed.state.ledger == unbroken.trainer.state.ledger
@@ -314,7 +315,7 @@ def test_single_stage_trains_the_chosen_variables_and_keeps_private_numbers_apar
     trainer.run(NEVER)
     changed = {v.name for v in trainer.average.variables if not np.array_equal(before[v.name], v.numpy())}
     assert changed and all('norm' in name for name in changed)
-    assert [release.mechanism for release in trainer.state.ledger.releases] == [plan_lib.DP_SGD_STEP]
+    assert [release.mechanism for release in trainer.state.ledger.releases] == [ledger_lib.DP_SGD_STEP]
     trainer.summaries.flush()
     private_tags = tags(tmp_path / 'non_private')
     assert 'non_private/clipped_fraction' in private_tags and all(t.startswith('non_private/') for t in private_tags)

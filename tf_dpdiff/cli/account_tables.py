@@ -1,79 +1,80 @@
 """What bin/account shows: tables, JSON and the plot of epsilon over steps."""
 
 from collections.abc import Callable
+import dataclasses
 import math
 import pathlib
 
 from rich import table as rich_table
 
-from tf_dpdiff.cli import account_plan
 from tf_dpdiff.evaluation import epsilon_picture
 from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import budget as budget_lib
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import rounding
+from tf_dpdiff.privacy import settings as settings_lib
 
 _PLOT_POINTS = 16  # Twice those of the table, which so are computed once.
 
 
-def plan_fields(plan: account_plan.RunPlan) -> dict:
-    """Returns a plan as plain JSON values."""
+def run_fields(run: settings_lib.RunSettings, solved: str | None) -> dict:
+    """Returns the settings of a run and its cost as plain JSON values; `solved` is what was computed."""
     return {
-        'epsilon': plan.epsilon(),
-        'delta': plan.delta,
-        'epsilon_by_accountant': {name: plan.epsilon(name) for name in accounting.ACCOUNTANTS},
-        'target_epsilon': plan.target_epsilon,
-        'solved': plan.solved,
-        'noise_multiplier': plan.noise_multiplier,
-        'num_steps': plan.num_steps,
-        'sampling_probability': plan.sampling_probability,
-        'num_units': plan.num_units,
-        'expected_batch_size': plan.expected_batch_size,
-        'warm_start_noise_multiplier': plan.warm_start_noise_multiplier,
-        'warm_start_num_rounds': plan.warm_start_num_rounds,
-        'epsilon_over_steps': [point._asdict() for point in plan.curve()],
+        'epsilon': run.epsilon(),
+        'delta': run.delta,
+        'epsilon_by_accountant': {name: run.epsilon(name) for name in accounting.ACCOUNTANTS},
+        'target_epsilon': run.target_epsilon,
+        'solved': solved,
+        'noise_multiplier': run.noise_multiplier,
+        'num_steps': run.num_steps,
+        'sampling_probability': run.sampling_probability,
+        'num_units': run.num_units,
+        'expected_batch_size': run.expected_batch_size,
+        'warm_start_noise_multiplier': run.warm_start_noise_multiplier,
+        'warm_start_num_rounds': run.warm_start_num_rounds,
+        'epsilon_over_steps': [point._asdict() for point in run.curve()],
     }
 
 
-def plan_tables(plan: account_plan.RunPlan) -> list[rich_table.Table]:
+def run_tables(run: settings_lib.RunSettings, solved: str | None) -> list[rich_table.Table]:
     """Returns the settings with their cost, and the cost over steps."""
 
     def marked(name: str, text: str) -> str:
-        return f'{text}  (computed)' if plan.solved == name else text
+        return f'{text}  (computed)' if solved == name else text
 
     settings = rich_table.Table(title='the run', title_justify='left', show_header=False)
-    settings.add_row('noise multiplier', marked('noise_multiplier', f'{plan.noise_multiplier:.10g}'))
-    settings.add_row('steps', marked('num_steps', f'{plan.num_steps:,}'))
-    batch = f'probability {plan.sampling_probability:.6g} of each unit'
-    if plan.num_units:
-        batch = f'{plan.expected_batch_size:,.10g} of {plan.num_units:,} units, {batch}'
+    settings.add_row('noise multiplier', marked('noise_multiplier', f'{run.noise_multiplier:.10g}'))
+    settings.add_row('steps', marked('num_steps', f'{run.num_steps:,}'))
+    batch = f'probability {run.sampling_probability:.6g} of each unit'
+    if run.num_units:
+        batch = f'{run.expected_batch_size:,.10g} of {run.num_units:,} units, {batch}'
     settings.add_row('expected batch', marked('batch', batch))
-    if plan.warm_start_noise_multiplier is not None:
-        rounds = f', {plan.warm_start_num_rounds} rounds' if plan.warm_start_num_rounds > 1 else ''
-        settings.add_row('warm start', f'noise multiplier {plan.warm_start_noise_multiplier:.10g}{rounds}')
-    settings.add_row('delta', rounding.exact(plan.delta))
-    if plan.target_epsilon is not None:
-        settings.add_row('epsilon allowed', rounding.exact(plan.target_epsilon))
-    settings.add_row(marked('epsilon', 'epsilon'), '{} by PLD    {} by RDP'.format(*_shown(plan.epsilon)))
+    if run.warm_start_noise_multiplier is not None:
+        rounds = f', {run.warm_start_num_rounds} rounds' if run.warm_start_num_rounds > 1 else ''
+        settings.add_row('warm start', f'noise multiplier {run.warm_start_noise_multiplier:.10g}{rounds}')
+    settings.add_row('delta', rounding.exact(run.delta))
+    if run.target_epsilon is not None:
+        settings.add_row('epsilon allowed', rounding.exact(run.target_epsilon))
+    settings.add_row(marked('epsilon', 'epsilon'), '{} by PLD    {} by RDP'.format(*_shown(run.epsilon)))
     over_steps = _table('epsilon over steps', 'steps', 'by PLD', 'by RDP')
-    for point in plan.curve():
+    for point in run.curve():
         over_steps.add_row(f'{point.num_steps:,}', *_shown(lambda name, point=point: getattr(point, name)))
     return [settings, over_steps]
 
 
-def draw_plan(plan: account_plan.RunPlan, path: pathlib.Path) -> None:
+def draw_run(run: settings_lib.RunSettings, path: pathlib.Path) -> None:
     """Draws epsilon over steps into a PNG file."""
     batch = (
-        f'expected batch {plan.expected_batch_size:,.10g} of {plan.num_units:,}'
-        if plan.num_units
-        else f'sampling probability {plan.sampling_probability:.6g}'
+        f'expected batch {run.expected_batch_size:,.10g} of {run.num_units:,}'
+        if run.num_units
+        else f'sampling probability {run.sampling_probability:.6g}'
     )
-    title = f'noise multiplier {plan.noise_multiplier:.6g}, {batch}'
-    if plan.warm_start_noise_multiplier is not None:
-        rounds = f' in {plan.warm_start_num_rounds} rounds' if plan.warm_start_num_rounds > 1 else ''
-        title += f',\nwarm start with noise multiplier {plan.warm_start_noise_multiplier:g}{rounds} before'
+    title = f'noise multiplier {run.noise_multiplier:.6g}, {batch}'
+    if run.warm_start_noise_multiplier is not None:
+        rounds = f' in {run.warm_start_num_rounds} rounds' if run.warm_start_num_rounds > 1 else ''
+        title += f',\nwarm start with noise multiplier {run.warm_start_noise_multiplier:g}{rounds} before'
     epsilon_picture.write_picture(
-        path, plan.curve(_PLOT_POINTS), title=title, delta=plan.delta, target_epsilon=plan.target_epsilon
+        path, run.curve(_PLOT_POINTS), title=title, delta=run.delta, target_epsilon=run.target_epsilon
     )
 
 
@@ -94,7 +95,7 @@ def budget_fields(budget: budget_lib.Budget) -> dict:
                 'dataset': entry.dataset,
                 'time': entry.time,
                 'status': entry.status,
-                'releases': [_release_fields(release) for release in entry.ledger.releases],
+                'releases': [dataclasses.asdict(release) for release in entry.ledger.releases],
                 'epsilon_by_accountant': _finite(_epsilons(entry.ledger, budget.delta)),
             }
             for entry in budget.entries
@@ -120,7 +121,7 @@ def budget_tables(budget: budget_lib.Budget, path: str) -> list[rich_table.Table
     together.add_row(f'{len(budget.entries)} run(s) composed', '{} by PLD    {} by RDP'.format(*_shown(budget.epsilon)))
     together.add_row('left', rounding.round_down(max(budget.total_epsilon - spent, 0.0)))
     if budget.overdrawn_by():
-        together.add_row('OVERDRAWN', f'by {accounting.round_up(budget.overdrawn_by())}: no further run is let in')
+        together.add_row('OVERDRAWN', f'by {rounding.round_up(budget.overdrawn_by())}: no further run is let in')
     if budget.unit is not None:
         together.add_row('protected unit', budget.unit)
     return ([runs] if budget.entries else []) + [together]
@@ -130,7 +131,7 @@ def _shown(epsilon: Callable[[str], float]) -> tuple[str, str]:
     """Returns what epsilon is by PLD and by RDP, as shown; the former as a dash where the latter stands in for it."""
     pld, rdp = (epsilon(name) for name in accounting.ACCOUNTANTS)
     stands_in = pld == rdp and 0.0 < rdp < math.inf
-    return '–' if stands_in else accounting.round_up(pld), accounting.round_up(rdp)
+    return '–' if stands_in else rounding.round_up(pld), rounding.round_up(rdp)
 
 
 def _finite(epsilons: dict) -> dict:
@@ -139,15 +140,6 @@ def _finite(epsilons: dict) -> dict:
 
 def _epsilons(ledger: ledger_lib.Ledger, delta: float) -> dict:
     return {name: accounting.epsilon(ledger.dp_event(), delta, accountant=name) for name in accounting.ACCOUNTANTS}
-
-
-def _release_fields(release: ledger_lib.Release) -> dict:
-    return {
-        'mechanism': release.mechanism,
-        'noise_multiplier': release.noise_multiplier,
-        'sampling_probability': release.sampling_probability,
-        'count': release.count,
-    }
 
 
 def _describe(release: ledger_lib.Release) -> str:

@@ -22,7 +22,6 @@ from tf_dpdiff.evaluation import audit_picture
 from tf_dpdiff.evaluation import canaries as canaries_lib
 from tf_dpdiff.evaluation import membership
 from tf_dpdiff.networks import denoiser
-from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import auditing
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import rounding
@@ -286,7 +285,7 @@ def _print_results(workdir, result, kind, attack, seconds) -> None:
     if result.is_violation:
         print(
             f'audit: the lower bound {rounding.round_down(result.epsilon_lower_bound)} exceeds the proven epsilon '
-            f'{accounting.round_up(result.proven_epsilon)}: the implementation or the accounting is wrong; do not '
+            f'{rounding.round_up(result.proven_epsilon)}: the implementation or the accounting is wrong; do not '
             f'release. (At {rounding.percent(result.confidence)} confidence a correct one may be accused by chance: a '
             'second audit tells.)',
             file=sys.stderr,
@@ -296,7 +295,7 @@ def _print_results(workdir, result, kind, attack, seconds) -> None:
 def _claim(epsilon: float, delta: float) -> str:
     if not math.isfinite(epsilon):
         return 'none claimed'
-    return f'{accounting.round_up(epsilon)} at delta = {rounding.exact(delta)}'
+    return f'{rounding.round_up(epsilon)} at delta = {rounding.exact(delta)}'
 
 
 def _add_attack(table, attack: membership.MembershipAttack) -> None:

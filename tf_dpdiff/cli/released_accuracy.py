@@ -127,7 +127,7 @@ def _charge(
     The run itself must be in the budget: then the budget has seen that data and unit are those of the run, and its
     total covers both.
     """
-    statement = folder.read_statement(workdir)
+    statement, cost = folder.read_statement(workdir), config.record(ledger_lib.Ledger())
 
     def charge(budget: budget_lib.Budget) -> budget_lib.Budget:
         if _is_private(statement):
@@ -140,27 +140,27 @@ def _charge(
                 )
         reserved = budget.reserve(
             run_id,
-            config.ledger(),
+            cost,
             dataset=data.train.name,
             data_fingerprint=data.train.fingerprint(),
             unit=data.train.unit,
             time=budget_file.now(),
         )
-        return reserved.settle(run_id, config.ledger())
+        return reserved.settle(run_id, cost)
 
     return charge
 
 
 def _describe(workdir, config, held_out, accuracy, run_id, budget) -> dict:
-    delta, ledger = budget.delta, config.ledger()
+    delta, ledger = budget.delta, config.record(ledger_lib.Ledger())
     epsilon, epsilon_together = accounting.epsilon(ledger.dp_event(), delta), budget.epsilon()
     stddev = config.stddev(held_out.num_units, len(accuracy))
     text = (
         f'Measured on {held_out.num_units:,} held-out private units ({held_out.unit}) and released by one Gaussian '
         f'mechanism with noise multiplier {config.noise_multiplier:g}: each accuracy has noise of standard deviation '
-        f'{stddev:.2%}. The release costs epsilon = {accounting.round_up(epsilon)} at delta = '
+        f'{stddev:.2%}. The release costs epsilon = {rounding.round_up(epsilon)} at delta = '
         f'{rounding.exact(delta)}; together with all that was released from these data before, the model '
-        f'among it, epsilon = {accounting.round_up(epsilon_together)}. The number of units counts as public. Not '
+        f'among it, epsilon = {rounding.round_up(epsilon_together)}. The number of units counts as public. Not '
         'covered: a choice of the classifiers, or of the run, by looking at these images.'
     )
     return {

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 import contextlib
-import ipaddress
 import pathlib
 import socket
 import sys
@@ -11,6 +10,7 @@ import time
 import warnings
 
 from tf_dpdiff.cli import command
+from tf_dpdiff.serving import security
 from tf_dpdiff.training import finetuning
 from tf_dpdiff.training import interruption
 from tf_dpdiff.training import pretraining
@@ -128,7 +128,7 @@ def main(flags) -> int:
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated')  # TensorBoard imports it.
     if flags.port is not None and not 0 <= flags.port < 2**16:
         raise command.UsageError(f'--port must be from 0 to 65535, got {flags.port}.')
-    if flags.private and not _is_loopback(flags.host):
+    if flags.private and not security.is_loopback(flags.host):
         raise command.UsageError(
             f'--private shows what must not be released, and TensorBoard asks nobody who they '
             f'are: it is for this machine alone, not for --host={flags.host}.'
@@ -151,13 +151,6 @@ def main(flags) -> int:
             with contextlib.suppress(command.UsageError):  # Runs may be deleted while they are looked at.
                 link(find_events(workdirs, private=flags.private), logdir)  # Runs of a sweep that began since.
     return command.DONE
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == 'localhost'
 
 
 def run(argv: list[str] | None = None) -> None:

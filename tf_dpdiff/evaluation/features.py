@@ -7,7 +7,6 @@ with it. They are for the owner of the data, and not to be released.
 from collections.abc import Callable, Sequence
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
 import pathlib
@@ -25,6 +24,7 @@ from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.data import datasets
 from tf_dpdiff.evaluation import shared_work
 from tf_dpdiff.networks import feature_network
+from tf_dpdiff.training import classifier_steps
 
 INCEPTION = 'inception'
 CLASSIFIER = 'classifier'
@@ -70,7 +70,7 @@ class FeaturesConfig:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Activations:
-    """What a network makes of images.
+    """The outputs of a network for images.
 
     Attributes:
       pool: The features, float32 [images, features].
@@ -304,24 +304,17 @@ def _small_extractor(description: dict, weights: Sequence[np.ndarray]) -> Extrac
 def _train(config: FeaturesConfig, train: datasets.ImageDataset) -> keras.Model:
     """Trains the small classifier; nothing is drawn from, or left in, the global random state."""
     network = feature_network.build_feature_network(train.image_shape, train.num_classes, seed=config.seed)
-    schedule = keras.optimizers.schedules.CosineDecay(_LEARNING_RATE, config.num_steps)
-    optimizer = keras.optimizers.Adam(schedule)
-
-    @functools.partial(tf.function, autograph=False)
-    def step(images_uint8, labels):
-        with tf.GradientTape() as tape:
-            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, network(images_uint8)[1])
-            loss = tf.reduce_mean(losses)
-        optimizer.apply_gradients(zip(tape.gradient(loss, network.trainable_variables), network.trainable_variables))
-
     generator = np.random.default_rng(config.seed)
-    waiting = np.zeros([0], np.int64)
+    rows = map(np.sort, classifier_steps.rows_in_random_order(len(train), _TRAINING_BATCH, generator))
+    losses = classifier_steps.train(
+        network,
+        ((train.images_uint8[chosen], train.labels[chosen]) for chosen in rows),
+        config.num_steps,
+        learning_rate=_LEARNING_RATE,
+        logits_of=lambda outputs: outputs[1],
+    )
     with progress.bar(config.num_steps, 'classifier', 'step', delay_secs=1.0) as bar:
-        for _ in range(config.num_steps):
-            while len(waiting) < _TRAINING_BATCH:  # One order of all images after the other.
-                waiting = np.concatenate([waiting, generator.permutation(len(train))])
-            rows, waiting = np.sort(waiting[:_TRAINING_BATCH]), waiting[_TRAINING_BATCH:]
-            step(tf.constant(train.images_uint8[rows]), tf.constant(train.labels[rows], tf.int32))
+        for _ in losses:
             bar.update()
     # Kernel distances are not blind to scale: as it is left, the features of training images have a mean square of 1.
     pool = network(train.images_uint8[np.sort(generator.permutation(len(train))[:_SCALING_IMAGES])])[0]

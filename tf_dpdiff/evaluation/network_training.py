@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tf_dpdiff import keras
 from tf_dpdiff import progress
+from tf_dpdiff.training import classifier_steps
 
 Predict = Callable[[np.ndarray], np.ndarray]
 Pair = tuple[np.ndarray, np.ndarray]
@@ -71,16 +72,22 @@ def train(
     """
     batch_size = min(config.batch_size, len(images))
     steps = max(-(-len(images) // batch_size), -(-config.min_steps // config.num_epochs))
-    step = _make_step(model, config, config.num_epochs * steps)
-    predict = _make_predict(model)
     rng = np.random.default_rng([seed, len(images)])
-    rows = _batches(len(images), batch_size, rng)
+    rows = classifier_steps.rows_in_random_order(len(images), batch_size, rng)
+    losses = classifier_steps.train(
+        model,
+        ((augment(images[chosen], config, rng), labels[chosen]) for chosen in rows),
+        config.num_epochs * steps,
+        learning_rate=config.learning_rate,
+        optimizer=config.optimizer,
+        weight_decay=config.weight_decay,
+    )
+    predict = _make_predict(model)
     best: tuple[tuple[float, float], int, list[np.ndarray]] = (-np.inf, -np.inf), 0, []
     with progress.bar(config.num_epochs, name, 'epoch', delay_secs=_BAR_DELAY_SECS, leave=False) as bar:
         for epoch in range(config.num_epochs):
             for _ in range(steps):
-                chosen = next(rows)
-                step(tf.constant(augment(images[chosen], config, rng)), tf.constant(labels[chosen], tf.int32))
+                next(losses)
             bar.update()
             if validation is None:
                 continue
@@ -115,41 +122,6 @@ def augment(images: np.ndarray, config: TrainingConfig, rng: np.random.Generator
     if config.flip:
         images = np.where(rng.random(batch)[:, None, None, None] < 0.5, images[:, :, ::-1], images)
     return images
-
-
-def _batches(num_images: int, batch_size: int, rng: np.random.Generator):
-    """Yields rows of batches without end; each image comes once before any comes again."""
-    waiting = np.zeros([0], np.int64)
-    while True:
-        if len(waiting) < batch_size:
-            waiting = np.concatenate([waiting, rng.permutation(num_images)])
-        yield waiting[:batch_size]
-        waiting = waiting[batch_size:]
-
-
-def _make_step(model: keras.Model, config: TrainingConfig, num_steps: int):
-    schedule = keras.optimizers.schedules.CosineDecay(config.learning_rate, num_steps)
-    optimizer = (
-        keras.optimizers.Adam(schedule)
-        if config.optimizer == 'adam'
-        else keras.optimizers.SGD(schedule, momentum=0.9, nesterov=True)
-    )
-    optimizer.build(model.trainable_variables)
-    kernels = [variable for variable in model.trainable_variables if variable.shape.rank > 1]
-
-    @tf.function(
-        input_signature=[tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8), tf.TensorSpec([None], tf.int32)]
-    )
-    def step(images, labels):
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_mean(
-                tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=model(images, training=True))
-            )
-            if config.weight_decay:
-                loss += config.weight_decay * tf.add_n([tf.nn.l2_loss(kernel) for kernel in kernels])
-        optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables))
-
-    return step
 
 
 def _make_predict(model: keras.Model) -> Predict:

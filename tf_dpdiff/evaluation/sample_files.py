@@ -13,7 +13,6 @@ from tf_dpdiff.data import datasets
 from tf_dpdiff.evaluation import generate
 from tf_dpdiff.evaluation import sample_formats
 from tf_dpdiff.evaluation import sample_plan
-from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import rounding
 
 MANIFEST = 'samples.json'
@@ -142,7 +141,7 @@ def describe(statement: pathlib.Path) -> str:
     """Returns in one sentence what a privacy statement, as JSON, says of samples."""
     fields = files.read_json(statement)
     if fields['guarantee_claimed']:
-        epsilon = accounting.round_up(fields['epsilon'])
+        epsilon = rounding.round_up(fields['epsilon'])
         return (
             f'Synthetic images, (epsilon, delta)-differentially private with epsilon = {epsilon} at delta = '
             f'{rounding.exact(fields["delta"])} towards {fields["unit"]} of {fields["dataset"]!r}.'

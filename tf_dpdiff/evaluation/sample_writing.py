@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import pathlib
@@ -12,6 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_dpdiff import files as files_lib
 from tf_dpdiff.data import tfds_writer
 from tf_dpdiff.evaluation import generate
 from tf_dpdiff.evaluation import sample_files
@@ -305,27 +305,21 @@ def _check_foreign(output: pathlib.Path, plan: sample_plan.SamplePlan) -> None:
 @contextlib.contextmanager
 def _locked(folder: pathlib.Path) -> Iterator[None]:
     """Keeps other processes out; a folder that is empty in the end is removed."""
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:
-            continue  # Another process has just finished, and removed the folder.
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise ValueError(
-                f'another process is writing to {folder}; wait for it, or name another --output.'
-            ) from error
-        with contextlib.suppress(FileNotFoundError):
-            if os.fstat(descriptor).st_ino == (folder / _LOCK).stat().st_ino:
+    with contextlib.ExitStack() as held:
+        while True:
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                held.enter_context(files_lib.holding(folder / _LOCK, needs_locks=True, removes=True))
                 break
-        os.close(descriptor)  # It was the lock of a process that has just finished.
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            (folder / _LOCK).unlink()
-            folder.rmdir()
-        os.close(descriptor)
+            except FileNotFoundError:
+                continue  # Another process has just finished, and removed the folder.
+            except BlockingIOError as error:
+                raise ValueError(
+                    f'another process is writing to {folder}; wait for it, or name another --output.'
+                ) from error
+        try:
+            yield
+        finally:
+            held.close()
+            with contextlib.suppress(OSError):
+                folder.rmdir()

@@ -11,18 +11,20 @@ The modules in reading order, which is the order of the algorithm:
     class_means       another release: noisy per-class sums of images
     feature_means     another one: noisy per-class means of what a public network sees
     accuracy_release  another one: noisy numbers of right answers on held-out images
+    ledger            which releases really happened, and what each is charged as
+    renyi             Renyi divergence of a step
     epsilon_bounds    upper bounds of epsilon, rounding included
     accounting        what the releases cost together
     rounding          epsilon as people see it: never below the truth
-    ledger            which releases really happened
-    curves            what they have cost on the way
-    budget            what all runs on one data set may cost together
+    curves            what the releases have cost on the way
     cautions          what a lay person would take for protection and is none
     plan              the only place where the parts are put together
+    settings          looking for the settings of a run that meet a budget
+    budget            what all runs on one data set may cost together
     optimizer         clipping and noise behind the keras optimizer interface
     model_check       refuses networks that mix the examples of a batch
     statement         the claim, in words and as JSON
     auditing          the claim put to the test: a lower bound on epsilon
 
-This package imports numpy, scipy, tensorflow and dp_accounting, and nothing else of this project.
+This package imports numpy, scipy, tensorflow, keras and dp_accounting, and nothing else of this project.
 """

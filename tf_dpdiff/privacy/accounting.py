@@ -4,7 +4,8 @@ A thin layer over dp_accounting. The privacy loss distribution (PLD) is the acco
 Renyi differential privacy (RDP) bounds the same from above by independent code and is printed beside it.
 
 Example:
-    >>> event = poisson_dp_sgd_event(noise_multiplier=1.5, sampling_probability=4096 / 50000, num_steps=1000)
+    >>> from tf_dpdiff.privacy import ledger
+    >>> event = ledger.dp_event(noise_multiplier=1.5, sampling_probability=4096 / 50000, count=1000)
     >>> round(epsilon(event, 1e-5), 3), round(epsilon(event, 1e-5, accountant='rdp'), 3)
     (9.881, 10.687)
 """
@@ -18,7 +19,6 @@ from tf_dpdiff.privacy import epsilon_bounds
 from tf_dpdiff.privacy import rounding
 
 ACCOUNTANTS = ('pld', 'rdp')
-round_up = rounding.round_up
 
 _MAX_NOISE_MULTIPLIER = 1e6
 _MIN_NOISE_MULTIPLIER = 0.1
@@ -33,22 +33,6 @@ _MAX_POINTS_OF_COARSE_TRIES, _MAX_POINTS_OF_EXACT_TRIES = 200_000, 800_000
 
 class BudgetError(ValueError):
     """The privacy budget cannot be met, or would be passed."""
-
-
-def poisson_dp_sgd_event(noise_multiplier: float, sampling_probability: float, num_steps: int) -> dp_accounting.DpEvent:
-    """Returns the event of num_steps Poisson-sampled Gaussian steps.
-
-    Args:
-      noise_multiplier: Ratio of the noise's standard deviation to the clipped sum's sensitivity, at least 0.
-      sampling_probability: In (0, 1].
-      num_steps: Steps that are released, at least 0.
-    """
-    if num_steps == 0:
-        return dp_accounting.NoOpDpEvent()
-    if noise_multiplier == 0:
-        return dp_accounting.NonPrivateDpEvent()
-    step = dp_accounting.PoissonSampledDpEvent(sampling_probability, dp_accounting.GaussianDpEvent(noise_multiplier))
-    return dp_accounting.SelfComposedDpEvent(step, num_steps)
 
 
 def epsilon(
@@ -108,8 +92,8 @@ def calibrate_noise_multiplier(
         raise BudgetError(
             f'target_epsilon={rounding.exact(target_epsilon)} at target_delta={rounding.exact(target_delta)} cannot be '
             f'met: even with a noise multiplier of {_MAX_NOISE_MULTIPLIER:g} the run would cost '
-            f'epsilon={round_up(target_epsilon + least)}. Take fewer steps, a smaller batch, more noise on the other '
-            'releases, or a larger target_epsilon.'
+            f'epsilon={rounding.round_up(target_epsilon + least)}. Take fewer steps, a smaller batch, more noise on '
+            'the other releases, or a larger target_epsilon.'
         )
     # A bracket around the answer, from the middle outwards: very small noise multipliers are slow to account for.
     upper = 1.0
@@ -227,7 +211,7 @@ def _bound(event: dp_accounting.DpEvent, delta: float, bound: Callable[..., floa
 
 
 class _Tries:
-    """By how much each setting that a search tries passes the target; it is computed once.
+    """The excess of epsilon over the target for each setting that a search tries, computed once.
 
     Attributes:
       target_epsilon: > 0.
@@ -243,13 +227,13 @@ class _Tries:
         self._last_key = None
 
     def rough(self, value: float) -> float:
-        """Tells it within a few percent, in milliseconds."""
+        """Returns the excess within a few percent, in milliseconds."""
         return (
             _bound(self._make_event(value), self.target_delta, epsilon_bounds.by_rdp, rough=True) - self.target_epsilon
         )
 
     def coarse(self, value: float) -> float:
-        """Tells it as finely as a search needs: rounding may make it smaller, so what is found so is to be checked."""
+        """Returns the excess as finely as a search needs; rounding may make it too small, so check the result."""
         if value not in self._coarse:
             options = {'interval': self._interval, 'for_a_search': True}
             event = self._make_event(value)
@@ -259,7 +243,7 @@ class _Tries:
         return self._coarse[value]
 
     def exact(self, value: float) -> float:
-        """Tells it as `epsilon` does."""
+        """Returns the excess as `epsilon` computes it."""
         if value not in self._exact:
             event = self._make_event(value)
             self._exact_points.append(self._num_points(event))
@@ -267,15 +251,15 @@ class _Tries:
         return self._exact[value]
 
     def enough_coarse(self) -> bool:
-        """Tells whether coarse tries have taken long."""
+        """Returns True once coarse tries have taken long enough."""
         return sum(self._coarse_points) > _MAX_POINTS_OF_COARSE_TRIES
 
     def enough_exact(self) -> bool:
-        """Tells whether exact tries have taken long."""
+        """Returns True once exact tries have taken long enough."""
         return sum(self._exact_points) > _MAX_POINTS_OF_EXACT_TRIES
 
     def _num_points(self, event: dp_accounting.DpEvent, **options) -> float:
-        """Returns what a try takes: a third where only the number of steps is another, since their grid is at hand."""
+        """Returns the work of a try, in points; a third where only the number of steps is new: the grid is at hand."""
         points = _bound(event, self.target_delta, epsilon_bounds.num_points, **options)
         key = [step[:2] for step in epsilon_bounds.steps_of(event) or ()], sorted(options)
         is_known, self._last_key = key == self._last_key, key
@@ -296,12 +280,12 @@ def _between(tries: _Tries, safe: float, other: float, stride: float) -> float:
 
 
 def _use_up(tries: _Tries, found: float, stride: float, *, limit: float) -> float:
-    """Returns what a search has found, or what uses up the target where it could not look closely enough.
+    """Returns the result of a search, or one that uses up the target where the search could not look closely enough.
 
     Args:
-      tries: Of the search.
-      found: What it has found.
-      stride: How far one value that is tried is from the next, and whether above or below.
+      tries: The tries of the search.
+      found: Its result.
+      stride: The signed distance from one value that is tried to the next.
       limit: The last value.
     """
     little = (1.0 - _NEARLY_ALL) * tries.target_epsilon
@@ -317,7 +301,7 @@ def _use_up(tries: _Tries, found: float, stride: float, *, limit: float) -> floa
 
 
 def _nearest_that_fits(tries: _Tries, found: float, stride: float) -> float:
-    """Returns what a search has found, or the nearest value on its safe side: the search looks less closely.
+    """Returns the result of a search, or the nearest value on its safe side: the search looks less closely.
 
     Raises:
       BudgetError: if nothing near by fits.
@@ -398,7 +382,7 @@ def _last_not_above_zero(
 def _nothing_fits(what: str, cost: float, target_epsilon: float, target_delta: float) -> BudgetError:
     return BudgetError(
         f'epsilon={rounding.exact(target_epsilon)} at delta={rounding.exact(target_delta)} cannot be '
-        f'met: {what} already costs epsilon={round_up(cost)}. Take more noise, also on the other '
+        f'met: {what} already costs epsilon={rounding.round_up(cost)}. Take more noise, also on the other '
         'releases, or a larger epsilon.'
     )
 

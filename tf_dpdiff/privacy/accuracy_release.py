@@ -8,7 +8,6 @@ import numpy as np
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import noise
 from tf_dpdiff.privacy import owners as owners_lib
-from tf_dpdiff.privacy import relations
 from tf_dpdiff.privacy import seeds
 
 HELD_OUT_ACCURACY = 'held_out_accuracy'
@@ -48,19 +47,13 @@ class AccuracyReleaseConfig:
         return self.noise_multiplier * self.sensitivity(num_classifiers) / num_units
 
     @staticmethod
-    def sensitivity(num_classifiers: int, neighboring_relation: str = 'replace_one') -> float:
-        """Returns how much the vector can change, in L2 norm: the same for each relation.
-
-        Args:
-          num_classifiers: K.
-          neighboring_relation: 'add_or_remove_one', 'replace_with_zero' or 'replace_one'.
-        """
-        relations.check(neighboring_relation)
+    def sensitivity(num_classifiers: int) -> float:
+        """Returns the largest change of the vector, in L2 norm; it is the same for each neighbouring relation."""
         return math.sqrt(num_classifiers)
 
-    def ledger(self) -> ledger_lib.Ledger:
-        """Returns what is to be charged."""
-        return ledger_lib.Ledger().record(HELD_OUT_ACCURACY, self.noise_multiplier, 1.0)
+    def record(self, ledger: ledger_lib.Ledger) -> ledger_lib.Ledger:
+        """Returns the ledger with this release."""
+        return ledger.record(HELD_OUT_ACCURACY, self.noise_multiplier, 1.0)
 
     def exact_vector(self, correct: np.ndarray, owners: np.ndarray | None = None) -> np.ndarray:
         """Returns the vector that the noise is added to: PRIVATE, exposed for the tests of its sensitivity.

@@ -21,7 +21,6 @@ import math
 import numpy as np
 from scipy import stats
 
-from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import rounding
 
 IN, OUT, ABSTAINED = 1, -1, 0
@@ -29,7 +28,7 @@ _BISECTIONS = 60
 
 
 def p_value(epsilon: float, num_canaries: int, *, num_guesses: int, num_correct: int, delta: float) -> float:
-    """Returns how likely an (epsilon, delta)-DP mechanism is, at the most, to allow that many correct guesses.
+    """Returns the largest probability with which an (epsilon, delta)-DP mechanism allows that many correct guesses.
 
     With W ~ Binomial(num_guesses, e^epsilon / (1 + e^epsilon)) the theorem's bound is
     P[W >= v] + 2 m delta max_i P[v > W >= v - i] / i.
@@ -128,7 +127,7 @@ def guess_membership(scores: np.ndarray, num_guesses: int | None = None) -> np.n
 
 @dataclasses.dataclass(frozen=True)
 class AuditResult:
-    """What an audit found.
+    """The findings of an audit.
 
     Attributes:
       proven_epsilon: What the accountant claims of the audited run; infinity where it claims nothing.
@@ -165,7 +164,7 @@ class AuditResult:
     def to_text(self) -> str:
         """Returns one sentence or two."""
         proven = (
-            f'epsilon = {accounting.round_up(self.proven_epsilon)}'
+            f'epsilon = {rounding.round_up(self.proven_epsilon)}'
             if math.isfinite(self.proven_epsilon)
             else 'no epsilon'
         )

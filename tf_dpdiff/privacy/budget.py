@@ -16,7 +16,7 @@ _FORMAT = 'tf_dpdiff privacy budget, version 1'
 
 @dataclasses.dataclass(frozen=True)
 class BudgetEntry:
-    """What one run releases from the data set.
+    """The releases of one run from the data set.
 
     Attributes:
       run_id: The run's public name.
@@ -105,11 +105,11 @@ class Budget:
         return dp_accounting.ComposedDpEvent(events) if events else dp_accounting.NoOpDpEvent()
 
     def epsilon(self, accountant: str = 'pld') -> float:
-        """Returns what all entries cost together at the budget's delta, by 'pld' or 'rdp'."""
+        """Returns the epsilon of all entries together at the budget's delta, by 'pld' or 'rdp'."""
         return accounting.epsilon(self.dp_event(), self.delta, accountant=accountant)
 
     def overdrawn_by(self) -> float:
-        """Returns by how much what was released passes total_epsilon; infinity where a run had no guarantee."""
+        """Returns the excess of what was released over total_epsilon; infinity where a run had no guarantee."""
         return max(self.epsilon() - self.total_epsilon, 0.0)
 
     def reserve(
@@ -151,7 +151,7 @@ class Budget:
                 return self
         charged = self._with(BudgetEntry(run_id, dataset, RESERVED, planned, time), data_fingerprint, unit)
         if charged.overdrawn_by():
-            up, exact = accounting.round_up, rounding.exact
+            up, exact = rounding.round_up, rounding.exact
             raise accounting.BudgetError(
                 f'the privacy budget would be passed: the {len(self.entries)} run(s) so far cost '
                 f'epsilon={up(self.epsilon())} of {exact(self.total_epsilon)} at delta={exact(self.delta)}, this one '
@@ -231,14 +231,14 @@ class Budget:
         return self.settle(run_id, known.ledger.union(released))
 
     def describe_overdraft(self) -> str:
-        """Returns by how much the budget is overdrawn, in words."""
+        """Returns a sentence that says by how much the budget is overdrawn."""
         spent = f'{len(self.entries)} run(s) on these data'
         if math.isinf(self.epsilon()):
             return (
                 f'the privacy budget is overdrawn for good: {spent}, one of them without a guarantee (no noise, or no '
                 'Poisson sampling), so that no epsilon holds for all of them'
             )
-        up = accounting.round_up
+        up = rounding.round_up
         return (
             f'the privacy budget is overdrawn by epsilon={up(self.overdrawn_by())}: {spent} cost '
             f'{up(self.epsilon())} of {rounding.exact(self.total_epsilon)} at delta={rounding.exact(self.delta)}'

@@ -2,7 +2,6 @@
 
 import math
 
-from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import rounding
 
 LARGE_EPSILON = 10.0
@@ -16,7 +15,7 @@ def is_large_delta(delta: float, num_units: int) -> bool:
 
 
 def of_delta(delta: float, num_units: int) -> str | None:
-    """Returns what a delta of 1 / num_units or more permits, as a sentence; None where delta is smaller."""
+    """Returns a sentence on what a delta of 1 / num_units or more permits; None where delta is smaller."""
     if not is_large_delta(delta, num_units):
         return None
     count = math.ceil(delta * num_units - 1e-9)
@@ -28,7 +27,7 @@ def of_delta(delta: float, num_units: int) -> str | None:
 
 
 def of_delta_without_num_units(delta: float, sampling_probability: float) -> str | None:
-    """Returns what can be said of a delta where the number of units is not known, or None.
+    """Returns a sentence on a delta where the number of units is not known, or None.
 
     Args:
       delta: In (0, 1).
@@ -47,20 +46,20 @@ def of_delta_without_num_units(delta: float, sampling_probability: float) -> str
 
 
 def of_epsilon(epsilon: float) -> str | None:
-    """Returns what an epsilon above 10 permits, as a sentence; None where it is smaller or nothing is claimed."""
+    """Returns a sentence on what an epsilon above 10 permits; None where it is smaller or nothing is claimed."""
     if not LARGE_EPSILON < epsilon < math.inf:
         return None
     exponent = math.ceil(epsilon / math.log(10.0))
     odds = format(math.ceil(math.exp(epsilon)), ',') if epsilon < 30.0 else f'10^{exponent:,}'
     return (
-        f'epsilon = {accounting.round_up(epsilon)} is above {rounding.exact(LARGE_EPSILON)}: hardly any protection is '
+        f'epsilon = {rounding.round_up(epsilon)} is above {rounding.exact(LARGE_EPSILON)}: hardly any protection is '
         'proven. Someone who sees what is released, and thinks it as likely as not that a given person is in the data, '
         f'may then know it at odds of up to {odds} to 1.'
     )
 
 
 def of_claim(epsilon: float, delta: float, num_units: int) -> list[str]:
-    """Returns all that is to be said of a claim, one sentence or two each; empty where it is a good one."""
+    """Returns the cautions that a claim needs, one sentence or two each; none where it is a good one."""
     return [caution for caution in (of_epsilon(epsilon), of_delta(delta, num_units)) if caution]
 
 

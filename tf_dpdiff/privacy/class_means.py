@@ -1,14 +1,13 @@
 """Noisy class means: Gaussian releases of sums and counts of images, from which a model can be warmed up."""
 
 import dataclasses
-import hashlib
 import math
 from typing import ClassVar, NamedTuple
 
-import dp_accounting
 import numpy as np
 from scipy import ndimage
 
+from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import noise
 from tf_dpdiff.privacy import owners as owners_lib
 from tf_dpdiff.privacy import relations
@@ -19,12 +18,10 @@ _IMAGES_AT_A_TIME = 4096
 _LARGEST_CHANGE = 0.25
 # Of the first means of a class from their middle, small beside that of images.
 _FIRST_DISTANCE = 0.1
-# A mean with a noisy count of so many standard deviations has images.
-_SURE = 3.0
 
 
 class NoisyMeans(NamedTuple):
-    """What is known of the classes after a release.
+    """The means that a release gives of each class.
 
     Attributes:
       images: float64 [num_classes, means, height, width, channels], noisy means of images clipped to l2_norm_clip; not
@@ -95,7 +92,7 @@ class ClassMeansConfig:
             )
 
     def sensitivity(self, neighboring_relation: str) -> float:
-        """Returns how much the vector of scaled sums and counts of a round can change, in L2 norm.
+        """Returns the largest change of the vector of scaled sums and counts of a round, in L2 norm.
 
         Args:
           neighboring_relation: 'add_or_remove_one' or 'replace_with_zero' (sqrt(1 + w^2)), or 'replace_one' (2: two
@@ -104,9 +101,9 @@ class ClassMeansConfig:
         relations.check(neighboring_relation)
         return 2.0 if neighboring_relation == 'replace_one' else math.sqrt(1.0 + self.count_weight**2)
 
-    def dp_event(self) -> dp_accounting.DpEvent:
-        """Returns the event to be accounted for, of all rounds."""
-        return dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(self.noise_multiplier), self.num_rounds)
+    def record(self, ledger: ledger_lib.Ledger) -> ledger_lib.Ledger:
+        """Returns the ledger with all rounds of this release."""
+        return ledger.record(self.mechanism, self.noise_multiplier, 1.0, count=self.num_rounds)
 
     def exact_vector(
         self,
@@ -158,8 +155,7 @@ class ClassMeansConfig:
         """Returns noisy means of each class.
 
         Who has released once keeps the result and does not call this again: on another machine sums may be rounded
-        otherwise, and each release of other sums is one more to be paid. The noise depends on the numbers that it is
-        added to, by a keyed hash: were it the same for two of them, it would tell their difference as it is.
+        otherwise, and each release of other sums is one more to be paid, with noise of its own.
 
         Args:
           images: uint8, or float with pixels in [0, 1], [images, height, width, channels].
@@ -174,15 +170,16 @@ class ClassMeansConfig:
         means = None
         for number in range(self.num_rounds):
             vector = self.exact_vector(images, labels, num_classes, owners, means)
-            purpose = f'class_means_{number}_{hashlib.sha256(vector.tobytes()).hexdigest()}'
-            vector = vector + stddev * noise.standard_normal(seed, purpose, vector.shape, generator)
+            vector = noise.add_to_release(
+                vector, stddev, seed=seed, purpose=f'class_means_{number}', generator=generator
+            )
             # From here on it is post-processing of a private release.
             sums, counts = vector[..., :-1], vector[..., -1] / self.count_weight
             if number:
                 sums = _shrink(sums.reshape([-1, sums.shape[-1]]), stddev).reshape(sums.shape)
             means = sums * self.l2_norm_clip / np.maximum(counts, 1.0)[..., None]
             if self.num_rounds > 1:
-                counts = np.where(counts > _SURE * stddev / self.count_weight, counts, 0.0)
+                counts = np.where(counts > noise.SURE * stddev / self.count_weight, counts, 0.0)
             if number == 0 and self.num_rounds > 1:
                 means = _spread(means[:, 0], images.shape[1:], self.means_per_class)
             elif number + 1 < self.num_rounds:

@@ -18,7 +18,7 @@ _MOST_FLOAT32_TERMS = 4096
 
 
 class ClippedSum(NamedTuple):
-    """What `PerUnitClipper.clipped_sum` returns.
+    """The result of `PerUnitClipper.clipped_sum`.
 
     Attributes:
       sums: float32 tensors, one a variable: the sum of the clipped per-unit gradients, of known sensitivity.
@@ -31,7 +31,7 @@ class ClippedSum(NamedTuple):
 
 
 class ClippedChunk(NamedTuple):
-    """What `PerUnitClipper.clip_and_sum` returns.
+    """The result of `PerUnitClipper.clip_and_sum`.
 
     Attributes:
       sums: float32 tensors of the variables' shapes.
@@ -73,7 +73,7 @@ class PerUnitClipper:
         check_norm(self.l2_norm_clip)
 
     def sensitivity(self, neighboring_relation: str) -> float:
-        """Returns how much `sums` can change between neighbouring data sets, in L2 norm.
+        """Returns the largest change of `sums` between neighbouring data sets, in L2 norm.
 
         Args:
           neighboring_relation: 'add_or_remove_one' or 'replace_with_zero' (C), or 'replace_one' (2 C).
@@ -219,7 +219,7 @@ def check_norm(l2_norm_clip: float) -> None:
 
 
 def rounding_margin(shape: Sequence[int]) -> float:
-    """Returns how far below the norm a gradient of a shape is clipped, as a share, so that rounding passes no bound.
+    """Returns the share of the norm by which a gradient is clipped further, so that rounding passes no bound.
 
     n terms of one sign that are rounded and added up in float32, in whatever order, have a relative error of at most
     n u / (1 - n u) with u = 2^-24. Here n is the size of the innermost axis or, where that is long, 1: the rest is
@@ -240,7 +240,7 @@ def rounding_margin(shape: Sequence[int]) -> float:
 
 
 def _float32_terms(shape: Sequence[int]) -> int:
-    """Returns how many squares are added up in float32."""
+    """Returns the number of squares that are added up in float32."""
     innermost = int(shape[-1]) if len(shape) else 1
     return innermost if innermost <= _MOST_FLOAT32_TERMS else 1
 
@@ -255,7 +255,7 @@ def _sum_of_squares(gradient: tf.Tensor) -> tf.Tensor:
 
 
 def _total_norms(squares: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Returns the norms [units] of what is made of parts of squared norms [units]."""
+    """Returns the norms [units] of gradients whose parts have these squared norms [units]."""
     return tf.sqrt(tf.reduce_sum(tf.stack(squares), axis=0))
 
 
@@ -296,6 +296,6 @@ def _split_into_chunks(batch_and_padding, units_per_chunk: int):
 
 
 def _count_to_last_unit(is_padding: tf.Tensor) -> tf.Tensor:
-    """Returns how many of the chunks [chunks, units] there are up to the last one with a unit; 0 if there is none."""
+    """Returns the number of chunks [chunks, units] up to the last one that holds a unit; 0 if there is none."""
     holds_unit = tf.logical_not(tf.reduce_all(is_padding, axis=1))
     return tf.reduce_max(tf.where(holds_unit, tf.range(1, tf.shape(is_padding)[0] + 1), 0))

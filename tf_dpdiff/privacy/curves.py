@@ -15,7 +15,7 @@ _COARSE_INTERVAL, _COARSE_BELOW = 1e-3, 30.0
 
 
 class CurvePoint(NamedTuple):
-    """What the releases have cost after so many steps.
+    """The cost of the releases after some number of steps.
 
     Attributes:
       num_steps: Steps.

@@ -83,7 +83,7 @@ class Steps(NamedTuple):
 
 
 def steps_of(event: dp_accounting.DpEvent) -> tuple[Steps, ...] | None:
-    """Returns what an event is composed of, equal steps counted together; None where no epsilon is known of a part.
+    """Returns the parts of an event, equal steps counted together; None where no epsilon is known for a part.
 
     Raises:
       ValueError: if it holds something else than (Poisson-sampled) Gaussian releases.
@@ -153,7 +153,7 @@ def by_pld(
 def num_points(
     steps: tuple[Steps, ...], delta: float, *, interval: float | None = None, for_a_search: bool = False
 ) -> int:
-    """Returns how many points of a grid `by_pld` looks at, by which its work is measured; 0 where it needs none.
+    """Returns the number of grid points that `by_pld` looks at, a measure of its work; 0 where it needs none.
 
     The points of a composition count as a fifth.
     """
@@ -177,12 +177,12 @@ def _grid(steps: tuple[Steps, ...], delta: float, interval: float | None, for_a_
 
 
 def interval_for(rough_epsilon: float) -> float:
-    """Returns how finely the privacy loss is to be looked at where epsilon is about so large."""
+    """Returns the interval of the privacy loss for an epsilon of about this size."""
     return next((interval for least, interval in _COARSER_INTERVALS if rough_epsilon >= least), _FINEST_INTERVAL)
 
 
 def search_interval(target_epsilon: float) -> float:
-    """Returns how finely a search may look for a target: what is lost is a share of epsilon."""
+    """Returns the interval of a search for a target: what is lost by it is a share of epsilon."""
     return min(interval_for(target_epsilon) * min(10.0, max(1.0, target_epsilon)), _COARSER_INTERVALS[0][1])
 
 
@@ -195,14 +195,14 @@ def _affordable_interval(steps: tuple[Steps, ...], wanted: float, max_points: in
 
 
 def _spans(steps: tuple[Steps, ...]) -> float:
-    """Returns how far the privacy losses on the grids reach: all different steps', or a fifth of the composition's."""
+    """Returns the range of privacy losses on the grids: of all different steps, or a fifth of the composition's."""
     span = sum(_span(step) for step in steps)
     composed_span = 4.0 * span + _COMPOSED_TAIL * math.sqrt(sum(count * _variance(s, q) for s, q, count in steps))
     return max(span, composed_span / 5.0)
 
 
 def _span(step: Steps) -> float:
-    """Returns how far apart the largest and the smallest privacy loss are that a step's grid holds."""
+    """Returns the distance between the largest and the smallest privacy loss on a step's grid."""
     noise_multiplier, q, count = step
     if q == 1.0:
         noise_multiplier /= math.sqrt(count)
@@ -214,7 +214,7 @@ def _span(step: Steps) -> float:
 
 
 def _variance(noise_multiplier: float, q: float) -> float:
-    """Returns about the variance of the privacy loss of a step, rather too much; none of what is composed exactly."""
+    """Returns the variance of the privacy loss of a step, rather too large; 0 for what is composed exactly."""
     if q == 1.0:
         return 0.0
     inverse = noise_multiplier**-2

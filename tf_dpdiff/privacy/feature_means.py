@@ -1,25 +1,20 @@
 """Noisy class means of public features: one Gaussian release, and the public images that are nearest to each class."""
 
 import dataclasses
-import hashlib
 import math
 from typing import ClassVar, NamedTuple
 
-import dp_accounting
 import numpy as np
 
+from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import noise
 from tf_dpdiff.privacy import owners as owners_lib
 from tf_dpdiff.privacy import relations
 from tf_dpdiff.privacy import seeds
 
-_PURPOSE = 'feature_means'
-# A class with a noisy count of so many standard deviations has images.
-_SURE = 3.0
-
 
 class NoisyFeatureMeans(NamedTuple):
-    """What is known of the private classes after a release.
+    """The means that a release gives of the private classes, and how noisy each is.
 
     Attributes:
       means: float64 [num_classes, features], noisy means of the directions of the features.
@@ -48,14 +43,14 @@ class FeatureMeansConfig:
 
     Attributes:
       noise_multiplier: Ratio of the noise's standard deviation to the sensitivity, > 0.
-      mechanism: What the ledger calls it.
 
     References: PrivImage, Li et al. 2023, arXiv:2311.12850 (the semantic query, by classes where this is by images);
       Private Evolution, Lin et al. 2023, arXiv:2305.15560 (choosing images by a noisy query of public features).
     """
 
     noise_multiplier: float
-    mechanism: ClassVar[str] = 'noisy_feature_means'
+    mechanism: ClassVar[str] = 'noisy_feature_means'  # What the ledger calls it.
+    num_rounds: ClassVar[int] = 1  # How often it is applied.
 
     def __post_init__(self):
         if not 0.0 < self.noise_multiplier < math.inf:
@@ -63,13 +58,8 @@ class FeatureMeansConfig:
                 f'noise_multiplier of the noisy feature means must be finite and > 0, got {self.noise_multiplier}.'
             )
 
-    @property
-    def num_rounds(self) -> int:
-        """How often the mechanism is applied: once."""
-        return 1
-
     def sensitivity(self, neighboring_relation: str) -> float:
-        """Returns how much the sums can change, in L2 norm.
+        """Returns the largest change of the sums between neighbouring data sets, in L2 norm.
 
         Args:
           neighboring_relation: 'add_or_remove_one' or 'replace_with_zero' (1), or 'replace_one' (sqrt(2)).
@@ -81,9 +71,9 @@ class FeatureMeansConfig:
         """Returns the standard deviation of the noise in each number."""
         return self.noise_multiplier * self.sensitivity(neighboring_relation)
 
-    def dp_event(self) -> dp_accounting.DpEvent:
-        """Returns the event to be accounted for."""
-        return dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(self.noise_multiplier), self.num_rounds)
+    def record(self, ledger: ledger_lib.Ledger) -> ledger_lib.Ledger:
+        """Returns the ledger with this release."""
+        return ledger.record(self.mechanism, self.noise_multiplier, 1.0)
 
     def exact_vector(
         self, features: np.ndarray, labels: np.ndarray, num_classes: int, owners: np.ndarray | None = None
@@ -122,8 +112,7 @@ class FeatureMeansConfig:
         """Returns the noisy sums.
 
         Who has released once keeps the result and does not call this again: a network that was trained anew may give
-        other features, and each release of other features is one more to be paid. The noise depends on the sums that it
-        is added to, by a keyed hash: were it the same for two of them, it would tell their difference as it is.
+        other features, and each release of other features is one more to be paid, with noise of its own.
 
         Args:
           features: float [images, features], of any length.
@@ -138,15 +127,14 @@ class FeatureMeansConfig:
           float64 [num_classes, features + 1].
         """
         vector = self.exact_vector(features, labels, num_classes, owners)
-        purpose = f'{_PURPOSE}_{hashlib.sha256(vector.tobytes()).hexdigest()}'
-        standard_normal = noise.standard_normal(seed, purpose, vector.shape, generator)
-        return vector + self.noise_stddev(neighboring_relation) * standard_normal
+        stddev = self.noise_stddev(neighboring_relation)
+        return noise.add_to_release(vector, stddev, seed=seed, purpose='feature_means', generator=generator)
 
     def means(self, noisy_sums: np.ndarray, neighboring_relation: str) -> NoisyFeatureMeans:
         """Returns the means that released sums stand for: post-processing, no further privacy cost."""
         stddev = self.noise_stddev(neighboring_relation)
         sums, counts = noisy_sums[:, :-1], noisy_sums[:, -1]
-        is_sure = counts > _SURE * stddev
+        is_sure = counts > noise.SURE * stddev
         counts = np.where(is_sure, counts, np.inf)
         return NoisyFeatureMeans(sums / counts[:, None], np.where(is_sure, (stddev / counts) ** 2, np.inf))
 
@@ -156,7 +144,7 @@ class FeatureMeansConfig:
         Raises:
           ValueError: names the noise, and the most that fits.
         """
-        largest = num_units / num_classes / (math.sqrt(2.0) * _SURE * self.sensitivity(neighboring_relation))
+        largest = num_units / num_classes / (math.sqrt(2.0) * noise.SURE * self.sensitivity(neighboring_relation))
         if self.noise_multiplier > largest:
             raise ValueError(
                 f'noise_multiplier={self.noise_multiplier:g} of the noisy feature means would hide a class of '

@@ -1,4 +1,8 @@
-"""Which releases really happened: the statement is made from this, not from the configuration."""
+"""Which releases really happened, and what each of them is charged as.
+
+The statement is made from this, not from the configuration. No other module turns a release into what the accountant
+composes: plans, budgets and statements all ask a ledger.
+"""
 
 import dataclasses
 import json
@@ -6,7 +10,30 @@ import math
 
 import dp_accounting
 
-from tf_dpdiff.privacy import accounting
+DP_SGD_STEP = 'dp_sgd_step'  # The mechanism of a private step.
+
+
+def dp_event(noise_multiplier: float, sampling_probability: float | None, count: int) -> dp_accounting.DpEvent:
+    """Returns the event that a Gaussian mechanism, applied `count` times, is charged as.
+
+    Guarantee: a mechanism that adds Gaussian noise of standard deviation noise_multiplier times its sensitivity, each
+      time to a sum over units that take part independently with the given probability, is the event returned. Without
+      noise, or without Poisson sampling, it is the event for which no epsilon holds.
+
+    Args:
+      noise_multiplier: Ratio of the noise's standard deviation to the sensitivity, at least 0.
+      sampling_probability: Of each unit in each application, in (0, 1]; 1 where all units take part; None where units
+        are not Poisson-sampled.
+      count: How often it was applied, at least 0.
+    """
+    if count == 0:
+        return dp_accounting.NoOpDpEvent()
+    if sampling_probability is None or noise_multiplier == 0:
+        return dp_accounting.NonPrivateDpEvent()
+    once = dp_accounting.GaussianDpEvent(noise_multiplier)
+    if sampling_probability != 1.0:
+        once = dp_accounting.PoissonSampledDpEvent(sampling_probability, once)
+    return dp_accounting.SelfComposedDpEvent(once, count)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +66,7 @@ class Release:
 
     def dp_event(self) -> dp_accounting.DpEvent:
         """Returns the event of all applications."""
-        if self.sampling_probability is None:
-            return dp_accounting.NonPrivateDpEvent()
-        if self.sampling_probability == 1.0:
-            if self.noise_multiplier == 0:
-                return dp_accounting.NonPrivateDpEvent()
-            return dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(self.noise_multiplier), self.count)
-        return accounting.poisson_dp_sgd_event(self.noise_multiplier, self.sampling_probability, self.count)
+        return dp_event(self.noise_multiplier, self.sampling_probability, self.count)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,17 +87,21 @@ class Ledger:
 
     releases: tuple[Release, ...] = ()
 
-    def record(self, mechanism: str, noise_multiplier: float, sampling_probability: float | None) -> 'Ledger':
-        """Returns the ledger with one more application of a mechanism."""
-        release = Release(mechanism, noise_multiplier, sampling_probability, 1)
+    def record(
+        self, mechanism: str, noise_multiplier: float, sampling_probability: float | None, count: int = 1
+    ) -> 'Ledger':
+        """Returns the ledger with more applications of a mechanism, `count` of them; 0 adds nothing."""
+        if count == 0:
+            return self
+        release = Release(mechanism, noise_multiplier, sampling_probability, count)
         if self.releases:
             last = self.releases[-1]
-            if dataclasses.replace(last, count=1) == release:
-                return Ledger(self.releases[:-1] + (dataclasses.replace(last, count=last.count + 1),))
+            if dataclasses.replace(last, count=count) == release:
+                return Ledger(self.releases[:-1] + (dataclasses.replace(last, count=last.count + count),))
         return Ledger(self.releases + (release,))
 
     def count(self, mechanism: str) -> int:
-        """Returns how often a mechanism was applied."""
+        """Returns the number of applications of a mechanism."""
         return sum(r.count for r in self.releases if r.mechanism == mechanism)
 
     def first(self, mechanism: str, count: int) -> 'Ledger':
@@ -90,14 +115,14 @@ class Ledger:
         return Ledger(tuple(kept))
 
     def contains(self, other: 'Ledger') -> bool:
-        """Returns True where all that another ledger tells of is in this one too, in whatever order."""
+        """Returns True where this ledger holds all releases of another one, in whatever order."""
         mine, others = _counts(self), _counts(other)
         return all(mine.get(release, 0) >= count for release, count in others.items())
 
     def union(self, other: 'Ledger') -> 'Ledger':
-        """Returns the ledger of all that either of two ledgers of one run tells of.
+        """Returns the ledger of all releases in either of two ledgers of one run.
 
-        What both tell of was released once: a run repeats a step that was lost with the same draws.
+        What both hold was released once: a run repeats a step that was lost with the same draws.
         """
         if self.contains(other):
             return self
@@ -127,7 +152,7 @@ class Ledger:
 
 
 def _counts(ledger: Ledger) -> dict[Release, int]:
-    """Returns how often each release was made, whatever came between."""
+    """Returns the number of applications of each release, whatever came between."""
     counts = {}
     for release in ledger.releases:
         one = dataclasses.replace(release, count=1)

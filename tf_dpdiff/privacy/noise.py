@@ -13,6 +13,8 @@ from tf_dpdiff.privacy import seeds
 
 GENERATORS = ('philox', 'shake256')
 PURPOSE = 'noise'
+# A noisy count of so many standard deviations is not noise alone.
+SURE = 3.0
 _LARGEST_UNIFORM = 1.0 - 2.0**-24  # The largest float32 below 1.
 # The largest radius of a pair of numbers, where the probability of a larger one is 2^-65 and 2^-54.
 _LOG2_OF_TAIL = {'philox': -65, 'shake256': -54}
@@ -236,6 +238,29 @@ def standard_normal(seed: seeds.PrivateSeed, purpose: str, shape: Sequence[int],
         return cryptographic_normal(seed.derive_key(purpose), 0, shape)
     bits = np.random.Philox(key=np.array([seed.derive(purpose), 0], np.uint64))
     return np.random.Generator(bits).standard_normal(shape)
+
+
+def add_to_release(
+    vector: np.ndarray, stddev: float, *, seed: seeds.PrivateSeed, purpose: str, generator: str
+) -> np.ndarray:
+    """Returns the vector of a release with its noise.
+
+    Guarantee: N(0, stddev^2) is added to every number, independently, but for the tail and for rounding. The noise
+      depends on the numbers that it is added to, by a keyed hash: were it the same for two vectors, it would tell their
+      difference as it is. The same vector gets the same noise.
+
+    Args:
+      vector: float64, of any shape: PRIVATE.
+      stddev: At least 0.
+      seed: The run's secret.
+      purpose: Of the release; another one than that of any other.
+      generator: One of GENERATORS.
+
+    Returns:
+      float64 of the same shape.
+    """
+    address = f'{purpose}_{hashlib.sha256(vector.tobytes()).hexdigest()}'
+    return vector + stddev * standard_normal(seed, address, vector.shape, generator)
 
 
 def check_is_not_lost(noise_multiplier: float, expected_batch_size: float) -> None:

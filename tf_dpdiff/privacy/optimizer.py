@@ -33,7 +33,7 @@ class NotPrivateError(RuntimeError, AssertionError):
 
 
 def make_vectorized_dp_optimizer_class(cls: type[keras.optimizers.Optimizer]) -> type[keras.optimizers.Optimizer]:
-    """Returns a DP-SGD subclass of a keras optimizer class (the current ones, not `legacy`).
+    """Returns a DP-SGD subclass of a Keras optimizer class (the current ones, not `legacy`).
 
     Arguments of the returned class: `l2_norm_clip`, `noise_multiplier`, `num_microbatches`, `expected_batch_size`,
     `units_per_chunk`, then those of `cls`. As in TensorFlow Privacy, a batch is laid out as `num_microbatches` units of
@@ -75,44 +75,29 @@ def make_vectorized_dp_optimizer_class(cls: type[keras.optimizers.Optimizer]) ->
         >>> history = model.fit(tf.ones([64, 4]), tf.ones([64, 1]), batch_size=32, verbose=0)
     """
 
-    class VectorizedDPOptimizer(_PrivateGradients, cls):
-        """DP-SGD subclass; see `make_vectorized_dp_optimizer_class`."""
-
-        def __init__(
-            self,
-            l2_norm_clip: float,
-            noise_multiplier: float,
-            num_microbatches: int | None = None,
-            *args,
-            expected_batch_size: float | None = None,
-            units_per_chunk: int = 16,
-            **kwargs,
-        ):
-            super().__init__(*args, **kwargs)
-            self._set_up(
-                l2_norm_clip=l2_norm_clip,
-                noise_multiplier=noise_multiplier,
-                num_microbatches=num_microbatches,
-                expected_batch_size=expected_batch_size,
-                units_per_chunk=units_per_chunk,
-            )
-
-    VectorizedDPOptimizer.__name__ = VectorizedDPOptimizer.__qualname__ = 'VectorizedDP' + cls.__name__
-    return VectorizedDPOptimizer
+    documentation = {'__doc__': 'DP-SGD subclass; see `make_vectorized_dp_optimizer_class`.'}
+    return type('VectorizedDP' + cls.__name__, (_PrivateOptimizer, cls), documentation)
 
 
-class _PrivateGradients:
-    """What a DP optimizer class has besides the Keras class that it derives from."""
+class _PrivateOptimizer:
+    """The part of a DP optimizer class that it does not have from Keras.
 
-    def _set_up(self, *, l2_norm_clip, noise_multiplier, num_microbatches, expected_batch_size, units_per_chunk):
-        if num_microbatches is None and expected_batch_size is None:
-            raise ValueError(
-                'give num_microbatches or expected_batch_size: the noisy sum must be divided by a public '
-                'number, not by the size of the batch at hand.'
-            )
-        for name, value in (('num_microbatches', num_microbatches), ('expected_batch_size', expected_batch_size)):
-            if value is not None and not 0 < value < float('inf'):
-                raise ValueError(f'{name} must be finite and > 0, got {value}.')
+    In the order of a step: losses or units -> clipped sums -> noise -> gradients that are remembered as private -> the
+    update, which takes no others.
+    """
+
+    def __init__(
+        self,
+        l2_norm_clip: float,
+        noise_multiplier: float,
+        num_microbatches: int | None = None,
+        *args,
+        expected_batch_size: float | None = None,
+        units_per_chunk: int = 16,
+        **kwargs,
+    ):
+        super().__init__(*args, **kwargs)
+        _check_divisors(num_microbatches, expected_batch_size)
         self._dp_config = dict(
             l2_norm_clip=l2_norm_clip,
             noise_multiplier=noise_multiplier,
@@ -130,31 +115,32 @@ class _PrivateGradients:
         self._private_seed = seeds.PrivateSeed.from_os_entropy()
         # The number of the next draw is the larger of the two. The first one is part of every checkpoint; the second
         # one is not, so that a checkpoint that is restored in the same process cannot set it back.
-        with tf.init_scope():
-            self._num_draws, least_draw = (
-                tf.Variable(
-                    0, trainable=False, dtype=tf.int64, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA, name=name
-                )
-                for name in ('num_draws', 'least_draw')
-            )
+        self._num_draws, least_draw = _make_counter('num_draws'), _make_counter('least_draw')
         object.__setattr__(self, '_least_draw', least_draw)  # Not tracked.
         self._variables.append(self._num_draws)
         self._made_private = weakref.WeakValueDictionary()  # Gradients, by their id.
         self._checked = set()  # References of the variables whose models were checked.
 
-    @property
-    def _is_wrapped_by_loss_scale_optimizer(self) -> bool:
-        """What Keras's LossScaleOptimizer sets of the optimizer that it is made of."""
-        return False
+    def split_into_units(self, rows: tf.Tensor) -> tf.Tensor:
+        """Returns rows [units * views, ...] as [units, views, ...].
 
-    @_is_wrapped_by_loss_scale_optimizer.setter
-    def _is_wrapped_by_loss_scale_optimizer(self, value):
-        del value
-        raise ValueError(
-            'mixed_float16 (a LossScaleOptimizer) scales the loss before the gradients are clipped, so that '
-            "l2_norm_clip means another norm in each step: use the policy 'mixed_bfloat16', which needs no "
-            'loss scaling.'
+        Raises:
+          ValueError: if their number is no multiple of num_microbatches. Where it is known at run time alone:
+            tf.errors.InvalidArgumentError.
+        """
+        num_rows, num_units = rows.shape[0], self.num_microbatches
+        if num_units is None:
+            return rows[:, None]
+        message = (
+            f'a batch is no multiple of num_microbatches={num_units}: leave the last, smaller batch of an epoch '
+            'out (drop_remainder=True), or give expected_batch_size in place of num_microbatches, and each row '
+            'is a unit.'
         )
+        if num_rows is not None and num_rows % num_units:
+            raise ValueError(f'{num_rows} rows in {message}')
+        is_whole = tf.debugging.assert_equal(tf.shape(rows)[0] % num_units, 0, message=message)
+        with tf.control_dependencies([is_whole] if is_whole is not None else []):
+            return tf.reshape(rows, tf.concat([[num_units, -1], tf.shape(rows)[1:]], axis=0))
 
     def compute_gradients(self, loss, var_list, tape=None):
         """Returns noisy (gradient, variable) pairs from a vector of losses; see the class factory.
@@ -208,12 +194,44 @@ class _PrivateGradients:
         return self._compute_unit_gradients(loss_fn, batch, var_list, is_padding)
 
     def _compute_unit_gradients(self, loss_fn, batch, var_list, is_padding=None):
-        """Does what `compute_unit_gradients` does, but for the check of loss_fn."""
+        """Does the same as `compute_unit_gradients`, without the check of loss_fn."""
         num_replicas = count_replicas()
         if is_padding is None:
             is_padding = tf.zeros([tf.shape(tf.nest.flatten(batch)[0])[0]], tf.bool)
         clipped = self._clipper.clipped_sum(loss_fn, var_list, batch, is_padding, units_per_chunk=self._units_per_chunk)
         return self._privatize(clipped.sums, var_list, num_replicas)
+
+    @tf.autograph.experimental.do_not_convert
+    def _check_models(self, variables, num_replicas) -> None:
+        """Checks, once, the models that hold the variables: of a loss, Keras hands over the tensor alone."""
+        references = {variable.ref() for variable in variables}
+        if not references <= self._checked:
+            model_check.check_models_with(variables, runs_them=num_replicas == 1)
+            self._checked |= references
+
+    def _privatize(self, sums, variables, num_replicas):
+        """Returns the (gradient, variable) pairs of clipped sums: reduced over replicas, with noise, divided."""
+        if num_replicas > 1:
+            if not isinstance(self._num_draws, tf.distribute.DistributedValues):
+                raise RuntimeError(
+                    f'make {type(self).__name__} in the scope of the strategy: its counter of draws must be '
+                    'the same on all replicas.'
+                )
+            sums = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, sums)
+        divisor = self._expected_batch_size
+        if divisor is None:
+            divisor = self.num_microbatches * num_replicas
+        gradients = self.declare_private([gradient / float(divisor) for gradient in self._add_noise(sums)])
+        return list(zip(gradients, variables))
+
+    def _add_noise(self, sums):
+        """Returns sums with noise whose draws have numbers of their own; counts them."""
+        # Replicas share the seed and the counter, so all of them add the same noise to the same sum.
+        first_draw = tf.maximum(self._num_draws.read_value(), self._least_draw.read_value())
+        noisy = self._noise.add_at(sums, seed=self._private_seed, first_draw=first_draw)
+        for counter in (self._num_draws, self._least_draw):
+            counter.assign(first_draw + len(sums))
+        return noisy
 
     def minimize_units(self, loss_fn: Callable[[Any], tf.Tensor], batch: Any, var_list, is_padding=None):
         """Applies one noisy update computed by `compute_unit_gradients`."""
@@ -268,26 +286,22 @@ class _PrivateGradients:
             )
         return grads_and_vars
 
-    def split_into_units(self, rows: tf.Tensor) -> tf.Tensor:
-        """Returns rows [units * views, ...] as [units, views, ...].
+    def _is_private(self, gradient) -> bool:
+        return gradient is not None and self._made_private.get(id(gradient)) is gradient
 
-        Raises:
-          ValueError: if their number is no multiple of num_microbatches. Where it is known at run time alone:
-            tf.errors.InvalidArgumentError.
-        """
-        num_rows, num_units = rows.shape[0], self.num_microbatches
-        if num_units is None:
-            return rows[:, None]
-        message = (
-            f'a batch is no multiple of num_microbatches={num_units}: leave the last, smaller batch of an epoch '
-            'out (drop_remainder=True), or give expected_batch_size in place of num_microbatches, and each row '
-            'is a unit.'
+    @property
+    def _is_wrapped_by_loss_scale_optimizer(self) -> bool:
+        """A flag that Keras's LossScaleOptimizer sets on the optimizer inside it."""
+        return False
+
+    @_is_wrapped_by_loss_scale_optimizer.setter
+    def _is_wrapped_by_loss_scale_optimizer(self, value):
+        del value
+        raise ValueError(
+            'mixed_float16 (a LossScaleOptimizer) scales the loss before the gradients are clipped, so that '
+            "l2_norm_clip means another norm in each step: use the policy 'mixed_bfloat16', which needs no "
+            'loss scaling.'
         )
-        if num_rows is not None and num_rows % num_units:
-            raise ValueError(f'{num_rows} rows in {message}')
-        is_whole = tf.debugging.assert_equal(tf.shape(rows)[0] % num_units, 0, message=message)
-        with tf.control_dependencies([is_whole] if is_whole is not None else []):
-            return tf.reshape(rows, tf.concat([[num_units, -1], tf.shape(rows)[1:]], axis=0))
 
     def get_config(self):
         """Returns the config with the DP arguments, and without any seed."""
@@ -299,37 +313,25 @@ class _PrivateGradients:
             'make another one by from_config(optimizer.get_config()).'
         )
 
-    def _is_private(self, gradient) -> bool:
-        return gradient is not None and self._made_private.get(id(gradient)) is gradient
 
-    @tf.autograph.experimental.do_not_convert
-    def _check_models(self, variables, num_replicas) -> None:
-        """Checks, once, the models that hold the variables: of a loss, Keras hands over the tensor alone."""
-        references = {variable.ref() for variable in variables}
-        if not references <= self._checked:
-            model_check.check_models_with(variables, runs_them=num_replicas == 1)
-            self._checked |= references
+def _check_divisors(num_microbatches: int | None, expected_batch_size: float | None) -> None:
+    """Refuses arguments by which the noisy sum would be divided by a number that is not public, or is none."""
+    if num_microbatches is None and expected_batch_size is None:
+        raise ValueError(
+            'give num_microbatches or expected_batch_size: the noisy sum must be divided by a public '
+            'number, not by the size of the batch at hand.'
+        )
+    for name, value in (('num_microbatches', num_microbatches), ('expected_batch_size', expected_batch_size)):
+        if value is not None and not 0 < value < float('inf'):
+            raise ValueError(f'{name} must be finite and > 0, got {value}.')
 
-    def _privatize(self, sums, variables, num_replicas):
-        """Returns the (gradient, variable) pairs of clipped sums: reduced over replicas, with noise, divided."""
-        if num_replicas > 1:
-            if not isinstance(self._num_draws, tf.distribute.DistributedValues):
-                raise RuntimeError(
-                    f'make {type(self).__name__} in the scope of the strategy: its counter of draws must be '
-                    'the same on all replicas.'
-                )
-            sums = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, sums)
-        # Replicas share the seed and the counter, so all of them add the same noise to the same sum.
-        first_draw = tf.maximum(self._num_draws.read_value(), self._least_draw.read_value())
-        noisy = self._noise.add_at(sums, seed=self._private_seed, first_draw=first_draw)
-        for counter in (self._num_draws, self._least_draw):
-            counter.assign(first_draw + len(sums))
-        divisor = self._expected_batch_size
-        if divisor is None:
-            divisor = self.num_microbatches * num_replicas
-        gradients = [gradient / float(divisor) for gradient in noisy]
-        self._made_private.update({id(gradient): gradient for gradient in gradients})
-        return list(zip(gradients, variables))
+
+def _make_counter(name: str) -> tf.Variable:
+    """Returns a counter that is the same on all replicas."""
+    with tf.init_scope():
+        return tf.Variable(
+            0, trainable=False, dtype=tf.int64, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA, name=name
+        )
 
 
 def _spec_of_unit(batch):
@@ -338,7 +340,7 @@ def _spec_of_unit(batch):
 
 
 def count_replicas() -> int:
-    """Returns how many replicas compute a private step together, 1 without a strategy.
+    """Returns the number of replicas that compute a private step together, 1 without a strategy.
 
     Raises:
       RuntimeError: under a strategy whose replicas were not shown to add their noise once, or outside of a replica.
@@ -377,7 +379,7 @@ class DpModel(keras.Model):
 
     def train_step(self, data):
         """One private update on a batch of (x, y) or (x, y, sample_weight)."""
-        if not isinstance(self.optimizer, _PrivateGradients):
+        if not isinstance(self.optimizer, _PrivateOptimizer):
             raise ValueError(
                 f'a DpModel trains by a VectorizedDP optimizer, got {type(self.optimizer).__name__}: '
                 'compile it with VectorizedDPAdam, say.'

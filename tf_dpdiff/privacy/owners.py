@@ -4,7 +4,7 @@ import numpy as np
 
 
 def shares(num_images: int, owners: np.ndarray | None) -> np.ndarray:
-    """Returns what each image counts in a sum over units.
+    """Returns the weight of each image in a sum over units.
 
     Use it where units of several images are released without DP-SGD, which averages their gradients instead.
 

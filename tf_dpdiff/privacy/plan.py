@@ -17,7 +17,6 @@ from tf_dpdiff.privacy import relations
 from tf_dpdiff.privacy import rounding
 from tf_dpdiff.privacy import sampling
 
-DP_SGD_STEP = 'dp_sgd_step'
 SAMPLINGS = ('poisson', 'shuffled_batches')
 CLIPPINGS = ('flat', 'per_layer')
 
@@ -27,7 +26,7 @@ WarmStartRelease = class_means.ClassMeansConfig | feature_means.FeatureMeansConf
 
 @dataclasses.dataclass(frozen=True)
 class DpSgdConfig:
-    """What a person chooses about the private part of a run.
+    """The choices of a person about the private part of a run.
 
     Attributes:
       target_delta: In (0, 1), and below 1 / number of units unless accept_large_delta.
@@ -108,7 +107,7 @@ class DpSgdPlan:
 
     @property
     def sampling_probability(self) -> float | None:
-        """Of each unit in each step; None where units are not Poisson-sampled."""
+        """The probability of each unit in each step; None where units are not Poisson-sampled."""
         return getattr(self.sampler, 'sampling_probability', None)
 
     def dp_event(self, num_steps: int | None = None) -> dp_accounting.DpEvent:
@@ -121,17 +120,11 @@ class DpSgdPlan:
         planned = ledger_lib.Ledger()
         if self.warm_start_release:
             planned = self.record_warm_start_release(planned)
-        if count:
-            step = self.record_step(ledger_lib.Ledger()).releases[0]
-            planned = ledger_lib.Ledger(planned.releases + (dataclasses.replace(step, count=count),))
-        return planned
+        return self._record_steps(planned, count)
 
     def record_warm_start_release(self, ledger: ledger_lib.Ledger) -> ledger_lib.Ledger:
         """Returns the ledger with all rounds of the warm start's release."""
-        release = self.warm_start_release
-        for _ in range(release.num_rounds):
-            ledger = ledger.record(release.mechanism, release.noise_multiplier, 1.0)
-        return ledger
+        return self.warm_start_release.record(ledger)
 
     def record_step(self, ledger: ledger_lib.Ledger) -> ledger_lib.Ledger:
         """Returns the ledger with one more step.
@@ -139,11 +132,16 @@ class DpSgdPlan:
         Raises:
           accounting.BudgetError: if the plan's steps have all been run.
         """
-        if ledger.count(DP_SGD_STEP) >= self.config.num_steps:
+        if ledger.count(ledger_lib.DP_SGD_STEP) >= self.config.num_steps:
             raise accounting.BudgetError(
                 f'all {self.config.num_steps} planned steps have been run; one more is refused.'
             )
-        return ledger.record(DP_SGD_STEP, self.config.noise_multiplier, self.sampling_probability)
+        return self._record_steps(ledger, 1)
+
+    def _record_steps(self, ledger: ledger_lib.Ledger, count: int) -> ledger_lib.Ledger:
+        return ledger.record(
+            ledger_lib.DP_SGD_STEP, self.config.noise_multiplier, self.sampling_probability, count=count
+        )
 
     def epsilon(self, ledger: ledger_lib.Ledger | None = None, **options) -> float:
         """Returns epsilon at target_delta of what is in the ledger, or of the whole plan; infinity: no guarantee.
@@ -155,12 +153,12 @@ class DpSgdPlan:
         event = (self.planned_ledger() if ledger is None else ledger).dp_event()
         return accounting.epsilon(event, self.config.target_delta, **options)
 
-    def cautions(self) -> list[str]:
-        """Returns what a lay person must be told of the claim that the whole plan ends with."""
-        return cautions.of_claim(self.epsilon(), self.config.target_delta, self.num_units)
+    def cautions(self, ledger: ledger_lib.Ledger | None = None) -> list[str]:
+        """Returns the cautions that the claim needs, for a lay person; arguments as for `epsilon`."""
+        return cautions.of_claim(self.epsilon(ledger), self.config.target_delta, self.num_units)
 
     def fingerprint(self) -> dict:
-        """Returns what must not change when a run is resumed, as plain JSON values."""
+        """Returns the settings that a resumed run must not change, as plain JSON values."""
         fields = dataclasses.asdict(self.config)
         if not self.config.accept_large_delta:
             del fields['accept_large_delta']  # Runs that were begun before there was such a choice go on.
@@ -231,7 +229,7 @@ def make_plan(config: DpSgdConfig, num_units: int, warm_start_release: WarmStart
     if config.target_epsilon is not None and plan.epsilon() > config.target_epsilon:
         raise accounting.BudgetError(
             f'noise_multiplier={plan.config.noise_multiplier:g} over {config.num_steps} steps costs '
-            f'epsilon={accounting.round_up(plan.epsilon())} at delta={rounding.exact(config.target_delta)}, more '
+            f'epsilon={rounding.round_up(plan.epsilon())} at delta={rounding.exact(config.target_delta)}, more '
             f'than target_epsilon={rounding.exact(config.target_epsilon)}. Give more noise or fewer steps, leave '
             'noise_multiplier out to have it calibrated, or set target_epsilon=None to claim no target.'
         )

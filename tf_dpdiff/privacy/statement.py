@@ -11,7 +11,6 @@ import numpy as np
 import tensorflow as tf
 
 from tf_dpdiff.privacy import accounting
-from tf_dpdiff.privacy import cautions
 from tf_dpdiff.privacy import curves
 from tf_dpdiff.privacy import epsilon_bounds
 from tf_dpdiff.privacy import ledger as ledger_lib
@@ -20,8 +19,6 @@ from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import relations
 from tf_dpdiff.privacy import rounding
 from tf_dpdiff.privacy import sampling
-
-round_up = accounting.round_up
 
 _WIDTH = 95
 _NOT_COVERED = (
@@ -81,7 +78,7 @@ class PrivacyStatement:
             'delta': config.target_delta,
             'epsilon_by_accountant': epsilons,
             'guarantee_claimed': epsilons['pld'] is not None,
-            'cautions': self._cautions(),
+            'cautions': self.plan.cautions(self.ledger),
             'run_id': self.run_id,
             'unit': self.unit,
             'unit_is': 'an owner with all of its images' if self.has_owners else 'each single image',
@@ -97,7 +94,7 @@ class PrivacyStatement:
             'noise_tail_adds_to_delta_at_most': self._tail_delta(),
             'l2_norm_clip': config.l2_norm_clip,
             'clipping': config.clipping,
-            'steps_run': self.ledger.count(plan_lib.DP_SGD_STEP),
+            'steps_run': self.ledger.count(ledger_lib.DP_SGD_STEP),
             'augmentation_multiplicity': self.augmentation_multiplicity,
             'releases': json.loads(self.ledger.to_json()),
             'dp_event': repr(event),
@@ -108,19 +105,15 @@ class PrivacyStatement:
 
     def _tail_delta(self) -> float:
         """Returns a bound on what the cut tail of the noise adds to delta; 0 where no noise was drawn."""
-        config, num_steps = self.plan.config, self.ledger.count(plan_lib.DP_SGD_STEP)
+        config, num_steps = self.plan.config, self.ledger.count(ledger_lib.DP_SGD_STEP)
         if not num_steps or not config.noise_multiplier:
             return 0.0
         return noise.tail_delta(
             config.noise_multiplier, num_draws=num_steps, num_numbers=_MOST_PARAMETERS, generator=config.noise_generator
         )
 
-    def _cautions(self) -> list[str]:
-        config = self.plan.config
-        return cautions.of_claim(self.plan.epsilon(self.ledger), config.target_delta, self.plan.num_units)
-
     def _why_nothing_is_claimed(self) -> str:
-        """Returns why no epsilon is known, in words."""
+        """Returns the reasons why no epsilon is known."""
         reasons = []
         if any(release.noise_multiplier < epsilon_bounds.SMALLEST_NOISE_MULTIPLIER for release in self.ledger.releases):
             reasons.append('it was trained without noise, or with next to none')
@@ -133,12 +126,12 @@ class PrivacyStatement:
         return public + [_ALSO_PUBLIC] * bool(public) + list(_NOT_COVERED)
 
     def epsilon_over_steps(self) -> list[curves.CurvePoint]:
-        """Returns what had been spent on the way, the last point being the claim; empty where nothing is claimed."""
-        num_steps = self.ledger.count(plan_lib.DP_SGD_STEP)
+        """Returns the cost over the steps that were run, the claim last; empty where nothing is claimed."""
+        num_steps = self.ledger.count(ledger_lib.DP_SGD_STEP)
         if not num_steps or _finite(self.plan.epsilon(self.ledger)) is None:
             return []
         return curves.epsilon_over_steps(
-            lambda count: self.ledger.first(plan_lib.DP_SGD_STEP, count).dp_event(),
+            lambda count: self.ledger.first(ledger_lib.DP_SGD_STEP, count).dp_event(),
             num_steps,
             self.plan.config.target_delta,
         )
@@ -156,7 +149,8 @@ class PrivacyStatement:
                 f'The model trained on {self.dataset!r} and everything sampled from it is',
                 '(epsilon, delta)-differentially private with',
                 '',
-                f'    epsilon = {round_up(fields["epsilon"])}   at   delta = {rounding.exact(fields["delta"])}',
+                f'    epsilon = {rounding.round_up(fields["epsilon"])}   at   '
+                f'delta = {rounding.exact(fields["delta"])}',
                 '',
                 *(textwrap.fill(f'CAUTION: {caution}', _WIDTH) + '\n' for caution in fields['cautions']),
                 f'Protected unit: {self.unit} ({fields["unit_is"]}).',
@@ -194,7 +188,7 @@ class PrivacyStatement:
 
 @dataclasses.dataclass(frozen=True)
 class PublicStatement:
-    """What is to be said of a model that was trained on public images alone: nothing is claimed, and nothing is owed.
+    """The statement about a model that was trained on public images alone: nothing is claimed, and nothing is owed.
 
     Attributes:
       public_data: The images, one phrase a source.
@@ -252,7 +246,7 @@ def _versions() -> dict:
 
 def _describe(release: ledger_lib.Release) -> str:
     times = 'once' if release.count == 1 else f'{release.count} times'
-    if release.mechanism == plan_lib.DP_SGD_STEP:
+    if release.mechanism == ledger_lib.DP_SGD_STEP:
         drawn = (
             'without Poisson sampling'
             if release.sampling_probability is None
@@ -272,14 +266,15 @@ def _round_up_exponent(value: float) -> str:
 
 
 def _describe_accountants(pld: float, rdp: float) -> list[str]:
+    by_pld, by_rdp = rounding.round_up(pld), rounding.round_up(rdp)
     if 0.0 < pld == rdp:
         return [
-            f'Accountant: Renyi (RDP), an upper bound, {round_up(rdp)}; a privacy loss distribution (PLD) is beyond',
+            f'Accountant: Renyi (RDP), an upper bound, {by_rdp}; a privacy loss distribution (PLD) is beyond',
             'numbers of 64 bits here.',
         ]
     return [
-        f'Accountants: privacy loss distribution (PLD) {round_up(pld)}; Renyi (RDP), an',
-        f'independent upper bound, {round_up(rdp)}.',
+        f'Accountants: privacy loss distribution (PLD) {by_pld}; Renyi (RDP), an',
+        f'independent upper bound, {by_rdp}.',
     ]
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 import contextlib
 import datetime
-import fcntl
 import os
 import pathlib
 
@@ -94,14 +93,8 @@ def _resolve(path: str | os.PathLike) -> pathlib.Path:
     return pathlib.Path(path).expanduser().resolve()  # A link is followed: two names of one file share its lock.
 
 
-@contextlib.contextmanager
-def _locked(path: pathlib.Path) -> Iterator[None]:
-    descriptor = os.open(path.with_name(f'.{path.name}.lock'), os.O_RDWR | os.O_CREAT, _OWNER_ONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+def _locked(path: pathlib.Path) -> contextlib.AbstractContextManager:
+    return files.holding(path.with_name(f'.{path.name}.lock'), wait=True, needs_locks=True, mode=_OWNER_ONLY)
 
 
 def _write(path: pathlib.Path, budget: budget_lib.Budget) -> None:

@@ -7,7 +7,6 @@ import pathlib
 from tf_dpdiff import files
 from tf_dpdiff.evaluation import epsilon_picture
 from tf_dpdiff.evaluation import report
-from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import curves
 from tf_dpdiff.privacy import rounding
 from tf_dpdiff.runs import folder
@@ -119,7 +118,7 @@ def privacy_sections(workdir: pathlib.Path) -> list[report.Section]:
     sections = []
     if fields['epsilon_over_steps']:
         rows = [
-            (f'{point["num_steps"]:,}', accounting.round_up(point['pld']), accounting.round_up(point['rdp']))
+            (f'{point["num_steps"]:,}', rounding.round_up(point['pld']), rounding.round_up(point['rdp']))
             for point in fields['epsilon_over_steps']
         ]
         picture = report.picture(

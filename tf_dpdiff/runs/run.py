@@ -276,7 +276,7 @@ def _facts(statement, recipe: recipe_lib.Recipe) -> dict[str, str]:
             'steps': str(recipe.pretraining.num_steps),
         }
     return {
-        'epsilon': statement_lib.round_up(fields['epsilon']) if fields['guarantee_claimed'] else 'none claimed',
+        'epsilon': rounding.round_up(fields['epsilon']) if fields['guarantee_claimed'] else 'none claimed',
         'delta': rounding.exact(fields['delta']),
         'protected unit': fields['unit'],
         'steps': str(fields['steps_run']),

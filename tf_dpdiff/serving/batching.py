@@ -51,7 +51,7 @@ class BatchingConfig:
             )
 
     def padded_size(self, rows: int) -> int:
-        """Returns with how many rows a batch is run."""
+        """Returns the number of rows that a batch is run with."""
         return next((size for size in self.allowed_batch_sizes if size >= rows), rows)
 
 
@@ -67,7 +67,7 @@ class _Answer(futures.Future):
 
 
 class _Request:
-    """What waits: inputs, and the future that is answered."""
+    """A request that waits: its inputs, and the future that is answered."""
 
     def __init__(self, inputs: Mapping[str, np.ndarray], rows: int, deadline: float):
         self.inputs, self.rows, self.deadline = inputs, rows, deadline
@@ -147,10 +147,7 @@ class Batcher:
 
     def _drop_abandoned(self) -> None:
         """Whoever cancelled, or asked for an answer by now, does not keep others out."""
-        waiting = []
-        for request in self._queue:
-            if self._is_wanted(request):
-                waiting.append(request)
+        waiting = [request for request in self._queue if self._is_wanted(request)]
         self._queue.clear()
         self._queue.extend(waiting)
 
@@ -225,7 +222,7 @@ class Batcher:
             request.future.set_result(result)
 
     def _is_still_wanted(self, request: _Request) -> bool:
-        """Of a request that was run with others in vain; if not, it is answered."""
+        """Returns True where a request that was run with others in vain is to be run again; else answers it."""
         if request.future.is_abandoned:
             request.fail(status.ServingError(status.Code.CANCELLED, 'the client is gone.'))
         elif request.deadline <= time.monotonic():

@@ -244,7 +244,7 @@ def _trusted_certificates() -> bytes | None:
 
 
 def _is_safe_for_secrets(url: str) -> bool:
-    """Returns whether what is sent is encrypted, or stays on this machine."""
+    """Returns True where what is sent is encrypted, or stays on this machine."""
     parts = urllib.parse.urlsplit(url)
     try:
         return parts.scheme.endswith('s') or security.is_loopback(parts.hostname)
@@ -262,7 +262,7 @@ def _is_address(url: str) -> bool:
 
 
 def _reason(error: urllib.error.HTTPError) -> str:
-    """Returns what TensorFlow Serving says, in one line."""
+    """Returns the message of TensorFlow Serving, in one line."""
     text = ''
     try:
         text = error.read().decode('utf-8', 'replace')

@@ -67,7 +67,7 @@ class GrpcServer:
         checks = [_TokenCheck(security)] if security.token else []
         self._server = grpc.server(
             self._pool,
-            interceptors=[*checks, _PatientOnlySoLong(core, self._watch)],
+            interceptors=[*checks, _Deadlines(core, self._watch)],
             options=[
                 ('grpc.max_receive_message_length', core.limits.max_message_bytes),
                 ('grpc.max_send_message_length', -1),
@@ -179,7 +179,7 @@ class _Watch:
                 context.cancel()
 
 
-class _PatientOnlySoLong(grpc.ServerInterceptor):
+class _Deadlines(grpc.ServerInterceptor):
     """Lets no client hold a thread without sending its message, or memory without reading its answer.
 
     gRPC itself waits for a message for ever. So methods become ones of a stream, which is the same to clients, and the
@@ -245,7 +245,7 @@ class _PatientOnlySoLong(grpc.ServerInterceptor):
 
 
 def _answer(core: predict.Core, method: str, context, function: Callable):
-    """Returns what a function does; tells errors by their codes, and counts."""
+    """Returns the result of a function; tells errors by their codes, and counts."""
     started = time.monotonic()
     try:
         response = function()

@@ -8,7 +8,7 @@ _MAX_CONNECTIONS = 1000
 _FAREWELL_SECS = 0.3
 
 
-class PatientOnlySoLong(h11_impl.H11Protocol):
+class TimeLimitedProtocol(h11_impl.H11Protocol):
     """A connection of uvicorn's with two limits that uvicorn lacks.
 
     Between requests, a client has `HEADER_TIMEOUT_SECS` from its first byte (or from connecting) to the end of the next

@@ -14,7 +14,7 @@ _PREFIX = 'tf_dpdiff_serving_'
 
 
 class Metrics:
-    """What is counted while a server runs.
+    """The counters of a server.
 
     No label comes from a client: names and signatures that do not exist would make series without end.
 

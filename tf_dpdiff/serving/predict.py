@@ -1,4 +1,4 @@
-"""What is answered, whatever protocol it is asked in: messages of TensorFlow Serving's API in and out."""
+"""The answers of a server, whatever protocol they are asked for in: messages of TensorFlow Serving's API in and out."""
 
 from collections.abc import Iterator
 import contextlib
@@ -21,7 +21,7 @@ _OPEN_BYTES = 256 * 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a server takes.
+    """The limits of what a server takes.
 
     Args:
       batching: How requests are joined, and how many wait.
@@ -51,7 +51,7 @@ class Limits:
 
 
 class Share:
-    """What one request takes of a `Budget`."""
+    """The bytes that one request takes of a `Budget`."""
 
     def __init__(self, budget: 'Budget'):
         self._budget, self.num_bytes = budget, 0
@@ -176,7 +176,7 @@ class Core:
     def answered_spec(
         self, spec: model_pb2.ModelSpec, servable: servables.Servable, signature_name: str
     ) -> model_pb2.ModelSpec:
-        """Returns what an answer says it is of."""
+        """Returns the model, version and signature that an answer names."""
         result = model_pb2.ModelSpec(name=spec.name, signature_name=signature_name)
         result.version.value = servable.version
         return result

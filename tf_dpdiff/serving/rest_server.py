@@ -297,7 +297,7 @@ class RestServer:
         self.port = self._socket.getsockname()[1]
         self._config = uvicorn.Config(
             _App(core, security),
-            http=http_protocol.PatientOnlySoLong,
+            http=http_protocol.TimeLimitedProtocol,
             ws='none',
             lifespan='off',
             log_config=None,

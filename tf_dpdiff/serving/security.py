@@ -13,7 +13,7 @@ _TOKEN = re.compile(r'[!-~]{16,4096}')
 
 @dataclasses.dataclass(frozen=True)
 class Security:
-    """What a server asks of its clients.
+    """The proof that a server asks of its clients.
 
     Args:
       token: What they send as `authorization: Bearer TOKEN`, in HTTP and in gRPC; None lets everyone in.
@@ -59,7 +59,7 @@ class Security:
             )
 
     def is_authorized(self, header: str | None) -> bool:
-        """Returns whether the value of an `authorization` header lets its sender in, in time that tells nothing.
+        """Returns True where the value of an `authorization` header lets its sender in, in time that tells nothing.
 
         Example:
             >>> security = Security(token='a-token-that-is-long-enough')
@@ -88,7 +88,7 @@ def read_token(path: pathlib.Path) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Returns whether all addresses of a host are of this machine alone.
+    """Returns True where all addresses of a host are of this machine alone.
 
     Raises:
       ValueError: if it has none.

@@ -84,7 +84,7 @@ class Servable:
         return self._batchers[signature.name].submit(inputs, deadline=deadline)
 
     def queue_length(self) -> int:
-        """Returns how many requests wait."""
+        """Returns the number of requests that wait."""
         return sum(len(batcher) for batcher in self._batchers.values())
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ _STRING_BYTES = 64  # What a string takes besides its text, in Python and in Ten
 
 @dataclasses.dataclass(frozen=True)
 class TensorSpec:
-    """What a signature says of one tensor.
+    """A signature's description of one tensor.
 
     Args:
       dtype: Its type.
@@ -151,7 +151,7 @@ class Signature:
         }
 
     def output_names(self, wanted) -> tuple[str, ...]:
-        """Returns which outputs a request asks for: those that it names, or all.
+        """Returns the names of the outputs that a request asks for: those that it names, or all.
 
         Raises:
           ServingError: if one is unknown or is named twice.

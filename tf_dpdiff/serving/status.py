@@ -58,7 +58,7 @@ def invalid(message: str) -> ServingError:
 
 
 def from_exception(error: BaseException) -> ServingError:
-    """Returns what a client is told about an error that a model raised.
+    """Returns the error that a client is told of where a model raised one.
 
     Args:
       error: A TensorFlow error keeps its code; anything else is INTERNAL.

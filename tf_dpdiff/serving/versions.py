@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 class VersionState(NamedTuple):
-    """What GetModelStatus says of a version."""
+    """The state of a version, as GetModelStatus tells it."""
 
     version: int
     state: int
@@ -149,7 +149,7 @@ class VersionManager:
         return self._newest is not None
 
     def queue_length(self) -> int:
-        """Returns how many requests wait, of all versions."""
+        """Returns the number of requests that wait, of all versions."""
         with self._free:
             return sum(loaded.servable.queue_length() for loaded in self._loaded.values())
 

@@ -12,8 +12,8 @@ import tqdm
 
 from tf_dpdiff import keras
 from tf_dpdiff import progress
-from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import curves
+from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import rounding
 from tf_dpdiff.privacy import seeds
@@ -297,7 +297,7 @@ class Trainer:
         if 'loss' in scalars:
             shown['loss'] = f'{scalars["loss"]:.3f}'
         if epsilon is not None:
-            shown['epsilon'] = accounting.round_up(epsilon)
+            shown['epsilon'] = rounding.round_up(epsilon)
         bar.set_postfix(shown, refresh=False)
 
     def _find_problem(self) -> str | None:
@@ -356,7 +356,7 @@ class Trainer:
         ledger = self.state.ledger
         steps = self.state.step if stage.name == finetuning.NAME else 0
         release = self.plan.warm_start_release
-        recorded = ledger.count(plan_lib.DP_SGD_STEP) == steps and (
+        recorded = ledger.count(ledger_lib.DP_SGD_STEP) == steps and (
             release is None or ledger.count(release.mechanism) == release.num_rounds
         )
         return recorded and math.isfinite(self._epsilon_spent() or 0.0)
@@ -368,7 +368,7 @@ class Trainer:
             return None
         config = self.plan.config
         return curves.epsilon_bound(
-            self.plan.dp_event, config.num_steps, config.target_delta, ledger.count(plan_lib.DP_SGD_STEP)
+            self.plan.dp_event, config.num_steps, config.target_delta, ledger.count(ledger_lib.DP_SGD_STEP)
         )
 
     def _spent(self) -> str:
@@ -379,7 +379,7 @@ class Trainer:
         if not ledger.releases:
             return 'Nothing was released of the private images, and no privacy is spent.'
         return (
-            f'What was released of the private images cost epsilon = {accounting.round_up(self.plan.epsilon(ledger))}'
+            f'What was released of the private images cost epsilon = {rounding.round_up(self.plan.epsilon(ledger))}'
             f' at delta = {rounding.exact(self.plan.config.target_delta)}, and stays spent.'
         )
 

@@ -1,5 +1,6 @@
 """A classifier of public images."""
 
+from collections.abc import Iterator
 import dataclasses
 import math
 
@@ -9,6 +10,7 @@ from tf_dpdiff import keras
 from tf_dpdiff import progress
 from tf_dpdiff.data import datasets
 from tf_dpdiff.networks import classifiers
+from tf_dpdiff.training import classifier_steps
 from tf_dpdiff.training import divergence
 
 
@@ -52,24 +54,16 @@ def train(config: PublicClassifierConfig, public: datasets.ImageDataset) -> kera
       divergence.DivergedError: if the training diverges.
     """
     model = classifiers.small_cnn(public.image_shape, public.num_classes, seed=config.seed)
-    batches = _MirroredBatches(config, public)
-    rate = keras.optimizers.schedules.CosineDecay(config.learning_rate, config.num_epochs * len(batches))
-    model.compile(keras.optimizers.Adam(rate), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    with progress.bar(config.num_epochs * len(batches), 'classifier', 'step') as bar:
-
-        def look(unused_batch, logs):
+    batch_size = min(config.batch_size, len(public))
+    num_steps = config.num_epochs * (len(public) // batch_size)
+    losses = classifier_steps.train(
+        model, _mirrored_batches(public, batch_size, config.seed), num_steps, learning_rate=config.learning_rate
+    )
+    with progress.bar(num_steps, 'classifier', 'step') as bar:
+        for loss in map(float, losses):
             bar.update()
-            if not math.isfinite(logs['loss']):
-                raise _diverged(f'by step {bar.n} of {bar.total}: the loss is {logs["loss"]}')
-
-        # Keras would shuffle the batches by a global seed.
-        model.fit(
-            batches,
-            epochs=config.num_epochs,
-            shuffle=False,
-            verbose=0,
-            callbacks=[keras.callbacks.LambdaCallback(on_batch_end=look)],
-        )
+            if not math.isfinite(loss):
+                raise _diverged(f'by step {bar.n} of {bar.total}: the loss is {loss}')
     if not divergence.all_finite([*model.weights, model(public.images_uint8[:1])]):
         raise _diverged('at its end: its weights, or what it says of an image, are not finite')
     return model
@@ -82,23 +76,13 @@ def _diverged(where: str) -> divergence.DivergedError:
     )
 
 
-class _MirroredBatches(keras.utils.Sequence):
-    """Batches of public images in an order drawn anew for each epoch, half of the images mirrored left to right."""
-
-    def __init__(self, config: PublicClassifierConfig, public: datasets.ImageDataset):
-        self._public, self._batch_size = public, min(config.batch_size, len(public))
-        self._generator = np.random.default_rng(config.seed)
-        self.on_epoch_end()
-
-    def __len__(self) -> int:
-        return len(self._public) // self._batch_size
-
-    def __getitem__(self, number: int):
-        rows = self._order[number * self._batch_size : (number + 1) * self._batch_size]
-        images = self._public.images_uint8[rows]
-        mirrored = self._is_mirrored[rows][:, None, None, None]
-        return np.where(mirrored, images[:, :, ::-1], images), self._public.labels[rows]
-
-    def on_epoch_end(self) -> None:
-        self._order = self._generator.permutation(len(self._public))
-        self._is_mirrored = self._generator.random(len(self._public)) < 0.5
+def _mirrored_batches(public: datasets.ImageDataset, batch_size: int, seed: int) -> Iterator:
+    """Yields whole batches of public images in an order drawn anew for each epoch, half of the images mirrored."""
+    generator = np.random.default_rng(seed)
+    while True:
+        order = generator.permutation(len(public))
+        is_mirrored = generator.random(len(public)) < 0.5
+        for start in range(0, len(public) - batch_size + 1, batch_size):
+            rows = order[start : start + batch_size]
+            images = public.images_uint8[rows]
+            yield np.where(is_mirrored[rows][:, None, None, None], images[:, :, ::-1], images), public.labels[rows]
