@@ -317,7 +317,7 @@ def _start_results(flags, pythons):
 
 
 def _is_wanted(row, flags):
-    """Returns whether a row stands for a cell that nobody has measured and that the flags ask for."""
+    """Tells if a row stands for a cell that nobody has measured and that the flags ask for."""
     return (
         row.get('reason') == _NOT_MEASURED
         and row['network'] in flags.networks

@@ -65,7 +65,7 @@ def cpu_seconds_of_children():
 
 
 def measure_run(gin_file, flags, folder):
-    """Returns where the time of a run goes, or why it was left out."""
+    """Returns the seconds of a run by its parts, or the reason why it was left out."""
     name, report = pathlib.Path(gin_file).stem, folder / 'run.json'
     of_run = [f'--gin_file={gin_file}', *(f'--gin_param={binding}' for binding in flags.gin_param)]
     result = {'name': name, 'command': shlex.join(['bin/train', *of_run])}

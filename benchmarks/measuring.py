@@ -140,7 +140,7 @@ def take_turns(steps, rounds):
 
 
 def steps_of(cases):
-    """Returns what `take_turns` takes of cases."""
+    """Returns the steps of cases by name, as `take_turns` takes them."""
     return {case.name: case.step for case in cases}
 
 

@@ -41,7 +41,7 @@ def open_source(name, num_images, folder):
 
 
 def make_gather(flags, folder):
-    """Returns what draws a batch as train_step.make_private_step does, and facts of it."""
+    """Returns a function that draws a batch as train_step.make_private_step does, and facts of it."""
     from tf_dpdiff.data import pipelines
     from tf_dpdiff.privacy import sampling
 
@@ -57,7 +57,7 @@ def make_gather(flags, folder):
 
 
 def make_views(flags):
-    """Returns what draws the views of a batch, a chunk at a time, and facts of it."""
+    """Returns a function that draws the views of a batch, a chunk at a time, and facts of it."""
     import numpy as np
     import tensorflow as tf
 

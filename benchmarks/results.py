@@ -187,7 +187,7 @@ def _read(path):
 
 
 def collect(row, statement, evaluation, secs, of_wide_resnet):
-    """Returns what a row shows of a statement, of evaluations, and of the seconds of the commands."""
+    """Returns the fields of a row: of a statement, of evaluations, and of the seconds of the commands."""
     classifiers = [
         entry for found in (evaluation, of_wide_resnet) if found for entry in found['utility']['classifiers']
     ]
@@ -229,7 +229,7 @@ def measure(flags):
 
 
 def _chosen(flags):
-    """Returns where runs are kept, and the rows that there are to choose from."""
+    """Returns the folder of the runs, and the rows that there are to choose from."""
     return (flags.folder / 'ablations', ABLATIONS) if flags.ablations else (flags.folder, ROWS)
 
 

@@ -40,7 +40,7 @@ _EVALUATIONS_OF_A_CASE = 60
 
 
 def describe_network(name):
-    """Returns what the peer's program makes a network of the same size from, and its number of parameters."""
+    """Returns the network as the peer's program reads it, and its number of parameters."""
     from benchmarks import networks
     from tf_dpdiff.networks import denoiser
 

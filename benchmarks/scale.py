@@ -137,7 +137,7 @@ _TITLES = {
 
 
 def _describe(name, rows):
-    """Returns what stays the same in a sweep."""
+    """Returns the settings that stay the same in a sweep."""
     first, last = rows[0], rows[-1]
     held = first['units_per_chunk'] * first['views']
     what = {

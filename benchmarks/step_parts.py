@@ -210,7 +210,7 @@ def make_updates(made):
 
 
 def make_parts(made):
-    """Returns what is timed, by name."""
+    """Returns the functions that are timed, by name."""
     import tensorflow as tf
 
     batch, draw_batch = make_data(made)

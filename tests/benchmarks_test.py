@@ -1,4 +1,4 @@
-"""Test that the benchmarks run."""
+"""Tests that the benchmarks run."""
 
 import argparse
 import importlib
@@ -103,7 +103,7 @@ def run_benchmark(name, *arguments):
 
 
 def measure_and_present(name, folder, *arguments):
-    """Returns what a benchmark measures, after it was shown as a table and as a picture."""
+    """Returns the results of a benchmark, after they were shown as a table and as a picture."""
     output, picture = folder / 'measured.json', folder / 'picture.png'
     done = run_benchmark(name, f'--output={output}', *arguments)
     assert done.returncode == 0, done.stderr
@@ -120,11 +120,29 @@ STORED = sorted(
 )
 
 
+def from_benchmarks(name):
+    """Returns a module of benchmarks/, which no pip installs."""
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    return importlib.import_module(f'benchmarks.{name}')
+
+
+@pytest.fixture(name='call_benchmark')
+def fixture_call_benchmark(monkeypatch):
+    """Runs a benchmark in the process of the test: one of its own would import as much again."""
+
+    def call(name, *arguments):
+        monkeypatch.setattr(sys, 'argv', [f'{name}.py', *map(str, arguments)])
+        from_benchmarks(name).main()
+
+    return call
+
+
 @pytest.mark.parametrize('name', STORED)
-def test_stored_results_are_shown_as_the_program_shows_them_now(name, tmp_path):
+def test_stored_results_are_shown_as_the_program_shows_them_now(call_benchmark, name, tmp_path, capsys):
     picture = tmp_path / 'picture.png'
-    shown = run_benchmark(name, '--markdown', f'--picture={picture}').stdout
-    assert '| --- |' in shown and picture.read_bytes().startswith(b'\x89PNG')
+    call_benchmark(name, '--markdown', f'--picture={picture}')
+    assert '| --- |' in capsys.readouterr().out and picture.read_bytes().startswith(b'\x89PNG')
 
 
 def write_run(folder):
@@ -278,9 +296,15 @@ def test_commands_of_a_row_read_what_they_are_given(row):
         ('scale', ['--output=missing/scale.json'], 'no such folder: missing'),
     ],
 )
-def test_wrong_use_of_a_benchmark_is_said_in_one_line(name, arguments, said):
-    done = run_benchmark(name, *arguments)
-    assert done.returncode == 2 and said in done.stderr.splitlines()[-1] and 'Traceback' not in done.stderr
+def test_wrong_use_of_a_benchmark_is_said_in_one_line(call_benchmark, name, arguments, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        call_benchmark(name, *arguments)
+    assert ended.value.code == 2 and said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_benchmark_is_a_program_of_its_own():
+    done = run_benchmark('scale', '--views=3')
+    assert done.returncode == 2 and '--views_in_all must be' in done.stderr and 'Traceback' not in done.stderr
 
 
 @pytest.mark.long
@@ -329,13 +353,6 @@ def test_samplers_are_measured(tmp_path):
             continue
         assert row['images_per_sec'] > 0.0 and row['evaluations'] == {'ddim': 3, 'edm_heun': 5}[row['sampler']]
         assert row['parameters'] == measured['parameters']
-
-
-def from_benchmarks(name):
-    """Returns a module of benchmarks/, which no pip installs."""
-    if str(ROOT) not in sys.path:
-        sys.path.insert(0, str(ROOT))
-    return importlib.import_module(f'benchmarks.{name}')
 
 
 @pytest.mark.parametrize(

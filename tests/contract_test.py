@@ -77,7 +77,7 @@ def clipped_sum(units, clip=2.0, is_padding=None, **options):
 
 
 def gradient_of(optimizer, units):
-    """Returns what an optimizer makes of units, float32 [40]."""
+    """Returns the update that an optimizer computes from units, float32 [40]."""
     return optimizer.compute_unit_gradients(lambda unit: tf.linalg.tensordot(unit, WEIGHTS, 1), units, [WEIGHTS])[0][
         0
     ].numpy()
@@ -314,7 +314,7 @@ def test_line_7_resumed_run_reaches_the_same_weights_and_counts_each_step_once(
 
 
 def draws_are_distinct(seed_of):
-    """Whether no seed is used for two (step, variable) pairs, given a function from the pair to its seed."""
+    """Tells if no seed is used for two (step, variable) pairs, given a function from the pair to its seed."""
     used = [seed_of(step, variable) for step in range(1000) for variable in range(7)]
     return len(set(used)) == len(used)
 
@@ -418,7 +418,7 @@ def test_line_10_what_couples_units_is_refused(refused, passes):
 
 
 def statistical_tests_without_control(source):
-    """Returns whether a module of tests draws on statistics and holds no control."""
+    """Tells if a module of tests draws on statistics and holds no control."""
     tree = ast.parse(source)
     tests = {node.name: ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
     has_statistics = any('pvalue' in body for body in tests.values())

@@ -10,14 +10,14 @@ from tf_dpdiff import workers as workers_lib
 
 
 class _Exchange:
-    """What workers have said: the n-th word of each belongs to the n-th of the others."""
+    """The words that workers have said: the n-th word of each belongs to the n-th of the others."""
 
     def __init__(self, count):
         self._count, self._said, self._gone = count, collections.defaultdict(dict), set()
         self._changed = threading.Condition()
 
     def sum_vectors_of(self, index):
-        """Returns what gives a worker the sum over all workers; raises where one has ended without its word."""
+        """Returns a function that gives a worker the sum over all workers; raises if one has ended without its word."""
         numbers = iter(range(10**6))
 
         def is_settled(said):

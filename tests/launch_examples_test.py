@@ -220,7 +220,7 @@ def check_installation_of_the_lock(text):
 
 
 def kept_by(program):
-    """Returns what awk keeps of the lock, and the lock."""
+    """Returns the part of the lock that awk keeps, and the lock."""
     lock = ROOT / 'requirements.lock'
     return subprocess.run(['awk', program, lock], capture_output=True, text=True, check=True).stdout, lock.read_text()
 

@@ -53,7 +53,7 @@ def work_of_page(devices, units_per_chunk, images_per_chunk):
 
 
 def gigaflops():
-    """Returns what the page says of one view."""
+    """Returns the GFLOP of one view that the page names."""
     return float(re.search(r'([\d.]+) GFLOP a view', PAGE).group(1))
 
 

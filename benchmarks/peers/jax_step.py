@@ -90,7 +90,7 @@ class Step:
         return jax_unet.apply(self._weights, self._config, x_t, t, labels)
 
     def gradient(self, views):
-        """Returns what views [units, K, ...] give, arrays by name."""
+        """Returns the sums over views [units, K, ...], arrays by name."""
         views = {name: jnp.asarray(array) for name, array in views.items()}
         total = jax.jit(self._gradient_sum)(self._weights, views)
         return total if self.is_private else jax.tree.map(lambda x: x / self.units, total)

@@ -68,7 +68,7 @@ class Vectorized:
         self._compiled_step().numpy()
 
     def _compute(self, views):
-        """Returns what the optimizer makes of views [units, K, ...]: (gradient, variable) pairs."""
+        """Returns the (gradient, variable) pairs that the optimizer computes from views [units, K, ...]."""
         import tensorflow as tf
 
         flat = tf.nest.map_structure(lambda x: tf.reshape(x, tf.concat([[-1], tf.shape(x)[2:]], 0)), views)

@@ -68,7 +68,7 @@ class Step:
         raise NotImplementedError
 
     def added(self):
-        """Returns what was added up, tensors as the weights."""
+        """Returns the sums, tensors shaped like the weights."""
         raise NotImplementedError
 
     def _from_arrays(self, x_t, t, labels, target=None):
@@ -85,7 +85,7 @@ class Step:
             return self.network(*self._from_arrays(x_t, t, labels)[:3]).numpy().transpose(0, 2, 3, 1)
 
     def gradient(self, views):
-        """Returns what views [units, K, ...] add up to, arrays by name."""
+        """Returns the sums over views [units, K, ...], arrays by name."""
         for start in range(0, self.units, self.units_per_chunk):
             chunk = [views[name][start : start + self.units_per_chunk] for name in ('x_t', 't', 'labels', 'target')]
             self.add(self._from_arrays(*(array.reshape(-1, *array.shape[2:]) for array in chunk)), False)

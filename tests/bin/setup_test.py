@@ -611,9 +611,18 @@ def test_commands_at_once_set_up_once(fresh):
 
 @pytest.mark.parametrize(
     'arguments, expected',
-    [([], ['--numprocesses', '2']), (['-m', 'long'], ['-m', 'long']), (['tests/a b_test.py'], ['tests/a b_test.py'])],
+    [
+        ([], ['--numprocesses', '2']),
+        (['-m', 'long'], ['-m', 'long']),
+        (['tests/a b_test.py'], ['tests/a b_test.py']),
+        (
+            ['--quick', 'data', '-k', 'a b'],
+            ['--numprocesses', '2', '--quick', 'tests/data', 'tf_dpdiff/data', '-k', 'a b'],
+        ),
+        (['--quick'], ['--numprocesses', '2', '--quick', 'tests/', 'tf_dpdiff/']),
+    ],
 )
-def test_whole_suite_is_shared_by_two_processes_and_a_part_of_it_is_not(ready, arguments, expected):
+def test_whole_suite_and_a_package_are_shared_by_two_processes_and_other_parts_are_not(ready, arguments, expected):
     (ready.root / 'pytest.py').write_text(_COMMAND)
     process = ready.run(ready.root / 'bin' / 'test', *arguments)
     assert process.returncode == 0, process.err

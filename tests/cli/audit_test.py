@@ -67,7 +67,7 @@ def num_of(data, part):
 
 
 def words(table):
-    """Returns what a table says, without its lines and breaks."""
+    """Returns the words of a table, without its lines and breaks."""
     return ' '.join(table.replace('│', ' ').split())
 
 

@@ -32,7 +32,7 @@ def run(*flags):
 
 
 def words(table):
-    """Returns what a table says, without its lines and breaks."""
+    """Returns the words of a table, without its lines and breaks."""
     return ' '.join(table.replace('│', ' ').split())
 
 

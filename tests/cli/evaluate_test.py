@@ -181,7 +181,7 @@ def test_settings_of_a_file_reach_what_is_measured(tmp_path, capsys):
 
 
 def words(printed):
-    """Returns what is printed, without the lines of tables and breaks."""
+    """Returns the printed words, without the lines of tables and breaks."""
     return ' '.join(re.sub('[│┃━┏┓┗┛┡┩╇┳┻─└┘┴]', ' ', printed).split())
 
 

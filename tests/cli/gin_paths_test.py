@@ -50,7 +50,7 @@ def write(tmp_path, name, content):
 
 
 def resolved(path, parameter, *flags):
-    """Returns what a parameter is after the file is parsed."""
+    """Returns the value of a parameter after the file is parsed."""
     gin_config.parse([str(path)], flags, parameter.split('.')[0] if '.budget' in parameter else 'train')
     return gin.query_parameter(parameter)
 

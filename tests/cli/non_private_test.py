@@ -58,7 +58,7 @@ def run(path, workdir, *bindings):
 
 
 def words(printed):
-    """Returns what is printed, without the lines of tables and breaks."""
+    """Returns the printed words, without the lines of tables and breaks."""
     return ' '.join(re.sub('[│┃━┏┓┗┛┡┩╇┳┻─└┘┴]', ' ', printed).split())
 
 

@@ -24,7 +24,7 @@ MULTI_WORKER = '--strategy=multi_worker_mirrored'
 
 @pytest.fixture(name='set_workers')
 def fixture_set_workers(monkeypatch):
-    """Returns what names the workers, whose ports are open to nobody; at first there are none."""
+    """Returns a function that names the workers, whose ports are open to nobody; at first there are none."""
     monkeypatch.delenv('TF_CONFIG', raising=False)
     monkeypatch.delenv('SLURM_PROCID', raising=False)
 

@@ -127,7 +127,7 @@ def test_run_can_be_planned_before_the_data_are_there(tmp_path):
 
 
 def rewrite(change, columns=layout.COLUMNS):
-    """Returns what writes metadata.csv anew with changed rows."""
+    """Returns a function that writes metadata.csv anew with changed rows."""
     return lambda root, rows: layout.write_metadata(root, change(rows), columns)
 
 
@@ -144,7 +144,7 @@ def content(text):
 
 
 def patch(change):
-    """Returns what changes the file of the second patch."""
+    """Returns a function that changes the file of the second patch."""
     return lambda root, rows: change(layout.patch_file(root, rows[1]))
 
 

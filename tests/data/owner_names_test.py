@@ -66,7 +66,7 @@ def names_nobody(name, others=('p1', 'p2', 'q3')):
 
 
 def refusal(owners):
-    """Returns what is said against owners, or ''."""
+    """Returns the objection to owners, or ''."""
     try:
         splitting.check_owners(np.array(owners), lambda row: f'row {row}')
     except ValueError as error:

@@ -112,7 +112,7 @@ OWNED = {**SOURCES, 'camelyon17': open_camelyon17}
 
 
 def refusal(open_source, folder, *, images=None, labels=LABELS, owners=None):
-    """Returns what a source says against data, or None if it takes them."""
+    """Returns the objection of a source to data, or None if it takes them."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         open_source(folder, pictures() if images is None else images, labels, owners)

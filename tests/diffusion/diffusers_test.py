@@ -59,7 +59,7 @@ def network(process, x_t, t):
 
 
 def our_images(process, config):
-    """Returns what the sampler draws, float32 [seeds, *_IMAGE_SHAPE]."""
+    """Returns the images that the sampler draws, float32 [seeds, *_IMAGE_SHAPE]."""
     return samplers.sample(
         lambda x_t, t, labels: tf.constant(network(process, x_t, int(t[0]))),
         tf.zeros([len(_SEEDS)], tf.int32),
@@ -78,7 +78,7 @@ def noise_of_draw(draw):
 
 
 def their_images(process, scheduler, start, **step_options):
-    """Returns what a scheduler whose timesteps are set makes of the noise that we start from."""
+    """Returns the images that a scheduler whose timesteps are set makes of the noise that we start from."""
     x = start
     for t in scheduler.timesteps:
         seen = scheduler.scale_model_input(x, t).numpy()
@@ -103,7 +103,7 @@ def make_scheduler(make, process, **options):
 
 
 def thresholding_of(name):
-    """Returns what diffusers calls a thresholding."""
+    """Returns the flags of a thresholding in diffusers."""
     return {
         'clip_sample': name == 'static',
         'thresholding': name == 'dynamic',
@@ -157,7 +157,7 @@ def test_ancestral_is_ddpm_of_diffusers(monkeypatch, schedule, predicts, thresho
 
 
 def dpm_solver_of_diffusers(process, num_steps, thresholding, order):
-    """Returns what DPM-Solver++ of diffusers makes of the noise that we start from, at our timesteps."""
+    """Returns the images that DPM-Solver++ of diffusers makes of the noise that we start from, at our timesteps."""
     options = thresholding_of(thresholding)
     del options['clip_sample']  # Theirs has none.
     scheduler = make_scheduler(

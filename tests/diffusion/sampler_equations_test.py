@@ -24,7 +24,7 @@ def denoiser(x_t, t, labels):
 
 
 def predict(x_t, t, thresholding):
-    """Returns what `denoiser` predicts at timestep t, kept within range."""
+    """Returns the prediction of `denoiser` at timestep t, kept within range."""
     x_start = np.sin(2.0 * x_t) * (1.4 - 0.03 * t) + 0.3
     if thresholding == 'none':
         return x_start

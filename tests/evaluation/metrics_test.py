@@ -32,7 +32,7 @@ def frechet_by_scipy(a, b):
 
 
 def frechet_by_nuclear_norm(a, b):
-    """Of singular covariances too: with X'X = (n - 1) S the trace of (S T)^(1/2) is the nuclear norm of X Y'."""
+    """Takes singular covariances too: with X'X = (n - 1) S the trace of (S T)^(1/2) is the nuclear norm of X Y'."""
     x, y = ((points - points.mean(0)) / np.sqrt(len(points) - 1) for points in (a, b))
     return np.sum((a.mean(0) - b.mean(0)) ** 2) + np.sum(x**2) + np.sum(y**2) - 2 * np.linalg.norm(x @ y.T, 'nuc')
 

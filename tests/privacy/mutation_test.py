@@ -1291,7 +1291,7 @@ def test_each_mutant_names_one_place_of_the_source():
         assert (ROOT / 'tests' / mutant.tests).exists()
 
 
-@pytest.mark.long
+@pytest.mark.long(in_share=False)  # bin/test has just run these.
 @pytest.mark.parametrize('tests', sorted({mutant.tests for mutant in MUTANTS}))
 def test_control_unchanged_project_passes(project, tests):
     code, output = run_tests(project, tests)

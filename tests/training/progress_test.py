@@ -39,7 +39,7 @@ def shown(screen, stage):
 
 
 def is_bound_of_each_step(found, plan):
-    """Returns whether each epsilon that was shown is not below what its step has cost, and not by much above."""
+    """Tells if each epsilon that was shown is not below what its step has cost, and not by much above."""
     costs = {step: plan.epsilon(plan.planned_ledger(step)) for step in {step for step, _ in found}}
     return all(costs[step] <= float(epsilon) <= 1.01 * costs[step] + 1e-4 for step, epsilon in found)
 

@@ -158,7 +158,7 @@ def count_collectives(step):
 
 
 def find_drift(replicas):
-    """Returns what is said of weights that are the same everywhere, and where those of the last replica drift."""
+    """Returns the verdicts on weights that are the same everywhere, and where those of the last replica drift."""
     with replicas.scope():
         variables = [tf.Variable(np.full([3], 0.1, np.float32)), tf.Variable(0.5)]
     said = []
@@ -177,7 +177,7 @@ def flat(weights):
 
 
 def measure(replicas):
-    """Returns what the steps did, by name."""
+    """Returns the results of the steps, by name."""
     sums, average, num_units, _ = run_private(replicas, 0.0)
     noisy, _, _, num_collectives = run_private(replicas, NOISE_MULTIPLIER)
     public, losses = run_public(replicas)

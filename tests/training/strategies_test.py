@@ -20,7 +20,7 @@ PLACES = ('two devices', 'two processes')
 
 @pytest.fixture(name='measured', scope='module')
 def fixture_measured(tmp_path_factory):
-    """What steps did, by where they were taken: all replicas of several processes say the same, or it is an error."""
+    """The results of steps by where they were taken; replicas of several processes say the same, or it is an error."""
     folder = tmp_path_factory.mktemp('steps')
     program = 'tests.training.replica_steps'
     programs = cluster.start_workers(program, strategies.MIRRORED, folder / 'devices', count=1)

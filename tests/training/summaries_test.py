@@ -31,7 +31,7 @@ EVERY_STEP = loop_lib.TrainerConfig(log_every_steps=1)
 
 
 def shown(folder):
-    """Returns what TensorBoard's own loader makes of a folder: {(run, tag): [(step, value)]}."""
+    """Returns a folder as TensorBoard's own loader reads it: {(run, tag): [(step, value)]}."""
     multiplexer = plugin_event_multiplexer.EventMultiplexer()
     multiplexer.AddRunsFromDirectory(str(folder))
     multiplexer.Reload()
