@@ -185,9 +185,9 @@ def _time_output(timers):
     from tf_dpdiff.cli import run_output
     from tf_dpdiff.cli import run_report
     from tf_dpdiff.cli import run_summaries
-    from tf_dpdiff.evaluation import generate
     from tf_dpdiff.evaluation import utility
     from tf_dpdiff.privacy import statement
+    from tf_dpdiff.sampling import draw as draw_lib
     from tf_dpdiff.serving import export
     from tf_dpdiff.training import checkpoints
     from tf_dpdiff.training import summaries
@@ -199,7 +199,7 @@ def _time_output(timers):
     make_grid_drawer = run_summaries.make_grid_drawer
     run_summaries.make_grid_drawer = lambda model: timers.timed_from_second(FIRST_GRID, GRIDS, make_grid_drawer(model))
     timers.wrap(SAMPLING, run_output, 'draw')
-    draw = generate.draw
+    draw = draw_lib.in_pieces
 
     @functools.wraps(draw)
     def timed_draw(*args, **kwargs):
@@ -209,7 +209,7 @@ def _time_output(timers):
             yield first
             yield from pieces
 
-    generate.draw = timed_draw
+    draw_lib.in_pieces = timed_draw
     timers.wrap(PICTURES, run_output, 'write')
     timers.wrap(REPORT, run_report, 'write')
     timers.wrap(REPORT, run_files, 'write_statement')

@@ -16,12 +16,12 @@ from tf_dpdiff.cli import run_output
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.diffusion import samplers
 from tf_dpdiff.diffusion import schedules
-from tf_dpdiff.evaluation import generate
-from tf_dpdiff.evaluation import shared_work
 from tf_dpdiff.networks import unet
+from tf_dpdiff.sampling import draw as draw_lib
+from tf_dpdiff.sampling import shared_work
 from tf_dpdiff.training import interruption
 
-SAMPLES = generate.GenerateConfig(num_images=23, seed=5, chunk_size=6)
+SAMPLES = draw_lib.GenerateConfig(num_images=23, seed=5, chunk_size=6)
 NOWHERE = pathlib.Path('nowhere')
 GO_ON, STOP = (types.SimpleNamespace(requested=requested) for requested in (False, True))
 

@@ -20,9 +20,9 @@ from tests.cli import sampling
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import run_files
 from tf_dpdiff.data import tfds_writer
-from tf_dpdiff.evaluation import generate
-from tf_dpdiff.evaluation import sample_files
-from tf_dpdiff.evaluation import sample_formats
+from tf_dpdiff.sampling import draw
+from tf_dpdiff.sampling import formats
+from tf_dpdiff.sampling import store
 from tf_dpdiff.serving import export
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -34,7 +34,7 @@ import os
 import signal
 import sys
 from tf_dpdiff.cli import sample
-from tf_dpdiff.evaluation import shared_work
+from tf_dpdiff.sampling import shared_work
 import tensorflow as tf
 
 kill_after, devices = int(sys.argv[1]), int(sys.argv[2])
@@ -113,13 +113,13 @@ def fixture_begun(toy_run, tmp_path_factory):
     """A set of which three of six shards are there."""
     output = tmp_path_factory.mktemp('begun') / 'set'
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generate, 'draw', stopping_after(3, generate.draw))
+        patch.setattr(draw, 'in_pieces', stopping_after(3, draw.in_pieces))
         assert sampling.call(toy_run, output, shard_size=10) == command.FAILED
     return output
 
 
 def stopping_after(pieces, draw_pieces):
-    """Returns a generate.draw that asks the process to stop, as Ctrl-C does, after some pieces."""
+    """Returns a draw.in_pieces that asks the process to stop, as Ctrl-C does, after some pieces."""
 
     def draw_and_stop(*arguments, **options):
         for number, piece in enumerate(draw_pieces(*arguments, **options)):
@@ -133,7 +133,7 @@ def stopping_after(pieces, draw_pieces):
 @sampling.formats
 def test_ctrl_c_keeps_finished_shards_and_the_same_command_goes_on(toy_run, tmp_path, kind, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        patch.setattr(generate, 'draw', stopping_after(3, generate.draw))
+        patch.setattr(draw, 'in_pieces', stopping_after(3, draw.in_pieces))
         assert sampling.call(toy_run, tmp_path / 'broken' / 'set', kind, shard_size=10) == command.FAILED
     error = capsys.readouterr().err
     assert 'sample: stopped; 4 of 6 shards are complete and kept. The same command goes on.' in error
@@ -243,10 +243,10 @@ def test_full_disk_is_one_line_and_finished_shards_are_kept(toy_run, tmp_path, k
 
 def test_full_disk_while_shards_are_joined_keeps_all_of_them(toy_run, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        patch.setattr(sample_formats, 'join_arrays', FullDisk(None, 0))
+        patch.setattr(formats._Arrays, 'join', FullDisk(None, 0))
         assert sampling.call(toy_run, tmp_path / 'set', 'npz file', shard_size=10) == command.FAILED
     assert '6 of 6 shards are complete and kept; make room' in sampling.error_of(capsys)
-    monkeypatch.setattr(generate, 'draw', stopping_after(0, generate.draw))  # Nothing is drawn again.
+    monkeypatch.setattr(draw, 'in_pieces', stopping_after(0, draw.in_pieces))  # Nothing is drawn again.
     assert sampling.call(toy_run, tmp_path / 'set', 'npz file', shard_size=10) == command.DONE
     assert '6 of 6 shards are complete; putting them together' in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -303,7 +303,7 @@ def kill_at_a_random_moment(process, folder, generator, longest_secs):
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     shutil.rmtree(folder / '.unfinished')  # So that the next one is seen to begin.
-    return len(json.loads((folder / sample_files.MANIFEST).read_text())['shards'])
+    return len(json.loads((folder / store.RECORD).read_text())['shards'])
 
 
 def read_columns(output, kind):
@@ -313,7 +313,7 @@ def read_columns(output, kind):
         pieces = [tfds_writer.read_records(path, (32, 32, 3)) for path in shards]
         images, labels, seeds = map(np.concatenate, zip(*pieces))
         return seeds, labels, images
-    return sample_formats.read_arrays(output)
+    return formats.read_arrays(output)
 
 
 @pytest.mark.long
@@ -324,17 +324,14 @@ def test_large_set_killed_at_random_moments_is_whole_and_memory_does_not_grow(to
     arguments['num_images'] = 100000
     whole, broken = (tmp_path / name / ('set' if kind == 'tfds' else 'set.npz') for name in ('whole', 'broken'))
     process = start(sampling.flags_of(None, whole.with_suffix(''), **arguments))
-    wait_until_it_writes(process, sample_files.work_folder(whole))
+    wait_until_it_writes(process, store.work_folder(whole))
     began = time.monotonic()
     many = finish(process)
     longest_secs = (time.monotonic() - began) / 5
     held = 80000 * 32 * 32 * 3 / 1024  # What the other images would take, were they all held.
     assert 0 < many < 1.15 * few < few + held / 2
     flags, generator = sampling.flags_of(None, broken.with_suffix(''), **arguments), random.Random(0)
-    kept = [
-        kill_at_a_random_moment(start(flags), sample_files.work_folder(broken), generator, longest_secs)
-        for _ in range(3)
-    ]
+    kept = [kill_at_a_random_moment(start(flags), store.work_folder(broken), generator, longest_secs) for _ in range(3)]
     assert kept == sorted(kept) and 0 < kept[-1] < 25
     finish(start(flags))
     assert sampling.contents(broken.parent) == sampling.contents(whole.parent)

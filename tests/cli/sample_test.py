@@ -16,8 +16,8 @@ from tf_dpdiff.cli import command
 from tf_dpdiff.cli import export as export_verb
 from tf_dpdiff.cli import run_files
 from tf_dpdiff.cli import sample_source
-from tf_dpdiff.evaluation import sample_files
-from tf_dpdiff.evaluation import sample_plan
+from tf_dpdiff.sampling import draw
+from tf_dpdiff.sampling import store
 from tf_dpdiff.serving import export
 
 pytestmark = pytest.mark.usefixtures('loaded_once')
@@ -39,7 +39,7 @@ def test_classes_are_drawn_in_equal_parts_and_with_seeds_that_count_up(toy_run, 
 def test_classes_asked_for_are_drawn_in_equal_parts(toy_run, tmp_path, classes, labels):
     drawn = sampling.draw(toy_run, tmp_path / 'set', classes=classes)
     assert drawn.labels.tolist() == [labels[seed % len(labels)] for seed in range(60)]
-    whole_chunk = np.arange(sample_plan.CHUNK_SIZE) % len(labels)
+    whole_chunk = np.arange(draw.CHUNK_SIZE) % len(labels)
     np.testing.assert_array_equal(drawn.images, sampling.images_of(toy_run, np.array(labels)[whole_chunk])[:60])
 
 
@@ -67,7 +67,7 @@ def test_sampler_asked_for_draws(toy_run, tmp_path, changes):
     image_sampler = sample_source.load_run(
         toy_run, description.with_sampler(dataclasses.replace(description.sampler, **changes))
     )
-    labels = np.arange(sample_plan.CHUNK_SIZE) % 3
+    labels = np.arange(draw.CHUNK_SIZE) % 3
     images = image_sampler.sample(tf.constant(labels, tf.int32), tf.range(len(labels), dtype=tf.int64))['images']
     np.testing.assert_array_equal(drawn.images, images.numpy()[:60])
     assert not np.array_equal(drawn.images, sampling.images_of(toy_run, labels)[:60])
@@ -149,10 +149,7 @@ def test_same_seeds_are_the_same_images_however_they_are_cut(toy_run, tmp_path, 
     whole = sampling.draw(toy_run, tmp_path / 'whole', kind, num_images=600, seed=30)
     cut = sampling.draw(toy_run, tmp_path / 'cut', kind, num_images=600, seed=30, shard_size=70)
     part = sampling.draw(toy_run, tmp_path / 'part', kind, num_images=100, seed=301, shard_size=33)
-    for one, other in (
-        (whole, cut),
-        (sample_files.SampleSet(whole.images[271:371], whole.labels[271:371], *whole[2:]), part),
-    ):
+    for one, other in ((whole, cut), (store.Samples(whole.images[271:371], whole.labels[271:371], *whole[2:]), part)):
         np.testing.assert_array_equal(one.images, other.images)
         np.testing.assert_array_equal(one.labels, other.labels)
     if kind == 'npz file':

@@ -14,12 +14,12 @@ from tf_dpdiff.cli import sample_source
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.diffusion import samplers
 from tf_dpdiff.diffusion import schedules
-from tf_dpdiff.evaluation import sample_files
-from tf_dpdiff.evaluation import sample_plan
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import seeds
 from tf_dpdiff.privacy import statement as statement_lib
+from tf_dpdiff.sampling import draw as draw_lib
+from tf_dpdiff.sampling import store
 from tf_dpdiff.serving import export
 from tf_dpdiff.training import checkpoints
 
@@ -74,7 +74,7 @@ def call(*arguments, **flags):
 def draw(run, output, kind='npz', **flags):
     """Draws a set and reads it back."""
     assert call(run, output, kind, **flags) == command.DONE
-    return sample_files.read(f'{output}.npz' if kind == 'npz file' else output)
+    return store.read(f'{output}.npz' if kind == 'npz file' else output)
 
 
 def error_of(capsys):
@@ -98,9 +98,9 @@ def images_of(run, labels):
     """Returns the images of labels, with seeds from 0, as the exported model of a run draws them itself."""
     sample_fn = export.load_sample_fn(run / 'saved_model')
     # In batches of the same size, on which a network's last bits depend.
-    padded = np.pad(labels, (0, -len(labels) % sample_plan.CHUNK_SIZE))
+    padded = np.pad(labels, (0, -len(labels) % draw_lib.CHUNK_SIZE))
     batches = [
         sample_fn(tf.constant(padded[seeds], tf.int32), tf.constant(seeds)).numpy()
-        for seeds in np.arange(len(padded), dtype=np.int64).reshape(-1, sample_plan.CHUNK_SIZE)
+        for seeds in np.arange(len(padded), dtype=np.int64).reshape(-1, draw_lib.CHUNK_SIZE)
     ]
     return np.concatenate(batches)[: len(labels)]

@@ -7,7 +7,7 @@ import pathlib
 from rich import table as rich_table
 
 from tf_dpdiff.cli import account_plan
-from tf_dpdiff.evaluation import epsilon_picture
+from tf_dpdiff.evaluation import pictures
 from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import budget as budget_lib
 from tf_dpdiff.privacy import ledger as ledger_lib
@@ -72,7 +72,7 @@ def draw_plan(plan: account_plan.RunPlan, path: pathlib.Path) -> None:
     if plan.warm_start_noise_multiplier is not None:
         rounds = f' in {plan.warm_start_num_rounds} rounds' if plan.warm_start_num_rounds > 1 else ''
         title += f',\nwarm start with noise multiplier {plan.warm_start_noise_multiplier:g}{rounds} before'
-    epsilon_picture.write_picture(
+    pictures.draw_epsilon(
         path, plan.curve(_PLOT_POINTS), title=title, delta=plan.delta, target_epsilon=plan.target_epsilon
     )
 

@@ -18,9 +18,9 @@ from tf_dpdiff.cli import run_files
 from tf_dpdiff.cli import strategy_flags
 from tf_dpdiff.data import datasets
 from tf_dpdiff.diffusion import process as process_lib
-from tf_dpdiff.evaluation import audit_picture
 from tf_dpdiff.evaluation import canaries as canaries_lib
 from tf_dpdiff.evaluation import membership
+from tf_dpdiff.evaluation import pictures
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import auditing
@@ -214,9 +214,7 @@ def _attack(workdir, name, image_loss, members, non_members, *, facts=None, cana
     attack = membership.attack(*losses)
     fields = {'note': _NOTE, **(facts or {}), 'membership_attack': attack.to_dict()}
     files.write_text(workdir / 'non_private' / f'{name}.json', json.dumps(fields, indent=2) + '\n')
-    audit_picture.write_picture(
-        workdir / 'non_private' / f'{name}.png', attack=attack, losses=tuple(losses), canaries=canaries
-    )
+    pictures.draw_audit(workdir / 'non_private' / f'{name}.png', attack=attack, losses=tuple(losses), canaries=canaries)
     return attack
 
 

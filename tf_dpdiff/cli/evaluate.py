@@ -19,16 +19,15 @@ from tf_dpdiff.cli import run_report
 from tf_dpdiff.cli import strategy_flags
 from tf_dpdiff.data import datasets
 from tf_dpdiff.evaluation import features as features_lib
-from tf_dpdiff.evaluation import generate
 from tf_dpdiff.evaluation import metrics
 from tf_dpdiff.evaluation import neighbors as neighbors_lib
+from tf_dpdiff.evaluation import pictures
 from tf_dpdiff.evaluation import report
 from tf_dpdiff.evaluation import report_sections
-from tf_dpdiff.evaluation import sample_files
-from tf_dpdiff.evaluation import shared_work
 from tf_dpdiff.evaluation import utility as utility_lib
-from tf_dpdiff.evaluation import utility_pictures
 from tf_dpdiff.privacy import accuracy_release as accuracy_release_lib
+from tf_dpdiff.sampling import shared_work
+from tf_dpdiff.sampling import store
 from tf_dpdiff.training import strategies
 
 _WARNING = (
@@ -102,8 +101,8 @@ def evaluate(
     return command.DONE
 
 
-def _read_samples(workdir, samples_path, data, workers) -> sample_files.SampleSet:
-    samples = sample_files.read(samples_path)
+def _read_samples(workdir, samples_path, data, workers) -> store.Samples:
+    samples = store.read(samples_path)
     samples.check_like(data.spec, samples_path)
     if workers.is_first:  # It looks into the run's folder.
         run_identity.check_same_data(workdir, data.train)
@@ -132,11 +131,11 @@ def _check_release(workdir, budget_file, accuracy_release, utility, data, statem
         )
 
 
-def _begin(folder: pathlib.Path, samples: sample_files.SampleSet) -> None:
+def _begin(folder: pathlib.Path, samples: store.Samples) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob('*.png'):
         path.unlink()  # Of parts that are now switched off.
-    generate.write_png(folder / 'samples.png', generate.class_grid(samples.images, samples.labels))
+    pictures.write_png(folder / 'samples.png', pictures.class_grid(samples.images, samples.labels))
 
 
 def _measure_quality(results, config, extractor, samples, data) -> report.Section | None:
@@ -159,11 +158,11 @@ def _measure_utility(results, config, samples, data, folder, workers):
         return None, measured.predictions
     fields = results['utility'] = measured.fields
     results['seconds']['utility'] = round(time.monotonic() - started, 1)
-    utility_pictures.draw_confusion(folder / 'confusion.png', fields, report_sections.chosen_classifier(fields))
+    pictures.draw_confusion(folder / 'confusion.png', fields, report_sections.chosen_classifier(fields))
     curve_png = None
     if fields['curve']:
         curve_png = folder / 'curve.png'
-        utility_pictures.draw_curve(curve_png, fields)
+        pictures.draw_utility_curve(curve_png, fields)
     section = report_sections.utility(fields, confusion_png=folder / 'confusion.png', curve_png=curve_png)
     return section, measured.predictions
 
@@ -176,7 +175,7 @@ def _search_neighbors(results, config, extractor, samples, data, folder) -> repo
         return None
     results['neighbors'] = found.to_dict()
     results['seconds']['neighbors'] = round(time.monotonic() - started, 1)
-    generate.write_png(folder / 'neighbors.png', found.picture)
+    pictures.write_png(folder / 'neighbors.png', found.picture)
     return report_sections.neighbors(results['neighbors'], folder / 'neighbors.png')
 
 

@@ -33,7 +33,6 @@ from tf_dpdiff.diffusion import timesteps
 from tf_dpdiff.evaluation import canaries
 from tf_dpdiff.evaluation import classifiers
 from tf_dpdiff.evaluation import features
-from tf_dpdiff.evaluation import generate
 from tf_dpdiff.evaluation import metrics
 from tf_dpdiff.evaluation import neighbors
 from tf_dpdiff.evaluation import selection
@@ -43,6 +42,7 @@ from tf_dpdiff.privacy import accuracy_release
 from tf_dpdiff.privacy import class_means
 from tf_dpdiff.privacy import feature_means
 from tf_dpdiff.privacy import plan
+from tf_dpdiff.sampling import draw
 from tf_dpdiff.training import interruption
 from tf_dpdiff.training import loop
 from tf_dpdiff.training import public_classifier
@@ -81,7 +81,7 @@ _REGISTERED = (
     stages.FinetuningConfig,
     loop.TrainerConfig,
     strategies.StrategyConfig,
-    generate.GenerateConfig,
+    draw.GenerateConfig,
     features.FeaturesConfig,
     metrics.QualityConfig,
     neighbors.NeighborsConfig,

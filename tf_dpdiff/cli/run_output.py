@@ -20,12 +20,13 @@ from tf_dpdiff.cli import run_files
 from tf_dpdiff.cli import run_report
 from tf_dpdiff.cli import run_summaries
 from tf_dpdiff.diffusion import samplers
-from tf_dpdiff.evaluation import generate
-from tf_dpdiff.evaluation import sample_plan
-from tf_dpdiff.evaluation import shared_work
+from tf_dpdiff.evaluation import pictures
 from tf_dpdiff.networks import transfer
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import plan as plan_lib
+from tf_dpdiff.sampling import draw as draw_lib
+from tf_dpdiff.sampling import shared_work
+from tf_dpdiff.sampling import store
 from tf_dpdiff.serving import export
 from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import divergence
@@ -123,13 +124,13 @@ def make_image_sampler(average, model: run_files.ModelDescription, workdir: path
 def draw(
     released,
     model: run_files.ModelDescription,
-    samples: generate.GenerateConfig,
+    samples: draw_lib.GenerateConfig,
     *,
     workdir: pathlib.Path,
     stop: interruption.StopRequest,
     workers: workers_lib.Workers = workers_lib.ALONE,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draws the samples of a run on all GPUs of all workers; see `generate.generate`.
+    """Draws the samples of a run on all GPUs of all workers; see `sampling.draw.at_once`.
 
     Args:
       released: The averaged network, which belongs to no strategy.
@@ -154,15 +155,15 @@ def draw(
 
     networks = itertools.chain([released], iter(make_copy, None))  # The network itself does for the first device.
 
-    def load() -> generate.SampleFn:
+    def load() -> draw_lib.SampleFn:
         image_sampler = make_image_sampler(next(networks), model, workdir)
         return lambda labels, seeds: image_sampler.sample(labels, seeds)['images']
 
     # Where one of the workers has no memory for it, none waits for its samples.
-    drawn = generate.generate(
+    drawn = draw_lib.at_once(
         shared_work.all_or_none(workers, lambda: shared_work.on_each_device(load)),
         samples,
-        choice=sample_plan.ClassChoice(tuple(range(num_classes)) if model.labelled else (num_classes,)),
+        choice=draw_lib.ClassChoice(tuple(range(num_classes)) if model.labelled else (num_classes,)),
         should_stop=lambda: stop.requested,
         workers=workers,
     )
@@ -197,8 +198,8 @@ def _draw_denoising(
         num_classes=len(model.class_names),
     )
     rows = np.tile(np.arange(len(chosen)), len(path))
-    grid = generate.class_grid(path.reshape(-1, *model.image_shape), rows, columns=len(path))
-    generate.write_png(workdir / 'denoising.png', grid)
+    grid = pictures.class_grid(path.reshape(-1, *model.image_shape), rows, columns=len(path))
+    pictures.write_png(workdir / 'denoising.png', grid)
     return grid
 
 
@@ -230,11 +231,11 @@ def write(
       The folder of the exported model.
     """
     run_files.write_statement(workdir, statement)
-    generate.write_npz(workdir / 'samples.npz', images, labels, model.class_names)
+    store.write_file(workdir / 'samples.npz', images, labels, model.class_names)
     # A row a class, of no more columns than a class has samples; rows mean nothing where there are no classes.
     rows = labels if labels.max() < len(model.class_names) else np.arange(len(labels)) % 10
-    grid = generate.class_grid(images, rows, columns=min(12, int(np.bincount(rows).max())))
-    generate.write_png(workdir / 'samples.png', grid)
+    grid = pictures.class_grid(images, rows, columns=min(12, int(np.bincount(rows).max())))
+    pictures.write_png(workdir / 'samples.png', grid)
     summaries.image('samples', grid)
     summaries.image('denoising', _draw_denoising(workdir, average, model, labels))
     points = statement.epsilon_over_steps()

@@ -6,7 +6,7 @@ import pathlib
 
 from tf_dpdiff import files
 from tf_dpdiff.cli import run_files
-from tf_dpdiff.evaluation import epsilon_picture
+from tf_dpdiff.evaluation import pictures
 from tf_dpdiff.evaluation import report
 from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import curves
@@ -47,7 +47,7 @@ def write(
     }
     files.write_text(workdir / 'report.json', json.dumps(fields, indent=2) + '\n')
     if points:
-        epsilon_picture.write_picture(workdir / 'epsilon.png', points, title='What the run has cost', delta=delta)
+        pictures.draw_epsilon(workdir / 'epsilon.png', points, title='What the run has cost', delta=delta)
     write_page(workdir)
 
 

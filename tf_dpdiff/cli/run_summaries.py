@@ -13,7 +13,7 @@ from tf_dpdiff import keras
 from tf_dpdiff.cli import run_files
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.diffusion import samplers
-from tf_dpdiff.evaluation import generate
+from tf_dpdiff.evaluation import pictures
 from tf_dpdiff.networks import transfer
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import curves
@@ -47,7 +47,7 @@ def make_grid_drawer(model: run_files.ModelDescription) -> loop_lib.DrawGrid:
             kept['network'].set_weights(released.get_weights())
         with samplers.telling_of_divergence():
             images = kept['sample'](labels, seeds).numpy()
-        return generate.class_grid(images, rows, columns=_GRID_COLUMNS)
+        return pictures.class_grid(images, rows, columns=_GRID_COLUMNS)
 
     return draw
 

@@ -26,8 +26,7 @@ from tf_dpdiff.cli import strategy_flags
 from tf_dpdiff.data import datasets
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.diffusion import samplers
-from tf_dpdiff.evaluation import generate
-from tf_dpdiff.evaluation import shared_work
+from tf_dpdiff.evaluation import pictures
 from tf_dpdiff.evaluation import utility as utility_lib
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import accounting
@@ -37,6 +36,8 @@ from tf_dpdiff.privacy import class_means
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import rounding
 from tf_dpdiff.privacy import statement as statement_lib
+from tf_dpdiff.sampling import draw
+from tf_dpdiff.sampling import shared_work
 from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import loop as loop_lib
 from tf_dpdiff.training import planner
@@ -64,7 +65,7 @@ def train(
     pretraining: stages.PretrainingConfig | None = None,
     warm_start: stages.WarmStartConfig | None = None,
     sampler: samplers.SamplerConfig = samplers.SamplerConfig(),
-    samples: generate.GenerateConfig = generate.GenerateConfig(),
+    samples: draw.GenerateConfig = draw.GenerateConfig(),
     utility: utility_lib.UtilityConfig | None = None,
     loop: loop_lib.TrainerConfig = loop_lib.TrainerConfig(),
 ) -> int:
@@ -322,7 +323,7 @@ def _show_release(workdir: pathlib.Path, released: class_means.NoisyMeans | warm
         _draw_class_means(workdir, released)
         return
     chosen = released.images
-    generate.write_png(workdir / 'chosen_public_images.png', generate.class_grid(chosen.images_uint8, chosen.labels))
+    pictures.write_png(workdir / 'chosen_public_images.png', pictures.class_grid(chosen.images_uint8, chosen.labels))
     table = command.facts_table('public images that noisy feature means chose')
     for name, origins in zip(chosen.class_names, released.origins):
         most_frequent = ', '.join(
@@ -340,8 +341,8 @@ def _draw_class_means(workdir: pathlib.Path, means: class_means.NoisyMeans) -> N
     drawn = np.where(means.counts[..., None, None, None] > 0.0, np.clip(means.images, 0.0, 1.0), 0.0)
     means_uint8 = np.round(drawn * 255.0).astype(np.uint8)
     flat = means_uint8.reshape([-1, *means_uint8.shape[2:]])
-    picture = generate.class_grid(flat, np.repeat(np.arange(rows), columns), columns=columns)
-    generate.write_png(workdir / 'noisy_class_means.png', picture)
+    picture = pictures.class_grid(flat, np.repeat(np.arange(rows), columns), columns=columns)
+    pictures.write_png(workdir / 'noisy_class_means.png', picture)
 
 
 def _facts(statement: statement_lib.PrivacyStatement) -> dict:

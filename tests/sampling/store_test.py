@@ -14,11 +14,9 @@ import pytest
 import tensorflow as tf
 
 from tf_dpdiff.data import tfds_writer
-from tf_dpdiff.evaluation import generate
-from tf_dpdiff.evaluation import sample_files
-from tf_dpdiff.evaluation import sample_formats
-from tf_dpdiff.evaluation import sample_plan
-from tf_dpdiff.evaluation import sample_writing
+from tf_dpdiff.sampling import draw
+from tf_dpdiff.sampling import formats
+from tf_dpdiff.sampling import store
 
 _NAMES = ('cat', 'öwl', 'dog')
 # Each way in which a set can be written: the format, and what it is called.
@@ -36,7 +34,7 @@ def make_plan(layout=('npz', 'set'), **changes):
     arguments = {
         'num_images': 11,
         'seed': 3,
-        'choice': sample_plan.ClassChoice((0, 1, 2)),
+        'choice': draw.ClassChoice((0, 1, 2)),
         'image_shape': (2, 3, 1),
         'class_names': _NAMES,
         'format': layout[0],
@@ -46,7 +44,7 @@ def make_plan(layout=('npz', 'set'), **changes):
         'chunk_size': 3,
         **changes,
     }
-    return sample_plan.SamplePlan(**arguments)
+    return formats.Spec(**arguments)
 
 
 @pytest.fixture(name='statements', scope='module')
@@ -60,7 +58,7 @@ def fixture_statements(tmp_path_factory):
 
 
 def pieces_of(plan, ranges, drawn=None):
-    """Yields the images of ranges in pieces, as generate.draw does, without TensorFlow and threads."""
+    """Yields the images of ranges in pieces, as draw.in_pieces does, without TensorFlow and threads."""
     for first, end in ranges:
         while first < end:
             size = min(plan.chunk_size - first % plan.chunk_size, end - first)
@@ -68,14 +66,14 @@ def pieces_of(plan, ranges, drawn=None):
             if drawn is not None:
                 drawn.extend(seeds.tolist())
             labels = plan.choice.labels(seeds)
-            yield generate.Piece(seeds, labels, images_of(labels, seeds))
+            yield draw.Piece(seeds, labels, images_of(labels, seeds))
             first += size
 
 
 def make(output, plan, statements, **arguments):
     """Writes or completes a set; returns it and the seeds that were drawn."""
     drawn = []
-    with sample_writing.open_for_writing(output, plan, statements) as files:
+    with store.open_for_writing(output, plan, statements) as files:
         if not files.complete:
             files.write(pieces_of(plan, files.ranges(), drawn), **arguments)
     return files, drawn
@@ -98,12 +96,12 @@ def expected_set(plan):
 @layouts
 @pytest.mark.parametrize('classes', [(0, 1, 2), (2,), (3,)])
 def test_set_comes_back_in_the_order_of_its_seeds(tmp_path, statements, layout, classes):
-    plan = make_plan(layout, choice=sample_plan.ClassChoice(classes))
+    plan = make_plan(layout, choice=draw.ClassChoice(classes))
     files, drawn = make(tmp_path / layout[1], plan, statements)
     assert files.complete and drawn == list(range(3, 14)) and not files.problems
     images, labels = expected_set(plan)
     for limit in (None, 1, 4, 5, 11, 100):
-        found = sample_files.read(tmp_path / layout[1], limit)
+        found = store.read(tmp_path / layout[1], limit)
         assert found.images.dtype == np.uint8 and found.labels.dtype == np.int32
         np.testing.assert_array_equal(found.images, images[:limit])
         np.testing.assert_array_equal(found.labels, labels[:limit])
@@ -119,9 +117,9 @@ def test_data_set_of_tfds_says_what_is_promised_and_is_read_by_all_its_names(tmp
     assert 'epsilon = 9.5000 at delta = 1e-05 towards one image' in description
     for folder in (tmp_path / 'set', version):
         assert (folder / 'privacy_statement.txt').read_text() == 'epsilon = 9.5000\n'
-    whole = sample_files.read(tmp_path / 'set')
+    whole = store.read(tmp_path / 'set')
     for path in (version, version.parent):
-        np.testing.assert_array_equal(sample_files.read(path).images, whole.images)
+        np.testing.assert_array_equal(store.read(path).images, whole.images)
     import tensorflow_datasets as tfds
 
     loaded = tfds.load('toy_set', data_dir=tmp_path / 'set', split='train', batch_size=-1)
@@ -142,7 +140,7 @@ def test_data_set_of_tfds_says_what_is_promised_and_is_read_by_all_its_names(tmp
 )
 def test_no_more_is_said_than_the_statement_claims(tmp_path, fields, words):
     (tmp_path / 'statement.json').write_text(json.dumps(fields))
-    said = sample_files.describe(tmp_path / 'statement.json')
+    said = store.describe(tmp_path / 'statement.json')
     assert words in said and 'differentially private' not in said
 
 
@@ -197,9 +195,9 @@ def test_kill_loses_no_more_than_the_shard_in_work(tmp_path, statements):
     plan = make_plan()
     # The record, two files of the statement; then the arrays of a shard and the record.
     assert make_and_kill(tmp_path / 'set', plan, statements, 6, after=True)
-    assert (tmp_path / 'set' / sample_formats.paths(plan, 1)[0]).exists()  # There, but not known to be whole.
+    assert (tmp_path / 'set' / formats.paths(plan, 1)[0]).exists()  # There, but not known to be whole.
     with pytest.raises(ValueError, match='set is not complete: 1 of 3 shards are there. Call bin/sample again'):
-        sample_files.read(tmp_path / 'set')
+        store.read(tmp_path / 'set')
     files, drawn = make(tmp_path / 'set', plan, statements)
     assert drawn == list(range(7, 14)) and not files.problems
 
@@ -210,12 +208,12 @@ def test_request_to_stop_keeps_finished_shards(tmp_path, statements, layout):
     files, drawn = make(tmp_path / layout[1], plan, statements, should_stop=lambda: next(answers))
     assert not files.complete and len(drawn) < 11
     with pytest.raises(ValueError, match='is not complete'):
-        sample_files.read(tmp_path / layout[1])
+        store.read(tmp_path / layout[1])
     kept = plan.num_shards - len(files.pending)
     assert kept >= 1
     files, drawn = make(tmp_path / layout[1], plan, statements)
     assert files.complete and drawn == list(range(3 + 4 * kept, 14))
-    np.testing.assert_array_equal(sample_files.read(tmp_path / layout[1]).images, expected_set(plan)[0])
+    np.testing.assert_array_equal(store.read(tmp_path / layout[1]).images, expected_set(plan)[0])
 
 
 @layouts
@@ -246,14 +244,14 @@ def test_damaged_shard_is_named_and_drawn_again_and_the_rest_kept(tmp_path, stat
     output = tmp_path / layout[1]
     make(output, plan, statements)
     before = contents(tmp_path)
-    single = sample_files.is_single_file(output)
-    path = output if single else output / sample_formats.paths(plan, 1)[2 if layout[0] == 'png' else 0]
-    kept = [output / sample_formats.paths(plan, shard)[0] for shard in (0, 2)] if not single else []
+    single = store.is_single_file(output)
+    path = output if single else output / formats.paths(plan, 1)[2 if layout[0] == 'png' else 0]
+    kept = [output / formats.paths(plan, shard)[0] for shard in (0, 2)] if not single else []
     times = [os.stat(other).st_mtime_ns for other in kept]
     damage(path)
     if not (single and damage is pathlib.Path.unlink):
         with pytest.raises(ValueError, match=f'(?s){words}.*Call bin/sample again') as error:
-            sample_files.read(output)
+            store.read(output)
         assert '\n' not in str(error.value) and str(output) in str(error.value)
     files, drawn = make(output, plan, statements)
     assert len(files.problems) == 1 and words in files.problems[0] and '\n' not in files.problems[0]
@@ -272,7 +270,7 @@ def test_other_plan_is_refused_and_changes_nothing(tmp_path, statements, layout)
             ({'seed': 4}, 'seed: 3 then, 4 now'),
             ({'origin': {'model': 'xyz'}}, 'model: abc then'),
             ({'num_images': 12}, 'num_images: 11 then, 12 now'),
-            ({'choice': sample_plan.ClassChoice((1,))}, 'classes: cat, öwl, dog then, öwl now'),
+            ({'choice': draw.ClassChoice((1,))}, 'classes: cat, öwl, dog then, öwl now'),
         ):
             with pytest.raises(ValueError, match=re.escape(words)) as error:
                 make(output, make_plan(layout, **changes), statements)
@@ -298,7 +296,7 @@ def test_empty_folder_is_taken(tmp_path, statements):
 @layouts
 def test_second_process_is_refused(tmp_path, statements, layout):
     plan = make_plan(layout)
-    with sample_writing.open_for_writing(tmp_path / layout[1], plan, statements) as files:
+    with store.open_for_writing(tmp_path / layout[1], plan, statements) as files:
         with pytest.raises(ValueError, match='another process is writing to '):
             make(tmp_path / layout[1], plan, statements)
         files.write(pieces_of(plan, files.ranges()))
@@ -341,7 +339,7 @@ def test_full_disk_is_one_line_and_keeps_what_is_there(tmp_path, statements, lay
         f'No space left on device: {tmp_path / layout[1]}; 1 of 3 shards are complete and kept; make '
         'room and call it again.'
     )
-    assert not list(tmp_path.rglob(sample_writing._TEMPORARY))  # What was begun takes no room.
+    assert not list(tmp_path.rglob(store._TEMPORARY))  # What was begun takes no room.
     files, drawn = make(tmp_path / layout[1], plan, statements)
     assert files.complete and drawn == list(range(7, 14))
 
@@ -352,7 +350,7 @@ def test_failed_drawing_is_no_fault_of_the_disk(tmp_path, statements):
         raise tf.errors.ResourceExhaustedError(None, None, 'OOM when allocating tensor')
         yield
 
-    with sample_writing.open_for_writing(tmp_path / 'set', make_plan(), statements) as files:
+    with store.open_for_writing(tmp_path / 'set', make_plan(), statements) as files:
         with pytest.raises(tf.errors.ResourceExhaustedError, match='OOM'):
             files.write(pieces())
 
@@ -361,7 +359,7 @@ def test_failed_drawing_is_no_fault_of_the_disk(tmp_path, statements):
 def test_damaged_record_is_refused_by_name(tmp_path, statements, content):
     make(tmp_path / 'set', make_plan(), statements)
     (tmp_path / 'set' / 'samples.json').write_text(content)
-    for use in (sample_files.read, lambda output: make(output, make_plan(), statements)):
+    for use in (store.read, lambda output: make(output, make_plan(), statements)):
         with pytest.raises(ValueError, match='set/samples.json is damaged'):
             use(tmp_path / 'set')
 
@@ -369,19 +367,19 @@ def test_damaged_record_is_refused_by_name(tmp_path, statements, content):
 def test_what_holds_no_samples_is_refused_by_name(tmp_path):
     (tmp_path / 'empty').mkdir()
     with pytest.raises(ValueError, match='empty holds no samples of bin/sample: samples.json is missing'):
-        sample_files.read(tmp_path / 'empty')
+        store.read(tmp_path / 'empty')
     with pytest.raises(FileNotFoundError, match='no samples at .*none.npz'):
-        sample_files.read(tmp_path / 'none.npz')
+        store.read(tmp_path / 'none.npz')
     with pytest.raises(ValueError, match='limit of the samples to be read must be at least 1, got 0'):
-        sample_files.read(tmp_path / 'none.npz', limit=0)
+        store.read(tmp_path / 'none.npz', limit=0)
 
 
 def test_samples_of_a_run_have_its_statement_and_those_of_others_do_not(tmp_path):
     images, labels = np.zeros([5, 2, 3, 1], np.uint8), np.array([0, 1, 2, 0, 1], np.int32)
     (tmp_path / 'privacy_statement.txt').write_text('of the run')
     for name, statement in (('samples.npz', 'of the run'), ('others.npz', None)):
-        generate.write_npz(tmp_path / name, images, labels, _NAMES)
-        found = sample_files.read(tmp_path / name, 3)
+        store.write_file(tmp_path / name, images, labels, _NAMES)
+        found = store.read(tmp_path / name, 3)
         assert found.statement_text == statement and found.class_names == _NAMES and len(found.images) == 3
 
 
@@ -396,7 +394,7 @@ def test_label_that_is_no_class_is_refused_before_as_many_names_are_made(tmp_pat
     labels = np.array([0, 1, 2, 0, 10**7])
     np.savez(tmp_path / 'others.npz', images=np.zeros([5, 2, 3, 1], np.uint8), labels=labels, **names)
     with pytest.raises(ValueError, match=f'others.npz .*{message}'):
-        sample_files.read(tmp_path / 'others.npz')
+        store.read(tmp_path / 'others.npz')
 
 
 def test_shards_are_joined_in_order(tmp_path):
@@ -405,12 +403,12 @@ def test_shards_are_joined_in_order(tmp_path):
     for shard in range(4):
         rows = slice(10 * shard, 10 * shard + 10)
         np.savez(
-            tmp_path / sample_formats.paths(plan, shard)[0],
+            tmp_path / formats.paths(plan, shard)[0],
             images=images[rows],
             labels=labels[rows],
             seeds=np.arange(3, 43)[rows],
         )
-    sample_formats.join_arrays(plan, tmp_path, tmp_path / 'all.npz')
+    formats.join_arrays(plan, tmp_path, tmp_path / 'all.npz')
     with np.load(tmp_path / 'all.npz', allow_pickle=False) as arrays:
         np.testing.assert_array_equal(arrays['images'], images)
         np.testing.assert_array_equal(arrays['labels'], labels)

@@ -11,16 +11,15 @@ from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.data import datasets
 from tf_dpdiff.evaluation import classifiers
 from tf_dpdiff.evaluation import features
-from tf_dpdiff.evaluation import generate
 from tf_dpdiff.evaluation import metrics
 from tf_dpdiff.evaluation import neighbors
-from tf_dpdiff.evaluation import sample_plan
 from tf_dpdiff.evaluation import selection
-from tf_dpdiff.evaluation import shared_work
 from tf_dpdiff.evaluation import utility
+from tf_dpdiff.sampling import draw
+from tf_dpdiff.sampling import shared_work
 
 counts = pytest.mark.parametrize('count', [1, 2, 3])
-CHOICE = sample_plan.ClassChoice((0, 1, 2))
+CHOICE = draw.ClassChoice((0, 1, 2))
 
 
 class Recorder:
@@ -38,7 +37,7 @@ class Recorder:
 def draw_all(workers, ranges, samplers, should_stop=lambda: False):
     sampler = Recorder()
     samplers.append((workers.index, sampler))
-    return list(generate.draw([sampler], CHOICE, ranges, 7, workers=workers, should_stop=should_stop))
+    return list(draw.in_pieces([sampler], CHOICE, ranges, 7, workers=workers, should_stop=should_stop))
 
 
 @counts
@@ -59,7 +58,7 @@ def test_workers_draw_the_pieces_of_one_and_no_chunk_twice(count, ranges):
 
 @pytest.mark.parametrize('asked', [0, 1])
 def test_stop_asked_of_one_worker_stops_all_after_the_same_images(asked):
-    config = generate.GenerateConfig(num_images=700, chunk_size=7)
+    config = draw.GenerateConfig(num_images=700, chunk_size=7)
     rounds = [0, 0]
 
     def run(workers):
@@ -68,7 +67,7 @@ def test_stop_asked_of_one_worker_stops_all_after_the_same_images(asked):
             rounds[workers.index] += 1
             return workers.index == asked and rounds[asked] == 4
 
-        return generate.generate([Recorder()], config, choice=CHOICE, should_stop=should_stop, workers=workers)
+        return draw.at_once([Recorder()], config, choice=CHOICE, should_stop=should_stop, workers=workers)
 
     assert fake_workers.play(run) == [None, None] and rounds == [4, 4]
 
@@ -83,7 +82,7 @@ def test_worker_that_fails_says_why_and_the_others_end_with_it(failing):
                 raise ValueError('no memory left')
             return Recorder()(labels, seeds)
 
-        return list(generate.draw([sample], CHOICE, [(0, 700)], 7, workers=workers))
+        return list(draw.in_pieces([sample], CHOICE, [(0, 700)], 7, workers=workers))
 
     errors = fake_workers.play(run)
     assert isinstance(errors[failing], ValueError) and str(errors[failing]) == 'no memory left'

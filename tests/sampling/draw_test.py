@@ -11,8 +11,9 @@ import tensorflow as tf
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.diffusion import samplers
 from tf_dpdiff.diffusion import schedules
-from tf_dpdiff.evaluation import generate
-from tf_dpdiff.evaluation import sample_plan
+from tf_dpdiff.evaluation import pictures
+from tf_dpdiff.sampling import draw
+from tf_dpdiff.sampling import store
 
 
 def traceable_samples(labels, seeds):
@@ -24,9 +25,9 @@ def traceable_samples(labels, seeds):
 
 
 def run(num_images, seed=0, chunk_size=7, num_classes=3, **arguments):
-    config = generate.GenerateConfig(num_images=num_images, seed=seed, chunk_size=chunk_size)
-    choice = sample_plan.ClassChoice(tuple(range(num_classes)))
-    return generate.generate([traceable_samples], config, choice=choice, **arguments)
+    config = draw.GenerateConfig(num_images=num_images, seed=seed, chunk_size=chunk_size)
+    choice = draw.ClassChoice(tuple(range(num_classes)))
+    return draw.at_once([traceable_samples], config, choice=choice, **arguments)
 
 
 @pytest.mark.parametrize('num_images', [1, 6, 7, 8, 14, 100])
@@ -66,14 +67,14 @@ def test_request_to_stop_ends_it_after_the_chunk():
 @pytest.mark.parametrize('name', ['num_images', 'chunk_size'])
 def test_bad_configuration_is_refused(name):
     with pytest.raises(ValueError, match=f'{name} of the samples must be at least 1, got 0'):
-        generate.GenerateConfig(**{name: 0})
+        draw.GenerateConfig(**{name: 0})
 
 
 def test_grid_has_a_row_a_class_and_its_images_in_order():
     generator = np.random.default_rng(0)
     images = generator.integers(1, 256, [9, 2, 3, 1]).astype(np.uint8)
     labels = np.array([2, 0, 2, 3, 0, 2, 2, 0, 2])  # None of class 1; more of class 2 than there are columns.
-    grid = generate.class_grid(images, labels, columns=4, pixels=12)
+    grid = pictures.class_grid(images, labels, columns=4, pixels=12)
     assert grid.shape == (4 * 3, 4 * 4, 1) and grid.dtype == np.uint8
     cells = {(0, 0): 1, (0, 1): 4, (0, 2): 7, (2, 0): 0, (2, 1): 2, (2, 2): 5, (2, 3): 6, (3, 0): 3}
     for row in range(4):
@@ -89,16 +90,16 @@ def test_grid_has_a_row_a_class_and_its_images_in_order():
 def test_grid_is_enlarged_by_whole_pixels(columns, pixels, factor):
     images = np.random.default_rng(0).integers(0, 256, [6, 2, 3, 3]).astype(np.uint8)
     labels = np.arange(6) % 2
-    small = generate.class_grid(images, labels, columns=columns, pixels=1)
+    small = pictures.class_grid(images, labels, columns=columns, pixels=1)
     assert small.shape == (2 * 3, columns * 4, 3)
-    large = generate.class_grid(images, labels, columns=columns, pixels=pixels)
+    large = pictures.class_grid(images, labels, columns=columns, pixels=pixels)
     np.testing.assert_array_equal(large, np.kron(small, np.ones([factor, factor, 1], np.uint8)))
 
 
 @pytest.mark.parametrize('channels', [1, 3])
 def test_png_holds_the_pixels(tmp_path, channels):
     image = np.random.default_rng(0).integers(0, 256, [4, 5, channels]).astype(np.uint8)
-    generate.write_png(tmp_path / 'a.png', image)
+    pictures.write_png(tmp_path / 'a.png', image)
     with Image.open(tmp_path / 'a.png') as picture:
         assert picture.format == 'PNG'
         np.testing.assert_array_equal(np.array(picture).reshape(image.shape), image)
@@ -107,13 +108,13 @@ def test_png_holds_the_pixels(tmp_path, channels):
 def write_some(path, seed=0):
     images = np.random.default_rng(seed).integers(0, 256, [20, 4, 4, 1]).astype(np.uint8)
     labels = (np.arange(20) % 3).astype(np.int32)
-    generate.write_npz(path, images, labels, ('zero', 'öne', 'two'))
+    store.write_file(path, images, labels, ('zero', 'öne', 'two'))
     return images, labels
 
 
 def test_samples_come_back_from_their_file(tmp_path):
     images, labels = write_some(tmp_path / 'a.npz')
-    images_again, labels_again = generate.read_npz(tmp_path / 'a.npz')
+    images_again, labels_again = store.read(tmp_path / 'a.npz')
     assert images_again.dtype == np.uint8 and labels_again.dtype == np.int32
     np.testing.assert_array_equal(images_again, images)
     np.testing.assert_array_equal(labels_again, labels)
@@ -132,10 +133,10 @@ def test_failed_writing_leaves_what_was_there(tmp_path):
     write_some(tmp_path / 'a.npz')
     before = (tmp_path / 'a.npz').read_bytes()
     with pytest.raises(OSError, match='No space left'):
-        generate.write_npz(tmp_path / 'a.npz', np.zeros([2, 4, 4, 1], np.uint8), Unwritable(), ('a',))
+        store.write_file(tmp_path / 'a.npz', np.zeros([2, 4, 4, 1], np.uint8), Unwritable(), ('a',))
     assert (tmp_path / 'a.npz').read_bytes() == before
     with pytest.raises(Exception, match='data type'):
-        generate.write_png(tmp_path / 'a.png', np.zeros([2, 2, 3], np.complex128))
+        pictures.write_png(tmp_path / 'a.png', np.zeros([2, 2, 3], np.complex128))
     assert os.listdir(tmp_path) == ['a.npz']
 
 
@@ -143,7 +144,7 @@ def test_missing_file_is_named(tmp_path):
     with pytest.raises(
         FileNotFoundError, match=f'no samples at {re.escape(str(tmp_path))}/a.npz; make some with bin/sample'
     ):
-        generate.read_npz(tmp_path / 'a.npz')
+        store.read(tmp_path / 'a.npz')
 
 
 def _truncated(path):
@@ -185,7 +186,7 @@ _NOT_SAMPLES = {
 def test_file_of_another_kind_is_refused_by_name(tmp_path, make):
     make(tmp_path / 'a.npz')
     with pytest.raises(ValueError, match=f'{re.escape(str(tmp_path))}/a.npz does not hold samples'):
-        generate.read_npz(tmp_path / 'a.npz')
+        store.read(tmp_path / 'a.npz')
 
 
 @pytest.mark.parametrize('num_functions', [1, 2])
@@ -203,6 +204,6 @@ def test_network_that_predicts_no_numbers_gives_a_clear_error_and_no_images(num_
         )
         return broken(labels, seeds)
 
-    config = generate.GenerateConfig(num_images=8, chunk_size=4)
+    config = draw.GenerateConfig(num_images=8, chunk_size=4)
     with pytest.raises(FloatingPointError, match='nothing can be sampled: its training has diverged'):
-        generate.generate([sample] * num_functions, config, choice=sample_plan.ClassChoice((0, 1, 2)))
+        draw.at_once([sample] * num_functions, config, choice=draw.ClassChoice((0, 1, 2)))

@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from tf_dpdiff.evaluation import sample_plan
+from tf_dpdiff.sampling import draw
+from tf_dpdiff.sampling import formats
 
 _NAMES = ('cat', 'dog', 'bird')
 
@@ -16,20 +17,20 @@ def make_plan(**changes):
     arguments = {
         'num_images': 25,
         'seed': 0,
-        'choice': sample_plan.ClassChoice((0, 1, 2)),
+        'choice': draw.ClassChoice((0, 1, 2)),
         'image_shape': (2, 2, 1),
         'class_names': _NAMES,
         'shard_size': 10,
         'chunk_size': 7,
         **changes,
     }
-    return sample_plan.SamplePlan(**arguments)
+    return formats.Spec(**arguments)
 
 
 @pytest.mark.parametrize('start', [0, 5, 2**40 + 1, 2**62])
 def test_uniform_classes_go_round_by_the_seed(start):
     seeds = np.arange(start, start + 100)
-    labels = sample_plan.ClassChoice((4, 1, 7)).labels(seeds)
+    labels = draw.ClassChoice((4, 1, 7)).labels(seeds)
     assert labels.dtype == np.int32
     assert labels.tolist() == [(4, 1, 7)[seed % 3] for seed in seeds.tolist()]
 
@@ -39,7 +40,7 @@ def test_uniform_classes_go_round_by_the_seed(start):
 def test_weighted_classes_are_those_of_exact_arithmetic(weights, start):
     weights = tuple(map(fractions.Fraction, weights))
     seeds = np.arange(start, start + 500)
-    labels = sample_plan.ClassChoice(tuple(range(len(weights))), weights).labels(seeds)
+    labels = draw.ClassChoice(tuple(range(len(weights))), weights).labels(seeds)
     for seed, label in zip(seeds.tolist(), labels):
         place = seed * 0x9E3779B97F4A7C15 % 2**64
         ends = [sum(weights[: k + 1]) / sum(weights) * 2**64 for k in range(len(weights))]
@@ -51,7 +52,7 @@ def test_weighted_classes_are_those_of_exact_arithmetic(weights, start):
 @pytest.mark.parametrize('size', [10, 100, 1000, 10000])
 def test_counts_follow_the_weights_in_every_window(start, size):
     weights = np.array([5, 3, 1, 1])
-    choice = sample_plan.ClassChoice((0, 1, 2, 3), tuple(map(fractions.Fraction, weights.tolist())))
+    choice = draw.ClassChoice((0, 1, 2, 3), tuple(map(fractions.Fraction, weights.tolist())))
     counts = np.bincount(choice.labels(np.arange(start, start + size)), minlength=4)
     assert np.abs(counts - size * weights / weights.sum()).max() <= 4
     # Independent draws would be off by the square root of the size.
@@ -68,23 +69,23 @@ def test_shards_hold_each_seed_once():
 @pytest.mark.parametrize(
     'choice',
     [
-        sample_plan.ClassChoice((0, 1, 2)),
-        sample_plan.ClassChoice((2, 0), (fractions.Fraction(1, 3), fractions.Fraction(2))),
-        sample_plan.ClassChoice((3,)),
+        draw.ClassChoice((0, 1, 2)),
+        draw.ClassChoice((2, 0), (fractions.Fraction(1, 3), fractions.Fraction(2))),
+        draw.ClassChoice((3,)),
     ],
 )
 def test_plan_comes_back_from_json(choice):
     plan = make_plan(choice=choice, origin={'model': 'abc', 'sampler.num_steps': 3})
-    again = sample_plan.from_json(json.loads(json.dumps(plan.to_json())))
+    again = formats.Spec.from_json(json.loads(json.dumps(plan.to_json())))
     assert again == plan
 
 
 def test_differences_are_named_then_and_now():
     before, now = make_plan(origin={'model': 'a' * 100}).to_json(), make_plan(num_images=30).to_json()
-    found = sample_plan.differences(before, now)
+    found = formats.differences(before, now)
     assert 'num_images: 25 then, 30 now' in found
     assert any(line.startswith('model: aaa') and line.endswith('then, None now') for line in found)
-    assert len(found) == 2 and not sample_plan.differences(now, now)
+    assert len(found) == 2 and not formats.differences(now, now)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,7 @@ def test_bad_plans_are_refused_by_name_and_value(changes, message):
 )
 def test_bad_choices_of_classes_are_refused(classes, weights, message):
     with pytest.raises(ValueError, match=message):
-        sample_plan.ClassChoice(classes, weights and tuple(map(fractions.Fraction, weights)))
+        draw.ClassChoice(classes, weights and tuple(map(fractions.Fraction, weights)))
 
 
 def test_plans_do_not_change():
