@@ -1,19 +1,15 @@
-"""Tests of sets of samples, of pictures of them and of the files that hold them."""
+"""Tests of how images are drawn: classes that follow from seeds, chunks, requests to stop."""
 
-import os
-import re
+import fractions
 
 import numpy as np
-from PIL import Image
 import pytest
 import tensorflow as tf
 
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.diffusion import samplers
 from tf_dpdiff.diffusion import schedules
-from tf_dpdiff.evaluation import pictures
 from tf_dpdiff.sampling import draw
-from tf_dpdiff.sampling import store
 
 
 def traceable_samples(labels, seeds):
@@ -70,123 +66,53 @@ def test_bad_configuration_is_refused(name):
         draw.GenerateConfig(**{name: 0})
 
 
-def test_grid_has_a_row_a_class_and_its_images_in_order():
-    generator = np.random.default_rng(0)
-    images = generator.integers(1, 256, [9, 2, 3, 1]).astype(np.uint8)
-    labels = np.array([2, 0, 2, 3, 0, 2, 2, 0, 2])  # None of class 1; more of class 2 than there are columns.
-    grid = pictures.class_grid(images, labels, columns=4, pixels=12)
-    assert grid.shape == (4 * 3, 4 * 4, 1) and grid.dtype == np.uint8
-    cells = {(0, 0): 1, (0, 1): 4, (0, 2): 7, (2, 0): 0, (2, 1): 2, (2, 2): 5, (2, 3): 6, (3, 0): 3}
-    for row in range(4):
-        for column in range(4):
-            cell = grid[row * 3 : row * 3 + 2, column * 4 : column * 4 + 3]
-            expected = images[cells[row, column]] if (row, column) in cells else 0
-            np.testing.assert_array_equal(cell, np.broadcast_to(expected, cell.shape))
-    lines = np.concatenate([grid[2::3].ravel(), grid[:, 3::4].ravel()])
-    assert len(np.unique(lines)) == 1 and lines[0] > 0
+@pytest.mark.parametrize('start', [0, 5, 2**40 + 1, 2**62])
+def test_uniform_classes_go_round_by_the_seed(start):
+    seeds = np.arange(start, start + 100)
+    labels = draw.ClassChoice((4, 1, 7)).labels(seeds)
+    assert labels.dtype == np.int32
+    assert labels.tolist() == [(4, 1, 7)[seed % 3] for seed in seeds.tolist()]
 
 
-@pytest.mark.parametrize('columns, pixels, factor', [(4, 16, 1), (4, 1, 1), (4, 32, 2), (4, 47, 2), (2, 48, 6)])
-def test_grid_is_enlarged_by_whole_pixels(columns, pixels, factor):
-    images = np.random.default_rng(0).integers(0, 256, [6, 2, 3, 3]).astype(np.uint8)
-    labels = np.arange(6) % 2
-    small = pictures.class_grid(images, labels, columns=columns, pixels=1)
-    assert small.shape == (2 * 3, columns * 4, 3)
-    large = pictures.class_grid(images, labels, columns=columns, pixels=pixels)
-    np.testing.assert_array_equal(large, np.kron(small, np.ones([factor, factor, 1], np.uint8)))
+@pytest.mark.parametrize('weights', [('2', '1'), ('1/3', '0.25', '0', '1e-2'), ('0', '1', '0'), ('1', '1', '1', '0')])
+@pytest.mark.parametrize('start', [0, 12345, 2**62])
+def test_weighted_classes_are_those_of_exact_arithmetic(weights, start):
+    weights = tuple(map(fractions.Fraction, weights))
+    seeds = np.arange(start, start + 500)
+    labels = draw.ClassChoice(tuple(range(len(weights))), weights).labels(seeds)
+    for seed, label in zip(seeds.tolist(), labels):
+        place = seed * 0x9E3779B97F4A7C15 % 2**64
+        ends = [sum(weights[: k + 1]) / sum(weights) * 2**64 for k in range(len(weights))]
+        assert label == next(k for k, end in enumerate(ends) if place < int(end))
+        assert weights[label] > 0
 
 
-@pytest.mark.parametrize('channels', [1, 3])
-def test_png_holds_the_pixels(tmp_path, channels):
-    image = np.random.default_rng(0).integers(0, 256, [4, 5, channels]).astype(np.uint8)
-    pictures.write_png(tmp_path / 'a.png', image)
-    with Image.open(tmp_path / 'a.png') as picture:
-        assert picture.format == 'PNG'
-        np.testing.assert_array_equal(np.array(picture).reshape(image.shape), image)
+@pytest.mark.parametrize('start', [0, 999, 2**50])
+@pytest.mark.parametrize('size', [10, 100, 1000, 10000])
+def test_counts_follow_the_weights_in_every_window(start, size):
+    weights = np.array([5, 3, 1, 1])
+    choice = draw.ClassChoice((0, 1, 2, 3), tuple(map(fractions.Fraction, weights.tolist())))
+    counts = np.bincount(choice.labels(np.arange(start, start + size)), minlength=4)
+    assert np.abs(counts - size * weights / weights.sum()).max() <= 4
+    # Independent draws would be off by the square root of the size.
+    drawn = np.bincount(np.random.default_rng(0).choice(4, 10000, p=weights / 10), minlength=4)
+    assert np.abs(drawn - 10000 * weights / 10).max() > 4
 
 
-def write_some(path, seed=0):
-    images = np.random.default_rng(seed).integers(0, 256, [20, 4, 4, 1]).astype(np.uint8)
-    labels = (np.arange(20) % 3).astype(np.int32)
-    store.write_file(path, images, labels, ('zero', 'öne', 'two'))
-    return images, labels
-
-
-def test_samples_come_back_from_their_file(tmp_path):
-    images, labels = write_some(tmp_path / 'a.npz')
-    images_again, labels_again = store.read(tmp_path / 'a.npz')
-    assert images_again.dtype == np.uint8 and labels_again.dtype == np.int32
-    np.testing.assert_array_equal(images_again, images)
-    np.testing.assert_array_equal(labels_again, labels)
-    with np.load(tmp_path / 'a.npz', allow_pickle=False) as arrays:
-        assert arrays['class_names'].tolist() == ['zero', 'öne', 'two']
-
-
-class Unwritable:
-    """An array that cannot be read, as when memory or the disk gives out half way."""
-
-    def __array__(self, dtype=None):
-        raise OSError(28, 'No space left on device')
-
-
-def test_failed_writing_leaves_what_was_there(tmp_path):
-    write_some(tmp_path / 'a.npz')
-    before = (tmp_path / 'a.npz').read_bytes()
-    with pytest.raises(OSError, match='No space left'):
-        store.write_file(tmp_path / 'a.npz', np.zeros([2, 4, 4, 1], np.uint8), Unwritable(), ('a',))
-    assert (tmp_path / 'a.npz').read_bytes() == before
-    with pytest.raises(Exception, match='data type'):
-        pictures.write_png(tmp_path / 'a.png', np.zeros([2, 2, 3], np.complex128))
-    assert os.listdir(tmp_path) == ['a.npz']
-
-
-def test_missing_file_is_named(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match=f'no samples at {re.escape(str(tmp_path))}/a.npz; make some with bin/sample'
-    ):
-        store.read(tmp_path / 'a.npz')
-
-
-def _truncated(path):
-    write_some(path)
-    path.write_bytes(path.read_bytes()[:-40])
-
-
-def _corrupt(path):
-    write_some(path)
-    content = bytearray(path.read_bytes())
-    content[60:90] = b'\xff' * 30
-    path.write_bytes(content)
-
-
-def _npy(path):
-    with open(path, 'wb') as file:
-        np.save(file, np.zeros([2, 4, 4, 1], np.uint8))
-
-
-_IMAGES, _LABELS = np.zeros([2, 4, 4, 1], np.uint8), np.zeros([2], np.int32)
-
-_NOT_SAMPLES = {
-    'empty': lambda path: path.write_bytes(b''),
-    'text': lambda path: path.write_text('hello'),
-    'truncated': _truncated,
-    'corrupt': _corrupt,
-    'npy': _npy,
-    'folder': lambda path: path.mkdir(),
-    'no labels': lambda path: np.savez(path, images=_IMAGES),
-    'pickled': lambda path: np.savez(path, images=np.array([{}]), labels=_LABELS),
-    'float images': lambda path: np.savez(path, images=_IMAGES.astype(np.float32), labels=_LABELS),
-    'flat images': lambda path: np.savez(path, images=_IMAGES.reshape(2, -1), labels=_LABELS),
-    'more labels': lambda path: np.savez(path, images=_IMAGES, labels=np.zeros([3], np.int32)),
-    'float labels': lambda path: np.savez(path, images=_IMAGES, labels=np.zeros([2])),
-}
-
-
-@pytest.mark.parametrize('make', _NOT_SAMPLES.values(), ids=_NOT_SAMPLES.keys())
-def test_file_of_another_kind_is_refused_by_name(tmp_path, make):
-    make(tmp_path / 'a.npz')
-    with pytest.raises(ValueError, match=f'{re.escape(str(tmp_path))}/a.npz does not hold samples'):
-        store.read(tmp_path / 'a.npz')
+@pytest.mark.parametrize(
+    'classes, weights, message',
+    [
+        ((), None, 'at least one'),
+        ((1, 1), None, 'distinct labels'),
+        ((-1,), None, 'distinct labels from 0'),
+        ((0, 1), (1,), '1 weights for 2 classes'),
+        ((0, 1), (1, -1), 'must not be negative'),
+        ((0, 1), (0, 0), 'at least one must be above 0'),
+    ],
+)
+def test_bad_choices_of_classes_are_refused(classes, weights, message):
+    with pytest.raises(ValueError, match=message):
+        draw.ClassChoice(classes, weights and tuple(map(fractions.Fraction, weights)))
 
 
 @pytest.mark.parametrize('num_functions', [1, 2])

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import contextlib
 import dataclasses
 import fractions
+import functools
 import pathlib
 from typing import Any
 import zipfile
@@ -19,6 +20,7 @@ from tf_dpdiff.sampling import draw
 NO_CLASS = classes_lib.NO_CLASS
 AddFn = Callable[[draw.Piece], None]
 
+_COLUMNS = ('images', 'labels', 'seeds')  # Of an .npz file, in this order.
 _DIGITS = 7  # Of a seed in the name of a file, at least.
 
 
@@ -245,22 +247,20 @@ class _Arrays(Layout):
     def writing(self, shard, folder):
         pieces = []
         yield pieces.append
-        seeds, labels, images = map(np.concatenate, zip(*pieces))
-        columns = {'images': [images], 'labels': [labels], 'seeds': [seeds]}
-        write_arrays(folder / self.paths(shard)[0], len(seeds), columns, self._spec.class_names)
+        columns = {name: [getattr(piece, name) for piece in pieces] for name in _COLUMNS}
+        num_rows = sum(len(piece.seeds) for piece in pieces)
+        write_arrays(folder / self.paths(shard)[0], num_rows, columns, self._spec.class_names)
 
     def read(self, shard, folder):
-        return draw.Piece(*(self._read_column(name, shard, folder) for name in draw.Piece._fields))
+        return draw.Piece(*(self._read_column(name, folder, shard) for name in draw.Piece._fields))
 
     def join(self, folder: pathlib.Path, target: pathlib.Path) -> None:
         """Writes all shards of the set in a folder as one such file."""
-        shards = range(self._spec.num_shards)
-        columns = {
-            name: (self._read_column(name, shard, folder) for shard in shards) for name in ('images', 'labels', 'seeds')
-        }
+        read_columns = {name: functools.partial(self._read_column, name, folder) for name in _COLUMNS}
+        columns = {name: map(read, range(self._spec.num_shards)) for name, read in read_columns.items()}
         write_arrays(target, self._spec.num_images, columns, self._spec.class_names)
 
-    def _read_column(self, name: str, shard: int, folder: pathlib.Path) -> np.ndarray:
+    def _read_column(self, name: str, folder: pathlib.Path, shard: int) -> np.ndarray:
         with np.load(folder / self.paths(shard)[0]) as arrays:
             return arrays[name]
 
