@@ -322,9 +322,9 @@ def test_full_disk_is_one_line_and_keeps_what_is_there(tmp_path, statements, lay
     spec, python_error = make_spec(layout), OSError(errno.ENOSPC, 'No space left on device')
     owner, name, calls, error = {
         'tfds': (
-            tfds_writer.RecordWriter,
-            'add',
-            3,
+            tf.io.TFRecordWriter,
+            'write',
+            6,
             tf.errors.ResourceExhaustedError(None, None, '/a/b; No space left on device'),
         ),
         'png': (pathlib.Path, 'write_bytes', 6, python_error),

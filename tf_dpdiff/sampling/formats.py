@@ -1,7 +1,6 @@
 """What a set of samples consists of, and how its images lie in files: TFRecords, PNG files in class folders, arrays."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-import contextlib
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import fractions
 import functools
@@ -18,7 +17,6 @@ from tf_dpdiff.data import tfds_writer
 from tf_dpdiff.sampling import draw
 
 NO_CLASS = classes_lib.NO_CLASS
-AddFn = Callable[[draw.Piece], None]
 
 _COLUMNS = ('images', 'labels', 'seeds')  # Of an .npz file, in this order.
 _DIGITS = 7  # Of a seed in the name of a file, at least.
@@ -154,13 +152,8 @@ class Layout:
         """Returns what a shard is called."""
         return self.paths(shard)[0]
 
-    def writing(self, shard: int, folder: pathlib.Path) -> contextlib.AbstractContextManager[AddFn]:
-        """Returns a context of a function that adds images; the files are whole when it ends without an error.
-
-        Args:
-          shard: Which one.
-          folder: Of the set; those below it that the files lie in are there.
-        """
+    def write(self, shard: int, folder: pathlib.Path, pieces: Iterable[draw.Piece]) -> None:
+        """Writes the images of a shard, in the order of their seeds, below a folder where all parents of files are."""
         raise NotImplementedError
 
     def read(self, shard: int, folder: pathlib.Path) -> draw.Piece:
@@ -181,15 +174,13 @@ class _Records(Layout):
     def paths(self, shard):
         return [f'{self.dataset_folder}/{tfds_writer.shard_name(self._spec.name, shard, self._spec.num_shards)}']
 
-    @contextlib.contextmanager
-    def writing(self, shard, folder):
+    def write(self, shard, folder, pieces):
+        rows = (row for piece in pieces for row in zip(*piece))
         num_classes = len(self._spec.class_names)
-        with tfds_writer.RecordWriter(folder / self.paths(shard)[0]) as add:
-            yield lambda piece: add(
-                [images_lib.encode_png(image) for image in piece.images],
-                np.where(piece.labels < num_classes, piece.labels, -1),
-                piece.seeds,
-            )
+        records = (
+            (images_lib.encode_png(image), label if label < num_classes else -1, seed) for seed, label, image in rows
+        )
+        tfds_writer.write_records(folder / self.paths(shard)[0], records)
 
     def read(self, shard, folder):
         images, labels, seeds = tfds_writer.read_records(folder / self.paths(shard)[0], self._spec.image_shape)
@@ -213,13 +204,9 @@ class _ClassFolders(Layout):
         first, end = self._spec.seeds_of(shard)
         return f'{self._file_name(first)} to {self._file_name(end - 1)}'
 
-    @contextlib.contextmanager
-    def writing(self, shard, folder):
-        def add(piece: draw.Piece) -> None:
-            for seed, label, image in zip(*piece):
-                (folder / self._path(label, seed)).write_bytes(images_lib.encode_png(image))
-
-        yield add
+    def write(self, shard, folder, pieces):
+        for seed, label, image in (row for piece in pieces for row in zip(*piece)):
+            (folder / self._path(label, seed)).write_bytes(images_lib.encode_png(image))
 
     def read(self, shard, folder):
         seeds = np.arange(*self._spec.seeds_of(shard), dtype=np.int64)
@@ -243,13 +230,10 @@ class _Arrays(Layout):
     def paths(self, shard):
         return [f'samples-{shard:05d}-of-{self._spec.num_shards:05d}.npz']
 
-    @contextlib.contextmanager
-    def writing(self, shard, folder):
-        pieces = []
-        yield pieces.append
-        columns = {name: [getattr(piece, name) for piece in pieces] for name in _COLUMNS}
-        num_rows = sum(len(piece.seeds) for piece in pieces)
-        write_arrays(folder / self.paths(shard)[0], num_rows, columns, self._spec.class_names)
+    def write(self, shard, folder, pieces):
+        _, labels, _ = parts = list(map(list, zip(*pieces)))
+        columns = {name: parts[draw.Piece._fields.index(name)] for name in _COLUMNS}
+        write_arrays(folder / self.paths(shard)[0], sum(map(len, labels)), columns, self._spec.class_names)
 
     def read(self, shard, folder):
         return draw.Piece(*(self._read_column(name, folder, shard) for name in draw.Piece._fields))

@@ -251,8 +251,8 @@ def _check_whole(paths: Sequence[pathlib.Path], record: dict[str, Any], title: p
         raise ValueError(f'{title} {problem}. Call bin/sample again.')
 
 
-class _Stopped(Exception):
-    """A shard is given up half way, because a stop was asked for."""
+class _NoImages(Exception):
+    """A shard is given up half way: drawing failed, which is the cause, or a stop was asked for."""
 
 
 class Writer:
@@ -361,41 +361,30 @@ class Writer:
           OSError: if the disk is full, or something else keeps it from writing; says what is kept.
         """
         try:
-            for shard in self.pending:
-                self._write_shard(shard, pieces, should_stop)
-        except _Stopped:
+            with self._saving():
+                for shard in self.pending:
+                    self._write_shard(shard, pieces, should_stop)
+                self._finish()
+        except _NoImages as given_up:
+            if given_up.__cause__:
+                raise given_up.__cause__
             return False
-        with self._saving():
-            self._finish()
         self.complete = True
         return True
 
     def _write_shard(self, shard: int, pieces: Iterator[draw.Piece], should_stop: Callable[[], bool]) -> None:
         """Writes a shard and records it."""
-        (first, end), paths = self._spec.seeds_of(shard), self._layout.paths(shard)
-        temporary, left = self._folder / _TEMPORARY, end - first
-        with contextlib.ExitStack() as open_files:
-            with self._saving():
-                for parent in {(temporary / path).parent for path in paths}:
-                    parent.mkdir(parents=True, exist_ok=True)
-                add = open_files.enter_context(self._layout.writing(shard, temporary))
-            while left:
-                if should_stop():
-                    raise _Stopped  # What is there of the shard goes with the temporary folder.
-                piece = next(pieces)
-                with self._saving():
-                    add(piece)
-                left -= len(piece.seeds)
-            with self._saving():
-                open_files.close()
-        with self._saving():
-            record = {'images': end - first, **_fingerprint([temporary / path for path in paths])}
-            for path in paths:
-                (self._folder / path).parent.mkdir(parents=True, exist_ok=True)
-                os.replace(temporary / path, self._folder / path)
-            shards = {**self._shards, str(shard): record}
-            self._save_record(self._folder / RECORD, complete=False, shards=shards)
-            self._shards = shards
+        paths, (first, end) = self._layout.paths(shard), self._spec.seeds_of(shard)
+        temporary = self._folder / _TEMPORARY
+        for parent in {(folder / path).parent for path in paths for folder in (self._folder, temporary)}:
+            parent.mkdir(parents=True, exist_ok=True)
+        self._layout.write(shard, temporary, _take(end - first, pieces, should_stop))
+        record = {'images': end - first, **_fingerprint([temporary / path for path in paths])}
+        for path in paths:
+            os.replace(temporary / path, self._folder / path)
+        shards = {**self._shards, str(shard): record}
+        self._save_record(self._folder / RECORD, complete=False, shards=shards)
+        self._shards = shards
 
     def _finish(self) -> None:
         if self._dataset_folder:
@@ -455,6 +444,19 @@ class Writer:
                 f'{reason}: {self._output}; {self.progress} and kept; {"make room" if full else "mend it"} and call '
                 'it again.'
             ) from error
+
+
+def _take(num_images: int, pieces: Iterator[draw.Piece], should_stop: Callable[[], bool]) -> Iterator[draw.Piece]:
+    """Yields pieces of so many images together; raises _NoImages where there are none."""
+    while num_images:
+        if should_stop():
+            raise _NoImages
+        try:
+            piece = next(pieces)
+        except Exception as error:  # Not to be taken for one of writing.
+            raise _NoImages from error
+        yield piece
+        num_images -= len(piece.seeds)
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
