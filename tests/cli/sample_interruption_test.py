@@ -130,7 +130,7 @@ def stopping_after(pieces, draw_pieces):
     return draw_and_stop
 
 
-@sampling.formats
+@pytest.mark.parametrize('kind', ['png', 'npz file'])
 def test_ctrl_c_keeps_finished_shards_and_the_same_command_goes_on(toy_run, tmp_path, kind, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(draw, 'in_pieces', stopping_after(3, draw.in_pieces))
@@ -165,38 +165,15 @@ def test_going_on_with_other_settings_is_refused(toy_run, other_toy_run, begun, 
     assert sampling.contents(begun) == before
 
 
-@sampling.formats
-def test_truncated_shard_is_named_and_drawn_again_and_the_rest_kept(toy_run, tmp_path, kind, capsys):
-    output, arguments = tmp_path / 'set', {'kind': kind, 'shard_size': 10}
+def test_truncated_shard_is_named_and_drawn_again_and_the_rest_kept(toy_run, tmp_path, capsys):
+    output, arguments = tmp_path / 'set', {'kind': 'png', 'shard_size': 10}
     sampling.draw(toy_run, output, **arguments)
-    before = sampling.contents(tmp_path)
-    name = {
-        'tfds': f'toy_set/{tfds_writer.VERSION}/toy_set-train.tfrecord-00002-of-00006',
-        'png': 'öwl/0000022.png',
-        'npz': 'samples-00002-of-00006.npz',
-        'npz file': '',
-    }[kind]
-    path = tmp_path / 'set.npz' if kind == 'npz file' else output / name
+    before, path = sampling.contents(tmp_path), output / 'öwl' / '0000022.png'
     path.write_bytes(path.read_bytes()[:-9])
-    times = {other: other.stat().st_mtime_ns for other in tmp_path.rglob('*') if '0003' in other.name}
     assert sampling.call(toy_run, output, **arguments) == command.DONE
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith('sample: ')]
-    assert 'is damaged: ' in said[0] and ' bytes' in said[0] and said[0].startswith(f'sample: {tmp_path}/set')
-    if kind != 'npz file':
-        assert said[1] == 'sample: 5 of 6 shards are complete; going on with the others.'
-    assert sampling.contents(tmp_path) == before
-    assert {other: other.stat().st_mtime_ns for other in times} == times
-
-
-@pytest.mark.parametrize('name', ['dataset_info.json', 'features.json', 'privacy_statement.json'])
-def test_damaged_description_of_a_data_set_is_written_again(toy_run, tmp_path, name, capsys):
-    arguments = {'kind': 'tfds', 'shard_size': 10}
-    sampling.draw(toy_run, tmp_path / 'set', **arguments)
-    before = sampling.contents(tmp_path)
-    (tmp_path / 'set' / 'toy_set' / tfds_writer.VERSION / name).write_text('{')
-    assert sampling.call(toy_run, tmp_path / 'set', **arguments) == command.DONE
-    error = capsys.readouterr().err
-    assert 'what goes with the shards in' in error and 'is damaged' in error and '6 of 6 shards are complete' in error
+    assert said[0].startswith(f'sample: {output}/0000020.png to 0000029.png is damaged: ') and ' bytes' in said[0]
+    assert said[1] == 'sample: 5 of 6 shards are complete; going on with the others.'
     assert sampling.contents(tmp_path) == before
 
 
@@ -213,37 +190,21 @@ class FullDisk:
         return self._function(*arguments, **keywords)
 
 
-@sampling.formats
-def test_full_disk_is_one_line_and_finished_shards_are_kept(toy_run, tmp_path, kind, monkeypatch, capsys):
-    # Each shard is written in one piece.
-    owner, name, calls = {
-        'tfds': (tf.io.TFRecordWriter, 'write', 25),
-        'png': (pathlib.Path, 'write_bytes', 25),
-        'npz': (formats, 'write_arrays', 2),
-    }[kind.split()[0]]
+def test_full_disk_is_one_line_and_finished_shards_are_kept(toy_run, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        full = FullDisk(getattr(owner, name), calls)
-        patch.setattr(owner, name, lambda *arguments, **keywords: full(*arguments, **keywords))
-        assert sampling.call(toy_run, tmp_path / 'disk' / 'set', kind, shard_size=10) == command.FAILED
-    output = tmp_path / 'disk' / ('set.npz' if kind == 'npz file' else 'set')
+        patch.setattr(formats, 'write_arrays', FullDisk(formats.write_arrays, 2))
+        assert sampling.call(toy_run, tmp_path / 'set', shard_size=10) == command.FAILED
     assert sampling.error_of(capsys) == (
-        f'sample: error: No space left on device: {output}; 2 of 6 shards are complete and '
+        f'sample: error: No space left on device: {tmp_path / "set"}; 2 of 6 shards are complete and '
         'kept; make room and call it again.'
     )
-    kept = sampling.contents(tmp_path / 'disk')
-    assert not [path for path in kept if '/.' in f'/{path}']
-    assert sampling.call(toy_run, tmp_path / 'disk' / 'set', kind, shard_size=10) == command.DONE
+    assert sampling.call(toy_run, tmp_path / 'set', shard_size=10) == command.DONE
     assert '2 of 6 shards are complete; going on' in capsys.readouterr().err
-    assert sampling.call(toy_run, tmp_path / 'whole' / 'set', kind, shard_size=10) == command.DONE
-    whole = sampling.contents(tmp_path / 'whole')
-    assert sampling.contents(tmp_path / 'disk') == whole
-    if kind != 'npz file':
-        assert {path: kept[path] for path in kept if path != 'set/samples.json'}.items() <= whole.items()
 
 
 def test_full_disk_while_shards_are_joined_keeps_all_of_them(toy_run, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        patch.setattr(formats._Arrays, 'join', FullDisk(None, 0))
+        patch.setattr(formats.FORMATS['npz'], 'join', FullDisk(None, 0))
         assert sampling.call(toy_run, tmp_path / 'set', 'npz file', shard_size=10) == command.FAILED
     assert '6 of 6 shards are complete and kept; make room' in sampling.error_of(capsys)
     monkeypatch.setattr(draw, 'in_pieces', stopping_after(0, draw.in_pieces))  # Nothing is drawn again.

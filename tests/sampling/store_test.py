@@ -260,6 +260,18 @@ def test_damaged_shard_is_named_and_drawn_again_and_the_rest_kept(tmp_path, stat
     assert [os.stat(other).st_mtime_ns for other in kept] == times
 
 
+@pytest.mark.parametrize('name', ['dataset_info.json', 'features.json', 'privacy_statement.json'])
+def test_damaged_description_of_a_data_set_is_written_again(tmp_path, statements, name):
+    spec = make_spec(LAYOUTS[0])
+    make(tmp_path / 'set', spec, statements)
+    before = contents(tmp_path)
+    (tmp_path / 'set' / 'toy_set' / tfds_writer.VERSION / name).write_text('{')
+    files, drawn = make(tmp_path / 'set', spec, statements)
+    assert files.complete and not drawn and contents(tmp_path) == before
+    (problem,) = files.problems
+    assert 'what goes with the shards in' in problem and 'is damaged' in problem
+
+
 @layouts
 def test_other_spec_is_refused_and_changes_nothing(tmp_path, statements, layout):
     output = tmp_path / layout[1]
