@@ -14,8 +14,8 @@ def make_sample_fns(kind, name, config):
     """Returns the samplers of a network, one a device: of its weights, or of an exported model."""
     from benchmarks import networks
     from tf_dpdiff.diffusion import process
-    from tf_dpdiff.evaluation import shared_work
     from tf_dpdiff.networks import denoiser
+    from tf_dpdiff.sampling import shared_work
     from tf_dpdiff.serving import export
 
     def make_sampler():
@@ -50,17 +50,16 @@ def main():
     from benchmarks import measuring
     from benchmarks import networks
     from tf_dpdiff.diffusion import samplers
-    from tf_dpdiff.evaluation import generate
-    from tf_dpdiff.evaluation import sample_plan
+    from tf_dpdiff.sampling import draw as draw_lib
 
     config = samplers.SamplerConfig(flags.sampler, flags.num_steps)
     parameters, sample_fns = make_sample_fns(flags.kind, flags.network, config)
-    choice = sample_plan.ClassChoice(tuple(range(networks.NUM_CLASSES)))
+    choice = draw_lib.ClassChoice(tuple(range(networks.NUM_CLASSES)))
     first_seeds = itertools.count(0, flags.batch_size)
 
     def draw():
         first = next(first_seeds)
-        pieces = generate.draw(sample_fns, choice, [(first, first + flags.batch_size)], flags.batch_size)
+        pieces = draw_lib.in_pieces(sample_fns, choice, [(first, first + flags.batch_size)], flags.batch_size)
         if sum(len(piece.images) for piece in pieces) != flags.batch_size:
             raise RuntimeError('not all images were drawn')
 

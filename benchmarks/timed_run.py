@@ -183,13 +183,13 @@ def _time_stages(timers):
 
 def _time_output(timers):
     """Times checkpoints, TensorBoard, samples, and what is written at the end."""
-    from tf_dpdiff.evaluation import generate
     from tf_dpdiff.evaluation import utility
     from tf_dpdiff.privacy import statement
     from tf_dpdiff.runs import folder
     from tf_dpdiff.runs import release
     from tf_dpdiff.runs import report
     from tf_dpdiff.runs import tensorboard
+    from tf_dpdiff.sampling import draw as draw_lib
     from tf_dpdiff.serving import export
     from tf_dpdiff.training import checkpoints
     from tf_dpdiff.training import summaries
@@ -201,7 +201,7 @@ def _time_output(timers):
     make_grid_drawer = tensorboard.make_grid_drawer
     tensorboard.make_grid_drawer = lambda model: timers.timed_from_second(FIRST_GRID, GRIDS, make_grid_drawer(model))
     timers.wrap(SAMPLING, release, 'draw')
-    draw = generate.draw
+    draw = draw_lib.in_pieces
 
     @functools.wraps(draw)
     def timed_draw(*args, **kwargs):
@@ -211,7 +211,7 @@ def _time_output(timers):
             yield first
             yield from pieces
 
-    generate.draw = timed_draw
+    draw_lib.in_pieces = timed_draw
     timers.wrap(PICTURES, release, 'write')
     timers.wrap(REPORT, report, 'write')
     timers.wrap(REPORT, folder, 'write_statement')

@@ -17,7 +17,7 @@ import yaml
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import export
 from tf_dpdiff.cli import sample
-from tf_dpdiff.evaluation import sample_plan
+from tf_dpdiff.sampling import draw
 from tf_dpdiff.serving import client
 from tf_dpdiff.serving import warmup
 
@@ -67,7 +67,7 @@ def test_batches_are_those_of_the_warm_up_and_of_the_command():
     parameters = read('batching_parameters.txt', message('BatchingParameters'))
     sizes = list(parameters.allowed_batch_sizes)
     assert tuple(sizes) == warmup.BATCH_SIZES and sizes == sorted(set(sizes))
-    assert sizes[-1] == parameters.max_batch_size.value == sample_plan.CHUNK_SIZE
+    assert sizes[-1] == parameters.max_batch_size.value == draw.CHUNK_SIZE
     for field in ('batch_timeout_micros', 'max_enqueued_batches', 'num_batch_threads'):
         assert getattr(parameters, field).value > 0
 

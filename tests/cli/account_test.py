@@ -14,13 +14,13 @@ from PIL import Image
 import pytest
 
 from tf_dpdiff.cli import account
-from tf_dpdiff.cli import budget_file
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import train
 from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import budget as budget_lib
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import rounding
+from tf_dpdiff.runs import budget as budget_file
 from tf_dpdiff.training import checkpoints
 
 VERBS = {'account': account, 'train': train}

@@ -9,10 +9,10 @@ import pytest
 from tests import conftest
 from tests.cli import sampling
 from tests.cli import verbs
-from tf_dpdiff.cli import budget_file
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import train
 from tf_dpdiff.privacy import budget as budget_lib
+from tf_dpdiff.runs import budget as budget_file
 from tf_dpdiff.serving import export
 
 TINY = pathlib.Path(__file__).with_name('tiny_digits.gin')

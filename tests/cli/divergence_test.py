@@ -10,15 +10,15 @@ import pytest
 from tests.cli import sampling
 from tests.cli import verbs
 from tf_dpdiff.cli import account
-from tf_dpdiff.cli import budget_file
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import export
-from tf_dpdiff.cli import run_files
 from tf_dpdiff.cli import sample
 from tf_dpdiff.cli import train
 from tf_dpdiff.networks import denoiser
 from tf_dpdiff.privacy import budget as budget_lib
 from tf_dpdiff.privacy import rounding
+from tf_dpdiff.runs import budget as budget_file
+from tf_dpdiff.runs import folder as folder_lib
 from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import divergence
 
@@ -138,7 +138,7 @@ def test_public_run_that_diverges_leaves_no_checkpoint_to_start_from(tmp_path, c
 def fixture_overflowing_run(toy_run, tmp_path):
     """A finished run whose averaged weights are finite, and so large that what they predict is not."""
     workdir = pathlib.Path(shutil.copytree(toy_run, tmp_path / 'run'))
-    described, found = run_files.read_model(workdir), checkpoints.read_run(workdir / 'checkpoints')
+    described, found = folder_lib.read_model(workdir), checkpoints.read_run(workdir / 'checkpoints')
     model = denoiser.build(described.network, described.image_shape, len(described.class_names))
     for variable in model.trainable_variables:
         variable.assign(np.full(variable.shape, 3e38))

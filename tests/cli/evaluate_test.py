@@ -12,15 +12,12 @@ from tests import fake_workers
 from tests.cli import verbs
 from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.cli import account
-from tf_dpdiff.cli import budget_file
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import evaluate
 from tf_dpdiff.cli import gin_config
 from tf_dpdiff.cli import released_accuracy
-from tf_dpdiff.cli import run_files
-from tf_dpdiff.cli import run_report
 from tf_dpdiff.data import datasets
-from tf_dpdiff.evaluation import generate
+from tf_dpdiff.evaluation import pictures
 from tf_dpdiff.evaluation import utility
 from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import accuracy_release
@@ -29,6 +26,10 @@ from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import seeds
 from tf_dpdiff.privacy import statement as statement_lib
+from tf_dpdiff.runs import budget as budget_file
+from tf_dpdiff.runs import folder as folder_lib
+from tf_dpdiff.runs import report as report_lib
+from tf_dpdiff.sampling import store
 from tf_dpdiff.training import checkpoints
 
 QUICK = (
@@ -56,15 +57,15 @@ def make_run(workdir, noise_multiplier=5.0):
     rows = np.argsort(train.labels, kind='stable')[::2]
     noise = np.random.default_rng(0).normal(0.0, 40.0, [len(rows), 8, 8, 1])
     images = np.clip(train.images_uint8[rows] + noise, 0, 255).astype(np.uint8)
-    generate.write_npz(workdir / 'samples.npz', images, train.labels[rows], train.class_names)
+    store.write_file(workdir / 'samples.npz', images, train.labels[rows], train.class_names)
     for name in ('samples.png', 'denoising.png'):
-        generate.write_png(workdir / name, generate.class_grid(images, train.labels[rows]))
+        pictures.write_png(workdir / name, pictures.class_grid(images, train.labels[rows]))
     statement = make_statement(noise_multiplier)
-    run_files.write_statement(workdir, statement)
+    folder_lib.write_statement(workdir, statement)
     state = checkpoints.RunState(seeds.PrivateSeed.from_os_entropy())
     state.run_id, state.ledger = statement.run_id, statement.ledger
     checkpoints.RunCheckpoint(workdir / 'checkpoints', {'data_fingerprint': train.fingerprint()}).save(state)
-    run_report.write(
+    report_lib.write(
         workdir,
         title='A run',
         facts={'epsilon': '1'},
@@ -209,7 +210,7 @@ def test_what_another_runs_file_asks_for_and_is_not_at_hand_is_left_out_and_said
 def test_images_too_small_for_networks_are_measured_by_the_others(tmp_path, capsys):
     images = np.random.default_rng(0).integers(0, 256, [200, 6, 6, 1]).astype(np.uint8)
     np.savez(tmp_path / 'own.npz', images=images, labels=np.arange(200) % 2)
-    generate.write_npz(tmp_path / 'samples.npz', images[:50], np.arange(50) % 2, ('0', '1'))
+    store.write_file(tmp_path / 'samples.npz', images[:50], np.arange(50) % 2, ('0', '1'))
     own = (
         'DATA = @npz_images()',
         f'npz_images.path = "{tmp_path / "own.npz"}"',
@@ -343,9 +344,9 @@ def test_two_workers_measure_what_one_does_and_release_it_once(run, evaluated, t
 
 def test_workers_with_other_samples_are_refused(tmp_path):
     workdir = make_run(tmp_path / 'run')
-    samples = generate.read_npz(workdir / 'samples.npz')
+    samples = store.read(workdir / 'samples.npz')
     samples[0][0, 0, 0] ^= 1
-    generate.write_npz(tmp_path / 'other.npz', *samples, datasets.digits().train.class_names)
+    store.write_file(tmp_path / 'other.npz', *samples, datasets.digits().train.class_names)
     for error in evaluate_as_two(workdir, of_second=tmp_path / 'other.npz'):
         assert isinstance(error, workers_lib.WorkersDisagreeError)
         assert 'worker 1 and worker 0 differ in the configuration, the samples or the data' in str(error)
@@ -359,7 +360,7 @@ def test_accuracy_of_another_model_is_not_shown(tmp_path):
     assert 'Gaussian mechanism' in (workdir / 'report.html').read_text()
     path = workdir / 'privacy_statement.json'
     path.write_text(json.dumps({**json.loads(path.read_text()), 'run_id': 'another'}))
-    run_report.write_page(workdir)
+    report_lib.write_page(workdir)
     assert 'Gaussian mechanism' not in (workdir / 'report.html').read_text()
 
 

@@ -15,7 +15,7 @@ from tf_dpdiff.cli import command
 from tf_dpdiff.cli import select
 from tf_dpdiff.cli import train
 from tf_dpdiff.data import datasets
-from tf_dpdiff.evaluation import generate
+from tf_dpdiff.sampling import store
 
 QUICK = (
     'UNetConfig.base_channels = 4',
@@ -129,7 +129,7 @@ def test_no_source_of_ones_own_images_is_public(my_gin):
 @pytest.mark.parametrize('flags, marks', [((), 6), (('--synthetic_only',), 0)])
 def test_selection_is_marked_where_real_images_were_looked_at(tmp_path, capsys, flags, marks):
     data = datasets.digits().train
-    generate.write_npz(tmp_path / 'samples.npz', data.images_uint8[:200], data.labels[:200], data.class_names)
+    store.write_file(tmp_path / 'samples.npz', data.images_uint8[:200], data.labels[:200], data.class_names)
     candidates = "--gin_param=SelectionConfig.candidates = ('rbf_svm', 'logistic_regression')"
     given = ['--gin_file=gin/select_digits.gin', candidates, f'--workdir={tmp_path}', *flags]
     assert verbs.call(select, *given) == command.DONE

@@ -9,8 +9,8 @@ import tensorflow as tf
 from tests.cli import verbs
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import export
-from tf_dpdiff.cli import run_files
 from tf_dpdiff.cli import train
+from tf_dpdiff.runs import folder as folder_lib
 
 TINY = pathlib.Path(__file__).resolve().parent / 'tiny_digits.gin'
 
@@ -36,7 +36,7 @@ def test_dropout_bfloat16_adapters_label_drop_and_guidance_go_through_a_whole_ru
     flags = [f'--gin_file={TINY}', f'--workdir={workdir}', *(f'--gin_param={b}' for b in bindings)]
     assert verbs.call(train, *flags) == command.DONE
     assert json.loads((workdir / 'privacy_statement.json').read_text())['epsilon'] <= 10.0
-    described = run_files.read_model(workdir)
+    described = folder_lib.read_model(workdir)
     assert described.label_drop_probability == 0.2 and described.network.dropout == 0.1
     # The released model holds no adapters: they are merged.
     graph = (workdir / 'saved_model' / '1' / 'saved_model.pb').read_bytes()

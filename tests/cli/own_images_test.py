@@ -8,12 +8,12 @@ import pytest
 
 from tests.cli import verbs
 from tf_dpdiff.cli import audit
-from tf_dpdiff.cli import budget_file
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import evaluate
 from tf_dpdiff.cli import select
 from tf_dpdiff.cli import train
 from tf_dpdiff.privacy import budget as budget_lib
+from tf_dpdiff.runs import budget as budget_file
 
 TINY = pathlib.Path(__file__).with_name('tiny_digits.gin')
 COUNT = 200

@@ -13,10 +13,10 @@ from tests.data import camelyon17_layout
 from tf_dpdiff.cli import account
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import gin_config
-from tf_dpdiff.cli import run_files
 from tf_dpdiff.cli import train
 from tf_dpdiff.data import datasets
 from tf_dpdiff.networks import dit
+from tf_dpdiff.runs import folder as folder_lib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 RUN_FILES = sorted(path.name for path in (ROOT / 'gin').glob('*.gin'))
@@ -247,7 +247,7 @@ def test_digits_run_with_a_transformer_and_the_run_says_so(tmp_path, capsys):
     assert run(*flags) == command.DONE
     assert check_run(tmp_path / 'run')['steps_run'] == 2
     assert json.loads((tmp_path / 'run' / 'model.json').read_text())['network']['kind'] == 'dit'
-    assert run_files.read_model(tmp_path / 'run').network == dit.DiTConfig(hidden_size=8, depth=1, num_heads=2)
+    assert folder_lib.read_model(tmp_path / 'run').network == dit.DiTConfig(hidden_size=8, depth=1, num_heads=2)
     assert run(*flags) == command.DONE  # What is resumed is the same network.
     assert 'is complete' in capsys.readouterr().err
 

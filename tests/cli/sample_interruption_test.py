@@ -18,11 +18,11 @@ import tensorflow as tf
 
 from tests.cli import sampling
 from tf_dpdiff.cli import command
-from tf_dpdiff.cli import run_files
 from tf_dpdiff.data import tfds_writer
-from tf_dpdiff.evaluation import generate
-from tf_dpdiff.evaluation import sample_files
-from tf_dpdiff.evaluation import sample_formats
+from tf_dpdiff.runs import folder as folder_lib
+from tf_dpdiff.sampling import draw
+from tf_dpdiff.sampling import formats
+from tf_dpdiff.sampling import store
 from tf_dpdiff.serving import export
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -34,7 +34,7 @@ import os
 import signal
 import sys
 from tf_dpdiff.cli import sample
-from tf_dpdiff.evaluation import shared_work
+from tf_dpdiff.sampling import shared_work
 import tensorflow as tf
 
 kill_after, devices = int(sys.argv[1]), int(sys.argv[2])
@@ -113,13 +113,13 @@ def fixture_begun(toy_run, tmp_path_factory):
     """A set of which three of six shards are there."""
     output = tmp_path_factory.mktemp('begun') / 'set'
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generate, 'draw', stopping_after(3, generate.draw))
+        patch.setattr(draw, 'in_pieces', stopping_after(3, draw.in_pieces))
         assert sampling.call(toy_run, output, shard_size=10) == command.FAILED
     return output
 
 
 def stopping_after(pieces, draw_pieces):
-    """Returns a generate.draw that asks the process to stop, as Ctrl-C does, after some pieces."""
+    """Returns a draw.in_pieces that asks the process to stop, as Ctrl-C does, after some pieces."""
 
     def draw_and_stop(*arguments, **options):
         for number, piece in enumerate(draw_pieces(*arguments, **options)):
@@ -130,10 +130,10 @@ def stopping_after(pieces, draw_pieces):
     return draw_and_stop
 
 
-@sampling.formats
+@pytest.mark.parametrize('kind', ['png', 'npz file'])
 def test_ctrl_c_keeps_finished_shards_and_the_same_command_goes_on(toy_run, tmp_path, kind, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        patch.setattr(generate, 'draw', stopping_after(3, generate.draw))
+        patch.setattr(draw, 'in_pieces', stopping_after(3, draw.in_pieces))
         assert sampling.call(toy_run, tmp_path / 'broken' / 'set', kind, shard_size=10) == command.FAILED
     error = capsys.readouterr().err
     assert 'sample: stopped; 4 of 6 shards are complete and kept. The same command goes on.' in error
@@ -165,38 +165,15 @@ def test_going_on_with_other_settings_is_refused(toy_run, other_toy_run, begun, 
     assert sampling.contents(begun) == before
 
 
-@sampling.formats
-def test_truncated_shard_is_named_and_drawn_again_and_the_rest_kept(toy_run, tmp_path, kind, capsys):
-    output, arguments = tmp_path / 'set', {'kind': kind, 'shard_size': 10}
+def test_truncated_shard_is_named_and_drawn_again_and_the_rest_kept(toy_run, tmp_path, capsys):
+    output, arguments = tmp_path / 'set', {'kind': 'png', 'shard_size': 10}
     sampling.draw(toy_run, output, **arguments)
-    before = sampling.contents(tmp_path)
-    name = {
-        'tfds': f'toy_set/{tfds_writer.VERSION}/toy_set-train.tfrecord-00002-of-00006',
-        'png': 'öwl/0000022.png',
-        'npz': 'samples-00002-of-00006.npz',
-        'npz file': '',
-    }[kind]
-    path = tmp_path / 'set.npz' if kind == 'npz file' else output / name
+    before, path = sampling.contents(tmp_path), output / 'öwl' / '0000022.png'
     path.write_bytes(path.read_bytes()[:-9])
-    times = {other: other.stat().st_mtime_ns for other in tmp_path.rglob('*') if '0003' in other.name}
     assert sampling.call(toy_run, output, **arguments) == command.DONE
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith('sample: ')]
-    assert 'is damaged: ' in said[0] and ' bytes' in said[0] and said[0].startswith(f'sample: {tmp_path}/set')
-    if kind != 'npz file':
-        assert said[1] == 'sample: 5 of 6 shards are complete; going on with the others.'
-    assert sampling.contents(tmp_path) == before
-    assert {other: other.stat().st_mtime_ns for other in times} == times
-
-
-@pytest.mark.parametrize('name', ['dataset_info.json', 'features.json', 'privacy_statement.json'])
-def test_damaged_description_of_a_data_set_is_written_again(toy_run, tmp_path, name, capsys):
-    arguments = {'kind': 'tfds', 'shard_size': 10}
-    sampling.draw(toy_run, tmp_path / 'set', **arguments)
-    before = sampling.contents(tmp_path)
-    (tmp_path / 'set' / 'toy_set' / tfds_writer.VERSION / name).write_text('{')
-    assert sampling.call(toy_run, tmp_path / 'set', **arguments) == command.DONE
-    error = capsys.readouterr().err
-    assert 'what goes with the shards in' in error and 'is damaged' in error and '6 of 6 shards are complete' in error
+    assert said[0].startswith(f'sample: {output}/0000020.png to 0000029.png is damaged: ') and ' bytes' in said[0]
+    assert said[1] == 'sample: 5 of 6 shards are complete; going on with the others.'
     assert sampling.contents(tmp_path) == before
 
 
@@ -213,40 +190,24 @@ class FullDisk:
         return self._function(*arguments, **keywords)
 
 
-@sampling.formats
-def test_full_disk_is_one_line_and_finished_shards_are_kept(toy_run, tmp_path, kind, monkeypatch, capsys):
-    # Each shard is written in one piece.
-    owner, name, calls = {
-        'tfds': (tfds_writer.RecordWriter, 'add', 2),
-        'png': (pathlib.Path, 'write_bytes', 25),
-        'npz': (np, 'savez_compressed', 2),
-    }[kind.split()[0]]
+def test_full_disk_is_one_line_and_finished_shards_are_kept(toy_run, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        full = FullDisk(getattr(owner, name), calls)
-        patch.setattr(owner, name, lambda *arguments, **keywords: full(*arguments, **keywords))
-        assert sampling.call(toy_run, tmp_path / 'disk' / 'set', kind, shard_size=10) == command.FAILED
-    output = tmp_path / 'disk' / ('set.npz' if kind == 'npz file' else 'set')
+        patch.setattr(formats, 'write_arrays', FullDisk(formats.write_arrays, 2))
+        assert sampling.call(toy_run, tmp_path / 'set', shard_size=10) == command.FAILED
     assert sampling.error_of(capsys) == (
-        f'sample: error: No space left on device: {output}; 2 of 6 shards are complete and '
+        f'sample: error: No space left on device: {tmp_path / "set"}; 2 of 6 shards are complete and '
         'kept; make room and call it again.'
     )
-    kept = sampling.contents(tmp_path / 'disk')
-    assert not [path for path in kept if '/.' in f'/{path}']
-    assert sampling.call(toy_run, tmp_path / 'disk' / 'set', kind, shard_size=10) == command.DONE
+    assert sampling.call(toy_run, tmp_path / 'set', shard_size=10) == command.DONE
     assert '2 of 6 shards are complete; going on' in capsys.readouterr().err
-    assert sampling.call(toy_run, tmp_path / 'whole' / 'set', kind, shard_size=10) == command.DONE
-    whole = sampling.contents(tmp_path / 'whole')
-    assert sampling.contents(tmp_path / 'disk') == whole
-    if kind != 'npz file':
-        assert {path: kept[path] for path in kept if path != 'set/samples.json'}.items() <= whole.items()
 
 
 def test_full_disk_while_shards_are_joined_keeps_all_of_them(toy_run, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        patch.setattr(sample_formats, 'join_arrays', FullDisk(None, 0))
+        patch.setattr(formats.FORMATS['npz'], 'join', FullDisk(None, 0))
         assert sampling.call(toy_run, tmp_path / 'set', 'npz file', shard_size=10) == command.FAILED
     assert '6 of 6 shards are complete and kept; make room' in sampling.error_of(capsys)
-    monkeypatch.setattr(generate, 'draw', stopping_after(0, generate.draw))  # Nothing is drawn again.
+    monkeypatch.setattr(draw, 'in_pieces', stopping_after(0, draw.in_pieces))  # Nothing is drawn again.
     assert sampling.call(toy_run, tmp_path / 'set', 'npz file', shard_size=10) == command.DONE
     assert '6 of 6 shards are complete; putting them together' in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -276,8 +237,8 @@ class Stripes(tf.Module):
 def export_stripes(toy_run, folder):
     """Exports stripes under the statement of a run."""
     folder.mkdir()
-    run_files.read_model(toy_run)._replace(image_shape=(32, 32, 3)).write(folder)
-    beside = run_files.statement_paths(toy_run) + [folder / run_files.MODEL]
+    folder_lib.read_model(toy_run)._replace(image_shape=(32, 32, 3)).write(folder)
+    beside = folder_lib.statement_paths(toy_run) + [folder / folder_lib.MODEL]
     return export.export_saved_model(Stripes(), folder / 'servable', beside)
 
 
@@ -303,7 +264,7 @@ def kill_at_a_random_moment(process, folder, generator, longest_secs):
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     shutil.rmtree(folder / '.unfinished')  # So that the next one is seen to begin.
-    return len(json.loads((folder / sample_files.MANIFEST).read_text())['shards'])
+    return len(json.loads((folder / store.RECORD).read_text())['shards'])
 
 
 def read_columns(output, kind):
@@ -313,7 +274,8 @@ def read_columns(output, kind):
         pieces = [tfds_writer.read_records(path, (32, 32, 3)) for path in shards]
         images, labels, seeds = map(np.concatenate, zip(*pieces))
         return seeds, labels, images
-    return sample_formats.read_arrays(output)
+    with np.load(output) as arrays:
+        return arrays['seeds'], arrays['labels'], arrays['images']
 
 
 @pytest.mark.long
@@ -324,17 +286,14 @@ def test_large_set_killed_at_random_moments_is_whole_and_memory_does_not_grow(to
     arguments['num_images'] = 100000
     whole, broken = (tmp_path / name / ('set' if kind == 'tfds' else 'set.npz') for name in ('whole', 'broken'))
     process = start(sampling.flags_of(None, whole.with_suffix(''), **arguments))
-    wait_until_it_writes(process, sample_files.work_folder(whole))
+    wait_until_it_writes(process, store.work_folder(whole))
     began = time.monotonic()
     many = finish(process)
     longest_secs = (time.monotonic() - began) / 5
     held = 80000 * 32 * 32 * 3 / 1024  # What the other images would take, were they all held.
     assert 0 < many < 1.15 * few < few + held / 2
     flags, generator = sampling.flags_of(None, broken.with_suffix(''), **arguments), random.Random(0)
-    kept = [
-        kill_at_a_random_moment(start(flags), sample_files.work_folder(broken), generator, longest_secs)
-        for _ in range(3)
-    ]
+    kept = [kill_at_a_random_moment(start(flags), store.work_folder(broken), generator, longest_secs) for _ in range(3)]
     assert kept == sorted(kept) and 0 < kept[-1] < 25
     finish(start(flags))
     assert sampling.contents(broken.parent) == sampling.contents(whole.parent)

@@ -14,10 +14,10 @@ from tests.cli import verbs
 from tests.serving import servers
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import export as export_verb
-from tf_dpdiff.cli import run_files
 from tf_dpdiff.cli import sample_source
-from tf_dpdiff.evaluation import sample_files
-from tf_dpdiff.evaluation import sample_plan
+from tf_dpdiff.runs import folder as folder_lib
+from tf_dpdiff.sampling import draw
+from tf_dpdiff.sampling import store
 from tf_dpdiff.serving import export
 
 pytestmark = pytest.mark.usefixtures('loaded_once')
@@ -39,7 +39,7 @@ def test_classes_are_drawn_in_equal_parts_and_with_seeds_that_count_up(toy_run, 
 def test_classes_asked_for_are_drawn_in_equal_parts(toy_run, tmp_path, classes, labels):
     drawn = sampling.draw(toy_run, tmp_path / 'set', classes=classes)
     assert drawn.labels.tolist() == [labels[seed % len(labels)] for seed in range(60)]
-    whole_chunk = np.arange(sample_plan.CHUNK_SIZE) % len(labels)
+    whole_chunk = np.arange(draw.CHUNK_SIZE) % len(labels)
     np.testing.assert_array_equal(drawn.images, sampling.images_of(toy_run, np.array(labels)[whole_chunk])[:60])
 
 
@@ -63,11 +63,11 @@ def test_sampler_asked_for_draws(toy_run, tmp_path, changes):
     drawn = sampling.draw(
         toy_run, tmp_path / 'set', **{'sampler' if key == 'name' else key: changes[key] for key in changes}
     )
-    description = run_files.read_model(toy_run)
+    description = folder_lib.read_model(toy_run)
     image_sampler = sample_source.load_run(
         toy_run, description.with_sampler(dataclasses.replace(description.sampler, **changes))
     )
-    labels = np.arange(sample_plan.CHUNK_SIZE) % 3
+    labels = np.arange(draw.CHUNK_SIZE) % 3
     images = image_sampler.sample(tf.constant(labels, tf.int32), tf.range(len(labels), dtype=tf.int64))['images']
     np.testing.assert_array_equal(drawn.images, images.numpy()[:60])
     assert not np.array_equal(drawn.images, sampling.images_of(toy_run, labels)[:60])
@@ -127,7 +127,7 @@ def test_output_and_format_are_chosen_where_they_are_not_given(toy_run, tmp_path
 def test_statement_goes_with_the_images(toy_run, tmp_path, kind, capsys):
     found = sampling.draw(toy_run, tmp_path / 'set', kind)
     assert 'differentially private with epsilon = ' in capsys.readouterr().out
-    for path in run_files.statement_paths(toy_run):
+    for path in folder_lib.statement_paths(toy_run):
         beside = pathlib.Path(f'{tmp_path}/set{"." if kind == "npz file" else "/"}{path.name}')
         assert beside.read_bytes() == path.read_bytes()
     assert found.statement_text == (toy_run / 'privacy_statement.txt').read_text()
@@ -149,10 +149,7 @@ def test_same_seeds_are_the_same_images_however_they_are_cut(toy_run, tmp_path, 
     whole = sampling.draw(toy_run, tmp_path / 'whole', kind, num_images=600, seed=30)
     cut = sampling.draw(toy_run, tmp_path / 'cut', kind, num_images=600, seed=30, shard_size=70)
     part = sampling.draw(toy_run, tmp_path / 'part', kind, num_images=100, seed=301, shard_size=33)
-    for one, other in (
-        (whole, cut),
-        (sample_files.SampleSet(whole.images[271:371], whole.labels[271:371], *whole[2:]), part),
-    ):
+    for one, other in ((whole, cut), (store.Samples(whole.images[271:371], whole.labels[271:371], *whole[2:]), part)):
         np.testing.assert_array_equal(one.images, other.images)
         np.testing.assert_array_equal(one.labels, other.labels)
     if kind == 'npz file':
@@ -227,7 +224,7 @@ def test_guidance_of_a_model_that_always_saw_labels_is_refused(other_toy_run, tm
 
 def test_images_without_a_statement_are_refused(toy_run, tmp_path, capsys):
     own = shutil.copytree(toy_run, tmp_path / 'run')
-    for path in run_files.statement_paths(own / 'saved_model' / '1' / export.EXTRA):
+    for path in folder_lib.statement_paths(own / 'saved_model' / '1' / export.EXTRA):
         path.unlink()
     assert sampling.call(own, tmp_path / 'set') == command.WRONG_USE
     assert 'carries no privacy statement' in sampling.error_of(capsys)

@@ -15,7 +15,7 @@ from tests.cli import sampling
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import sample
 from tf_dpdiff.cli import strategy_flags
-from tf_dpdiff.evaluation import sample_files
+from tf_dpdiff.sampling import store
 
 pytestmark = pytest.mark.usefixtures('loaded_once')
 SET = {'kind': 'tfds', 'num_images': 2000, 'shard_size': 130}
@@ -107,7 +107,7 @@ def test_stop_asked_of_one_worker_ends_both_and_the_same_command_goes_on(
     assert capsys.readouterr().err.count('sample: stopped; ') == 1
     assert call_as_two(toy_run, tmp_path / 'two', num_images=3000, shard_size=130) == [command.DONE] * 2
     images, labels = sampling.images_of(toy_run, np.arange(3000) % 3), np.arange(3000) % 3
-    found = sample_files.read(tmp_path / 'two')
+    found = store.read(tmp_path / 'two')
     np.testing.assert_array_equal(found.images, images)
     np.testing.assert_array_equal(found.labels, labels)
 

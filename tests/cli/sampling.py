@@ -8,19 +8,19 @@ import tensorflow as tf
 
 from tests.cli import verbs
 from tf_dpdiff.cli import command
-from tf_dpdiff.cli import run_files
 from tf_dpdiff.cli import sample
 from tf_dpdiff.cli import sample_source
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.diffusion import samplers
 from tf_dpdiff.diffusion import schedules
-from tf_dpdiff.evaluation import sample_files
-from tf_dpdiff.evaluation import sample_plan
 from tf_dpdiff.networks import denoiser
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import seeds
 from tf_dpdiff.privacy import statement as statement_lib
+from tf_dpdiff.runs import folder as folder_lib
+from tf_dpdiff.sampling import draw as draw_lib
+from tf_dpdiff.sampling import store
 from tf_dpdiff.serving import export
 from tf_dpdiff.training import checkpoints
 
@@ -36,7 +36,7 @@ def make_run(workdir, *, seed=0, label_drop_probability=0.1):
     for variable in model.trainable_variables:
         variable.assign(generator.normal(0.0, 0.3, variable.shape))
     process = process_lib.DiffusionProcess(schedules.Schedule('cosine', 50), 'v')
-    description = run_files.ModelDescription(
+    description = folder_lib.ModelDescription(
         (4, 4, 1), NAMES, network, process, samplers.SamplerConfig('ddim', 2), label_drop_probability
     )
     description.write(workdir)
@@ -45,12 +45,12 @@ def make_run(workdir, *, seed=0, label_drop_probability=0.1):
     )
     plan = plan_lib.make_plan(config, 5000)
     statement = statement_lib.PrivacyStatement('one image', 'toys', plan, plan.planned_ledger(), 8, run_id=str(seed))
-    run_files.write_statement(workdir, statement)
+    folder_lib.write_statement(workdir, statement)
     state = checkpoints.RunState(seeds.PrivateSeed.from_os_entropy())
     state.run_id, state.ledger = statement.run_id, statement.ledger
     checkpoints.RunCheckpoint(workdir / 'checkpoints', {'data_fingerprint': 'toys'}, average=model).save(state)
     image_sampler = sample_source.load_run(workdir, description)
-    export.export_saved_model(image_sampler, workdir / 'saved_model', run_files.statement_paths(workdir))
+    export.export_saved_model(image_sampler, workdir / 'saved_model', folder_lib.statement_paths(workdir))
     return workdir
 
 
@@ -75,7 +75,7 @@ def call(*arguments, **flags):
 def draw(run, output, kind='npz', **flags):
     """Draws a set and reads it back."""
     assert call(run, output, kind, **flags) == command.DONE
-    return sample_files.read(f'{output}.npz' if kind == 'npz file' else output)
+    return store.read(f'{output}.npz' if kind == 'npz file' else output)
 
 
 def error_of(capsys):
@@ -99,9 +99,9 @@ def images_of(run, labels):
     """Returns the images of labels, with seeds from 0, as the exported model of a run draws them itself."""
     sample_fn = export.load_sample_fn(run / 'saved_model')
     # In batches of the same size, on which a network's last bits depend.
-    padded = np.pad(labels, (0, -len(labels) % sample_plan.CHUNK_SIZE))
+    padded = np.pad(labels, (0, -len(labels) % draw_lib.CHUNK_SIZE))
     batches = [
         sample_fn(tf.constant(padded[seeds], tf.int32), tf.constant(seeds)).numpy()
-        for seeds in np.arange(len(padded), dtype=np.int64).reshape(-1, sample_plan.CHUNK_SIZE)
+        for seeds in np.arange(len(padded), dtype=np.int64).reshape(-1, draw_lib.CHUNK_SIZE)
     ]
     return np.concatenate(batches)[: len(labels)]

@@ -15,8 +15,8 @@ from tf_dpdiff.cli import gin_config
 from tf_dpdiff.cli import select
 from tf_dpdiff.data import datasets
 from tf_dpdiff.evaluation import classifiers
-from tf_dpdiff.evaluation import generate
 from tf_dpdiff.evaluation import selection
+from tf_dpdiff.sampling import store
 from tf_dpdiff.training import strategies
 
 CANDIDATES = (
@@ -34,7 +34,7 @@ def write_samples(path, noise=40.0):
     rows = np.arange(0, len(train), 4)
     added = np.random.default_rng(0).normal(0.0, noise, [len(rows), 8, 8, 1])
     images = np.clip(train.images_uint8[rows] + added, 0, 255).astype(np.uint8)
-    generate.write_npz(path, images, train.labels[rows], train.class_names)
+    store.write_file(path, images, train.labels[rows], train.class_names)
 
 
 def call(workdir, *flags, bindings=CANDIDATES):

@@ -13,9 +13,9 @@ from tf_dpdiff.cli import audit
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import dry_run
 from tf_dpdiff.cli import evaluate
-from tf_dpdiff.cli import run_identity
 from tf_dpdiff.cli import select
 from tf_dpdiff.cli import train
+from tf_dpdiff.runs import folder as folder_lib
 from tf_dpdiff.training import interruption
 
 AUDIT = ('--gin_file=gin/audit_digits.gin', '--gin_param=UNetConfig.base_channels = 4')
@@ -104,7 +104,7 @@ def test_run_holds_its_folder_until_it_ends(tmp_path, capsys, monkeypatch, set_w
             pytest.fail('two runs were in one folder')
         raise interruption.Interrupted('stopped')
 
-    monkeypatch.setattr(run_identity, 'check_free', try_to_train_too)
+    monkeypatch.setattr(folder_lib, 'check_free', try_to_train_too)
     for _ in range(2):  # The second one gets as far as the first, which is no more there.
         assert verbs.call(train, f'--gin_file={TINY}', f'--workdir={tmp_path}') == command.FAILED
         assert 'stopped' in capsys.readouterr().err

@@ -11,10 +11,10 @@ import pytest
 
 from tests import cluster
 from tests.cli.verbs import call
-from tf_dpdiff.cli import run_files
 from tf_dpdiff.cli import train
 from tf_dpdiff.networks import denoiser
 from tf_dpdiff.privacy import ledger as ledger_lib
+from tf_dpdiff.runs import folder as folder_lib
 from tf_dpdiff.training import checkpoints
 
 TINY = cluster.ROOT / 'tests' / 'cli' / 'tiny_digits.gin'
@@ -58,7 +58,7 @@ def wait_until_saved(workdir, workers, steps):
 
 
 def averaged_weights(workdir):
-    described = run_files.read_model(workdir)
+    described = folder_lib.read_model(workdir)
     model = denoiser.build(described.network, described.image_shape, len(described.class_names))
     checkpoints.load_average(workdir / 'checkpoints', model)
     return np.concatenate([weight.ravel() for weight in model.get_weights()])

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tf_dpdiff.data import classes
-from tf_dpdiff.evaluation import sample_plan
+from tf_dpdiff.sampling import draw
+from tf_dpdiff.sampling import formats
 
 
 def test_classes_are_named_by_their_numbers_or_as_given():
@@ -77,6 +78,6 @@ def test_names_that_samples_could_not_be_written_under_are_refused(names, messag
 )
 def test_samples_can_be_planned_of_all_classes_whose_names_are_taken(names):
     classes.check_names('toy', names)
-    choice = sample_plan.ClassChoice(tuple(range(len(names))))
-    plan = sample_plan.SamplePlan(10, 0, choice, (4, 4, 1), names)
-    assert sample_plan.from_json(plan.to_json()).class_names == names
+    choice = draw.ClassChoice(tuple(range(len(names))))
+    plan = formats.Spec(10, 0, choice, (4, 4, 1), names)
+    assert formats.Spec.from_json(plan.to_json()).class_names == names

@@ -18,9 +18,8 @@ def write_shard(path, tmp_path, *, first=0, count=10, channels=3, labels=None):
     images = np.random.default_rng(first).integers(0, 256, [count, 5, 4, channels]).astype(np.uint8)
     labels = np.arange(first, first + count) % 3 if labels is None else labels
     seeds = np.arange(first, first + count) + 2**40
-    with tfds_writer.RecordWriter(path) as add:
-        for rows in (slice(0, 3), slice(3, None)):
-            add([encode(image, tmp_path / 'image.png') for image in images[rows]], labels[rows], seeds[rows])
+    encoded = (encode(image, tmp_path / 'image.png') for image in images)
+    tfds_writer.write_records(path, zip(encoded, labels, seeds))
     return images, labels, seeds
 
 

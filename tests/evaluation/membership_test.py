@@ -7,8 +7,8 @@ import tensorflow as tf
 from tf_dpdiff import keras
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.diffusion import schedules
-from tf_dpdiff.evaluation import audit_picture
 from tf_dpdiff.evaluation import membership
+from tf_dpdiff.evaluation import pictures
 
 PROCESS = process_lib.DiffusionProcess(schedules.Schedule(num_timesteps=100), 'v')
 
@@ -99,7 +99,7 @@ def test_picture_is_drawn_with_and_without_canaries(tmp_path):
     canaries = generator.uniform(size=20), generator.uniform(size=20) < 0.5, generator.integers(-1, 2, 20)
     sizes = []
     for given in (None, canaries):
-        audit_picture.write_picture(tmp_path / 'a.png', attack=attack, losses=losses, canaries=given)
+        pictures.draw_audit(tmp_path / 'a.png', attack=attack, losses=losses, canaries=given)
         picture = (tmp_path / 'a.png').read_bytes()
         assert picture.startswith(b'\x89PNG')
         sizes.append(len(picture))

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from tf_dpdiff.evaluation import generate
+from tf_dpdiff.evaluation import pictures
 from tf_dpdiff.evaluation import report
 
 _HOSTILE = '<script>alert("x")</script> & {braces} %s \'quoted\' </pre><img src="http://example.com/x.png"> ε ≤ 10\n'
@@ -57,7 +57,7 @@ def write(
     caption='A look.',
     **replaced,
 ):
-    generate.write_png(tmp_path / 'grid.png', grid)
+    pictures.write_png(tmp_path / 'grid.png', grid)
     sections = [
         report.Section('Samples', report.picture(tmp_path / 'grid.png', alt=caption, caption=caption)),
         report.Section(

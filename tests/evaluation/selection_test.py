@@ -9,8 +9,8 @@ from scipy import stats
 
 from tf_dpdiff.data import datasets
 from tf_dpdiff.evaluation import classifiers
+from tf_dpdiff.evaluation import pictures
 from tf_dpdiff.evaluation import selection
-from tf_dpdiff.evaluation import selection_picture
 
 CNN = ('small_cnn', {'width': 2, 'num_epochs': 2, 'min_steps': 4})
 CANDIDATES = ('logistic_regression', ('rbf_svm', {'C': 1e-3}), ('rbf_svm', {'C': 10.0}))
@@ -298,6 +298,6 @@ def test_picture_is_drawn_of_any_accuracies(tmp_path, synthetic, num_real):
     found = result(
         *(candidate(str(row), *values, values[1]) for row, values in enumerate(zip(synthetic, real))), num_real=num_real
     )
-    selection_picture.draw_selection(tmp_path / 'picture.png', found.to_dict())
+    pictures.draw_selection(tmp_path / 'picture.png', found.to_dict())
     assert (tmp_path / 'picture.png').read_bytes().startswith(b'\x89PNG')
     assert [path.name for path in tmp_path.iterdir()] == ['picture.png']

@@ -9,8 +9,8 @@ from sklearn import linear_model
 
 from tf_dpdiff.data import datasets
 from tf_dpdiff.evaluation import classifiers
+from tf_dpdiff.evaluation import pictures
 from tf_dpdiff.evaluation import utility
-from tf_dpdiff.evaluation import utility_pictures
 
 LINEAR = utility.UtilityConfig(('logistic_regression',))
 
@@ -280,8 +280,8 @@ def test_pictures_follow_the_numbers(measured, tmp_path, real_images):
             entry['real_images'] = None
     drawn = []
     for _ in range(2):
-        utility_pictures.draw_curve(tmp_path / 'curve.png', fields)
-        utility_pictures.draw_confusion(tmp_path / 'confusion.png', fields, fields['classifiers'][0])
+        pictures.draw_utility_curve(tmp_path / 'curve.png', fields)
+        pictures.draw_confusion(tmp_path / 'confusion.png', fields, fields['classifiers'][0])
         drawn.append([(tmp_path / name).read_bytes() for name in ('curve.png', 'confusion.png')])
         fields['curve'][1]['accuracy_mean'] -= 0.1
         fields['classifiers'][0]['synthetic_images']['confusion'][2][3] += 5

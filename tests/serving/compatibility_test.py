@@ -14,11 +14,11 @@ from tests.cli import verbs
 from tests.serving import toy_models
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import export as export_verb
-from tf_dpdiff.cli import run_files
-from tf_dpdiff.cli import run_output
 from tf_dpdiff.diffusion import samplers
 from tf_dpdiff.networks import denoiser
 from tf_dpdiff.privacy import statement as statement_lib
+from tf_dpdiff.runs import folder as folder_lib
+from tf_dpdiff.runs import release
 from tf_dpdiff.serving import client
 from tf_dpdiff.serving import compatibility
 from tf_dpdiff.serving import export
@@ -205,12 +205,12 @@ def test_live_client_is_answered_as_before_after_a_refused_export(toy_run, put, 
 def test_a_run_that_is_exported_again_by_training_goes_through_the_same_check(toy_run, put, tmp_path):
     run = shutil.copytree(toy_run, tmp_path / 'run')
     put('1,2', run / 'saved_model' / '2')
-    description = run_files.read_model(run)
+    description = folder_lib.read_model(run)
     network = denoiser.build(description.network, description.image_shape, len(sampling.NAMES))
     statement = statement_lib.PublicStatement(('toys',), 10)
     images, labels = np.zeros([3, 4, 4, 1], np.uint8), np.arange(3, dtype=np.int32)
     with pytest.raises(ValueError, match="clients of .*saved_model/2 could.*'num_steps' is gone.*bin/export --allow"):
-        run_output.write(run, 'toys', {}, statement, description, network, summaries.Summaries(run), images, labels)
+        release.write(run, 'toys', {}, statement, description, network, summaries.Summaries(run), images, labels)
     assert version_folders.numbers(run / 'saved_model') == [2, 1]
     assert (run / 'samples.npz').exists() and (run / 'report.html').exists()
 
@@ -218,7 +218,7 @@ def test_a_run_that_is_exported_again_by_training_goes_through_the_same_check(to
 @pytest.fixture(name='fixed', scope='module')
 def fixture_fixed(toy_run):
     """A sampler of one step count."""
-    description = run_files.read_model(toy_run)
+    description = folder_lib.read_model(toy_run)
     network = denoiser.build(description.network, description.image_shape, len(sampling.NAMES))
     return export.ImageSampler(network, description.process, samplers.SamplerConfig('ddim', 1))
 

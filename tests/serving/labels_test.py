@@ -14,8 +14,8 @@ from tests.serving import servers
 from tests.serving import toy_models
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import export as export_verb
-from tf_dpdiff.cli import run_files
 from tf_dpdiff.networks import denoiser
+from tf_dpdiff.runs import folder as folder_lib
 from tf_dpdiff.serving import client
 from tf_dpdiff.serving import export
 from tf_dpdiff.serving import warmup
@@ -51,7 +51,7 @@ def fixture_runs(tmp_path_factory, small_network):
     plain = sampling.make_run(folder / 'plain')
     for kind, (changes, _, _) in _MODELS.items():
         run = shutil.copytree(plain, folder / kind.replace(' ', '_'), ignore=shutil.ignore_patterns('saved_model'))
-        description = run_files.read_model(run)._replace(**changes)
+        description = folder_lib.read_model(run)._replace(**changes)
         description.write(run)
         flags = [f'--workdir={run}', f'--output={run / toy_models.NAME}', '--warmup_batch_sizes=1,2']
         assert verbs.call(export_verb, *flags) == command.DONE
@@ -168,7 +168,7 @@ def make_old_export(run, description, folder):
     network = denoiser.build(description.network, description.image_shape, _NUM_CLASSES)
     checkpoints.load_average(run / 'checkpoints', network)
     sampler = export.ImageSampler(network, description.process, description.sampler)
-    return export.export_saved_model(sampler, folder, run_files.paths_beside_model(run), warmup_batch_sizes=())
+    return export.export_saved_model(sampler, folder, folder_lib.paths_beside_model(run), warmup_batch_sizes=())
 
 
 def test_older_export_is_loaded_and_not_asked_for_what_it_was_not_trained_on(runs, tmp_path, capsys):

@@ -7,7 +7,7 @@ import pathlib
 
 from rich import table as rich_table
 
-from tf_dpdiff.evaluation import epsilon_picture
+from tf_dpdiff.evaluation import pictures
 from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import budget as budget_lib
 from tf_dpdiff.privacy import ledger as ledger_lib
@@ -73,7 +73,7 @@ def draw_run(run: settings_lib.RunSettings, path: pathlib.Path) -> None:
     if run.warm_start_noise_multiplier is not None:
         rounds = f' in {run.warm_start_num_rounds} rounds' if run.warm_start_num_rounds > 1 else ''
         title += f',\nwarm start with noise multiplier {run.warm_start_noise_multiplier:g}{rounds} before'
-    epsilon_picture.write_picture(
+    pictures.draw_epsilon(
         path, run.curve(_PLOT_POINTS), title=title, delta=run.delta, target_epsilon=run.target_epsilon
     )
 

@@ -18,9 +18,9 @@ from tf_dpdiff.cli import gin_config
 from tf_dpdiff.cli import strategy_flags
 from tf_dpdiff.data import datasets
 from tf_dpdiff.diffusion import process as process_lib
-from tf_dpdiff.evaluation import audit_picture
 from tf_dpdiff.evaluation import canaries as canaries_lib
 from tf_dpdiff.evaluation import membership
+from tf_dpdiff.evaluation import pictures
 from tf_dpdiff.networks import denoiser
 from tf_dpdiff.privacy import auditing
 from tf_dpdiff.privacy import plan as plan_lib
@@ -229,9 +229,7 @@ def _attack(workdir, name, image_loss, members, non_members, *, facts=None, cana
     attack = membership.attack(*losses)
     fields = {'note': _NOTE, **(facts or {}), 'membership_attack': attack.to_dict()}
     files.write_text(workdir / 'non_private' / f'{name}.json', json.dumps(fields, indent=2) + '\n')
-    audit_picture.write_picture(
-        workdir / 'non_private' / f'{name}.png', attack=attack, losses=tuple(losses), canaries=canaries
-    )
+    pictures.draw_audit(workdir / 'non_private' / f'{name}.png', attack=attack, losses=tuple(losses), canaries=canaries)
     return attack
 
 

@@ -16,18 +16,17 @@ from tf_dpdiff.cli import released_accuracy
 from tf_dpdiff.cli import strategy_flags
 from tf_dpdiff.data import datasets
 from tf_dpdiff.evaluation import features as features_lib
-from tf_dpdiff.evaluation import generate
 from tf_dpdiff.evaluation import metrics
 from tf_dpdiff.evaluation import neighbors as neighbors_lib
+from tf_dpdiff.evaluation import pictures
 from tf_dpdiff.evaluation import report
 from tf_dpdiff.evaluation import report_sections
-from tf_dpdiff.evaluation import sample_files
-from tf_dpdiff.evaluation import shared_work
 from tf_dpdiff.evaluation import utility as utility_lib
-from tf_dpdiff.evaluation import utility_pictures
 from tf_dpdiff.privacy import accuracy_release as accuracy_release_lib
-from tf_dpdiff.runs import folder as run_folder
-from tf_dpdiff.runs import report as run_report
+from tf_dpdiff.runs import folder as folder_lib
+from tf_dpdiff.runs import report as report_lib
+from tf_dpdiff.sampling import shared_work
+from tf_dpdiff.sampling import store
 from tf_dpdiff.training import strategies
 
 _WARNING = (
@@ -73,7 +72,7 @@ def evaluate(
     shared_work.at_first(
         workers, lambda: _check_release(workdir, budget_file, accuracy_release, utility, data, samples.statement_text)
     )
-    folder = workdir / 'non_private' / f'evaluation_{run_folder.samples_name(workdir, samples_path)}'
+    folder = workdir / 'non_private' / f'evaluation_{folder_lib.samples_name(workdir, samples_path)}'
     shared_work.at_first(workers, lambda: _begin(folder, samples))
     command.say('evaluate', left_out if workers.is_first else ())
     results = {'samples': str(samples_path), 'num_samples': len(samples.images), 'left_out': left_out, 'seconds': {}}
@@ -103,11 +102,11 @@ def evaluate(
 gin_config.root(evaluate, 'evaluate', 'workdir', 'samples_path', 'workers')
 
 
-def _read_samples(workdir, samples_path, data, workers) -> sample_files.SampleSet:
-    samples = sample_files.read(samples_path)
+def _read_samples(workdir, samples_path, data, workers) -> store.Samples:
+    samples = store.read(samples_path)
     samples.check_like(data.spec, samples_path)
     if workers.is_first:  # It looks into the run's folder.
-        run_folder.check_same_data(workdir, data.train)
+        folder_lib.check_same_data(workdir, data.train)
     return samples
 
 
@@ -133,11 +132,11 @@ def _check_release(workdir, budget_file, accuracy_release, utility, data, statem
         )
 
 
-def _begin(folder: pathlib.Path, samples: sample_files.SampleSet) -> None:
+def _begin(folder: pathlib.Path, samples: store.Samples) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob('*.png'):
         path.unlink()  # Of parts that are now switched off.
-    generate.write_png(folder / 'samples.png', generate.class_grid(samples.images, samples.labels))
+    pictures.write_png(folder / 'samples.png', pictures.class_grid(samples.images, samples.labels))
 
 
 def _measure_quality(results, config, extractor, samples, data) -> report.Section | None:
@@ -160,11 +159,11 @@ def _measure_utility(results, config, samples, data, folder, workers):
         return None, measured.predictions
     fields = results['utility'] = measured.fields
     results['seconds']['utility'] = round(time.monotonic() - started, 1)
-    utility_pictures.draw_confusion(folder / 'confusion.png', fields, report_sections.chosen_classifier(fields))
+    pictures.draw_confusion(folder / 'confusion.png', fields, report_sections.chosen_classifier(fields))
     curve_png = None
     if fields['curve']:
         curve_png = folder / 'curve.png'
-        utility_pictures.draw_curve(curve_png, fields)
+        pictures.draw_utility_curve(curve_png, fields)
     section = report_sections.utility(fields, confusion_png=folder / 'confusion.png', curve_png=curve_png)
     return section, measured.predictions
 
@@ -177,7 +176,7 @@ def _search_neighbors(results, config, extractor, samples, data, folder) -> repo
         return None
     results['neighbors'] = found.to_dict()
     results['seconds']['neighbors'] = round(time.monotonic() - started, 1)
-    generate.write_png(folder / 'neighbors.png', found.picture)
+    pictures.write_png(folder / 'neighbors.png', found.picture)
     return report_sections.neighbors(results['neighbors'], folder / 'neighbors.png')
 
 
@@ -189,9 +188,9 @@ def _write_report(workdir, folder, samples_path, results, sections) -> None:
     )
     before, after = [report.Section('Samples', grid)], []
     if (workdir / 'report.json').exists():
-        facts = {**run_report.read(workdir)['facts'], **facts}
-        before += run_report.denoising_sections(workdir) + run_report.released_accuracy_sections(workdir)
-        after = run_report.privacy_sections(workdir)
+        facts = {**report_lib.read(workdir)['facts'], **facts}
+        before += report_lib.denoising_sections(workdir) + report_lib.released_accuracy_sections(workdir)
+        after = report_lib.privacy_sections(workdir)
     report.write_page(
         folder / 'report.html',
         title=f'tf_dpdiff: what samples of {workdir.resolve().name} are worth',
@@ -230,7 +229,7 @@ def _print_results(results, folder, workdir) -> None:
         fields = results['released_accuracy']
         accuracies = ', '.join(f'{name} {value:.1%}' for name, value in fields['accuracy'].items())
         console.print(
-            f'RELEASED in {workdir / run_folder.RELEASED_ACCURACY} and report.html: {accuracies}. {fields["text"]}',
+            f'RELEASED in {workdir / folder_lib.RELEASED_ACCURACY} and report.html: {accuracies}. {fields["text"]}',
             highlight=False,
             soft_wrap=True,
         )

@@ -7,6 +7,7 @@ import tempfile
 
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import sample_source
+from tf_dpdiff.cli import sampler_flags
 from tf_dpdiff.runs import folder
 from tf_dpdiff.serving import export
 from tf_dpdiff.serving import warmup
@@ -16,7 +17,7 @@ def main(flags) -> int:
     """Runs the verb."""
     command.quieten_libraries()
     workdir = pathlib.Path(flags.workdir).expanduser()
-    changes = sample_source.sampler_changes(flags)
+    changes = sampler_flags.changes(flags)
     step_counts = changes.pop('num_steps', ())
     one_by_one = [{**changes, 'num_steps': count} for count in step_counts] or [changes]
     # Each is checked; the first stands in the description.
@@ -55,7 +56,7 @@ def run(argv: list[str] | None = None) -> None:
     parser = command.Parser('export', __doc__ + ' The sampler is fixed in it.')
     parser.add_argument('--workdir', default='runs/latest', help='folder of a finished run (default: %(default)s)')
     parser.add_argument('--output', help="the servable's folder (default: saved_models/NAME OF THE RUN)")
-    sample_source.add_sampler_flags(parser, several_step_counts=True)
+    sampler_flags.add(parser, several_step_counts=True)
     parser.add_argument(
         '--warmup_batch_sizes',
         type=_batch_sizes,

@@ -32,7 +32,6 @@ from tf_dpdiff.diffusion import timesteps
 from tf_dpdiff.evaluation import canaries
 from tf_dpdiff.evaluation import classifiers
 from tf_dpdiff.evaluation import features
-from tf_dpdiff.evaluation import generate
 from tf_dpdiff.evaluation import metrics
 from tf_dpdiff.evaluation import neighbors
 from tf_dpdiff.evaluation import selection
@@ -42,6 +41,7 @@ from tf_dpdiff.privacy import accuracy_release
 from tf_dpdiff.privacy import class_means
 from tf_dpdiff.privacy import feature_means
 from tf_dpdiff.privacy import plan
+from tf_dpdiff.sampling import draw as draw_lib
 from tf_dpdiff.training import finetuning
 from tf_dpdiff.training import loop
 from tf_dpdiff.training import optimization
@@ -82,7 +82,7 @@ _REGISTERED = (
     finetuning.FinetuningConfig,
     loop.TrainerConfig,
     strategies.StrategyConfig,
-    generate.GenerateConfig,
+    draw_lib.GenerateConfig,
     features.FeaturesConfig,
     metrics.QualityConfig,
     neighbors.NeighborsConfig,

@@ -1,6 +1,5 @@
 """Where images come from: a run's checkpoint, an exported model, a server; and the statement that goes with them."""
 
-import argparse
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
@@ -9,14 +8,11 @@ import json
 import pathlib
 from typing import Any
 
-from tf_dpdiff.cli import command
-from tf_dpdiff.diffusion import samplers
-from tf_dpdiff.evaluation import generate
-from tf_dpdiff.evaluation import shared_work
 from tf_dpdiff.networks import denoiser
-from tf_dpdiff.networks import kinds
-from tf_dpdiff.runs import folder
+from tf_dpdiff.runs import folder as folder_lib
 from tf_dpdiff.runs import release
+from tf_dpdiff.sampling import draw
+from tf_dpdiff.sampling import shared_work
 from tf_dpdiff.serving import client
 from tf_dpdiff.serving import export
 from tf_dpdiff.training import checkpoints
@@ -30,13 +26,13 @@ class Source:
       description: Its classes and the shape of its images.
       statements: Its privacy statement, as text and as JSON.
       origin: What its images follow from, as plain JSON values.
-      load: Returns samplers for `generate.draw`.
+      load: Returns functions for `draw.in_pieces`.
     """
 
-    description: folder.ModelDescription
+    description: folder_lib.ModelDescription
     statements: Sequence[pathlib.Path]
     origin: dict[str, Any]
-    load: Callable[[], list[generate.SampleFn]]
+    load: Callable[[], list[draw.SampleFn]]
 
 
 def find(
@@ -55,7 +51,7 @@ def find(
         was exported with several, and then one of them must be named.
 
     Raises:
-      command.UsageError: if flags contradict each other, or if the statement cannot be told.
+      ValueError: if flags contradict each other, or if the statement cannot be told.
       FileNotFoundError: if the model is not there.
     """
     if sampler and not saved_model and endpoint is None:
@@ -73,31 +69,31 @@ def _choose_num_steps(version: pathlib.Path, sampler: dict[str, Any]) -> int | N
     counts = export.step_counts_of(version)
     num_steps = sampler.pop('num_steps', None) if counts else None
     if sampler:
-        raise command.UsageError(
+        raise ValueError(
             f'the sampler of an exported model is fixed; draw from a run (--workdir alone) or drop --'
             f'{", --".join("sampler" if name == "name" else name for name in sampler)}.'
         )
     if counts and num_steps not in counts:
         given = '' if num_steps is None else f', and not for {num_steps}'
-        raise command.UsageError(
+        raise ValueError(
             f'{version} was exported for several step counts{given}; say --num_steps={" or ".join(map(str, counts))}.'
         )
     return num_steps
 
 
-def describe_run(workdir: pathlib.Path, sampler: Mapping[str, Any]) -> folder.ModelDescription:
+def describe_run(workdir: pathlib.Path, sampler: Mapping[str, Any]) -> folder_lib.ModelDescription:
     """Returns the description of a complete run, with changes of its SamplerConfig.
 
     Raises:
-      command.UsageError: if the run has no privacy statement yet, or one of another run than its checkpoints.
+      ValueError: if the run has no privacy statement yet, or one of another run than its checkpoints.
     """
-    description = folder.read_model(_run(workdir))
-    folder.check_statement(workdir)
+    description = folder_lib.read_model(_run(workdir))
+    folder_lib.check_statement(workdir)
     return description.with_sampler(dataclasses.replace(description.sampler, **sampler))
 
 
 def load_run(
-    workdir: pathlib.Path, description: folder.ModelDescription, step_counts: Sequence[int] = ()
+    workdir: pathlib.Path, description: folder_lib.ModelDescription, step_counts: Sequence[int] = ()
 ) -> export.ImageSampler:
     """Returns the newest averaged weights of a run with the sampler of the description.
 
@@ -114,53 +110,53 @@ def load_run(
 
 def _run(workdir: pathlib.Path) -> pathlib.Path:
     """Returns the folder if it is that of a complete run."""
-    folder.read_model(workdir)
-    if not all(path.exists() for path in folder.statement_paths(workdir)):
-        raise command.UsageError(
+    folder_lib.read_model(workdir)
+    if not all(path.exists() for path in folder_lib.statement_paths(workdir)):
+        raise ValueError(
             f'the run in {workdir} is not complete: it has no privacy statement yet; finish bin/train first.'
         )
     return workdir
 
 
-def _checkpoint(workdir: pathlib.Path, description: folder.ModelDescription) -> Source:
+def _checkpoint(workdir: pathlib.Path, description: folder_lib.ModelDescription) -> Source:
     digest = hashlib.sha256()
     for variable in load_run(workdir, description).variables:
         digest.update(f'{variable.name} {variable.dtype.name} {variable.shape}\n'.encode())
         digest.update(variable.numpy().tobytes())
-    settings = [kinds.to_json(description.network), dataclasses.asdict(description.process)]
+    settings = [dataclasses.asdict(part) for part in (description.network, description.process)]
     digest.update(json.dumps(settings, sort_keys=True).encode())
 
-    def load() -> generate.SampleFn:
+    def load() -> draw.SampleFn:
         image_sampler = load_run(workdir, description)
         return lambda labels, seeds: image_sampler.sample(labels, seeds)['images']
 
-    statements = folder.statement_paths(workdir)
+    statements = folder_lib.statement_paths(workdir)
     origin = _origin('a checkpoint', digest.hexdigest(), statements, description)
     return Source(description, statements, origin, functools.partial(shared_work.on_each_device, load))
 
 
 def _exported(workdir: pathlib.Path | None, version: pathlib.Path, num_steps: int | None = None) -> Source:
     extra = version / export.EXTRA
-    statements = folder.statement_paths(extra)
+    statements = folder_lib.statement_paths(extra)
     if not all(path.exists() for path in statements):
-        raise command.UsageError(
+        raise ValueError(
             f'{version} carries no privacy statement, so none could go with its images; export it '
             'anew with bin/export --workdir=RUN.'
         )
-    described = (extra / folder.MODEL).exists()
+    described = (extra / folder_lib.MODEL).exists()
     if workdir is not None:
-        for path, of_run in zip(statements, folder.statement_paths(_run(workdir))):
+        for path, of_run in zip(statements, folder_lib.statement_paths(_run(workdir))):
             if path.read_bytes() != of_run.read_bytes():
-                raise command.UsageError(
+                raise ValueError(
                     f'{version} carries another privacy statement than the run in {workdir}; name '
                     'the run that it comes from.'
                 )
     elif not described:
-        raise command.UsageError(
-            f'{version} does not say what its classes are ({export.EXTRA}/{folder.MODEL} is '
+        raise ValueError(
+            f'{version} does not say what its classes are ({export.EXTRA}/{folder_lib.MODEL} is '
             'missing); name the run that it comes from by --workdir.'
         )
-    description = folder.read_model(extra if described else workdir)
+    description = folder_lib.read_model(extra if described else workdir)
     load_sample_fn = functools.partial(export.load_sample_fn, version)
     if num_steps is not None:
         description = description.with_sampler(dataclasses.replace(description.sampler, num_steps=num_steps))
@@ -193,54 +189,3 @@ def _origin(drawn_by: str, model_sha256: str, statements, description) -> dict[s
         'privacy_statement_sha256': hashlib.sha256(statements[1].read_bytes()).hexdigest(),
         **{f'sampler.{key}': value for key, value in sampler.items()},
     }
-
-
-def add_sampler_flags(parser: command.Parser, *, several_step_counts: bool = False) -> None:
-    """Adds the flags of which `sampler_changes` makes changes of a SamplerConfig.
-
-    Args:
-      parser: Of a verb.
-      several_step_counts: Whether --num_steps gives a tuple of one or several counts instead of one.
-    """
-    parser.add_argument('--sampler', choices=samplers.SAMPLERS, help="sampler (default: the run's)")
-    if several_step_counts:
-        parser.add_argument(
-            '--num_steps',
-            type=_step_counts,
-            metavar='NUM_STEPS[,NUM_STEPS...]',
-            help="sampler's steps; with several, as in 10,20,40, each request says how many of these "
-            "its images take (default: the run's)",
-        )
-    else:
-        parser.add_argument('--num_steps', type=int, help="sampler's steps (default: the run's)")
-    parser.add_argument(
-        '--guidance_scale', type=float, help="of classifier-free guidance, 1 for none (default: the run's)"
-    )
-    parser.add_argument(
-        '--num_candidates',
-        type=int,
-        help='drawn for each image, of which the one is taken that is most clearly of its class; for runs '
-        "whose warm start released feature means (default: the run's)",
-    )
-
-
-def _step_counts(text: str) -> tuple[int, ...]:
-    """Reads a flag; argparse says what is wrong with it."""
-    try:
-        counts = tuple(int(part) for part in text.split(','))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f'{text!r} is no whole number, nor several as in 10,20,40') from error
-    if len(set(counts)) < len(counts):
-        raise argparse.ArgumentTypeError(f'{text!r} names a count twice')
-    return counts
-
-
-def sampler_changes(flags) -> dict[str, Any]:
-    """Returns what the flags say of a SamplerConfig."""
-    given = {
-        'name': flags.sampler,
-        'num_steps': flags.num_steps,
-        'guidance_scale': flags.guidance_scale,
-        'num_candidates': flags.num_candidates,
-    }
-    return {key: value for key, value in given.items() if value is not None}

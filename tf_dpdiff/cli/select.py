@@ -14,12 +14,12 @@ from tf_dpdiff.cli import command
 from tf_dpdiff.cli import gin_config
 from tf_dpdiff.cli import strategy_flags
 from tf_dpdiff.data import datasets
+from tf_dpdiff.evaluation import pictures
 from tf_dpdiff.evaluation import report
-from tf_dpdiff.evaluation import sample_files
 from tf_dpdiff.evaluation import selection as selection_lib
-from tf_dpdiff.evaluation import selection_picture
-from tf_dpdiff.evaluation import shared_work
 from tf_dpdiff.runs import folder
+from tf_dpdiff.sampling import shared_work
+from tf_dpdiff.sampling import store
 from tf_dpdiff.training import strategies
 
 _WARNING = (
@@ -74,7 +74,7 @@ def select(
     fields = {'samples': str(samples_path) if is_real else samples_path.name, **found.to_dict()}
 
     def finish():
-        selection_picture.draw_selection(json_path.with_suffix('.png'), fields)
+        pictures.draw_selection(json_path.with_suffix('.png'), fields)
         files.write_text(json_path, json.dumps(fields, indent=2) + '\n')
         if is_real:
             _write_page(json_path.with_name('report.html'), workdir, fields)
@@ -87,9 +87,9 @@ def select(
 gin_config.root(select, 'select', 'workdir', 'samples_path', 'workers')
 
 
-def _read_samples(workdir, samples_path, data, workers) -> sample_files.SampleSet:
+def _read_samples(workdir, samples_path, data, workers) -> store.Samples:
     """Returns the samples; compares them with the private images where these may be looked at."""
-    samples = sample_files.read(samples_path)
+    samples = store.read(samples_path)
     if data:
         samples.check_like(data.spec, samples_path)
         if workers.is_first:  # It looks into the run's folder.

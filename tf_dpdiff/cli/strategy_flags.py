@@ -9,7 +9,7 @@ from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import gin_config
 from tf_dpdiff.data import datasets
-from tf_dpdiff.evaluation import sample_files
+from tf_dpdiff.sampling import store
 from tf_dpdiff.training import clusters
 from tf_dpdiff.training import strategies
 
@@ -99,7 +99,7 @@ def start(flags) -> strategies.Replicas:
 
 
 def check_same_inputs(
-    workers: workers_lib.Workers, samples: sample_files.SampleSet, data: datasets.PrivateData | None, settings: Any
+    workers: workers_lib.Workers, samples: store.Samples, data: datasets.PrivateData | None, settings: Any
 ) -> None:
     """Checks that all workers would measure the same.
 

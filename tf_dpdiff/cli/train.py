@@ -12,12 +12,12 @@ from tf_dpdiff.cli import dry_run as dry_run_lib
 from tf_dpdiff.cli import gin_config
 from tf_dpdiff.cli import planner_flags
 from tf_dpdiff.cli import strategy_flags
-from tf_dpdiff.evaluation import shared_work
 from tf_dpdiff.evaluation import utility
 from tf_dpdiff.privacy import rounding
 from tf_dpdiff.runs import folder
 from tf_dpdiff.runs import recipe as recipe_lib
 from tf_dpdiff.runs import run as run_lib
+from tf_dpdiff.sampling import shared_work
 from tf_dpdiff.training import pretrained
 from tf_dpdiff.training import strategies
 from tf_dpdiff.training import warm_start

@@ -1,4 +1,4 @@
-"""From encoded pictures to uint8 arrays of one size: decoding, resizing, grey and colour.
+"""From encoded pictures to uint8 arrays of one size, and back: decoding, resizing, grey and colour, encoding.
 
 Resizing and the change between grey and colour count in whole numbers, so that a fingerprint of the result does not
 depend on the machine.
@@ -292,3 +292,10 @@ def read_all(name: str, sources: Sequence, read: Callable[[object], np.ndarray],
             for _ in pool.map(fill, range(start, min(start + _CHUNK, len(sources)))):
                 bar.update()
     return out
+
+
+def encode_png(image_uint8: np.ndarray) -> bytes:
+    """Returns uint8 [height, width, 1 or 3] as a PNG file."""
+    encoded = io.BytesIO()
+    Image.fromarray(image_uint8[..., 0] if image_uint8.shape[-1] == 1 else image_uint8).save(encoded, 'PNG')
+    return encoded.getvalue()

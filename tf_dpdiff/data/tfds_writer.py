@@ -1,6 +1,6 @@
 """Data sets of TensorFlow Datasets that are written here: `tfds.load` reads them, and nothing is downloaded."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 import os
 import pathlib
 import re
@@ -52,25 +52,15 @@ def shard_name(name: str, shard: int, num_shards: int) -> str:
     return f'{name}-train.tfrecord-{shard:05d}-of-{num_shards:05d}'
 
 
-class RecordWriter:
-    """A context that writes a TFRecord file of images.
+def write_records(path: pathlib.Path, records: Iterable[tuple[bytes, int, int]]) -> None:
+    """Writes a TFRecord file of images.
 
     Args:
       path: The file.
+      records: Each image as PNG, its label (-1 for no class) and its seed.
     """
-
-    def __init__(self, path: pathlib.Path):
-        self._writer = tf.io.TFRecordWriter(str(path))
-
-    def add(self, encoded: Sequence[bytes], labels: np.ndarray, seeds: np.ndarray) -> None:
-        """Adds records.
-
-        Args:
-          encoded: The images as PNG.
-          labels: int [images]; -1 for no class.
-          seeds: int64 [images].
-        """
-        for image, label, seed in zip(encoded, labels, seeds):
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for image, label, seed in records:
             feature = {
                 'image': tf.train.Feature(bytes_list=tf.train.BytesList(value=[image])),
                 'label': tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
@@ -78,17 +68,7 @@ class RecordWriter:
             }
             example = tf.train.Example(features=tf.train.Features(feature=feature))
             # The order of a map's entries is left open otherwise.
-            self._writer.write(example.SerializeToString(deterministic=True))
-
-    def __enter__(self) -> Callable[[Sequence[bytes], np.ndarray, np.ndarray], None]:
-        return self.add
-
-    def __exit__(self, error_type, *unused_error) -> None:
-        try:
-            self._writer.close()
-        except tf.errors.OpError:
-            if error_type is None:  # Or it is the same again: what could not be written is tried once more.
-                raise
+            writer.write(example.SerializeToString(deterministic=True))
 
 
 def write_metadata(

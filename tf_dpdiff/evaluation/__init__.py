@@ -1,2 +1,2 @@
-"""What the samples are and what they are worth: generate, utility, report; what a model gives away: canaries,
-membership, audit_picture."""
+"""What samples are worth (metrics, neighbors, utility, selection), what a model gives away (canaries, membership), and
+how both are shown (report, pictures)."""

@@ -22,8 +22,8 @@ from tf_dpdiff import keras
 from tf_dpdiff import progress
 from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.data import datasets
-from tf_dpdiff.evaluation import shared_work
 from tf_dpdiff.networks import feature_network
+from tf_dpdiff.sampling import shared_work
 from tf_dpdiff.training import classifier_steps
 
 INCEPTION = 'inception'

@@ -12,7 +12,7 @@ from tf_dpdiff import progress
 from tf_dpdiff.data import datasets
 from tf_dpdiff.data import overlap
 from tf_dpdiff.evaluation import features as features_lib
-from tf_dpdiff.evaluation import generate
+from tf_dpdiff.evaluation import pictures
 
 SPACES = {'features': 'Euclidean, of features', 'pixels': 'Euclidean, of pixels in [0, 1]'}
 QUANTILES = {'min': 0.0, '1%': 0.01, '5%': 0.05, '25%': 0.25, '50%': 0.5, '75%': 0.75}
@@ -22,7 +22,6 @@ NEAR = ('1%', '50%')
 _NEIGHBORS_SHOWN = 3
 _UNLIKELY = 0.001
 _CHUNK_VALUES = 2**24
-_SEPARATOR_GREY = 96
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,10 +297,10 @@ def _draw_picture(train_images: np.ndarray, *groups: tuple[np.ndarray, np.ndarra
     for row in range(num_rows):
         for group, (images, rows) in enumerate(groups):
             if group:
-                cells.append(np.full_like(train_images[0], _SEPARATOR_GREY))
+                cells.append(np.full_like(train_images[0], pictures.GREY))
             blank = np.zeros_like(train_images[0])
             found = row < len(images)
             cells.append(images[row] if found else blank)
             cells.extend(train_images[neighbor] if found else blank for neighbor in rows[min(row, len(rows) - 1)])
         cell_rows.extend([row] * (len(cells) - len(cell_rows)))
-    return generate.class_grid(np.stack(cells), np.array(cell_rows), columns=len(cells) // num_rows, max_rows=num_rows)
+    return pictures.class_grid(np.stack(cells), np.array(cell_rows), columns=len(cells) // num_rows, max_rows=num_rows)

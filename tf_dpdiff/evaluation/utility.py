@@ -10,7 +10,7 @@ from tf_dpdiff import progress
 from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.data import datasets
 from tf_dpdiff.evaluation import classifiers as classifiers_lib
-from tf_dpdiff.evaluation import shared_work
+from tf_dpdiff.sampling import shared_work
 
 Pair = classifiers_lib.Pair
 

@@ -9,10 +9,10 @@ from tf_dpdiff.data import datasets
 from tf_dpdiff.data import public as public_lib
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.diffusion import samplers
-from tf_dpdiff.evaluation import generate
 from tf_dpdiff.evaluation import utility as utility_lib
 from tf_dpdiff.networks import denoiser
 from tf_dpdiff.privacy import plan as plan_lib
+from tf_dpdiff.sampling import draw as draw_lib
 from tf_dpdiff.training import finetuning as finetuning_lib
 from tf_dpdiff.training import loop as loop_lib
 from tf_dpdiff.training import pretraining as pretraining_lib
@@ -53,7 +53,7 @@ class Recipe:
     pretraining: pretraining_lib.PretrainingConfig | None = None
     warm_start: warm_start_lib.WarmStartConfig | None = None
     sampler: samplers.SamplerConfig = samplers.SamplerConfig()
-    samples: generate.GenerateConfig = generate.GenerateConfig()
+    samples: draw_lib.GenerateConfig = draw_lib.GenerateConfig()
     utility: utility_lib.UtilityConfig | None = None
     loop: loop_lib.TrainerConfig = loop_lib.TrainerConfig()
     budget_file: str | pathlib.Path | None = None

@@ -13,15 +13,16 @@ import tensorflow as tf
 
 from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.diffusion import samplers
-from tf_dpdiff.evaluation import generate
-from tf_dpdiff.evaluation import sample_plan
-from tf_dpdiff.evaluation import shared_work
+from tf_dpdiff.evaluation import pictures
 from tf_dpdiff.networks import denoiser
 from tf_dpdiff.networks import transfer
 from tf_dpdiff.privacy import class_means
 from tf_dpdiff.runs import folder
 from tf_dpdiff.runs import report
 from tf_dpdiff.runs import tensorboard
+from tf_dpdiff.sampling import draw as draw_lib
+from tf_dpdiff.sampling import shared_work
+from tf_dpdiff.sampling import store
 from tf_dpdiff.serving import export
 from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import divergence
@@ -86,13 +87,13 @@ def make_image_sampler(average, model: folder.ModelDescription, workdir: pathlib
 def draw(
     released,
     model: folder.ModelDescription,
-    samples: generate.GenerateConfig,
+    samples: draw_lib.GenerateConfig,
     *,
     workdir: pathlib.Path,
     stop: interruption.StopRequest,
     workers: workers_lib.Workers = workers_lib.ALONE,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draws the samples of a run on all GPUs of all workers; see `generate.generate`.
+    """Draws the samples of a run on all GPUs of all workers; see `draw.at_once`.
 
     Args:
       released: The averaged network, which belongs to no strategy.
@@ -117,15 +118,15 @@ def draw(
 
     networks = itertools.chain([released], iter(make_copy, None))  # The network itself does for the first device.
 
-    def load() -> generate.SampleFn:
+    def load() -> draw_lib.SampleFn:
         image_sampler = make_image_sampler(next(networks), model, workdir)
         return lambda labels, seeds: image_sampler.sample(labels, seeds)['images']
 
     # Where one of the workers has no memory for it, none waits for its samples.
-    drawn = generate.generate(
+    drawn = draw_lib.at_once(
         shared_work.all_or_none(workers, lambda: shared_work.on_each_device(load)),
         samples,
-        choice=sample_plan.ClassChoice(tuple(range(num_classes)) if model.labelled else (num_classes,)),
+        choice=draw_lib.ClassChoice(tuple(range(num_classes)) if model.labelled else (num_classes,)),
         should_stop=lambda: stop.requested,
         workers=workers,
     )
@@ -140,7 +141,7 @@ def draw_released(workdir: pathlib.Path, released: class_means.NoisyMeans | warm
         _draw_class_means(workdir, released)
         return
     images, labels = released.images.images_uint8, released.images.labels
-    generate.write_png(workdir / folder.CHOSEN_IMAGES_PICTURE, generate.class_grid(images, labels))
+    pictures.write_png(workdir / folder.CHOSEN_IMAGES_PICTURE, pictures.class_grid(images, labels))
 
 
 def _draw_class_means(workdir: pathlib.Path, means: class_means.NoisyMeans) -> None:
@@ -150,8 +151,8 @@ def _draw_class_means(workdir: pathlib.Path, means: class_means.NoisyMeans) -> N
     drawn = np.where(means.counts[..., None, None, None] > 0.0, np.clip(means.images, 0.0, 1.0), 0.0)
     means_uint8 = np.round(drawn * 255.0).astype(np.uint8)
     flat = means_uint8.reshape([-1, *means_uint8.shape[2:]])
-    picture = generate.class_grid(flat, np.repeat(np.arange(rows), columns), columns=columns)
-    generate.write_png(workdir / folder.CLASS_MEANS_PICTURE, picture)
+    picture = pictures.class_grid(flat, np.repeat(np.arange(rows), columns), columns=columns)
+    pictures.write_png(workdir / folder.CLASS_MEANS_PICTURE, picture)
 
 
 def _draw_denoising(workdir: pathlib.Path, average, model: folder.ModelDescription, labels: np.ndarray) -> np.ndarray:
@@ -178,8 +179,8 @@ def _draw_denoising(workdir: pathlib.Path, average, model: folder.ModelDescripti
         num_classes=len(model.class_names),
     )
     rows = np.tile(np.arange(len(chosen)), len(path))
-    grid = generate.class_grid(path.reshape(-1, *model.image_shape), rows, columns=len(path))
-    generate.write_png(workdir / folder.DENOISING_PICTURE, grid)
+    grid = pictures.class_grid(path.reshape(-1, *model.image_shape), rows, columns=len(path))
+    pictures.write_png(workdir / folder.DENOISING_PICTURE, grid)
     return grid
 
 
@@ -214,11 +215,11 @@ def write(
       The folder of the exported model.
     """
     folder.write_statement(workdir, statement)
-    generate.write_npz(workdir / folder.SAMPLES, images, labels, model.class_names)
+    store.write_file(workdir / folder.SAMPLES, images, labels, model.class_names)
     # A row a class, of no more columns than a class has samples; rows mean nothing where there are no classes.
     rows = labels if labels.max() < len(model.class_names) else np.arange(len(labels)) % 10
-    grid = generate.class_grid(images, rows, columns=min(12, int(np.bincount(rows).max())))
-    generate.write_png(workdir / folder.SAMPLES_PICTURE, grid)
+    grid = pictures.class_grid(images, rows, columns=min(12, int(np.bincount(rows).max())))
+    pictures.write_png(workdir / folder.SAMPLES_PICTURE, grid)
     summaries.image('samples', grid)
     summaries.image('denoising', _draw_denoising(workdir, average, model, labels))
     points = statement.epsilon_over_steps()

@@ -5,7 +5,7 @@ import json
 import pathlib
 
 from tf_dpdiff import files
-from tf_dpdiff.evaluation import epsilon_picture
+from tf_dpdiff.evaluation import pictures
 from tf_dpdiff.evaluation import report
 from tf_dpdiff.privacy import curves
 from tf_dpdiff.privacy import rounding
@@ -45,9 +45,7 @@ def write(
     }
     files.write_text(workdir / folder.REPORT_FIELDS, json.dumps(fields, indent=2) + '\n')
     if points:
-        epsilon_picture.write_picture(
-            workdir / folder.EPSILON_PICTURE, points, title='What the run has cost', delta=delta
-        )
+        pictures.draw_epsilon(workdir / folder.EPSILON_PICTURE, points, title='What the run has cost', delta=delta)
     write_page(workdir)
 
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 from tf_dpdiff import keras
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.diffusion import samplers
-from tf_dpdiff.evaluation import generate
+from tf_dpdiff.evaluation import pictures
 from tf_dpdiff.networks import denoiser
 from tf_dpdiff.networks import transfer
 from tf_dpdiff.privacy import curves
@@ -48,7 +48,7 @@ def make_grid_drawer(model: folder.ModelDescription) -> loop_lib.DrawGrid:
             kept['network'].set_weights(released.get_weights())
         with samplers.telling_of_divergence():
             images = kept['sample'](labels, seeds).numpy()
-        return generate.class_grid(images, rows, columns=_GRID_COLUMNS)
+        return pictures.class_grid(images, rows, columns=_GRID_COLUMNS)
 
     return draw
 

@@ -14,11 +14,9 @@ import pytest
 import tensorflow as tf
 
 from tf_dpdiff.data import tfds_writer
-from tf_dpdiff.evaluation import generate
-from tf_dpdiff.evaluation import sample_files
-from tf_dpdiff.evaluation import sample_formats
-from tf_dpdiff.evaluation import sample_plan
-from tf_dpdiff.evaluation import sample_writing
+from tf_dpdiff.sampling import draw
+from tf_dpdiff.sampling import formats
+from tf_dpdiff.sampling import store
 
 _NAMES = ('cat', 'öwl', 'dog')
 # Each way in which a set can be written: the format, and what it is called.
@@ -32,11 +30,11 @@ def images_of(labels, seeds):
     return (pixels % 256).astype(np.uint8).reshape(-1, 2, 3, 1)
 
 
-def make_plan(layout=('npz', 'set'), **changes):
+def make_spec(layout=('npz', 'set'), **changes):
     arguments = {
         'num_images': 11,
         'seed': 3,
-        'choice': sample_plan.ClassChoice((0, 1, 2)),
+        'choice': draw.ClassChoice((0, 1, 2)),
         'image_shape': (2, 3, 1),
         'class_names': _NAMES,
         'format': layout[0],
@@ -46,7 +44,7 @@ def make_plan(layout=('npz', 'set'), **changes):
         'chunk_size': 3,
         **changes,
     }
-    return sample_plan.SamplePlan(**arguments)
+    return formats.Spec(**arguments)
 
 
 @pytest.fixture(name='statements', scope='module')
@@ -59,25 +57,25 @@ def fixture_statements(tmp_path_factory):
     return paths
 
 
-def pieces_of(plan, ranges, drawn=None):
-    """Yields the images of ranges in pieces, as generate.draw does, without TensorFlow and threads."""
+def pieces_of(spec, ranges, drawn=None):
+    """Yields the images of ranges in pieces, as draw.in_pieces does, without TensorFlow and threads."""
     for first, end in ranges:
         while first < end:
-            size = min(plan.chunk_size - first % plan.chunk_size, end - first)
+            size = min(spec.chunk_size - first % spec.chunk_size, end - first)
             seeds = np.arange(first, first + size)
             if drawn is not None:
                 drawn.extend(seeds.tolist())
-            labels = plan.choice.labels(seeds)
-            yield generate.Piece(seeds, labels, images_of(labels, seeds))
+            labels = spec.choice.labels(seeds)
+            yield draw.Piece(seeds, labels, images_of(labels, seeds))
             first += size
 
 
-def make(output, plan, statements, **arguments):
+def make(output, spec, statements, **arguments):
     """Writes or completes a set; returns it and the seeds that were drawn."""
     drawn = []
-    with sample_writing.open_for_writing(output, plan, statements) as files:
+    with store.open_for_writing(output, spec, statements) as files:
         if not files.complete:
-            files.write(pieces_of(plan, files.ranges(), drawn), **arguments)
+            files.write(pieces_of(spec, files.ranges, drawn), **arguments)
     return files, drawn
 
 
@@ -89,21 +87,21 @@ def contents(folder):
     }
 
 
-def expected_set(plan):
-    seeds = np.arange(plan.seed, plan.seed + plan.num_images)
-    labels = plan.choice.labels(seeds)
+def expected_set(spec):
+    seeds = np.arange(spec.seed, spec.seed + spec.num_images)
+    labels = spec.choice.labels(seeds)
     return images_of(labels, seeds), labels
 
 
 @layouts
 @pytest.mark.parametrize('classes', [(0, 1, 2), (2,), (3,)])
 def test_set_comes_back_in_the_order_of_its_seeds(tmp_path, statements, layout, classes):
-    plan = make_plan(layout, choice=sample_plan.ClassChoice(classes))
-    files, drawn = make(tmp_path / layout[1], plan, statements)
+    spec = make_spec(layout, choice=draw.ClassChoice(classes))
+    files, drawn = make(tmp_path / layout[1], spec, statements)
     assert files.complete and drawn == list(range(3, 14)) and not files.problems
-    images, labels = expected_set(plan)
+    images, labels = expected_set(spec)
     for limit in (None, 1, 4, 5, 11, 100):
-        found = sample_files.read(tmp_path / layout[1], limit)
+        found = store.read(tmp_path / layout[1], limit)
         assert found.images.dtype == np.uint8 and found.labels.dtype == np.int32
         np.testing.assert_array_equal(found.images, images[:limit])
         np.testing.assert_array_equal(found.labels, labels[:limit])
@@ -113,15 +111,15 @@ def test_set_comes_back_in_the_order_of_its_seeds(tmp_path, statements, layout, 
 
 
 def test_data_set_of_tfds_says_what_is_promised_and_is_read_by_all_its_names(tmp_path, statements):
-    make(tmp_path / 'set', make_plan(LAYOUTS[0]), statements)
+    make(tmp_path / 'set', make_spec(LAYOUTS[0]), statements)
     version = tmp_path / 'set' / 'toy_set' / tfds_writer.VERSION
     description = json.loads((version / 'dataset_info.json').read_text())['description']
     assert 'epsilon = 9.5000 at delta = 1e-05 towards one image' in description
     for folder in (tmp_path / 'set', version):
         assert (folder / 'privacy_statement.txt').read_text() == 'epsilon = 9.5000\n'
-    whole = sample_files.read(tmp_path / 'set')
+    whole = store.read(tmp_path / 'set')
     for path in (version, version.parent):
-        np.testing.assert_array_equal(sample_files.read(path).images, whole.images)
+        np.testing.assert_array_equal(store.read(path).images, whole.images)
     import tensorflow_datasets as tfds
 
     loaded = tfds.load('toy_set', data_dir=tmp_path / 'set', split='train', batch_size=-1)
@@ -142,7 +140,7 @@ def test_data_set_of_tfds_says_what_is_promised_and_is_read_by_all_its_names(tmp
 )
 def test_no_more_is_said_than_the_statement_claims(tmp_path, fields, words):
     (tmp_path / 'statement.json').write_text(json.dumps(fields))
-    said = sample_files.describe(tmp_path / 'statement.json')
+    said = store.describe(tmp_path / 'statement.json')
     assert words in said and 'differentially private' not in said
 
 
@@ -150,7 +148,7 @@ class Killed(BaseException):
     """Stands for the end of a process."""
 
 
-def make_and_kill(output, plan, statements, moves, after):
+def make_and_kill(output, spec, statements, moves, after):
     """Writes a set until before or after the n-th file is moved into place; from then on nothing is cleared away."""
     left = moves
 
@@ -171,7 +169,7 @@ def make_and_kill(output, plan, statements, moves, after):
         for owner, name in ((shutil, 'rmtree'), (pathlib.Path, 'unlink'), (pathlib.Path, 'rmdir')):
             patch.setattr(owner, name, unless_dead(getattr(owner, name)))
         try:
-            make(output, plan, statements)
+            make(output, spec, statements)
         except Killed:
             return True
     return False
@@ -179,51 +177,51 @@ def make_and_kill(output, plan, statements, moves, after):
 
 @layouts
 def test_set_killed_at_any_move_of_a_file_and_completed_is_byte_for_byte_the_same(tmp_path, statements, layout):
-    plan = make_plan(layout)
+    spec = make_spec(layout)
     whole = tmp_path / 'whole'
-    make(whole / layout[1], plan, statements)
+    make(whole / layout[1], spec, statements)
     moves = 0
     for moves, after in ((moves, after) for moves in itertools.count(1) for after in (False, True)):
         folder = tmp_path / f'{moves} {after}'
-        if not make_and_kill(folder / layout[1], plan, statements, moves, after):
+        if not make_and_kill(folder / layout[1], spec, statements, moves, after):
             break
-        make(folder / layout[1], plan, statements)
+        make(folder / layout[1], spec, statements)
         assert contents(folder) == contents(whole), f'killed {"after" if after else "before"} move {moves}'
         shutil.rmtree(folder)
     assert moves > 8
 
 
 def test_kill_loses_no_more_than_the_shard_in_work(tmp_path, statements):
-    plan = make_plan()
+    spec = make_spec()
     # The record, two files of the statement; then the arrays of a shard and the record.
-    assert make_and_kill(tmp_path / 'set', plan, statements, 6, after=True)
-    assert (tmp_path / 'set' / sample_formats.paths(plan, 1)[0]).exists()  # There, but not known to be whole.
+    assert make_and_kill(tmp_path / 'set', spec, statements, 6, after=True)
+    assert (tmp_path / 'set' / spec.layout.paths(1)[0]).exists()  # There, but not known to be whole.
     with pytest.raises(ValueError, match='set is not complete: 1 of 3 shards are there. Call bin/sample again'):
-        sample_files.read(tmp_path / 'set')
-    files, drawn = make(tmp_path / 'set', plan, statements)
+        store.read(tmp_path / 'set')
+    files, drawn = make(tmp_path / 'set', spec, statements)
     assert drawn == list(range(7, 14)) and not files.problems
 
 
 @layouts
 def test_request_to_stop_keeps_finished_shards(tmp_path, statements, layout):
-    plan, answers = make_plan(layout), iter([False] * 4 + [True] * 9)
-    files, drawn = make(tmp_path / layout[1], plan, statements, should_stop=lambda: next(answers))
+    spec, answers = make_spec(layout), iter([False] * 4 + [True] * 9)
+    files, drawn = make(tmp_path / layout[1], spec, statements, should_stop=lambda: next(answers))
     assert not files.complete and len(drawn) < 11
     with pytest.raises(ValueError, match='is not complete'):
-        sample_files.read(tmp_path / layout[1])
-    kept = plan.num_shards - len(files.pending)
+        store.read(tmp_path / layout[1])
+    kept = spec.num_shards - len(files.pending)
     assert kept >= 1
-    files, drawn = make(tmp_path / layout[1], plan, statements)
+    files, drawn = make(tmp_path / layout[1], spec, statements)
     assert files.complete and drawn == list(range(3 + 4 * kept, 14))
-    np.testing.assert_array_equal(sample_files.read(tmp_path / layout[1]).images, expected_set(plan)[0])
+    np.testing.assert_array_equal(store.read(tmp_path / layout[1]).images, expected_set(spec)[0])
 
 
 @layouts
 def test_complete_set_is_left_alone(tmp_path, statements, layout):
-    plan = make_plan(layout)
-    make(tmp_path / layout[1], plan, statements)
+    spec = make_spec(layout)
+    make(tmp_path / layout[1], spec, statements)
     before = contents(tmp_path)
-    files, drawn = make(tmp_path / layout[1], plan, statements)
+    files, drawn = make(tmp_path / layout[1], spec, statements)
     assert files.complete and not drawn and not files.problems and contents(tmp_path) == before
 
 
@@ -242,40 +240,53 @@ def _change(path):
     'damage, words', [(_truncate, 'bytes'), (_change, 'its contents have changed'), (pathlib.Path.unlink, 'is missing')]
 )
 def test_damaged_shard_is_named_and_drawn_again_and_the_rest_kept(tmp_path, statements, layout, damage, words):
-    plan = make_plan(layout)
+    spec = make_spec(layout)
     output = tmp_path / layout[1]
-    make(output, plan, statements)
+    make(output, spec, statements)
     before = contents(tmp_path)
-    single = sample_files.is_single_file(output)
-    path = output if single else output / sample_formats.paths(plan, 1)[2 if layout[0] == 'png' else 0]
-    kept = [output / sample_formats.paths(plan, shard)[0] for shard in (0, 2)] if not single else []
+    single = store.is_single_file(output)
+    path = output if single else output / spec.layout.paths(1)[2 if layout[0] == 'png' else 0]
+    kept = [output / spec.layout.paths(shard)[0] for shard in (0, 2)] if not single else []
     times = [os.stat(other).st_mtime_ns for other in kept]
     damage(path)
     if not (single and damage is pathlib.Path.unlink):
         with pytest.raises(ValueError, match=f'(?s){words}.*Call bin/sample again') as error:
-            sample_files.read(output)
+            store.read(output)
         assert '\n' not in str(error.value) and str(output) in str(error.value)
-    files, drawn = make(output, plan, statements)
+    files, drawn = make(output, spec, statements)
     assert len(files.problems) == 1 and words in files.problems[0] and '\n' not in files.problems[0]
     assert drawn == list(range(3, 14) if single else range(7, 11))
     assert contents(tmp_path) == before
     assert [os.stat(other).st_mtime_ns for other in kept] == times
 
 
+@pytest.mark.parametrize('name', ['dataset_info.json', 'features.json', 'privacy_statement.json'])
+def test_damaged_description_of_a_data_set_is_written_again(tmp_path, statements, name):
+    spec = make_spec(LAYOUTS[0])
+    make(tmp_path / 'set', spec, statements)
+    before = contents(tmp_path)
+    (tmp_path / 'set' / 'toy_set' / tfds_writer.VERSION / name).write_text('{')
+    files, drawn = make(tmp_path / 'set', spec, statements)
+    assert files.complete and not drawn and contents(tmp_path) == before
+    (problem,) = files.problems
+    assert 'what goes with the shards in' in problem and 'is damaged' in problem
+
+
 @layouts
-def test_other_plan_is_refused_and_changes_nothing(tmp_path, statements, layout):
+def test_other_spec_is_refused_and_changes_nothing(tmp_path, statements, layout):
     output = tmp_path / layout[1]
     for should_stop in (lambda: True, lambda: False):  # A set that is begun, and one that is complete.
-        make(output, make_plan(layout), statements, should_stop=should_stop)
+        make(output, make_spec(layout), statements, should_stop=should_stop)
         before = contents(tmp_path)
         for changes, words in (
             ({'seed': 4}, 'seed: 3 then, 4 now'),
-            ({'origin': {'model': 'xyz'}}, 'model: abc then'),
+            ({'origin': {'model': 'x' * 100}}, f'model: abc then, {"x" * 57}... now'),
+            ({'origin': {}}, 'model: abc then, None now'),
             ({'num_images': 12}, 'num_images: 11 then, 12 now'),
-            ({'choice': sample_plan.ClassChoice((1,))}, 'classes: cat, öwl, dog then, öwl now'),
+            ({'choice': draw.ClassChoice((1,))}, 'classes: cat, öwl, dog then, öwl now'),
         ):
             with pytest.raises(ValueError, match=re.escape(words)) as error:
-                make(output, make_plan(layout, **changes), statements)
+                make(output, make_spec(layout, **changes), statements)
             assert str(output) in str(error.value)
             assert contents(tmp_path) == before
 
@@ -286,23 +297,23 @@ def test_what_was_not_made_here_is_not_touched(tmp_path, statements, foreign):
     (tmp_path / foreign).write_text('mine')
     output = tmp_path / pathlib.Path(foreign).parts[0]
     with pytest.raises(ValueError, match=f'{re.escape(str(output))} (exists and is no set|is a file)'):
-        make(output, make_plan(), statements)
+        make(output, make_spec(), statements)
     assert list(contents(tmp_path)) == [foreign]
 
 
 def test_empty_folder_is_taken(tmp_path, statements):
     (tmp_path / 'set').mkdir()
-    assert make(tmp_path / 'set', make_plan(), statements)[0].complete
+    assert make(tmp_path / 'set', make_spec(), statements)[0].complete
 
 
 @layouts
 def test_second_process_is_refused(tmp_path, statements, layout):
-    plan = make_plan(layout)
-    with sample_writing.open_for_writing(tmp_path / layout[1], plan, statements) as files:
+    spec = make_spec(layout)
+    with store.open_for_writing(tmp_path / layout[1], spec, statements) as files:
         with pytest.raises(ValueError, match='another process is writing to '):
-            make(tmp_path / layout[1], plan, statements)
-        files.write(pieces_of(plan, files.ranges()))
-    assert make(tmp_path / layout[1], plan, statements)[0].complete
+            make(tmp_path / layout[1], spec, statements)
+        files.write(pieces_of(spec, files.ranges))
+    assert make(tmp_path / layout[1], spec, statements)[0].complete
 
 
 class Full:
@@ -320,29 +331,29 @@ class Full:
 
 @layouts
 def test_full_disk_is_one_line_and_keeps_what_is_there(tmp_path, statements, layout, monkeypatch):
-    plan, python_error = make_plan(layout), OSError(errno.ENOSPC, 'No space left on device')
+    spec, python_error = make_spec(layout), OSError(errno.ENOSPC, 'No space left on device')
     owner, name, calls, error = {
         'tfds': (
-            tfds_writer.RecordWriter,
-            'add',
-            3,
+            tf.io.TFRecordWriter,
+            'write',
+            6,
             tf.errors.ResourceExhaustedError(None, None, '/a/b; No space left on device'),
         ),
         'png': (pathlib.Path, 'write_bytes', 6, python_error),
-        'npz': (np, 'savez_compressed', 1, python_error),
+        'npz': (formats, 'write_arrays', 1, python_error),
     }[layout[0]]
     full = Full(getattr(owner, name), calls, error)
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, lambda *arguments, **keywords: full(*arguments, **keywords))
         with pytest.raises(OSError) as raised:
-            make(tmp_path / layout[1], plan, statements)
+            make(tmp_path / layout[1], spec, statements)
     message = str(raised.value)
     assert message == (
         f'No space left on device: {tmp_path / layout[1]}; 1 of 3 shards are complete and kept; make '
         'room and call it again.'
     )
-    assert not list(tmp_path.rglob(sample_writing._TEMPORARY))  # What was begun takes no room.
-    files, drawn = make(tmp_path / layout[1], plan, statements)
+    assert not list(tmp_path.rglob(store._TEMPORARY))  # What was begun takes no room.
+    files, drawn = make(tmp_path / layout[1], spec, statements)
     assert files.complete and drawn == list(range(7, 14))
 
 
@@ -352,16 +363,16 @@ def test_failed_drawing_is_no_fault_of_the_disk(tmp_path, statements):
         raise tf.errors.ResourceExhaustedError(None, None, 'OOM when allocating tensor')
         yield
 
-    with sample_writing.open_for_writing(tmp_path / 'set', make_plan(), statements) as files:
+    with store.open_for_writing(tmp_path / 'set', make_spec(), statements) as files:
         with pytest.raises(tf.errors.ResourceExhaustedError, match='OOM'):
             files.write(pieces())
 
 
 @pytest.mark.parametrize('content', ['', '{', '[]', '{"plan": {}}', '{"plan": 3, "shards": {}}'])
 def test_damaged_record_is_refused_by_name(tmp_path, statements, content):
-    make(tmp_path / 'set', make_plan(), statements)
+    make(tmp_path / 'set', make_spec(), statements)
     (tmp_path / 'set' / 'samples.json').write_text(content)
-    for use in (sample_files.read, lambda output: make(output, make_plan(), statements)):
+    for use in (store.read, lambda output: make(output, make_spec(), statements)):
         with pytest.raises(ValueError, match='set/samples.json is damaged'):
             use(tmp_path / 'set')
 
@@ -369,19 +380,19 @@ def test_damaged_record_is_refused_by_name(tmp_path, statements, content):
 def test_what_holds_no_samples_is_refused_by_name(tmp_path):
     (tmp_path / 'empty').mkdir()
     with pytest.raises(ValueError, match='empty holds no samples of bin/sample: samples.json is missing'):
-        sample_files.read(tmp_path / 'empty')
-    with pytest.raises(FileNotFoundError, match='no samples at .*none.npz'):
-        sample_files.read(tmp_path / 'none.npz')
+        store.read(tmp_path / 'empty')
+    with pytest.raises(FileNotFoundError, match=r'no samples at .*none\.npz; make some with bin/sample'):
+        store.read(tmp_path / 'none.npz')
     with pytest.raises(ValueError, match='limit of the samples to be read must be at least 1, got 0'):
-        sample_files.read(tmp_path / 'none.npz', limit=0)
+        store.read(tmp_path / 'none.npz', limit=0)
 
 
 def test_samples_of_a_run_have_its_statement_and_those_of_others_do_not(tmp_path):
     images, labels = np.zeros([5, 2, 3, 1], np.uint8), np.array([0, 1, 2, 0, 1], np.int32)
     (tmp_path / 'privacy_statement.txt').write_text('of the run')
     for name, statement in (('samples.npz', 'of the run'), ('others.npz', None)):
-        generate.write_npz(tmp_path / name, images, labels, _NAMES)
-        found = sample_files.read(tmp_path / name, 3)
+        store.write_file(tmp_path / name, images, labels, _NAMES)
+        found = store.read(tmp_path / name, 3)
         assert found.statement_text == statement and found.class_names == _NAMES and len(found.images) == 3
 
 
@@ -396,23 +407,89 @@ def test_label_that_is_no_class_is_refused_before_as_many_names_are_made(tmp_pat
     labels = np.array([0, 1, 2, 0, 10**7])
     np.savez(tmp_path / 'others.npz', images=np.zeros([5, 2, 3, 1], np.uint8), labels=labels, **names)
     with pytest.raises(ValueError, match=f'others.npz .*{message}'):
-        sample_files.read(tmp_path / 'others.npz')
+        store.read(tmp_path / 'others.npz')
 
 
-def test_shards_are_joined_in_order(tmp_path):
-    plan = make_plan(num_images=40, shard_size=10, chunk_size=5)
-    images, labels = expected_set(plan)
-    for shard in range(4):
-        rows = slice(10 * shard, 10 * shard + 10)
-        np.savez(
-            tmp_path / sample_formats.paths(plan, shard)[0],
-            images=images[rows],
-            labels=labels[rows],
-            seeds=np.arange(3, 43)[rows],
-        )
-    sample_formats.join_arrays(plan, tmp_path, tmp_path / 'all.npz')
+def test_shards_are_joined_in_order(tmp_path, statements):
+    spec = make_spec(('npz', 'all.npz'), num_images=40, shard_size=10, chunk_size=5)
+    make(tmp_path / 'all.npz', spec, statements)
+    images, labels = expected_set(spec)
     with np.load(tmp_path / 'all.npz', allow_pickle=False) as arrays:
         np.testing.assert_array_equal(arrays['images'], images)
         np.testing.assert_array_equal(arrays['labels'], labels)
         np.testing.assert_array_equal(arrays['seeds'], np.arange(3, 43))
         assert arrays['class_names'].tolist() == list(_NAMES)
+
+
+def write_some(path, seed=0):
+    images = np.random.default_rng(seed).integers(0, 256, [20, 4, 4, 1]).astype(np.uint8)
+    labels = (np.arange(20) % 3).astype(np.int32)
+    store.write_file(path, images, labels, ('zero', 'öne', 'two'))
+    return images, labels
+
+
+def test_samples_come_back_from_their_file(tmp_path):
+    images, labels = write_some(tmp_path / 'a.npz')
+    found = store.read(tmp_path / 'a.npz')
+    assert found.images.dtype == np.uint8 and found.labels.dtype == np.int32
+    np.testing.assert_array_equal(found.images, images)
+    np.testing.assert_array_equal(found.labels, labels)
+    with np.load(tmp_path / 'a.npz', allow_pickle=False) as arrays:
+        assert arrays['class_names'].tolist() == ['zero', 'öne', 'two']
+
+
+class Unwritable:
+    """An array that cannot be read, as when memory or the disk gives out half way."""
+
+    def __array__(self, dtype=None):
+        raise OSError(28, 'No space left on device')
+
+
+def test_failed_writing_leaves_what_was_there(tmp_path):
+    write_some(tmp_path / 'a.npz')
+    before = (tmp_path / 'a.npz').read_bytes()
+    with pytest.raises(OSError, match='No space left'):
+        store.write_file(tmp_path / 'a.npz', np.zeros([2, 4, 4, 1], np.uint8), Unwritable(), ('a',))
+    assert (tmp_path / 'a.npz').read_bytes() == before
+    assert os.listdir(tmp_path) == ['a.npz']
+
+
+def _truncated(path):
+    write_some(path)
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def _corrupt(path):
+    write_some(path)
+    content = bytearray(path.read_bytes())
+    content[60:90] = b'\xff' * 30
+    path.write_bytes(content)
+
+
+def _npy(path):
+    with open(path, 'wb') as file:
+        np.save(file, np.zeros([2, 4, 4, 1], np.uint8))
+
+
+_IMAGES, _LABELS = np.zeros([2, 4, 4, 1], np.uint8), np.zeros([2], np.int32)
+
+_NOT_SAMPLES = {
+    'empty': lambda path: path.write_bytes(b''),
+    'text': lambda path: path.write_text('hello'),
+    'truncated': _truncated,
+    'corrupt': _corrupt,
+    'npy': _npy,
+    'no labels': lambda path: np.savez(path, images=_IMAGES),
+    'pickled': lambda path: np.savez(path, images=np.array([{}]), labels=_LABELS),
+    'float images': lambda path: np.savez(path, images=_IMAGES.astype(np.float32), labels=_LABELS),
+    'flat images': lambda path: np.savez(path, images=_IMAGES.reshape(2, -1), labels=_LABELS),
+    'more labels': lambda path: np.savez(path, images=_IMAGES, labels=np.zeros([3], np.int32)),
+    'float labels': lambda path: np.savez(path, images=_IMAGES, labels=np.zeros([2])),
+}
+
+
+@pytest.mark.parametrize('make', _NOT_SAMPLES.values(), ids=_NOT_SAMPLES.keys())
+def test_file_of_another_kind_is_refused_by_name(tmp_path, make):
+    make(tmp_path / 'a.npz')
+    with pytest.raises(ValueError, match=f'{re.escape(str(tmp_path))}/a.npz does not hold samples'):
+        store.read(tmp_path / 'a.npz')
