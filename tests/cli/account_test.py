@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from tf_dpdiff import progress
 from tf_dpdiff.cli import account
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import train
@@ -179,7 +180,7 @@ def test_table_does_not_call_by_pld_what_renyi_accounting_found(capsys):
 
 
 def test_work_that_takes_longer_shows_that_it_goes_on(capsys, monkeypatch):
-    monkeypatch.setattr(command, '_PATIENCE_SECS', 0.0)
+    monkeypatch.setattr(progress, '_PATIENCE_SECS', 0.0)
     monkeypatch.setattr(account, '_complete_settings', lambda flags: time.sleep(0.5) or pytest.fail('stopped'))
     with pytest.raises(BaseException, match='stopped'):
         call('account', *CIFAR10, '--epsilon=1')

@@ -82,7 +82,7 @@ def test_change_that_fails_leaves_the_file_and_its_neighbours_as_they_were(tmp_p
 def test_second_budget_in_the_same_place_is_refused(tmp_path):
     path = tmp_path / 'budget.json'
     budget_file.create(path, budget_lib.Budget(10.0, 1e-5))
-    with pytest.raises(command.UsageError, match='exists'):
+    with pytest.raises(ValueError, match='exists'):
         budget_file.create(path, budget_lib.Budget(20.0, 1e-5))
     assert budget_file.read(path).total_epsilon == 10.0
 

@@ -50,6 +50,22 @@ DIVERGENCE, PROGRESS = 'training/divergence_test.py', 'training/progress_test.py
 SUMMARIES, SECRET = 'training/summaries_test.py', 'cli/secret_test.py'
 RENYI = 'privacy/renyi_test.py'
 BUDGET, SEEDS = 'privacy/budget_test.py', 'privacy/seeds_test.py'
+_PRIVATE_STEP = """        ledger = plan.record_step(state.ledger)
+        # Sample units, each replica those of its own shard.
+        sampled = [
+            plan.sampler.sample(
+                plan.num_units, seed=sampling_seed, step=step, replica=replica, num_replicas=replicas.count
+            )
+            for replica in replicas.local
+        ]
+        sampled = sampling.pad_batches(sampled, padded_to, equally=replicas.is_compiled)
+        batches = [
+            pipelines.gather_units(private, units, num_views=num_views, seed=owner_seed, step=step) for units in sampled
+        ]
+        # Clip, add noise and descend: `replica_step` below.
+        diagnostics = clip_and_descend(batches, tf.constant(step, tf.int64))
+        state.ledger = ledger
+"""
 MUTANTS = (
     Mutant(
         'no clipping',
@@ -212,7 +228,7 @@ MUTANTS = (
     ),
     Mutant(
         'each replica samples all units',
-        'training/stages.py',
+        'training/train_step.py',
         'replica=replica, num_replicas=replicas.count\n',
         'replica=0, num_replicas=1\n',
         STRATEGIES,
@@ -778,8 +794,8 @@ MUTANTS = (
     Mutant(
         'the last weights are released in place of the average',
         'training/loop.py',
-        'model = self._build()\n        model.set_weights(self.average.get_weights())',
-        'model = self._build()\n        model.set_weights(self.model.get_weights())',
+        'model = self._build_network()\n        model.set_weights(self.average.get_weights())',
+        'model = self._build_network()\n        model.set_weights(self.model.get_weights())',
         PRIVATE_STAGE,
     ),
     Mutant(
@@ -791,23 +807,23 @@ MUTANTS = (
     ),
     Mutant(
         'the configuration holds the secret',
-        'cli/run_output.py',
-        "files.write_text(workdir / 'operative_config.gin', gin.operative_config_str())",
-        "files.write_text(workdir / 'operative_config.gin', gin.operative_config_str() + (\n"
-        "        f'# {trainer.state.private_seed.reveal().hex()}' if plan else ''))",
+        'runs/run.py',
+        'files.write_text(workdir / folder.OPERATIVE_CONFIG, configuration)',
+        'files.write_text(workdir / folder.OPERATIVE_CONFIG, configuration + (\n'
+        "                f'# {training.trainer.state.private_seed.reveal().hex()}' if recipe.is_private else ''))",
         SECRET,
     ),
     Mutant(
         'the configuration holds the seed of the noise',
-        'cli/run_output.py',
-        "files.write_text(workdir / 'operative_config.gin', gin.operative_config_str())",
-        "files.write_text(workdir / 'operative_config.gin', gin.operative_config_str() + (\n"
-        "        f'# noise seed {trainer.state.private_seed.derive(\"noise\")}' if plan else ''))",
+        'runs/run.py',
+        'files.write_text(workdir / folder.OPERATIVE_CONFIG, configuration)',
+        'files.write_text(workdir / folder.OPERATIVE_CONFIG, configuration + (\n'
+        "                f'# noise {training.trainer.state.private_seed.derive(\"noise\")}' if recipe.is_private else ''))",
         SECRET,
     ),
     Mutant(
         'TensorBoard holds the secret',
-        'cli/run_output.py',
+        'runs/tensorboard.py',
         'numbers, trainer.state.run_id)',
         'numbers, str(trainer.state.private_seed and trainer.state.private_seed.reveal()))',
         SECRET,
@@ -821,14 +837,14 @@ MUTANTS = (
     ),
     Mutant(
         'folders of this machine are released',
-        'cli/run_output.py',
-        'return cut_paths(gin.operative_config_str())',
-        'return gin.operative_config_str()',
+        'runs/run.py',
+        'released_configuration = release.cut_paths(configuration)',
+        'released_configuration = configuration',
         SECRET,
     ),
     Mutant(
         'units are drawn by a public seed',
-        'training/stages.py',
+        'training/train_step.py',
         'sampling_seed, owner_seed = (state.private_seed.derive(purpose) for purpose in '
         "('sampling', 'images_of_owners'))",
         "sampling_seed, owner_seed = 0, state.private_seed.derive('images_of_owners')",
@@ -836,7 +852,7 @@ MUTANTS = (
     ),
     Mutant(
         'images of owners are picked by a public seed',
-        'training/stages.py',
+        'training/train_step.py',
         'sampling_seed, owner_seed = (state.private_seed.derive(purpose) for purpose in '
         "('sampling', 'images_of_owners'))",
         "sampling_seed, owner_seed = state.private_seed.derive('sampling'), 0",
@@ -860,12 +876,11 @@ MUTANTS = (
     ),
     Mutant(
         'a step is computed before the plan is asked',
-        'training/stages.py',
-        'ledger = plan.record_step(state.ledger)  # Refuses to pass the plan before anything is computed.\n'
-        '        diagnostics = private_step(batches(step), tf.constant(step, tf.int64))\n'
-        '        state.ledger = ledger',
-        'diagnostics = private_step(batches(step), tf.constant(step, tf.int64))\n'
-        '        state.ledger = plan.record_step(state.ledger)',
+        'training/train_step.py',
+        _PRIVATE_STEP,
+        _PRIVATE_STEP.replace('        ledger = plan.record_step(state.ledger)\n', '').replace(
+            'state.ledger = ledger', 'state.ledger = plan.record_step(state.ledger)'
+        ),
         PRIVATE_STAGE,
     ),
     Mutant(
@@ -892,54 +907,58 @@ MUTANTS = (
     ),
     Mutant(
         'a warm start releases with less noise than the plan',
-        'training/trainer.py',
-        'if warm_start and warm_start.release != plan.warm_start_release:',
+        'runs/build.py',
+        'if warm_start_config and warm_start_config.release != self.plan.warm_start_release:',
         'if False:',
         PUBLIC_IMAGES,
     ),
     Mutant(
-        'a plan for other data', 'training/trainer.py', 'if plan.num_units != private.num_units:', 'if False:', TRAINER
+        'a plan for other data',
+        'runs/build.py',
+        'if self.plan is not None and self.plan.num_units != private.num_units:',
+        'if False:',
+        TRAINER,
     ),
     Mutant(
         'pictures of weights that the ledger does not hold',
-        'training/trainer.py',
+        'training/loop.py',
         'return recorded and math.isfinite(',
         'return math.isfinite(',
         SUMMARIES,
     ),
     Mutant(
         'pictures of private training without noise',
-        'training/trainer.py',
+        'training/loop.py',
         'return recorded and math.isfinite(',
         'return recorded or math.isfinite(',
         SUMMARIES,
     ),
     Mutant(
         'private numbers are logged unasked',
-        'training/trainer.py',
-        'if self._config.log_non_private and is_first else None',
+        'runs/build.py',
+        'if recipe.loop.log_non_private and is_first else None',
         'if is_first else None',
         TRAINER,
     ),
     Mutant(
         'private numbers are filed among those to be released',
-        'training/trainer.py',
+        'training/loop.py',
         'self.summaries.non_private_scalars(\n                {',
         "self.summaries.scalars(\n                'finetuning', {",
         CONTRACT,
     ),
     Mutant(
         'a private stage tells its loss',
-        'training/stages.py',
-        "'ema_decay': _decay(config.max_ema_decay, step)",
-        "'ema_decay': _decay(config.max_ema_decay, step), 'loss': float(diagnostics['loss_sum'])",
+        'training/finetuning.py',
+        "'ema_decay': stage_lib.ema_decay(config.max_ema_decay, step)",
+        "'ema_decay': stage_lib.ema_decay(config.max_ema_decay, step), 'loss': float(diagnostics['loss_sum'])",
         TRAINER,
     ),
     Mutant(
         'a private stage stops where its loss is not finite',
-        'training/stages.py',
-        'diagnostics = private_step(batches(step), tf.constant(step, tf.int64))\n',
-        'diagnostics = private_step(batches(step), tf.constant(step, tf.int64))\n'
+        'training/finetuning.py',
+        'diagnostics = private_step(step)\n',
+        'diagnostics = private_step(step)\n'
         "        if float(diagnostics['num_nonfinite']):\n"
         "            raise FloatingPointError('diverged')\n",
         DIVERGENCE,
@@ -947,8 +966,8 @@ MUTANTS = (
     Mutant(
         'the trace of a private stage is to be released',
         'training/loop.py',
-        'self.summaries.private_folder if is_private else',
-        'self.summaries.released_folder if is_private else',
+        'if plan is None else self.summaries.private_folder',
+        'if plan is None else self.summaries.released_folder',
         SUMMARIES,
     ),
     Mutant(
@@ -1161,23 +1180,19 @@ MUTANTS = (
     ),
     Mutant(
         'the statement protects each image where an owner is the unit',
-        'training/trainer.py',
-        'has_owners=spec.has_owners',
+        'runs/build.py',
+        'has_owners=self.spec.has_owners',
         'has_owners=False',
         TRAINER,
     ),
     Mutant(
-        'a run begins before it is charged',
-        'cli/train.py',
-        "_charge(budget_file, 'reserved', _reserve(plan, data.train, trainer.state.run_id))",
-        'pass',
-        'cli/account_test.py',
+        'a run begins before it is charged', 'runs/run.py', '            account.reserve()\n', '', 'cli/account_test.py'
     ),
     Mutant(
         'the private configuration lies beside the exported model',
-        'cli/run_files.py',
+        'runs/folder.py',
         'return statement_paths(workdir) + [workdir / MODEL]',
-        "return statement_paths(workdir) + [workdir / MODEL, workdir / 'operative_config.gin']",
+        'return statement_paths(workdir) + [workdir / MODEL, workdir / OPERATIVE_CONFIG]',
         SECRET,
     ),
     Mutant(
@@ -1189,7 +1204,7 @@ MUTANTS = (
     ),
     Mutant(
         'samples of units and of their images come from one seed',
-        'training/stages.py',
+        'training/train_step.py',
         "('sampling', 'images_of_owners')",
         "('sampling', 'sampling')",
         SECRET,
@@ -1204,7 +1219,7 @@ MUTANTS = (
     Mutant(
         'workers go on from weights of their own',
         'training/loop.py',
-        'self.replicas.copy_from_first_worker(self._checkpoint.variables)',
+        'replicas.copy_from_first_worker(self._checkpoint.variables)',
         'pass',
         'training/loop_test.py',
     ),
@@ -1217,14 +1232,14 @@ MUTANTS = (
     ),
     Mutant(
         'a released run whose checkpoints fell back is trained again',
-        'cli/run_identity.py',
-        'if _count(_released(statement)) > _count(found.ledger):',
+        'runs/folder.py',
+        'if _count(_releases_of(statement)) > _count(found.ledger):',
         'if False:',
         'cli/run_identity_test.py',
     ),
     Mutant(
         'what a run that diverged has spent is not written down',
-        'cli/train.py',
+        'runs/run.py',
         'if trainer.replicas.workers.is_first and trainer.state.ledger.releases:',
         'if False:',
         'cli/divergence_test.py',
@@ -1238,7 +1253,7 @@ MUTANTS = (
     ),
     Mutant(
         'models that are of no use are exported',
-        'cli/run_output.py',
+        'runs/release.py',
         'divergence.check_released(average, model.image_shape, len(model.class_names))',
         'pass',
         'cli/divergence_test.py',

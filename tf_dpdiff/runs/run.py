@@ -139,6 +139,7 @@ def train(
     """
     started = time.monotonic()
     configuration = configuration or recipe.to_text()
+    released_configuration = release.cut_paths(configuration)
     workers = replicas.workers
     prepared = prepare(recipe, workdir, say=say, is_first=workers.is_first)
 
@@ -153,11 +154,15 @@ def train(
         )
         account = _Account(recipe, workdir, training, say)
         if workers.is_first:
-            _begin(recipe, workdir, training, configuration, account, say)
+            account.reserve()
+            files.write_text(workdir / folder.OPERATIVE_CONFIG, configuration)
+            _begin(recipe, workdir, training, released_configuration, say)
         released, checkpoint, drawn = _train_and_draw(recipe, workdir, training, account, stop)
     done = None
     if workers.is_first:
-        done = _finish(recipe, workdir, training, prepared.utility, configuration, released, checkpoint, drawn, started)
+        done = _finish(
+            recipe, workdir, training, prepared.utility, released_configuration, released, checkpoint, drawn, started
+        )
     workers.wait_for_all()  # None ends as done while the first one may yet fail.
     return done
 
@@ -192,8 +197,8 @@ class _Account:
             self._say(f'{done} in {self._path}: {describe_spent(budget_file.update(self._path, change))}.')
 
 
-def _begin(recipe, workdir, training: build_lib.RunTraining, configuration: str, account: _Account, say: Say) -> None:
-    """Charges the run, writes what is known before its first step, and says where a resumed run stands."""
+def _begin(recipe, workdir, training: build_lib.RunTraining, released_configuration: str, say: Say) -> None:
+    """Writes what is known before its first step, and says where a resumed run stands."""
     trainer, count = training.trainer, training.num_private_images_that_are_public
     if count:
         say(
@@ -201,10 +206,8 @@ def _begin(recipe, workdir, training: build_lib.RunTraining, configuration: str,
             'the private stages do with them, and not what the public stages show. This number is private: do not '
             'release it.'
         )
-    account.reserve()
-    files.write_text(workdir / folder.OPERATIVE_CONFIG, configuration)
     training.model.write(workdir)
-    tensorboard.write_begin(trainer, training.model, recipe, training.build.plan, release.cut_paths(configuration))
+    tensorboard.write_begin(trainer, training.model, recipe, training.build.plan, released_configuration)
     if trainer.resumed:
         say(f'the run in {workdir} {trainer.position()}.')
 
@@ -239,7 +242,15 @@ def _train_and_draw(
 
 
 def _finish(
-    recipe, workdir, training: build_lib.RunTraining, utility, configuration: str, released, checkpoint, drawn, started
+    recipe,
+    workdir,
+    training: build_lib.RunTraining,
+    utility,
+    released_configuration: str,
+    released,
+    checkpoint,
+    drawn,
+    started,
 ) -> TrainedRun:
     """Writes what may be released and, apart from it, what was measured on private images."""
     statement, summaries = training.statement(), training.trainer.summaries
@@ -252,7 +263,7 @@ def _finish(
         released,
         summaries,
         *drawn,
-        configuration=release.cut_paths(configuration),
+        configuration=released_configuration,
     )
     measured = {}
     if utility:

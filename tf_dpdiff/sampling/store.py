@@ -85,7 +85,7 @@ def describe(statement: pathlib.Path) -> str:
     """Returns in one sentence what a privacy statement, as JSON, says of samples."""
     fields = files.read_json(statement)
     if fields['guarantee_claimed']:
-        epsilon = accounting.round_up(fields['epsilon'])
+        epsilon = rounding.round_up(fields['epsilon'])
         return (
             f'Synthetic images, (epsilon, delta)-differentially private with epsilon = {epsilon} at delta = '
             f'{rounding.exact(fields["delta"])} towards {fields["unit"]} of {fields["dataset"]!r}.'
