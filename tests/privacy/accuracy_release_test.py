@@ -38,7 +38,7 @@ def test_replacing_an_image_by_its_opposite_changes_the_vector_by_its_sensitivit
     replaced = correct.copy()
     replaced[3] = False
     difference = np.linalg.norm(CONFIG.exact_vector(correct) - CONFIG.exact_vector(replaced))
-    assert difference == pytest.approx(CONFIG.sensitivity(4))
+    assert difference == pytest.approx(CONFIG.sensitivity(4, 'replace_one'))
 
 
 def test_removing_an_owner_with_all_images_changes_the_vector_by_at_most_its_sensitivity():
