@@ -32,7 +32,12 @@ def make_batches(drawn):
 @pytest.mark.parametrize('optimizer', ['adam', 'sgd'])
 def test_steps_are_those_of_keras_at_a_rate_that_falls_along_half_a_cosine(optimizer):
     ours, theirs, drawn = make_model(), make_model(), []
-    options = {'learning_rate': 0.1, 'optimizer': optimizer, 'logits_of': lambda outputs: outputs[1]}
+    options = {
+        'learning_rate': 0.1,
+        'optimizer': optimizer,
+        'logits_of': lambda outputs: outputs[1],
+        'tells_loss': True,
+    }
     losses = [float(loss) for loss in classifier_steps.train(ours, make_batches(drawn), 4, **options)]
     assert len(losses) == len(drawn) == 4  # No batch more than is used, which would move a caller's generator.
     classifier = keras.Model(theirs.inputs, theirs.outputs[1])

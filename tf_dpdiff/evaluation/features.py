@@ -306,7 +306,7 @@ def _train(config: FeaturesConfig, train: datasets.ImageDataset) -> keras.Model:
     network = feature_network.build_feature_network(train.image_shape, train.num_classes, seed=config.seed)
     generator = np.random.default_rng(config.seed)
     rows = map(np.sort, classifier_steps.rows_in_random_order(len(train), _TRAINING_BATCH, generator))
-    losses = classifier_steps.train(
+    training = classifier_steps.train(
         network,
         ((train.images_uint8[chosen], train.labels[chosen]) for chosen in rows),
         config.num_steps,
@@ -314,7 +314,7 @@ def _train(config: FeaturesConfig, train: datasets.ImageDataset) -> keras.Model:
         logits_of=lambda outputs: outputs[1],
     )
     with progress.bar(config.num_steps, 'classifier', 'step', delay_secs=1.0) as bar:
-        for _ in losses:
+        for _ in training:
             bar.update()
     # Kernel distances are not blind to scale: as it is left, the features of training images have a mean square of 1.
     pool = network(train.images_uint8[np.sort(generator.permutation(len(train))[:_SCALING_IMAGES])])[0]

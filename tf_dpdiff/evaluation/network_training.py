@@ -74,7 +74,7 @@ def train(
     steps = max(-(-len(images) // batch_size), -(-config.min_steps // config.num_epochs))
     rng = np.random.default_rng([seed, len(images)])
     rows = classifier_steps.rows_in_random_order(len(images), batch_size, rng)
-    losses = classifier_steps.train(
+    training = classifier_steps.train(
         model,
         ((augment(images[chosen], config, rng), labels[chosen]) for chosen in rows),
         config.num_epochs * steps,
@@ -87,7 +87,7 @@ def train(
     with progress.bar(config.num_epochs, name, 'epoch', delay_secs=_BAR_DELAY_SECS, leave=False) as bar:
         for epoch in range(config.num_epochs):
             for _ in range(steps):
-                next(losses)
+                next(training)
             bar.update()
             if validation is None:
                 continue

@@ -8,6 +8,7 @@ import numpy as np
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import noise
 from tf_dpdiff.privacy import owners as owners_lib
+from tf_dpdiff.privacy import relations
 from tf_dpdiff.privacy import seeds
 
 HELD_OUT_ACCURACY = 'held_out_accuracy'
@@ -47,8 +48,14 @@ class AccuracyReleaseConfig:
         return self.noise_multiplier * self.sensitivity(num_classifiers) / num_units
 
     @staticmethod
-    def sensitivity(num_classifiers: int) -> float:
-        """Returns the largest change of the vector, in L2 norm; it is the same for each neighbouring relation."""
+    def sensitivity(num_classifiers: int, neighboring_relation: str = 'replace_one') -> float:
+        """Returns the largest change of the vector, in L2 norm; it is the same for each relation.
+
+        Args:
+          num_classifiers: K.
+          neighboring_relation: 'add_or_remove_one', 'replace_with_zero' or 'replace_one'.
+        """
+        relations.check(neighboring_relation)
         return math.sqrt(num_classifiers)
 
     def record(self, ledger: ledger_lib.Ledger) -> ledger_lib.Ledger:

@@ -31,8 +31,9 @@ def train(
     optimizer: str = 'adam',
     weight_decay: float = 0.0,
     logits_of: Callable[[Any], tf.Tensor] = lambda outputs: outputs,
-) -> Iterator[tf.Tensor]:
-    """Takes one step after the other, each when it is asked for, and yields its loss.
+    tells_loss: bool = False,
+) -> Iterator[tf.Tensor | None]:
+    """Takes one step after the other, each when it is asked for.
 
     Touches no global random state. On CPUs the same calls give the same weights, bit for bit.
 
@@ -44,9 +45,11 @@ def train(
       optimizer: 'adam', or 'sgd' with Nesterov momentum of 0.9.
       weight_decay: Times half the squared norm of all kernels, added to the loss.
       logits_of: Maps the outputs to logits, float32 [batch, classes].
+      tells_loss: Whether the losses are asked for. Where they are, TensorFlow joins other operations to one, and the
+        weights differ in their last bits.
 
     Yields:
-      float32 scalars.
+      The loss of a step, a float32 scalar, if it is asked for.
     """
     schedule = keras.optimizers.schedules.CosineDecay(learning_rate, num_steps)
     updates = (
@@ -67,7 +70,7 @@ def train(
             if weight_decay:
                 loss += weight_decay * tf.add_n([tf.nn.l2_loss(kernel) for kernel in kernels])
         updates.apply_gradients(zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables))
-        return loss
+        return loss if tells_loss else None
 
     for _ in range(num_steps):
         images, labels = next(batches)

@@ -57,7 +57,11 @@ def train(config: PublicClassifierConfig, public: datasets.ImageDataset) -> kera
     batch_size = min(config.batch_size, len(public))
     num_steps = config.num_epochs * (len(public) // batch_size)
     losses = classifier_steps.train(
-        model, _mirrored_batches(public, batch_size, config.seed), num_steps, learning_rate=config.learning_rate
+        model,
+        _mirrored_batches(public, batch_size, config.seed),
+        num_steps,
+        learning_rate=config.learning_rate,
+        tells_loss=True,
     )
     with progress.bar(num_steps, 'classifier', 'step') as bar:
         for loss in map(float, losses):
