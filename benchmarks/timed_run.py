@@ -28,6 +28,7 @@ FIRST_STEP, FIRST_GRID = 'tracing and first step', 'tracing and first grid'
 FIRST_CHUNK = 'tracing and first chunk of samples'
 STEPS, BATCHES = 'steps', 'batches drawn and gathered'
 CHECKPOINTS, TENSORBOARD, GRIDS, EPSILON = 'checkpoints', 'TensorBoard', 'grids', 'epsilon on the way and over steps'
+DIVERGENCE = 'checks for divergence'
 SAMPLING, PICTURES, REPORT, EXPORT = 'sampling', 'samples written, denoising drawn', 'report', 'export'
 EVALUATION, EXIT, OTHER = 'evaluation', 'exit', 'other'
 # Group -> its rows, in the order of a run; those of steps have the name of their stage behind them.
@@ -35,7 +36,7 @@ GROUPS = {
     'start': (INTERPRETER, TENSORFLOW, IMPORTS, CONFIGURATION, IMAGES, CALIBRATION, NETWORKS, CHECKS, MAKING),
     'tracing': (FIRST_STEP, FIRST_GRID, FIRST_CHUNK),
     'steps': (STEPS, BATCHES),
-    'checkpoints, logging, grids': (CHECKPOINTS, TENSORBOARD, EPSILON, GRIDS),
+    'checkpoints, logging, grids': (DIVERGENCE, CHECKPOINTS, TENSORBOARD, EPSILON, GRIDS),
     'sampling': (SAMPLING,),
     'evaluation, report, export': (PICTURES, REPORT, EXPORT, EVALUATION),
     'other': (EXIT, OTHER),
@@ -192,8 +193,11 @@ def _time_output(timers):
     from tf_dpdiff.sampling import draw as draw_lib
     from tf_dpdiff.serving import export
     from tf_dpdiff.training import checkpoints
+    from tf_dpdiff.training import divergence
     from tf_dpdiff.training import summaries
 
+    timers.wrap(DIVERGENCE, divergence.NetworkCheck, 'weights_are_finite', 'predictions_are_finite')
+    timers.wrap(DIVERGENCE, divergence, 'check_released')
     timers.wrap(CHECKPOINTS, checkpoints, 'read_state')
     timers.wrap(CHECKPOINTS, checkpoints.RunCheckpoint, '__init__', 'save')
     timers.wrap(TENSORBOARD, summaries.Summaries, 'scalars', 'stage_image', 'flush')

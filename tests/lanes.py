@@ -9,6 +9,7 @@ durations.json holds what files, tests and shared fixtures took, where it was a 
 """
 
 import collections
+import gc
 import hashlib
 import json
 import pathlib
@@ -35,7 +36,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    """Starts to record what tests take."""
+    """Starts to record what tests take; lets garbage be, which a traced graph makes much of, for longer than usual."""
+    gc.set_threshold(100_000, 20, 20)
     if config.option.record_durations:
         config.pluginmanager.register(Recorder(config))
 

@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGE = (ROOT / 'examples' / 'scaling' / 'README.md').read_text()
 SHOWN = re.findall(r'```sh\nbin/train (.*?)```\n\n```\n(.*?)```', PAGE, re.S)
 COMMANDS = [shlex.split(flags.replace('\\\n', ' ')) for flags, _ in SHOWN]
-MACHINES = {'8 x A100 80 GB': (8, 3, 128), '8 x H100 SXM 80 GB': (8, 3, 128), 'TPU v4-32, 16 chips': (16, 1, 64)}
+MACHINES = {'8 x A100 80 GB': (8, 1, 128), '8 x H100 SXM 80 GB': (8, 1, 128), 'TPU v4-32, 16 chips': (16, 1, 64)}
 
 
 def words(text):
@@ -71,7 +71,7 @@ def test_table_by_utilization_is_that_of_the_planner(machine):
 
 
 def test_shown_hours_shares_and_reductions_are_those_of_the_planner():
-    public, private = work_of_page(8, 3, 128)
+    public, private = work_of_page(8, 1, 128)
     hardware = planner.Hardware(devices=8, device_tflops=312.0, network_gbps=100.0, price_per_device_hour=2.0)
     rate = planner.rate(hardware, gigaflops() * 1e9, is_public=False)
     for work, shown in zip((public, private), SHOWN[:2]):

@@ -303,11 +303,12 @@ def test_nothing_that_is_released_holds_the_fingerprint(charged, capsys):
         assert fingerprint not in (workdir / name).read_text()
 
 
-def test_same_command_again_charges_nothing(charged):
+def test_same_command_again_says_that_the_run_is_complete_and_charges_nothing(charged, capsys):
     path, workdir = charged
     before = path.read_text()
     statement = (workdir / 'privacy_statement.json').read_text()
     assert call('train', *tiny(), f'--workdir={workdir}', f'--budget_file={path}') == command.DONE
+    assert 'is complete' in capsys.readouterr().err
     assert path.read_text() == before and (workdir / 'privacy_statement.json').read_text() == statement
 
 

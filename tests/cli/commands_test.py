@@ -83,13 +83,6 @@ def test_operative_configuration_alone_repeats_the_dry_run(run, capsys):
     assert 'AUGMENTATION_MULTIPLICITY = 2' in capsys.readouterr().out
 
 
-def test_same_command_on_a_finished_run_says_so_and_ends_with_the_same_statement(run, capsys):
-    before = (run / 'privacy_statement.json').read_text()
-    assert call('train', *tiny(), f'--workdir={run}') == command.DONE
-    assert 'is complete' in capsys.readouterr().err
-    assert (run / 'privacy_statement.json').read_text() == before
-
-
 def test_evaluate_measures_samples_made_later(run, tmp_path, capsys):
     path = tmp_path / 'more.npz'
     call('sample', f'--workdir={run}', '--num_images=60', f'--output={path}')

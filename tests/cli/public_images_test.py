@@ -36,6 +36,7 @@ def fixture_flags(tmp_path_factory):
         'WarmStartConfig.num_images = None',
         'train.pretraining = None',
         'train.utility = None',
+        'TrainerConfig.grids_per_stage = 0',
     ]
     files = [f'--gin_file={name}' for name in (TINY, 'gin/stages/public_images.gin')]
     return files + [f'--gin_param={binding}' for binding in bindings]

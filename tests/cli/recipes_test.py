@@ -31,6 +31,7 @@ SMALL = (
     'SamplerConfig.num_steps = 2',
     'GenerateConfig.num_images = 20',
     'GenerateConfig.chunk_size = 20',
+    'TrainerConfig.grids_per_stage = 0',  # They would be traced beside the samples.
 )
 SMALL_PUBLIC = SMALL + ('BATCH_SIZE = 4', 'PretrainingConfig.images_per_chunk = 2')
 SMALL_PRIVATE = SMALL + (

@@ -27,6 +27,9 @@ BINDINGS = (
     'train.utility = None',
     'TrainerConfig.grids_per_stage = 0',
     'TrainerConfig.checkpoint_every_secs = 0.2',
+    'UNetConfig.num_res_blocks = 1',
+    'UNetConfig.attention_resolutions = ()',
+    'UNetConfig.middle_attention = False',
 )
 
 
