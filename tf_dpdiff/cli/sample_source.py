@@ -25,7 +25,7 @@ class Source:
     Attributes:
       description: Its classes and the shape of its images.
       statements: Its privacy statement, as text and as JSON.
-      origin: What its images follow from, as plain JSON values.
+      origin: What identifies it and its sampler, as plain JSON values.
       load: Returns functions for `draw.in_pieces`.
     """
 
@@ -99,7 +99,7 @@ def load_run(
 
     Args:
       workdir: The run's folder.
-      description: Of the run.
+      description: The run's description, perhaps with another sampler.
       step_counts: Where there are several, each image may have one of them.
     """
     model = denoiser.build(description.network, description.image_shape, len(description.class_names))
@@ -181,7 +181,7 @@ def _served(local: Source, endpoint: client.Endpoint) -> Source:
 
 
 def _origin(drawn_by: str, model_sha256: str, statements, description) -> dict[str, Any]:
-    """Returns what images follow from; the sampler as far as it is known."""
+    """Returns the `origin` of a source, with the sampler as far as it is known."""
     sampler = dataclasses.asdict(description.sampler) if description else {}
     return {
         'drawn_by': drawn_by,

@@ -48,7 +48,7 @@ def check_name(name: str) -> None:
 
 
 def shard_name(name: str, shard: int, num_shards: int) -> str:
-    """Returns how TensorFlow Datasets calls a file of the split 'train'."""
+    """Returns the name that TensorFlow Datasets gives a file of the split 'train'."""
     return f'{name}-train.tfrecord-{shard:05d}-of-{num_shards:05d}'
 
 
@@ -87,8 +87,8 @@ def write_metadata(
       image_shape: (height, width, channels).
       class_names: One a class.
       shard_lengths: Images in each file.
-      num_bytes: Of all files together.
-      description: What is said of the data set.
+      num_bytes: The size of all files together.
+      description: A text for the data set's users.
     """
     tfds = _library()
     features = tfds.features.FeaturesDict(

@@ -52,7 +52,7 @@ class NearShare:
     """How many samples are nearer to training images than a part of the held-out images is.
 
     Attributes:
-      share: Of the samples.
+      share: The part of the samples that is nearer.
       expected: The share to expect where samples keep as far from training images as held-out images do.
       probability_by_chance: How likely so many near samples, or more, then are. Exact for independent draws of one
         continuous distribution: the number of samples below an order statistic of others is beta-binomial.
@@ -68,8 +68,8 @@ class Distances:
     """Distances to the nearest training image, in one space.
 
     Attributes:
-      synthetic: Of samples, float64 [samples].
-      held_out: Of held-out real images, float64 [held-out images].
+      synthetic: Those of samples, float64 [samples].
+      held_out: Those of held-out real images, float64 [held-out images].
     """
 
     synthetic: np.ndarray

@@ -33,7 +33,7 @@ def class_grid(
       images: uint8 [images, height, width, channels].
       labels: int [images].
       columns: Images a row.
-      max_rows: Of more classes, the first ones are shown.
+      max_rows: How many classes are shown, the first ones, where there are more.
       pixels: About how wide the picture becomes, by repeating whole pixels.
 
     Returns:

@@ -18,8 +18,8 @@ from tf_dpdiff.sampling import draw
 
 NO_CLASS = classes_lib.NO_CLASS
 
-_COLUMNS = ('images', 'labels', 'seeds')  # Of an .npz file, in this order.
-_DIGITS = 7  # Of a seed in the name of a file, at least.
+_COLUMNS = ('images', 'labels', 'seeds')  # The order of arrays in an .npz file.
+_DIGITS = 7  # The least for a seed in the name of a file.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Spec:
       image_shape: (height, width, channels).
       class_names: One a class.
       format: A key of `FORMATS`.
-      name: Of the data set, where the format is 'tfds'.
+      name: What `tfds.load` calls the set, where the format is 'tfds'.
       origin: What identifies the model and its sampler, as plain JSON values.
       shard_size: Images that are written, or lost by a kill, together.
       chunk_size: Images that are sampled together: seeds from a multiple of it to the next.
@@ -129,7 +129,7 @@ class Layout:
     """How the images of a set lie in files, by shards.
 
     Args:
-      spec: Of the set.
+      spec: What the set consists of.
 
     Attributes:
       dataset_folder: Where the files of a data set of TensorFlow Datasets lie, relative to the folder of the set; empty
@@ -149,7 +149,7 @@ class Layout:
         raise NotImplementedError
 
     def title(self, shard: int) -> str:
-        """Returns what a shard is called."""
+        """Returns the name of a shard in messages."""
         return self.paths(shard)[0]
 
     def write(self, shard: int, folder: pathlib.Path, pieces: Iterable[draw.Piece]) -> None:

@@ -60,8 +60,8 @@ def run_ahead(
 
     Args:
       functions: One a device, each used by one thread at a time.
-      tasks: What is to be done.
-      do: Called with one of the functions and with a task.
+      tasks: Anything that `do` takes.
+      do: Called with one of the functions and with a task; gives the result.
     """
     idle: queue.SimpleQueue[Callable] = queue.SimpleQueue()
     for function in functions:
@@ -96,7 +96,7 @@ def spread(
 
     Args:
       workers: All of them call this, with the same number of tasks.
-      num_tasks: Of all workers together.
+      num_tasks: How many tasks all workers have together.
       own: The results of this worker's own tasks, in order; asked for one at a time.
       should_stop: Asked before each round, in which every worker does one task.
 
@@ -117,14 +117,14 @@ def spread(
 
 
 def all_or_none(workers: workers_lib.Workers, do: Callable[[], _Result]) -> _Result:
-    """Does what may fail at each worker; where it fails at one of them, all end, and none waits for it.
+    """Calls at each worker what may fail; where it fails at one of them, all end, and none waits for it.
 
     Args:
       workers: All of them call this.
-      do: Speaks to no other worker.
+      do: The call, which must not speak to other workers.
 
     Returns:
-      What it returned at this worker.
+      The result of the call at this worker.
 
     Raises:
       workers_lib.WorkerLostError: if it raised at another worker and not at this one.
@@ -146,7 +146,7 @@ def all_or_none(workers: workers_lib.Workers, do: Callable[[], _Result]) -> _Res
 
 
 def at_first(workers: workers_lib.Workers, do: Callable[[], _Result]) -> _Result | None:
-    """Does at the first worker alone what may fail; as `all_or_none`, but for None at the other workers."""
+    """Calls at the first worker alone what may fail; like `all_or_none`, but returns None at the others."""
     return all_or_none(workers, lambda: do() if workers.is_first else None)
 
 

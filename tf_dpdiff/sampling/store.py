@@ -67,12 +67,12 @@ class Samples(NamedTuple):
 
 
 def is_single_file(output: pathlib.Path) -> bool:
-    """Returns whether a set of this name is one .npz file."""
+    """Returns True for the name of a set that is one .npz file."""
     return output.suffix == '.npz'
 
 
 def work_folder(output: pathlib.Path) -> pathlib.Path:
-    """Returns where the shards of a set are: its folder or, of an .npz file, one that is removed in the end."""
+    """Returns the folder with the shards of a set: its own or, for an .npz file, one that is removed in the end."""
     return output.with_name(f'{output.name}.partial') if is_single_file(output) else output
 
 
@@ -176,7 +176,7 @@ def _read_file(path: pathlib.Path, limit: int | None) -> Samples:
         )
     names = range(int(labels.max()) + 1) if names is None else names
     text = _text_of(path.with_name(f'{path.stem}.{STATEMENTS[0]}'))
-    if text is None and path.name == 'samples.npz':  # Of a run.
+    if text is None and path.name == 'samples.npz':  # What bin/train writes.
         text = _text_of(path.with_name(STATEMENTS[0]))
     return Samples(images[:limit], labels[:limit].astype(np.int32), tuple(map(str, names)), text)
 
@@ -233,7 +233,7 @@ def _fingerprint(paths: Sequence[pathlib.Path]) -> dict[str, Any]:
 
 
 def _damage(paths: Sequence[pathlib.Path], record: dict[str, Any]) -> str | None:
-    """Returns what is wrong with the files of a shard, or None if they are what was recorded."""
+    """Returns the fault of the files of a shard in words, or None if they are as recorded."""
     try:
         size = sum(path.stat().st_size for path in paths)
         if size != record['bytes']:
@@ -329,7 +329,7 @@ class Writer:
         return [self._folder / path for path in self._layout.paths(shard)]
 
     def _metadata(self) -> list[pathlib.Path]:
-        """Returns what a data set of TensorFlow Datasets needs beside its shards."""
+        """Returns the files that a data set of TensorFlow Datasets needs beside its shards."""
         names = tfds_writer.METADATA_FILES + STATEMENTS if self._dataset_folder else ()
         return [self._dataset_folder / name for name in names]
 
