@@ -5,7 +5,6 @@ import stat
 
 import pytest
 
-from tf_dpdiff.cli import command
 from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import budget as budget_lib
 from tf_dpdiff.privacy import ledger as ledger_lib

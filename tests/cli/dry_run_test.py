@@ -20,6 +20,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 DIGITS = {
     'audit_digits.gin',
     'digits.gin',
+    'digits_dit.gin',
     'digits_from_mnist.gin',
     'mnist8.gin',
     'select_digits.gin',

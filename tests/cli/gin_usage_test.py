@@ -224,13 +224,7 @@ def test_strategy_of_a_flag_is_not_bound_by_another_flag_and_wins_over_a_file(tm
         assert 'no samples at' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    'binding',
-    [
-        'evaluate.samples_path = "x"',
-        'select.workers = None',
-    ],
-)
+@pytest.mark.parametrize('binding', ['evaluate.samples_path = "x"', 'select.workers = None'])
 def test_what_the_command_itself_gives_is_no_setting(tmp_path, binding):
     assert 'is no setting' in refusal(tmp_path, f"include 'digits.gin'\n{binding}")
 

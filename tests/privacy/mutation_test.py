@@ -818,7 +818,7 @@ MUTANTS = (
         'runs/run.py',
         'files.write_text(workdir / folder.OPERATIVE_CONFIG, configuration)',
         'files.write_text(workdir / folder.OPERATIVE_CONFIG, configuration + (\n'
-        "                f'# noise {training.trainer.state.private_seed.derive(\"noise\")}' if recipe.is_private else ''))",
+        "                f'# {training.trainer.state.private_seed.derive(\"noise\")}' if recipe.is_private else ''))",
         SECRET,
     ),
     Mutant(

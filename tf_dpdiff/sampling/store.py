@@ -19,7 +19,6 @@ from tf_dpdiff import files
 from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.data import datasets
 from tf_dpdiff.data import tfds_writer
-from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import rounding
 from tf_dpdiff.sampling import draw
 from tf_dpdiff.sampling import formats
