@@ -15,7 +15,6 @@ from tf_dpdiff.cli import account
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import evaluate
 from tf_dpdiff.cli import gin_config
-from tf_dpdiff.cli import released_accuracy
 from tf_dpdiff.data import datasets
 from tf_dpdiff.evaluation import pictures
 from tf_dpdiff.evaluation import utility
@@ -28,6 +27,7 @@ from tf_dpdiff.privacy import seeds
 from tf_dpdiff.privacy import statement as statement_lib
 from tf_dpdiff.runs import budget as budget_file
 from tf_dpdiff.runs import folder as folder_lib
+from tf_dpdiff.runs import released_accuracy
 from tf_dpdiff.runs import report as report_lib
 from tf_dpdiff.sampling import store
 from tf_dpdiff.training import checkpoints

@@ -14,8 +14,8 @@ from tests.cli import verbs
 from tests.serving import servers
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import export as export_verb
-from tf_dpdiff.cli import sample_source
 from tf_dpdiff.runs import folder as folder_lib
+from tf_dpdiff.runs import source as source_lib
 from tf_dpdiff.sampling import draw
 from tf_dpdiff.sampling import store
 from tf_dpdiff.serving import export
@@ -64,7 +64,7 @@ def test_sampler_asked_for_draws(toy_run, tmp_path, changes):
         toy_run, tmp_path / 'set', **{'sampler' if key == 'name' else key: changes[key] for key in changes}
     )
     description = folder_lib.read_model(toy_run)
-    image_sampler = sample_source.load_run(
+    image_sampler = source_lib.load_run(
         toy_run, description.with_sampler(dataclasses.replace(description.sampler, **changes))
     )
     labels = np.arange(draw.CHUNK_SIZE) % 3

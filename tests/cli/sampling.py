@@ -9,7 +9,6 @@ import tensorflow as tf
 from tests.cli import verbs
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import sample
-from tf_dpdiff.cli import sample_source
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.diffusion import samplers
 from tf_dpdiff.diffusion import schedules
@@ -19,6 +18,7 @@ from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import seeds
 from tf_dpdiff.privacy import statement as statement_lib
 from tf_dpdiff.runs import folder as folder_lib
+from tf_dpdiff.runs import source as source_lib
 from tf_dpdiff.sampling import draw as draw_lib
 from tf_dpdiff.sampling import store
 from tf_dpdiff.serving import export
@@ -49,7 +49,7 @@ def make_run(workdir, *, seed=0, label_drop_probability=0.1):
     state = checkpoints.RunState(seeds.PrivateSeed.from_os_entropy())
     state.run_id, state.ledger = statement.run_id, statement.ledger
     checkpoints.RunCheckpoint(workdir / 'checkpoints', {'data_fingerprint': 'toys'}, average=model).save(state)
-    image_sampler = sample_source.load_run(workdir, description)
+    image_sampler = source_lib.load_run(workdir, description)
     export.export_saved_model(image_sampler, workdir / 'saved_model', folder_lib.statement_paths(workdir))
     return workdir
 

@@ -6,9 +6,9 @@ import sys
 import tempfile
 
 from tf_dpdiff.cli import command
-from tf_dpdiff.cli import sample_source
 from tf_dpdiff.cli import sampler_flags
 from tf_dpdiff.runs import folder
+from tf_dpdiff.runs import source as source_lib
 from tf_dpdiff.serving import export
 from tf_dpdiff.serving import warmup
 
@@ -21,8 +21,8 @@ def main(flags) -> int:
     step_counts = changes.pop('num_steps', ())
     one_by_one = [{**changes, 'num_steps': count} for count in step_counts] or [changes]
     # Each is checked; the first stands in the description.
-    description, *_ = [sample_source.describe_run(workdir, one) for one in one_by_one]
-    image_sampler = sample_source.load_run(workdir, description, step_counts)
+    description, *_ = [source_lib.describe_run(workdir, one) for one in one_by_one]
+    image_sampler = source_lib.load_run(workdir, description, step_counts)
     directory = folder.prepare(flags.output or f'saved_models/{workdir.resolve().name}')
     with tempfile.TemporaryDirectory() as described:
         # Not the run's own description: the sampler may be another one.

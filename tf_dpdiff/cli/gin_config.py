@@ -8,89 +8,33 @@ from collections.abc import Callable, Sequence
 import importlib
 import inspect
 import re
+from typing import Any
 
 import gin
 
+import tf_dpdiff
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import gin_files
 from tf_dpdiff.cli import gin_paths
 from tf_dpdiff.cli import gin_types
 from tf_dpdiff.cli import gin_usage
-from tf_dpdiff.data import augmentation
-from tf_dpdiff.data import camelyon17
-from tf_dpdiff.data import datasets
-from tf_dpdiff.data import folders
-from tf_dpdiff.data import npy
-from tf_dpdiff.data import procedural
-from tf_dpdiff.data import public
-from tf_dpdiff.data import tfds_images
-from tf_dpdiff.data import tfrecords
-from tf_dpdiff.diffusion import process
-from tf_dpdiff.diffusion import samplers
-from tf_dpdiff.diffusion import schedules
-from tf_dpdiff.diffusion import timesteps
-from tf_dpdiff.evaluation import canaries
-from tf_dpdiff.evaluation import classifiers
-from tf_dpdiff.evaluation import features
-from tf_dpdiff.evaluation import metrics
-from tf_dpdiff.evaluation import neighbors
-from tf_dpdiff.evaluation import selection
-from tf_dpdiff.evaluation import utility
-from tf_dpdiff.networks import kinds
-from tf_dpdiff.privacy import accuracy_release
-from tf_dpdiff.privacy import class_means
-from tf_dpdiff.privacy import feature_means
-from tf_dpdiff.privacy import plan
-from tf_dpdiff.sampling import draw as draw_lib
-from tf_dpdiff.training import finetuning
-from tf_dpdiff.training import loop
-from tf_dpdiff.training import optimization
-from tf_dpdiff.training import pretraining
-from tf_dpdiff.training import public_classifier
+from tf_dpdiff.runs import recipe as recipe_lib
 from tf_dpdiff.training import strategies
-from tf_dpdiff.training import views
-from tf_dpdiff.training import warm_start
 
 # Only frozen configurations and sources of images: no function of the privacy core can be rebound from a file, and no
-# seed that must stay secret has a name here.
-_REGISTERED = (
-    datasets.digits,
-    datasets.npz_images,
-    npy.npy_images,
-    folders.image_folder,
-    tfds_images.tfds_images,
-    tfrecords.tfrecord_images,
-    camelyon17.wilds_camelyon17,
-    public.public_images,
-    procedural.random_strokes,
-    augmentation.AugmentationConfig,
-    *kinds.CONFIGS,
-    schedules.Schedule,
-    timesteps.TimestepMixture,
-    timesteps.LogNormalSigma,
-    process.DiffusionProcess,
-    samplers.SamplerConfig,
-    class_means.ClassMeansConfig,
-    feature_means.FeatureMeansConfig,
-    accuracy_release.AccuracyReleaseConfig,
-    plan.DpSgdConfig,
-    views.ViewsConfig,
-    optimization.OptimizationConfig,
-    pretraining.PretrainingConfig,
-    public_classifier.PublicClassifierConfig,
-    warm_start.WarmStartConfig,
-    finetuning.FinetuningConfig,
-    loop.TrainerConfig,
-    strategies.StrategyConfig,
-    draw_lib.GenerateConfig,
-    features.FeaturesConfig,
-    metrics.QualityConfig,
-    neighbors.NeighborsConfig,
-    classifiers.ClassifierConfig,
-    utility.UtilityConfig,
-    selection.SelectionConfig,
-    canaries.AuditConfig,
-)
+# seed that must stay secret has a name here. All of it can be used from Python too, under the same names.
+_NOT_CONFIGURED = {
+    '__version__',
+    'Generator',
+    'EvaluationRecipe',
+    'Recipe',
+    'Run',
+    'Statement',
+    'load',
+    'recipe',
+    'train',
+}
+_REGISTERED = tuple(getattr(tf_dpdiff, name) for name in tf_dpdiff.__all__ if name not in _NOT_CONFIGURED)
 
 for _registered in _REGISTERED:
     gin.register(_registered)
@@ -118,6 +62,25 @@ def make(verb: str, **arguments):
       command.UsageError: if a value without a default is missing.
     """
     return call(gin.get_configurable(verb), **arguments)
+
+
+def recipe(*paths: str, bindings: Sequence[str] = (), **macros: Any) -> recipe_lib.Recipe:
+    """Returns the recipe that configuration files make, as `bin/train --gin_file=...` has it.
+
+    Args:
+      *paths: Paths, looked up in the current folder and then in the project's gin folder; later ones win.
+      bindings: Such as 'DpSgdConfig.num_steps = 10'; they win over the files.
+      **macros: Values of macros, such as TARGET_EPSILON=3.0.
+
+    Raises:
+      ValueError: one line: what is wrong, where, and the nearest known name.
+
+    Example:
+        >>> recipe('gin/digits.gin', TARGET_EPSILON=3.0).privacy.target_epsilon
+        3.0
+    """
+    parse(paths, [*bindings, *(f'{name} = {value!r}' for name, value in macros.items())], 'train')
+    return make('train').configured_by(gin.operative_config_str())
 
 
 def parse(files: Sequence[str], bindings: Sequence[str], verb: str | None = None, *, given: Sequence[str] = ()) -> None:

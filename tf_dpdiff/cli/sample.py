@@ -14,10 +14,10 @@ import re
 import sys
 
 from tf_dpdiff.cli import command
-from tf_dpdiff.cli import sample_source
 from tf_dpdiff.cli import sampler_flags
 from tf_dpdiff.cli import strategy_flags
 from tf_dpdiff.runs import folder as folder_lib
+from tf_dpdiff.runs import source as source_lib
 from tf_dpdiff.sampling import draw
 from tf_dpdiff.sampling import formats
 from tf_dpdiff.sampling import shared_work
@@ -53,11 +53,11 @@ def main(flags) -> int:
     return command.DONE
 
 
-def _prepare(flags) -> tuple[pathlib.Path, formats.Spec, sample_source.Source]:
+def _prepare(flags) -> tuple[pathlib.Path, formats.Spec, source_lib.Source]:
     """Returns the output, the images that are to be there, and the model that they come from."""
     saved_model = _path(flags.saved_model)
     workdir = _path(flags.workdir or (None if saved_model else 'runs/latest'))
-    source = sample_source.find(workdir, saved_model, flags.endpoint, sampler_flags.changes(flags))
+    source = source_lib.find(workdir, saved_model, flags.endpoint, sampler_flags.changes(flags))
     output = _path(flags.output) or _default_output(flags, workdir)
     kind = flags.format or ('npz' if store.is_single_file(output) else 'png')
     if flags.name and kind != 'tfds':

@@ -17,6 +17,7 @@ from tf_dpdiff.data import datasets
 from tf_dpdiff.evaluation import pictures
 from tf_dpdiff.evaluation import report
 from tf_dpdiff.evaluation import selection as selection_lib
+from tf_dpdiff.runs import evaluate as evaluate_lib
 from tf_dpdiff.runs import folder
 from tf_dpdiff.sampling import shared_work
 from tf_dpdiff.sampling import store
@@ -59,7 +60,7 @@ def select(
     )
     selection, left_out = selection_lib.fitting(selection, samples.images.shape[1:])
     command.say('select', left_out if workers.is_first else ())
-    strategy_flags.check_same_inputs(workers, samples, data if is_real else None, selection)
+    evaluate_lib.check_same_inputs(workers, samples, data if is_real else None, selection)
     name = f'selection_{folder.samples_name(workdir, samples_path)}'
     json_path = workdir / 'non_private' / name / 'selection.json' if is_real else workdir / f'{name}.json'
     shared_work.at_first(workers, lambda: json_path.parent.mkdir(parents=True, exist_ok=True))
@@ -88,12 +89,7 @@ gin_config.root(select, 'select', 'workdir', 'samples_path', 'workers')
 
 
 def _read_samples(workdir, samples_path, data, workers) -> store.Samples:
-    """Returns the samples; compares them with the private images where these may be looked at."""
-    samples = store.read(samples_path)
-    if data:
-        samples.check_like(data.spec, samples_path)
-        if workers.is_first:  # It looks into the run's folder.
-            folder.check_same_data(workdir, data.train)
+    samples = evaluate_lib.read_samples(workdir, samples_path, data, workers)
     samples.check_classified(samples_path)
     return samples
 

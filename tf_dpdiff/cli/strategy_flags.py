@@ -1,15 +1,9 @@
 """On which machines a verb computes: its flags and settings, and what these machines must have in common."""
 
-import hashlib
-from typing import Any
-
 import gin
 
-from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import gin_config
-from tf_dpdiff.data import datasets
-from tf_dpdiff.sampling import store
 from tf_dpdiff.training import clusters
 from tf_dpdiff.training import strategies
 
@@ -95,28 +89,4 @@ def start(flags) -> strategies.Replicas:
             num_workers=flags.num_workers,
             service=flags.service,
         )
-    )
-
-
-def check_same_inputs(
-    workers: workers_lib.Workers, samples: store.Samples, data: datasets.PrivateData | None, settings: Any
-) -> None:
-    """Checks that all workers would measure the same.
-
-    Args:
-      workers: All of them call this.
-      samples: What is measured.
-      data: The private images, or None.
-      settings: Frozen dataclasses.
-
-    Raises:
-      workers_lib.WorkersDisagreeError: if not.
-    """
-    if workers.count == 1:
-        return
-    digest = hashlib.sha256(samples.images.tobytes())
-    digest.update(samples.labels.tobytes())
-    of_data = [data.train.fingerprint(), data.held_out.fingerprint()] if data else []
-    workers.check_same(
-        ' '.join([digest.hexdigest(), *of_data, repr(settings)]), 'the configuration, the samples or the data'
     )

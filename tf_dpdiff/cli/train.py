@@ -89,12 +89,11 @@ def main(flags) -> int:
     replicas = strategies.start(strategy)
     with contextlib.ExitStack() as held:
         shared_work.at_first(replicas.workers, lambda: held.enter_context(folder.training_in(flags.workdir)))
-        recipe = gin_config.make('train', **given)
+        recipe = gin_config.make('train', **given).configured_by(gin.operative_config_str())
         with command.stopping('train') as stopped:
             done = run_lib.train(
                 recipe,
                 workdir,
-                configuration=gin.operative_config_str(),
                 replicas=replicas,
                 say=command.sayer('train'),
                 show_chosen=lambda chosen: _show_chosen(workdir, chosen),

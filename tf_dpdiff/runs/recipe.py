@@ -57,6 +57,8 @@ class Recipe:
     utility: utility_lib.UtilityConfig | None = None
     loop: loop_lib.TrainerConfig = loop_lib.TrainerConfig()
     budget_file: str | pathlib.Path | None = None
+    # Not copied by dataclasses.replace, so that it never tells of another recipe.
+    _configuration: str | None = dataclasses.field(default=None, init=False, repr=False)
 
     def __post_init__(self):
         if self.is_private:
@@ -99,17 +101,24 @@ class Recipe:
         return {name: config for name, config in named.items() if config}
 
     def to_text(self) -> str:
-        """Returns the recipe as bindings of gin, one a line; images, which no file can hold, as a comment.
+        """Returns the recipe as a configuration file has it, for the record.
 
-        Values that are as they are by default are not written.
+        Of a recipe that was made in Python these are the bindings of gin that differ from the defaults; images, which
+        no file can hold, are a comment.
         """
-        return '\n'.join(_bindings('train', self, '')) + '\n'
+        return self._configuration or '\n'.join(_bindings('train', self, '')) + '\n'
+
+    def configured_by(self, text: str) -> 'Recipe':
+        """Returns the same recipe, with the configuration that it was made by for the record."""
+        configured = dataclasses.replace(self)
+        object.__setattr__(configured, '_configuration', text)
+        return configured
 
 
 def _bindings(name: str, config, scope: str) -> Iterator[str]:
     """Yields the lines that bind the fields of a configuration, and of those in it, each in a scope of its own."""
     inner = []
-    for field in dataclasses.fields(config):
+    for field in filter(lambda field: field.init, dataclasses.fields(config)):
         value = getattr(config, field.name)
         left = f'{name}.{field.name}'
         if value == field.default:

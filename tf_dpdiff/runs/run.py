@@ -114,7 +114,6 @@ def train(
     recipe: recipe_lib.Recipe,
     workdir: pathlib.Path,
     *,
-    configuration: str | None = None,
     replicas: strategies.Replicas = strategies.ONE,
     say: Say = say_on_stderr,
     show_chosen: Callable[[warm_start_lib.ChosenImages], None] = lambda unused_chosen: None,
@@ -124,7 +123,6 @@ def train(
     Args:
       recipe: What was chosen.
       workdir: The run's folder; held by the caller, see `folder.training_in`.
-      configuration: The recipe as it was configured, for the record; None: as `Recipe.to_text` has it.
       replicas: What computes the steps.
       say: Tells a person what is going on.
       show_chosen: Called with the public images that a warm start chose.
@@ -138,7 +136,7 @@ def train(
       FloatingPointError: if the run diverged; what it had released is on record.
     """
     started = time.monotonic()
-    configuration = configuration or recipe.to_text()
+    configuration = recipe.to_text()
     released_configuration = release.cut_paths(configuration)
     workers = replicas.workers
     prepared = prepare(recipe, workdir, say=say, is_first=workers.is_first)

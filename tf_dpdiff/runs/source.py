@@ -9,6 +9,7 @@ import pathlib
 from typing import Any
 
 from tf_dpdiff.networks import denoiser
+from tf_dpdiff.networks import kinds
 from tf_dpdiff.runs import folder as folder_lib
 from tf_dpdiff.runs import release
 from tf_dpdiff.sampling import draw
@@ -56,7 +57,7 @@ def find(
     """
     if sampler and not saved_model and endpoint is None:
         return _checkpoint(workdir, describe_run(workdir, sampler))
-    version = export.find_version(saved_model or _run(workdir) / 'saved_model')
+    version = export.find_version(saved_model or check_complete(workdir) / 'saved_model')
     num_steps = _choose_num_steps(version, dict(sampler or {}))
     local = _exported(workdir, version, num_steps)
     if endpoint is None:
@@ -87,7 +88,7 @@ def describe_run(workdir: pathlib.Path, sampler: Mapping[str, Any]) -> folder_li
     Raises:
       ValueError: if the run has no privacy statement yet, or one of another run than its checkpoints.
     """
-    description = folder_lib.read_model(_run(workdir))
+    description = folder_lib.read_model(check_complete(workdir))
     folder_lib.check_statement(workdir)
     return description.with_sampler(dataclasses.replace(description.sampler, **sampler))
 
@@ -108,8 +109,13 @@ def load_run(
     return sampler.with_step_counts(step_counts) if len(step_counts) > 1 else sampler
 
 
-def _run(workdir: pathlib.Path) -> pathlib.Path:
-    """Returns the folder if it is that of a complete run."""
+def check_complete(workdir: pathlib.Path) -> pathlib.Path:
+    """Returns the folder if it is that of a complete run.
+
+    Raises:
+      FileNotFoundError: if it holds no run.
+      ValueError: if the run is not complete.
+    """
     folder_lib.read_model(workdir)
     if not all(path.exists() for path in folder_lib.statement_paths(workdir)):
         raise ValueError(
@@ -123,7 +129,7 @@ def _checkpoint(workdir: pathlib.Path, description: folder_lib.ModelDescription)
     for variable in load_run(workdir, description).variables:
         digest.update(f'{variable.name} {variable.dtype.name} {variable.shape}\n'.encode())
         digest.update(variable.numpy().tobytes())
-    settings = [dataclasses.asdict(part) for part in (description.network, description.process)]
+    settings = [kinds.to_json(description.network), dataclasses.asdict(description.process)]
     digest.update(json.dumps(settings, sort_keys=True).encode())
 
     def load() -> draw.SampleFn:
@@ -145,7 +151,7 @@ def _exported(workdir: pathlib.Path | None, version: pathlib.Path, num_steps: in
         )
     described = (extra / folder_lib.MODEL).exists()
     if workdir is not None:
-        for path, of_run in zip(statements, folder_lib.statement_paths(_run(workdir))):
+        for path, of_run in zip(statements, folder_lib.statement_paths(check_complete(workdir))):
             if path.read_bytes() != of_run.read_bytes():
                 raise ValueError(
                     f'{version} carries another privacy statement than the run in {workdir}; name '

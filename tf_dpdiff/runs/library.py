@@ -1,0 +1,214 @@
+"""What a Python program makes of runs: `tf_dpdiff.train`, `tf_dpdiff.load` and what they return."""
+
+import math
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import numpy as np
+
+from tf_dpdiff import files
+from tf_dpdiff.runs import evaluate as evaluate_lib
+from tf_dpdiff.runs import folder
+from tf_dpdiff.runs import recipe as recipe_lib
+from tf_dpdiff.runs import run as run_lib
+from tf_dpdiff.runs import source as source_lib
+from tf_dpdiff.sampling import draw
+from tf_dpdiff.training import strategies
+
+# What may be sent on, of what lies in the folder of a run; the rest of it stays private.
+_RELEASED = (
+    folder.STATEMENT_TEXT,
+    folder.STATEMENT_JSON,
+    folder.MODEL,
+    folder.SAMPLES,
+    folder.SAMPLES_PICTURE,
+    folder.DENOISING_PICTURE,
+    folder.EPSILON_PICTURE,
+    folder.REPORT,
+    folder.REPORT_FIELDS,
+    folder.RELEASED_ACCURACY,
+    folder.SAVED_MODEL,
+)
+
+
+class Statement:
+    """The privacy statement of a run, as it was written.
+
+    Attributes:
+      fields: All that it says, as plain JSON values; see `PrivacyStatement.to_dict`.
+      text: The page of English.
+    """
+
+    def __init__(self, fields: dict[str, Any], text: str):
+        self.fields, self.text = fields, text
+
+    @property
+    def epsilon(self) -> float:
+        """Epsilon of all that the run releases; infinite where no guarantee is claimed."""
+        return self.fields['epsilon'] if self.fields['guarantee_claimed'] else math.inf
+
+    @property
+    def delta(self) -> float | None:
+        """Delta at which epsilon is meant; None where no private image was read."""
+        return self.fields.get('delta')
+
+    def __str__(self):
+        return self.text
+
+
+class Run:
+    """A finished run in its folder.
+
+    Args:
+      workdir: The folder.
+
+    Attributes:
+      workdir: The folder.
+
+    Raises:
+      FileNotFoundError: if there is no finished run.
+    """
+
+    def __init__(self, workdir: str | os.PathLike):
+        self.workdir = pathlib.Path(workdir).expanduser()
+        source_lib.check_complete(self.workdir)
+
+    @property
+    def statement(self) -> Statement:
+        """What is promised about everything that the run releases."""
+        text = (self.workdir / folder.STATEMENT_TEXT).read_text(encoding='utf-8')
+        return Statement(folder.read_statement(self.workdir), text)
+
+    def evaluate(
+        self, recipe: evaluate_lib.EvaluationRecipe, samples: str | os.PathLike | None = None
+    ) -> dict[str, Any]:
+        """Measures what samples are worth, and writes a report to non_private/.
+
+        Args:
+          recipe: What is measured, on which images.
+          samples: What bin/sample wrote; None: the samples of the run.
+
+        Returns:
+          What was measured, as plain JSON values. PRIVATE: made from private images without noise.
+
+        Raises:
+          ValueError: if the samples or the data do not fit, or if a release is refused; says what to do.
+        """
+        path = pathlib.Path(samples).expanduser() if samples else None
+        return evaluate_lib.evaluate(recipe, self.workdir, path)[0]
+
+    def release(self, output: str | os.PathLike) -> pathlib.Path:
+        """Copies what may be released, and nothing else, to a new folder, which appears whole or not at all.
+
+        These are the statement, the exported model, the samples and the report. Checkpoints, configuration, TensorBoard
+        events and non_private/ stay where they are.
+
+        Returns:
+          The folder.
+
+        Raises:
+          FileExistsError: if there is something in its place.
+        """
+        output = pathlib.Path(output).expanduser()
+        if output.exists():
+            raise FileExistsError(f'{output} exists; name a new folder.')
+        with files.replacing(output) as temporary:
+            temporary.mkdir()
+            for name in _RELEASED:
+                path = self.workdir / name
+                if path.is_dir():
+                    shutil.copytree(path, temporary / name)
+                elif path.exists():
+                    shutil.copy2(path, temporary / name)
+        return output
+
+
+class Generator:
+    """A released model that images are drawn from; they are covered by its statement, however many they are.
+
+    Args:
+      source: Where the images come from.
+
+    Attributes:
+      class_names: The names of the classes; label i is the i-th.
+      image_shape: (height, width, channels).
+      statement: The privacy statement of the model.
+    """
+
+    def __init__(self, source: source_lib.Source):
+        self._source, self._sample_fns = source, source.load()
+        self.class_names, self.image_shape = source.description.class_names, source.description.image_shape
+        text, fields = source.statements
+        self.statement = Statement(files.read_json(fields), text.read_text(encoding='utf-8'))
+
+    def sample(
+        self, num_images: int, *, seed: int = 0, classes: tuple[str, ...] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Draws images; the same seed gives the same images, as `bin/sample` gives them.
+
+        Args:
+          num_images: How many, in equal parts of each class up to one.
+          seed: Image i has the seed seed + i.
+          classes: Names of the classes to draw; None: all.
+
+        Returns:
+          Images, uint8 [num_images, height, width, channels], and labels, int32 [num_images]; the number of classes
+          stands for "no class", which a model that was trained without labels draws.
+
+        Raises:
+          ValueError: if a number is out of range or there is no such class.
+        """
+        labels = tuple(range(len(self.class_names)))
+        if classes is not None:
+            for name in classes:
+                if name not in self.class_names:
+                    raise ValueError(f'there is no class {name!r}; there are {", ".join(self.class_names)}.')
+            labels = tuple(map(self.class_names.index, classes))
+        elif not self._source.description.labelled:
+            labels = (len(self.class_names),)
+        config = draw.GenerateConfig(num_images=num_images, seed=seed)
+        return draw.at_once(self._sample_fns, config, choice=draw.ClassChoice(labels))
+
+
+def train(
+    recipe: recipe_lib.Recipe, workdir: str | os.PathLike, *, strategy: strategies.StrategyConfig | None = None
+) -> Run:
+    """Trains, samples, exports and evaluates, as `bin/train` does; goes on where the folder holds an unfinished run.
+
+    Args:
+      recipe: What was chosen.
+      workdir: The run's folder.
+      strategy: On which devices to compute; None: on this machine's first one.
+
+    Returns:
+      The run.
+
+    Raises:
+      ValueError: if the recipe, the folder or the budget refuses the run; says what to do.
+      interruption.Interrupted: if the process was asked to stop; everything is saved, and the same call goes on.
+      FloatingPointError: if the run diverged; what it had released is on record.
+    """
+    replicas = strategies.start(strategy) if strategy else strategies.ONE
+    if replicas.workers.count > 1:
+        raise ValueError('a program trains in one process; start bin/train on each machine for more.')
+    with folder.training_in(workdir) as held:
+        run_lib.train(recipe, held, replicas=replicas)
+    return Run(held)
+
+
+def load(path: str | os.PathLike) -> Generator:
+    """Opens a released model: the folder of a finished run, or of an exported model.
+
+    Args:
+      path: The folder; of an exported model also the one that holds its versions, of which the newest is taken.
+
+    Raises:
+      FileNotFoundError: if there is no model.
+      ValueError: if it carries no privacy statement.
+    """
+    path = pathlib.Path(path).expanduser()
+    if (path / folder.MODEL).exists():
+        return Generator(source_lib.find(path, None))
+    return Generator(source_lib.find(None, path))
