@@ -126,10 +126,11 @@ def _bindings(name: str, config, scope: str) -> Iterator[str]:
         if isinstance(value, (datasets.PrivateData, datasets.ImageDataset, public_lib.PublicImages)):
             yield f'# {left}: {value.spec.to_phrase()}'
         elif dataclasses.is_dataclass(value):
-            own_scope = f'{scope}{field.name}/'
+            lines = list(_bindings(f'{scope}{field.name}/{type(value).__name__}', value, f'{scope}{field.name}/'))
+            inner += lines
+            # gin refuses a scope in which nothing is bound.
+            own_scope = f'{scope}{field.name}/' if any(not line.startswith('#') for line in lines) else ''
             yield f'{left} = @{own_scope}{type(value).__name__}()'
-            inner.append((f'{own_scope}{type(value).__name__}', value, own_scope))
         else:
             yield f'{left} = {str(value) if isinstance(value, pathlib.Path) else value!r}'
-    for part in inner:
-        yield from _bindings(*part)
+    yield from inner
