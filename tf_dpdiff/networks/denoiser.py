@@ -52,7 +52,7 @@ class DenoiserConfig(abc.ABC):
 
     @abc.abstractmethod
     def connect(
-        self, x_t: tf.Tensor, t: tf.Tensor, labels: tf.Tensor, *dropout_seeds: tf.Tensor, num_classes: int
+        self, x_t: tf.Tensor, t: tf.Tensor, labels: tf.Tensor, dropout_seeds: tf.Tensor | None, *, num_classes: int
     ) -> tf.Tensor:
         """Connects the network's layers to its inputs.
 
@@ -64,7 +64,7 @@ class DenoiserConfig(abc.ABC):
           x_t: A Keras input, float32 [batch, height, width, channels].
           t: A Keras input, int32 [batch].
           labels: A Keras input, int32 [batch].
-          *dropout_seeds: One more Keras input, int32 [batch], of a network with dropout.
+          dropout_seeds: A Keras input, int32 [batch]; None for a network without dropout.
           num_classes: Number of classes; the label num_classes stands for "no class".
 
         Returns:
@@ -91,9 +91,10 @@ def build(config: DenoiserConfig, image_shape: Sequence[int], num_classes: int) 
     config.check_image_shape(image_shape)
     x_t = layers.Input(list(image_shape), name='x_t')
     t, labels = (layers.Input([], dtype=tf.int32, name=name) for name in ('t', 'labels'))
-    seeds = [layers.Input([], dtype=tf.int32, name='dropout_seeds')] if config.dropout else []
-    prediction = config.connect(x_t, t, labels, *seeds, num_classes=num_classes)
-    return keras.Model([x_t, t, labels, *seeds], prediction, name=config.kind)
+    seeds = layers.Input([], dtype=tf.int32, name='dropout_seeds') if config.dropout else None
+    prediction = config.connect(x_t, t, labels, seeds, num_classes=num_classes)
+    inputs = [x_t, t, labels] if seeds is None else [x_t, t, labels, seeds]
+    return keras.Model(inputs, prediction, name=config.kind)
 
 
 def denoise(

@@ -63,8 +63,9 @@ class DiTConfig(denoiser.DenoiserConfig):
         """Refuses images that cannot be cut into patches."""
         blocks.check_patches(self.patch_size, *image_shape[:2])
 
-    def connect(self, x_t, t, labels, *, num_classes):
+    def connect(self, x_t, t, labels, dropout_seeds, *, num_classes):
         """Returns the prediction of the DiT, zero at first; see `denoiser.DenoiserConfig.connect`."""
+        del dropout_seeds  # It has no dropout.
         policy = precision.policy(self.compute_dtype)
         of_t = blocks.TimestepEmbedding(self.hidden_size, self.hidden_size, name='timestep_embedding', dtype=policy)(t)
         of_label = blocks.ClassEmbedding(num_classes, self.hidden_size, name='class_embedding', dtype=policy)(labels)

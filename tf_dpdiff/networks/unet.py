@@ -106,7 +106,7 @@ class UNetConfig(denoiser.DenoiserConfig):
                 "middle_attention, or adapt 'residual' or 'embedding'."
             )
 
-    def connect(self, x_t, t, labels, *dropout_seeds, num_classes):
+    def connect(self, x_t, t, labels, dropout_seeds, *, num_classes):
         """Returns the prediction of the UNet, zero at first; see `denoiser.DenoiserConfig.connect`."""
         policy = precision.policy(self.compute_dtype)
         conv = functools.partial(convolution.Conv2D, kernel_size=3, padding='same', dtype=policy)
@@ -118,7 +118,7 @@ class UNetConfig(denoiser.DenoiserConfig):
             block = blocks.ResidualBlock(
                 channels, self.groups, self.scale_shift, self.dropout, next(salts), adapted, name=name, dtype=policy
             )
-            return block([h, embedding, *dropout_seeds])
+            return block([h, embedding] if dropout_seeds is None else [h, embedding, dropout_seeds])
 
         def attention(h, name):
             return blocks.SelfAttention(self.head_channels, self.groups, adapted, name=name, dtype=policy)(h)
