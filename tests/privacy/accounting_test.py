@@ -525,17 +525,6 @@ def test_calibration_off_by_one_percent_would_be_noticed():
     assert accounting.epsilon(make_event(0.99 * calibrated), 1e-5) > 10.0
 
 
-def test_epsilon_falls_with_noise_and_delta_and_rises_with_steps_and_sampling():
-
-    def epsilon(s=2.0, q=0.1, n=100, d=1e-5):
-        return accounting.epsilon(ledger_lib.dp_event(s, q, n), d, discretization_interval=1e-3)
-
-    assert epsilon(s=3.0) < epsilon() < epsilon(s=1.5)
-    assert epsilon(d=1e-3) < epsilon() < epsilon(d=1e-8)
-    assert epsilon(n=50) < epsilon() < epsilon(n=200)
-    assert epsilon(q=0.05) < epsilon() < epsilon(q=0.2)
-
-
 def test_coarser_discretization_is_a_looser_upper_bound():
     event = ledger_lib.dp_event(2.0, 0.1, 100)
     assert accounting.epsilon(event, 1e-5) <= accounting.epsilon(event, 1e-5, discretization_interval=1e-2)

@@ -29,7 +29,7 @@ def bounds_of(plan, steps):
 
 
 @pytest.mark.parametrize('release', [None, class_means.ClassMeansConfig(3.0, 2.0)])
-@pytest.mark.parametrize('num_steps, noise_multiplier', [(1, 2.0), (7, 2.0), (20, 0.5), (101, 2.0), (250, 3.0)])
+@pytest.mark.parametrize('num_steps, noise_multiplier', [(1, 2.0), (7, 2.0), (20, 0.5), (250, 3.0)])
 def test_bound_is_never_below_what_was_spent_and_is_the_cost_of_the_run_at_its_end(
     num_steps, noise_multiplier, release
 ):

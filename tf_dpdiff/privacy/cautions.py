@@ -66,6 +66,8 @@ def of_claim(epsilon: float, delta: float, num_units: int) -> list[str]:
 def check_delta(name: str, delta: float, num_units: int, *, accepted: bool) -> None:
     """Refuses a delta of 1 / num_units or more that nobody has accepted.
 
+    Guarantee: where it returns, delta is below 1 / num_units, or a person has accepted that it is not.
+
     Args:
       name: Of the setting, for the message.
       delta: In (0, 1).

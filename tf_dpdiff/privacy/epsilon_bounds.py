@@ -118,6 +118,8 @@ def _parts(event: dp_accounting.DpEvent, count: int) -> Iterator[tuple[float, fl
 def by_rdp(steps: tuple[Steps, ...], delta: float, *, rough: bool = False) -> float:
     """Returns an upper bound of epsilon by Renyi differential privacy.
 
+    Guarantee: never below the true epsilon: what rounding may take off the moments is added to them.
+
     Args:
       steps: What is released.
       delta: In (0, 1), however small.
@@ -133,6 +135,8 @@ def by_pld(
 
     The latter where float64 numbers do not resolve delta (below 10^-12, or with very many steps), or where no grid that
     takes a second is fine enough to tell more.
+
+    Guarantee: never below the true epsilon, unless it is for a search: what rounding may hide is taken off delta.
 
     Args:
       steps: What is released.

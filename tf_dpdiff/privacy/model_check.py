@@ -32,6 +32,8 @@ _DRAWS_RANDOMNESS = {
     'StochasticDepth',
     'DropBlock2D',
 }
+# The largest relative changes that count as rounding.
+_ROUNDING_OF_NETWORKS, _ROUNDING_OF_LOSSES = 1e-3, 1e-5
 _ASSIGNS = re.compile(r'^(Assign\w*VariableOp|ResourceScatter\w*|ResourceStridedSliceAssign)$')
 _CURES = {
     'mixes': (
@@ -62,6 +64,8 @@ class ModelCheckError(ValueError):
 def check_layers(model: keras.Model) -> None:
     """Refuses layers known to mix examples, to draw randomness inside `call` or to add losses.
 
+    Guarantee: none for layers that are not on the lists; `check_independence` tries those.
+
     Args:
       model: A built Keras model.
 
@@ -89,7 +93,10 @@ def check_layers(model: keras.Model) -> None:
 def check_keeps_no_state(function: Callable, *specs) -> None:
     """Refuses a function that changes a variable when it is called: running statistics are released without noise.
 
-    The function is traced and not run: what looks for an assignment is its graph, whatever its layers are called.
+    The function is traced and not run: an assignment is looked for in its graph, whatever its layers are called.
+
+    Guarantee: the traced graph of a function that passes, with all graphs that it calls, holds no assignment, scatter
+      or slice assignment of a variable.
 
     Args:
       function: Of tensors.
@@ -151,7 +158,6 @@ def check_independence(
     input_shape: Sequence[int],
     *,
     may_be_random: bool = False,
-    rtol: float = 1e-3,
 ) -> None:
     """Refuses a network in which one example changes the output of another, whatever its layers are called.
 
@@ -159,13 +165,14 @@ def check_independence(
     others must stay the same, running twice must give the same, and no variable may move. The weights are random while
     this is tried, since what is initialised with zeros would hide what lies before it; they are put back afterwards.
 
+    Guarantee: none beyond what was tried. It is a test and no proof: a network made to pass it could mix all the same.
+
     Args:
       model: The network.
       make_inputs: Maps float32 [3, *input_shape] to the network's inputs.
       input_shape: Shape of one example.
       may_be_random: Whether the network may draw randomness of its own for each example, as Dropout does. One that does
         is run in inference mode to see whether examples mix. Then one that ignores its input passes too.
-      rtol: Largest relative change that counts as rounding.
 
     Raises:
       ModelCheckError: names the first layer at which it was seen, and the cure.
@@ -191,7 +198,7 @@ def check_independence(
     if moved:
         raise ModelCheckError(f'the network changed {moved[0]!r} while it was called: {_CURES["state"]}.')
     for name, before, again, after in zip(names, *runs):
-        tolerance = rtol * (np.abs(before).max() + 1e-12)
+        tolerance = _ROUNDING_OF_NETWORKS * (np.abs(before).max() + 1e-12)
         if np.abs(again - before).max() > tolerance:
             raise ModelCheckError(f'{name} gives two outputs for one input: {_CURES["random"]}.')
         if len(before) == 3 and np.abs(after[1:] - before[1:]).max() > tolerance:
@@ -229,15 +236,14 @@ def _random_weights(model: keras.Model):
         model.set_weights(weights)
 
 
-def check_loss(
-    loss_fn: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], output_shape: Sequence[int], *, rtol: float = 1e-5
-) -> None:
+def check_loss(loss_fn: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], output_shape: Sequence[int]) -> None:
     """Refuses a loss that couples the examples of a batch: contrastive, ranking, or averaged over the batch.
+
+    Guarantee: none beyond the batch of three that was tried.
 
     Args:
       loss_fn: Maps targets and predictions, float32 [3, *output_shape], to a loss an example, [3, ...].
       output_shape: Shape of one prediction.
-      rtol: Largest relative change that counts as rounding.
 
     Raises:
       ModelCheckError: says what was seen, and the cure.
@@ -250,7 +256,7 @@ def check_loss(
     before, after = (np.asarray(loss_fn(tf.constant(target), tf.constant(x)), np.float64) for x in (prediction, others))
     if before.ndim == 0 or len(before) != 3:
         raise ModelCheckError(f'the loss of a batch of 3 has shape {list(before.shape)}: {cure}.')
-    if np.abs(after[1:] - before[1:]).max() > rtol * (np.abs(before).max() + 1e-12):
+    if np.abs(after[1:] - before[1:]).max() > _ROUNDING_OF_LOSSES * (np.abs(before).max() + 1e-12):
         raise ModelCheckError(f'the loss of one example depends on another one in the batch: {cure}.')
 
 
@@ -259,6 +265,8 @@ def check_views(draw_for_units: Callable[[tf.Tensor, tf.Tensor], Any], image_sha
 
     Draws the views of three units, and of the same with another unit first: those of the others must stay the same, to
     the last bit, and drawing twice must give the same.
+
+    Guarantee: none beyond the three units that were tried.
 
     Args:
       draw_for_units: Maps images uint8 [3, *image_shape] and units int64 [3] to nested tensors [3, ...].

@@ -65,6 +65,8 @@ def check(neighboring_relation: str) -> None:
 def check_accounted(neighboring_relation: str) -> None:
     """Refuses a relation for which no epsilon can be claimed.
 
+    Guarantee: for a relation that passes, the accountant's pair of distributions dominates a step, as shown above.
+
     Raises:
       ValueError: names it and those for which one can.
     """

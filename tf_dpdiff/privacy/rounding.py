@@ -9,6 +9,8 @@ import numpy as np
 def round_up(value: float) -> str:
     """Returns four decimals that are never below the value: a printed epsilon must not be smaller than the true one.
 
+    Guarantee: the decimals, read as a number, are never below the value.
+
     Args:
       value: Any number; infinity is 'infinite'.
 
@@ -24,6 +26,8 @@ def round_up(value: float) -> str:
 
 def round_down(value: float) -> str:
     """Returns four decimals that are never above the value, for lower bounds of epsilon and for what is left of it.
+
+    Guarantee: the decimals, read as a number, are never above the value.
 
     Args:
       value: Any number; infinity is 'infinite'.
