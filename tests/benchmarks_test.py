@@ -19,7 +19,7 @@ from tf_dpdiff.cli import gin_config
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-@pytest.mark.long
+@pytest.mark.long(in_share=False)
 def test_server_under_load_loses_nothing(tmp_path):
     program = ROOT / 'benchmarks' / 'serving_load.py'
     subprocess.run(
@@ -45,7 +45,7 @@ def test_server_under_load_loses_nothing(tmp_path):
     assert [row['errors'] for rows in measured['batching'].values() for row in rows] == [0] * 4
 
 
-@pytest.mark.long
+@pytest.mark.long(in_share=False)
 def test_strategies_are_measured(tmp_path):
     program = ROOT / 'benchmarks' / 'scaling.py'
     subprocess.run([sys.executable, '-I', str(program), '--output', str(tmp_path / 'measured.json')], check=True)
@@ -55,7 +55,7 @@ def test_strategies_are_measured(tmp_path):
     assert measured['strong_scaling']['one replica'] == 1.0
 
 
-@pytest.mark.long
+@pytest.mark.long(in_share=False)
 def test_time_of_a_run_is_given_to_its_parts(tmp_path):
     program, measured = ROOT / 'benchmarks' / 'end_to_end.py', tmp_path / 'measured.json'
     command = [sys.executable, '-I', str(program), '--output', str(measured)]
@@ -307,7 +307,7 @@ def test_benchmark_is_a_program_of_its_own():
     assert done.returncode == 2 and '--views_in_all must be' in done.stderr and 'Traceback' not in done.stderr
 
 
-@pytest.mark.long
+@pytest.mark.long(in_share=False)
 def test_cost_of_a_view_and_memory_are_measured(tmp_path):
     tiny = ['--networks=0.26M', '--views_of_a_unit=2', '--views_in_all=8', '--views_at_a_time=4', '--rounds=1']
     measured = measure_and_present('scale', tmp_path, '--units', 2, 16, '--views', 1, 8, '--large', 1, *tiny)
@@ -325,7 +325,7 @@ def test_cost_of_a_view_and_memory_are_measured(tmp_path):
     assert [row['parameters'] for row in measured['large']] == [80391171]
 
 
-@pytest.mark.long
+@pytest.mark.long(in_share=False)
 def test_what_data_deliver_is_measured(tmp_path):
     tiny = ['--networks=0.26M', '--units=16', '--views=2', '--num_images=500', '--units_per_chunk=8', '--rounds=1']
     measured = measure_and_present('data', tmp_path, *tiny)
@@ -336,7 +336,7 @@ def test_what_data_deliver_is_measured(tmp_path):
     assert len(rows) == 8 and all(0.0 < row['share_of_step']['0.26M'] < 1.0 for row in rows)
 
 
-@pytest.mark.long
+@pytest.mark.long(in_share=False)
 def test_samplers_are_measured(tmp_path):
     tiny = ['--network=0.26M', '--num_steps', 3, '--batch_size=2', '--rounds=1']
     measured = measure_and_present('sampling', tmp_path, '--samplers', 'ddim', 'edm_heun', *tiny)
@@ -519,7 +519,7 @@ def test_share_of_a_plain_step_that_ran_in_another_group_is_completed():
     }
 
 
-@pytest.mark.long
+@pytest.mark.long(in_share=False)
 def test_private_step_is_measured_beside_the_plain_one(tmp_path):
     flags = ['--networks=0.26M', '--units=4', '--views', '2', '4', '--rounds=1', '--engines', 'ours', 'ours_plain']
     measured = measure_and_present('dp_step', tmp_path, *flags, '--max_views=8')
@@ -534,7 +534,7 @@ def test_private_step_is_measured_beside_the_plain_one(tmp_path):
     assert [row['views'] for row in more[2:]] == [4, 4] and all(row['views_per_sec'] > 0.0 for row in more)
 
 
-@pytest.mark.long
+@pytest.mark.long(in_share=False)
 def test_settings_are_measured_beside_the_step_as_it_is(tmp_path):
     measured = measure_and_present('settings', tmp_path, '--network=0.26M', '--units=16', '--views=1', '--rounds=1')
     rows = {(row['kind'], row['name']): row for row in measured['rows']}

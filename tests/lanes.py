@@ -5,7 +5,8 @@ durations.json holds what files, tests and shared fixtures took, where it was a 
 
 * the order of files: the longest first, so that no process is left with a long file at the end;
 * `--quick`: tests that take less than two seconds, and whose shared fixtures do;
-* `--long_share=0.1 --long_seed=N`: a random tenth of the long tests, the same for the same seed.
+* `--long_share=0.1 --long_seed=N`: a random tenth of the long tests, the same for the same seed. Those marked
+  `long(in_share=False)` are never among them: they measure, take minutes, or repeat what the quick ones do.
 """
 
 import collections

@@ -224,7 +224,7 @@ def test_damaged_file_of_a_run_is_one_line_that_names_it(run, tmp_path, capsys, 
     assert re.search(f'{name} {message}', error) and '\n' not in error
 
 
-@pytest.mark.parametrize('verb', ['sample', 'evaluate', 'select'])
+@pytest.mark.parametrize('verb', ['sample', 'evaluate', pytest.param('select', marks=pytest.mark.long)])
 def test_error_is_all_that_a_process_says(tmp_path, verb):
     environment = {name: value for name, value in os.environ.items() if name != 'TF_CPP_MIN_LOG_LEVEL'}
     ended = subprocess.run(

@@ -68,7 +68,7 @@ def end_at_a_random_moment(process, workdir, number, generator):
     return True
 
 
-@pytest.mark.long
+@pytest.mark.long(in_share=False)
 @pytest.mark.parametrize('number, times', [(signal.SIGKILL, 10), (signal.SIGINT, 3), (signal.SIGTERM, 3)])
 def test_run_that_was_ended_at_random_moments_equals_one_that_was_not(tmp_path, number, times):
     first, broken = tmp_path / 'unbroken', tmp_path / 'broken'

@@ -1,8 +1,11 @@
 """Tests of a run of bin/train, from a file, whose warm start is on public images that noisy feature means choose."""
 
+import contextlib
+import io
 import json
 import pathlib
 import re
+import shutil
 
 import numpy as np
 from PIL import Image
@@ -42,21 +45,31 @@ def fixture_flags(tmp_path_factory):
     return files + [f'--gin_param={binding}' for binding in bindings]
 
 
-def test_run_says_which_public_images_stand_for_which_private_ones(flags, tmp_path, capsys):
-    assert verbs.call(train, *flags, f'--workdir={tmp_path}') == command.DONE
-    captured = capsys.readouterr()
-    out = ' '.join(captured.out.replace('│', ' ').split())
-    assert 'train: 5 of the private images are among the public ones too' in captured.err
-    assert 'This number is private: do not release it' in captured.err
-    with np.load(tmp_path / 'noisy_feature_means.npz') as arrays:
+@pytest.fixture(name='run', scope='module')
+def fixture_run(flags, tmp_path_factory, small_network):
+    """A run whose samples are the best of three candidates, to be copied; and what it printed, on each stream."""
+    del small_network
+    workdir, out, err = tmp_path_factory.mktemp('runs') / 'run', io.StringIO(), io.StringIO()
+    given = [*flags, '--gin_param=SamplerConfig.num_candidates = 3', f'--workdir={workdir}']
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        assert verbs.call(train, *given) == command.DONE
+    return workdir, out.getvalue(), err.getvalue()
+
+
+def test_run_says_which_public_images_stand_for_which_private_ones(run):
+    workdir, out, err = run
+    out = ' '.join(out.replace('│', ' ').split())
+    assert 'train: 5 of the private images are among the public ones too' in err
+    assert 'This number is private: do not release it' in err
+    with np.load(workdir / 'noisy_feature_means.npz') as arrays:
         labels = arrays['labels']
     assert 'public images that noisy feature means chose' in out and len(labels)
     for label, count in enumerate(np.bincount(labels, minlength=10)):
         assert count <= 9
         assert re.search(rf'{label} {count}: \d+ \(\d+\)' if count else rf'{label} none', out)
-    width, height = Image.open(tmp_path / 'chosen_public_images.png').size
+    width, height = Image.open(workdir / 'chosen_public_images.png').size
     assert width > 300 and height > 50
-    statement = json.loads((tmp_path / 'privacy_statement.json').read_text())
+    statement = json.loads((workdir / 'privacy_statement.json').read_text())
     assert [(release['mechanism'], release['count']) for release in statement['releases']] == [
         ('noisy_feature_means', 1),
         ('dp_sgd_step', 3),
@@ -64,13 +77,11 @@ def test_run_says_which_public_images_stand_for_which_private_ones(flags, tmp_pa
     assert any('letters (public)' in phrase for phrase in statement['public_data'])
     assert any('among those public ones too, of which a run refuses more' in item for item in statement['not_covered'])
     assert not any('5' in item for item in statement['not_covered'])
-    assert not (tmp_path / 'noisy_class_means.png').exists()
+    assert not (workdir / 'noisy_class_means.png').exists()
 
 
-def test_best_of_several_candidates_is_sampled_by_every_verb(flags, tmp_path, capsys):
-    run, exported = tmp_path / 'run', tmp_path / 'exported'
-    given = [*flags, '--gin_param=SamplerConfig.num_candidates = 3', f'--workdir={run}']
-    assert verbs.call(train, *given) == command.DONE
+def test_best_of_several_candidates_is_sampled_by_every_verb(run, tmp_path, capsys):
+    run, exported = shutil.copytree(run[0], tmp_path / 'run'), tmp_path / 'exported'
     with np.load(run / 'samples.npz') as samples:
         expected = dict(samples)
     count = len(expected['labels'])

@@ -278,7 +278,7 @@ def read_columns(output, kind):
         return arrays['seeds'], arrays['labels'], arrays['images']
 
 
-@pytest.mark.long
+@pytest.mark.long(in_share=False)
 @pytest.mark.parametrize('kind', ['tfds', 'npz file'])
 def test_large_set_killed_at_random_moments_is_whole_and_memory_does_not_grow(toy_run, tmp_path, kind):
     arguments = {'kind': kind, 'shard_size': 4000, 'seed': 17, 'saved_model': export_stripes(toy_run, tmp_path / 'x')}

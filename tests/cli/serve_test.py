@@ -146,8 +146,10 @@ def test_stop_while_a_version_loads_is_no_error(folder, tmp_path):
         assert time.monotonic() - started < 5
 
 
-def test_stop_does_not_wait_longer_than_it_is_told(folder):
+def test_stop_does_not_wait_longer_than_it_is_told_and_there_is_one_port_for_all(folder):
     with Process(folder, '--grace_secs=0.5') as server:
+        # Unasked, probes have no port of their own.
+        assert not server.more and check(server.grpc_port) == health_pb2.HealthCheckResponse.SERVING
         prediction, _ = toy_models.stubs(server)
         call = prediction.Predict.future(toy_models.predict_request('spin', n=np.array([2**31 - 1], np.int32)), 60)
         time.sleep(0.5)
@@ -178,11 +180,6 @@ def test_probes_are_answered_on_a_port_of_their_own_until_the_last_answer_is_giv
         toy_models.wait_until(lambda: check(port) == health_pb2.HealthCheckResponse.NOT_SERVING)
         assert call.exception() is None
         assert server.process.wait(60) == command.DONE and check(port) is grpc.StatusCode.UNAVAILABLE
-
-
-def test_probes_have_no_port_of_their_own_unasked(folder):
-    with Process(folder) as server:
-        assert not server.more and check(server.grpc_port) == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_port_in_use_is_one_line(folder, capsys):

@@ -127,7 +127,7 @@ def kill_one_at_a_random_moment(workdir, generator):
     assert 'another worker is gone' in last or 'not all of 2 workers were there' in last, said
 
 
-@pytest.mark.long
+@pytest.mark.long(in_share=False)
 def test_run_of_which_one_of_two_workers_is_killed_again_and_again_equals_one_that_was_not_broken(tmp_path):
     first, broken, generator = tmp_path / 'unbroken', tmp_path / 'broken', random.Random(0)
     workers = start_run(first, LONG)
