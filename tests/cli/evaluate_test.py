@@ -299,7 +299,7 @@ def test_accuracy_is_released_with_noise_and_charged(tmp_path, capsys):
 def test_accuracy_on_images_without_owners_is_not_released_for_a_budget_of_patients(tmp_path):
     digits = datasets.digits()
     owned = dataclasses.replace(digits.train, unit='one patient', owners=np.arange(len(digits.train)) // 3)
-    with pytest.raises(command.UsageError, match="protects 'one patient', but the held-out images name no owners"):
+    with pytest.raises(ValueError, match="protects 'one patient', but the held-out images name no owners"):
         released_accuracy.check(
             tmp_path,
             tmp_path / 'a.budget',
@@ -312,12 +312,11 @@ def test_accuracy_on_images_without_owners_is_not_released_for_a_budget_of_patie
 def evaluate_as_two(workdir, *bindings, of_second=None, **arguments):
     """Evaluates by two workers that are threads, and returns what each returned or raised."""
     gin_config.parse(['gin/digits.gin'], [*QUICK, *bindings])
+    recipe = gin_config.make('evaluate', **arguments)
 
     def evaluate_as(workers):
         samples_path = (workers.index and of_second) or workdir / 'samples.npz'
-        return gin_config.call(
-            evaluate.evaluate, workdir=workdir, samples_path=samples_path, workers=workers, **arguments
-        )
+        evaluate.measure(recipe, workdir, samples_path, workers)
 
     return fake_workers.play(evaluate_as)
 
@@ -326,7 +325,7 @@ def test_two_workers_measure_what_one_does_and_release_it_once(run, evaluated, t
     del evaluated
     workdir = make_run(tmp_path / 'run')
     budget_path = make_budget(tmp_path / 'digits.budget', workdir)
-    assert evaluate_as_two(workdir, *RELEASE, budget_file=budget_path) == [command.DONE] * 2
+    assert evaluate_as_two(workdir, *RELEASE, budget_file=budget_path) == [None] * 2
     of_one, of_two = (
         json.loads(path.read_text())
         for path in (run.parent / 'first.json', workdir / 'non_private' / 'evaluation_samples' / 'evaluation.json')
@@ -337,16 +336,16 @@ def test_two_workers_measure_what_one_does_and_release_it_once(run, evaluated, t
     assert capsys.readouterr().out.count('RELEASED in') == 1
     # What the first worker refuses ends the other, and nothing is charged.
     found = evaluate_as_two(workdir, *RELEASE, budget_file=budget_path)
-    assert isinstance(found[0], command.UsageError) and 'were released before' in str(found[0])
+    assert isinstance(found[0], ValueError) and 'were released before' in str(found[0])
     assert isinstance(found[1], workers_lib.WorkerLostError)
     assert len(budget_file.read(budget_path).entries) == 2
 
 
 def test_workers_with_other_samples_are_refused(tmp_path):
     workdir = make_run(tmp_path / 'run')
+    samples = store.read(workdir / 'samples.npz')
     samples.images[0, 0, 0] ^= 1
-    store.write_file(tmp_path / 'other.npz', *samples[:3])
-    store.write_file(tmp_path / 'other.npz', *samples, datasets.digits().train.class_names)
+    store.write_file(tmp_path / 'other.npz', samples.images, samples.labels, datasets.digits().train.class_names)
     for error in evaluate_as_two(workdir, of_second=tmp_path / 'other.npz'):
         assert isinstance(error, workers_lib.WorkersDisagreeError)
         assert 'worker 1 and worker 0 differ in the configuration, the samples or the data' in str(error)

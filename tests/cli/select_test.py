@@ -10,12 +10,12 @@ import pytest
 from tests import fake_workers
 from tests.cli import verbs
 from tf_dpdiff.cli import command
-from tf_dpdiff.cli import evaluate
 from tf_dpdiff.cli import gin_config
 from tf_dpdiff.cli import select
 from tf_dpdiff.data import datasets
 from tf_dpdiff.evaluation import classifiers
 from tf_dpdiff.evaluation import selection
+from tf_dpdiff.runs import evaluate as evaluate_lib
 from tf_dpdiff.sampling import store
 from tf_dpdiff.training import strategies
 
@@ -88,7 +88,7 @@ def test_choice_is_measured_on_real_images_and_stays_private(workdir, capsys):
     assert f'Chosen by samples alone: {fields["chosen"]}.' in page
     assert 'must not be released' in page.split('<h2>')[0] and 'not to be released' in printed
     assert page.count('data:image/png;base64,') == 1 and re.findall('<h2>(.*?)</h2>', page) == ['Selection']
-    assert re.search('PRIVATE.*?must not be released', page).group() in evaluate._WARNING
+    assert re.search('PRIVATE.*?must not be released', page).group() in evaluate_lib._WARNING
 
 
 @pytest.mark.usefixtures('no_private_images')
@@ -128,7 +128,7 @@ def test_two_workers_choose_what_one_does_and_write_once(workdir, capsys):
     capsys.readouterr()
     # The configuration of the call stands.
     arguments = {'workdir': workdir, 'samples_path': workdir / 'samples.npz'}
-    found = fake_workers.play(lambda workers: gin_config.call(select.select, workers=workers, **arguments))
+    found = fake_workers.play(lambda workers: gin_config.make('select', workers=workers, **arguments))
     assert found == [command.DONE] * 2 and path.read_text() == of_one
     assert capsys.readouterr().out.count('Chosen by samples alone') == 1
 

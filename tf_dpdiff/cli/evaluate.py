@@ -5,6 +5,7 @@ import sys
 
 from rich import console as rich_console
 
+from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import gin_config
 from tf_dpdiff.cli import strategy_flags
@@ -52,6 +53,19 @@ def _print_results(results, folder, workdir) -> None:
         )
 
 
+def measure(
+    recipe: evaluate_lib.EvaluationRecipe,
+    workdir: pathlib.Path,
+    samples_path: pathlib.Path,
+    workers: workers_lib.Workers,
+) -> None:
+    """Measures samples, and prints what came out at the first worker; arguments as `evaluate.evaluate` has them."""
+    say = command.sayer('evaluate')
+    results, folder = evaluate_lib.evaluate(recipe, workdir, samples_path, workers=workers, say=say)
+    if workers.is_first:
+        _print_results(results, folder, workdir)
+
+
 def main(flags) -> int:
     """Runs the verb."""
     command.quieten_libraries()
@@ -61,12 +75,7 @@ def main(flags) -> int:
     replicas = strategies.start(strategy_flags.configured(flags.strategy))
     workers = strategy_flags.check_evaluates(replicas).workers
     workdir, samples_path = command.find_samples(flags)
-    recipe = gin_config.make('evaluate', **given)
-    results, folder = evaluate_lib.evaluate(
-        recipe, workdir, samples_path, workers=workers, say=command.sayer('evaluate')
-    )
-    if workers.is_first:
-        _print_results(results, folder, workdir)
+    measure(gin_config.make('evaluate', **given), workdir, samples_path, workers)
     return command.DONE
 
 
