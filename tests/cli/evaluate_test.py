@@ -344,9 +344,9 @@ def test_two_workers_measure_what_one_does_and_release_it_once(run, evaluated, t
 
 def test_workers_with_other_samples_are_refused(tmp_path):
     workdir = make_run(tmp_path / 'run')
+    samples = store.read(workdir / 'samples.npz')
     samples.images[0, 0, 0] ^= 1
     store.write_file(tmp_path / 'other.npz', *samples[:3])
-    store.write_file(tmp_path / 'other.npz', *samples, datasets.digits().train.class_names)
     for error in evaluate_as_two(workdir, of_second=tmp_path / 'other.npz'):
         assert isinstance(error, workers_lib.WorkersDisagreeError)
         assert 'worker 1 and worker 0 differ in the configuration, the samples or the data' in str(error)
