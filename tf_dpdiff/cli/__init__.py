@@ -35,7 +35,7 @@ class _QuietFinder:
 
     @classmethod
     def find_spec(cls, name, path=None, target=None):
-        """Returns how TensorFlow is imported; None for all else."""
+        """Returns the import spec of TensorFlow; None for any other module."""
         del path, target
         if name != 'tensorflow':
             return None

@@ -128,7 +128,7 @@ def budget_tables(budget: budget_lib.Budget, path: str) -> list[rich_table.Table
 
 
 def _shown(epsilon: Callable[[str], float]) -> tuple[str, str]:
-    """Returns what epsilon is by PLD and by RDP, as shown; the former as a dash where the latter stands in for it."""
+    """Returns epsilon by PLD and by RDP as text; a dash for the former where the latter stands in for it."""
     pld, rdp = (epsilon(name) for name in accounting.ACCOUNTANTS)
     stands_in = pld == rdp and 0.0 < rdp < math.inf
     return '–' if stands_in else rounding.round_up(pld), rounding.round_up(rdp)

@@ -85,7 +85,7 @@ def print_cautions(verb: str, cautions: Iterable[str]) -> None:
 
 
 def sayer(verb: str) -> Callable[[str], None]:
-    """Returns what prints a line of a verb on standard error."""
+    """Returns a function that prints a line of a verb on standard error."""
     return lambda text: print(f'{verb}: {text}', file=sys.stderr)
 
 

@@ -64,7 +64,7 @@ def _look_at_images(recipe: recipe_lib.Recipe, *, looks_at_held_out: bool) -> No
 
 
 def _check_origin(build: build_lib.Build, model) -> tuple[tuple[str, ...], str]:
-    """Returns what the run starts from, in phrases, and what is said of a checkpoint that is not there, or nothing: a
+    """Returns phrases for what the run starts from, and the error text of a missing checkpoint, or nothing: a
     plan can be made before the public run."""
     recipe = build.recipe
     try:

@@ -86,7 +86,7 @@ class Parsed(NamedTuple):
 
 
 def name_of(scope: str, selector: str, parameter: str) -> str:
-    """Returns what is bound as a file writes it, such as 'finetuning/ViewsConfig.timesteps' or 'NUM_STEPS'."""
+    """Returns the name that is bound, as in a file, such as 'finetuning/ViewsConfig.timesteps' or 'NUM_STEPS'."""
     if selector == MACRO:
         return scope
     return f'{scope}{"/" if scope else ""}{selector.rpartition(".")[2]}.{parameter}'

@@ -125,7 +125,7 @@ def _describe_value(value: Any) -> str:
 
 
 def _hint(value: Any, wanted: Any) -> str:
-    """Returns how the value is to be written where that can be guessed."""
+    """Returns a hint on how to write the value, where one can be guessed."""
     if isinstance(value, gin.config.ConfigurableReference):
         guess = f'{value!r}()' if not value.evaluate else None
     elif isinstance(value, str) and _fits((value,), wanted):

@@ -45,14 +45,14 @@ class Configuration:
             self._of.setdefault((binding.scope, binding.selector), {})[binding.parameter] = binding
 
     def in_scope(self, scope: Scope, selector: str) -> dict[str, gin_files.Binding]:
-        """Returns what a call in a scope reads, by parameter: as gin does, the narrower scope wins."""
+        """Returns the bindings that a call in a scope reads, by parameter: as in gin, the narrower scope wins."""
         found: dict[str, gin_files.Binding] = {}
         for depth in range(len(scope) + 1):
             found.update(self._of.get(('/'.join(scope[:depth]), selector), {}))
         return found
 
     def macro(self, reference) -> gin_files.Binding | None:
-        """Returns what binds the macro that a value refers to; None where nothing does, or where it is no macro."""
+        """Returns the binding of the macro that a value refers to; None where there is none, or it is no macro."""
         if not is_macro(reference):
             return None
         return self.values.get(('/'.join(reference.scopes), gin_files.MACRO, 'value'))

@@ -35,7 +35,7 @@ def check(hardware: planner.Hardware | None, *, has_private_stage: bool, has_pub
 
 
 def count_parameters(variables: Sequence[tf.Variable]) -> int:
-    """Returns how many numbers variables hold."""
+    """Returns the total number of values in some variables."""
     return sum(variable.shape.num_elements() for variable in variables)
 
 
@@ -126,7 +126,7 @@ def of_public_run(
 def _public_memory(
     hardware, config, num_parameters: int, num_optimizer_states: int, activation_bytes: int
 ) -> tuple[planner.StepMemory, str]:
-    """Returns what a step of plain training holds on a device, as numbers and in words."""
+    """Returns the memory that a step of plain training takes on a device, as numbers and in words."""
     share = -(-config.batch_size // hardware.devices)
     views = min(getattr(config, 'images_per_chunk', None) or share, share) * config.views.augmentation_multiplicity
     held = planner.public_memory(
@@ -139,7 +139,7 @@ def _public_memory(
 
 
 def _describe_share(hardware, work: planner.StageWork, num_units: int | None, units_per_chunk: int) -> str:
-    """Returns how many units a device computes a step; num_units: of the data set, None where batches vary not."""
+    """Returns the units that a device computes a step, in words; num_units: None where batches have one size."""
     text = f'{work.batch_size / hardware.devices:,.1f} expected a step, '
     if num_units:
         stddev = planner.poisson_stddev(num_units, work.batch_size, hardware.devices)
@@ -160,7 +160,7 @@ def _public_work(name: str, config, hardware: planner.Hardware, num_parameters: 
 
 
 def _time_rows(hardware, model, trained, public, private) -> Rows:
-    """Returns how long each stage and all of them take, and what they cost; nothing where no rate is known."""
+    """Returns rows of the time that each stage takes, and of the cost; none where no rate is known."""
     if not hardware.has_rate:
         return []
     rows, rates, total = [], {}, 0.0
@@ -248,7 +248,7 @@ def _advise_private(hardware, held, model, finetuning, batch_size: int) -> str:
 
 
 def _choose_chunk(hardware, model, finetuning, batch_size: int) -> memory.ChunkSizes:
-    """Returns what a device holds at a time: an accelerator, whatever this machine has."""
+    """Returns the chunk that a device holds at a time: an accelerator, whatever this machine has."""
     return finetuning.choose_chunk_sizes(model, -(-batch_size // hardware.devices), on_accelerator=True)
 
 

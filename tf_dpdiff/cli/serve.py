@@ -21,7 +21,7 @@ _MIB = 2**20
 
 
 def read_config(flags) -> server_lib.ServerConfig:
-    """Returns what the flags say.
+    """Returns the server configuration that the flags describe.
 
     Raises:
       ValueError: if that cannot be.

@@ -36,7 +36,7 @@ def add(parser: command.Parser) -> None:
 
 
 def configured(name: str | None) -> strategies.StrategyConfig:
-    """Returns what a configuration says of the strategy; call it after `gin_config.parse`.
+    """Returns the strategy that a configuration asks for; call it after `gin_config.parse`.
 
     Args:
       name: Of the strategy, which wins over the configuration; None: as the configuration says.

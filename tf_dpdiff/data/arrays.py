@@ -64,7 +64,7 @@ def check_holds_values(source: str, kind: str, header: Header) -> None:
 
 
 def cure_of_labels(labels: np.ndarray) -> str:
-    """Returns what to do about labels that are not one whole number an image, to end a sentence; '' where unknown."""
+    """Returns advice on labels that are not one whole number an image, to end a sentence; '' where unknown."""
     if labels.ndim == 2 and labels.shape[1] > 1:
         return '; if there is a column a class, store labels.argmax(axis=1)'
     if labels.dtype.kind in 'US':

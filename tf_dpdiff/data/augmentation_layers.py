@@ -54,7 +54,7 @@ class PadAndCrop:
 
 
 def _mirrored(first: tf.Tensor, size: int) -> tf.Tensor:
-    """Returns where `size` places from `first` on are in a line of `size` pixels that is mirrored at its ends."""
+    """Returns the positions of `size` places from `first` on, in a line of pixels that is mirrored at its ends."""
     places = tf.abs(first[:, None] + tf.range(size))
     return (size - 1) - tf.abs((size - 1) - places)
 

@@ -58,7 +58,7 @@ class DatasetSpec:
         return len(self.class_names)
 
     def to_phrase(self) -> str:
-        """Returns how many images of what, for statements."""
+        """Returns a phrase that names the data set and its number of images, for statements."""
         return f'{self.num_images:,} images of {self.name!r}'
 
 

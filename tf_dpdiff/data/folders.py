@@ -184,7 +184,7 @@ def _owner(file: pathlib.Path) -> str:
 
 
 def _positions(files: _Files) -> np.ndarray:
-    """Returns where the unit of each image lies, by the owner or by the path below the folder."""
+    """Returns the position of the unit of each image, by the owner or by the path below the folder."""
     if files.owners is not None:
         return splitting.owner_positions(files.owners)
     ids = (f'{file.parent.name}/{file.name}' for file in files.paths)

@@ -118,7 +118,7 @@ def _open(encoded: bytes, source: str) -> Image.Image:
 
 
 def one_line(error: Exception) -> str:
-    """Returns what a library says of an error: its first line, without TensorFlow's names of nodes and full stop."""
+    """Returns the first line of a library's error, without TensorFlow's names of nodes and the full stop."""
     text = getattr(error, 'message', None) or str(error)
     text = re.sub(r'\{\{.*?\}\}|\[Op:.*', '', text).strip()
     return text.splitlines()[0].strip().rstrip('.') if text else type(error).__name__
@@ -177,7 +177,7 @@ def resize(images_uint8: np.ndarray, height: int, width: int) -> np.ndarray:
 
 @functools.cache
 def _axis_weights(old: int, new: int) -> np.ndarray:
-    """Returns what each old pixel adds to each new one, whole numbers [new, old] with the same sum in each row."""
+    """Returns the weight of each old pixel in each new one, whole numbers [new, old] with the same sum in each row."""
     i, j = np.arange(new)[:, None], np.arange(old)[None, :]
     if new <= old:  # On a line of old * new points a new pixel is old points long and an old pixel new points.
         overlap = np.minimum((i + 1) * old, (j + 1) * new) - np.maximum(i * old, j * new)

@@ -47,7 +47,7 @@ _PREFIX_SHARE = 0.1  # Of the names; below it, a name that begins with another's
 
 
 def key(name: str) -> str:
-    """Returns what all spellings of a name have in common.
+    """Returns the form that all spellings of a name share.
 
     They may differ in white space, in characters that are not seen, in case, in how Unicode composes a letter, and in
     how a whole number is written: 7, 007 and 7.0.
@@ -59,7 +59,7 @@ def key(name: str) -> str:
 
 
 def prefixes(keys: Sequence[str]) -> frozenset[str]:
-    """Returns what stands before a number in many names: 'patient' where there are 'Patient 12' and 'patient 13'.
+    """Returns the word before a number in many names: 'patient' where there are 'Patient 12' and 'patient 13'.
 
     Args:
       keys: From `key`, of all names of the data, each once.
@@ -70,7 +70,7 @@ def prefixes(keys: Sequence[str]) -> frozenset[str]:
 
 
 def is_nobody(name_key: str, numbered: frozenset[str]) -> bool:
-    """Returns whether a name is what stands where a name is missing.
+    """Returns whether a name is a placeholder for a missing one.
 
     Args:
       name_key: From `key`.

@@ -15,7 +15,7 @@ _POSITION_BYTES = 8
 
 
 def position(*unit_id: bytes) -> int:
-    """Returns where a unit lies in [0, 2**64): the first bytes of the SHA-256 of its id, which is given in parts."""
+    """Returns the position of a unit in [0, 2**64): the first bytes of the SHA-256 of its id, given in parts."""
     digest = hashlib.sha256(_SALT)
     for part in unit_id:
         digest.update(part)
@@ -23,12 +23,12 @@ def position(*unit_id: bytes) -> int:
 
 
 def image_position(image: bytes, label: int) -> int:
-    """Returns where an image lies that is known by nothing but its bytes and its label."""
+    """Returns the position of an image that is known by nothing but its bytes and its label."""
     return position(image, int(label).to_bytes(8, 'big'))
 
 
 def owner_positions(owners: np.ndarray) -> np.ndarray:
-    """Returns where the owner of each image lies, uint64 [images].
+    """Returns the position of the owner of each image, uint64 [images].
 
     Args:
       owners: Numbers or names [images].
@@ -154,7 +154,7 @@ def _nobody(image: str, owner) -> ValueError:
 
 
 def _cure(owners: np.ndarray) -> str:
-    """Returns what to do about owners that are neither whole numbers nor texts."""
+    """Returns advice on owners that are neither whole numbers nor texts."""
     if owners.dtype.kind != 'f':
         return 'store texts' + (', such as owners.astype(str)' if owners.dtype.kind == 'O' else '')
     if owners.max() >= 2 ** (np.finfo(owners.dtype).nmant + 1):

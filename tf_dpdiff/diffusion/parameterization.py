@@ -8,7 +8,7 @@ PARAMETERIZATIONS = ('epsilon', 'v', 'x_start')
 def training_target(
     parameterization: str, x_start: tf.Tensor, noise: tf.Tensor, signal_rate: tf.Tensor, noise_rate: tf.Tensor
 ) -> tf.Tensor:
-    """Returns what the network should predict at x_t = signal_rate * x_start + noise_rate * noise.
+    """Returns the target of the network at x_t = signal_rate * x_start + noise_rate * noise.
 
     Args:
       parameterization: 'epsilon' (the noise; Ho et al. 2020), 'v' (signal_rate * noise - noise_rate * x_start; Salimans

@@ -147,7 +147,7 @@ def insert(train: datasets.ImageDataset, canaries: Canaries, included: np.ndarra
 
 
 def scores(image_loss: membership.ImageLoss, canaries: Canaries) -> np.ndarray:
-    """Returns how much better a model knows each canary under its label than under "no class", float32 [canaries].
+    """Returns the gain in loss of each canary under its label over "no class", float32 [canaries].
 
     The reference takes out how hard an image is, and what the weights that all classes share have learnt.
 

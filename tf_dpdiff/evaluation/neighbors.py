@@ -76,7 +76,7 @@ class Distances:
     held_out: np.ndarray
 
     def near_share(self, level: float) -> NearShare:
-        """Returns how many samples are nearer than the quantile at `level`, in (0, 1), of held-out images."""
+        """Returns the number of samples that are nearer than the quantile at `level`, in (0, 1), of held-out images."""
         from scipy import stats
 
         num_nearer = int(np.sum(self.synthetic < _quantile(self.held_out, level)))

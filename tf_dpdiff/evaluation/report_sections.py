@@ -44,7 +44,7 @@ def quality_rows(result: dict) -> list[tuple[str, ...]]:
 
 
 def utility(result: dict, *, confusion_png: pathlib.Path, curve_png: pathlib.Path | None = None) -> report.Section:
-    """Returns what classifiers trained on samples reach on real images, beside the same trained on real ones.
+    """Returns the section on classifiers: trained on samples, beside the same ones trained on real images.
 
     Args:
       result: From `utility.measure`: its fields.
@@ -88,7 +88,7 @@ def chosen_classifier(result: dict) -> dict:
 
 
 def neighbors(result: dict, picture_png: pathlib.Path) -> report.Section:
-    """Returns how near samples come to private training images, beside how near held-out real images come.
+    """Returns the section on neighbours: how near samples, and held-out images, come to private training images.
 
     Args:
       result: From `neighbors.NeighborsResult.to_dict`.

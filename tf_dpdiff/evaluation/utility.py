@@ -273,7 +273,7 @@ def _train_all(
     validation_fraction: float,
     workers: workers_lib.Workers,
 ) -> dict[tuple, _Trained]:
-    """Returns what came of each job, by its first three fields."""
+    """Returns the result of each job, by its first three fields."""
     tasks = [(job, seed) for job in jobs for seed in job.seeds]
     own = (
         _train(job, seed, sets[job.source], test_images, num_classes, validation_fraction)

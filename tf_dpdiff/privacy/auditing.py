@@ -162,7 +162,7 @@ class AuditResult:
         return fields
 
     def to_text(self) -> str:
-        """Returns one sentence or two."""
+        """Returns the result in one sentence or two."""
         proven = (
             f'epsilon = {rounding.round_up(self.proven_epsilon)}'
             if math.isfinite(self.proven_epsilon)

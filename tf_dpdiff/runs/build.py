@@ -72,7 +72,7 @@ class Build:
         return denoiser.build(self.recipe.network, self.spec.image_shape, self.spec.num_classes)
 
     def make_view_sampler(self, views: views_lib.ViewsConfig) -> views_lib.ViewSampler:
-        """Returns what draws views for a stage."""
+        """Returns the sampler of the views of a stage."""
         return views_lib.make_view_sampler(self.recipe.process, views, self.recipe.network, self.spec.num_classes)
 
     def check(self, num_workers: int = 1) -> None:
@@ -124,7 +124,7 @@ class Build:
     def statement(
         self, ledger: ledger_lib.Ledger, public_data: tuple[str, ...], run_id: str | None = None
     ) -> statement_lib.PrivacyStatement | statement_lib.PublicStatement:
-        """Returns what is promised about weights from which the ledger's releases, and no others, can be told."""
+        """Returns the statement about weights that are made from the ledger's releases and from no others."""
         if self.plan is None:
             return statement_lib.PublicStatement(public_data, self.recipe.pretraining.num_steps, run_id)
         return statement_lib.PrivacyStatement(
@@ -280,12 +280,12 @@ class RunTraining:
     num_private_images_that_are_public: int
 
     def statement(self) -> statement_lib.PrivacyStatement | statement_lib.PublicStatement:
-        """Returns what is promised about the weights, made from what the run has released."""
+        """Returns the statement about the weights as they are now, from what the run has released."""
         return self.build.statement(self.trainer.state.ledger, self.public_data, self.trainer.state.run_id)
 
 
 def _describe(config) -> dict | None:
-    """Returns what a stage learns by, as plain values, its images by name and fingerprint."""
+    """Returns the settings of a stage that decide what is learnt, its images by name and fingerprint."""
     if config is None:
         return None
     fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in _CHUNKS}

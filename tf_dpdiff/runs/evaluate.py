@@ -157,7 +157,7 @@ def check_same_inputs(
 
 
 def _fitting(quality, utility, samples, data):
-    """Returns what can be measured, and sentences on what is left out: much may be set in another run's file."""
+    """Returns the parts that can be measured, and sentences on the others: much may be set in another run's file."""
     utility, left_out = utility_lib.fitting(utility, data, len(samples.images))
     too_few = quality and metrics.too_few(
         quality, synthetic=len(samples.images), training=data.spec.num_images, held_out=len(data.held_out)

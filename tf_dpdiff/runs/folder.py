@@ -175,7 +175,7 @@ def read_statement(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def paths_beside_model(workdir: pathlib.Path) -> list[pathlib.Path]:
-    """Returns what is laid beside an exported model: the privacy statement, and what the model is."""
+    """Returns the files that go with an exported model: the privacy statement, and the description of the model."""
     return statement_paths(workdir) + [workdir / MODEL]
 
 

@@ -64,7 +64,7 @@ def cut_paths(configuration: str) -> str:
 
 
 def make_image_sampler(average, model: folder.ModelDescription, workdir: pathlib.Path) -> export.ImageSampler:
-    """Returns what is released: the averaged network, its low-rank adapters merged into their layers, and a sampler.
+    """Returns the model that is released: the averaged network, its low-rank adapters merged, and a sampler.
 
     Args:
       average: The averaged network.

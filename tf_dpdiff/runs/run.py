@@ -276,7 +276,7 @@ def _finish(
 
 
 def _facts(statement, recipe: recipe_lib.Recipe) -> dict[str, str]:
-    """Returns what stands at the head of the report."""
+    """Returns the facts at the head of the report."""
     fields = statement.to_dict()
     if not recipe.is_private:
         return {

@@ -76,7 +76,7 @@ def find_newest(directory: pathlib.Path) -> tuple[pathlib.Path | None, list[Dama
 
 
 def find_damage(folder: pathlib.Path) -> str | None:
-    """Returns what is wrong with a checkpoint, in words; None: its files are those that were written.
+    """Returns the fault of a checkpoint, in words; None: its files are those that were written.
 
     Raises:
       UnreadableError: if that is not known, since the disk or the network did not let it be read.
@@ -188,7 +188,7 @@ def _remove(path: pathlib.Path) -> None:
 
 
 def _state(folder: pathlib.Path) -> tuple:
-    """Returns what changes when a file of a folder does."""
+    """Returns a value that changes when a file of a folder does."""
     try:
         with os.scandir(folder) as entries:
             files = [(entry.name, entry.stat()) for entry in entries]

@@ -213,7 +213,7 @@ def read_identity(directory: pathlib.Path) -> RunIdentity | None:
 
 
 def read_state(directory: pathlib.Path, configuration: dict) -> RunState | None:
-    """Returns where the run in a folder of checkpoints stands, or None where there is none.
+    """Returns the state of the run in a folder of checkpoints, or None where there is none.
 
     Args:
       directory: The folder of checkpoints.
@@ -265,7 +265,7 @@ def _variables(trackable) -> list[tf.Variable]:
 
 
 def _read_record(directory: pathlib.Path) -> dict | None:
-    """Returns what `RunCheckpoint.save` recorded beside the weights, or None where no run was begun."""
+    """Returns the record that `RunCheckpoint.save` put beside the weights, or None where no run was begun."""
     try:
         text = _read_newest(directory, lambda prefix: tf.train.load_variable(prefix, _RECORD))
     except FileNotFoundError:
@@ -274,7 +274,7 @@ def _read_record(directory: pathlib.Path) -> dict | None:
 
 
 def _read_newest(directory: pathlib.Path, read: Callable[[str], _T]) -> _T:
-    """Returns what `read` makes of TensorFlow's prefix of the newest checkpoint that is as it was written.
+    """Returns the result of `read` for TensorFlow's prefix of the newest checkpoint that is as it was written.
 
     Raises:
       FileNotFoundError: if no run was begun in the folder.

@@ -56,7 +56,7 @@ class FinetuningConfig:
     def choose_chunk_sizes(
         self, model: keras.Model, expected_batch_size: int, *, on_accelerator: bool | None = None
     ) -> memory.ChunkSizes:
-        """Returns how many units and views of a step are held in memory at a time; see `memory.choose_chunk_sizes`."""
+        """Returns the units and views of a step that are held in memory at a time; see `memory.choose_chunk_sizes`."""
         num_views = self.views.augmentation_multiplicity
         if self.units_per_chunk is not None:
             return memory.ChunkSizes(self.units_per_chunk, num_views)

@@ -153,7 +153,7 @@ class Trainer:
         replicas.copy_from_first_worker(self._checkpoint.variables)
 
     def _find_state(self, *, is_private: bool) -> tuple[bool, checkpoints.RunState]:
-        """Returns whether the folder held a run, and where it stands: at all workers what the first one found."""
+        """Returns whether the folder held a run, and its state: at all workers what the first one found."""
         workers, found = self.replicas.workers, None
         workers.check_same(json.dumps(self._configuration, sort_keys=True), 'the configuration or the data')
         if workers.is_first:
@@ -182,7 +182,7 @@ class Trainer:
         return self.state.stage == _DONE
 
     def position(self) -> str:
-        """Returns where the run stands, in words."""
+        """Returns the position of the run, in words."""
         return 'is complete' if self.is_done else f'goes on in {self.state.stage} at step {self.state.step}'
 
     def run(self, stop: interruption.StopRequest) -> None:
@@ -372,7 +372,7 @@ class Trainer:
         )
 
     def _spent(self) -> str:
-        """Returns what the run has spent, in a sentence."""
+        """Returns a sentence on what the run has spent."""
         if self.plan is None:
             return 'No private image was read.'
         ledger = self.state.ledger

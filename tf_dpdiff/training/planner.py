@@ -141,12 +141,12 @@ class StageWork:
         return self.num_steps * self.batch_size * self.num_views
 
     def imbalance(self, devices: int) -> float:
-        """Returns how much longer a step takes than with equal shares and no padding, at least 1."""
+        """Returns the time of a step relative to one with equal shares and no padding, at least 1."""
         return self.largest_share * devices / self.batch_size
 
 
 def step_seconds(work: StageWork, hardware: Hardware, views_per_second: float) -> float:
-    """Returns how long a step takes.
+    """Returns the seconds of a step.
 
     Args:
       work: The stage.
@@ -158,7 +158,7 @@ def step_seconds(work: StageWork, hardware: Hardware, views_per_second: float) -
 
 
 def reduction_seconds(work: StageWork, hardware: Hardware) -> float:
-    """Returns how long the all-reduce of a step takes, which begins when the last gradient is there.
+    """Returns the seconds of the all-reduce of a step, which begins when the last gradient is there.
 
     Args:
       work: The stage.
@@ -269,7 +269,7 @@ class StepMemory(NamedTuple):
 def private_memory(
     *, num_parameters: int, num_trained: int, num_optimizer_states: int, chunk: memory.ChunkSizes, activation_bytes: int
 ) -> StepMemory:
-    """Returns what a private step holds on each device.
+    """Returns the memory that a private step takes on each device.
 
     Args:
       num_parameters: Of the network.
@@ -291,7 +291,7 @@ def private_memory(
 def public_memory(
     *, num_parameters: int, num_optimizer_states: int, views_at_a_time: int, activation_bytes: int
 ) -> StepMemory:
-    """Returns what a step of plain training holds on each device.
+    """Returns the memory that a step of plain training takes on each device.
 
     Args:
       num_parameters: Of the network.
@@ -310,7 +310,7 @@ def public_memory(
 
 
 def memory_budget_gib(held: StepMemory, device_memory_gib: float) -> float:
-    """Returns how much of a device is left for gradients and activations: GiB, rounded down to a tenth; 0: nothing."""
+    """Returns the GiB of a device that are left for gradients and activations, rounded down to a tenth."""
     usable = SHARE_OF_MEMORY * device_memory_gib * 2**30
     if held.least > usable:
         return 0.0

@@ -71,7 +71,7 @@ class PretrainedModel:
         return {**fields, 'network': kinds.to_json(self.network), 'process': dataclasses.asdict(self.process)}
 
     def to_phrase(self) -> str:
-        """Returns where it comes from, for statements."""
+        """Returns a phrase that names its origin, for statements."""
         return f'{self.num_images:,} images of {self.dataset!r}, by the checkpoint with SHA-256 {self.sha256[:16]}'
 
     def check_fits(self, network: denoiser.DenoiserConfig, process: process_lib.DiffusionProcess) -> None:

@@ -92,7 +92,7 @@ def make_checkpoint(
     process: process_lib.DiffusionProcess,
     trained: keras.Model,
 ) -> pretrained.PretrainedModel:
-    """Returns what private runs start from.
+    """Returns the checkpoint that private runs start from.
 
     Args:
       config: The stage, which has ended.

@@ -67,7 +67,7 @@ class PublicFeatures:
         return features
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """Returns what they consist of, by name."""
+        """Returns the arrays that they consist of, by name."""
         weights = {f'{_WEIGHT}{number}': weight for number, weight in enumerate(self._model.get_weights())}
         return {'feature_mean': self._mean, 'whitening': self._whitening, **weights}
 
@@ -114,7 +114,7 @@ class ClassScorer(tf.Module):
 
 
 def to_arrays(features: PublicFeatures, means: feature_means.NoisyFeatureMeans) -> dict[str, np.ndarray]:
-    """Returns what `scorer_from_arrays` needs."""
+    """Returns the arrays that `scorer_from_arrays` needs."""
     return {'means': means.means, 'noise_variance': means.noise_variance, **features.to_arrays()}
 
 

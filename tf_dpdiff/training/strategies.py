@@ -165,7 +165,7 @@ class Replicas:
             yield stop
 
     def padded_size(self, expected_units: int, units_per_chunk: int) -> int:
-        """Returns to whose multiples the units of a step of one replica are padded.
+        """Returns the size whose multiples the batches of one replica are padded to.
 
         XLA compiles a step anew for each size of its batches. Six standard deviations above the expected number hold
         nearly all Poisson samples; chunks of padding alone are not computed.

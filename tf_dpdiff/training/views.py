@@ -198,7 +198,7 @@ class ViewSampler:
 def make_view_sampler(
     process: process_lib.DiffusionProcess, config: ViewsConfig, network: denoiser.DenoiserConfig, num_classes: int
 ) -> ViewSampler:
-    """Returns what draws the views that a network is trained on."""
+    """Returns the sampler of the views that a network is trained on."""
     return ViewSampler(process, config, num_classes=num_classes, has_dropout=network.dropout > 0.0)
 
 

@@ -242,7 +242,7 @@ def _means_to_bytes(means: class_means.NoisyMeans, run_id: str) -> bytes:
 
 
 def _means_from_bytes(written: bytes) -> tuple[class_means.NoisyMeans, str]:
-    """Returns what was written, and the run that it belongs to."""
+    """Returns the means that were written, and the run that they belong to."""
     with np.load(io.BytesIO(written), allow_pickle=False) as arrays:
         return class_means.NoisyMeans(arrays['images'], arrays['counts']), str(arrays['run_id'])
 
@@ -374,7 +374,7 @@ def choose_public_images(
 
 
 def read_scorer(workdir: pathlib.Path, run_id: str, image_shape: tuple[int, int, int]) -> public_features.ClassScorer:
-    """Returns what tells how much an image looks like each private class, from what a run has released.
+    """Returns the scorer of how much an image looks like each private class, from what a run has released.
 
     Args:
       workdir: The run's folder.
