@@ -19,7 +19,6 @@ from tf_dpdiff.privacy import seeds
 from tf_dpdiff.serving import export
 from tf_dpdiff.training import memory
 from tf_dpdiff.training import train_step
-from tf_dpdiff.training import trainer
 from tf_dpdiff.training import views as views_lib
 
 _CONFIG = dit.DiTConfig(patch_size=2, hidden_size=8, depth=2, num_heads=2, mlp_ratio=3.0)
@@ -195,10 +194,6 @@ def test_loss_goes_down_when_it_is_trained():
 _PROCESS = process_lib.DiffusionProcess(schedules.Schedule('cosine'), 'v')
 _VIEWS = views_lib.ViewSampler(_PROCESS, views_lib.ViewsConfig(augmentation_multiplicity=2), num_classes=_CLASSES)
 _SEED = seeds.PrivateSeed(bytes(range(32)))
-
-
-def test_network_passes_the_check_of_a_run():
-    trainer.check_model(denoiser.build(_CONFIG, (4, 4, 1), _CLASSES), (4, 4, 1), _VIEWS)
 
 
 def flat(tensors):
