@@ -745,7 +745,7 @@ MUTANTS = (
         'privacy/ledger.py',
         'return dp_accounting.NonPrivateDpEvent()',
         'return dp_accounting.NoOpDpEvent()',
-        ACCOUNTING,
+        'privacy/ledger_test.py',
     ),
     Mutant(
         'per-layer plans have half the noise',
