@@ -91,7 +91,6 @@ class ModelDescription(NamedTuple):
         """Writes model.json."""
         fields = {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in self._asdict().items()}
         fields['network'] = kinds.to_json(self.network)
-        fields['network'] = kinds.to_json(self.network)
         files.write_text(workdir / MODEL, json.dumps(fields, indent=2) + '\n')
 
 
