@@ -66,9 +66,7 @@ def test_dry_run_refuses_a_strategy_that_the_run_would_refuse(
 
 def test_dry_run_of_several_workers_waits_for_none_and_opens_no_port(tmp_path, monkeypatch, capsys, set_workers):
     configured = []
-    monkeypatch.setattr(
-        dry_run, 'print_private', lambda *unused, **unused_too: configured.append(gin.operative_config_str())
-    )
+    monkeypatch.setattr(dry_run, 'show', lambda *unused, **unused_too: configured.append(gin.operative_config_str()))
     with socket.socket() as other:
         other.bind(('127.0.0.1', 0))
         set_workers(f'127.0.0.1:{other.getsockname()[1]}', 'nobody.invalid:1')

@@ -210,7 +210,9 @@ def test_a_run_that_is_exported_again_by_training_goes_through_the_same_check(to
     statement = statement_lib.PublicStatement(('toys',), 10)
     images, labels = np.zeros([3, 4, 4, 1], np.uint8), np.arange(3, dtype=np.int32)
     with pytest.raises(ValueError, match="clients of .*saved_model/2 could.*'num_steps' is gone.*bin/export --allow"):
-        release.write(run, 'toys', {}, statement, description, network, summaries.Summaries(run), images, labels)
+        release.write(
+            run, 'toys', {}, statement, description, network, summaries.Summaries(run), images, labels, configuration=''
+        )
     assert version_folders.numbers(run / 'saved_model') == [2, 1]
     assert (run / 'samples.npz').exists() and (run / 'report.html').exists()
 

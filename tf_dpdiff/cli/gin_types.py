@@ -109,7 +109,8 @@ def _describe(wanted: Any, makers: Sequence[Callable]) -> str:
         return 'a dictionary'
     if wanted in _WORDS:
         return _WORDS[wanted]
-    names = [f'@{maker.__name__}()' for maker in makers if _made_by(maker) and _fits_class(_made_by(maker), wanted)]
+    makers = [maker for maker in makers if _made_by(maker) and _fits_class(_made_by(maker), wanted)]
+    names = sorted(f'@{maker.__name__}()' for maker in makers)
     return f'what is made by {" or ".join(names)}' if names else getattr(wanted, '__name__', str(wanted))
 
 
