@@ -6,9 +6,8 @@ from typing import Any
 import tensorflow as tf
 
 from tf_dpdiff import keras
+from tf_dpdiff.keras import layers
 from tf_dpdiff.networks import convolution
-
-layers = keras.layers
 
 ROLES = ('attention', 'residual', 'embedding')
 

@@ -10,9 +10,8 @@ from typing import ClassVar
 import tensorflow as tf
 
 from tf_dpdiff import keras
+from tf_dpdiff.keras import layers
 from tf_dpdiff.networks import layers as blocks
-
-layers = keras.layers
 
 _CLASS_EMBEDDING = 'class_embedding'
 
