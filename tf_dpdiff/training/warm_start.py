@@ -104,9 +104,10 @@ class WarmStartConfig:
         return self.classifier or public_classifier.PublicClassifierConfig()
 
     @property
-    def images(self) -> datasets.ImageDataset | None:
-        """The public images, read where they are not yet; None where there are none."""
-        return stage_lib.read_public(self.public) if self.has_public_images else None
+    def images(self) -> datasets.ImageDataset:
+        """The public images, read where they are not yet; for feature means."""
+        assert self.public is not None
+        return stage_lib.read_public(self.public)
 
 
 def _check_kind(config: WarmStartConfig) -> None:
