@@ -1,5 +1,6 @@
 """Low-rank adapters: what little is trained in place of large kernels, so that less noise is needed."""
 
+from collections.abc import Callable
 import dataclasses
 from typing import Any
 
@@ -17,6 +18,10 @@ class _Adapted:
 
     A mix-in, to keep the layer's own variables under their own names: weights of a network without adapters fit.
     """
+
+    # Those of the layer.
+    name: str
+    activation: Callable[[tf.Tensor], tf.Tensor]
 
     def __init__(self, *args, adapter_rank: int, adapter_alpha: float, **kwargs):
         super().__init__(*args, **kwargs)

@@ -5,6 +5,7 @@ Whoever uses a network knows it by what is here, and knows no kind of network by
 
 import abc
 from collections.abc import Sequence
+import dataclasses
 from typing import ClassVar
 
 import tensorflow as tf
@@ -30,11 +31,13 @@ class DenoiserConfig(abc.ABC):
         `adapters.Adapters`.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field]]
     kind: ClassVar[str]
     compute_dtype: str
     # Of a kind without such fields.
     dropout: float = 0.0
     adapter_rank: int = 0
+    adapter_alpha: float
 
     @property
     @abc.abstractmethod

@@ -114,7 +114,7 @@ def _to_grey(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     first = weights.get('conv_in/kernel')
     if first is None or first.ndim != 4 or first.shape[2] != 3:
         return {}
-    last = {
+    last: dict[str, np.ndarray] = {
         name: np.mean(weights[name], axis=-1, keepdims=True)
         for name in ('conv_out/kernel', 'conv_out/bias')
         if name in weights and weights[name].ndim and weights[name].shape[-1] == 3
