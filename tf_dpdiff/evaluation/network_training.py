@@ -83,7 +83,8 @@ def train(
         weight_decay=config.weight_decay,
     )
     predict = _make_predict(model)
-    best: tuple[tuple[float, float], int, list[np.ndarray]] = (-np.inf, -np.inf), 0, []
+    best_score, best_epoch = (-np.inf, -np.inf), 0
+    best_weights: list[np.ndarray] = []
     with progress.bar(config.num_epochs, name, 'epoch', delay_secs=_BAR_DELAY_SECS, leave=False) as bar:
         for epoch in range(config.num_epochs):
             for _ in range(steps):
@@ -92,12 +93,12 @@ def train(
             if validation is None:
                 continue
             score = _score(predict, *validation)
-            if score > best[0]:
-                best = score, epoch, model.get_weights()
-            elif epoch - best[1] >= config.patience:
+            if score > best_score:
+                best_score, best_epoch, best_weights = score, epoch, model.get_weights()
+            elif epoch - best_epoch >= config.patience:
                 break
-    if best[2]:
-        model.set_weights(best[2])
+    if best_weights:
+        model.set_weights(best_weights)
     return predict
 
 
