@@ -170,7 +170,7 @@ def _value(features, key: str, kinds: Sequence[str], name: str):
     if key not in features:
         raise ValueError(f'{name} has no {key!r}; it has {", ".join(sorted(features)) or "nothing"}.')
     kind = features[key].WhichOneof('kind')
-    values = getattr(features[key], kind).value if kind in kinds else ()
+    values: Sequence[Any] = getattr(features[key], kind).value if kind in kinds else ()
     if len(values) != 1:
         raise ValueError(f'{name}: {key!r} must hold one value ({" or ".join(kinds)}), got {len(values)} of {kind}.')
     return values[0]

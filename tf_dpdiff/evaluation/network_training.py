@@ -83,8 +83,7 @@ def train(
         weight_decay=config.weight_decay,
     )
     predict = _make_predict(model)
-    best_score, best_epoch = (-np.inf, -np.inf), 0
-    best_weights: list[np.ndarray] = []
+    best: tuple[tuple[float, float], int, list[np.ndarray]] = (-np.inf, -np.inf), 0, []
     with progress.bar(config.num_epochs, name, 'epoch', delay_secs=_BAR_DELAY_SECS, leave=False) as bar:
         for epoch in range(config.num_epochs):
             for _ in range(steps):
@@ -93,12 +92,12 @@ def train(
             if validation is None:
                 continue
             score = _score(predict, *validation)
-            if score > best_score:
-                best_score, best_epoch, best_weights = score, epoch, model.get_weights()
-            elif epoch - best_epoch >= config.patience:
+            if score > best[0]:
+                best = score, epoch, model.get_weights()
+            elif epoch - best[1] >= config.patience:
                 break
-    if best_weights:
-        model.set_weights(best_weights)
+    if best[2]:
+        model.set_weights(best[2])
     return predict
 
 
@@ -117,11 +116,11 @@ def augment(images: np.ndarray, config: TrainingConfig, rng: np.random.Generator
     down, right = (int(config.shift * side + 0.5) for side in (height, width))
     if down or right:
         padded = np.pad(images, ((0, 0), (down, down), (right, right), (0, 0)))
-        rows = rng.integers(0, 2 * down, batch, endpoint=True)[:, None] + np.arange(height)
-        columns = rng.integers(0, 2 * right, batch, endpoint=True)[:, None] + np.arange(width)
+        rows = rng.integers(0, 2 * down, [batch], endpoint=True)[:, None] + np.arange(height)
+        columns = rng.integers(0, 2 * right, [batch], endpoint=True)[:, None] + np.arange(width)
         images = padded[np.arange(batch)[:, None, None], rows[:, :, None], columns[:, None, :]]
     if config.flip:
-        images = np.where(rng.random(batch)[:, None, None, None] < 0.5, images[:, :, ::-1], images)
+        images = np.where(rng.random([batch])[:, None, None, None] < 0.5, images[:, :, ::-1], images)
     return images
 
 
