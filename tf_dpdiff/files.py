@@ -12,7 +12,7 @@ from typing import Any
 try:
     import fcntl
 except ImportError:  # Not on Windows.
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]  # What is imported is a module or nothing.
 
 
 @contextlib.contextmanager

@@ -92,10 +92,14 @@ class Workers:
 
     def broadcast(self, payload: bytes | None) -> bytes:
         """Returns the bytes that the first worker gave; what the others give does not count."""
+        own = b''
+        if self.is_first:
+            assert payload is not None
+            own = payload
         if self.count == 1:
-            return payload
-        size = int.from_bytes(self._sum_bytes((len(payload) if self.is_first else 0).to_bytes(8, 'little')), 'little')
-        return self._sum_bytes(payload if self.is_first else bytes(size))
+            return own
+        size = int.from_bytes(self._sum_bytes(len(own).to_bytes(8, 'little')), 'little')
+        return self._sum_bytes(own if self.is_first else bytes(size))
 
     def check_same(
         self, value: str, what: str, *, cure: str = 'all workers must be started with the same command on the same data'
@@ -128,7 +132,10 @@ class Workers:
         return self._sum(values).astype(np.uint8).tobytes()
 
     def _sum(self, vector: np.ndarray) -> np.ndarray:
-        return vector if self.count == 1 else self._sum_vectors(vector)
+        if self.count == 1:
+            return vector
+        assert self._sum_vectors is not None
+        return self._sum_vectors(vector)
 
 
 ALONE = Workers()

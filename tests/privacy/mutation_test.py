@@ -900,25 +900,19 @@ MUTANTS = (
     Mutant(
         'public images are chosen by exact feature means',
         'training/warm_start.py',
-        'means = config.release.means(noisy_sums, relation)',
+        'means = release.means(noisy_sums, relation)',
         'exact = features(private.images_uint8), private.labels, private.num_classes, private.owners\n'
-        '        means = config.release.means(config.release.exact_vector(*exact), relation)',
+        '        means = release.means(release.exact_vector(*exact), relation)',
         PUBLIC_IMAGES,
     ),
     Mutant(
         'a warm start releases with less noise than the plan',
         'runs/build.py',
-        'if warm_start_config and warm_start_config.release != self.plan.warm_start_release:',
+        'if recipe.warm_start and recipe.warm_start.release != plan.warm_start_release:',
         'if False:',
         PUBLIC_IMAGES,
     ),
-    Mutant(
-        'a plan for other data',
-        'runs/build.py',
-        'if self.plan is not None and self.plan.num_units != private.num_units:',
-        'if False:',
-        TRAINER,
-    ),
+    Mutant('a plan for other data', 'runs/build.py', 'if plan.num_units != private.num_units:', 'if False:', TRAINER),
     Mutant(
         'pictures of weights that the ledger does not hold',
         'training/loop.py',

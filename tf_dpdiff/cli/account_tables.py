@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import math
 import pathlib
 
@@ -58,7 +59,7 @@ def run_tables(run: settings_lib.RunSettings, solved: str | None) -> list[rich_t
     settings.add_row(marked('epsilon', 'epsilon'), '{} by PLD    {} by RDP'.format(*_shown(run.epsilon)))
     over_steps = _table('epsilon over steps', 'steps', 'by PLD', 'by RDP')
     for point in run.curve():
-        over_steps.add_row(f'{point.num_steps:,}', *_shown(lambda name, point=point: getattr(point, name)))
+        over_steps.add_row(f'{point.num_steps:,}', *_shown(functools.partial(getattr, point)))
     return [settings, over_steps]
 
 
@@ -111,7 +112,7 @@ def budget_tables(budget: budget_lib.Budget, path: str) -> list[rich_table.Table
         runs.add_row(
             f'{entry.run_id}\n{entry.dataset}\n{entry.time}\n{entry.status}',
             releases,
-            *_shown(_epsilons(entry.ledger, budget.delta).get),
+            *_shown(_epsilons(entry.ledger, budget.delta).__getitem__),
         )
     together = rich_table.Table(
         title=f'epsilon at delta = {rounding.exact(budget.delta)}', title_justify='left', show_header=False

@@ -125,6 +125,7 @@ def _build(recipe: AuditRecipe) -> tuple[canaries_lib.Canaries, build_lib.Build]
     made = canaries_lib.make_canaries(recipe.canaries, recipe.data)
     with progress.working('audit', 'calibrating the noise'):
         build = recipe.build(made)
+    assert build.plan is not None  # What is audited is a private run.
     command.print_cautions('audit', build.plan.cautions())
     return made, build
 

@@ -38,7 +38,7 @@ def show(recipe: recipe_lib.Recipe, workdir: pathlib.Path, hardware: planner.Har
     build.check()
     model = build.make_network()
     table = command.facts_table('what would be done')
-    if not recipe.is_private:
+    if build.plan is None:
         _add_rows(table, _public_rows(build, model, hardware))
         _print(table, build.statement(ledger_lib.Ledger(), build.public_data(None)))
         return
@@ -54,7 +54,7 @@ def show(recipe: recipe_lib.Recipe, workdir: pathlib.Path, hardware: planner.Har
 
 
 def _look_at_images(recipe: recipe_lib.Recipe, *, looks_at_held_out: bool) -> None:
-    if recipe.is_private:
+    if recipe.data is not None:
         recipe.data.look_at('train')
         if looks_at_held_out:
             recipe.data.look_at('held_out')
@@ -70,6 +70,7 @@ def _check_origin(build: build_lib.Build, model) -> tuple[tuple[str, ...], str]:
     try:
         origin = build.open_origin()
     except FileNotFoundError as error:
+        assert recipe.finetuning is not None  # It names the checkpoint.
         return (f'{recipe.finetuning.init_from} ({error})',), str(error)
     if origin:
         origin.carry_over_to(model)
@@ -80,6 +81,7 @@ def _check_origin(build: build_lib.Build, model) -> tuple[tuple[str, ...], str]:
 def _private_rows(build: build_lib.Build, model, starts_from, hardware) -> planner_rows.Rows:
     recipe, plan = build.recipe, build.plan
     pretraining, finetuning = recipe.pretraining, recipe.finetuning
+    assert plan is not None and finetuning is not None
     num_trained = planner_rows.count_parameters(denoiser.select_variables(model, finetuning.trainable))
     num_steps, batch_size = plan.config.num_steps, plan.config.expected_batch_size
     num_views = finetuning.views.augmentation_multiplicity
@@ -110,6 +112,7 @@ def _private_rows(build: build_lib.Build, model, starts_from, hardware) -> plann
 
 def _public_rows(build: build_lib.Build, model, hardware) -> planner_rows.Rows:
     recipe, pretraining = build.recipe, build.recipe.pretraining
+    assert pretraining is not None
     of_classes = denoiser.class_embedding(model).count_params()
     num_views = pretraining.views.augmentation_multiplicity
     rows = [

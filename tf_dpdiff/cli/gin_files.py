@@ -171,7 +171,7 @@ class _Reader:
         self.layers.append(Layer(first, len(self.bindings), True))
 
     def _read(self, text: str, where, folder: pathlib.Path | None) -> None:
-        line = 1
+        line: int | None = 1
         try:
             parser = _Parser(io.StringIO(text, newline=None))
             while True:
@@ -196,7 +196,7 @@ class _Reader:
             scope, selector, parameter, value, _ = statement
             if parameter:
                 parsed = gin.config.ParsedBindingKey.parse((scope, selector, parameter))
-                key = parsed.scope_selector_arg
+                key: Key = parsed.scope_selector_arg
             else:
                 key = f'{scope}/{selector}' if scope else selector, MACRO, 'value'
             self.bindings.append(Binding(*key, value, where, folder))

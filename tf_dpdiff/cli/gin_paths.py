@@ -51,9 +51,8 @@ def absolute(configuration: gin_usage.Configuration, bindings: Iterable[gin_file
     for binding in bindings:
         if binding.parameter in _PATHS.get(binding.selector.rpartition('.')[2], ()):
             source, value = binding, binding.value
-            while configuration.macro(value):  # The file that says the path, not the one that names the macro.
-                source = configuration.macro(value)
-                value = source.value
+            while macro := configuration.macro(value):  # The file that says the path, not the one that names the macro.
+                source, value = macro, macro.value
             names = _NAMES.get(binding.parameter, ())
             if isinstance(value, str) and value not in names:
                 path = _absolute(value, source, binding.parameter in _PATTERNS)

@@ -41,9 +41,8 @@ def check(
     for binding in bindings:
         wanted = _annotations(gin_files.function(binding.selector)).get(binding.parameter, Any)
         source, value = binding, binding.value
-        while configuration.macro(value):  # The macro is what a person has to change.
-            source = configuration.macro(value)
-            value = source.value
+        while macro := configuration.macro(value):  # The macro is what a person has to change.
+            source, value = macro, macro.value
         value = _resolve(configuration, value)
         if not _fits(value, wanted):
             raise command.UsageError(
@@ -109,8 +108,9 @@ def _describe(wanted: Any, makers: Sequence[Callable]) -> str:
         return 'a dictionary'
     if wanted in _WORDS:
         return _WORDS[wanted]
-    makers = [maker for maker in makers if _made_by(maker) and _fits_class(_made_by(maker), wanted)]
-    names = sorted(f'@{maker.__name__}()' for maker in makers)
+    names = sorted(
+        f'@{maker.__name__}()' for maker in makers if (made := _made_by(maker)) and _fits_class(made, wanted)
+    )
     return f'what is made by {" or ".join(names)}' if names else getattr(wanted, '__name__', str(wanted))
 
 

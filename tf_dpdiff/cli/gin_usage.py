@@ -142,7 +142,8 @@ def check_used(
     Raises:
       command.UsageError: names the first such binding, says why it is not read, and names the nearest one that is.
     """
-    bindings, read = parsed.bindings, set()
+    bindings = parsed.bindings
+    read: set[tuple[str, gin_files.Key]] = set()
     whole = gin_files.Layer(0, len(bindings), False)
     for layer in (*parsed.layers, whole):
         configuration = Configuration(bindings[: layer.end])

@@ -99,7 +99,9 @@ def _default_output(flags, workdir: pathlib.Path | None) -> pathlib.Path:
 
 def _default_name(workdir: pathlib.Path | None, saved_model: pathlib.Path | None) -> str:
     """Returns synthetic_ and what the run, or the servable of which this may be a version, is called."""
-    path = (saved_model if workdir is None else workdir).resolve()
+    folder = saved_model if workdir is None else workdir
+    assert folder is not None  # One of the two is given.
+    path = folder.resolve()
     name = path.parent.name if path.name.isdigit() else path.name
     return re.sub('[^a-z0-9]+', '_', f'synthetic_{name.lower()}').strip('_')
 
@@ -125,7 +127,7 @@ def _choose_classes(flags, description: folder_lib.ModelDescription) -> draw.Cla
     return draw.ClassChoice(tuple(range(len(names))) if description.labelled else (len(names),))
 
 
-def _labels(flag: str, given: Sequence[str], description: folder_lib.ModelDescription) -> Sequence[int]:
+def _labels(flag: str, given: Sequence[str], description: folder_lib.ModelDescription) -> tuple[int, ...]:
     names, trained = description.class_names, description.labels
     known, labels = [*names, formats.NO_CLASS], []
     for name in map(str.strip, given):

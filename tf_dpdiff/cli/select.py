@@ -68,8 +68,8 @@ def select(
         selection,
         samples.images,
         samples.labels,
-        data.train if is_real else None,
-        data.held_out if is_real else None,
+        data.train if data and is_real else None,
+        data.held_out if data and is_real else None,
         workers=workers,
     )
     fields = {'samples': str(samples_path) if is_real else samples_path.name, **found.to_dict()}

@@ -301,7 +301,7 @@ def _make_layers(variations: Sequence[_Variation], uniforms: _SuppliedUniforms) 
             import keras_cv
     layers = []
     for variation in variations:
-        if not variation.by_keras_cv:
+        if not isinstance(variation.layer, str):
             layers.append(variation.layer(**variation.arguments, random_generator=uniforms))
             continue
         make = getattr(keras_cv.layers, variation.layer)

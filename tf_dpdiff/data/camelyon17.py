@@ -154,7 +154,8 @@ def _published(root: str, unit: str, image_size: int) -> datasets.PrivateData:
 def _read_metadata(file: pathlib.Path) -> _Metadata:
     """Reads and checks metadata.csv."""
     content = file.read_bytes()
-    columns, splits, number = {name: [] for name in _COLUMNS}, [], 1
+    columns: dict[str, list[int | str]] = {name: [] for name in _COLUMNS}
+    splits, number = [], 1
     try:
         table = csv.reader(io.StringIO(content.decode('utf-8')))
         header = next(table, [])

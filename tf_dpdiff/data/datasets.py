@@ -162,10 +162,10 @@ class ImageDataset:
         digest = hashlib.sha256(str((self.images_uint8.shape, self.num_units)).encode())
         step = max(1, _HASHED_BYTES // int(np.prod(self.image_shape)))  # Images in a file are never all in memory.
         for start in range(0, len(self), step):
-            digest.update(np.ascontiguousarray(self.images_uint8[start : start + step]))
-        digest.update(np.ascontiguousarray(self.labels, np.int32))
+            digest.update(np.ascontiguousarray(self.images_uint8[start : start + step]).data)
+        digest.update(np.ascontiguousarray(self.labels, np.int32).data)
         if self.owners is not None:
-            digest.update(np.ascontiguousarray(self.owners, np.int64))
+            digest.update(np.ascontiguousarray(self.owners, np.int64).data)
         return digest.hexdigest()
 
 
@@ -251,9 +251,11 @@ class PrivateData:
         self._parts = {'train': train, 'held_out': held_out}
         self._look_at = look_at
         self.is_public = is_public
-        if spec is None and callable(train):
-            raise ValueError('images that are read later need a spec.')
-        self.spec = spec or train.spec
+        if spec is None:
+            if callable(train):
+                raise ValueError('images that are read later need a spec.')
+            spec = train.spec
+        self.spec = spec
         for name, part in self._parts.items():
             if not callable(part):
                 self._check(name, part)

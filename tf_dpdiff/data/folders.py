@@ -74,7 +74,7 @@ def image_folder(
     if test and test.class_names != files.class_names:
         odd = sorted(set(test.class_names) ^ set(files.class_names))
         raise ValueError(f'{root}: train and test must have the same class folders; {odd[0]!r} is in one of them only.')
-    if test and owner_from:
+    if test and files.owners is not None and test.owners is not None:
         splitting.check_owners_apart(str(root), files.owners, test.owners)
 
     first = files.paths[0]
@@ -98,7 +98,9 @@ def image_folder(
         out = np.empty([len(paths), *image_shape], np.uint8)
         return index.with_images(images_lib.read_all(index.name, paths, read, out))
 
-    train, train_paths, name = index_of(root.name, files), files.paths, f'{root.name} held out'
+    train, name = index_of(root.name, files), f'{root.name} held out'
+    train_paths: Sequence[pathlib.Path] = files.paths
+    held_out_paths: Sequence[pathlib.Path]
     if test:
         held_out, held_out_paths = index_of(name, test), test.paths
     else:
@@ -156,7 +158,7 @@ def _list(folder: pathlib.Path, owner_from: str | None) -> _Files:
         paths += files
         labels += [label] * len(files)
     owners = np.array([_owner(file) for file in paths]) if owner_from else None
-    if owner_from:
+    if owners is not None:
         splitting.check_owners(owners, lambda row: str(paths[row]))
     return _Files(tuple(paths), np.array(labels, np.int32), owners, tuple(child.name for child in classes))
 

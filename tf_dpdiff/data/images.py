@@ -268,7 +268,9 @@ def progress(total: int | None, name: str) -> tqdm.tqdm:
     return progress_lib.bar(total, f'reading {name}', 'image', delay_secs=2.0, leave=False)
 
 
-def read_all(name: str, sources: Sequence, read: Callable[[object], np.ndarray], out: np.ndarray) -> np.ndarray:
+def read_all(
+    name: str, sources: Sequence | np.ndarray, read: Callable[[object], np.ndarray], out: np.ndarray
+) -> np.ndarray:
     """Fills an array with the images of all sources, several at a time, with a progress bar.
 
     Args:

@@ -1,6 +1,7 @@
 """Images in .npy files, read from the disk as they are needed: for more images than memory holds."""
 
 import pathlib
+from typing import Literal
 
 import numpy as np
 
@@ -133,7 +134,7 @@ def _owners(file: pathlib.Path | None, images: np.ndarray) -> np.ndarray | None:
     return owners
 
 
-def _open(file: pathlib.Path, kind: str, mmap_mode: str | None) -> np.ndarray:
+def _open(file: pathlib.Path, kind: str, mmap_mode: Literal['r'] | None) -> np.ndarray:
     try:
         with open(file, 'rb') as opened:
             header = arrays_lib.read_header(opened)

@@ -65,7 +65,8 @@ def read_arrays(file: pathlib.Path) -> NpzArrays:
                 f'{list(owners.shape)} for {len(labels)} labels.'
             )
         splitting.check_owners(owners, lambda row: f'{file}: image {row}')
-    return NpzArrays((*shape[1:], 1)[:3], labels.astype(np.int32), owners, names)
+    height, width, channels = (*shape[1:], 1)[:3]
+    return NpzArrays((height, width, channels), labels.astype(np.int32), owners, names)
 
 
 def _read_all_but_images(file: pathlib.Path) -> tuple[arrays_lib.Header, dict[str, np.ndarray]]:

@@ -15,7 +15,7 @@ def image_digests(images_uint8: np.ndarray) -> np.ndarray:
     Args:
       images_uint8: uint8 [images, height, width, channels].
     """
-    digests = [hashlib.blake2b(np.ascontiguousarray(image), digest_size=8).digest() for image in images_uint8]
+    digests = [hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=8).digest() for image in images_uint8]
     return np.unique(np.frombuffer(b''.join(digests), '<u8'))
 
 

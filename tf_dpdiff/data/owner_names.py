@@ -65,7 +65,7 @@ def prefixes(keys: Sequence[str]) -> frozenset[str]:
       keys: From `key`, of all names of the data, each once.
     """
     matches = [re.fullmatch(r'(.*?)([0-9]+([.,]0*)?)?', name, re.DOTALL) for name in keys]
-    counts = collections.Counter(match.group(1) for match in matches if match.group(1) and match.group(2))
+    counts = collections.Counter(match.group(1) for match in matches if match and match.group(1) and match.group(2))
     return frozenset(prefix for prefix, count in counts.items() if count >= _PREFIX_SHARE * len(keys))
 
 

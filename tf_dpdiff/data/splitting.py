@@ -125,7 +125,8 @@ def check_owners(owners: np.ndarray, name_of: Callable[[int], str]) -> None:
 def _check_names(owners: np.ndarray, name_of: Callable[[int], str]) -> None:
     different, rows = np.unique(owners, return_index=True)
     names = dict(sorted(zip(rows.tolist(), _names(different))))  # By the first image of each, in the order of images.
-    keys, row_of = [owner_names.key(name) for name in names.values()], {}
+    keys = [owner_names.key(name) for name in names.values()]
+    row_of: dict[str, int] = {}
     numbered = owner_names.prefixes(keys)
     for key, (row, name) in zip(keys, names.items()):
         if owner_names.is_nobody(key, numbered):

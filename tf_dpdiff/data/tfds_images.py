@@ -74,9 +74,13 @@ def tfds_images(
     read = functools.partial(
         _read_part, folder, keys=(image_key, label_key, owner_key), image_size=image_size, unit=unit
     )
-    spec = _spec(folder, (image_key, label_key, owner_key), train_split, held_out_split, image_size)
+    image_shape, class_names, num_images, num_units = _spec(
+        folder, (image_key, label_key, owner_key), train_split, held_out_split, image_size
+    )
     whole_name = name if train_split == 'train' else f'{name} {train_split}'
-    spec = datasets.DatasetSpec(whole_name, *spec, unit, owner_key is not None)
+    spec = datasets.DatasetSpec(
+        whole_name, image_shape, class_names, num_images, num_units, unit, owner_key is not None
+    )
     return datasets.PrivateData(
         train=lambda: read(spec.name, train_split, check_classes=True),
         held_out=lambda: read(f'{name} {held_out_split}', held_out_split, apart_from=train_split),
@@ -231,7 +235,8 @@ def _read_part(
     # Images of several sizes make no batch.
     batch_size = 1 if None in (height, width) else _BATCH
     out = np.empty([num_images, image_size or height, image_size or width, channels], np.uint8)
-    columns, row = {key: [] for key in (label_key, owner_key) if key}, 0
+    columns: dict[str, list[np.ndarray]] = {key: [] for key in (label_key, owner_key) if key}
+    row = 0
     with images_lib.progress(num_images, name) as bar:
         batches = _batches(folder, split, [key for key in keys if key], batch_size)
         while row < num_images:
@@ -250,7 +255,7 @@ def _read_part(
     if check_classes:
         classes.check_labels(f'{folder}: the split {split!r}', labels, names)
     owners = _check_owners(folder, owner_key, np.concatenate(columns[owner_key])) if owner_key else None
-    if owner_key and apart_from:
+    if owners is not None and apart_from:
         others = _check_owners(folder, owner_key, _read_columns(folder, apart_from, (owner_key,))[owner_key])
         splitting.check_owners_apart(f'{folder}: the splits {apart_from!r} and {split!r}', others, owners)
     index = datasets.ImageIndex(name, out.shape[1:], labels.astype(np.int32), names, unit, owners)

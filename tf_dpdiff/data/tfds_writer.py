@@ -135,4 +135,5 @@ def read_records(path: pathlib.Path, image_shape: tuple[int, int, int]) -> tuple
         raise ValueError(f'{path} is damaged or holds other records: {error.message.splitlines()[0]}.') from error
     if not batches:
         raise ValueError(f'{path} holds no records.')
-    return tuple(map(np.concatenate, zip(*batches)))
+    images, labels, seeds = map(np.concatenate, zip(*batches))
+    return images, labels, seeds

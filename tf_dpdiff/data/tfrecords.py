@@ -1,12 +1,12 @@
 """Images in TFRecord files of tf.train.Example."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import glob
 import io
 import itertools
 import os
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,7 +24,7 @@ class _Format(NamedTuple):
     image_key: str
     label_key: str
     owner_key: str | None
-    raw_shape: tuple[int, int, int] | None
+    raw_shape: tuple[int, ...] | None
     compression: str
     image_size: int | None
     channels: int | None
@@ -142,7 +142,7 @@ def _match(pattern: str) -> list[str]:
     return files
 
 
-def _records(files: Sequence[str], form: _Format) -> Iterator[tuple[str, object]]:
+def _records(files: Sequence[str], form: _Format) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yields the name of each record and its features, in the order of the files."""
     import tensorflow as tf
 
@@ -170,7 +170,7 @@ def _value(features, key: str, kinds: Sequence[str], name: str):
     if key not in features:
         raise ValueError(f'{name} has no {key!r}; it has {", ".join(sorted(features)) or "nothing"}.')
     kind = features[key].WhichOneof('kind')
-    values = getattr(features[key], kind).value if kind in kinds else ()
+    values: Sequence[Any] = getattr(features[key], kind).value if kind in kinds else ()
     if len(values) != 1:
         raise ValueError(f'{name}: {key!r} must hold one value ({" or ".join(kinds)}), got {len(values)} of {kind}.')
     return values[0]
@@ -178,7 +178,10 @@ def _value(features, key: str, kinds: Sequence[str], name: str):
 
 def _scan(files: Sequence[str], form: _Format) -> _Scanned:
     """Goes through all records without decoding images, but for the first."""
-    labels, owners, positions, first = [], [], [], None
+    labels: list[int] = []
+    owners: list[int | bytes] = []
+    positions: list[int] = []
+    first: tuple[str, np.ndarray, tuple[str, ...]] | None = None
     with images_lib.progress(None, 'labels') as bar:
         for name, features in _records(files, form):
             label = _value(features, form.label_key, ('int64_list',), name)
@@ -198,14 +201,16 @@ def _scan(files: Sequence[str], form: _Format) -> _Scanned:
             bar.update()
     if first is None:
         raise ValueError(f'{files[0]} holds no images.')
-    labels = np.array(labels, np.int32)
+    first_name, first_image, names = first
+    classes_of = np.array(labels, np.int32)
     if not form.owner_key:
-        return _Scanned(tuple(files), first[2], labels, None, np.array(positions, np.uint64), first[1], first[0])
-    if isinstance(owners[0], bytes):
-        owners = [owner.decode('utf-8', 'backslashreplace') for owner in owners]
-    owners = np.array(owners)
-    splitting.check_owners(owners, lambda row: next(itertools.islice(_records(files, form), row, None))[0])
-    return _Scanned(tuple(files), first[2], labels, owners, splitting.owner_positions(owners), first[1], first[0])
+        return _Scanned(tuple(files), names, classes_of, None, np.array(positions, np.uint64), first_image, first_name)
+    owner_of = np.array(
+        [owner.decode('utf-8', 'backslashreplace') if isinstance(owner, bytes) else owner for owner in owners]
+    )
+    splitting.check_owners(owner_of, lambda row: next(itertools.islice(_records(files, form), row, None))[0])
+    positions_of = splitting.owner_positions(owner_of)
+    return _Scanned(tuple(files), names, classes_of, owner_of, positions_of, first_image, first_name)
 
 
 def _decode(features, form: _Format, name: str) -> np.ndarray:

@@ -52,7 +52,7 @@ class TimestepMixture:
 
     def check(self, schedule: Schedule | int) -> None:
         """Raises ValueError if a component reaches beyond the schedule, of which the number of timesteps is enough."""
-        num_timesteps = getattr(schedule, 'num_timesteps', schedule)
+        num_timesteps = _num_timesteps(schedule)
         highest = max(c[2] for c in self.components)
         if highest > num_timesteps:
             raise ValueError(
@@ -62,7 +62,7 @@ class TimestepMixture:
     def probabilities(self, schedule: Schedule | int) -> np.ndarray:
         """Returns the probability of each timestep, float64 [num_timesteps]."""
         self.check(schedule)
-        result = np.zeros([getattr(schedule, 'num_timesteps', schedule)])
+        result = np.zeros([_num_timesteps(schedule)])
         for weight, low, high in self.components:
             result[int(low) : int(high)] += weight / (high - low)
         return result
@@ -158,3 +158,7 @@ class LogNormalSigma:
 
 
 TIMESTEP_DISTRIBUTIONS = (TimestepMixture, LogNormalSigma)
+
+
+def _num_timesteps(schedule: Schedule | int) -> int:
+    return schedule.num_timesteps if isinstance(schedule, Schedule) else schedule

@@ -283,7 +283,7 @@ def _hash(weights: list[np.ndarray]) -> str:
     digest = hashlib.sha256()
     for weight in weights:
         digest.update(str((weight.shape, weight.dtype.str)).encode())
-        digest.update(np.ascontiguousarray(weight))
+        digest.update(np.ascontiguousarray(weight).data)
     return digest.hexdigest()
 
 

@@ -200,7 +200,7 @@ def find(
         more = np.setdiff1d(np.flatnonzero(is_copy), rows)[: config.shown]
         queries.append(images[np.concatenate([rows, more])])
     count = min(_NEIGHBORS_SHOWN, len(train))
-    points = {
+    points: dict[str, tuple[list[np.ndarray], np.ndarray, Callable[[np.ndarray], np.ndarray]]] = {
         'features': ([extractor(images).pool for images in queries], extractor(train.images_uint8).pool, np.asarray),
         'pixels': (queries, train.images_uint8, _pixels),
     }
@@ -262,7 +262,7 @@ def nearest(
         found = to_points(references[rows[row]]).astype(np.float64)
         distances[row] = np.linalg.norm(found - point, axis=1)
     order = np.argsort(distances, axis=1, kind='stable')
-    return tuple(np.take_along_axis(a, order, axis=1) for a in (distances, rows))
+    return np.take_along_axis(distances, order, axis=1), np.take_along_axis(rows, order, axis=1)
 
 
 def _draw(num_images: int, max_images: int) -> np.ndarray:
@@ -293,7 +293,8 @@ def _most_alike(
 def _draw_picture(train_images: np.ndarray, *groups: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """Draws a grid with a row a sample: the first group and its neighbours, a grey field, the second group."""
     num_rows = max(len(images) for images, _ in groups)
-    cells, cell_rows = [], []
+    cells: list[np.ndarray] = []
+    cell_rows: list[int] = []
     for row in range(num_rows):
         for group, (images, rows) in enumerate(groups):
             if group:

@@ -116,11 +116,11 @@ def augment(images: np.ndarray, config: TrainingConfig, rng: np.random.Generator
     down, right = (int(config.shift * side + 0.5) for side in (height, width))
     if down or right:
         padded = np.pad(images, ((0, 0), (down, down), (right, right), (0, 0)))
-        rows = rng.integers(0, 2 * down, batch, endpoint=True)[:, None] + np.arange(height)
-        columns = rng.integers(0, 2 * right, batch, endpoint=True)[:, None] + np.arange(width)
+        rows = rng.integers(0, 2 * down, [batch], endpoint=True)[:, None] + np.arange(height)
+        columns = rng.integers(0, 2 * right, [batch], endpoint=True)[:, None] + np.arange(width)
         images = padded[np.arange(batch)[:, None, None], rows[:, :, None], columns[:, None, :]]
     if config.flip:
-        images = np.where(rng.random(batch)[:, None, None, None] < 0.5, images[:, :, ::-1], images)
+        images = np.where(rng.random([batch])[:, None, None, None] < 0.5, images[:, :, ::-1], images)
     return images
 
 

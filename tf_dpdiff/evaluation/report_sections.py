@@ -25,7 +25,7 @@ def quality(result: dict) -> report.Section:
 
 def quality_rows(result: dict) -> list[tuple[str, ...]]:
     """Returns the rows below QUALITY_HEADER."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for row in result['rows']:
         kid = _number(row['kid'], '.5f')
         if row['kid_std'] is not None:

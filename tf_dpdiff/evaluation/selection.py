@@ -52,6 +52,11 @@ class SelectionConfig:
         if not 0.0 < self.validation_fraction < 1.0:
             raise ValueError(f'validation_fraction of the selection must be in (0, 1), got {self.validation_fraction}.')
 
+    @property
+    def configs(self) -> tuple[classifiers_lib.ClassifierConfig, ...]:
+        """The candidates, each as a configuration."""
+        return tuple(map(classifiers_lib.as_config, self.candidates))
+
 
 def fitting(config: SelectionConfig, image_shape: Sequence[int]) -> tuple[SelectionConfig, list[str]]:
     """Returns the selection without candidates that images are too small for, and a sentence where there are such.
@@ -59,7 +64,7 @@ def fitting(config: SelectionConfig, image_shape: Sequence[int]) -> tuple[Select
     Raises:
       ValueError: if fewer than two candidates are left.
     """
-    kept, too_large = classifiers_lib.split_by_size(config.candidates, image_shape)
+    kept, too_large = classifiers_lib.split_by_size(config.configs, image_shape)
     if not too_large:
         return config, []
     names = ', '.join(dict.fromkeys(other.name for other in too_large))
@@ -229,14 +234,17 @@ def select(
     kept, apart = utility.stratified_split(labels, config.validation_fraction, config.seed)
     synthetic, validation = (images[kept], labels[kept]), (images[apart], labels[apart])
     trials = [_Trial(synthetic, int(labels.max()) + 1, [validation])]
+    num_real: tuple[int, int] | None = None
     if config.measure_on_real:
+        assert train is not None and held_out is not None
+        num_real = len(train), len(held_out)
         test = held_out.images_uint8, held_out.labels
         trials = [
             trials[0]._replace(tests=[validation, test]),
             _Trial((train.images_uint8, train.labels), train.num_classes, [test]),
         ]
     tasks = [
-        (candidate, of, seed) for candidate in config.candidates for of in trials for seed in _seeds(config, candidate)
+        (candidate, of, seed) for candidate in config.configs for of in trials for seed in _seeds(config, candidate)
     ]
     own = (_num_right(config, *task) for task in tasks[workers.index :: workers.count])
     results, found = shared_work.spread(workers, len(tasks), own), []
@@ -248,18 +256,17 @@ def select(
         leave=False,
         disable=not workers.is_first,
     ) as bar:
-        for title, candidate in zip(classifiers_lib.titles(config.candidates), config.candidates):
+        for title, candidate in zip(classifiers_lib.titles(config.configs), config.configs):
             bar.set_description(title, refresh=False)
             accuracies, num_seeds = [], len(_seeds(config, candidate))
             for of in trials:
-                num_right = sum(next(results)[0] for _ in range(num_seeds))
+                num_right = np.sum([next(results)[0] for _ in range(num_seeds)], axis=0)
                 accuracies += [
                     float(right / (num_seeds * len(truth))) for right, (_, truth) in zip(num_right, of.tests)
                 ]
             found.append(Candidate(title, candidate.name, candidate.settings, *accuracies))
             bar.update()
     found.sort(key=lambda candidate: -candidate.synthetic_accuracy)  # Stable: equals stay in the order given.
-    num_real = (len(train), len(held_out)) if config.measure_on_real else None
     return SelectionResult(tuple(found), (len(kept), len(apart)), num_real, config.num_seeds)
 
 

@@ -58,6 +58,11 @@ class UtilityConfig:
         if self.seed < 0:
             raise ValueError(f'seed of the utility must be at least 0, got {self.seed}.')
 
+    @property
+    def configs(self) -> tuple[classifiers_lib.ClassifierConfig, ...]:
+        """The classifiers, each as a configuration."""
+        return tuple(map(classifiers_lib.as_config, self.classifiers))
+
 
 def fitting(
     config: UtilityConfig | None, data: datasets.PrivateData, num_samples: int
@@ -83,7 +88,7 @@ def fitting(
             'public data alone (UtilityConfig.only_public_data)'
         ]
     said = []
-    kept, too_large = classifiers_lib.split_by_size(config.classifiers, data.spec.image_shape)
+    kept, too_large = classifiers_lib.split_by_size(config.configs, data.spec.image_shape)
     size = 'x'.join(map(str, data.spec.image_shape[:2]))
     if not kept:
         raise ValueError(f'no classifier of UtilityConfig.classifiers is for images as small as {size}: name others.')
@@ -176,7 +181,7 @@ def measure(
         _jobs(config), sets, held_out.images_uint8, train.num_classes, config.validation_fraction, workers
     )
     entries, curve, predictions = [], [], {}
-    for title, classifier in zip(classifiers_lib.titles(config.classifiers), config.classifiers):
+    for title, classifier in zip(classifiers_lib.titles(config.configs), config.configs):
         predictions[title] = trained[title, 'synthetic_images', None].predicted
         described = {
             source: trained[title, source, None].describe(held_out.labels, train.class_names) for source in sets
@@ -216,7 +221,7 @@ class _Job(NamedTuple):
 
 def _jobs(config: UtilityConfig) -> list[_Job]:
     jobs = []
-    for title, classifier in zip(classifiers_lib.titles(config.classifiers), config.classifiers):
+    for title, classifier in zip(classifiers_lib.titles(config.configs), config.configs):
         seeds = range(config.seed, config.seed + config.num_seeds)
         once = seeds if classifier.is_seeded else seeds[:1]
         jobs.append(_Job(title, 'synthetic_images', None, classifier, once))

@@ -1,14 +1,14 @@
 """Low-rank adapters: what little is trained in place of large kernels, so that less noise is needed."""
 
+from collections.abc import Callable
 import dataclasses
 from typing import Any
 
 import tensorflow as tf
 
 from tf_dpdiff import keras
+from tf_dpdiff.keras import layers
 from tf_dpdiff.networks import convolution
-
-layers = keras.layers
 
 ROLES = ('attention', 'residual', 'embedding')
 
@@ -18,6 +18,10 @@ class _Adapted:
 
     A mix-in, to keep the layer's own variables under their own names: weights of a network without adapters fit.
     """
+
+    # Those of the layer.
+    name: str
+    activation: Callable[[tf.Tensor], tf.Tensor]
 
     def __init__(self, *args, adapter_rank: int, adapter_alpha: float, **kwargs):
         super().__init__(*args, **kwargs)

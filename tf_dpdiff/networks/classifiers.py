@@ -7,9 +7,8 @@ samples none is needed, since all that is computed from samples is covered by th
 import tensorflow as tf
 
 from tf_dpdiff import keras
+from tf_dpdiff.keras import layers
 from tf_dpdiff.networks import precision
-
-layers = keras.layers
 
 # The moving statistics follow within tens of steps: trainings may be short.
 _BATCH_NORM_MOMENTUM = 0.9

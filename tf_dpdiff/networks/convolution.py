@@ -2,9 +2,7 @@
 
 import tensorflow as tf
 
-from tf_dpdiff import keras
-
-layers = keras.layers
+from tf_dpdiff.keras import layers
 
 # Up to so many pixels of all views of a unit, a product of matrices is quicker than a convolution's filter gradient.
 _MAX_PIXELS = 256

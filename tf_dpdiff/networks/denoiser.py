@@ -5,14 +5,14 @@ Whoever uses a network knows it by what is here, and knows no kind of network by
 
 import abc
 from collections.abc import Sequence
+import dataclasses
 from typing import ClassVar
 
 import tensorflow as tf
 
 from tf_dpdiff import keras
+from tf_dpdiff.keras import layers
 from tf_dpdiff.networks import layers as blocks
-
-layers = keras.layers
 
 _CLASS_EMBEDDING = 'class_embedding'
 
@@ -31,11 +31,13 @@ class DenoiserConfig(abc.ABC):
         `adapters.Adapters`.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field]]
     kind: ClassVar[str]
     compute_dtype: str
     # Of a kind without such fields.
     dropout: float = 0.0
     adapter_rank: int = 0
+    adapter_alpha: float
 
     @property
     @abc.abstractmethod

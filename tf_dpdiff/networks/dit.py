@@ -8,12 +8,10 @@ from typing import ClassVar
 import numpy as np
 import tensorflow as tf
 
-from tf_dpdiff import keras
+from tf_dpdiff.keras import layers
 from tf_dpdiff.networks import denoiser
 from tf_dpdiff.networks import layers as blocks
 from tf_dpdiff.networks import precision
-
-layers = keras.layers
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,8 +3,7 @@
 import tensorflow as tf
 
 from tf_dpdiff import keras
-
-layers = keras.layers
+from tf_dpdiff.keras import layers
 
 FEATURE_DIMENSION = 64  # Small: the Frechet distance wants more images than features, and some held-out sets are small.
 _SMALLEST_SIDE = 4

@@ -7,11 +7,10 @@ import math
 import tensorflow as tf
 
 from tf_dpdiff import keras
+from tf_dpdiff.keras import layers
 from tf_dpdiff.networks import adapters as adapters_lib
 from tf_dpdiff.networks import convolution
 from tf_dpdiff.networks import dropout as dropout_lib
-
-layers = keras.layers
 
 
 class GroupNorm(layers.Layer):

@@ -47,7 +47,7 @@ def carry_over_weights(
     kernel = denoiser.class_embedding(model).table.kernel
     table_name, new_table = kernel.name.split(':')[0], kernel.numpy()
     table = weights.get(table_name)
-    if not keep_class_embedding and np.ndim(table) == 2 and table.shape[1] == new_table.shape[1]:
+    if not keep_class_embedding and table is not None and table.ndim == 2 and table.shape[1] == new_table.shape[1]:
         new_table[-1] = table[-1]
         weights[table_name] = new_table
     for name, variable in variables.items():
@@ -112,12 +112,12 @@ def merge_adapters(model: keras.Model, config: denoiser.DenoiserConfig) -> tuple
 def _to_grey(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns, from the weights of a UNet of three channels, those that one of one channel has other values of."""
     first = weights.get('conv_in/kernel')
-    if np.ndim(first) != 4 or first.shape[2] != 3:
+    if first is None or first.ndim != 4 or first.shape[2] != 3:
         return {}
-    last = {
+    last: dict[str, np.ndarray] = {
         name: np.mean(weights[name], axis=-1, keepdims=True)
         for name in ('conv_out/kernel', 'conv_out/bias')
-        if np.ndim(weights.get(name)) and weights[name].shape[-1] == 3
+        if name in weights and weights[name].ndim and weights[name].shape[-1] == 3
     }
     return {'conv_in/kernel': np.sum(first, axis=2, keepdims=True), **last}
 

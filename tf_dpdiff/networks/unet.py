@@ -8,14 +8,12 @@ from typing import ClassVar
 
 import tensorflow as tf
 
-from tf_dpdiff import keras
+from tf_dpdiff.keras import layers
 from tf_dpdiff.networks import adapters
 from tf_dpdiff.networks import convolution
 from tf_dpdiff.networks import denoiser
 from tf_dpdiff.networks import layers as blocks
 from tf_dpdiff.networks import precision
-
-layers = keras.layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +123,7 @@ class UNetConfig(denoiser.DenoiserConfig):
 
         h = blocks.ToPatches(self.patch_size, name='to_patches', dtype=policy)(x_t) if self.patch_size > 1 else x_t
         h = conv(self.base_channels, name='conv_in')(h)
-        skips: list[tf.Tensor] = [h]
+        skips = [h]
         for level, multiplier in enumerate(self.channel_multipliers):
             channels = self.base_channels * multiplier
             if level:

@@ -222,9 +222,11 @@ class _Tries:
         self.target_epsilon, self.target_delta = target_epsilon, target_delta
         self._make_event = make_event
         self._interval = epsilon_bounds.search_interval(target_epsilon)
-        self._coarse, self._exact = {}, {}
-        self._coarse_points, self._exact_points = [], []
-        self._last_key = None
+        self._coarse: dict[float, float] = {}
+        self._exact: dict[float, float] = {}
+        self._coarse_points: list[float] = []
+        self._exact_points: list[float] = []
+        self._last_key: tuple[list[tuple[float, float]], list[str]] | None = None
 
     def rough(self, value: float) -> float:
         """Returns the excess within a few percent, in milliseconds."""

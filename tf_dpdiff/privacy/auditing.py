@@ -16,6 +16,7 @@ References: Steinke, Nasr and Jagielski 2023, arXiv:2305.08846, theorem 5.2 and 
 """
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -208,16 +209,16 @@ def audit(
     truth = np.where(included, IN, OUT)
     counts = len(guesses), int(np.sum(guesses != ABSTAINED))
     num_correct = int(np.sum(guesses == truth))
-    options = {'delta': delta, 'confidence': confidence}
+    lower_bound = functools.partial(epsilon_lower_bound, *counts, delta=delta, confidence=confidence)
     return AuditResult(
         proven_epsilon=proven_epsilon,
         delta=delta,
-        epsilon_lower_bound=epsilon_lower_bound(*counts, num_correct=num_correct, **options),
+        epsilon_lower_bound=lower_bound(num_correct=num_correct),
         confidence=confidence,
         num_canaries=counts[0],
         num_guesses=counts[1],
         num_correct=num_correct,
-        most_that_can_be_shown=epsilon_lower_bound(*counts, num_correct=counts[1], **options),
+        most_that_can_be_shown=lower_bound(num_correct=counts[1]),
     )
 
 

@@ -180,8 +180,9 @@ class Budget:
             released = known.ledger.union(released)
         if not released.releases:
             others = tuple(entry for entry in self.entries if entry is not known)
-            about_data = {} if others else {'data_fingerprint': None, 'unit': None}
-            return dataclasses.replace(self, entries=others, **about_data)
+            if not others:
+                return dataclasses.replace(self, entries=(), data_fingerprint=None, unit=None)
+            return dataclasses.replace(self, entries=others)
         return self._with(dataclasses.replace(known, status=SETTLED, ledger=released), self.data_fingerprint, self.unit)
 
     def record_finished(
@@ -284,7 +285,7 @@ class Budget:
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f'a field is missing, unknown or of a wrong type ({error})') from error
 
-    def _with(self, entry: BudgetEntry, data_fingerprint: str, unit: str) -> 'Budget':
+    def _with(self, entry: BudgetEntry, data_fingerprint: str | None, unit: str | None) -> 'Budget':
         """Returns the budget with an entry, in place of the one of the same run where there is one."""
         entries = {known.run_id: known for known in self.entries}
         entries[entry.run_id] = entry

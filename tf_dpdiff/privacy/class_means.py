@@ -133,10 +133,12 @@ class ClassMeansConfig:
             part = slice(start, start + _IMAGES_AT_A_TIME)
             flat = np.asarray(images[part], np.float64).reshape(-1, vector.shape[-1] - 1)
             flat = flat / (255.0 if images.dtype == np.uint8 else 1.0)
-            finite = np.isfinite(flat).all(axis=1)
+            finite = np.all(np.isfinite(flat), axis=1)
             flat = np.where(finite[:, None], flat, 0.0)
             flat = flat / np.maximum(self.l2_norm_clip, np.linalg.norm(flat, axis=1, keepdims=True))
-            nearest = 0 if means is None else _nearest(flat * self.l2_norm_clip, labels[part], means)
+            nearest = np.zeros([len(flat)], np.int64)
+            if means is not None:
+                nearest = _nearest(flat * self.l2_norm_clip, labels[part], means)
             contributions = np.concatenate([flat, np.full([len(flat), 1], self.count_weight)], axis=1)
             np.add.at(vector, (labels[part], nearest), contributions * (finite * shares[part])[:, None])
         return vector
@@ -184,6 +186,7 @@ class ClassMeansConfig:
                 means = _spread(means[:, 0], images.shape[1:], self.means_per_class)
             elif number + 1 < self.num_rounds:
                 means = _split_largest(means, counts, images.shape[1:])
+        assert means is not None  # There is at least one round.
         counts = np.maximum(counts, 0.0)  # A class of few images may have less than none.
         counts = np.where(counts.any(axis=1, keepdims=True), counts, 1.0)
         return NoisyMeans(means.reshape([*means.shape[:2], *images.shape[1:]]), counts)

@@ -97,7 +97,10 @@ class PerUnitClipper:
         Returns:
           The sums, and what happened to each unit.
         """
-        names = list(layers) if self.per_layer else [''] * len(gradients)
+        names = [''] * len(gradients)
+        if self.per_layer:
+            assert layers is not None
+            names = list(layers)
         # The norm is taken in float32 even where the gradients are of another type.
         gradients = [tf.cast(g, tf.float32) for g in gradients]
         margin = max(rounding_margin(g.shape[1:]) for g in gradients)

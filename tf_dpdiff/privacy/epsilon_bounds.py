@@ -74,12 +74,12 @@ class Steps(NamedTuple):
     Attributes:
       noise_multiplier: Of each, at least SMALLEST_NOISE_MULTIPLIER.
       sampling_probability: Of each unit, in (0, 1].
-      count: How many, at least 1.
+      times: How many, at least 1.
     """
 
     noise_multiplier: float
     sampling_probability: float
-    count: int
+    times: int
 
 
 def steps_of(event: dp_accounting.DpEvent) -> tuple[Steps, ...] | None:
@@ -88,7 +88,7 @@ def steps_of(event: dp_accounting.DpEvent) -> tuple[Steps, ...] | None:
     Raises:
       ValueError: if it holds something else than (Poisson-sampled) Gaussian releases.
     """
-    counts = {}
+    counts: dict[tuple[float, float], int] = {}
     for noise_multiplier, sampling_probability, count in _parts(event, 1):
         if not noise_multiplier >= SMALLEST_NOISE_MULTIPLIER:
             return None

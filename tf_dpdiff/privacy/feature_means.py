@@ -211,9 +211,9 @@ def choose_images(
     # Of one class alone, the nearest; where others are, those with the widest gap to the second.
     others = np.sort(distances, axis=1)[:, 1] if np.sum(has_mean) > 1 else 0.0
     gaps = others - np.min(distances, axis=1)
-    rows = []
+    chosen = []
     for label in np.flatnonzero(has_mean):
         own = np.flatnonzero(nearest == label)
-        rows.append(own[np.argsort(-gaps[own], kind='stable')][:images_per_class])
-    rows = np.concatenate(rows) if rows else np.zeros([0], np.int64)
+        chosen.append(own[np.argsort(-gaps[own], kind='stable')][:images_per_class])
+    rows = np.concatenate(chosen) if chosen else np.zeros([0], np.int64)
     return rows, nearest[rows].astype(np.int32)

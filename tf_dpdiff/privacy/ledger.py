@@ -106,12 +106,13 @@ class Ledger:
 
     def first(self, mechanism: str, count: int) -> 'Ledger':
         """Returns the ledger with only the first applications of a mechanism; other releases stay."""
-        kept = []
+        kept: list[Release] = []
         for release in self.releases:
+            part: Release | None = release
             if release.mechanism == mechanism:
-                release = dataclasses.replace(release, count=min(release.count, count)) if count else None
-                count -= release.count if release else 0
-            kept += [release] if release else []
+                part = dataclasses.replace(release, count=min(release.count, count)) if count else None
+                count -= part.count if part else 0
+            kept += [part] if part else []
         return Ledger(tuple(kept))
 
     def contains(self, other: 'Ledger') -> bool:
@@ -153,7 +154,7 @@ class Ledger:
 
 def _counts(ledger: Ledger) -> dict[Release, int]:
     """Returns the number of applications of each release, whatever came between."""
-    counts = {}
+    counts: dict[Release, int] = {}
     for release in ledger.releases:
         one = dataclasses.replace(release, count=1)
         counts[one] = counts.get(one, 0) + release.count

@@ -78,7 +78,7 @@ def check_layers(model: keras.Model) -> None:
         if _MIXES_EXAMPLES.intersection(kinds):
             problems.append((layer, 'mixes'))
         # A dropout of rate zero does nothing.
-        elif _DRAWS_RANDOMNESS.intersection(kinds) and getattr(layer, 'rate', getattr(layer, 'stddev', 1.0)):
+        elif _DRAWS_RANDOMNESS.intersection(kinds) and bool(getattr(layer, 'rate', getattr(layer, 'stddev', 1.0))):
             problems.append((layer, 'random'))
         elif _adds_loss(layer):
             problems.append((layer, 'loss'))

@@ -86,6 +86,8 @@ class _PrivateOptimizer:
     update, which takes no others.
     """
 
+    _variables: list[tf.Variable]  # Those of the Keras optimizer.
+
     def __init__(
         self,
         l2_norm_clip: float,
@@ -109,7 +111,9 @@ class _PrivateOptimizer:
         self._expected_batch_size = expected_batch_size
         self._units_per_chunk = units_per_chunk
         self._clipper = clipping.PerUnitClipper(l2_norm_clip)
-        noise_lib.check_is_not_lost(noise_multiplier, expected_batch_size or num_microbatches)
+        divisor = expected_batch_size or num_microbatches
+        assert divisor is not None  # `_check_divisors` has seen that one of them is given.
+        noise_lib.check_is_not_lost(noise_multiplier, divisor)
         sensitivity = self._clipper.sensitivity(relations.REPLACE_WITH_ZERO)
         self._noise = noise_lib.GaussianNoise(noise_multiplier * sensitivity if noise_multiplier else 0.0)
         self._private_seed = seeds.PrivateSeed.from_os_entropy()
@@ -118,8 +122,9 @@ class _PrivateOptimizer:
         self._num_draws, least_draw = _make_counter('num_draws'), _make_counter('least_draw')
         object.__setattr__(self, '_least_draw', least_draw)  # Not tracked.
         self._variables.append(self._num_draws)
-        self._made_private = weakref.WeakValueDictionary()  # Gradients, by their id.
-        self._checked = set()  # References of the variables whose models were checked.
+        # Gradients, by their id.
+        self._made_private: weakref.WeakValueDictionary[int, tf.Tensor] = weakref.WeakValueDictionary()
+        self._checked: set[weakref.ref] = set()  # References of the variables whose models were checked.
 
     def split_into_units(self, rows: tf.Tensor) -> tf.Tensor:
         """Returns rows [units * views, ...] as [units, views, ...].

@@ -106,6 +106,12 @@ class DpSgdPlan:
     warm_start_release: WarmStartRelease | None
 
     @property
+    def noise_multiplier(self) -> float:
+        """Ratio of the noise's standard deviation to the sensitivity; 0 for no noise."""
+        assert self.config.noise_multiplier is not None  # `make_plan` fills it in.
+        return self.config.noise_multiplier
+
+    @property
     def sampling_probability(self) -> float | None:
         """The probability of each unit in each step; None where units are not Poisson-sampled."""
         return getattr(self.sampler, 'sampling_probability', None)
@@ -124,6 +130,7 @@ class DpSgdPlan:
 
     def record_warm_start_release(self, ledger: ledger_lib.Ledger) -> ledger_lib.Ledger:
         """Returns the ledger with all rounds of the warm start's release."""
+        assert self.warm_start_release is not None
         return self.warm_start_release.record(ledger)
 
     def record_step(self, ledger: ledger_lib.Ledger) -> ledger_lib.Ledger:
@@ -139,9 +146,7 @@ class DpSgdPlan:
         return self._record_steps(ledger, 1)
 
     def _record_steps(self, ledger: ledger_lib.Ledger, count: int) -> ledger_lib.Ledger:
-        return ledger.record(
-            ledger_lib.DP_SGD_STEP, self.config.noise_multiplier, self.sampling_probability, count=count
-        )
+        return ledger.record(ledger_lib.DP_SGD_STEP, self.noise_multiplier, self.sampling_probability, count=count)
 
     def epsilon(self, ledger: ledger_lib.Ledger | None = None, **options) -> float:
         """Returns epsilon at target_delta of what is in the ledger, or of the whole plan; infinity: no guarantee.
@@ -193,6 +198,7 @@ def make_plan(config: DpSgdConfig, num_units: int, warm_start_release: WarmStart
         num_units,
         accepted=config.accept_large_delta,
     )
+    sampler: sampling.PoissonSampler | sampling.ShuffledBatches
     if config.sampling == 'poisson':
         sampler = sampling.PoissonSampler(config.expected_batch_size / num_units)
     else:
@@ -220,20 +226,21 @@ def make_plan(config: DpSgdConfig, num_units: int, warm_start_release: WarmStart
             'target_epsilon=None.'
         )
     else:
+        assert config.target_epsilon is not None  # It or a noise multiplier is given.
         plan = plan_with(
             accounting.calibrate_noise_multiplier(
                 lambda sigma: plan_with(sigma).dp_event(), config.target_epsilon, config.target_delta
             )
         )
-    noise.check_is_not_lost(plan.config.noise_multiplier, config.expected_batch_size)
+    noise.check_is_not_lost(plan.noise_multiplier, config.expected_batch_size)
     if config.target_epsilon is not None and plan.epsilon() > config.target_epsilon:
         raise accounting.BudgetError(
-            f'noise_multiplier={plan.config.noise_multiplier:g} over {config.num_steps} steps costs '
+            f'noise_multiplier={plan.noise_multiplier:g} over {config.num_steps} steps costs '
             f'epsilon={rounding.round_up(plan.epsilon())} at delta={rounding.exact(config.target_delta)}, more '
             f'than target_epsilon={rounding.exact(config.target_epsilon)}. Give more noise or fewer steps, leave '
             'noise_multiplier out to have it calibrated, or set target_epsilon=None to claim no target.'
         )
-    if plan.config.noise_multiplier and config.sampling == 'poisson' and math.isinf(plan.epsilon()):
+    if plan.noise_multiplier and config.sampling == 'poisson' and math.isinf(plan.epsilon()):
         raise accounting.BudgetError(
             f'no epsilon is known for a noise multiplier below {epsilon_bounds.SMALLEST_NOISE_MULTIPLIER}, of the '
             'steps or of the warm start: it would hide nothing. Take more noise, or noise_multiplier=0 for no claim.'

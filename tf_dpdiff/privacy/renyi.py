@@ -16,7 +16,7 @@ from scipy import special
 _NUM_TERMS = 1000
 
 
-def log_moments(noise_multiplier: float, q: float, orders: Sequence[float]) -> np.ndarray:
+def log_moments(noise_multiplier: float, q: float, orders: Sequence[float] | np.ndarray) -> np.ndarray:
     """Returns log E[(p / q)^order] of a step for each order, an upper bound but for the rounding of numbers.
 
     It is convex in the order, and 0 at order 1. So what the series of a fractional order leaves open is taken off where
@@ -75,7 +75,7 @@ def _of_a_fractional_order(noise_multiplier: float, q: float, order: float) -> f
 
 def _lower_convex_envelope(xs: Sequence[float], ys: Sequence[float]) -> tuple[list[float], list[float]]:
     """Returns the corners of the largest convex function that is nowhere above the points; the xs rise."""
-    corners = []
+    corners: list[tuple[float, float]] = []
     for x, y in zip(xs, ys):
         while len(corners) > 1:
             (x0, y0), (x1, y1) = corners[-2:]
@@ -83,4 +83,4 @@ def _lower_convex_envelope(xs: Sequence[float], ys: Sequence[float]) -> tuple[li
                 break
             corners.pop()  # It lies on or above the line from the one before it to this point.
         corners.append((x, y))
-    return tuple(map(list, zip(*corners)))
+    return [x for x, _ in corners], [y for _, y in corners]

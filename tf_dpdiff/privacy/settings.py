@@ -42,7 +42,10 @@ class RunSettings:
     @property
     def expected_batch_size(self) -> float | None:
         """Expected units a step, where the data set's size is known."""
-        return self.num_units and self.sampling_probability * self.num_units
+        if not self.num_units:
+            return self.num_units
+        assert self.sampling_probability is not None
+        return self.sampling_probability * self.num_units
 
     def ledger(self, num_steps: int | None = None) -> ledger_lib.Ledger:
         """Returns the ledger that a run with these settings ends with, or has after its first num_steps steps."""
@@ -51,6 +54,7 @@ class RunSettings:
             rounds = self.warm_start_num_rounds
             ledger = ledger.record('warm_start_release', self.warm_start_noise_multiplier, 1.0, count=rounds)
         count = self.num_steps if num_steps is None else num_steps
+        assert self.noise_multiplier is not None and count is not None
         return ledger.record(ledger_lib.DP_SGD_STEP, self.noise_multiplier, self.sampling_probability, count=count)
 
     def epsilon(self, accountant: str = 'pld') -> float:
@@ -61,11 +65,13 @@ class RunSettings:
         """Returns the cautions that the claim needs, for a lay person; one sentence or two each."""
         if self.num_units:
             return cautions.of_claim(self.epsilon(), self.delta, self.num_units)
+        assert self.sampling_probability is not None
         about_delta = cautions.of_delta_without_num_units(self.delta, self.sampling_probability)
         return [caution for caution in (cautions.of_epsilon(self.epsilon()), about_delta) if caution]
 
     def curve(self, num_points: int = curves.NUM_POINTS) -> list[curves.CurvePoint]:
         """Returns the cost over steps, evenly spaced, the whole run last; begins at 0 where there is a warm start."""
+        assert self.num_steps is not None
         return curves.epsilon_over_steps(
             lambda count: self.ledger(count).dp_event(), self.num_steps, self.delta, num_points=num_points
         )
@@ -86,13 +92,11 @@ def complete(known: RunSettings) -> RunSettings:
     Raises:
       accounting.BudgetError: if the target cannot be met.
     """
+    assert known.target_epsilon is not None
     target = known.target_epsilon, known.delta
 
     def event_with(name: str) -> Callable:
         return lambda value: dataclasses.replace(known, **{name: value}).ledger().dp_event()
-
-    def event_with_batch(num_units: int):
-        return event_with('sampling_probability')(num_units / known.num_units)
 
     if known.noise_multiplier is None:
         name, make_event = 'noise_multiplier', event_with('noise_multiplier')
@@ -102,8 +106,8 @@ def complete(known: RunSettings) -> RunSettings:
     elif known.num_steps is None:
         name, value = 'num_steps', accounting.solve_num_steps(event_with('num_steps'), *target)
     elif known.num_units:
-        name = 'sampling_probability'
-        value = accounting.solve_batch_size(event_with_batch, *target, known.num_units) / known.num_units
+        name, make_event, num_units = 'sampling_probability', event_with('sampling_probability'), known.num_units
+        value = accounting.solve_batch_size(lambda size: make_event(size / num_units), *target, num_units) / num_units
     else:
         name, make_event = 'sampling_probability', event_with('sampling_probability')
         exact = accounting.solve_sampling_probability(make_event, *target)

@@ -4,12 +4,14 @@ from collections.abc import Callable, Iterator
 import dataclasses
 import functools
 import pathlib
+from typing import Any
 
 from tf_dpdiff import keras
 from tf_dpdiff.data import datasets
 from tf_dpdiff.data import overlap
 from tf_dpdiff.networks import denoiser
 from tf_dpdiff.networks import kinds
+from tf_dpdiff.privacy import feature_means
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import statement as statement_lib
@@ -51,8 +53,9 @@ class Build:
 
     def __init__(self, recipe: recipe_lib.Recipe, spec: datasets.DatasetSpec | None = None):
         self.recipe = recipe
-        last_stage = recipe.finetuning or recipe.pretraining
-        self.spec = spec or (recipe.data.spec if recipe.is_private else recipe.pretraining.spec)
+        last_stage, images = recipe.finetuning or recipe.pretraining, recipe.data or recipe.pretraining
+        assert last_stage is not None and images is not None  # One of the two stages there is in every recipe.
+        self.spec = spec or images.spec
         self.model = folder.ModelDescription(
             self.spec.image_shape,
             self.spec.class_names,
@@ -62,8 +65,8 @@ class Build:
             last_stage.views.label_drop_probability,
             has_feature_means=bool(recipe.warm_start and recipe.warm_start.has_public_images),
         ).with_sampler(recipe.sampler)
-        self.plan = None
-        if recipe.is_private:
+        self.plan: plan_lib.DpSgdPlan | None = None
+        if recipe.privacy:
             release = recipe.warm_start.release if recipe.warm_start else None
             self.plan = plan_lib.make_plan(recipe.privacy, self.spec.num_units, release)
 
@@ -92,6 +95,7 @@ class Build:
 
     def check_network(self, model: keras.Model) -> None:
         """Refuses a network, or views, that are not fit for per-unit clipping; see `finetuning.check_model`."""
+        assert self.recipe.finetuning is not None
         finetuning.check_model(model, self.spec.image_shape, self.make_view_sampler(self.recipe.finetuning.views))
 
     def open_origin(self) -> pretrained.PretrainedModel | None:
@@ -101,7 +105,7 @@ class Build:
           FileNotFoundError: if there is none where one is said to be.
           ValueError: if it does not fit the network or the process, or if the run has a public stage of its own.
         """
-        if not self.recipe.is_private or self.recipe.finetuning.init_from is None:
+        if self.recipe.finetuning is None or self.recipe.finetuning.init_from is None:
             return None
         if self.recipe.pretraining:
             raise ValueError(
@@ -117,7 +121,7 @@ class Build:
         recipe, phrases = self.recipe, [origin.to_phrase()] if origin else []
         if recipe.pretraining:
             phrases.append(recipe.pretraining.spec.to_phrase())
-        if recipe.warm_start and recipe.warm_start.has_public_images:
+        if recipe.warm_start and recipe.warm_start.public is not None:
             phrases.append(recipe.warm_start.public.spec.to_phrase())
         return tuple(dict.fromkeys(phrases))
 
@@ -126,7 +130,9 @@ class Build:
     ) -> statement_lib.PrivacyStatement | statement_lib.PublicStatement:
         """Returns the statement about weights that are made from the ledger's releases and from no others."""
         if self.plan is None:
+            assert self.recipe.pretraining is not None
             return statement_lib.PublicStatement(public_data, self.recipe.pretraining.num_steps, run_id)
+        assert self.recipe.finetuning is not None
         return statement_lib.PrivacyStatement(
             unit=self.spec.unit,
             dataset=self.spec.name,
@@ -161,33 +167,37 @@ class Build:
           ValueError: if the parts do not fit together; names what differs.
           model_check.ModelCheckError: if the network is not fit for per-unit clipping.
         """
-        recipe = self.recipe
-        if self.plan is not None and self.plan.num_units != private.num_units:
-            raise ValueError(
-                f'the plan is for {self.plan.num_units} units, data set {private.name!r} has {private.num_units}.'
-            )
-        warm_start_config = recipe.warm_start
-        if warm_start_config and warm_start_config.release != self.plan.warm_start_release:
-            raise ValueError(
-                f'the warm start makes another release, {warm_start_config.release}, than the plan accounts for: '
-                f'{self.plan.warm_start_release}.'
-            )
+        recipe, plan = self.recipe, self.plan
+        if plan is not None:
+            assert private is not None
+            if plan.num_units != private.num_units:
+                raise ValueError(
+                    f'the plan is for {plan.num_units} units, data set {private.name!r} has {private.num_units}.'
+                )
+            if recipe.warm_start and recipe.warm_start.release != plan.warm_start_release:
+                raise ValueError(
+                    f'the warm start makes another release, {recipe.warm_start.release}, than the plan accounts for: '
+                    f'{plan.warm_start_release}.'
+                )
         origin = self.open_origin()
         self.check(replicas.workers.count)
-        num_public = self._count_private_images_that_are_public(origin, private) if recipe.is_private else 0
+        num_public = self._count_private_images_that_are_public(origin, private) if private is not None else 0
         model = self.model
         if not recipe.is_private:
+            assert recipe.pretraining is not None
             model = model._replace(labelled=not _is_unlabelled(recipe.pretraining.images))
-        configuration = {
-            **({'privacy': self.plan.fingerprint(), 'data_fingerprint': private.fingerprint()} if self.plan else {}),
+        configuration: dict[str, Any] = {}
+        if plan is not None and private is not None:
+            configuration = {'privacy': plan.fingerprint(), 'data_fingerprint': private.fingerprint()}
+        configuration |= {
             'network': kinds.to_json(recipe.network),
             'process': dataclasses.asdict(recipe.process),
-            'pretraining': _describe(recipe.pretraining),
+            'pretraining': recipe.pretraining and _describe(recipe.pretraining),
         }
-        if recipe.is_private:
+        if recipe.finetuning:
             # The weights and not the place where they lie decide what is learnt.
             init_from = {'init_from': origin and origin.sha256}
-            configuration['warm_start'] = _describe(recipe.warm_start)
+            configuration['warm_start'] = recipe.warm_start and _describe(recipe.warm_start)
             configuration['finetuning'] = {**_describe(recipe.finetuning), **init_from}
         trainer = loop.Trainer(
             workdir,
@@ -196,7 +206,7 @@ class Build:
             build_network=self.make_network,
             num_classes=self.spec.num_classes,
             make_stages=lambda trainer: list(self._make_stages(trainer, workdir, private, on_release)),
-            plan=self.plan,
+            plan=plan,
             initialize=origin.carry_over_to if origin else None,
             draw_grid=make_grid_drawer(model) if make_grid_drawer else None,
             replicas=replicas,
@@ -212,6 +222,7 @@ class Build:
         if recipe.pretraining:
             yield pretraining.make_stage(recipe.pretraining, training)
         if recipe.warm_start:
+            assert self.plan is not None
             make_images: Callable[[], datasets.ImageDataset] = functools.partial(
                 warm_start.make_images,
                 recipe.warm_start,
@@ -225,6 +236,7 @@ class Build:
             )
             yield warm_start.make_stage(recipe.warm_start, training, make_images)
         if recipe.finetuning:
+            assert self.plan is not None
             log = trainer.log_diagnostics if recipe.loop.log_non_private and is_first else None
             yield finetuning.make_stage(recipe.finetuning, training, self.plan, private, trainer.state, log)
 
@@ -233,20 +245,23 @@ class Build:
         config = self.recipe.warm_start
         if not config or not config.has_public_images:
             return
+        release, public_images = config.release, config.public
+        assert self.plan is not None and public_images is not None
+        assert isinstance(release, feature_means.FeatureMeansConfig)
         if num_workers > 1:
             # Each would train a classifier of its own: other features, the same noise, and other images to train on.
             raise ValueError(
                 f'a warm start on public images is for one process, got {num_workers} workers: use the '
                 "strategy 'default' or 'mirrored'."
             )
-        public = config.public.spec
+        public = public_images.spec
         if public.image_shape != self.spec.image_shape:
             raise ValueError(
                 f'public of WarmStartConfig ({public.name!r}: {public.image_shape}) must have the shape of the '
                 f'private images ({self.spec.name!r}: {self.spec.image_shape}): see image_shape of '
                 'public_images.'
             )
-        config.release.check_enough(self.spec.num_units, self.spec.num_classes, self.plan.config.neighboring_relation)
+        release.check_enough(self.spec.num_units, self.spec.num_classes, self.plan.config.neighboring_relation)
 
     def _count_private_images_that_are_public(self, origin, private: datasets.ImageDataset) -> int:
         """Refuses public images that are the private ones; returns how many of those are among them: PRIVATE."""
@@ -284,15 +299,16 @@ class RunTraining:
         return self.build.statement(self.trainer.state.ledger, self.public_data, self.trainer.state.run_id)
 
 
-def _describe(config) -> dict | None:
+def _describe(config) -> dict[str, Any]:
     """Returns the settings of a stage that decide what is learnt, its images by name and fingerprint."""
-    if config is None:
-        return None
     fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in _CHUNKS}
     for name in ('dataset', 'public'):
         if fields.get(name) is not None:
             fields[name] = [config.images.name, config.images.fingerprint()]
-    return {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in fields.items()}
+    return {
+        k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) and not isinstance(v, type) else v
+        for k, v in fields.items()
+    }
 
 
 def _check_public_shape(public: datasets.DatasetSpec, private: datasets.DatasetSpec) -> None:

@@ -89,7 +89,10 @@ class ModelDescription(NamedTuple):
 
     def write(self, workdir: pathlib.Path) -> None:
         """Writes model.json."""
-        fields = {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in self._asdict().items()}
+        fields = {
+            k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) and not isinstance(v, type) else v
+            for k, v in self._asdict().items()
+        }
         fields['network'] = kinds.to_json(self.network)
         files.write_text(workdir / MODEL, json.dumps(fields, indent=2) + '\n')
 

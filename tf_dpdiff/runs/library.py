@@ -169,7 +169,9 @@ class Generator:
         elif not self._source.description.labelled:
             labels = (len(self.class_names),)
         config = draw.GenerateConfig(num_images=num_images, seed=seed)
-        return draw.at_once(self._sample_fns, config, choice=draw.ClassChoice(labels))
+        drawn = draw.at_once(self._sample_fns, config, choice=draw.ClassChoice(labels))
+        assert drawn is not None  # Nobody asks it to stop.
+        return drawn
 
 
 def train(

@@ -79,8 +79,9 @@ def make_image_sampler(average, model: folder.ModelDescription, workdir: pathlib
         average, _ = transfer.merge_adapters(average, model.network)
     score = None
     if model.sampler.num_candidates > 1:
-        run_id = checkpoints.read_run(workdir / checkpoints.FOLDER).run_id
-        score = warm_start.read_scorer(workdir, run_id, model.image_shape)
+        run = checkpoints.read_run(workdir / checkpoints.FOLDER)
+        assert run is not None
+        score = warm_start.read_scorer(workdir, run.run_id, model.image_shape)
     return export.ImageSampler(average, model.process, model.sampler, score_classes=score, labels=model.labels)
 
 

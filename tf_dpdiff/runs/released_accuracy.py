@@ -21,7 +21,7 @@ from tf_dpdiff.runs import report
 
 def check(
     workdir: pathlib.Path,
-    budget_path: pathlib.Path | None,
+    budget_path: str | pathlib.Path | None,
     config: accuracy_release.AccuracyReleaseConfig,
     data: datasets.PrivateData,
     statement_text: str | None,
@@ -68,7 +68,7 @@ def check(
 
 def release(
     workdir: pathlib.Path,
-    budget_path: pathlib.Path,
+    budget_path: str | pathlib.Path,
     config: accuracy_release.AccuracyReleaseConfig,
     data: datasets.PrivateData,
     predictions: dict[str, np.ndarray],
@@ -118,7 +118,7 @@ def _is_private(statement: dict) -> bool:
 def _charge(
     run_id: str,
     workdir: pathlib.Path,
-    budget_path: pathlib.Path,
+    budget_path: str | pathlib.Path,
     config: accuracy_release.AccuracyReleaseConfig,
     data: datasets.PrivateData,
 ) -> budget_file.Change:

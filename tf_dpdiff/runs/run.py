@@ -95,7 +95,7 @@ def prepare(
     """
     if is_first and not dry_run:
         folder.check_free(workdir)
-    if not recipe.is_private:
+    if recipe.data is None:
         return PreparedRun(build_lib.Build(recipe), None, None)
     utility, left_out = utility_lib.fitting(recipe.utility, recipe.data, recipe.samples.num_images)
     with progress.working('train', 'calibrating the noise'):
@@ -104,6 +104,7 @@ def prepare(
     if is_first:
         for sentence in left_out:
             say(f'{sentence}.')
+        assert build.plan is not None  # The run is private.
         of_total = cautions.of_delta(budget.delta, build.plan.num_units) if budget else None
         for caution in build.plan.cautions() + ([f'of the budget file, {of_total}'] if of_total else []):
             say(f'caution: {caution}')
@@ -148,7 +149,7 @@ def train(
 
     with replicas.working() as stop:
         training = prepared.build.make_training(
-            workdir, recipe.data and recipe.data.train, on_release=on_release, replicas=replicas
+            workdir, recipe.data.train if recipe.data else None, on_release=on_release, replicas=replicas
         )
         account = _Account(recipe, workdir, training, say)
         if workers.is_first:
@@ -176,6 +177,7 @@ class _Account:
         """Reserves all that the run may release."""
         if self._path:
             state, plan = self._training.trainer.state, self._training.build.plan
+            assert plan is not None and self._recipe.data is not None  # Private runs alone have a budget file.
             self._charge('reserved', _reserve(plan, self._recipe.data.train, state.run_id))
 
     def settle(self) -> None:
@@ -247,7 +249,7 @@ def _finish(
     released_configuration: str,
     released,
     checkpoint,
-    drawn,
+    drawn: tuple[np.ndarray, np.ndarray],
     started,
 ) -> TrainedRun:
     """Writes what may be released and, apart from it, what was measured on private images."""
@@ -268,6 +270,7 @@ def _finish(
         measured = utility_lib.measure(utility, *drawn, recipe.data.train, recipe.data.held_out).fields
         files.write_text(workdir / folder.NON_PRIVATE / 'utility.json', json.dumps(measured, indent=2) + '\n')
         accuracies = {f'{classifier}/{source}': value for classifier, source, value in utility_lib.accuracies(measured)}
+        assert isinstance(statement, statement_lib.PrivacyStatement)  # Private runs alone have a utility.
         summaries.non_private_scalars(accuracies, statement.plan.config.num_steps)
     summaries.flush()
     return TrainedRun(
@@ -279,6 +282,7 @@ def _facts(statement, recipe: recipe_lib.Recipe) -> dict[str, str]:
     """Returns the facts at the head of the report."""
     fields = statement.to_dict()
     if not recipe.is_private:
+        assert recipe.pretraining is not None
         return {
             'epsilon': 'no private images',
             'public images': f'{recipe.pretraining.spec.num_images:,}',
@@ -309,6 +313,7 @@ def _planned_budget(recipe, build: build_lib.Build, workdir: pathlib.Path, dry_r
             return budget.record_begun(run_id, identity.ledger, **_about(data.train))
 
         budget = record(budget) if dry_run else budget_file.update(recipe.budget_file, record)
+    assert build.plan is not None
     return _reserve(build.plan, data.train, run_id)(budget)
 
 

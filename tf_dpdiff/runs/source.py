@@ -56,8 +56,12 @@ def find(
       FileNotFoundError: if the model is not there.
     """
     if sampler and not saved_model and endpoint is None:
+        assert workdir is not None
         return _checkpoint(workdir, describe_run(workdir, sampler))
-    version = export.find_version(saved_model or check_complete(workdir) / 'saved_model')
+    if saved_model is None:
+        assert workdir is not None  # One of the two is given.
+        saved_model = check_complete(workdir) / 'saved_model'
+    version = export.find_version(saved_model)
     num_steps = _choose_num_steps(version, dict(sampler or {}))
     local = _exported(workdir, version, num_steps)
     if endpoint is None:
@@ -162,7 +166,9 @@ def _exported(workdir: pathlib.Path | None, version: pathlib.Path, num_steps: in
             f'{version} does not say what its classes are ({export.EXTRA}/{folder_lib.MODEL} is '
             'missing); name the run that it comes from by --workdir.'
         )
-    description = folder_lib.read_model(extra if described else workdir)
+    described_in = extra if described else workdir
+    assert described_in is not None  # Otherwise it was refused above.
+    description = folder_lib.read_model(described_in)
     load_sample_fn = functools.partial(export.load_sample_fn, version)
     if num_steps is not None:
         description = description.with_sampler(dataclasses.replace(description.sampler, num_steps=num_steps))

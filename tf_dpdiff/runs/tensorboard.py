@@ -37,7 +37,7 @@ def make_grid_drawer(model: folder.ModelDescription) -> loop_lib.DrawGrid:
     rows = np.repeat(np.arange(min(num_classes, _GRID_CLASSES), dtype=np.int32), _GRID_COLUMNS)
     labels = tf.constant(rows if model.labelled else np.full_like(rows, num_classes))
     seeds = tf.range(len(rows), dtype=tf.int64)
-    kept = {}  # The network that is sampled and the compiled sampler: made at the first call.
+    kept: dict[str, Any] = {}  # The network that is sampled and the compiled sampler: made at the first call.
 
     def draw(average: keras.Model) -> np.ndarray:
         # Networks with adapters are sampled as they are released: merged, into a new network each time.
@@ -132,7 +132,9 @@ def write_timesteps(
     """
     uniforms = tf.random.stateless_uniform([2, _NUM_TIMESTEPS_DRAWN], [0, 0], alg='philox')
     for stage, config in views.items():
-        summaries.histogram(f'timesteps/{stage}', config.timesteps.from_uniforms(*uniforms, process.schedule).numpy())
+        summaries.histogram(
+            f'timesteps/{stage}', config.timesteps.from_uniforms(uniforms[0], uniforms[1], process.schedule).numpy()
+        )
 
 
 def write_epsilon(summaries: summaries_lib.Summaries, points: Sequence[curves.CurvePoint]) -> None:
@@ -152,7 +154,7 @@ def key_numbers(
       of_stages: The configurations of its stages by name.
       plan: The privacy plan, or None.
     """
-    numbers = {
+    numbers: dict[str, summaries_lib.Number] = {
         **model.network.size,
         'sampler': model.sampler.name,
         'sampler_steps': model.sampler.num_steps,

@@ -1,6 +1,6 @@
 """How images are drawn from a released model: in chunks, by all devices and workers, each by a seed of its own."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 import contextlib
 import dataclasses
 import fractions
@@ -161,7 +161,7 @@ def in_pieces(
     workers: workers_lib.Workers = workers_lib.ALONE,
     should_stop: Callable[[], bool] = lambda: False,
     shown_total: int | None = None,
-) -> Iterator[Piece]:
+) -> Generator[Piece, None, None]:
     """Draws the images of ranges of seeds, some chunks ahead of the caller.
 
     Chunk k is the seeds from k * chunk_size, and is always drawn whole: an image stands in the same row of the same
@@ -215,7 +215,7 @@ def _chunks_of(ranges: Sequence[tuple[int, int]], chunk_size: int) -> Iterator[i
 
 def _draw_chunks(
     sample_fns: Sequence[SampleFn], choice: ClassChoice, numbers: Iterable[int], chunk_size: int
-) -> Iterator[Piece]:
+) -> Generator[Piece, None, None]:
     """Yields whole chunks in order."""
 
     def draw_chunk(sample_fn: SampleFn, number: int) -> Piece:

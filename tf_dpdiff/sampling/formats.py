@@ -156,6 +156,10 @@ class Layout:
         """Writes the images of a shard, in the order of their seeds, below a folder where all parents of files are."""
         raise NotImplementedError
 
+    def join(self, folder: pathlib.Path, target: pathlib.Path) -> None:
+        """Joins all shards to one file; only of a format whose sets are one file."""
+        raise NotImplementedError
+
     def read(self, shard: int, folder: pathlib.Path) -> draw.Piece:
         """Reads a shard of the set in a folder; raises OSError or ValueError if it is missing or damaged."""
         raise NotImplementedError

@@ -4,11 +4,12 @@ What comes out is the same, and in the same order, for any number of either.
 """
 
 import collections
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent import futures
+import functools
 import io
 import queue
-from typing import Any, TypeVar
+from typing import Any, cast, TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -55,7 +56,7 @@ def _load_on(device: str, load: Callable[[], Callable]) -> Callable:
 
 def run_ahead(
     functions: Sequence[Callable], tasks: Iterable[Any], do: Callable[[Callable, Any], _Result]
-) -> Iterator[_Result]:
+) -> Generator[_Result, None, None]:
     """Yields the results of tasks in order; each device has one in work and one to follow.
 
     Args:
@@ -74,7 +75,7 @@ def run_ahead(
         finally:
             idle.put(function)
 
-    pending = collections.deque()
+    pending: collections.deque[futures.Future[_Result]] = collections.deque()
     executor = futures.ThreadPoolExecutor(len(functions))
     try:
         for task in tasks:
@@ -110,10 +111,15 @@ def spread(
         if workers.count == 1:
             yield next(own)
             continue
-        has_task = first + workers.index < num_tasks
-        packed = all_or_none(workers, lambda has_task=has_task: to_bytes(next(own)) if has_task else b'')
+        packed = all_or_none(
+            workers, functools.partial(_next_as_bytes, own if first + workers.index < num_tasks else None)
+        )
         for result in workers.gather(packed)[: num_tasks - first]:
             yield from_bytes(result)
+
+
+def _next_as_bytes(own: Iterator[Arrays] | None) -> bytes:
+    return to_bytes(next(own)) if own else b''
 
 
 def all_or_none(workers: workers_lib.Workers, do: Callable[[], _Result]) -> _Result:
@@ -129,7 +135,8 @@ def all_or_none(workers: workers_lib.Workers, do: Callable[[], _Result]) -> _Res
     Raises:
       workers_lib.WorkerLostError: if it raised at another worker and not at this one.
     """
-    result, error = None, None
+    result: _Result | None = None
+    error: Exception | None = None
     try:
         result = do()
     except Exception as caught:
@@ -142,7 +149,7 @@ def all_or_none(workers: workers_lib.Workers, do: Callable[[], _Result]) -> _Res
             'another worker failed, and says itself why; what was saved stands. Mend '
             'that, and start all workers again with the same command.'
         )
-    return result
+    return cast(_Result, result)  # The call has ended without an error.
 
 
 def at_first(workers: workers_lib.Workers, do: Callable[[], _Result]) -> _Result | None:

@@ -142,6 +142,7 @@ def _root(path: pathlib.Path) -> pathlib.Path:
 
 def _read_folder(root: pathlib.Path, limit: int | None) -> Samples:
     record = _read_record(root / RECORD)
+    assert record is not None  # By it `_root` has found the folder.
     spec = formats.Spec.from_json(record['plan'])
     if not record['complete']:
         raise ValueError(
@@ -173,11 +174,11 @@ def _read_file(path: pathlib.Path, limit: int | None) -> Samples:
             f'{path} holds samples without a class: the label {labels.max()}, but {most} '
             f'{"images" if names is None else "classes"}.'
         )
-    names = range(int(labels.max()) + 1) if names is None else names
+    class_names = tuple(map(str, range(int(labels.max()) + 1) if names is None else names))
     text = _text_of(path.with_name(f'{path.stem}.{STATEMENTS[0]}'))
     if text is None and path.name == 'samples.npz':  # What bin/train writes.
         text = _text_of(path.with_name(STATEMENTS[0]))
-    return Samples(images[:limit], labels[:limit].astype(np.int32), tuple(map(str, names)), text)
+    return Samples(images[:limit], labels[:limit].astype(np.int32), class_names, text)
 
 
 def _read_arrays(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -329,8 +330,9 @@ class Writer:
 
     def _metadata(self) -> list[pathlib.Path]:
         """Returns the files that a data set of TensorFlow Datasets needs beside its shards."""
-        names = tfds_writer.METADATA_FILES + STATEMENTS if self._dataset_folder else ()
-        return [self._dataset_folder / name for name in names]
+        if self._dataset_folder is None:
+            return []
+        return [self._dataset_folder / name for name in tfds_writer.METADATA_FILES + STATEMENTS]
 
     def begin(self) -> None:
         """Clears away what a kill has left, and lays the privacy statement in the folder."""

@@ -101,7 +101,7 @@ class Batcher:
     ):
         self._signature, self._config = signature, config
         self._on_batch = on_batch or (lambda rows, waited: None)
-        self._queue = collections.deque()
+        self._queue: collections.deque[_Request] = collections.deque()
         self._changed = threading.Condition()
         self._is_closed = False
         self._worker = threading.Thread(target=self._work, name=f'batcher {signature.name}', daemon=True)
@@ -191,7 +191,8 @@ class Batcher:
         return self._signature.is_batched and sum(request.rows for request in self._queue) < self._config.max_batch_size
 
     def _take(self) -> list[_Request]:
-        batch, rows = [], 0
+        batch: list[_Request] = []
+        rows = 0
         while self._queue:
             request = self._queue[0]
             if batch and (

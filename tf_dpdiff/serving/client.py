@@ -105,12 +105,11 @@ class Endpoint:
           EndpointError: if there is no such answer; names the address.
           ValueError: if the model was not trained on one of the labels.
         """
-        unknown = sorted({*np.asarray(labels).tolist()} - {*self._labels}) if self._labels else []
-        if unknown:
-            raise ValueError(
-                f'the model was not trained on the label {unknown[0]}, but on {self._labels[0]} to {self._labels[-1]}.'
-            )
-        inputs = {'labels': np.asarray(labels, np.int32), 'seeds': np.asarray(seeds, np.int64)}
+        known = self._labels
+        unknown = sorted({*np.asarray(labels).tolist()} - {*known}) if known else []
+        if known and unknown:
+            raise ValueError(f'the model was not trained on the label {unknown[0]}, but on {known[0]} to {known[-1]}.')
+        inputs: dict[str, np.ndarray] = {'labels': np.asarray(labels, np.int32), 'seeds': np.asarray(seeds, np.int64)}
         if self._num_steps is not None:
             inputs['num_steps'] = np.full(inputs['labels'].shape, self._num_steps, np.int32)
         outputs = self._predict(inputs)
@@ -197,6 +196,7 @@ class _Grpc:
             ) from error
         self.address = url.rstrip('/')
         parts = _GRPC_ADDRESS.fullmatch(url)
+        assert parts is not None  # See `_is_address`.
         self._request = predict_pb2.PredictRequest()
         self._request.model_spec.name = parts['name']
         self._request.model_spec.signature_name = _SIGNATURE

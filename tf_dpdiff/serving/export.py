@@ -205,8 +205,10 @@ def export_saved_model(
         (extra / _LABELS).write_text(json.dumps(list(sampler.labels)) + '\n')
         if step_counts:
             (extra / _STEP_COUNTS).write_text(json.dumps(step_counts) + '\n')
-        asked = {'label': sampler.labels[0], 'num_steps': min(step_counts, default=None)}
-        if warmup_batch_sizes and not warmup.write(extra, signatures, warmup_batch_sizes, **asked):
+        label, num_steps = sampler.labels[0], min(step_counts, default=None)
+        if warmup_batch_sizes and not warmup.write(
+            extra, signatures, warmup_batch_sizes, label=label, num_steps=num_steps
+        ):
             print(
                 f'{directory}: written without warm-up requests, since tensorflow-serving-api is not installed; a '
                 "server's first answers take longer.",

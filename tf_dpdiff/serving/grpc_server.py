@@ -85,6 +85,7 @@ class GrpcServer:
         address = f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
         try:
             if security.certificate:
+                assert security.key is not None  # It comes with the certificate.
                 credentials = grpc.ssl_server_credentials(
                     [(security.key.read_bytes(), security.certificate.read_bytes())]
                 )
@@ -138,7 +139,8 @@ class _Watch:
     """
 
     def __init__(self, max_calls: int):
-        self._max_calls, self._until = max_calls, {}
+        self._max_calls = max_calls
+        self._until: dict[grpc.ServicerContext, float] = {}
         self._lock, self._stopping = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._work, name='gRPC watch', daemon=True)
 

@@ -8,7 +8,6 @@ import base64
 import binascii
 from collections.abc import Mapping
 import json
-from json import decoder as json_decoder
 import math
 from typing import Any
 
@@ -33,7 +32,7 @@ def parse(body: bytes) -> dict[str, Any]:
       ServingError: if it is no JSON object.
     """
     text = body.decode('utf-8-sig', 'surrogateescape')
-    start = json_decoder.WHITESPACE.match(text).end()
+    start = len(text) - len(text.lstrip(' \t\n\r'))
     if start == len(text):
         raise status.invalid('JSON Parse error: The document is empty')
     try:
@@ -157,11 +156,12 @@ def _only_input(signature, what: str) -> str:
 
 
 def _to_array(name: str, value, spec, max_bytes: int) -> np.ndarray:
-    shape, inner = [], value
-    while isinstance(inner, list) and len(shape) < _MAX_RANK:
-        shape.append(len(inner))
+    sides: list[int] = []
+    inner = value
+    while isinstance(inner, list) and len(sides) < _MAX_RANK:
+        sides.append(len(inner))
         inner = inner[0] if inner else None
-    shape = tuple(shape)
+    shape = tuple(sides)
     spec.check_shape(name, shape)
     spec.check_size(name, shape, max_bytes)
     array = np.empty(shape, object)

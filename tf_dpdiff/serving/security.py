@@ -87,7 +87,7 @@ def read_token(path: pathlib.Path) -> str:
         raise ValueError(f'--token_file={path} cannot be read: {error.strerror}.') from error
 
 
-def is_loopback(host: str) -> bool:
+def is_loopback(host: str | None) -> bool:
     """Returns True where all addresses of a host are of this machine alone.
 
     Raises:
@@ -97,4 +97,4 @@ def is_loopback(host: str) -> bool:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise ValueError(f'--host={host} is no address of this machine: {error}') from error
-    return bool(host) and all(ipaddress.ip_address(address[4][0].split('%')[0]).is_loopback for address in found)
+    return bool(host) and all(ipaddress.ip_address(str(address[4][0]).split('%')[0]).is_loopback for address in found)

@@ -1,6 +1,7 @@
 """One version of a SavedModel in memory: its signatures, each behind a queue; its warm-up."""
 
 from collections.abc import Callable, Mapping
+import functools
 import logging
 import pathlib
 import time
@@ -62,7 +63,7 @@ class Servable:
             raise LoadError(f'{folder}: {status.from_exception(error).message}') from error
         on_batch = on_batch or (lambda name, rows, waited: None)
         self._batchers: dict[str, batching.Batcher] = {
-            name: batching.Batcher(signature, config, lambda rows, waited, name=name: on_batch(name, rows, waited))
+            name: batching.Batcher(signature, config, functools.partial(on_batch, name))
             for name, signature in self._signatures.items()
         }
 
@@ -99,11 +100,11 @@ def _read_signatures(functions, signature_defs) -> dict[str, signatures.Signatur
     result = {}
     for name, definition in signature_defs.signature_def.items():
         if name in functions:
-            specs = [
+            inputs, outputs = (
                 {key: signatures.TensorSpec.from_tensor_info(info) for key, info in sorted(infos.items())}
                 for infos in (definition.inputs, definition.outputs)
-            ]
-            result[name] = signatures.Signature(name, *specs, functions[name])
+            )
+            result[name] = signatures.Signature(name, inputs, outputs, functions[name])
     return result
 
 

@@ -76,9 +76,9 @@ class ModelServer:
         self._manager = versions.VersionManager(folder, name, load)
         metrics.watch(self._manager.queue_length, self._manager.newest_version)
         self._core = predict.Core(self._manager, config.limits, metrics)
-        where = {'host': config.host, 'security': config.security}
-        self._rest = rest_server.RestServer(self._core, port=config.rest_port, **where)
-        self._grpc = grpc_server.GrpcServer(self._core, port=config.grpc_port, **where)
+        host, security = config.host, config.security
+        self._rest = rest_server.RestServer(self._core, port=config.rest_port, host=host, security=security)
+        self._grpc = grpc_server.GrpcServer(self._core, port=config.grpc_port, host=host, security=security)
         self._health = _health_server(self._core, config)
         self.rest_port, self.grpc_port = self._rest.port, self._grpc.port
         self.health_port = self._health.port if self._health else None
@@ -87,13 +87,14 @@ class ModelServer:
 
     def _load_first(self) -> None:
         of_grpc = [part for part in (self._grpc, self._health) if part]
-        for part in of_grpc:
-            part.start()
+        for server in of_grpc:
+            server.start()
         try:
             self._manager.load_first()
         except BaseException:
-            for part in (*of_grpc, self._rest):
-                part.stop(0.0)
+            for server in of_grpc:
+                server.stop(0.0)
+            self._rest.stop(0.0)
             raise
 
     def start(self) -> None:

@@ -2,11 +2,12 @@
 
 import pathlib
 import re
+from typing import TypeAlias
 
 import grpc
 import tensorflow as tf
 
-Code = grpc.StatusCode
+Code: TypeAlias = grpc.StatusCode
 
 _CODES = {code.value[0]: code for code in Code}
 _HTTP = {

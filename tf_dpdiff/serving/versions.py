@@ -54,7 +54,7 @@ class VersionManager:
         self._newest: int | None = None
         self._num_unloading = 0
         self._states: dict[int, VersionState] = {}
-        self._broken = {}
+        self._broken: dict[int, list[tuple[str, int, int]]] = {}
         self._stopping = threading.Event()
         self._watcher: threading.Thread | None = None
 
@@ -114,7 +114,7 @@ class VersionManager:
         """
         with self._free:
             number = self._newest if version is None else version
-            loaded = self._loaded.get(number) if name == self.name else None
+            loaded = self._loaded.get(number) if name == self.name and number is not None else None
             if loaded is None:
                 asked = f'Latest({name[:80]})' if version is None else f'Specific({name[:80]}, {version})'
                 raise status.ServingError(status.Code.NOT_FOUND, f'Servable not found for request: {asked}')

@@ -58,7 +58,7 @@ def find_newest(directory: pathlib.Path) -> tuple[pathlib.Path | None, list[Dama
       UnreadableError: if a checkpoint cannot be read: an older one must not take the place of one that may be whole.
     """
     while True:
-        damaged = []
+        damaged: list[Damage] = []
         for folder in numbered(directory):
             try:
                 reason = find_damage(folder)

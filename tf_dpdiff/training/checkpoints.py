@@ -30,7 +30,7 @@ _RECORD = 'record/.ATTRIBUTES/VARIABLE_VALUE'
 _CURE = 'Put the folder back from a copy, or name another --workdir; the privacy that the run has spent stays spent.'
 DIVERGED = 'diverged'  # In place of the stage of a run that has diverged, and is over.
 _T = TypeVar('_T')
-_warnings = set()  # Each is shown once in a process, which reads its checkpoint several times.
+_warnings: set[str] = set()  # Each is shown once in a process, which reads its checkpoint several times.
 
 
 class CheckpointMismatchError(ValueError):

@@ -8,6 +8,7 @@ import re
 import socket
 import sys
 import threading
+from typing import TypeAlias
 
 import tensorflow as tf
 
@@ -16,7 +17,7 @@ TF_CONFIG, SLURM, KUBERNETES = CLUSTERS = ('tf_config', 'slurm', 'kubernetes')
 DEFAULT_PORT = 2222
 _QUIET_SECS = 15.0  # What takes less is not worth a word.
 
-Resolver = tf.distribute.cluster_resolver.ClusterResolver
+Resolver: TypeAlias = tf.distribute.cluster_resolver.ClusterResolver
 
 
 def check(cluster: str, port: int, num_workers: int | None, service: str | None) -> None:
@@ -77,7 +78,11 @@ def resolve(cluster: str, port: int, num_workers: int | None, service: str | Non
     """
     if cluster == TF_CONFIG:
         return _from_tf_config()
-    found, own = _from_slurm(port) if cluster == SLURM else _from_kubernetes(port, num_workers, service)
+    if cluster == SLURM:
+        found, own = _from_slurm(port)
+    else:
+        assert num_workers is not None and service is not None  # See `check`.
+        found, own = _from_kubernetes(port, num_workers, service)
     return tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec({'worker': found}), task_type='worker', task_id=own, rpc_layer='grpc'
     )

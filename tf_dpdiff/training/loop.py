@@ -275,7 +275,9 @@ class Trainer:
     def _draw(self, stage: stage_lib.Stage) -> tuple[np.ndarray | None, str | None]:
         """Returns a picture of samples, None where none may be shown, and in words why there can be none."""
         try:
-            return self._draw_grid(self.average) if self._is_released(stage) else None, None
+            if self._draw_grid is None or not self._is_released(stage):
+                return None, None
+            return self._draw_grid(self.average), None
         except FloatingPointError:
             return None, 'its samples are not finite'
 

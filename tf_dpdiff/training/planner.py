@@ -92,17 +92,18 @@ class Hardware:
         return self.views_per_second is not None
 
 
-def rate(hardware: Hardware, flops_per_view: float, *, is_public: bool) -> float:
+def rate(hardware: Hardware, flops_per_view: float | None, *, is_public: bool) -> float:
     """Returns the views a second of one device.
 
     Args:
       hardware: With a rate.
-      flops_per_view: Of training, see `flops.flops_per_view`.
+      flops_per_view: Of training, see `flops.flops_per_view`; None where the rate was measured.
       is_public: Whether the stage is plain training.
     """
-    if hardware.is_measured:
-        is_other = is_public and hardware.public_views_per_second is not None
-        return hardware.public_views_per_second if is_other else hardware.views_per_second
+    if hardware.views_per_second is not None:
+        of_public = hardware.public_views_per_second if is_public else None
+        return hardware.views_per_second if of_public is None else of_public
+    assert hardware.device_tflops is not None and flops_per_view is not None
     share = DEFAULT_UTILIZATION if hardware.utilization is None else hardware.utilization
     return hardware.device_tflops * 1e12 * share / flops_per_view
 

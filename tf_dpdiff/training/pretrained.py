@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import pathlib
+from typing import Any
 import zipfile
 
 import numpy as np
@@ -61,8 +62,8 @@ class PretrainedModel:
         for name in sorted(self.weights):
             value = np.ascontiguousarray(self.weights[name], '<f4')
             digest.update(f'{name} {value.shape}\n'.encode())
-            digest.update(value)
-        digest.update(np.ascontiguousarray(self.image_digests, '<u8'))
+            digest.update(value.data)
+        digest.update(np.ascontiguousarray(self.image_digests, '<u8').data)
         return digest.hexdigest()
 
     def _description(self) -> dict:
@@ -105,7 +106,8 @@ class PretrainedModel:
     def write(self, folder: pathlib.Path) -> None:
         """Writes the checkpoint as a folder of three files: a description, the weights and the images' digests."""
         with files.replacing(folder / _WEIGHTS) as temporary:
-            np.savez(temporary, **self.weights)
+            weights: dict[str, Any] = self.weights  # None of them is called allow_pickle.
+            np.savez(temporary, **weights)
         with files.replacing(folder / _DIGESTS) as temporary:
             np.save(temporary, self.image_digests)
         num_parameters = sum(value.size for value in self.weights.values())

@@ -64,10 +64,11 @@ def train(config: PublicClassifierConfig, public: datasets.ImageDataset) -> kera
         tells_loss=True,
     )
     with progress.bar(num_steps, 'classifier', 'step') as bar:
-        for loss in map(float, losses):
+        for loss in losses:
             bar.update()
+            assert loss is not None
             if not math.isfinite(loss):
-                raise _diverged(f'by step {bar.n} of {bar.total}: the loss is {loss}')
+                raise _diverged(f'by step {bar.n} of {bar.total}: the loss is {float(loss)}')
     if not divergence.all_finite([*model.weights, model(public.images_uint8[:1])]):
         raise _diverged('at its end: its weights, or what it says of an image, are not finite')
     return model

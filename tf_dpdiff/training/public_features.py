@@ -76,7 +76,7 @@ def fit(model: keras.Model, public: datasets.ImageDataset) -> PublicFeatures:
     """Returns the features that a classifier gives images, centred and whitened by the public ones."""
     num_classes = model.outputs[0].shape[-1]
     logarithms = PublicFeatures(model, np.zeros([num_classes]), np.eye(num_classes))(public.images_uint8)
-    mean = np.mean(logarithms, axis=0, dtype=np.float64)
+    mean = np.asarray(np.mean(logarithms, axis=0, dtype=np.float64))
     covariance = (logarithms - mean).T @ (logarithms - mean) / len(logarithms)
     ridge = _RIDGE * np.trace(covariance) / num_classes
     variances, axes = np.linalg.eigh(covariance + ridge * np.eye(num_classes))

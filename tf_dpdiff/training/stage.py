@@ -103,8 +103,8 @@ def make_public_stage(
         indices = pipelines.random_indices(len(dataset), config.batch_size, seed=config.seed, step=step)
         bounds = [sampling.shard_bounds(config.batch_size, replica, replicas.count) for replica in replicas.local]
         places = sampling.pad_batches([np.arange(*bound) for bound in bounds], images_per_chunk, equally=True)
-        indices = [np.where(place < 0, sampling.PADDING_INDEX, indices[place]) for place in places]
-        return [(*pipelines.gather(dataset, own), place.astype(np.int32)) for own, place in zip(indices, places)]
+        rows = [np.where(place < 0, sampling.PADDING_INDEX, indices[place]) for place in places]
+        return [(*pipelines.gather(dataset, own), place.astype(np.int32)) for own, place in zip(rows, places)]
 
     def run_step(step: int) -> dict[str, float]:
         loss = public_step(batches(step), tf.constant(step, tf.int64))

@@ -220,7 +220,8 @@ class Replicas:
         Raises:
           workers_lib.WorkersDisagreeError: in all workers, if not.
         """
-        digest, drifted = hashlib.sha256(), set()
+        digest = hashlib.sha256()
+        drifted: set[int] = set()
         for variable in variables if max(self.count, self.workers.count) > 1 else ():
             first, *others = [copy.numpy().tobytes() for copy in self.strategy.experimental_local_results(variable)]
             drifted.update(self.local[1 + i] for i, other in enumerate(others) if other != first)

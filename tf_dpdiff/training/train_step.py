@@ -53,6 +53,7 @@ def make_private_step(
       diagnostics: private, not to be released.
     """
     num_views = view_sampler.num_views
+    assert state.private_seed is not None  # Private images are there.
     sampling_seed, owner_seed = (state.private_seed.derive(purpose) for purpose in ('sampling', 'images_of_owners'))
     clip_and_descend = compile_private_step(
         model,

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import io
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 import zipfile
 
 import numpy as np
@@ -104,9 +104,10 @@ class WarmStartConfig:
         return self.classifier or public_classifier.PublicClassifierConfig()
 
     @property
-    def images(self) -> datasets.ImageDataset | None:
-        """The public images, read where they are not yet; None where there are none."""
-        return stage_lib.read_public(self.public) if self.has_public_images else None
+    def images(self) -> datasets.ImageDataset:
+        """The public images, read where they are not yet; for feature means."""
+        assert self.public is not None
+        return stage_lib.read_public(self.public)
 
 
 def _check_kind(config: WarmStartConfig) -> None:
@@ -162,6 +163,7 @@ def make_images(
         chosen = choose_public_images(config, plan, private, state, workdir=workdir, save=save)
         on_release(chosen)
         return chosen.images
+    assert isinstance(config.release, class_means.ClassMeansConfig) and config.num_images is not None
     means = release_class_means(config.release, plan, private, state, workdir=workdir, save=save, workers=workers)
     on_release(means)
     return images_from_class_means(
@@ -204,6 +206,7 @@ def release_class_means(
         written = _read_means(path, state.run_id, shape)
         if written is None:
             _check_not_released(config.mechanism, state, f'the noisy class means of this run are not in {path}')
+            assert state.private_seed is not None
             means = config.release(
                 private.images_uint8,
                 private.labels,
@@ -229,6 +232,7 @@ def _check_not_released(mechanism: str, state: checkpoints.RunState, what_is_mis
 
 def _record_once(plan: plan_lib.DpSgdPlan, state: checkpoints.RunState, save: Callable[[], None]) -> None:
     """Puts a release whose file is written into the ledger, where it is not yet."""
+    assert plan.warm_start_release is not None
     if not state.ledger.count(plan.warm_start_release.mechanism):
         # Saved at once: from here on a run without the file is refused, and not before it has it.
         state.ledger = plan.record_warm_start_release(state.ledger)
@@ -347,15 +351,18 @@ def choose_public_images(
       FileNotFoundError: if the ledger holds the release and its file is missing.
       ValueError: if the file is not as it was written, or no public image is like a private class.
     """
+    release = config.release
+    assert isinstance(release, feature_means.FeatureMeansConfig) and config.images_per_class is not None
     public = with_classes_that_have_images(config.images)
     path = workdir / FEATURE_MEANS_FILE
     arrays = _read_feature_means(path, state.run_id, private.num_classes, public)
     if arrays is None:
-        _check_not_released(config.release.mechanism, state, f'the noisy feature means of this run are not in {path}')
+        _check_not_released(release.mechanism, state, f'the noisy feature means of this run are not in {path}')
         model = public_classifier.train(config.classifier_or_default, public)
         features = public_features.fit(model, public)
         relation = plan.config.neighboring_relation
-        noisy_sums = config.release.release(
+        assert state.private_seed is not None
+        noisy_sums = release.release(
             features(private.images_uint8),
             private.labels,
             private.num_classes,
@@ -364,11 +371,12 @@ def choose_public_images(
             generator=plan.config.noise_generator,
             owners=private.owners,
         )
-        means = config.release.means(noisy_sums, relation)
+        means = release.means(noisy_sums, relation)
         rows, labels = feature_means.choose_images(means, features(public.images_uint8), config.images_per_class)
         arrays = {'noisy_sums': noisy_sums, 'rows': rows, 'labels': labels}
         with files.replacing(path) as temporary:
-            np.savez(temporary, run_id=state.run_id, **arrays, **public_features.to_arrays(features, means))
+            saved: dict[str, Any] = {**arrays, **public_features.to_arrays(features, means)}
+            np.savez(temporary, run_id=state.run_id, **saved)
     _record_once(plan, state, save)
     return _gather_chosen(arrays['rows'], arrays['labels'], public, private.class_names)
 
