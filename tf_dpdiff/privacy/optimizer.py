@@ -4,7 +4,7 @@ The interface is TensorFlow Privacy's `make_vectorized_keras_optimizer_class`; w
 of `make_vectorized_dp_optimizer_class`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 import functools
 from typing import Any
 import weakref
@@ -126,7 +126,7 @@ class _PrivateOptimizer(_Optimizer):
         self._variables.append(self._num_draws)
         # Gradients, by their id.
         self._made_private: weakref.WeakValueDictionary[int, tf.Tensor] = weakref.WeakValueDictionary()
-        self._checked: set[weakref.ref] = set()  # References of the variables whose models were checked.
+        self._checked: set[Hashable] = set()  # References of the variables whose models were checked.
 
     def split_into_units(self, rows: tf.Tensor) -> tf.Tensor:
         """Returns rows [units * views, ...] as [units, views, ...].
