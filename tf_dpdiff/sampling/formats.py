@@ -130,10 +130,6 @@ class Layout:
 
     Args:
       spec: What the set consists of.
-
-    Attributes:
-      dataset_folder: Where the files of a data set of TensorFlow Datasets lie, relative to the folder of the set; empty
-        in other formats.
     """
 
     def __init__(self, spec: Spec):
@@ -141,6 +137,7 @@ class Layout:
 
     @property
     def dataset_folder(self) -> str:
+        """Where the files of a data set of TensorFlow Datasets lie, relative to the folder of the set; empty elsewhere."""
         return ''
 
     def check_names(self) -> None:
