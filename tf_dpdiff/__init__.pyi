@@ -1,8 +1,6 @@
 # The public library, by name: what is here is promised, and nothing else. Each name is imported when it is first used.
 # Configurations and sources of images have the same names in configuration files (cli/gin_config.py registers them).
 
-__all__: list[str]
-
 from .cli.gin_config import recipe as recipe
 from .data.augmentation import AugmentationConfig as AugmentationConfig
 from .data.camelyon17 import wilds_camelyon17 as wilds_camelyon17

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import tempfile
+from typing import Any
 
 # Before TensorFlow is imported, which the modules of most verbs do: it speaks of missing GPUs at length.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
@@ -42,8 +43,9 @@ class _QuietFinder:
         sys.meta_path.remove(cls)
         spec = importlib.util.find_spec(name)
         if spec is not None:
-            load = spec.loader.exec_module
-            spec.loader.exec_module = lambda module: _log_level_kept()(load)(module)
+            loader: Any = spec.loader
+            load = loader.exec_module
+            loader.exec_module = lambda module: _log_level_kept()(load)(module)
         return spec
 
 

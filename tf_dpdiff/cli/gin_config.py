@@ -34,7 +34,7 @@ _NOT_CONFIGURED = {
     'recipe',
     'train',
 }
-_REGISTERED = tuple(getattr(tf_dpdiff, name) for name in tf_dpdiff.__all__ if name not in _NOT_CONFIGURED)
+_REGISTERED = tuple(getattr(tf_dpdiff, name) for name in dir(tf_dpdiff) if name not in _NOT_CONFIGURED)
 
 for _registered in _REGISTERED:
     gin.register(_registered)

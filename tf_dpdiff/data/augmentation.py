@@ -198,6 +198,7 @@ class _SuppliedUniforms:
         """Returns the next column as [batch, 1, ...] in [minval, maxval)."""
         if any(size != 1 for size in shape[1:]):
             raise NotImplementedError(f'one number an image is supported, got a request for {shape}.')
+        assert self._columns is not None
         column = self._columns[:, self.num_taken]
         self.num_taken += 1
         return tf.cast(tf.reshape(column, [-1] + [1] * (len(shape) - 1)) * (maxval - minval) + minval, dtype)

@@ -95,7 +95,8 @@ def wilds_camelyon17(
         raise ValueError(f'{file} has no images of the split {held_out_split!r}.')
 
     def index_of(split, name):
-        owners = metadata.column(split, UNITS[unit]) if UNITS[unit] else None
+        column = UNITS[unit]
+        owners = metadata.column(split, column) if column else None
         if owners is not None:
             rows = np.flatnonzero(metadata.splits == split)
             splitting.check_owners(owners, lambda row: metadata.line(rows[row]))

@@ -10,6 +10,7 @@ import functools
 import io
 import re
 import threading
+from typing import Any
 import warnings
 
 import numpy as np
@@ -53,6 +54,7 @@ class _PillowWarnings:
         with self._lock:
             self._num_inside -= 1
             if not self._num_inside:
+                assert self._before is not None
                 self._before.__exit__(*error)
 
 
@@ -269,7 +271,7 @@ def progress(total: int | None, name: str) -> tqdm.tqdm:
 
 
 def read_all(
-    name: str, sources: Sequence | np.ndarray, read: Callable[[object], np.ndarray], out: np.ndarray
+    name: str, sources: Sequence | np.ndarray, read: Callable[[Any], np.ndarray], out: np.ndarray
 ) -> np.ndarray:
     """Fills an array with the images of all sources, several at a time, with a progress bar.
 

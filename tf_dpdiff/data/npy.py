@@ -57,6 +57,7 @@ def npy_images(
         other_labels, other_owners = _labels(files['held_out_labels'], others), _owners(file, others)
         classes.check_range(str(files['held_out_labels']), other_labels, len(names))
         if file:
+            assert owners is not None and other_owners is not None
             splitting.check_owners_apart(str(folder), owners, other_owners)
         held_out = datasets.ImageIndex(
             f'{folder.name} held out',

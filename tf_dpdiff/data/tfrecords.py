@@ -112,7 +112,7 @@ def tfrecord_images(
         def scan_held_out():
             other = _scan(_match(held_out_pattern), form)
             classes.check_range(held_out_pattern, other.labels, len(names))
-            if owner_key:
+            if scanned.owners is not None and other.owners is not None:
                 splitting.check_owners_apart(f'{pattern} and {held_out_pattern}', scanned.owners, other.owners)
             return index_of(f'{name} held out', other), other, np.arange(len(other.labels))
     else:
@@ -128,7 +128,8 @@ def tfrecord_images(
         return index.with_images(_read_images(index, source, rows_of_part, form, scanned))
 
     def look_at(part):
-        _look_at(*((train, scanned, rows) if part == 'train' else scan_held_out()), form, scanned)
+        index, source, rows_of_part = (train, scanned, rows) if part == 'train' else scan_held_out()
+        _look_at(index, source, rows_of_part, form, scanned)
 
     return datasets.PrivateData(
         train=lambda: read('train'), held_out=lambda: read('held_out'), spec=train.spec, look_at=look_at

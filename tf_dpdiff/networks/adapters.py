@@ -1,6 +1,5 @@
 """Low-rank adapters: what little is trained in place of large kernels, so that less noise is needed."""
 
-from collections.abc import Callable
 import dataclasses
 from typing import Any
 
@@ -10,18 +9,17 @@ from tf_dpdiff import keras
 from tf_dpdiff.keras import layers
 from tf_dpdiff.networks import convolution
 
+# What this has from Keras comes from the class beside it.
+_Layer: Any = object
+
 ROLES = ('attention', 'residual', 'embedding')
 
 
-class _Adapted:
+class _Adapted(_Layer):
     """Adds alpha / rank * up(down(x)) to a layer W: with up zero at first, what W is.
 
     A mix-in, to keep the layer's own variables under their own names: weights of a network without adapters fit.
     """
-
-    # Those of the layer.
-    name: str
-    activation: Callable[[tf.Tensor], tf.Tensor]
 
     def __init__(self, *args, adapter_rank: int, adapter_alpha: float, **kwargs):
         super().__init__(*args, **kwargs)

@@ -91,7 +91,8 @@ class Tokens(layers.Layer):
         self.dense = layers.Dense(units, name='dense', dtype=self.dtype_policy)
 
     def call(self, inputs):
-        code = position_code(*inputs.shape[1:3], self.units)
+        rows, columns = inputs.shape[1:3]
+        code = position_code(rows, columns, self.units)
         return self.dense(inputs) + tf.constant(code, self.compute_dtype)
 
     def get_config(self):

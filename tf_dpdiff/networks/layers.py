@@ -210,7 +210,7 @@ class ResidualBlock(layers.Layer):
                 dropout_rate, dropout_salt, name='dropout', dtype=self.dtype_policy
             )
         self.conv_out = conv(name='conv_out', kernel_initializer='zeros')
-        self.skip = None
+        self.skip: layers.Layer | None = None
 
     def build(self, input_shape):
         super().build(input_shape)

@@ -4,7 +4,7 @@ The interface is TensorFlow Privacy's `make_vectorized_keras_optimizer_class`; w
 of `make_vectorized_dp_optimizer_class`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 import functools
 from typing import Any
 import weakref
@@ -79,14 +79,16 @@ def make_vectorized_dp_optimizer_class(cls: type[keras.optimizers.Optimizer]) ->
     return type('VectorizedDP' + cls.__name__, (_PrivateOptimizer, cls), documentation)
 
 
-class _PrivateOptimizer:
+# What this has from Keras comes from the class beside it.
+_Optimizer: Any = object
+
+
+class _PrivateOptimizer(_Optimizer):
     """The part of a DP optimizer class that it does not have from Keras.
 
     In the order of a step: losses or units -> clipped sums -> noise -> gradients that are remembered as private -> the
     update, which takes no others.
     """
-
-    _variables: list[tf.Variable]  # Those of the Keras optimizer.
 
     def __init__(
         self,
@@ -124,7 +126,7 @@ class _PrivateOptimizer:
         self._variables.append(self._num_draws)
         # Gradients, by their id.
         self._made_private: weakref.WeakValueDictionary[int, tf.Tensor] = weakref.WeakValueDictionary()
-        self._checked: set[weakref.ref] = set()  # References of the variables whose models were checked.
+        self._checked: set[Hashable] = set()  # References of the variables whose models were checked.
 
     def split_into_units(self, rows: tf.Tensor) -> tf.Tensor:
         """Returns rows [units * views, ...] as [units, views, ...].
@@ -411,7 +413,8 @@ class DpModel(keras.Model):
             self.optimizer.split_into_units, (x, y, tf.ones([num_rows]) if sample_weight is None else sample_weight)
         )
         # Not of unit_loss: Keras counts the loss itself in a metric.
-        model_check.check_keeps_no_state(functools.partial(self, training=True), _spec_of_unit(batch[0]))
+        in_training = functools.partial(self, training=True)  # type: ignore[misc]  # Keras models can be called.
+        model_check.check_keeps_no_state(in_training, _spec_of_unit(batch[0]))
         pairs = self.optimizer._compute_unit_gradients(unit_loss, batch, self.trainable_variables)
         self.optimizer.apply_gradients(pairs, skip_gradients_aggregation=True)
         return self.compute_metrics(x, y, self(x, training=False), sample_weight)

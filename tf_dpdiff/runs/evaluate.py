@@ -103,6 +103,7 @@ def evaluate(
 
     def finish():
         if recipe.accuracy_release:
+            assert recipe.budget_file is not None  # See `_check_release`.
             results['released_accuracy'] = released_accuracy.release(
                 workdir, recipe.budget_file, recipe.accuracy_release, data, predictions
             )

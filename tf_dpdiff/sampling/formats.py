@@ -130,16 +130,15 @@ class Layout:
 
     Args:
       spec: What the set consists of.
-
-    Attributes:
-      dataset_folder: Where the files of a data set of TensorFlow Datasets lie, relative to the folder of the set; empty
-        in other formats.
     """
-
-    dataset_folder = ''
 
     def __init__(self, spec: Spec):
         self._spec = spec
+
+    @property
+    def dataset_folder(self) -> str:
+        """Where the files of a data set of TensorFlow Datasets lie, relative to the folder of the set; empty elsewhere."""
+        return ''
 
     def check_names(self) -> None:
         """Raises ValueError if the set or a class has a name that its files cannot have."""
@@ -168,15 +167,20 @@ class Layout:
 class _Records(Layout):
     """A data set of TensorFlow Datasets, whose label -1 stands for "no class"."""
 
+    @property
+    def _name(self) -> str:
+        assert self._spec.name is not None  # Sets of this format have one.
+        return self._spec.name
+
     def check_names(self):
-        tfds_writer.check_name(self._spec.name)
+        tfds_writer.check_name(self._name)
 
     @property
     def dataset_folder(self):
-        return f'{self._spec.name}/{tfds_writer.VERSION}'
+        return f'{self._name}/{tfds_writer.VERSION}'
 
     def paths(self, shard):
-        return [f'{self.dataset_folder}/{tfds_writer.shard_name(self._spec.name, shard, self._spec.num_shards)}']
+        return [f'{self.dataset_folder}/{tfds_writer.shard_name(self._name, shard, self._spec.num_shards)}']
 
     def write(self, shard, folder, pieces):
         rows = (row for piece in pieces for row in zip(*piece))
@@ -202,7 +206,7 @@ class _ClassFolders(Layout):
 
     def paths(self, shard):
         seeds = np.arange(*self._spec.seeds_of(shard), dtype=np.int64)
-        return [self._path(label, seed) for label, seed in zip(self._spec.choice.labels(seeds), seeds)]
+        return [self._path(label, int(seed)) for label, seed in zip(self._spec.choice.labels(seeds), seeds)]
 
     def title(self, shard):
         first, end = self._spec.seeds_of(shard)

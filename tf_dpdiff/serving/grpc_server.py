@@ -237,6 +237,7 @@ class _Deadlines(grpc.ServerInterceptor):
             context.abort(status.Code.CANCELLED, f'the message did not come within {timeout:g} seconds.')
         if message is None:
             context.abort(status.Code.UNIMPLEMENTED, 'the method takes one message.')
+        assert message is not None
         self._watch.limit(context, float('inf'))
         try:
             request = handler.request_deserializer(message)
@@ -293,7 +294,7 @@ class _PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
             inputs = signature.read_protos(
                 request.inputs, max_bytes=limits.max_message_bytes, max_rows=limits.batching.max_batch_size
             )
-            waiting = []
+            waiting: list[futures.Future] = []
             # A client that is gone gives its place in the queue back, or does not get one.
             if not context.add_callback(lambda: [future.cancel() for future in waiting]):
                 raise _gone()

@@ -325,7 +325,8 @@ class RestServer:
 
     def stop(self, grace_secs: float) -> None:
         """Takes no new request, answers those that have begun, and returns soon after `grace_secs` at the latest."""
-        self._config.timeout_graceful_shutdown = grace_secs  # type: ignore[assignment]  # It takes fractions of a second too.
+        # Fractions of a second work too, whatever uvicorn's annotation says.
+        self._config.timeout_graceful_shutdown = grace_secs  # type: ignore[assignment]
         self._server.should_exit = True
         if self._thread:
             self._thread.join(grace_secs + 5.0)

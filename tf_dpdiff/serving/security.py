@@ -36,7 +36,7 @@ class Security:
             )
         if (self.certificate is None) != (self.key is None):
             raise ValueError('TLS needs both --tls_certificate and --tls_key.')
-        if self.certificate:
+        if self.certificate and self.key:
             for flag, path in (('tls_certificate', self.certificate), ('tls_key', self.key)):
                 try:
                     path.read_bytes()

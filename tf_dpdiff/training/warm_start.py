@@ -300,7 +300,8 @@ def images_from_class_means(
     numbers = np.sum(shares[labels] < generator.uniform(size=[num_images, 1]), axis=1)
 
     def draw(bounds):
-        return generator.uniform(*bounds, [num_images, 1, 1, 1])
+        low, high = bounds
+        return generator.uniform(low, high, [num_images, 1, 1, 1])
 
     drawn = np.clip(means.images[labels, numbers], 0.0, 1.0)
     images = np.clip((drawn - draw(threshold)) * draw(sharpening) + 0.5, 0.0, 1.0)
