@@ -137,7 +137,7 @@ class Layout:
 
     @property
     def dataset_folder(self) -> str:
-        """Where the files of a data set of TensorFlow Datasets lie, relative to the folder of the set; empty elsewhere."""
+        """Where the files of a data set of TensorFlow Datasets lie in the folder of the set; empty in other formats."""
         return ''
 
     def check_names(self) -> None:
