@@ -237,12 +237,12 @@ def select(
     num_real: tuple[int, int] | None = None
     if config.measure_on_real:
         assert train is not None and held_out is not None
-        num_real = len(train), len(held_out)
         test = held_out.images_uint8, held_out.labels
         trials = [
             trials[0]._replace(tests=[validation, test]),
             _Trial((train.images_uint8, train.labels), train.num_classes, [test]),
         ]
+        num_real = len(train), len(held_out)
     tasks = [
         (candidate, of, seed) for candidate in config.configs for of in trials for seed in _seeds(config, candidate)
     ]
