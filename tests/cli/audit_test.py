@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures('small_network')
 
 # Given, since calibrating takes a while: epsilon is below 1 after 60 steps.
 NOISE = ('DpSgdConfig.noise_multiplier = 9.0', 'TARGET_EPSILON = 1.0')
-NO_NOISE = ('DpSgdConfig.noise_multiplier = 0.0', 'TARGET_EPSILON = None')
+NO_NOISE = ('DpSgdConfig.noise_multiplier = 0.0', 'TARGET_EPSILON = None', 'NUM_STEPS = 150')
 NUM_CANARIES = 120
 MOST = auditing.epsilon_lower_bound(NUM_CANARIES, 96, num_correct=96, delta=1e-4, confidence=0.95)
 
