@@ -4,6 +4,7 @@ It runs in our environment, on our Keras network. The K views of a unit are one 
 gradients of the whole batch.
 """
 
+import importlib
 import pathlib
 import sys
 
@@ -21,6 +22,7 @@ class Vectorized:
         del units_per_chunk  # It has none.
         import tensorflow as tf
 
+        importlib.import_module('tf_dpdiff.keras')  # Keras 2, before TensorFlow Privacy asks for one.
         sys.skip_tf_privacy_import = True  # The package, as a whole, no longer works with today's TensorFlow.
         from tensorflow_privacy.privacy.optimizers import dp_optimizer_keras_vectorized
 
