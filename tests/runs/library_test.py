@@ -13,7 +13,9 @@ import pytest
 
 import tf_dpdiff
 from tf_dpdiff.cli import gin_config
+from tf_dpdiff.data import datasets
 from tf_dpdiff.networks import kinds
+from tf_dpdiff.runs import release
 from tf_dpdiff.sampling import store
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -76,7 +78,28 @@ def test_run_has_a_statement_and_what_was_chosen_is_on_record(run):
     assert 'PRIVACY STATEMENT' in str(run.statement)
     recorded = (run.workdir / 'operative_config.gin').read_text()
     assert recorded == make_recipe().to_text()
-    assert "# train.data: 1,437 images of 'digits'" in recorded
+    assert "# train.data: 1,437 units of 'digits'" in recorded
+
+
+def test_record_does_not_tell_how_many_images_the_owners_have():
+    digits = tf_dpdiff.digits()
+    owners = np.arange(len(digits.train)) // 3
+    owned = dataclasses.replace(digits.train, owners=owners, unit='one patient')
+    texts = []
+    for images in (
+        owned,
+        dataclasses.replace(owned, images_uint8=owned.images_uint8[:-1], labels=owned.labels[:-1], owners=owners[:-1]),
+    ):
+        data = datasets.PrivateData(train=images, held_out=digits.held_out)
+        texts.append(make_recipe(data=data).to_text())
+    assert texts[0] == texts[1] and "479 units of 'digits'" in texts[0]
+
+
+@pytest.mark.parametrize('kind', [str, pathlib.Path])
+def test_folders_of_this_machine_are_cut_from_what_is_released(kind):
+    text = make_recipe(budget_file=kind('/data/ward 3/our.budget')).to_text()
+    assert "train.budget_file = '/data/ward 3/our.budget'" in text
+    assert "train.budget_file = '.../our.budget'" in release.cut_paths(text)
 
 
 def test_run_of_a_program_is_gone_on_with_and_refused_as_by_the_command(run, tmp_path):

@@ -123,7 +123,10 @@ def _bindings(name: str, config, scope: str) -> Iterator[str]:
         left = f'{name}.{field.name}'
         if value == field.default:
             continue
-        if isinstance(value, (datasets.PrivateData, datasets.ImageDataset, public_lib.PublicImages)):
+        if isinstance(value, datasets.PrivateData):
+            # This is released. The number of units is public, and how many images they own is not.
+            yield f'# {left}: {value.spec.num_units:,} units of {value.spec.name!r}'
+        elif isinstance(value, (datasets.ImageDataset, public_lib.PublicImages)):
             yield f'# {left}: {value.spec.to_phrase()}'
         elif dataclasses.is_dataclass(value):
             lines = list(_bindings(f'{scope}{field.name}/{type(value).__name__}', value, f'{scope}{field.name}/'))
@@ -132,5 +135,5 @@ def _bindings(name: str, config, scope: str) -> Iterator[str]:
             own_scope = f'{scope}{field.name}/' if any(not line.startswith('#') for line in lines) else ''
             yield f'{left} = @{own_scope}{type(value).__name__}()'
         else:
-            yield f'{left} = {str(value) if isinstance(value, pathlib.Path) else value!r}'
+            yield f'{left} = {(str(value) if isinstance(value, pathlib.Path) else value)!r}'
     yield from inner
