@@ -1183,6 +1183,13 @@ MUTANTS = (
         'a run begins before it is charged', 'runs/run.py', '            account.reserve()\n', '', 'cli/account_test.py'
     ),
     Mutant(
+        'a recipe made in Python tells how many images the owners have',
+        'runs/recipe.py',
+        '{value.spec.num_units:,} units of',
+        '{value.spec.num_images:,} units of',
+        'runs/library_test.py',
+    ),
+    Mutant(
         'the private configuration lies beside the exported model',
         'runs/folder.py',
         'return statement_paths(workdir) + [workdir / MODEL]',
