@@ -68,7 +68,8 @@ class Run:
       workdir: The folder.
 
     Raises:
-      FileNotFoundError: if there is no finished run.
+      FileNotFoundError: if there is no run.
+      ValueError: if it is not finished.
     """
 
     def __init__(self, workdir: str | os.PathLike):
