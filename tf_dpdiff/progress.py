@@ -1,6 +1,6 @@
 """What long work says of itself, on standard error."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import sys
 import threading
@@ -43,6 +43,11 @@ def bar(
         dynamic_ncols=True,
         mininterval=0.2 if sys.stderr.isatty() else 30.0,
     )
+
+
+def sayer(verb: str) -> Callable[[str], None]:
+    """Returns a function that prints a line of a verb on standard error."""
+    return lambda text: print(f'{verb}: {text}', file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -177,7 +177,7 @@ def _image_loss(model, process, config: canaries_lib.AuditConfig) -> membership.
 
 def _read_or_draw_inclusions(workdir: pathlib.Path, num_canaries: int) -> np.ndarray:
     """Returns which canaries are in, as flipped when the audit was begun."""
-    path = workdir / 'non_private' / 'canary_inclusions.json'
+    path = workdir / folder.NON_PRIVATE / 'canary_inclusions.json'
     if path.exists():
         included = np.array(files.read_json(path).get('included', ()), bool)
         if len(included) != num_canaries:
@@ -229,8 +229,10 @@ def _attack(workdir, name, image_loss, members, non_members, *, facts=None, cana
     losses = [image_loss(part.images_uint8, part.labels) for part in (members, non_members)]
     attack = membership.attack(*losses)
     fields = {'note': _NOTE, **(facts or {}), 'membership_attack': attack.to_dict()}
-    files.write_text(workdir / 'non_private' / f'{name}.json', json.dumps(fields, indent=2) + '\n')
-    pictures.draw_audit(workdir / 'non_private' / f'{name}.png', attack=attack, losses=tuple(losses), canaries=canaries)
+    files.write_text(workdir / folder.NON_PRIVATE / f'{name}.json', json.dumps(fields, indent=2) + '\n')
+    pictures.draw_audit(
+        workdir / folder.NON_PRIVATE / f'{name}.png', attack=attack, losses=tuple(losses), canaries=canaries
+    )
     return attack
 
 
@@ -310,7 +312,7 @@ def _add_attack(table, attack: membership.MembershipAttack) -> None:
 
 
 def _add_files(table, workdir: pathlib.Path, name: str) -> None:
-    table.add_row('not to be released', f'{workdir / "non_private" / name}.json, .png')
+    table.add_row('not to be released', f'{workdir / folder.NON_PRIVATE / name}.json, .png')
 
 
 def main(flags) -> int:
@@ -331,9 +333,9 @@ def main(flags) -> int:
         recipe = gin_config.make('audit')
         return _attack_run(pathlib.Path(flags.workdir).expanduser(), recipe.data, recipe.canaries)
     replicas = strategies.start(strategy)
-    with folder.training_in(flags.workdir) as workdir, command.stopping('audit') as stopped:
+    with folder.training_in(flags.workdir) as workdir, command.stopping('audit'):
         return _audit(gin_config.make('audit'), workdir, replicas)
-    return command.FAILED if stopped else command.DONE
+    return command.FAILED  # It was asked to stop.
 
 
 def run(argv: list[str] | None = None) -> None:

@@ -84,11 +84,6 @@ def print_cautions(verb: str, cautions: Iterable[str]) -> None:
         print(f'{verb}: caution: {caution}', file=sys.stderr)
 
 
-def sayer(verb: str) -> Callable[[str], None]:
-    """Returns a function that prints a line of a verb on standard error."""
-    return lambda text: print(f'{verb}: {text}', file=sys.stderr)
-
-
 @contextlib.contextmanager
 def stopping(verb: str) -> Iterator[list[str]]:
     """A context in which training may be asked to stop, which is then said in one line.

@@ -5,6 +5,7 @@ import pathlib
 import gin
 from rich import console as rich_console
 
+from tf_dpdiff import progress
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import planner_rows
 from tf_dpdiff.data import augmentation
@@ -31,7 +32,7 @@ def show(recipe: recipe_lib.Recipe, workdir: pathlib.Path, hardware: planner.Har
       FileNotFoundError: if an image is missing; if the checkpoint that the run starts from is, after all else is
         printed, and not where the run is planned for other devices.
     """
-    prepared = run_lib.prepare(recipe, workdir, dry_run=True, say=command.sayer('train'))
+    prepared = run_lib.prepare(recipe, workdir, dry_run=True, say=progress.sayer('train'))
     build, public_stages = prepared.build, recipe.pretraining or recipe.warm_start
     planner_rows.check(hardware, has_private_stage=recipe.is_private, has_public_stage=bool(public_stages))
     _look_at_images(recipe, looks_at_held_out=prepared.utility is not None)

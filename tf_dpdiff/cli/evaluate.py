@@ -5,6 +5,7 @@ import sys
 
 from rich import console as rich_console
 
+from tf_dpdiff import progress
 from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import gin_config
@@ -60,7 +61,7 @@ def measure(
     workers: workers_lib.Workers,
 ) -> None:
     """Measures samples, and prints what came out at the first worker; arguments as `evaluate.evaluate` has them."""
-    say = command.sayer('evaluate')
+    say = progress.sayer('evaluate')
     results, folder = evaluate_lib.evaluate(recipe, workdir, samples_path, workers=workers, say=say)
     if workers.is_first:
         _print_results(results, folder, workdir)

@@ -62,7 +62,7 @@ def select(
     command.say('select', left_out if workers.is_first else ())
     evaluate_lib.check_same_inputs(workers, samples, data if is_real else None, selection)
     name = f'selection_{folder.samples_name(workdir, samples_path)}'
-    json_path = workdir / 'non_private' / name / 'selection.json' if is_real else workdir / f'{name}.json'
+    json_path = workdir / folder.NON_PRIVATE / name / 'selection.json' if is_real else workdir / f'{name}.json'
     shared_work.at_first(workers, lambda: json_path.parent.mkdir(parents=True, exist_ok=True))
     found = selection_lib.select(
         selection,

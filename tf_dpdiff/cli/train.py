@@ -7,6 +7,7 @@ import sys
 import gin
 from rich import console as rich_console
 
+from tf_dpdiff import progress
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import dry_run as dry_run_lib
 from tf_dpdiff.cli import gin_config
@@ -95,7 +96,7 @@ def main(flags) -> int:
                 recipe,
                 workdir,
                 replicas=replicas,
-                say=command.sayer('train'),
+                say=progress.sayer('train'),
                 show_chosen=lambda chosen: _show_chosen(workdir, chosen),
             )
             if done:

@@ -20,3 +20,8 @@ class DiffusionProcess:
 
     def __post_init__(self):
         parameterization_lib.check(self.parameterization)
+
+
+def from_json(fields: dict) -> DiffusionProcess:
+    """Inverse of dataclasses.asdict for a DiffusionProcess, also after a way through JSON."""
+    return DiffusionProcess(**{**fields, 'schedule': schedules.Schedule(**fields['schedule'])})

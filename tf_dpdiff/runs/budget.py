@@ -7,6 +7,7 @@ import os
 import pathlib
 
 from tf_dpdiff import files
+from tf_dpdiff.data import datasets
 from tf_dpdiff.privacy import budget as budget_lib
 
 _OWNER_ONLY = 0o600
@@ -82,6 +83,11 @@ def held(path: str | os.PathLike) -> Iterator[Callable[[Change], budget_lib.Budg
 
     with _locked(path):
         yield update_held
+
+
+def about(dataset: datasets.ImageDataset) -> dict[str, str]:
+    """Returns what an entry of a budget says of its data, and of the time: arguments of `Budget.reserve`."""
+    return {'dataset': dataset.name, 'data_fingerprint': dataset.fingerprint(), 'unit': dataset.unit, 'time': now()}
 
 
 def now() -> str:

@@ -305,10 +305,7 @@ def _describe(config) -> dict[str, Any]:
     for name in ('dataset', 'public'):
         if fields.get(name) is not None:
             fields[name] = [config.images.name, config.images.fingerprint()]
-    return {
-        k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) and not isinstance(v, type) else v
-        for k, v in fields.items()
-    }
+    return folder.plain_values(fields)
 
 
 def _check_public_shape(public: datasets.DatasetSpec, private: datasets.DatasetSpec) -> None:

@@ -232,7 +232,7 @@ def _write_report(workdir, folder, samples_path, results, sections) -> None:
         folder / 'samples.png', alt='Samples, one row a class', caption='The first samples of each class.'
     )
     before, after = [report.Section('Samples', grid)], []
-    if (workdir / 'report.json').exists():
+    if (workdir / folder_lib.REPORT_FIELDS).exists():
         facts = {**run_report.read(workdir)['facts'], **facts}
         before += run_report.denoising_sections(workdir) + run_report.released_accuracy_sections(workdir)
         after = run_report.privacy_sections(workdir)

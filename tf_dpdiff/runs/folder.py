@@ -18,12 +18,12 @@ from tf_dpdiff.networks import denoiser
 from tf_dpdiff.networks import kinds
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import statement as statement_lib
+from tf_dpdiff.serving import export
 from tf_dpdiff.training import checkpoints
-from tf_dpdiff.training import configs_json
 
 # What lies where, besides the checkpoints and what the stages of training release (`training`).
 MODEL, OPERATIVE_CONFIG = 'model.json', 'operative_config.gin'
-STATEMENT_TEXT, STATEMENT_JSON = 'privacy_statement.txt', 'privacy_statement.json'
+STATEMENT_TEXT, STATEMENT_JSON = export.STATEMENT_TEXT, export.STATEMENT_JSON
 SAMPLES, SAMPLES_PICTURE, DENOISING_PICTURE = 'samples.npz', 'samples.png', 'denoising.png'
 CLASS_MEANS_PICTURE, CHOSEN_IMAGES_PICTURE = 'noisy_class_means.png', 'chosen_public_images.png'
 REPORT, REPORT_FIELDS, EPSILON_PICTURE = 'report.html', 'report.json', 'epsilon.png'
@@ -89,12 +89,17 @@ class ModelDescription(NamedTuple):
 
     def write(self, workdir: pathlib.Path) -> None:
         """Writes model.json."""
-        fields = {
-            k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) and not isinstance(v, type) else v
-            for k, v in self._asdict().items()
-        }
+        fields = plain_values(self._asdict())
         fields['network'] = kinds.to_json(self.network)
         files.write_text(workdir / MODEL, json.dumps(fields, indent=2) + '\n')
+
+
+def plain_values(fields: dict[str, Any]) -> dict[str, Any]:
+    """Returns fields with their configurations, and all in these, as plain values by name."""
+    return {
+        name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+        for name, value in fields.items()
+    }
 
 
 def read_model(workdir: pathlib.Path) -> ModelDescription:
@@ -115,7 +120,7 @@ def read_model(workdir: pathlib.Path) -> ModelDescription:
             image_shape=tuple(fields['image_shape']),
             class_names=tuple(fields['class_names']),
             network=kinds.from_json(fields['network']),
-            process=configs_json.process_from_json(fields['process']),
+            process=process_lib.from_json(fields['process']),
             sampler=samplers.SamplerConfig(**fields['sampler']),
         )
         return ModelDescription(**fields)

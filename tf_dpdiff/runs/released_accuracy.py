@@ -138,14 +138,7 @@ def _charge(
                     f'{budget_path} does not hold the run in {workdir}; charge it first: '
                     f'bin/account --budget_file={budget_path} --workdir={workdir}'
                 )
-        reserved = budget.reserve(
-            run_id,
-            cost,
-            dataset=data.train.name,
-            data_fingerprint=data.train.fingerprint(),
-            unit=data.train.unit,
-            time=budget_file.now(),
-        )
+        reserved = budget.reserve(run_id, cost, **budget_file.about(data.train))
         return reserved.settle(run_id, cost)
 
     return charge

@@ -4,7 +4,6 @@ from collections.abc import Callable
 import dataclasses
 import json
 import pathlib
-import sys
 import time
 from typing import Any
 
@@ -56,11 +55,6 @@ class TrainedRun:
     utility: dict[str, Any]
     checkpoint: pretrained.PretrainedModel | None
     seconds: float
-
-
-def say_on_stderr(text: str) -> None:
-    """Prints a line on standard error."""
-    print(f'train: {text}', file=sys.stderr)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -116,7 +110,7 @@ def train(
     workdir: pathlib.Path,
     *,
     replicas: strategies.Replicas = strategies.ONE,
-    say: Say = say_on_stderr,
+    say: Say = progress.sayer('train'),
     show_chosen: Callable[[warm_start_lib.ChosenImages], None] = lambda unused_chosen: None,
 ) -> TrainedRun | None:
     """Trains, samples, exports and evaluates; resumes where the folder holds an unfinished run.
@@ -310,7 +304,7 @@ def _planned_budget(recipe, build: build_lib.Build, workdir: pathlib.Path, dry_r
         run_id = identity.run_id
 
         def record(budget: budget_lib.Budget) -> budget_lib.Budget:
-            return budget.record_begun(run_id, identity.ledger, **_about(data.train))
+            return budget.record_begun(run_id, identity.ledger, **budget_file.about(data.train))
 
         budget = record(budget) if dry_run else budget_file.update(recipe.budget_file, record)
     assert build.plan is not None
@@ -319,16 +313,7 @@ def _planned_budget(recipe, build: build_lib.Build, workdir: pathlib.Path, dry_r
 
 def _reserve(plan: plan_lib.DpSgdPlan, dataset, run_id: str) -> budget_file.Change:
     """Returns the change of a budget that reserves all that a run may release."""
-    return lambda budget: budget.reserve(run_id, plan.planned_ledger(), **_about(dataset))
-
-
-def _about(dataset) -> dict[str, str]:
-    return {
-        'dataset': dataset.name,
-        'data_fingerprint': dataset.fingerprint(),
-        'unit': dataset.unit,
-        'time': budget_file.now(),
-    }
+    return lambda budget: budget.reserve(run_id, plan.planned_ledger(), **budget_file.about(dataset))
 
 
 def describe_spent(budget: budget_lib.Budget) -> str:

@@ -60,7 +60,7 @@ def find(
         return _checkpoint(workdir, describe_run(workdir, sampler))
     if saved_model is None:
         assert workdir is not None  # One of the two is given.
-        saved_model = check_complete(workdir) / 'saved_model'
+        saved_model = check_complete(workdir) / folder_lib.SAVED_MODEL
     version = export.find_version(saved_model)
     num_steps = _choose_num_steps(version, dict(sampler or {}))
     local = _exported(workdir, version, num_steps)
@@ -108,7 +108,7 @@ def load_run(
       step_counts: Where there are several, each image may have one of them.
     """
     model = denoiser.build(description.network, description.image_shape, len(description.class_names))
-    checkpoints.load_average(workdir / 'checkpoints', model)
+    checkpoints.load_average(workdir / checkpoints.FOLDER, model)
     sampler = release.make_image_sampler(model, description, workdir)
     return sampler.with_step_counts(step_counts) if len(step_counts) > 1 else sampler
 

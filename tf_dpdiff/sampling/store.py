@@ -23,9 +23,10 @@ from tf_dpdiff.privacy import rounding
 from tf_dpdiff.sampling import draw
 from tf_dpdiff.sampling import formats
 from tf_dpdiff.sampling import shared_work
+from tf_dpdiff.serving import export
 
 RECORD = 'samples.json'
-STATEMENTS = ('privacy_statement.txt', 'privacy_statement.json')
+STATEMENTS = (export.STATEMENT_TEXT, export.STATEMENT_JSON)
 
 _LOCK, _TEMPORARY = '.lock', '.unfinished'
 _HASHED_AT_A_TIME = 2**20

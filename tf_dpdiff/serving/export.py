@@ -24,7 +24,8 @@ from tf_dpdiff.serving import version_folders
 from tf_dpdiff.serving import warmup
 
 EXTRA = 'assets.extra'  # Where TF Serving lets other files lie beside a model.
-_STATEMENTS = {'json': 'privacy_statement.json', 'text': 'privacy_statement.txt'}
+STATEMENT_TEXT, STATEMENT_JSON = 'privacy_statement.txt', 'privacy_statement.json'
+_STATEMENTS = {'json': STATEMENT_JSON, 'text': STATEMENT_TEXT}
 _STEP_COUNTS, _LABELS = 'num_steps.json', 'labels.json'
 _INPUTS = (
     tf.TensorSpec([None], tf.int32, name='labels'),

@@ -16,7 +16,6 @@ from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.networks import denoiser
 from tf_dpdiff.networks import kinds
 from tf_dpdiff.networks import transfer
-from tf_dpdiff.training import configs_json
 
 FOLDER = 'pretrained'
 _DESCRIPTION, _WEIGHTS, _DIGESTS = 'pretrained.json', 'weights.npz', 'image_digests.npy'
@@ -151,7 +150,7 @@ def read(folder: pathlib.Path) -> PretrainedModel:
             image_shape=tuple(fields['image_shape']),
             class_names=tuple(fields['class_names']),
             network=kinds.from_json(fields['network']),
-            process=configs_json.process_from_json(fields['process']),
+            process=process_lib.from_json(fields['process']),
         )
         model = PretrainedModel(weights=weights, image_digests=image_digests, **fields)
     except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
