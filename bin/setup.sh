@@ -93,9 +93,10 @@ create() {  # $1: a Python, or with uv a version to fetch.
 
 # `install`, not `sync`: what a user added, such as the CUDA libraries, stays. The lock is complete, so
 # nothing is resolved: tensorflow-privacy asks for versions that are long past (setup.cfg says more).
-# Nothing is compiled: wheels alone, but for promise, which is pure Python and has none.
+# Nothing is compiled: wheels alone, but for promise and jsonpath-rw, which are pure Python and have none.
 install() {  # $1: all or some of requirements.lock
-  local options=(--require-hashes --no-deps --no-build-isolation --only-binary :all: --no-binary promise -r "$1")
+  local options=(--require-hashes --no-deps --no-build-isolation --only-binary :all:)
+  options+=(--no-binary promise --no-binary jsonpath-rw -r "$1")
   if has_uv; then
     uv pip install --python "$PYTHON" "${options[@]}"
   else
@@ -104,7 +105,7 @@ install() {  # $1: all or some of requirements.lock
   fi
 }
 
-# promise is built by the setuptools of the lock, which so comes first, and not by one without a hash.
+# These two are built by the setuptools of the lock, which so comes first, and not by one without a hash.
 prepare() {  # $1: what create needs.
   { [[ -f $VENV/pyvenv.cfg ]] || create "$1"; } &&
     { has_uv || "$PYTHON" -I -m pip --version || "$PYTHON" -I -m ensurepip; } &&
@@ -201,9 +202,9 @@ set_up() {
     return 1
   elif is_repairable; then
     repair=yes
-    say 'bringing .venv up to requirements.lock (up to 5 minutes and 0.8 GB to fetch)'
+    say 'bringing .venv up to requirements.lock (up to 5 minutes and 0.9 GB to fetch)'
   elif python=$(find_python) || { [[ $asked != /* ]] && has_uv; }; then
-    say 'making .venv from requirements.lock (0.8 GB to fetch, 2.8 GB on disk, 1 to 5 minutes)'
+    say 'making .venv from requirements.lock (0.9 GB to fetch, 3.1 GB on disk, 1 to 5 minutes)'
     rm -rf "$VENV"
     mkdir "$VENV"
   elif [[ $asked ]]; then

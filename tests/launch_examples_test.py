@@ -208,7 +208,7 @@ def test_image_is_made_from_what_is_there(objects):
 
 
 def check_installation_of_the_lock(text):
-    """Checks that all is installed by hash, and what promise is built with before it."""
+    """Checks that all is installed by hash, and what promise and jsonpath-rw are built with before it."""
     steps = re.findall(r'pip install ((?:[^\n]|\\\n)*?--requirement \S+)', text)
     assert len(steps) == 2 and all({'--no-deps', '--require-hashes'} <= {*step.split()} for step in steps)
     assert 'setuptools.lock' in steps[0] and 'requirements.lock' in steps[1]

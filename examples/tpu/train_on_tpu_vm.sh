@@ -15,7 +15,7 @@ if tf.__version__.split(".")[:2] != ["2", "21"] or not (3, 11) <= sys.version_in
 if [[ ! -x $venv/bin/tf_dpdiff_train ]]; then
   python3 -m venv --system-site-packages "$venv"
   awk '/^[a-z]/ { keep = !/^tensorflow==/ } keep' requirements.lock >"$venv/requirements.lock"
-  # setuptools comes first: it builds promise, the one package without a wheel.
+  # setuptools comes first: it builds promise and jsonpath-rw, which have no wheels.
   awk '/^[a-z]/ { keep = /^setuptools==/ } keep' requirements.lock >"$venv/setuptools.lock"
   "$venv/bin/python" -m pip install --no-deps --require-hashes --requirement "$venv/setuptools.lock"
   # What tensorflow-privacy says of Pythons is out of date.
