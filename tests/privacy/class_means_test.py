@@ -356,3 +356,86 @@ def test_impossible_weight_of_the_count_is_refused(weight):
 def test_impossible_numbers_of_means_and_rounds_are_refused(means, rounds):
     with pytest.raises(ValueError, match='means_per_class|num_rounds'):
         class_means.ClassMeansConfig(1.0, 1.0, means, rounds)
+
+
+@pytest.mark.parametrize('center', [0.0, 0.5, 1.0])
+@pytest.mark.parametrize('scale', [0.01, 1.0, 1e6])
+def test_removing_any_unit_changes_the_vector_by_at_most_its_sensitivity_for_every_center(center, scale):
+    images, labels = make_data(scale=scale)
+    config = class_means.ClassMeansConfig(1.0, 2.0, center=center)
+    differences = []
+    for unit in range(len(images)):
+        rest = np.arange(len(images)) != unit
+        without = config.exact_vector(images[rest], labels[rest], 3)
+        differences.append(np.linalg.norm(config.exact_vector(images, labels, 3) - without))
+    assert 1.0 <= max(differences) <= config.sensitivity(RELATION) + 1e-12
+
+
+def test_seen_from_mid_grey_no_image_is_longer_than_half_the_root_of_its_size():
+    images = np.random.default_rng(0).integers(0, 2, [50, 4, 4, 1]).astype(float)  # The longest: black and white.
+    labels, bound = np.zeros([50], np.int32), 0.5 * np.sqrt(16)
+    clipped = class_means.ClassMeansConfig(1.0, bound, center=0.5).exact_vector(images, labels, 1)
+    np.testing.assert_allclose(clipped[0, 0, :-1], (images - 0.5).sum(0).ravel() / bound)
+    # Control: seen from black, that norm cuts some of them.
+    cut = class_means.ClassMeansConfig(1.0, bound).exact_vector(images, labels, 1)
+    assert np.abs(cut[0, 0, :-1] - images.sum(0).ravel() / bound).max() > 1.0
+
+
+@pytest.mark.parametrize('smooth', [False, True])
+@pytest.mark.parametrize('center', [0.0, 0.5])
+def test_with_little_noise_the_means_are_the_means_for_every_center_and_smoothed(center, smooth):
+    images, labels = make_data(300)
+    config = class_means.ClassMeansConfig(1e-4, 10.0, center=center, smooth=smooth)
+    released = config.release(images, labels, 3, seed=secret(0), neighboring_relation=RELATION)
+    expected = np.stack([images[labels == c].mean(0) for c in range(3)])
+    np.testing.assert_allclose(released.images[:, 0], expected, atol=1e-3)
+    np.testing.assert_allclose(released.counts[:, 0], np.bincount(labels), atol=1e-2)
+
+
+def release_blobs(smooth, means_per_class=1, noise_multiplier=12.0):
+    """Returns the error of the means of two classes of smooth blobs of 16x16, and their noisy counts."""
+    generator = np.random.default_rng(0)
+    axis = np.arange(16) - 7.5
+    blob = np.exp(-(axis[:, None] ** 2 + axis[None, :] ** 2) / 18.0)[..., None]
+    labels = (np.arange(400) % 2).astype(np.int32)
+    images = np.clip(0.2 + (0.4 + 0.3 * labels)[:, None, None, None] * blob, 0.0, 1.0)
+    images = images + generator.normal(0.0, 0.02, images.shape)
+    rounds = 1 if means_per_class == 1 else 3
+    config = class_means.ClassMeansConfig(
+        noise_multiplier, 8.0, means_per_class, rounds, count_weight=0.5, center=0.5, smooth=smooth
+    )
+    released = config.release(images, labels, 2, seed=secret(0), neighboring_relation=RELATION)
+    expected = np.stack([images[labels == c].mean(0) for c in range(2)])[:, None]
+    return np.sqrt(np.mean((released.images - expected) ** 2)), released.counts
+
+
+@pytest.mark.parametrize('means_per_class', [1, 2])
+def test_smoothing_brings_means_under_noise_nearer_to_the_means(means_per_class):
+    smoothed, _ = release_blobs(True, means_per_class)
+    plain, _ = release_blobs(False, means_per_class)
+    assert smoothed < 0.5 * plain
+
+
+def test_smoothed_noise_alone_is_nearly_nothing():
+    generator = np.random.default_rng(0)
+    noisy = 3.0 * generator.normal(size=[5, 16, 16, 3])
+    for is_first in (True, False):
+        smoothed = class_means._smooth(noisy, 3.0, is_first=is_first)
+        assert np.mean(smoothed**2) < 0.05 * np.mean(noisy**2)
+        # Control: noise believed to be far smaller is kept.
+        kept = class_means._smooth(noisy, 0.03, is_first=is_first)
+        assert np.mean(kept**2) > 0.9 * np.mean(noisy**2)
+
+
+def test_counts_that_noise_may_have_driven_apart_are_drawn_together():
+    counts = 100.0 + 30.0 * np.random.default_rng(0).normal(size=[10, 1])
+    drawn = class_means._towards_average(counts, 30.0)
+    assert np.std(drawn) < 0.5 * np.std(counts) and np.mean(drawn) == pytest.approx(np.mean(counts))
+    np.testing.assert_allclose(class_means._towards_average(counts, 0.1), counts, rtol=1e-3)
+    np.testing.assert_array_equal(class_means._towards_average(np.full([1, 1], 7.0), 30.0), 7.0)
+
+
+@pytest.mark.parametrize('center', [-0.1, 1.1, float('nan')])
+def test_center_outside_the_pixels_is_refused(center):
+    with pytest.raises(ValueError, match='center of the noisy class means'):
+        class_means.ClassMeansConfig(1.0, 1.0, center=center)

@@ -612,6 +612,13 @@ MUTANTS = (
         'privacy/class_means_test.py',
     ),
     Mutant(
+        'class means are seen from their center after clipping',
+        'privacy/class_means.py',
+        'np.maximum(self.l2_norm_clip, np.linalg.norm(flat, axis=1, keepdims=True))',
+        'np.maximum(self.l2_norm_clip, np.linalg.norm(flat + self.center, axis=1, keepdims=True))',
+        'privacy/class_means_test.py',
+    ),
+    Mutant(
         'the weight of the count is not in the sensitivity',
         'privacy/class_means.py',
         'math.sqrt(1.0 + self.count_weight**2)',

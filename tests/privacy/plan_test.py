@@ -233,6 +233,16 @@ def test_fingerprint_of_a_run_from_before_stays_and_one_in_progress_cannot_accep
     assert after == {**before, 'accept_large_delta': True}
 
 
+def test_runs_begun_before_releases_had_a_center_and_smoothing_go_on():
+    def release_of(**settings):
+        release = class_means.ClassMeansConfig(2.0, 1.0, **settings)
+        return plan_lib.make_plan(CONFIG, 1000, release).fingerprint()['warm_start_release']
+
+    before = release_of()
+    assert 'center' not in before and 'smooth' not in before
+    assert release_of(center=0.5, smooth=True) == {**before, 'center': 0.5, 'smooth': True}
+
+
 def test_fingerprint_holds_what_must_not_change_on_resume():
     fingerprint = make_plan().fingerprint()
     for name in ('sampling_probability', 'noise_multiplier', 'l2_norm_clip', 'target_delta', 'num_steps', 'num_units'):

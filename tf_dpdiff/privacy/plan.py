@@ -20,6 +20,9 @@ from tf_dpdiff.privacy import sampling
 SAMPLINGS = ('poisson', 'shuffled_batches')
 CLIPPINGS = ('flat', 'per_layer')
 
+# Settings of a release that came later, and what was done before there were such choices.
+_ADDED_TO_RELEASES = {'center': 0.0, 'smooth': False}
+
 # What may come before the first step, paid from the same budget.
 WarmStartRelease = class_means.ClassMeansConfig | feature_means.FeatureMeansConfig
 
@@ -171,6 +174,9 @@ class DpSgdPlan:
         fields['sampling_probability'] = self.sampling_probability
         release = self.warm_start_release
         fields['warm_start_release'] = release and {'mechanism': release.mechanism, **dataclasses.asdict(release)}
+        for name, default in _ADDED_TO_RELEASES.items():
+            if release and fields['warm_start_release'].get(name) == default:
+                del fields['warm_start_release'][name]  # As above.
         return fields
 
 
