@@ -1,0 +1,257 @@
+"""Whether a private run can work, told before it is paid for: two numbers, a verdict in words, and what would help.
+
+Both numbers are of public facts alone: how many units and classes there are, the size of the images, the network, the
+budget. Neither says that the samples will be good; below their bounds it is noise that is learnt.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+import math
+import time
+
+import tensorflow as tf
+
+from tf_dpdiff import keras
+from tf_dpdiff.networks import denoiser
+from tf_dpdiff.privacy import class_means
+from tf_dpdiff.runs import build as build_lib
+from tf_dpdiff.runs import recipe as recipe_lib
+
+# Standard deviation of the noise on a pixel in [0, 1] of a mean, up to which it hides little of it, and from which
+# on it hides the classes. Measured on images that are public, one mean a class, by which held-out images are told apart
+# (the share of them put right, of exact means and of noisy ones):
+#   smoothed            exact   0.03   0.1    0.2    0.4    0.8    1.6
+#   digits 8x8          0.91    0.91   0.89   0.74   0.32   0.15   0.11
+#   MNIST               0.82    0.82   0.80   0.76   0.60   0.24   0.12
+#   CIFAR-10            0.28    0.28   0.27   0.26   0.25   0.23   0.19
+#   blood cells 32x32   0.63    0.64   0.66   0.64   0.60   0.49   0.45
+#   as released
+#   digits 8x8          0.91    0.91   0.77   0.36   0.14   0.11   0.11
+#   MNIST               0.82    0.82   0.74   0.43   0.15   0.13   0.10
+#   CIFAR-10            0.28    0.28   0.27   0.26   0.16   0.10   0.10
+#   blood cells 32x32   0.63    0.63   0.60   0.48   0.47   0.47   0.47
+_CLEAR_MEAN, _HIDDEN_MEAN = 0.15, 0.5
+_CLEAR_UNSMOOTHED_MEAN, _HIDDEN_UNSMOOTHED_MEAN = 0.07, 0.3
+# Of `gradient_share`: below the first, private steps learn next to nothing; from the second on, most of what they learn
+# without noise.
+HIDDEN_STEPS, CLEAR_STEPS = 3.0, 20.0
+
+_MEASURED_VIEWS = 16
+_MEASURED_SECS = 2.0
+_LARGEST_MEASURED = 20_000_000  # Parameters; a larger network is not tried out on whatever machine plans the run.
+_START_SECS = 90.0  # Of imports, calibration, tracing, export and report.
+FORWARD_SHARE = 1.0 / 3.0  # Of the time of forward and backward pass.
+# Of the speed of plain passes that private steps reach with several views a unit; see benchmarks/.
+_PRIVATE_EFFICIENCY = 0.85
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """How fast this machine computes a network, measured on images of random numbers.
+
+    Attributes:
+      public: Views a second of plain training.
+      private: Views a second of DP-SGD on the variables that are trained privately.
+    """
+
+    public: float
+    private: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecast:
+    """What the noise leaves of what a run could learn from private images.
+
+    Attributes:
+      mean_noise: Standard deviation of the noise on a pixel in [0, 1] of each noisy mean, as released, where all means
+        have the same number of images; None: no means are released.
+      smooth: Whether that noise is then reduced.
+      gradient_share: The longest that the sum of all clipped gradients of the private steps could be, which takes that
+        all of them point the same way, beside the expected length of all their noise; infinite without noise.
+      cures: What would help, the cheapest first; empty where nothing is wrong.
+    """
+
+    mean_noise: float | None
+    smooth: bool
+    gradient_share: float
+    cures: tuple[str, ...]
+
+    @property
+    def means_hidden(self) -> bool:
+        """Whether the noise on the means hides them, so that the warm start would train on noise."""
+        limit = _HIDDEN_MEAN if self.smooth else _HIDDEN_UNSMOOTHED_MEAN
+        return self.mean_noise is not None and self.mean_noise > limit
+
+    @property
+    def means_clear(self) -> bool:
+        """Whether the noise on the means hides little of them."""
+        limit = _CLEAR_MEAN if self.smooth else _CLEAR_UNSMOOTHED_MEAN
+        return self.mean_noise is not None and self.mean_noise <= limit
+
+    @property
+    def steps_hidden(self) -> bool:
+        """Whether the private steps would learn next to nothing."""
+        return self.gradient_share < HIDDEN_STEPS
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether the budget would be spent for noise."""
+        return self.means_hidden or (self.mean_noise is None and self.steps_hidden)
+
+    def numbers(self) -> Iterator[tuple[str, str]]:
+        """Yields both numbers, each with what it means."""
+        if self.mean_noise is not None:
+            seen = 'the classes show clearly' if self.means_clear else 'only coarse shapes and colours show'
+            seen = 'NOTHING OF A CLASS SHOWS' if self.means_hidden else seen
+            yield 'noise on the means', f'{self.mean_noise:.2g} a pixel, on pixels in [0, 1]: {seen}'
+        learnt = 'they can teach much' if self.gradient_share >= CLEAR_STEPS else 'they can teach some'
+        learnt = 'they teach next to nothing' if self.steps_hidden else learnt
+        times = 'without noise' if math.isinf(self.gradient_share) else f'{self.gradient_share:.2g} times its noise'
+        yield 'private steps', f'all gradients, at their longest, {times}: {learnt}'
+
+    def verdict(self) -> str:
+        """Returns what to expect, in a sentence or two, and the cheapest cure where something is wrong."""
+        cure = f' {self.cures[0]}' if self.cures else ''
+        if self.is_hopeless:
+            return f'This cannot work: the whole budget would buy noise.{cure}'
+        if self.mean_noise is None:
+            if self.gradient_share < CLEAR_STEPS:
+                return f'Expect little: the private steps learn a part of what they could without noise.{cure}'
+            return 'The noise leaves the private steps room to learn; look at the samples all the same.'
+        if self.steps_hidden:
+            shown = 'blurred averages' if self.means_clear else 'coarse shapes and colours'
+            return f'Expect {shown} of each class, and little of how images of a class differ.{cure}'
+        if not self.means_clear:
+            return f'Expect coarse shapes and colours of each class, and what the private steps add.{cure}'
+        return 'The noise leaves the means clear and the private steps room to learn; look at the samples all the same.'
+
+
+def forecast(build: build_lib.Build, num_trained: int) -> Forecast:
+    """Returns what the noise of a planned run leaves of what it could learn.
+
+    Args:
+      build: Of a private run.
+      num_trained: Parameters that are trained privately.
+    """
+    plan, spec = build.plan, build.spec
+    assert plan is not None
+    release, mean_noise, smooth = plan.warm_start_release, None, False
+    if isinstance(release, class_means.ClassMeansConfig):
+        mean_noise = noise_on_means(release, spec.num_units, spec.num_classes, plan.config.neighboring_relation)
+        smooth = release.smooth
+    config = plan.config
+    share = gradient_share(plan.noise_multiplier, config.num_steps, config.expected_batch_size, num_trained)
+    told = Forecast(mean_noise, smooth, share, ())
+    return dataclasses.replace(told, cures=tuple(_cures(told, build, num_trained)))
+
+
+def gradient_share(noise_multiplier: float, num_steps: int, expected_batch_size: int, num_trained: int) -> float:
+    """Returns the longest that the sum of all clipped gradients could be beside the expected length of all noise.
+
+    The gradients of T steps of B units, clipped to C, add up to T B C at most; T draws of noise in P parameters to
+    sqrt(T P) sigma C.
+    """
+    if not noise_multiplier:
+        return math.inf
+    return expected_batch_size * math.sqrt(num_steps) / (noise_multiplier * math.sqrt(num_trained))
+
+
+def noise_on_means(
+    release: class_means.ClassMeansConfig, num_units: int, num_classes: int, neighboring_relation: str
+) -> float:
+    """Returns the standard deviation of the noise on a pixel in [0, 1] of each mean, of classes of the same size."""
+    stddev = release.noise_multiplier * release.sensitivity(neighboring_relation) * release.l2_norm_clip
+    return stddev * num_classes * release.means_per_class / num_units
+
+
+def _cures(told: Forecast, build: build_lib.Build, num_trained: int) -> Iterator[str]:
+    """Yields what would help, the cheapest first, where the noise hides something."""
+    means = told.mean_noise is not None and not told.means_clear
+    if not means and told.gradient_share >= CLEAR_STEPS:
+        return
+    # By which factor there is too much noise; more units and, up to epsilon 10 or so, more epsilon count as much.
+    factor = CLEAR_STEPS / told.gradient_share
+    if means:
+        assert told.mean_noise is not None
+        factor = told.mean_noise / (_CLEAR_MEAN if told.smooth else _CLEAR_UNSMOOTHED_MEAN)
+        release = build.plan.warm_start_release if build.plan else None
+        if isinstance(release, class_means.ClassMeansConfig) and not release.smooth:
+            yield 'Smooth the means, which costs nothing: ClassMeansConfig.smooth = True.'
+        if min(build.spec.image_shape[:2]) / factor >= 8.0 and factor <= 2.0:
+            height, width, _ = build.spec.image_shape
+            yield (
+                f'Make the images smaller: {math.floor(height / factor)}x{math.floor(width / factor)} pixels in place '
+                f'of {height}x{width}.'
+            )
+    finetuning = build.recipe.finetuning
+    if not means and finetuning is not None and not finetuning.trainable:
+        yield "Train fewer weights: FinetuningConfig.trainable = ('norm', 'embedding')."
+    if build.spec.has_owners:
+        yield (
+            f'Protect one image in place of {build.spec.unit}, which makes a unit of each image; someone with several '
+            'images is then protected less, the less the more images are theirs.'
+        )
+    yield f'Gather about {math.ceil(10.0 * factor) / 10.0:g} times as many units.'
+    target = build.plan.config.target_epsilon if build.plan else None
+    if target is not None and target < 10.0:
+        yield f'Allow a larger epsilon: about {min(10.0, math.ceil(target * factor)):g}.'
+
+
+def check_can_work(told: Forecast) -> None:
+    """Refuses a run that would spend its budget for noise.
+
+    Raises:
+      ValueError: says why, and what would help.
+    """
+    if told.is_hopeless:
+        numbers = '; '.join(f'{name}: {meaning}' for name, meaning in told.numbers())
+        raise ValueError(f'{told.verdict()} ({numbers}.) Or say --anyway (in Python: anyway=True).')
+
+
+def measure_speed(model: keras.Model, trainable: tuple[str, ...]) -> Speed | None:
+    """Returns how fast this machine computes a network; takes some seconds. None: it is too large to be tried out.
+
+    Args:
+      model: From `denoiser.build`.
+      trainable: As FinetuningConfig has it.
+    """
+    if model.count_params() > _LARGEST_MEASURED:
+        return None
+    trained = denoiser.select_variables(model, trainable)
+    public = _views_per_second(model, model.trainable_variables)
+    private = public
+    if len(trained) < len(model.trainable_variables):
+        private = _views_per_second(model, trained)
+    return Speed(public, _PRIVATE_EFFICIENCY * private)
+
+
+def _views_per_second(model: keras.Model, variables) -> float:
+    shape = [_MEASURED_VIEWS, *model.inputs[0].shape[1:]]
+    numbers = tf.zeros([_MEASURED_VIEWS], tf.int32)
+    inputs = [tf.random.stateless_normal(shape, [0, 1]), numbers + 500, numbers, numbers][: len(model.inputs)]
+
+    @tf.function
+    def differentiate():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(model(inputs)))
+        return [tf.reduce_sum(gradient) for gradient in tape.gradient(loss, variables)]
+
+    differentiate()  # Traced.
+    num_calls, started = 0, time.monotonic()
+    while time.monotonic() - started < _MEASURED_SECS or num_calls < 2:
+        differentiate()[0].numpy()
+        num_calls += 1
+    return num_calls * _MEASURED_VIEWS / (time.monotonic() - started)
+
+
+def training_secs(recipe: recipe_lib.Recipe, speed: Speed) -> float:
+    """Returns about how many seconds a run takes on one device, samples included, evaluation not."""
+    seconds = _START_SECS
+    if recipe.privacy and recipe.finetuning:
+        units = recipe.privacy.num_steps * recipe.privacy.expected_batch_size
+        seconds += units * recipe.finetuning.views.augmentation_multiplicity / speed.private
+    for config in (recipe.pretraining, recipe.warm_start):
+        if config:
+            seconds += config.num_steps * config.batch_size * config.views.augmentation_multiplicity / speed.public
+    evaluations = recipe.samples.num_images * recipe.sampler.evaluations_per_image
+    return seconds + evaluations * FORWARD_SHARE / speed.public

@@ -1,0 +1,195 @@
+"""Settings for images that no recipe was made for, by rules from public facts alone.
+
+The facts are the number of units and classes, the size of the images, the budget, the time and the speed of the
+machine. Nothing here sees an image, and nothing was fitted to one data set: each rule says where its number comes from.
+"""
+
+import dataclasses
+import math
+
+import dp_accounting
+
+from tf_dpdiff.privacy import accounting
+from tf_dpdiff.privacy import class_means
+from tf_dpdiff.privacy import relations
+from tf_dpdiff.privacy import settings
+from tf_dpdiff.runs import forecast as forecast_lib
+
+COUNT_WEIGHT, CENTER = 0.2, 0.5  # Of the noisy means.
+# The clip norm of an image beside the root of the number of its pixels and channels, seen from mid-grey. None is longer
+# than 0.5 of it. Of public images: photographs and blood cells 0.25 to 0.35, digits 0.4 to 0.5, which lose contrast.
+_CLIP_SHARE = 0.3
+# The noise that means may have for there to be more of them; means of MNIST are best with as much (gin/mnist_cpu.gin).
+_MEAN_NOISE = 0.13
+_MOST_MEANS, _ROUNDS = 40, 5
+# Of what one Gaussian release of the whole budget would be: the warm start's part, where private steps can learn, and
+# where they hardly can.
+_WARM_START_SHARES = (0.3, 0.8)
+_NUM_STEPS, _FEWEST_STEPS = 100, 20
+_LARGEST_BATCH, _BATCH_SHARE = 4096, 0.5
+_MOST_VIEWS = 16
+# Parts of the time; the rest is a margin.
+_WARM_START_TIME, _PRIVATE_TIME, _SAMPLES_TIME = 0.2, 0.45, 0.2
+WARM_START_BATCH, EVALUATIONS_PER_SAMPLE = 128, 20
+_FEWEST_WARM_START_STEPS, _MOST_WARM_START_STEPS = 200, 3000
+_FEWEST_SAMPLES, _MOST_SAMPLES = 500, 20000
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What the rules go by; all of it counts as public.
+
+    Attributes:
+      num_units: Units to train on.
+      num_classes: Classes.
+      image_shape: (height, width, channels) as the network sees them.
+      epsilon: The budget, > 0.
+      delta: In (0, 1).
+      hours: That the run may take on this machine, > 0.
+      num_trained: Parameters that are trained privately.
+      speed: Of this machine.
+    """
+
+    num_units: int
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    epsilon: float
+    delta: float
+    hours: float
+    num_trained: int
+    speed: forecast_lib.Speed
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What the rules choose.
+
+    Attributes:
+      release: The noisy class means.
+      warm_start_share: Of one Gaussian release of the whole budget, the part that the means take.
+      warm_start_steps: Steps of plain training on variations of the means.
+      num_steps: Private steps.
+      expected_batch_size: Units expected in each.
+      num_views: K, views of each unit.
+      num_samples: Samples drawn at the end.
+    """
+
+    release: class_means.ClassMeansConfig
+    warm_start_share: float
+    warm_start_steps: int
+    num_steps: int
+    expected_batch_size: int
+    num_views: int
+    num_samples: int
+
+
+def choose_delta(num_units: int) -> float:
+    """Returns the largest delta with one digit that is at most 1 / (10 N).
+
+    Example:
+        >>> choose_delta(21445), choose_delta(100000)
+        (4e-06, 1e-06)
+    """
+    exponent = math.floor(math.log10(1.0 / (10.0 * num_units)) + 1e-12)
+    digit = math.floor(1.0 / (10.0 * num_units) * 10.0**-exponent + 1e-9)
+    return float(f'{digit}e{exponent}')
+
+
+def choose(facts: Facts) -> Choice:
+    """Returns settings for private images of which only public facts are known.
+
+    Raises:
+      accounting.BudgetError: if the budget can't be met.
+    """
+    alone = accounting.calibrate_noise_multiplier(dp_accounting.GaussianDpEvent, facts.epsilon, facts.delta)
+    num_steps, batch_size, num_views = _private_steps(facts)
+    for share in _WARM_START_SHARES:
+        release = _class_means(facts, share / alone**2)
+        planned = settings.complete(
+            settings.RunSettings(
+                facts.delta,
+                None,
+                num_steps,
+                batch_size / facts.num_units,
+                facts.epsilon,
+                facts.num_units,
+                release.noise_multiplier,
+                release.num_rounds,
+            )
+        )
+        assert planned.noise_multiplier is not None
+        gradient_share = forecast_lib.gradient_share(planned.noise_multiplier, num_steps, batch_size, facts.num_trained)
+        if gradient_share >= forecast_lib.HIDDEN_STEPS:
+            break
+    else:
+        num_steps = _FEWEST_STEPS  # They teach little, however many there are.
+    secs, public = 3600.0 * facts.hours, facts.speed.public
+    warm_start_steps = int(secs * _WARM_START_TIME * public / WARM_START_BATCH)
+    num_samples = int(secs * _SAMPLES_TIME * public / (forecast_lib.FORWARD_SHARE * EVALUATIONS_PER_SAMPLE))
+    return Choice(
+        release,
+        share,
+        _round_down(_between(warm_start_steps, _FEWEST_WARM_START_STEPS, _MOST_WARM_START_STEPS)),
+        num_steps,
+        batch_size,
+        num_views,
+        _round_down(_between(num_samples, _FEWEST_SAMPLES, _MOST_SAMPLES)),
+    )
+
+
+def _class_means(facts: Facts, squared_budget: float) -> class_means.ClassMeansConfig:
+    """Returns the release that spends a part of the budget: several means a class where there is room for them.
+
+    Args:
+      facts: What is known.
+      squared_budget: The part, as 1 / noise multiplier^2 of one Gaussian release.
+    """
+    clip = _round_down(_CLIP_SHARE * math.sqrt(math.prod(facts.image_shape)))
+    of_one, of_rounds = (_round_up(math.sqrt(rounds / squared_budget)) for rounds in (1, _ROUNDS))
+
+    def release(noise_multiplier, num_means):
+        return class_means.ClassMeansConfig(
+            noise_multiplier,
+            clip,
+            num_means,
+            1 if num_means == 1 else _ROUNDS,
+            count_weight=COUNT_WEIGHT,
+            center=CENTER,
+            smooth=True,
+        )
+
+    noise = forecast_lib.noise_on_means(
+        release(of_rounds, 2), facts.num_units, facts.num_classes, relations.REPLACE_WITH_ZERO
+    )
+    num_means = min(_MOST_MEANS, math.floor(2.0 * _MEAN_NOISE / noise))
+    return release(of_rounds, num_means) if num_means > 2 else release(of_one, 1)
+
+
+def _private_steps(facts: Facts) -> tuple[int, int, int]:
+    """Returns steps, expected batch size and views a unit that fit the time.
+
+    A larger batch costs less noise than more steps, and more views cost none: the batch comes first, up to half of the
+    units, then K, up to 16.
+    """
+    views_a_step = 3600.0 * facts.hours * _PRIVATE_TIME * facts.speed.private / _NUM_STEPS
+    most = max(1, min(_LARGEST_BATCH, math.floor(_BATCH_SHARE * facts.num_units)))
+    batch_size = _between(2 ** math.floor(math.log2(max(1.0, views_a_step / 4.0))), 1, most)
+    num_views = _between(math.floor(views_a_step / batch_size), 1, _MOST_VIEWS)
+    return _NUM_STEPS, batch_size, num_views
+
+
+def _between(value: int, least: int, most: int) -> int:
+    return max(least, min(most, value))
+
+
+def _round_down(value):
+    """Returns a positive number with two digits, not above it."""
+    scale = 10.0 ** (math.floor(math.log10(value)) - 1)
+    rounded = float(f'{math.floor(value / scale + 1e-9) * scale:.2g}')
+    return int(rounded) if isinstance(value, int) else rounded
+
+
+def _round_up(value: float) -> float:
+    """Returns a positive number with three digits, not below it."""
+    scale = 10.0 ** (math.floor(math.log10(value)) - 2)
+    return float(f'{math.ceil(value / scale - 1e-9) * scale:.3g}')
