@@ -58,7 +58,7 @@ def test_class_folders_are_seen_and_read(tmp_path):
     found.check()
     assert (found.source, found.path, found.num_images) == ('class_folders', tmp_path, 25)
     assert found.class_names == ('cat', 'dog') and dict(found.sizes) == {(6, 5): 24, (4, 9): 1}
-    assert found.has_colour and found.has_grey and not (found.has_alpha or found.has_palette or found.has_16_bits)
+    assert found.has_colour and found.has_grey and not (found.has_alpha or found.has_palette or found.needs_window)
     assert found.num_prefix_owners == 8 and found.table is None and not found.problems
     data = folders.image_folder(found.path, owner_from='prefix', image_size=4, channels=1, held_out_fraction=0.5)
     assert data.spec.class_names == found.class_names
@@ -84,7 +84,7 @@ def test_what_a_source_needs_an_argument_for_is_seen(tmp_path, kind):
     else:
         Image.new('RGB', (5, 6)).convert(kind).save(file)
     found = survey_lib.survey(tmp_path)
-    assert (found.has_alpha, found.has_palette, found.has_16_bits) == tuple(kind == k for k in ('RGBA', 'P', 'I;16'))
+    assert (found.has_alpha, found.has_palette, found.needs_window) == tuple(kind == k for k in ('RGBA', 'P', 'I;16'))
 
 
 @pytest.mark.parametrize(

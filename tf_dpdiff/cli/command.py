@@ -67,8 +67,8 @@ def run(parser: Parser, main: Callable[..., int], argv: list[str]) -> int:
         return main(flags)
     except KeyboardInterrupt:
         return _fail(parser, flags, 'interrupted; what was saved stands', FAILED)
-    except problems.ProblemsError as error:  # A line each.
-        return _fail(parser, flags, str(error), WRONG_USE)
+    except problems.ProblemsError as error:  # A line each; gin adds one of its own to its words.
+        return _fail(parser, flags, error.text, WRONG_USE)
     except (ValueError, FileNotFoundError, NotADirectoryError) as error:
         return _fail(parser, flags, _one_line(error), WRONG_USE)
     except FloatingPointError as error:  # Training or sampling has left the finite numbers.

@@ -4,7 +4,15 @@ _MOST_TOLD = 10
 
 
 class ProblemsError(ValueError):
-    """Several things are wrong: a line that counts them, and a line for each of the first ones."""
+    """Several things are wrong.
+
+    Attributes:
+      text: A line that counts them, and a line for each of the first ones.
+    """
+
+    def __init__(self, text: str):
+        super().__init__(text)
+        self.text = text
 
 
 class Problems:

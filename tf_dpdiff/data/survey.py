@@ -47,7 +47,7 @@ class Survey:
       sizes: How many images are of each (height, width).
       has_grey: Whether any image is grey.
       has_colour: Whether any image is in colour.
-      has_16_bits: Whether any image has 16 bits a channel, for which a source needs a window.
+      needs_window: Whether any image has grey levels of 16 bits (DICOM: and no window of its own): a source needs one.
       has_alpha: Whether any image may be transparent, for which a source needs a background.
       has_palette: Whether any image has a palette.
       num_prefix_owners: How many owners there are if the name of each file is OWNER_ANYTHING (owner_from='prefix'); 0
@@ -69,7 +69,7 @@ class Survey:
     sizes: Mapping[tuple[int, int], int] = dataclasses.field(default_factory=dict)
     has_grey: bool = False
     has_colour: bool = False
-    has_16_bits: bool = False
+    needs_window: bool = False
     has_alpha: bool = False
     has_palette: bool = False
     num_prefix_owners: int = 0
@@ -236,7 +236,7 @@ def _of_pictures(folder: pathlib.Path, pictures: Sequence[pathlib.Path], chosen:
         sizes=collections.Counter((header.height, header.width) for header in headers),
         has_grey=any(header.channels == 1 for header in headers),
         has_colour=any(header.channels == 3 for header in headers),
-        has_16_bits=any(header.bits > 8 for header in headers),
+        needs_window=any(header.bits > 8 for header in headers),
         has_alpha=any(header.has_alpha for header in headers),
         has_palette=any(header.has_palette for header in headers),
         num_prefix_owners=_count_prefixes(read),
