@@ -10,6 +10,7 @@ from .data.folders import image_folder as image_folder
 from .data.npy import npy_images as npy_images
 from .data.procedural import random_strokes as random_strokes
 from .data.public import public_images as public_images
+from .data.tables import csv_images as csv_images
 from .data.tfds_images import tfds_images as tfds_images
 from .data.tfrecords import tfrecord_images as tfrecord_images
 from .diffusion.process import DiffusionProcess as DiffusionProcess

@@ -53,7 +53,10 @@ WRONG = [
     ('train.sampler = @SamplerConfig', 'got @SamplerConfig, which is not called: write @SamplerConfig().'),
     ('train.sampler = None', 'train.sampler wants what is made by @SamplerConfig(), got None.'),
     ("train.sampler = 'ddim'", "train.sampler wants what is made by @SamplerConfig(), got the text 'ddim'."),
-    ('train.data = @random_strokes()', 'train.data wants what is made by @digits() or @image_folder() or'),
+    (
+        'train.data = @random_strokes()',
+        'train.data wants what is made by @csv_images() or @digits() or @image_folder() or',
+    ),
     ('PretrainingConfig.dataset = @digits()', 'what is made by @public_images(), got @digits().'),
     ("quick/UtilityConfig.classifiers = ('mlp', 3)", 'quick/UtilityConfig.classifiers wants a tuple, each item'),
     ('quick/UtilityConfig.curve_sizes = 100', 'quick/UtilityConfig.curve_sizes wants a tuple, each item a whole'),

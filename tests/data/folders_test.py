@@ -145,7 +145,7 @@ def truncated():
 @pytest.mark.parametrize(
     'change, options, message',
     [
-        (lambda root: (root / 'dog' / 'a.png').write_bytes(b''), {}, r'dog/a.png is no PNG, JPEG or BMP image'),
+        (lambda root: (root / 'dog' / 'a.png').write_bytes(b''), {}, r'dog/a.png is no PNG, JPEG, TIFF or BMP image'),
         (lambda root: (root / 'dog' / 'a.png').write_bytes(truncated()), {}, r'dog/a.png is a damaged image'),
         (
             lambda root: save(root / 'dog' / 'a.png', picture(0, (5, 6, 3))),
@@ -174,7 +174,7 @@ def truncated():
             {},
             r"class 'eel' has 1 images, too few to hold one out",
         ),
-        (lambda root: write(root / 'train' / 'x'), {}, r'train/x/cat is no image file'),
+        (lambda root: save(root / 'train' / 'x' / 'cat' / 'a.png', picture(0)), {}, r'train/x/cat is no image file'),
         (
             lambda root: (write(root / 'train'), save(root / 'test' / 'eel' / 'a.png', picture(0))),
             {},

@@ -11,7 +11,9 @@ from PIL import Image
 import pytest
 import tensorflow as tf
 
+from tf_dpdiff.data import decoding
 from tf_dpdiff.data import images
+from tf_dpdiff.data import problems
 
 PIXELS = np.random.default_rng(0).integers(0, 256, [9, 12, 3]).astype(np.uint8)
 GREY = PIXELS[..., 0]
@@ -56,7 +58,7 @@ TURNED[0x0112] = 6  # A quarter turn.
     ids=['png', 'bmp', 'grey', 'opaque', 'opaque grey', 'palette', 'black and white', 'turned'],
 )
 def test_decoded_pixels_are_those_that_were_stored(encoded, expected):
-    decoded = images.decode(encoded, 'a file')
+    decoded = decoding.decode(encoded, 'a file')
     assert decoded.dtype == np.uint8
     np.testing.assert_array_equal(decoded, expected)
 
@@ -64,9 +66,9 @@ def test_decoded_pixels_are_those_that_were_stored(encoded, expected):
 @pytest.mark.parametrize(
     'encoded, message',
     [
-        (b'', 'a file is no PNG, JPEG or BMP image'),
-        (b'GIF89a', 'a file is no PNG, JPEG or BMP image'),
-        (encode(COLOUR, 'GIF'), 'a file is no PNG, JPEG or BMP image'),
+        (b'', 'a file is no PNG, JPEG, TIFF or BMP image'),
+        (b'GIF89a', 'a file is no PNG, JPEG, TIFF or BMP image'),
+        (encode(COLOUR, 'GIF'), 'a file is no PNG, JPEG, TIFF or BMP image'),
         (encode(COLOUR)[:-80], 'a file is a damaged image: '),
         (encode(COLOUR, 'JPEG')[:-80], 'a file is a damaged image: .*truncated'),
         (encode(COLOUR)[:60] + bytes(20) + encode(COLOUR)[80:], 'a file is a damaged image: '),
@@ -79,12 +81,12 @@ def test_decoded_pixels_are_those_that_were_stored(encoded, expected):
 )
 def test_what_would_lose_information_is_refused_in_one_line(encoded, message):
     with pytest.raises(ValueError, match=message) as error:
-        images.decode(encoded, 'a file')
+        decoding.decode(encoded, 'a file')
     assert '\n' not in str(error.value)
 
 
 def test_alpha_is_dropped_where_asked():
-    np.testing.assert_array_equal(images.decode(encode(TRANSPARENT), 'a file', drop_alpha=True), PIXELS)
+    np.testing.assert_array_equal(decoding.decode(encode(TRANSPARENT), 'a file', drop_alpha=True), PIXELS)
 
 
 def test_luma_is_that_of_pillow():
@@ -134,11 +136,112 @@ def test_resizing_keeps_a_flat_image_and_the_order_of_grey_levels(size):
 
 
 def test_centred_square_is_cut_out():
-    np.testing.assert_array_equal(images.fit(PIXELS, 9), PIXELS[:, 1:10])
-    np.testing.assert_array_equal(images.fit(PIXELS, 3, 1), images.resize(images.to_channels(PIXELS[:, 1:10], 1), 3, 3))
+    np.testing.assert_array_equal(images.Fit(9).apply(PIXELS), PIXELS[:, 1:10])
+    np.testing.assert_array_equal(
+        images.Fit(3, 1).apply(PIXELS), images.resize(images.to_channels(PIXELS[:, 1:10], 1), 3, 3)
+    )
 
 
-def test_images_keep_their_places_and_the_first_error_wins():
+@pytest.mark.parametrize('size', [1, 3, 9, 20])
+@pytest.mark.parametrize('shape', [(9, 12, 3), (12, 9, 1), (13, 7, 3), (1, 8, 1)])
+def test_square_size_is_the_largest_centred_square_resized(size, shape):
+    pixels = np.random.default_rng(5).integers(0, 256, shape).astype(np.uint8)
+    side = min(shape[:2])
+    top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
+    expected = images.resize(pixels[top : top + side, left : left + side], size, size)
+    for image_size in (size, (size, size)):
+        np.testing.assert_array_equal(images.Fit(image_size).apply(pixels), expected)
+
+
+@pytest.mark.parametrize(
+    'size, cut',
+    [
+        ((3, 4), np.s_[:, :]),
+        ((9, 6), np.s_[:, 3:9]),
+        ((9, 3), np.s_[:, 4:7]),
+        ((2, 8), np.s_[3:6, :]),
+        ((1, 12), np.s_[4:5, :]),
+    ],
+)
+def test_oblong_size_is_the_largest_centred_part_of_its_proportions(size, cut):
+    np.testing.assert_array_equal(images.Fit(size).apply(PIXELS), images.resize(PIXELS[cut], *size))
+
+
+@pytest.mark.parametrize('size', [(48, 40), (40, 48), (7, 31), (1, 1), (33, 2)])
+@pytest.mark.parametrize('shape', [(9, 12, 3), (50, 3, 1), (3, 50, 3), (100, 99, 1)])
+def test_part_that_is_cut_out_has_the_proportions_asked_for_and_could_not_be_larger(size, shape):
+    found = images._largest_within(shape[:2], size)
+    assert found[0] <= shape[0] and found[1] <= shape[1] and (found[0] == shape[0] or found[1] == shape[1])
+    # Within half a pixel, or a pixel where less is no picture.
+    assert abs(found[0] * size[1] - found[1] * size[0]) <= max(size)
+
+
+@pytest.mark.parametrize('background, border', [(0, (0, 0, 0)), (255, (255, 255, 255)), ((9, 8, 7), (9, 8, 7))])
+def test_padded_image_is_whole_on_a_border(background, border):
+    padded = images.Fit((9, 20), resize='pad', background=background).apply(PIXELS)
+    np.testing.assert_array_equal(padded[:, 4:16], PIXELS)
+    assert (padded[:, :4] == border).all() and (padded[:, 16:] == border).all()
+    small = images.Fit((6, 4), resize='pad', background=background).apply(PIXELS)
+    np.testing.assert_array_equal(small[1:4], images.resize(PIXELS, 3, 4))
+    assert (small[[0, 4, 5]] == border).all()
+
+
+def test_border_of_a_grey_image_is_the_luma_of_its_colour():
+    grey = images.Fit((9, 20), 1, resize='pad', background=(200, 10, 10)).apply(PIXELS)
+    np.testing.assert_array_equal(grey[:, :4], np.full([9, 4, 1], Image.new('RGB', (1, 1), (200, 10, 10)).convert('L')))
+
+
+@pytest.mark.parametrize('size', [(3, 3), (20, 5), (9, 12)])
+def test_stretched_image_is_resized_freely(size):
+    np.testing.assert_array_equal(images.Fit(size, resize='stretch').apply(PIXELS), images.resize(PIXELS, *size))
+
+
+@pytest.mark.parametrize('fit', [images.Fit((4, 7)), images.Fit((4, 7), 1, resize='pad', background=3)])
+def test_stack_of_images_is_fitted_as_each_is(fit):
+    stack = np.random.default_rng(3).integers(0, 256, [2, 5, 9, 12, 3]).astype(np.uint8)
+    each = [[fit.apply(image) for image in row] for row in stack]
+    np.testing.assert_array_equal(fit.apply(stack), each)
+    assert fit.shape_of(stack.shape[2:]) == fit.apply(stack).shape[2:]
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        ({'image_size': 0}, 'image_size must be at least 1, got 0'),
+        ({'image_size': (4, 0)}, r'image_size must be at least 1, got \(4, 0\)'),
+        ({'image_size': (4, 5, 3)}, r'image_size must be a number of pixels or \(height, width\), got \(4, 5, 3\)'),
+        ({'channels': 2}, r'channels must be 1 \(grey\) or 3 \(colour\), got 2'),
+        ({'resize': 'squash', 'image_size': 4}, "resize must be 'crop', 'pad' or 'stretch', got 'squash'"),
+        ({'resize': 'stretch'}, "resize='stretch' needs image_size"),
+        ({'resize': 'pad', 'image_size': 4}, "resize='pad' needs background: a grey level"),
+        ({'background': 256}, 'background must be a grey level from 0 to 255, .* got 256'),
+        ({'background': (1, 2)}, r'background must be .* got \(1, 2\)'),
+        ({'window': (5, 5)}, r'window must be \(low, high\) with low below high, got \(5, 5\)'),
+        ({'window': (float('nan'), 5)}, 'window must be .* got .nan, 5.'),
+    ],
+)
+def test_arguments_that_mean_nothing_are_named(arguments, message):
+    with pytest.raises(ValueError, match=f'^{message}'):
+        images.Fit(**arguments)
+
+
+@pytest.mark.parametrize(
+    'fit, said',
+    [
+        (images.Fit(), ''),
+        (images.Fit(32), 'resized to 32x32 (cropped)'),
+        (images.Fit((48, 40), resize='stretch'), 'resized to 48x40 (stretched)'),
+        (
+            images.Fit(8, 1, resize='pad', background=0, window=(0, 4095)),
+            'resized to 8x8 (padded), made grey, put on a background of 0, mapped from grey levels of 0 to 4095',
+        ),
+    ],
+)
+def test_what_is_done_to_images_is_said(fit, said):
+    assert fit.describe() == said
+
+
+def test_images_keep_their_places_and_all_errors_are_told_at_once():
     pixels = np.random.default_rng(0).integers(0, 256, [3000, 1, 1, 1]).astype(np.uint8)
     out = images.read_all('many', list(range(3000)), lambda i: pixels[i], np.zeros_like(pixels))
     np.testing.assert_array_equal(out, pixels)
@@ -148,8 +251,29 @@ def test_images_keep_their_places_and_the_first_error_wins():
             raise ValueError(f'file {i}')
         return pixels[i]
 
-    with pytest.raises(ValueError, match='file 1500'):
+    told = [f'file {i}' for i in range(1500, 1510)]
+    with pytest.raises(problems.ProblemsError) as error:
         images.read_all('many', list(range(3000)), read, np.zeros_like(pixels))
+    assert str(error.value).split('\n  ') == ["1,500 problems with the images of 'many':", *told, '... and 1,490 more.']
+
+
+def test_one_error_is_raised_as_it_is_and_what_is_no_fault_of_a_file_at_once():
+    seen = []
+
+    def read(i):
+        seen.append(i)
+        if i == 5:
+            raise FileNotFoundError('file 5')
+        if i == 9 and len(sources) > 20:
+            raise PermissionError('file 9')
+        return np.zeros([1, 1, 1], np.uint8)
+
+    for count, error in ((20, FileNotFoundError), (5000, PermissionError)):
+        sources = list(range(count))
+        seen.clear()
+        with pytest.raises(error):
+            images.read_all('many', sources, read, np.zeros([count, 1, 1, 1], np.uint8))
+        assert (len(seen) == count) == (count == 20)
 
 
 def exif(*entries, cut=None):
@@ -197,7 +321,7 @@ def test_what_pillow_warns_of_is_refused_in_our_words(monkeypatch, encoded, mess
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter('always')
         with pytest.raises(ValueError, match=message) as error:
-            images.decode(encoded, 'a file')
+            decoding.decode(encoded, 'a file')
     assert not warned and '\n' not in str(error.value) and 'site-packages' not in str(error.value)
 
 
@@ -218,7 +342,7 @@ def test_what_pillow_warns_of_is_refused_in_our_words(monkeypatch, encoded, mess
 def test_what_changes_no_pixel_is_silent(encoded, expected):
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter('always')
-        np.testing.assert_array_equal(images.decode(encoded, 'a file'), expected)
+        np.testing.assert_array_equal(decoding.decode(encoded, 'a file'), expected)
     assert not warned
 
 
@@ -228,7 +352,7 @@ def test_warnings_are_errors_in_every_thread_and_what_they_were_before_afterward
 
     def refused(encoded):
         try:
-            images.decode(encoded, 'a file')
+            decoding.decode(encoded, 'a file')
         except ValueError:
             return True
         return False

@@ -10,8 +10,8 @@ import tensorflow as tf
 from tests.data import camelyon17_layout
 from tf_dpdiff.data import camelyon17
 from tf_dpdiff.data import datasets
+from tf_dpdiff.data import decoding
 from tf_dpdiff.data import folders
-from tf_dpdiff.data import images
 from tf_dpdiff.data import npy
 from tf_dpdiff.data import public
 from tf_dpdiff.data import tfrecords
@@ -81,7 +81,7 @@ def test_image_that_stops_a_run_stops_its_plan_in_the_same_words(tmp_path, monke
     decoded = []
     with monkeypatch.context() as patched:
         patched.setattr(
-            images, 'decode', lambda *arguments, decode=images.decode: decoded.append(1) or decode(*arguments)
+            decoding, 'decode', lambda *arguments, decode=decoding.decode: decoded.append(1) or decode(*arguments)
         )
         said = error_of(data.look_at, part)
         data.look_at({'train': 'held_out', 'held_out': 'train'}[part])  # The other part is as it should be.

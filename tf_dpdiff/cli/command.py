@@ -8,6 +8,8 @@ import traceback
 
 from absl.flags import argparse_flags
 
+from tf_dpdiff.data import problems
+
 DONE, FAILED, WRONG_USE = 0, 1, 2
 NOT_TO_BE_RELEASED = 'not to be released'  # Stands beside whatever is computed from private images without noise.
 
@@ -65,6 +67,8 @@ def run(parser: Parser, main: Callable[..., int], argv: list[str]) -> int:
         return main(flags)
     except KeyboardInterrupt:
         return _fail(parser, flags, 'interrupted; what was saved stands', FAILED)
+    except problems.ProblemsError as error:  # A line each; gin adds one of its own to its words.
+        return _fail(parser, flags, error.text, WRONG_USE)
     except (ValueError, FileNotFoundError, NotADirectoryError) as error:
         return _fail(parser, flags, _one_line(error), WRONG_USE)
     except FloatingPointError as error:  # Training or sampling has left the finite numbers.

@@ -175,7 +175,9 @@ def _describe_images(spec) -> str:
     # Of data with owners their number is public, and how many images they have is not.
     owned = f', of {spec.num_units:,} owners (the number of images is not to be released)' if spec.has_owners else ''
     note = f' ({spec.note})' if spec.note else ''
-    return f'{spec.num_images:,} of {"x".join(map(str, spec.image_shape))}, {spec.num_classes} classes{owned}{note}'
+    prepared = f', {spec.preparation}' if spec.preparation else ''
+    shape = 'x'.join(map(str, spec.image_shape))
+    return f'{spec.num_images:,} of {shape}, {spec.num_classes} classes{prepared}{owned}{note}'
 
 
 def _add_rows(table, rows: planner_rows.Rows) -> None:

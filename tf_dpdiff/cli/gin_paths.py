@@ -25,6 +25,7 @@ _PATHS = {
     'npz_images': ('path',),
     'npy_images': ('path',),
     'image_folder': ('path',),
+    'csv_images': ('path', 'root'),
     'tfds_images': ('data_dir',),
     'tfrecord_images': ('pattern', 'held_out_pattern'),
     'wilds_camelyon17': ('root', 'cache_dir'),

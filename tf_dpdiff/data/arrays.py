@@ -89,7 +89,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return next(iter(difflib.get_close_matches(lowered, known, 1, 0.5)), None)
 
 
-def note_unread_owners(source: str, names: Iterable[str]) -> None:
+def note_unread_owners(source: str, names: Iterable[str], option: str = 'owner_key') -> None:
     """Says on the console, if one of several features seems to name owners, that it is not read.
 
     Use it where owners are not asked for, and records may well hold what nothing reads.
@@ -98,7 +98,7 @@ def note_unread_owners(source: str, names: Iterable[str]) -> None:
         if nearest(name.rpartition('/')[2], ('owners',)):
             print(
                 f'{source}: {name!r} seems to say whose image each is, and is not read: the guarantee is for one '
-                f'image, not for a person with all of theirs. owner_key={name!r} makes it one for each owner; '
+                f'image, not for a person with all of theirs. {option}={name!r} makes it one for each owner; '
                 "unit='one image' says that an image is meant.",
                 file=sys.stderr,
             )

@@ -13,7 +13,7 @@ import numpy as np
 from tf_dpdiff import files
 from tf_dpdiff.data import classes
 from tf_dpdiff.data import datasets
-from tf_dpdiff.data import headers
+from tf_dpdiff.data import decoding
 from tf_dpdiff.data import images as images_lib
 from tf_dpdiff.data import splitting
 
@@ -53,7 +53,14 @@ class _Metadata:
 
 
 def wilds_camelyon17(
-    root: str, *, held_out_split: str = 'test', unit: str = 'image', image_size: int = 32, cache_dir: str | None = None
+    root: str,
+    *,
+    held_out_split: str = 'test',
+    unit: str = 'image',
+    image_size: int | tuple[int, int] = 32,
+    resize: str = 'crop',
+    background: int | tuple[int, int, int] | None = None,
+    cache_dir: str | None = None,
 ) -> datasets.PrivateData:
     """Loads Camelyon17 as WILDS lays it out: hospitals apart.
 
@@ -66,7 +73,9 @@ def wilds_camelyon17(
       held_out_split: 'test' (another hospital), 'val' (yet another) or 'id_val' (the hospitals, and patients, of the
         training part, so that the unit must be an image).
       unit: What the guarantee protects: 'image', 'patient' or 'slide', each with all of their images.
-      image_size: Height and width in pixels.
+      image_size: Height and width in pixels, or one number for both.
+      resize: As `image_folder` has it; of no effect where height and width are equal, as those of a patch are.
+      background: Around patches where they are padded.
       cache_dir: A folder of one's own for the decoded images, PRIVATE like the patches: its files can be read by their
         owner only and are written only where this is given. They are known by the content of metadata.csv, the split
         and the size, not by the pixels: delete them if patches change. Their images are read from the disk as they
@@ -86,10 +95,10 @@ def wilds_camelyon17(
     for name, value, known in (('unit', unit, tuple(UNITS)), ('held_out_split', held_out_split, HELD_OUT_SPLITS)):
         if value not in known:
             raise ValueError(f'{name} of Camelyon17 must be one of {", ".join(known)}, got {value!r}.')
-    images_lib.check_fit(image_size, None)
+    fit = images_lib.Fit(image_size, 3, resize=resize, background=background)
     file = _find(pathlib.Path(root).expanduser())
     if file is None:
-        return _published(root, unit, image_size)
+        return _published(root, unit, fit)
     metadata = _read_metadata(file)
     if held_out_split not in metadata.splits:
         raise ValueError(f'{file} has no images of the split {held_out_split!r}.')
@@ -101,18 +110,18 @@ def wilds_camelyon17(
             rows = np.flatnonzero(metadata.splits == split)
             splitting.check_owners(owners, lambda row: metadata.line(rows[row]))
         labels = metadata.column(split, 'tumor').astype(np.int32)
-        return datasets.ImageIndex(name, (image_size, image_size, 3), labels, CLASS_NAMES, f'one {unit}', owners)
+        return datasets.ImageIndex(name, _shape(fit), labels, CLASS_NAMES, f'one {unit}', owners, _describe(fit))
 
     train, held_out = index_of('train', 'camelyon17'), index_of(held_out_split, f'camelyon17 {held_out_split}')
     if train.owners is not None:
         splitting.check_owners_apart(
             f'{file}: with {unit}s as owners and held_out_split={held_out_split!r}', train.owners, held_out.owners
         )
-    read = functools.partial(_read_images, metadata, image_size=image_size, cache_dir=cache_dir)
+    read = functools.partial(_read_images, metadata, fit=fit, cache_dir=cache_dir)
 
     def look_at(part):
         split = {'train': 'train', 'held_out': held_out_split}[part]
-        if cache_dir is None or not _cache(cache_dir, split, image_size, metadata).exists():
+        if cache_dir is None or not _cache(cache_dir, split, fit, metadata).exists():
             _look_at_patches(metadata, split)
 
     return datasets.PrivateData(
@@ -129,7 +138,7 @@ def _find(root: pathlib.Path) -> pathlib.Path | None:
     return next((file for file in candidates if file.is_file()), None)
 
 
-def _published(root: str, unit: str, image_size: int) -> datasets.PrivateData:
+def _published(root: str, unit: str, fit: images_lib.Fit) -> datasets.PrivateData:
     """Returns data that are planned with and cannot be read."""
     missing = f'no metadata.csv of Camelyon17 in {root} or in camelyon17_v1.0 there'
     if unit != 'image':
@@ -143,11 +152,12 @@ def _published(root: str, unit: str, image_size: int) -> datasets.PrivateData:
 
     spec = datasets.DatasetSpec(
         'camelyon17',
-        (image_size, image_size, 3),
+        _shape(fit),
         CLASS_NAMES,
         PUBLISHED_NUM_IMAGES,
         PUBLISHED_NUM_IMAGES,
         note=f'not found in {root}; published sizes',
+        preparation=_describe(fit),
     )
     return datasets.PrivateData(train=read, held_out=read, spec=spec)
 
@@ -195,17 +205,17 @@ def _split_of(row: dict[str, str]) -> str:
     return split
 
 
-def _read_images(metadata: _Metadata, split: str, *, image_size: int, cache_dir: str | None) -> np.ndarray:
+def _read_images(metadata: _Metadata, split: str, *, fit: images_lib.Fit, cache_dir: str | None) -> np.ndarray:
     """Returns the images of a split, from the cache where there is one."""
     rows = np.flatnonzero(metadata.splits == split)
-    shape = (len(rows), image_size, image_size, 3)
+    shape = (len(rows), *_shape(fit))
 
     def read_all(out):
-        return images_lib.read_all('camelyon17', rows, lambda row: _read_patch(metadata, row, image_size), out)
+        return images_lib.read_all('camelyon17', rows, lambda row: _read_patch(metadata, row, fit), out)
 
     if cache_dir is None:
         return read_all(np.empty(shape, np.uint8))
-    cache = _cache(cache_dir, split, image_size, metadata)
+    cache = _cache(cache_dir, split, fit, metadata)
     if not cache.exists():
         with files.replacing(cache) as temporary:
             temporary.touch(mode=0o600)
@@ -220,8 +230,21 @@ def _read_images(metadata: _Metadata, split: str, *, image_size: int, cache_dir:
     return images
 
 
-def _cache(cache_dir: str, split: str, image_size: int, metadata: _Metadata) -> pathlib.Path:
-    return pathlib.Path(cache_dir).expanduser() / f'camelyon17_{split}_{image_size}_{metadata.digest[:16]}.npy'
+def _cache(cache_dir: str, split: str, fit: images_lib.Fit, metadata: _Metadata) -> pathlib.Path:
+    height, width, _ = _shape(fit)
+    size = str(height)
+    if height != width:  # Or there is nothing to crop, to pad or to stretch.
+        border = f'_{"_".join(map(str, fit.backing(3)))}' if fit.resize == 'pad' else ''
+        size = f'{height}x{width}_{fit.resize}{border}'
+    return pathlib.Path(cache_dir).expanduser() / f'camelyon17_{split}_{size}_{metadata.digest[:16]}.npy'
+
+
+def _describe(fit: images_lib.Fit) -> str:
+    return dataclasses.replace(fit, channels=None).describe()  # All patches are in colour.
+
+
+def _shape(fit: images_lib.Fit) -> tuple[int, int, int]:
+    return fit.shape_of((_PATCH_SIZE, _PATCH_SIZE, 3))
 
 
 def _look_at_patches(metadata: _Metadata, split: str) -> None:
@@ -230,19 +253,19 @@ def _look_at_patches(metadata: _Metadata, split: str) -> None:
 
     def check(row):
         with _open_patch(metadata, row) as opened:
-            _check_size(metadata.patch(row), *headers.read_shape(opened, str(metadata.patch(row))))
+            _check_size(metadata.patch(row), *decoding.read_shape(opened, str(metadata.patch(row))))
         return True
 
     images_lib.read_all('camelyon17', rows, check, np.empty([len(rows)], bool))
 
 
-def _read_patch(metadata: _Metadata, row: int, image_size: int) -> np.ndarray:
+def _read_patch(metadata: _Metadata, row: int, fit: images_lib.Fit) -> np.ndarray:
     """Returns a patch, resized."""
     patch = metadata.patch(row)
     with _open_patch(metadata, row) as opened:
-        image = images_lib.to_channels(images_lib.decode(opened.read(), str(patch), drop_alpha=True), 3)
+        image = decoding.decode(opened.read(), str(patch), drop_alpha=True)
     _check_size(patch, *image.shape)
-    return images_lib.resize(image, image_size, image_size)
+    return fit.apply(image)
 
 
 def _open_patch(metadata: _Metadata, row: int) -> BinaryIO:

@@ -34,6 +34,8 @@ class DatasetSpec:
       unit: What the guarantee protects; without owners it is 'one image'.
       has_owners: Whether a unit is an owner with all of its images.
       note: Where the numbers do not come from the data themselves: where they do come from.
+      preparation: What is done to each image when it is read, by the arguments of the source alone, such as 'resized to
+        32x32 (cropped)'; '' where nothing is.
     """
 
     name: str
@@ -44,6 +46,7 @@ class DatasetSpec:
     unit: str = ONE_IMAGE
     has_owners: bool = False
     note: str = ''
+    preparation: str = ''
 
     def __post_init__(self):
         _check_shape_and_names(self.name, self.image_shape, self.class_names, self.unit)
@@ -77,6 +80,7 @@ class ImageDataset:
       owners: int [images], each in [0, num_owners): whose image each is. The unit is then an owner, with all of its
         images. None: each image is a unit of its own.
       num_owners: How many owners count as public; some may own no image here. None: the largest owner plus one.
+      preparation: As DatasetSpec.preparation.
     """
 
     name: str
@@ -86,6 +90,7 @@ class ImageDataset:
     unit: str = ONE_IMAGE
     owners: np.ndarray | None = None
     num_owners: int | None = None
+    preparation: str = ''
 
     def __post_init__(self):
         if self.images_uint8.dtype != np.uint8 or self.images_uint8.ndim != 4:
@@ -146,7 +151,14 @@ class ImageDataset:
     def spec(self) -> DatasetSpec:
         """What the data set says of itself."""
         return DatasetSpec(
-            self.name, self.image_shape, self.class_names, len(self), self.num_units, self.unit, self.owners is not None
+            self.name,
+            self.image_shape,
+            self.class_names,
+            len(self),
+            self.num_units,
+            self.unit,
+            self.owners is not None,
+            preparation=self.preparation,
         )
 
     @functools.cached_property
@@ -180,6 +192,7 @@ class ImageIndex:
       class_names: One a class.
       unit: What the guarantee protects.
       owners: Numbers or names [images], or None.
+      preparation: As DatasetSpec.preparation.
     """
 
     name: str
@@ -188,6 +201,7 @@ class ImageIndex:
     class_names: tuple[str, ...]
     unit: str
     owners: np.ndarray | None = None
+    preparation: str = ''
 
     def __post_init__(self):
         _check_shape_and_names(self.name, self.image_shape, self.class_names, self.unit)
@@ -207,6 +221,7 @@ class ImageIndex:
             num_units,
             self.unit,
             self.owners is not None,
+            preparation=self.preparation,
         )
 
     def take(self, rows: np.ndarray, name: str) -> 'ImageIndex':
@@ -217,7 +232,9 @@ class ImageIndex:
     def with_images(self, images_uint8: np.ndarray) -> ImageDataset:
         """Returns the data set, its owners numbered in the order of their names, every one with an image."""
         owners = None if self.owners is None else np.unique(self.owners, return_inverse=True)[1]
-        return ImageDataset(self.name, images_uint8, self.labels, self.class_names, self.unit, owners)
+        return ImageDataset(
+            self.name, images_uint8, self.labels, self.class_names, self.unit, owners, preparation=self.preparation
+        )
 
 
 class PrivateData:

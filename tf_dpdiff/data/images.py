@@ -1,4 +1,4 @@
-"""From encoded pictures to uint8 arrays of one size, and back: decoding, resizing, grey and colour, encoding.
+"""Images as uint8 arrays: brought to one size and kind, checked, read many at a time, encoded.
 
 Resizing and the change between grey and colour count in whole numbers, so that a fingerprint of the result does not
 depend on the machine.
@@ -6,117 +6,25 @@ depend on the machine.
 
 from collections.abc import Callable, Sequence
 from concurrent import futures
+import dataclasses
 import functools
 import io
 import re
-import threading
 from typing import Any
-import warnings
 
 import numpy as np
 from PIL import Image
-from PIL import ImageOps
 import tqdm
 
 from tf_dpdiff import progress as progress_lib
+from tf_dpdiff.data import problems as problems_lib
 
-SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png')
 CHANNELS = (1, 3)  # Grey and colour: what networks are tested with and sets of samples are written in.
+RESIZES = {'crop': 'cropped', 'pad': 'padded', 'stretch': 'stretched'}
 
-_FORMATS = ('BMP', 'JPEG', 'PNG')
 _CHUNK = 1024  # Images that are in flight at a time.
+_RESIZED_BYTES = 2**22  # Of the pixels that are taken as numbers of 64 bits at a time.
 _THREADS = 8  # Pillow decodes outside Python's lock; more threads than cores hide the wait for a network disk.
-_ORIENTATION = 274  # Among the tags of EXIF, all that changes a pixel.
-# What Pillow warns of and no pixel depends on: other tags, and what may follow the first picture of a file.
-_HARMLESS = f'Metadata Warning|.*Skipping tag (?!{_ORIENTATION}$)|Invalid APNG|Image appears to be a malformed MPO file'
-
-
-class _PillowWarnings:
-    """A context in which Pillow's warnings are errors, but for the harmless ones, which are silenced.
-
-    Python's filters hold for all threads, so the first one in sets them and the last one out takes them back.
-    """
-
-    def __init__(self):
-        self._lock, self._num_inside, self._before = threading.Lock(), 0, None
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._num_inside:
-                self._before = warnings.catch_warnings()
-                self._before.__enter__()
-                for category in (UserWarning, Image.DecompressionBombWarning):
-                    warnings.filterwarnings('error', category=category, module=r'PIL\.')
-                warnings.filterwarnings('ignore', message=_HARMLESS, category=UserWarning, module=r'PIL\.')
-            self._num_inside += 1
-
-    def __exit__(self, *error) -> None:
-        with self._lock:
-            self._num_inside -= 1
-            if not self._num_inside:
-                assert self._before is not None
-                self._before.__exit__(*error)
-
-
-_pillow_warnings = _PillowWarnings()
-
-
-def decode(encoded: bytes, source: str, *, drop_alpha: bool = False) -> np.ndarray:
-    """Decodes a PNG, JPEG or BMP file.
-
-    Palettes become colour, black-and-white becomes grey, opaque alpha is dropped, and a photograph is turned as its
-    EXIF orientation says. What would lose information unseen is refused: transparency, 16 bits a channel, CMYK, EXIF
-    data too damaged to tell the orientation. So is a picture of more pixels than Pillow takes for an honest one.
-
-    Args:
-      encoded: The bytes of the file.
-      source: What the file is called in an error.
-      drop_alpha: Take the colours of transparent pixels as they are.
-
-    Returns:
-      uint8 [height, width, channels] with 1 or 3 channels.
-
-    Raises:
-      ValueError: names the source and what is wrong.
-    """
-    # Pillow drops the low byte of 16-bit colour without a word; the header of a PNG file tells.
-    if encoded[:8] == b'\x89PNG\r\n\x1a\n' and encoded[24:25] == b'\x10':
-        raise ValueError(f'{source} has 16 bits a channel; convert it to 8.')
-    image = _open(encoded, source)
-    if image.mode in ('RGBA', 'LA', 'PA') or 'transparency' in image.info:
-        grey = image.mode in ('1', 'L', 'LA')
-        image = image.convert('RGBA')
-        if not drop_alpha and image.getchannel('A').getextrema() != (255, 255):
-            raise ValueError(f'{source} has transparent pixels; put it on a background.')
-        image = image.getchannel('R') if grey else image.convert('RGB')
-    elif image.mode == '1':
-        image = image.convert('L')
-    elif image.mode == 'P':
-        image = image.convert('RGB')
-    if image.mode not in ('L', 'RGB'):
-        raise ValueError(f'{source} is of mode {image.mode}; convert it to 8-bit grey or RGB.')
-    array = np.asarray(image, np.uint8)
-    return array[..., None] if array.ndim == 2 else array
-
-
-def _open(encoded: bytes, source: str) -> Image.Image:
-    """Returns the loaded picture, upright."""
-    try:
-        with _pillow_warnings, Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
-            image.load()
-            return ImageOps.exif_transpose(image)
-    except Image.UnidentifiedImageError as error:
-        raise ValueError(f'{source} is no PNG, JPEG or BMP image.') from error
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise ValueError(f'{source} is too large ({one_line(error).split(",")[0]}); shrink it.') from error
-    except UserWarning as error:
-        raise ValueError(
-            f'{source} has damaged metadata ({one_line(error)}), so that it is not known which way is up; '
-            'turn it upright and save it anew without them.'
-        ) from error
-    except Exception as error:
-        # What a decoder raises on a damaged file is nowhere listed.
-        raise ValueError(f'{source} is a damaged image: {one_line(error)}.') from error
 
 
 def one_line(error: Exception) -> str:
@@ -171,13 +79,17 @@ def resize(images_uint8: np.ndarray, height: int, width: int) -> np.ndarray:
         return images_uint8
     rows, columns = _axis_weights(old_height, height), _axis_weights(old_width, width)
     # Sums of whole numbers below 2**53 are exact in float64 in whatever order they are added.
-    sums = rows @ images_uint8.reshape([*batch, old_height, old_width * channels]).astype(np.float64)
+    lines = images_uint8.reshape([*batch, old_height, old_width * channels])
+    step = max(1, _RESIZED_BYTES // (images_uint8.nbytes // old_height))
+    sums = np.zeros([*batch, height, old_width * channels])
+    for start in range(0, old_height, step):
+        sums += rows[:, start : start + step] @ lines[..., start : start + step, :].astype(np.float64)
     sums = columns @ sums.reshape([*batch, height, old_width, channels])
     total = int(rows[0].sum() * columns[0].sum())
     return ((2 * sums.astype(np.int64) + total) // (2 * total)).astype(np.uint8)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)  # Images of one's own may be of any number of sizes.
 def _axis_weights(old: int, new: int) -> np.ndarray:
     """Returns the weight of each old pixel in each new one, whole numbers [new, old] with the same sum in each row."""
     i, j = np.arange(new)[:, None], np.arange(old)[None, :]
@@ -189,37 +101,128 @@ def _axis_weights(old: int, new: int) -> np.ndarray:
     return np.maximum(2 * new - np.abs(centres - 2 * new * j), 0).astype(np.float64)
 
 
-def fit(images_uint8: np.ndarray, image_size: int | None = None, channels: int | None = None) -> np.ndarray:
-    """Brings images to a size and a number of channels.
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """What images are made alike by: arguments that sources of images have in common.
 
-    Args:
-      images_uint8: uint8 [..., height, width, channels].
-      image_size: Height and width of the result; the largest centred square is cut out and resized. None: as it is.
-      channels: 1 or 3; None: as it is.
-
-    Returns:
-      uint8 [..., height, width, channels].
-    """
-    if channels is not None:
-        images_uint8 = to_channels(images_uint8, channels)
-    if image_size is None:
-        return images_uint8
-    height, width = images_uint8.shape[-3:-1]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    return resize(images_uint8[..., top : top + side, left : left + side, :], image_size, image_size)
-
-
-def check_fit(image_size: int | None, channels: int | None) -> None:
-    """Checks the arguments that sources of images have in common.
+    Attributes:
+      image_size: Height and width of the result in pixels, or one number for both. None: as the images are.
+      channels: 1 (grey) or 3 (colour). None: as the images are.
+      resize: How an image of other proportions comes to image_size. 'crop': the largest centred rectangle of the new
+        proportions is cut out. 'pad': the whole image is put on a border of `background`. 'stretch': height and width
+        change freely.
+      background: A grey level or (red, green, blue), each from 0 to 255: what stands behind transparent pixels and
+        around images that are padded. None: neither is asked for, and transparency is refused.
+      window: (low, high): the grey levels of 16-bit images that become 0 and 255. What is between is mapped linearly
+        and rounded, what is beyond is clipped. None: images of 16 bits are refused.
 
     Raises:
       ValueError: names the argument and its value.
     """
-    if image_size is not None and image_size < 1:
-        raise ValueError(f'image_size must be at least 1, got {image_size}.')
-    if channels not in (None, *CHANNELS):
-        raise ValueError(f'channels must be 1 (grey) or 3 (colour), got {channels}.')
+
+    image_size: int | tuple[int, int] | None = None
+    channels: int | None = None
+    _: dataclasses.KW_ONLY
+    resize: str = 'crop'
+    background: int | tuple[int, int, int] | None = None
+    window: tuple[float, float] | None = None
+
+    def __post_init__(self):
+        if self.image_size is not None:
+            sizes = self.image_size if isinstance(self.image_size, (tuple, list)) else (self.image_size,) * 2
+            if len(sizes) != 2:
+                raise ValueError(f'image_size must be a number of pixels or (height, width), got {self.image_size}.')
+            if min(sizes) < 1:
+                raise ValueError(f'image_size must be at least 1, got {self.image_size}.')
+        if self.channels not in (None, *CHANNELS):
+            raise ValueError(f'channels must be 1 (grey) or 3 (colour), got {self.channels}.')
+        if self.resize not in RESIZES:
+            raise ValueError(f"resize must be 'crop', 'pad' or 'stretch', got {self.resize!r}.")
+        if self.resize != 'crop' and self.size is None:
+            raise ValueError(f'resize={self.resize!r} needs image_size.')
+        if self.resize == 'pad' and self.background is None:
+            raise ValueError("resize='pad' needs background: a grey level from 0 to 255, or (red, green, blue).")
+        if self.background is not None:
+            levels = (self.background,) if isinstance(self.background, int) else self.background
+            if len(levels) not in CHANNELS or not all(0 <= level <= 255 for level in levels):
+                raise ValueError(
+                    f'background must be a grey level from 0 to 255, or (red, green, blue), got {self.background}.'
+                )
+        if self.window is not None and not (
+            len(self.window) == 2 and -np.inf < self.window[0] < self.window[1] < np.inf
+        ):
+            raise ValueError(f'window must be (low, high) with low below high, got {self.window}.')
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of the result, or None."""
+        if self.image_size is None:
+            return None
+        height, width = (self.image_size,) * 2 if isinstance(self.image_size, int) else self.image_size
+        return height, width
+
+    def shape_of(self, shape: Sequence[int]) -> tuple[int, int, int]:
+        """Returns the shape that an image of a shape is brought to, both (height, width, channels)."""
+        height, width = self.size or shape[:2]
+        return height, width, self.channels or shape[2]
+
+    def backing(self, channels: int) -> np.ndarray:
+        """Returns the background as one pixel of 1 or 3 channels, uint8 [channels]; a colour is grey by its luma."""
+        levels = np.atleast_1d(np.array(self.background, np.uint8))
+        return to_channels(levels, channels)
+
+    def apply(self, images_uint8: np.ndarray) -> np.ndarray:
+        """Returns images brought to the size and the number of channels.
+
+        Args:
+          images_uint8: uint8 [..., height, width, channels].
+
+        Returns:
+          uint8 [..., height, width, channels].
+        """
+        if self.channels is not None:
+            images_uint8 = to_channels(images_uint8, self.channels)
+        if self.size is None or images_uint8.shape[-3:-1] == self.size:
+            return images_uint8
+        if self.resize == 'stretch':
+            return resize(images_uint8, *self.size)
+        *batch, height, width, channels = images_uint8.shape
+        if self.resize == 'crop':
+            rows, columns = _centred(_largest_within((height, width), self.size), (height, width))
+            return resize(images_uint8[..., rows, columns, :], *self.size)
+        whole = _largest_within(self.size, (height, width))
+        rows, columns = _centred(whole, self.size)
+        out = np.empty([*batch, *self.size, channels], np.uint8)
+        out[:] = self.backing(channels)
+        out[..., rows, columns, :] = resize(images_uint8, *whole)
+        return out
+
+    def describe(self) -> str:
+        """Returns what is done to the images, for statements: '' where nothing is, by the arguments alone."""
+        done = []
+        if self.size is not None:
+            done.append(f'resized to {"x".join(map(str, self.size))} ({RESIZES[self.resize]})')
+        if self.channels is not None:
+            done.append('made grey' if self.channels == 1 else 'made colour')
+        if self.background is not None:
+            done.append(f'put on a background of {self.background}')
+        if self.window is not None:
+            done.append(f'mapped from grey levels of {self.window[0]:g} to {self.window[1]:g}')
+        return ', '.join(done)
+
+
+def _largest_within(size: tuple[int, int], like: tuple[int, int]) -> tuple[int, int]:
+    """Returns the height and width of the largest rectangle with the proportions of `like` that `size` holds."""
+    (height, width), (like_height, like_width) = size, like
+    if height * like_width >= width * like_height:
+        return max(1, (2 * width * like_height + like_width) // (2 * like_width)), width
+    return height, max(1, (2 * height * like_width + like_height) // (2 * like_height))
+
+
+def _centred(inner: tuple[int, int], outer: tuple[int, int]) -> tuple[slice, slice]:
+    """Returns rows and columns of the centre of a rectangle."""
+    top, left = ((of_outer - of_inner) // 2 for of_inner, of_outer in zip(inner, outer))
+    return slice(top, top + inner[0]), slice(left, left + inner[1])
 
 
 def check_image_shape(source: str, image_shape: Sequence[int]) -> None:
@@ -285,16 +288,25 @@ def read_all(
       out.
 
     Raises:
-      What `read` raises for the first source that it fails on.
+      ValueError or FileNotFoundError, where `read` raises it: all sources are gone through, and those at fault are told
+        at once, see `problems.Problems`. Any other error of `read` at once.
     """
+    problems = problems_lib.Problems(f'the images of {name!r}')
 
     def fill(index):
-        out[index] = read(sources[index])
+        try:
+            out[index] = read(sources[index])
+        except (ValueError, FileNotFoundError) as error:
+            return error
+        return None
 
     with futures.ThreadPoolExecutor(_THREADS) as pool, progress(len(sources), name) as bar:
         for start in range(0, len(sources), _CHUNK):
-            for _ in pool.map(fill, range(start, min(start + _CHUNK, len(sources)))):
+            for error in pool.map(fill, range(start, min(start + _CHUNK, len(sources)))):
+                if error:
+                    problems.add(error)
                 bar.update()
+    problems.check()
     return out
 
 

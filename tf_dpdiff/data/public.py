@@ -40,6 +40,8 @@ def public_images(
     data: datasets.PrivateData,
     *,
     image_shape: Sequence[int] | None = None,
+    resize: str = 'stretch',
+    background: int | tuple[int, int, int] | None = None,
     labels: str = 'keep',
     num_classes: int | None = None,
     max_images: int | None = None,
@@ -52,7 +54,9 @@ def public_images(
       data: The source.
       image_shape: (height, width, channels). An image is brought to the channels first (grey by the luma of ITU-R
         BT.601, colour by repetition) and then to the height and width (the mean over the area of a pixel where an axis
-        shrinks, bilinear where it grows), with its sides stretched unlike where the shapes are. None: as they are.
+        shrinks, bilinear where it grows). None: as they are.
+      resize: How an image of other proportions comes to image_shape: 'stretch', 'crop' or 'pad', see `image_folder`.
+      background: Around images that are padded.
       labels: 'keep', or 'drop': every image is of no class (label num_classes).
       num_classes: Number of classes of the private task. None: that of the source. Kept labels need at least that of
         the source; the classes beyond have no images.
@@ -68,7 +72,7 @@ def public_images(
     image_shape = tuple(image_shape or spec.image_shape)
     if len(image_shape) != 3 or min(image_shape) < 1:
         raise ValueError(f'image_shape must be (height, width, channels), got {image_shape}.')
-    images_lib.check_fit(None, image_shape[2])
+    fit = images_lib.Fit(image_shape[:2], image_shape[2], resize=resize, background=background)
     if labels not in ('keep', 'drop'):
         raise ValueError(f"labels must be 'keep' or 'drop', got {labels!r}.")
     for name, value in (('num_classes', num_classes), ('max_images', max_images)):
@@ -84,24 +88,30 @@ def public_images(
         dropped = tuple(map(str, range(num_classes)))
         names = dropped if labels == 'drop' else names + tuple(f'unused {i}' for i in range(len(names), num_classes))
     num_images = min(max_images or spec.num_images, spec.num_images)
-    planned = datasets.DatasetSpec(f'{spec.name} (public)', image_shape, names, num_images, num_images, note=spec.note)
+    planned = datasets.DatasetSpec(
+        f'{spec.name} (public)',
+        image_shape,
+        names,
+        num_images,
+        num_images,
+        note=spec.note,
+        preparation=spec.preparation,
+    )
 
     def read() -> datasets.ImageDataset:
         train = data.train
         rows = np.arange(num_images) * len(train) // num_images
         kept = train.labels[rows] if labels == 'keep' else np.full([num_images], len(names), np.int32)
-        return datasets.ImageDataset(planned.name, _convert(train.images_uint8, rows, image_shape), kept, names)
+        return datasets.ImageDataset(planned.name, _convert(train.images_uint8, rows, image_shape, fit), kept, names)
 
     return PublicImages(planned, read, lambda: data.look_at('train'))
 
 
-def _convert(images_uint8: np.ndarray, rows: np.ndarray, image_shape) -> np.ndarray:
+def _convert(images_uint8: np.ndarray, rows: np.ndarray, image_shape, fit: images_lib.Fit) -> np.ndarray:
     """Returns images of a shape; the array itself where there is nothing to do."""
     if images_uint8.shape[1:] == image_shape and len(rows) == len(images_uint8):
         return images_uint8
-    height, width, channels = image_shape
     converted = np.empty([len(rows), *image_shape], np.uint8)
     for start in range(0, len(rows), _BATCH):
-        batch = images_lib.to_channels(images_uint8[rows[start : start + _BATCH]], channels)
-        converted[start : start + _BATCH] = images_lib.resize(batch, height, width)
+        converted[start : start + _BATCH] = fit.apply(images_uint8[rows[start : start + _BATCH]])
     return converted

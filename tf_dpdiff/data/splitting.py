@@ -1,6 +1,6 @@
 """Which images are held out where a source has no split of its own, and whose images they are."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import hashlib
 import math
 import unicodedata
@@ -93,7 +93,18 @@ def check_fraction(held_out_fraction: float) -> None:
 
 
 def check_owners(owners: np.ndarray, name_of: Callable[[int], str]) -> None:
-    """Checks that each image has an owner, and that two owners are two people.
+    """Checks that each image has an owner, and that two owners are two people, see `owner_problems`.
+
+    Raises:
+      ValueError: names the first image of which that is not so, and says what to do.
+    """
+    problem = next(owner_problems(owners, name_of), None)
+    if problem:
+        raise ValueError(problem)
+
+
+def owner_problems(owners: np.ndarray, name_of: Callable[[int], str], *, shows_names: bool = True) -> Iterator[str]:
+    """Yields what is wrong with the owners of images: each image needs one, and two owners must be two people.
 
     Images that say '', 'nan' or -1 where an owner is missing would count as the images of one owner, who would be
     protected, while each of the people behind them would not be. Nor would a person whose images stand under two
@@ -103,54 +114,62 @@ def check_owners(owners: np.ndarray, name_of: Callable[[int], str]) -> None:
     Args:
       owners: Numbers or names [images].
       name_of: From an index of owners to what the image is called in an error.
+      shows_names: Whether names of owners may be shown.
 
-    Raises:
-      ValueError: if owners are neither whole numbers nor names; if a number is negative or a name stands for a missing
-        one, is surrounded by white space, or is another spelling of one that is there, by white space, case or
-        Unicode; names the first such image and says what to do.
+    Yields:
+      A line for each image whose owner is negative or stands for a missing one, and for the first image of each owner
+      whose name is surrounded by white space or is another spelling of one that is there, by white space, case or
+      Unicode; or one, if owners are neither whole numbers nor names. It says what to do.
     """
     if owners.dtype.kind in 'US':
-        _check_names(owners, name_of)
+        yield from _problems_of_names(owners, name_of, shows_names)
     elif owners.dtype.kind in 'iuf':
-        is_missing = ~(owners >= 0)  # Also where it is no number.
-        if is_missing.any():
-            row = int(is_missing.argmax())
-            raise _nobody(name_of(row), owners[row].item())
+        for row in np.flatnonzero(~(owners >= 0)).tolist():  # Also where it is no number.
+            yield _nobody(name_of(row), owners[row].item(), shows_names)
     if owners.dtype.kind not in 'iuUS' and len(owners):
-        raise ValueError(
-            f'{name_of(0)}: owners must be one whole number or name an image, got {owners.dtype}; {_cure(owners)}.'
-        )
+        yield f'{name_of(0)}: owners must be one whole number or name an image, got {owners.dtype}; {_cure(owners)}.'
 
 
-def _check_names(owners: np.ndarray, name_of: Callable[[int], str]) -> None:
-    different, rows = np.unique(owners, return_index=True)
-    names = dict(sorted(zip(rows.tolist(), _names(different))))  # By the first image of each, in the order of images.
-    keys = [owner_names.key(name) for name in names.values()]
-    row_of: dict[str, int] = {}
+def _problems_of_names(owners: np.ndarray, name_of: Callable[[int], str], shows_names: bool) -> Iterator[str]:
+    different, rows, inverse = np.unique(owners, return_index=True, return_inverse=True)
+    # By the first image of each, in the order of images.
+    names = sorted(zip(rows.tolist(), range(len(different)), _names(different)))
+    keys = [owner_names.key(name) for _, _, name in names]
+    first_of: dict[str, tuple[int, str]] = {}
     numbered = owner_names.prefixes(keys)
-    for key, (row, name) in zip(keys, names.items()):
+    for key, (row, number, name) in zip(keys, names):
         if owner_names.is_nobody(key, numbered):
-            raise _nobody(name_of(row), owners[row].item())
+            for each in np.flatnonzero(inverse == number).tolist():
+                yield _nobody(name_of(each), owners[each].item(), shows_names)
+            continue
         doubt = owner_names.doubt(name)
         if doubt:
-            raise ValueError(f'{name_of(row)} names its owner {name!r}, which {doubt}.')
-        first = row_of.setdefault(key, row)
+            yield f'{name_of(row)} names its owner{f" {name!r}" if shows_names else ""}, which {doubt}.'
+            continue
+        first, other = first_of.setdefault(key, (row, name))
         if first != row:
-            one, other = repr(name), repr(names[first])
-            if unicodedata.normalize('NFC', one) == unicodedata.normalize('NFC', other):  # They look the same.
-                one, other = ascii(name), ascii(names[first])
-            raise ValueError(
-                f'{name_of(row)} names its owner {one}, and {name_of(first)} {other}: they differ in white '
-                'space, case or spelling alone. Give one person one name, and two people other names, or '
-                'a number each.'
-            )
+            yield _two_spellings((name_of(row), name_of(first)), (name, other), shows_names)
 
 
-def _nobody(image: str, owner) -> ValueError:
+def _two_spellings(images: tuple[str, str], names: tuple[str, str], shows_names: bool) -> str:
+    one, other = (repr(name) for name in names)
+    if unicodedata.normalize('NFC', one) == unicodedata.normalize('NFC', other):  # They look the same.
+        one, other = (ascii(name) for name in names)
+    said = (
+        f'names its owner {one}, and {images[1]} {other}: they' if shows_names else f'and {images[1]} name owners who'
+    )
+    return (
+        f'{images[0]} {said} differ in white space, case or spelling alone. Give one person one name, and two people '
+        'other names, or a number each.'
+    )
+
+
+def _nobody(image: str, owner, shows_names: bool) -> str:
     cure = '' if isinstance(owner, (int, float)) else " Where it is somebody's name, number the owners."
-    return ValueError(
-        f'{image} names no owner: {owner!r}; each image needs a name or a number from 0, or the images of '
-        f'several people would count as those of one.{cure}'
+    shown = f': {owner!r}' if shows_names else ''
+    return (
+        f'{image} names no owner{shown}; each image needs a name or a number from 0, or the images of several people '
+        f'would count as those of one.{cure}'
     )
 
 

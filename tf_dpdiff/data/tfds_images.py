@@ -37,7 +37,9 @@ def tfds_images(
     image_key: str = 'image',
     label_key: str = 'label',
     owner_key: str | None = None,
-    image_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    resize: str = 'crop',
+    background: int | tuple[int, int, int] | None = None,
     unit: str | None = None,
 ) -> datasets.PrivateData:
     """Loads a data set of TensorFlow Datasets by its name; reads what is prepared and never downloads.
@@ -50,8 +52,9 @@ def tfds_images(
       image_key: Feature with the image.
       label_key: Feature with the class; must be a tfds.features.ClassLabel.
       owner_key: Feature, a whole number or a text, that says whose image it is, or None. Nobody may be in both splits.
-      image_size: Height and width to which the largest centred square of each image is resized. None: all images must
-        have one size.
+      image_size: As `image_folder` has it.
+      resize: As `image_folder` has it.
+      background: Around images that are padded.
       unit: What the guarantee protects, in words, where owners are named: 'one owner' if nothing is said. Without
         owners it is 'one image'.
 
@@ -63,23 +66,28 @@ def tfds_images(
       FileNotFoundError: if the data set is not prepared; says where it was looked for and how to prepare it.
       ValueError: if it lacks a split or a feature, or a record cannot be read.
     """
-    images_lib.check_fit(image_size, None)
+    fit = images_lib.Fit(image_size, resize=resize, background=background)
     is_unit_said, unit = unit is not None, datasets.choose_unit(name, unit, owner_key)
     root = pathlib.Path(data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets').expanduser()
     folder = _find(root, name)
     if folder is None:
-        return _published(name, root, train_split, owner_key, image_size, unit)
+        return _published(name, root, train_split, owner_key, fit, unit)
     if owner_key is None and not is_unit_said:
         arrays_lib.note_unread_owners(str(folder), set(_open(folder)[1].info.features) - {image_key, label_key})
-    read = functools.partial(
-        _read_part, folder, keys=(image_key, label_key, owner_key), image_size=image_size, unit=unit
-    )
+    read = functools.partial(_read_part, folder, keys=(image_key, label_key, owner_key), fit=fit, unit=unit)
     image_shape, class_names, num_images, num_units = _spec(
-        folder, (image_key, label_key, owner_key), train_split, held_out_split, image_size
+        folder, (image_key, label_key, owner_key), train_split, held_out_split, fit
     )
     whole_name = name if train_split == 'train' else f'{name} {train_split}'
     spec = datasets.DatasetSpec(
-        whole_name, image_shape, class_names, num_images, num_units, unit, owner_key is not None
+        whole_name,
+        image_shape,
+        class_names,
+        num_images,
+        num_units,
+        unit,
+        owner_key is not None,
+        preparation=fit.describe(),
     )
     return datasets.PrivateData(
         train=lambda: read(spec.name, train_split, check_classes=True),
@@ -102,7 +110,7 @@ def _find(root: pathlib.Path, name: str) -> pathlib.Path | None:
     return versions[max(versions)] if versions else None
 
 
-def _published(name, root, train_split, owner_key, image_size, unit) -> datasets.PrivateData:
+def _published(name, root, train_split, owner_key, fit, unit) -> datasets.PrivateData:
     """Returns data that are planned with and cannot be read."""
     error = FileNotFoundError(
         f'the data set {name!r} is not prepared in {root}; prepare it with .venv/bin/python -c '
@@ -115,16 +123,15 @@ def _published(name, root, train_split, owner_key, image_size, unit) -> datasets
         raise error
 
     image_shape, num_classes, num_images = PUBLISHED_SIZES[name]
-    if image_size is not None:
-        image_shape = (image_size, image_size, image_shape[2])
     spec = datasets.DatasetSpec(
         name,
-        image_shape,
+        fit.shape_of(image_shape),
         tuple(map(str, range(num_classes))),
         num_images,
         num_images,
         unit,
         note=f'not found in {root}; published sizes',
+        preparation=fit.describe(),
     )
     return datasets.PrivateData(train=read, held_out=read, spec=spec)
 
@@ -142,7 +149,7 @@ def _open(folder: pathlib.Path):
         raise ValueError(f'{folder} is not a prepared data set: {images_lib.one_line(error)}.') from error
 
 
-def _spec(folder, keys, train_split, held_out_split, image_size) -> tuple:
+def _spec(folder, keys, train_split, held_out_split, fit) -> tuple:
     """Returns image shape, class names, and numbers of images and units of the training part."""
     tfds, builder = _open(folder)
     features = builder.info.features
@@ -158,7 +165,7 @@ def _spec(folder, keys, train_split, held_out_split, image_size) -> tuple:
     num_images = _num_images(builder, folder, train_split)
     _num_images(builder, folder, held_out_split)
     height, width, channels = image.shape
-    if image_size is None and None in (height, width):
+    if fit.size is None and None in (height, width):
         raise ValueError(f'{folder}: images have no common size; give image_size.')
     if channels not in images_lib.CHANNELS:
         raise ValueError(f'{folder}: images have {channels} channels; they must have 1 or 3.')
@@ -166,8 +173,7 @@ def _spec(folder, keys, train_split, held_out_split, image_size) -> tuple:
     if owner_key is not None:
         owners = _read_columns(folder, train_split, (owner_key,))[owner_key]
         num_units = len(np.unique(_check_owners(folder, owner_key, owners)))
-    image_shape = (image_size or height, image_size or width, channels)
-    return image_shape, tuple(label.names), num_images, num_units
+    return fit.shape_of((height, width, channels)), tuple(label.names), num_images, num_units
 
 
 def _num_images(builder, folder, split) -> int:
@@ -224,9 +230,7 @@ def _read_columns(folder, split, keys) -> dict:
         return {key: np.concatenate([batch[key] for batch in batches]) for key in keys}
 
 
-def _read_part(
-    folder, name, split, *, keys, image_size, unit, check_classes=False, apart_from=None
-) -> datasets.ImageDataset:
+def _read_part(folder, name, split, *, keys, fit, unit, check_classes=False, apart_from=None) -> datasets.ImageDataset:
     """Reads a split; apart_from: another one that may not have the same owners."""
     image_key, label_key, owner_key = keys
     _, builder = _open(folder)
@@ -234,7 +238,7 @@ def _read_part(
     height, width, channels = builder.info.features[image_key].shape
     # Images of several sizes make no batch.
     batch_size = 1 if None in (height, width) else _BATCH
-    out = np.empty([num_images, image_size or height, image_size or width, channels], np.uint8)
+    out = np.empty([num_images, *fit.shape_of((height, width, channels))], np.uint8)
     columns: dict[str, list[np.ndarray]] = {key: [] for key in (label_key, owner_key) if key}
     row = 0
     with images_lib.progress(num_images, name) as bar:
@@ -245,7 +249,7 @@ def _read_part(
             if batch is None:
                 raise ValueError(f'{folder}: the split {split!r} holds {row} records, {num_images} expected.')
             images = batch[image_key]
-            out[row : row + len(images)] = images_lib.fit(images, image_size)
+            out[row : row + len(images)] = fit.apply(images)
             for key, values in columns.items():
                 values.append(batch[key])
             row += len(images)
@@ -258,5 +262,5 @@ def _read_part(
     if owners is not None and apart_from:
         others = _check_owners(folder, owner_key, _read_columns(folder, apart_from, (owner_key,))[owner_key])
         splitting.check_owners_apart(f'{folder}: the splits {apart_from!r} and {split!r}', others, owners)
-    index = datasets.ImageIndex(name, out.shape[1:], labels.astype(np.int32), names, unit, owners)
+    index = datasets.ImageIndex(name, out.shape[1:], labels.astype(np.int32), names, unit, owners, fit.describe())
     return index.with_images(out)

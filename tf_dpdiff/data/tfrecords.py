@@ -13,8 +13,9 @@ import numpy as np
 from tf_dpdiff.data import arrays as arrays_lib
 from tf_dpdiff.data import classes
 from tf_dpdiff.data import datasets
-from tf_dpdiff.data import headers
+from tf_dpdiff.data import decoding
 from tf_dpdiff.data import images as images_lib
+from tf_dpdiff.data import problems as problems_lib
 from tf_dpdiff.data import splitting
 
 
@@ -26,8 +27,7 @@ class _Format(NamedTuple):
     owner_key: str | None
     raw_shape: tuple[int, ...] | None
     compression: str
-    image_size: int | None
-    channels: int | None
+    fit: images_lib.Fit
 
 
 class _Scanned(NamedTuple):
@@ -53,8 +53,11 @@ def tfrecord_images(
     raw_shape: Sequence[int] | None = None,
     class_names: Sequence[str] | None = None,
     compression: str = '',
-    image_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
     channels: int | None = None,
+    resize: str = 'crop',
+    background: int | tuple[int, int, int] | None = None,
+    window: tuple[float, float] | None = None,
     unit: str | None = None,
 ) -> datasets.PrivateData:
     """Loads one's own images from TFRecord files of tf.train.Example.
@@ -67,16 +70,18 @@ def tfrecord_images(
       held_out_fraction: About the share of the images or, where owners are named, of the owners that is split off, in
         (0, 1). Each decides for itself by a hash of the owner's name, or else of the bytes of the image and the label:
         the split is fixed, others do not change it, identical records are on one side, and nobody is on both.
-      image_key: Feature with one string of bytes: a PNG, JPEG or BMP file, or raw pixels.
+      image_key: Feature with one string of bytes: a PNG, JPEG, TIFF or BMP file, or raw pixels.
       label_key: Feature with one int64: the class, from 0.
       owner_key: Feature with one int64 or string that says whose image it is, or None. Nobody may have records in both
         `pattern` and `held_out_pattern`.
       raw_shape: (height, width, channels) of raw uint8 pixels; None: the images are encoded.
       class_names: One a class; None: as many classes as there are different training labels, named by their numbers.
       compression: Of the files: '', 'GZIP' or 'ZLIB'.
-      image_size: Height and width to which the largest centred square of each image is resized. None: all images must
-        have one size.
-      channels: 1 or 3: images are made grey or colour. None: all images must be of one kind.
+      image_size: As `image_folder` has it.
+      channels: As `image_folder` has it.
+      resize: As `image_folder` has it.
+      background: As `image_folder` has it.
+      window: As `image_folder` has it; of encoded images.
       unit: What the guarantee protects, in words, where owners are named: 'one owner' if nothing is said. Without
         owners it is 'one image'.
 
@@ -87,15 +92,15 @@ def tfrecord_images(
       FileNotFoundError: if no file matches.
       ValueError: names the file and record, and what is wrong with it.
     """
-    images_lib.check_fit(image_size, channels)
+    fit = images_lib.Fit(image_size, channels, resize=resize, background=background, window=window)
     splitting.check_fraction(held_out_fraction)
     if compression not in ('', 'GZIP', 'ZLIB'):
         raise ValueError(f"compression must be '', 'GZIP' or 'ZLIB', got {compression!r}.")
     if raw_shape is not None and (len(raw_shape) != 3 or min(raw_shape) < 1 or raw_shape[2] not in images_lib.CHANNELS):
         raise ValueError(f'raw_shape must be (height, width, channels) with 1 or 3 channels, got {raw_shape}.')
-    form = _Format(
-        image_key, label_key, owner_key, tuple(raw_shape) if raw_shape else None, compression, image_size, channels
-    )
+    if raw_shape is not None and window is not None:
+        raise ValueError(f'window={window} is for encoded images; raw_shape={raw_shape} says that pixels have 8 bits.')
+    form = _Format(image_key, label_key, owner_key, tuple(raw_shape) if raw_shape else None, compression, fit)
     scanned = _scan(_match(pattern), form)
     if owner_key is None and unit is None:
         arrays_lib.note_unread_owners(pattern, set(scanned.features) - {image_key, label_key})
@@ -104,7 +109,9 @@ def tfrecord_images(
     unit = datasets.choose_unit(name, unit, owner_key)
 
     def index_of(name, scanned):
-        return datasets.ImageIndex(name, scanned.first_image.shape, scanned.labels, names, unit, scanned.owners)
+        return datasets.ImageIndex(
+            name, scanned.first_image.shape, scanned.labels, names, unit, scanned.owners, fit.describe()
+        )
 
     if held_out_pattern:
         train, rows = index_of(name, scanned), np.arange(len(scanned.labels))
@@ -218,7 +225,7 @@ def _decode(features, form: _Format, name: str) -> np.ndarray:
     """Returns the image of a record, uint8 [height, width, channels]."""
     encoded = _value(features, form.image_key, ('bytes_list',), name)
     if form.raw_shape is None:
-        image = images_lib.decode(encoded, name)
+        image = decoding.decode(encoded, name, form.fit)
     elif len(encoded) != np.prod(form.raw_shape):
         raise ValueError(
             f'{name}: {len(encoded)} bytes of pixels, {"x".join(map(str, form.raw_shape))} need '
@@ -226,22 +233,27 @@ def _decode(features, form: _Format, name: str) -> np.ndarray:
         )
     else:
         image = np.frombuffer(encoded, np.uint8).reshape(form.raw_shape)
-    return images_lib.fit(image, form.image_size, form.channels)
+    return form.fit.apply(image)
 
 
 def _look_at(index: datasets.ImageIndex, source: _Scanned, rows: np.ndarray, form: _Format, like: _Scanned) -> None:
     """Checks the images of some rows, encoded ones by their headers."""
     shape, first, wanted = like.first_image.shape, like.first_name, set(rows.tolist())
+    problems = problems_lib.Problems(f'the images of {index.name!r}')
     with images_lib.progress(len(rows), index.name) as bar:
         for row, (record, features) in enumerate(_records(source.files, form)):
             if row not in wanted:
                 continue
-            if form.raw_shape:
-                images_lib.check_shape(_decode(features, form, record), shape, record, first)
-            else:
-                encoded = io.BytesIO(_value(features, form.image_key, ('bytes_list',), record))
-                headers.check_shape(encoded, record, shape, first, image_size=form.image_size, channels=form.channels)
+            try:
+                if form.raw_shape:
+                    images_lib.check_shape(_decode(features, form, record), shape, record, first)
+                else:
+                    encoded = io.BytesIO(_value(features, form.image_key, ('bytes_list',), record))
+                    decoding.check_shape(encoded, record, shape, first, form.fit)
+            except ValueError as error:
+                problems.add(error)
             bar.update()
+    problems.check()
 
 
 def _read_images(
@@ -251,16 +263,20 @@ def _read_images(
     where = np.full([len(source.labels)], -1)
     where[rows] = np.arange(len(rows))
     out = np.empty([len(rows), *like.first_image.shape], np.uint8)
-    count = 0
+    count, problems = 0, problems_lib.Problems(f'the images of {index.name!r}')
     with images_lib.progress(len(rows), index.name) as bar:
         for name, features in _records(source.files, form):
             if count == len(where):
                 raise ValueError(f'{name} was not there when the records were counted.')
             if where[count] >= 0:
-                image = _decode(features, form, name)
-                out[where[count]] = images_lib.check_shape(image, out.shape[1:], name, like.first_name)
+                try:
+                    image = _decode(features, form, name)
+                    out[where[count]] = images_lib.check_shape(image, out.shape[1:], name, like.first_name)
+                except ValueError as error:
+                    problems.add(error)
                 bar.update()
             count += 1
+    problems.check()
     if count < len(where):
         raise ValueError(f'{source.files[-1]}: {len(where) - count} of the records that were counted are gone.')
     return out

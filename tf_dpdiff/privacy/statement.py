@@ -57,6 +57,8 @@ class PrivacyStatement:
       run_id: The run's public name, drawn at random; by it a budget file knows a run that it has charged.
       public_data: The images that count as public and that the weights have seen too, one phrase a source.
       has_owners: Whether a unit is an owner with all of its images; else each image is a unit, whatever it is called.
+      preparation: What was done to each private image when it was read, by settings alone, such as 'resized to 32x32
+        (cropped)'; told only where there is something to tell.
     """
 
     unit: str
@@ -67,6 +69,7 @@ class PrivacyStatement:
     run_id: str | None = None
     public_data: tuple[str, ...] = ()
     has_owners: bool = False
+    preparation: str = ''
 
     def to_dict(self) -> dict:
         """Returns the statement as plain JSON values; an epsilon of None means that none is claimed."""
@@ -84,6 +87,7 @@ class PrivacyStatement:
             'unit_is': 'an owner with all of its images' if self.has_owners else 'each single image',
             'neighboring_relation': config.neighboring_relation,
             'dataset': self.dataset,
+            **({'image_preparation': self.preparation} if self.preparation else {}),
             'num_units_treated_as_public': self.plan.num_units,
             'sampling': config.sampling,
             'sampling_probability': self.plan.sampling_probability,
@@ -178,6 +182,7 @@ class PrivacyStatement:
             'a step, and how their images are looked at, is drawn by',
             f'{_GENERATORS[sampling.GENERATOR]}.',
             f'The size of the data set ({self.plan.num_units} units) and its classes count as public.',
+            *textwrap.wrap(f'Each of its images was {self.preparation}.' if self.preparation else '', _WIDTH),
             '',
             'Not covered by this statement:',
         ]

@@ -142,6 +142,7 @@ class Build:
             run_id=run_id,
             public_data=public_data,
             has_owners=self.spec.has_owners,
+            preparation=self.spec.preparation,
         )
 
     def make_training(

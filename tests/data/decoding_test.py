@@ -1,4 +1,4 @@
-"""Tests that the header of a picture tells what decoding it will give."""
+"""Tests of decoding, and that the header of a picture tells what it will give."""
 
 import io
 
@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from tf_dpdiff.data import headers
+from tf_dpdiff.data import decoding
 from tf_dpdiff.data import images
 
 KINDS = [(mode, kind) for mode in ('1', 'L', 'P', 'RGB') for kind in ('PNG', 'BMP')]
@@ -31,27 +31,27 @@ def encode(mode='RGB', kind='PNG', size=(7, 4), orientation=None, **options):
 
 
 def shape_of(encoded, source='a.png'):
-    return headers.read_shape(io.BytesIO(encoded), source)
+    return decoding.read_shape(io.BytesIO(encoded), source)
 
 
 @pytest.mark.parametrize('mode, kind', KINDS)
 @pytest.mark.parametrize('size', [(7, 4), (4, 7), (1, 1)])
 def test_shape_is_that_of_the_decoded_image(mode, kind, size):
     encoded = encode(mode, kind, size)
-    assert shape_of(encoded) == images.decode(encoded, 'a.png').shape
+    assert shape_of(encoded) == decoding.decode(encoded, 'a.png').shape
 
 
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
 @pytest.mark.parametrize('orientation', range(1, 9))
 def test_turned_photograph_has_the_shape_that_it_has_upright(kind, orientation):
     encoded = encode(kind=kind, orientation=orientation)
-    assert shape_of(encoded) == images.decode(encoded, 'a').shape == ((4, 7, 3) if orientation < 5 else (7, 4, 3))
+    assert shape_of(encoded) == decoding.decode(encoded, 'a').shape == ((4, 7, 3) if orientation < 5 else (7, 4, 3))
 
 
 @pytest.mark.parametrize('transparency', [0, 200])
 def test_transparent_colour_of_a_palette_changes_no_shape(transparency):
     encoded = encode('P', transparency=transparency)
-    assert shape_of(encoded) == images.decode(encoded, 'a', drop_alpha=True).shape == (4, 7, 3)
+    assert shape_of(encoded) == decoding.decode(encoded, 'a', drop_alpha=True).shape == (4, 7, 3)
 
 
 def png_of_16_bits():
@@ -75,7 +75,7 @@ def png_of_16_bits():
 )
 def test_what_decoding_refuses_for_its_header_is_refused_in_the_same_words(encoded):
     with pytest.raises(ValueError) as of_pixels:
-        images.decode(encoded, 'a.png')
+        decoding.decode(encoded, 'a.png')
     with pytest.raises(ValueError) as of_header:
         shape_of(encoded)
     assert str(of_header.value) == str(of_pixels.value)
@@ -101,14 +101,15 @@ def test_pixels_are_not_decoded(monkeypatch):
 )
 def test_shape_is_compared_as_it_will_be_brought_to_size_and_channels(fit, mode, size, message):
     first, other = encode(), encode(mode, size=size)
-    shape = images.fit(images.decode(first, 'a.png'), **{'image_size': None, 'channels': None, **fit}).shape
+    fit = images.Fit(**fit)
+    shape = fit.apply(decoding.decode(first, 'a.png')).shape
 
     def check():
-        headers.check_shape(io.BytesIO(other), 'b.png', shape, 'a.png', **fit)
+        decoding.check_shape(io.BytesIO(other), 'b.png', shape, 'a.png', fit)
 
     if message:
         with pytest.raises(ValueError, match=message):
             check()
     else:
         check()
-        assert images.fit(images.decode(other, 'b.png'), **{'image_size': None, 'channels': None, **fit}).shape == shape
+        assert fit.apply(decoding.decode(other, 'b.png')).shape == shape

@@ -1,0 +1,348 @@
+"""What a folder of one's own images holds, and which source reads it: from names and headers alone."""
+
+import collections
+from collections.abc import Mapping, Sequence
+import dataclasses
+import os
+import pathlib
+import re
+
+import numpy as np
+
+from tf_dpdiff.data import arrays as arrays_lib
+from tf_dpdiff.data import decoding
+from tf_dpdiff.data import images as images_lib
+from tf_dpdiff.data import listed
+from tf_dpdiff.data import npz
+from tf_dpdiff.data import table as table_lib
+from tf_dpdiff.data import tables
+
+# What reads each kind of folder or file: the names of the functions.
+SOURCES = {
+    'class_folders': 'image_folder',
+    'train_test_class_folders': 'image_folder',
+    'table': 'csv_images',
+    'dicom': 'dicom_folder',
+    'npz': 'npz_images',
+    'npy': 'npy_images',
+}
+
+_LABEL = re.compile(r'label|class|target|diagnos|categor|finding|^dx$|^y$', re.IGNORECASE)
+_FOUND_SHARE = 0.5  # Of its values that are files: a column of file names.
+_MOST_CLASSES = 1000
+_KINDS_OF_COLUMNS = ('file_columns', 'label_columns', 'owner_columns')
+_NAMED = 3  # Kinds of files that an error names.
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """What a folder or file holds. It never tells how many images a class or an owner has.
+
+    Attributes:
+      path: What the source is to be given.
+      source: A key of SOURCES; '' where no source reads it.
+      refusal: Why no source reads it, and what to do, in one line; '' where one does.
+      num_images: How many images.
+      class_names: The classes: of the class folders, of the file or, of a table, of its first label column.
+      sizes: How many images are of each (height, width).
+      has_grey: Whether any image is grey.
+      has_colour: Whether any image is in colour.
+      needs_window: Whether any image has grey levels of 16 bits (DICOM: and no window of its own): a source needs one.
+      has_alpha: Whether any image may be transparent, for which a source needs a background.
+      has_palette: Whether any image has a palette.
+      num_prefix_owners: How many owners there are if the name of each file is OWNER_ANYTHING (owner_from='prefix'); 0
+        where names do not look so.
+      has_owners: Whether the file or the DICOM headers name owners.
+      table: The table beside the images, or None.
+      columns: Of the table.
+      file_columns: Those that may name the files, the likeliest first.
+      label_columns: Those that may be the label, the likeliest first.
+      owner_columns: Those that may name owners, and how many each names.
+      problems: What is wrong with single files, a line each: a source refuses them.
+    """
+
+    path: pathlib.Path
+    source: str = ''
+    refusal: str = ''
+    num_images: int = 0
+    class_names: tuple[str, ...] = ()
+    sizes: Mapping[tuple[int, int], int] = dataclasses.field(default_factory=dict)
+    has_grey: bool = False
+    has_colour: bool = False
+    needs_window: bool = False
+    has_alpha: bool = False
+    has_palette: bool = False
+    num_prefix_owners: int = 0
+    has_owners: bool = False
+    table: pathlib.Path | None = None
+    columns: tuple[str, ...] = ()
+    file_columns: tuple[str, ...] = ()
+    label_columns: tuple[str, ...] = ()
+    owner_columns: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Checks that a source reads it.
+
+        Raises:
+          ValueError: why none does, and what to do.
+        """
+        if self.refusal:
+            raise ValueError(self.refusal)
+
+
+def survey(path: str | pathlib.Path) -> Survey:
+    """Looks at a folder of one's own images, or at a file of arrays or a table, without reading a pixel.
+
+    Args:
+      path: The folder or file.
+
+    Returns:
+      What it holds; where no source reads it, `check` of that raises why.
+
+    Raises:
+      FileNotFoundError: if nothing is there.
+      ValueError: if what is there is damaged, or a link to nothing; names it.
+    """
+    path = pathlib.Path(path).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f'no such file or folder: {path}.')
+    if path.is_dir():
+        return _of_folder(path)
+    suffix = path.suffix.lower()
+    if suffix == '.npz':
+        return _of_npz(path)
+    if suffix == '.npy':
+        return survey(path.parent)
+    if suffix in table_lib.SUFFIXES:
+        return _of_pictures(path.parent, _walk_pictures(path.parent), path)
+    if suffix in decoding.SUFFIXES:
+        return Survey(path, refusal=f'{path} is one picture; give the folder that it is in.')
+    return Survey(
+        path, refusal=f'{path} is neither a folder nor an .npz file or a table ({", ".join(table_lib.SUFFIXES)}).'
+    )
+
+
+def _of_folder(folder: pathlib.Path) -> Survey:
+    files = list(listed.walk(folder))
+    if not files:
+        return Survey(folder, refusal=f'{folder} holds no files.')
+    if (folder / 'train_images.npy').is_file():
+        return _of_npy(folder)
+    pictures = [file for file in files if file.suffix.lower() in decoding.SUFFIXES]
+    if pictures:
+        found = _of_pictures(folder, pictures, None)
+        return found if SOURCES.get(found.source) != 'image_folder' else _with_odd_files(found, files)
+    archives = [file for file in files if file.suffix.lower() == '.npz']
+    if len(archives) == 1:
+        return _of_npz(archives[0])
+    if archives:
+        return Survey(folder, refusal=f'{folder} holds {len(archives)} .npz files; give the one that is meant.')
+    kinds = collections.Counter(file.suffix.lower() or 'files without a suffix' for file in files)
+    named = ', '.join(f'{count:,} {kind}' for kind, count in kinds.most_common(_NAMED))
+    return Survey(
+        folder,
+        refusal=f'{folder} holds no images of a kind that is read ({", ".join(decoding.SUFFIXES)}, .dcm, .npz); '
+        f'it holds {named}.',
+    )
+
+
+def _with_odd_files(found: Survey, files: Sequence[pathlib.Path]) -> Survey:
+    """Returns what class folders hold, with the files in them that are no images: the source refuses these."""
+    tops = [found.path / part for part in tables.PARTS] if found.source.startswith('train') else [found.path]
+    odd = [
+        f'{file} is no image file.'
+        for file in files
+        if file.suffix.lower() not in decoding.SUFFIXES and any(file.parent.parent == top for top in tops)
+    ]
+    return dataclasses.replace(found, problems=(*odd, *found.problems))
+
+
+def _of_npz(file: pathlib.Path) -> Survey:
+    arrays = npz.read_arrays(file)
+    height, width, channels = arrays.image_shape
+    return Survey(
+        file,
+        'npz',
+        num_images=len(arrays.labels),
+        class_names=arrays.class_names,
+        sizes={(height, width): len(arrays.labels)},
+        has_grey=channels == 1,
+        has_colour=channels == 3,
+        has_owners=arrays.owners is not None,
+    )
+
+
+def _of_npy(folder: pathlib.Path) -> Survey:
+    with (folder / 'train_images.npy').open('rb') as file:
+        shape = arrays_lib.read_header(file).shape
+    if len(shape) != 4:
+        return Survey(
+            folder,
+            refusal=f'{folder / "train_images.npy"} is of shape {list(shape)}: [images, height, width, channels].',
+        )
+    labels = folder / 'train_labels.npy'
+    names = tuple(map(str, np.unique(np.load(labels, allow_pickle=False)).tolist())) if labels.is_file() else ()
+    return Survey(
+        folder,
+        'npy',
+        num_images=shape[0],
+        class_names=names,
+        sizes={shape[1:3]: shape[0]},
+        has_grey=shape[3] == 1,
+        has_colour=shape[3] == 3,
+        has_owners=(folder / 'train_owners.npy').is_file(),
+    )
+
+
+def _walk_pictures(folder: pathlib.Path) -> list[pathlib.Path]:
+    return [file for file in listed.walk(folder) if file.suffix.lower() in decoding.SUFFIXES]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Columns:
+    """What a table says of pictures; fields as those of Survey."""
+
+    path: pathlib.Path
+    table: pathlib.Path
+    columns: tuple[str, ...]
+    file_columns: tuple[str, ...]
+    label_columns: tuple[str, ...]
+    owner_columns: Mapping[str, int]
+    class_names: tuple[str, ...]
+
+
+def _of_pictures(folder: pathlib.Path, pictures: Sequence[pathlib.Path], chosen: pathlib.Path | None) -> Survey:
+    """Returns what pictures are; chosen: the table that says so, or None: one is looked for."""
+    found = _look_for_table(folder, pictures, chosen)
+    path, source, refusal, names, read = folder, *_class_folders(folder, pictures)
+    # A table beside class folders may tell the owners alone.
+    if found and (chosen or refusal or found.table.name in tables.METADATA or _is_label(found.label_columns)):
+        path, source, refusal, names, read = found.path, 'table', '', found.class_names, pictures
+        if not found.file_columns:
+            refusal = f'no column of {found.table} names the images in {folder}; it has {", ".join(found.columns)}.'
+        elif not found.label_columns:
+            refusal = f'no column of {found.table} looks like the label; it has {", ".join(found.columns)}.'
+    headers, problems = _read_headers(read)
+    if not refusal and not headers:
+        refusal = f'none of the {len(read):,} images in {folder} can be read: {problems[0]}'
+    more = {} if found is None else {name: getattr(found, name) for name in ('table', 'columns', *_KINDS_OF_COLUMNS)}
+    return Survey(
+        path,
+        '' if refusal else source,
+        refusal,
+        num_images=len(read),
+        class_names=names,
+        sizes=collections.Counter((header.height, header.width) for header in headers),
+        has_grey=any(header.channels == 1 for header in headers),
+        has_colour=any(header.channels == 3 for header in headers),
+        needs_window=any(header.bits > 8 for header in headers),
+        has_alpha=any(header.has_alpha for header in headers),
+        has_palette=any(header.has_palette for header in headers),
+        num_prefix_owners=_count_prefixes(read),
+        problems=tuple(problems),
+        **more,
+    )
+
+
+def _class_folders(
+    folder: pathlib.Path, files: Sequence[pathlib.Path]
+) -> tuple[str, str, tuple[str, ...], Sequence[pathlib.Path]]:
+    """Returns the source that reads class folders, why none does, the classes, and the files in them."""
+    has_train = any(file.relative_to(folder).parts[0] == 'train' for file in files if file.parent != folder)
+    tops = [folder / part for part in tables.PARTS] if has_train else [folder]
+    parts = {file: file.relative_to(top).parts for top in tops for file in files if file.is_relative_to(top)}
+    deep = next((file for file in parts if len(parts[file]) > 2), None)
+    in_classes = [file for file in parts if len(parts[file]) == 2]
+    if deep:
+        top = tops[0]
+        common = pathlib.Path(os.path.commonpath([file.parent.parent for file in parts]))
+        cure = f'give {common}' if common != top and not in_classes and common in deep.parents else 'move them up'
+        return '', f'{deep} lies too deep: images lie in {top}/CLASS; {cure}.', (), files
+    if not in_classes:
+        return (
+            '',
+            f'{folder} holds images, and neither class folders nor a table that says of which class they are.',
+            (),
+            files,
+        )
+    names = tuple(sorted({parts[file][0] for file in in_classes}))
+    return 'train_test_class_folders' if has_train else 'class_folders', '', names, in_classes
+
+
+def _look_for_table(
+    folder: pathlib.Path, pictures: Sequence[pathlib.Path], chosen: pathlib.Path | None
+) -> _Columns | None:
+    """Returns what the table says that names most of the pictures, or None."""
+    if chosen:
+        return _read_columns(folder, pictures, chosen, chosen)
+    try:
+        metadata = tables.find_tables(folder)[0]
+        inside = [file for file in pictures if file.is_relative_to(metadata.parent)]
+        return _read_columns(metadata.parent, inside, metadata, folder)
+    except FileNotFoundError:
+        pass
+    for file in listed.visible(folder):
+        if file.suffix.lower() in table_lib.SUFFIXES:
+            try:
+                found = _read_columns(folder, pictures, file, file)
+            except ValueError:
+                continue  # No table; what is not asked for need not be one.
+            if found.file_columns:
+                return found
+    return None
+
+
+def _read_columns(
+    root: pathlib.Path, pictures: Sequence[pathlib.Path], file: pathlib.Path, path: pathlib.Path
+) -> _Columns:
+    """Returns what a table says of the pictures below its folder; path: what the source is to be given."""
+    table = table_lib.read(file)
+    index = listed.FileIndex(root, pictures)
+    texts = {
+        name: table.column(name)
+        for name, values in table.values.items()
+        if not any(isinstance(value, (list, dict)) for value in values)
+    }
+    shares = {}
+    for name, values in texts.items():
+        # A file is listed once.
+        is_different = len(set(values)) == len(values)
+        shares[name] = sum(map(index.holds, values)) / max(1, len(values)) if is_different else 0.0
+    files = sorted((name for name in shares if shares[name] >= _FOUND_SHARE), key=lambda name: -shares[name])
+    rest = {name: set(values) - {''} for name, values in texts.items() if name not in files}
+    owners = {name: len(values) for name, values in rest.items() if arrays_lib.nearest(name, ('owners',))}
+    labels = [
+        name
+        for name, values in rest.items()
+        if name not in owners and 1 <= len(values) <= min(_MOST_CLASSES, max(2, len(table) // 2))
+    ]
+    labels.sort(key=lambda name: (not _LABEL.search(name), len(rest[name]) < 2))
+    names = tables.order_classes(tuple({name.strip() for name in rest[labels[0]]}), str(file)) if labels else ()
+    return _Columns(path, file, tuple(table.values), tuple(files), tuple(labels), owners, names)
+
+
+def _is_label(columns: Sequence[str]) -> bool:
+    return bool(columns) and bool(_LABEL.search(columns[0]))
+
+
+def _read_headers(pictures: Sequence[pathlib.Path]) -> tuple[list[decoding.Header], list[str]]:
+    """Returns the headers that can be read, and what is wrong with the others."""
+
+    def read(file):
+        try:
+            with file.open('rb') as opened:
+                return decoding.read_header(opened, str(file))
+        except (ValueError, OSError) as error:
+            return images_lib.one_line(error) + '.'
+
+    found = images_lib.read_all('headers', pictures, read, np.empty([len(pictures)], object)).tolist()
+    return [each for each in found if not isinstance(each, str)], [each for each in found if isinstance(each, str)]
+
+
+def _count_prefixes(files: Sequence[pathlib.Path]) -> int:
+    """Returns how many different owners files name if they are called OWNER_ANYTHING, or 0."""
+    owners = [file.name.partition('_') for file in files]
+    different = {owner for owner, _, _ in owners}
+    looks_so = all(owner and underscore for owner, underscore, _ in owners) and 1 < len(different) < len(files)
+    return len(different) if looks_so else 0
