@@ -2,6 +2,7 @@
 # Configurations and sources of images have the same names in configuration files (cli/gin_config.py registers them).
 
 from .cli.gin_config import recipe as recipe
+from .cli.init import configure as configure
 from .data.augmentation import AugmentationConfig as AugmentationConfig
 from .data.camelyon17 import wilds_camelyon17 as wilds_camelyon17
 from .data.datasets import digits as digits

@@ -1,5 +1,6 @@
 """What a run would do and claim, before it does: `bin/train --dry_run`."""
 
+import math
 import pathlib
 
 import gin
@@ -12,20 +13,36 @@ from tf_dpdiff.data import augmentation
 from tf_dpdiff.data import public as public_lib
 from tf_dpdiff.networks import denoiser
 from tf_dpdiff.privacy import ledger as ledger_lib
+from tf_dpdiff.privacy import rounding
 from tf_dpdiff.runs import build as build_lib
+from tf_dpdiff.runs import forecast as forecast_lib
 from tf_dpdiff.runs import recipe as recipe_lib
 from tf_dpdiff.runs import run as run_lib
 from tf_dpdiff.training import memory
 from tf_dpdiff.training import planner
 
 
-def show(recipe: recipe_lib.Recipe, workdir: pathlib.Path, hardware: planner.Hardware | None = None) -> None:
+def show_in_short(recipe: recipe_lib.Recipe) -> None:
+    """Prints what a private run would promise and cost, and whether it can work."""
+    with progress.working('init', 'calibrating the noise'):
+        build = build_lib.Build(recipe)
+    rich_console.Console().print(_in_short(build, build.make_network(), None, 'init'))
+
+
+def show(
+    recipe: recipe_lib.Recipe,
+    workdir: pathlib.Path,
+    hardware: planner.Hardware | None = None,
+    *,
+    show_config: bool = False,
+) -> None:
     """Prints configuration, cost and statement of a run.
 
     Args:
       recipe: What was chosen; of its images nothing is decoded.
       workdir: The run's folder, which need not be there.
       hardware: The devices that the run is planned for, or None.
+      show_config: Whether the whole configuration is printed too.
 
     Raises:
       ValueError: if the run would be refused, also for images of several sizes, or that are none.
@@ -38,6 +55,10 @@ def show(recipe: recipe_lib.Recipe, workdir: pathlib.Path, hardware: planner.Har
     _look_at_images(recipe, looks_at_held_out=prepared.utility is not None)
     build.check()
     model = build.make_network()
+    if show_config:
+        print(gin.operative_config_str())
+    if build.plan is not None:
+        rich_console.Console().print(_in_short(build, model, hardware))
     table = command.facts_table('what would be done')
     if build.plan is None:
         _add_rows(table, _public_rows(build, model, hardware))
@@ -52,6 +73,34 @@ def show(recipe: recipe_lib.Recipe, workdir: pathlib.Path, hardware: planner.Har
     _print(table, build.statement(build.plan.planned_ledger(), public_data))
     if missing and not hardware:
         raise FileNotFoundError(f'the run would stop at its start: {missing}')
+
+
+def _in_short(build: build_lib.Build, model, hardware: planner.Hardware | None, verb: str = 'train'):
+    """Returns a table of the claim, the cost, and what the noise leaves to be learnt."""
+    recipe, plan = build.recipe, build.plan
+    assert plan is not None and recipe.finetuning is not None
+    table = command.facts_table('in short')
+    epsilon, config = plan.epsilon(), plan.config
+    claim = 'NO GUARANTEE WOULD BE CLAIMED'
+    if math.isfinite(epsilon):
+        claim = f'epsilon = {rounding.round_up(epsilon)} at delta = {rounding.exact(config.target_delta)}'
+        claim = f'{claim} for {build.spec.unit}, of {build.spec.num_units:,}'
+    table.add_row('privacy', claim)
+    if hardware is None:  # Else the planner reckons for its devices.
+        with progress.working(verb, 'measuring the speed of this machine'):
+            speed = forecast_lib.measure_speed(model, recipe.finetuning.trainable)
+        time = 'not measured: so large a network is for accelerators; give --views_per_second or --device_tflops'
+        if speed:
+            hours = forecast_lib.training_secs(recipe, speed) / 3600.0
+            time = f'about {hours:.2g} hours on this machine, as fast as it is now, samples included'
+        table.add_row('time', time)
+    num_trained = forecast_lib.count_parameters(denoiser.select_variables(model, recipe.finetuning.trainable))
+    table.add_row('memory', _describe_memory(model, num_trained, config.expected_batch_size, recipe.finetuning))
+    told = forecast_lib.forecast(build, num_trained)
+    for name, meaning in told.numbers():
+        table.add_row(name, meaning)
+    table.add_row('VERDICT' if told.is_hopeless else 'verdict', told.verdict())
+    return table
 
 
 def _look_at_images(recipe: recipe_lib.Recipe, *, looks_at_held_out: bool) -> None:
@@ -83,7 +132,7 @@ def _private_rows(build: build_lib.Build, model, starts_from, hardware) -> plann
     recipe, plan = build.recipe, build.plan
     pretraining, finetuning = recipe.pretraining, recipe.finetuning
     assert plan is not None and finetuning is not None
-    num_trained = planner_rows.count_parameters(denoiser.select_variables(model, finetuning.trainable))
+    num_trained = forecast_lib.count_parameters(denoiser.select_variables(model, finetuning.trainable))
     num_steps, batch_size = plan.config.num_steps, plan.config.expected_batch_size
     num_views = finetuning.views.augmentation_multiplicity
     rows = [
@@ -107,8 +156,8 @@ def _private_rows(build: build_lib.Build, model, starts_from, hardware) -> plann
         ('samples', _describe_samples(recipe.sampler, recipe.samples)),
     ]
     if hardware:
-        return rows + planner_rows.of_private_run(hardware, model, plan, pretraining, recipe.warm_start, finetuning)
-    return [*rows, ('memory', _describe_memory(model, num_trained, batch_size, finetuning))]
+        rows += planner_rows.of_private_run(hardware, model, plan, pretraining, recipe.warm_start, finetuning)
+    return rows
 
 
 def _public_rows(build: build_lib.Build, model, hardware) -> planner_rows.Rows:
@@ -186,7 +235,6 @@ def _add_rows(table, rows: planner_rows.Rows) -> None:
 
 
 def _print(table, statement) -> None:
-    print(gin.operative_config_str())
     rich_console.Console().print(table)
     print('\nThe statement that the run would end with:\n\n' + statement.to_text())
 

@@ -30,6 +30,7 @@ _NOT_CONFIGURED = {
     'Recipe',
     'Run',
     'Statement',
+    'configure',
     'load',
     'recipe',
     'train',

@@ -1,15 +1,13 @@
 """What a run takes on given devices, as rows of the table that `bin/train --dry_run` prints."""
 
-from collections.abc import Sequence
 import dataclasses
-
-import tensorflow as tf
 
 from tf_dpdiff import keras
 from tf_dpdiff.cli import command
 from tf_dpdiff.networks import denoiser
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import sampling
+from tf_dpdiff.runs import forecast as forecast_lib
 from tf_dpdiff.training import finetuning as finetuning_lib
 from tf_dpdiff.training import flops as flops_lib
 from tf_dpdiff.training import memory
@@ -34,11 +32,6 @@ def check(hardware: planner.Hardware | None, *, has_private_stage: bool, has_pub
         )
 
 
-def count_parameters(variables: Sequence[tf.Variable]) -> int:
-    """Returns the total number of values in some variables."""
-    return sum(variable.shape.num_elements() for variable in variables)
-
-
 def of_private_run(
     hardware: planner.Hardware,
     model: keras.Model,
@@ -59,7 +52,10 @@ def of_private_run(
     """
     batch_size, num_units = plan.config.expected_batch_size, plan.num_units
     trained = denoiser.select_variables(model, finetuning.trainable)
-    num_trained, num_parameters = count_parameters(trained), count_parameters(model.trainable_variables)
+    num_trained, num_parameters = (
+        forecast_lib.count_parameters(trained),
+        forecast_lib.count_parameters(model.trainable_variables),
+    )
     chunk = _choose_chunk(hardware, model, finetuning, batch_size)
     is_poisson = isinstance(plan.sampler, sampling.PoissonSampler)
     largest = planner.largest_sampled_share(num_units, batch_size, hardware.devices, chunk.units, is_poisson=is_poisson)
@@ -104,7 +100,7 @@ def of_public_run(
       model: The network.
       pretraining: The public stage.
     """
-    num_parameters = count_parameters(model.trainable_variables)
+    num_parameters = forecast_lib.count_parameters(model.trainable_variables)
     work = _public_work('pre-training', pretraining, hardware, num_parameters)
     rows = _time_rows(hardware, model, model.trainable_variables, [work], []) + _reduction_row(hardware, work)
     activation_bytes = memory.activation_bytes_per_view(model)

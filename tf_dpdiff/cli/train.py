@@ -85,7 +85,7 @@ def main(flags) -> int:
     if flags.dry_run:
         strategies.check(strategy)
         recipe = gin_config.make('train', **given)
-        dry_run_lib.show(recipe, workdir, hardware)
+        dry_run_lib.show(recipe, workdir, hardware, show_config=flags.show_config)
         return command.DONE
     replicas = strategies.start(strategy)
     with contextlib.ExitStack() as held:
@@ -98,6 +98,7 @@ def main(flags) -> int:
                 replicas=replicas,
                 say=progress.sayer('train'),
                 show_chosen=lambda chosen: _show_chosen(workdir, chosen),
+                anyway=flags.anyway,
             )
             if done:
                 _print_results(done)
@@ -110,7 +111,13 @@ def run(argv: list[str] | None = None) -> None:
     parser.add_gin_flags()
     parser.add_strategy_flag()
     parser.add_argument('--workdir', default='runs/latest', help='folder of the run (default: %(default)s)')
-    parser.add_argument('--dry_run', action='store_true', help='print configuration, cost and statement, and exit')
+    parser.add_argument(
+        '--dry_run', action='store_true', help='print whether it can work, cost and statement, and exit'
+    )
+    parser.add_argument('--show_config', action='store_true', help='with --dry_run: print the whole configuration too')
+    parser.add_argument(
+        '--anyway', action='store_true', help='train even where the noise would hide all that could be learnt'
+    )
     parser.add_argument(
         '--budget_file',
         metavar='FILE',

@@ -4,7 +4,7 @@ Both numbers are of public facts alone: how many units and classes there are, th
 budget. Neither says that the samples will be good; below their bounds it is noise that is learnt.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import dataclasses
 import math
 import time
@@ -206,6 +206,11 @@ def check_can_work(told: Forecast) -> None:
     if told.is_hopeless:
         numbers = '; '.join(f'{name}: {meaning}' for name, meaning in told.numbers())
         raise ValueError(f'{told.verdict()} ({numbers}.) Or say --anyway (in Python: anyway=True).')
+
+
+def count_parameters(variables: Sequence[tf.Variable]) -> int:
+    """Returns the total number of values in some variables."""
+    return sum(variable.shape.num_elements() for variable in variables)
 
 
 def measure_speed(model: keras.Model, trainable: tuple[str, ...]) -> Speed | None:

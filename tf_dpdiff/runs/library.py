@@ -176,7 +176,11 @@ class Generator:
 
 
 def train(
-    recipe: recipe_lib.Recipe, workdir: str | os.PathLike, *, strategy: strategies.StrategyConfig | None = None
+    recipe: recipe_lib.Recipe,
+    workdir: str | os.PathLike,
+    *,
+    strategy: strategies.StrategyConfig | None = None,
+    anyway: bool = False,
 ) -> Run:
     """Trains, samples, exports and evaluates, as `bin/train` does; goes on where the folder holds an unfinished run.
 
@@ -184,6 +188,7 @@ def train(
       recipe: What was chosen.
       workdir: The run's folder.
       strategy: On which devices to compute; None: on this machine's first one.
+      anyway: Whether to go on where the noise would hide all that could be learnt.
 
     Returns:
       The run.
@@ -197,7 +202,7 @@ def train(
     if replicas.workers.count > 1:
         raise ValueError('a program trains in one process; start bin/train on each machine for more.')
     with folder.training_in(workdir) as held:
-        run_lib.train(recipe, held, replicas=replicas)
+        run_lib.train(recipe, held, replicas=replicas, anyway=anyway)
     return Run(held)
 
 

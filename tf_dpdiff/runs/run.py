@@ -12,6 +12,7 @@ import numpy as np
 from tf_dpdiff import files
 from tf_dpdiff import progress
 from tf_dpdiff.evaluation import utility as utility_lib
+from tf_dpdiff.networks import denoiser
 from tf_dpdiff.privacy import budget as budget_lib
 from tf_dpdiff.privacy import cautions
 from tf_dpdiff.privacy import class_means
@@ -21,6 +22,7 @@ from tf_dpdiff.privacy import statement as statement_lib
 from tf_dpdiff.runs import budget as budget_file
 from tf_dpdiff.runs import build as build_lib
 from tf_dpdiff.runs import folder
+from tf_dpdiff.runs import forecast
 from tf_dpdiff.runs import recipe as recipe_lib
 from tf_dpdiff.runs import release
 from tf_dpdiff.runs import tensorboard
@@ -112,6 +114,7 @@ def train(
     replicas: strategies.Replicas = strategies.ONE,
     say: Say = progress.sayer('train'),
     show_chosen: Callable[[warm_start_lib.ChosenImages], None] = lambda unused_chosen: None,
+    anyway: bool = False,
 ) -> TrainedRun | None:
     """Trains, samples, exports and evaluates; resumes where the folder holds an unfinished run.
 
@@ -121,6 +124,7 @@ def train(
       replicas: What computes the steps.
       say: Tells a person what is going on.
       show_chosen: Called with the public images that a warm start chose.
+      anyway: Whether to go on where the noise would hide all that could be learnt, see `forecast`.
 
     Returns:
       What came out; None at the other workers than the first.
@@ -145,6 +149,7 @@ def train(
         training = prepared.build.make_training(
             workdir, recipe.data.train if recipe.data else None, on_release=on_release, replicas=replicas
         )
+        _check_can_work(training, anyway)
         account = _Account(recipe, workdir, training, say)
         if workers.is_first:
             account.reserve()
@@ -158,6 +163,16 @@ def train(
         )
     workers.wait_for_all()  # None ends as done while the first one may yet fail.
     return done
+
+
+def _check_can_work(training: build_lib.RunTraining, anyway: bool) -> None:
+    """Refuses to begin a run that would spend its budget for noise; on public images nothing is lost."""
+    recipe, trainer = training.build.recipe, training.trainer
+    if anyway or trainer.resumed or recipe.data is None or recipe.data.is_public:
+        return
+    assert recipe.finetuning is not None
+    trained = denoiser.select_variables(trainer.model, recipe.finetuning.trainable)
+    forecast.check_can_work(forecast.forecast(training.build, forecast.count_parameters(trained)))
 
 
 class _Account:

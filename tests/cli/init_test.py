@@ -1,0 +1,189 @@
+"""Tests of bin/init: what it writes runs as it is, and no pixel or count a class has a say in it."""
+
+import pathlib
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from tests.cli import verbs
+import tf_dpdiff
+from tf_dpdiff.cli import command
+from tf_dpdiff.cli import gin_config
+from tf_dpdiff.cli import init
+from tf_dpdiff.cli import train
+from tf_dpdiff.runs import forecast
+
+
+@pytest.fixture(autouse=True)
+def speed(monkeypatch):
+    """A machine of one speed."""
+    monkeypatch.setattr(forecast, 'measure_speed', lambda model, trainable: forecast.Speed(300.0, 500.0))
+
+
+def write_folder(
+    folder, *, seed=0, sizes=((32, 32), (40, 36)), mode='RGB', counts=(30, 30), name='{i}.png', classes=('ill', 'well')
+):
+    """Writes class folders of random pictures, image i of size i modulo the sizes."""
+    generator, number = np.random.default_rng(seed), 0
+    for class_name, count in zip(classes, counts):
+        (folder / class_name).mkdir(parents=True, exist_ok=True)
+        for _ in range(count):
+            height, width = sizes[number % len(sizes)]
+            pixels = generator.integers(0, 256, [height, width, 3]).astype(np.uint8)
+            image = Image.fromarray(pixels).convert(mode)
+            image.save(folder / class_name / name.format(i=f'{number:03}', owner=number % 7))
+            number += 1
+    return folder
+
+
+def call(*flags):
+    """Runs bin/init in this process and returns its exit code."""
+    return verbs.call(init, *map(str, flags))
+
+
+def test_what_is_written_is_short_and_runs_as_it_is(tmp_path, capsys):
+    folder, output = write_folder(tmp_path / 'scans'), tmp_path / 'mine.gin'
+    assert call(folder, f'--output={output}', '--epsilon=3') == command.DONE
+    said = capsys.readouterr().out
+    lines = output.read_text().splitlines()
+    assert len(lines) <= 25 and any('#' in line for line in lines) and f'--gin_file={output}' in said
+    recipe = gin_config.recipe(str(output))
+    assert recipe.data.spec.image_shape == (32, 32, 3) and recipe.utility is None
+    assert recipe.privacy.target_epsilon == 3.0
+    # About a fifth of the images of a folder without a test part is held out.
+    assert recipe.privacy.target_delta <= 1.0 / (10 * recipe.data.spec.num_units)
+    for told in ('epsilon = ', 'noise on the means', 'private steps', 'time', 'memory', 'verdict'):
+        assert told.casefold() in said.casefold(), told
+    assert verbs.call(train, f'--gin_file={output}', '--dry_run', f'--workdir={tmp_path / "run"}') == command.DONE
+
+
+def test_neither_pixels_nor_counts_a_class_change_what_is_written(tmp_path):
+    first = tf_dpdiff.configure(write_folder(tmp_path / 'a' / 'scans'))
+    other_pixels = tf_dpdiff.configure(write_folder(tmp_path / 'b' / 'scans', seed=1))
+    assert other_pixels == first.replace(str(tmp_path / 'a'), str(tmp_path / 'b'))
+    # In train/, where all images are trained on, whatever their names.
+    texts = [
+        tf_dpdiff.configure(write_folder(tmp_path / name / 'scans' / 'train', counts=counts).parent)
+        for name, counts in (('c', (30, 30)), ('d', (55, 5)))
+    ]
+    assert texts[1] == texts[0].replace(str(tmp_path / 'c'), str(tmp_path / 'd'))
+    # Control: how many there are in all is public, and has a say.
+    more = tf_dpdiff.configure(write_folder(tmp_path / 'e' / 'scans' / 'train', counts=(300, 300)).parent)
+    assert more != texts[0].replace(str(tmp_path / 'c'), str(tmp_path / 'e'))
+
+
+def test_owners_are_protected_where_asked_for_and_pointed_out_where_not(tmp_path):
+    folder = write_folder(tmp_path / 'scans', name='p{owner}_{i}.png')
+    text = tf_dpdiff.configure(folder, unit='patient')
+    assert "owner_from = 'prefix'" in text and "unit = 'one patient'" in text
+    (tmp_path / 'mine.gin').write_text(text)
+    spec = gin_config.recipe(str(tmp_path / 'mine.gin')).data.spec
+    assert spec.has_owners and spec.num_units < 7 + 1
+    text = tf_dpdiff.configure(folder)
+    assert "unit = 'one image'" in text and '7 owners' in text
+
+
+def test_owners_that_nothing_names_are_asked_for(tmp_path, capsys):
+    folder, output = write_folder(tmp_path / 'scans'), tmp_path / 'mine.gin'
+    assert call(folder, f'--output={output}', '--unit=patient') == command.WRONG_USE
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert 'of which patient each image is' in said and '--unit=image' in said and not output.exists()
+
+
+def test_a_table_beside_a_flat_folder_is_read(tmp_path):
+    folder = write_folder(tmp_path / 'scans', classes=('images',), counts=(40,))
+    rows = [
+        f'images/{file.name},{"ab"[i % 2]},p{i % 9}' for i, file in enumerate(sorted((folder / 'images').iterdir()))
+    ]
+    (folder / 'metadata.csv').write_text('\n'.join(['file_name,label,patient_id', *rows]) + '\n')
+    text = tf_dpdiff.configure(folder, unit='patient')
+    assert "owner_column = 'patient_id'" in text
+    (tmp_path / 'mine.gin').write_text(text)
+    spec = gin_config.recipe(str(tmp_path / 'mine.gin')).data.spec
+    assert spec.class_names == ('a', 'b') and spec.has_owners
+
+
+@pytest.mark.parametrize(
+    'sizes, mode, expected, model',
+    [
+        (((32, 32),), 'RGB', (32, 32, 3), 'colour32'),
+        (((300, 280),), 'RGB', (32, 32, 3), 'colour32'),
+        (((64, 100),), 'L', (28, 28, 1), 'grey28'),
+        (((8, 8),), 'L', (8, 8, 1), ''),
+        (((9, 10),), 'RGB', (8, 8, 3), ''),
+    ],
+)
+def test_images_come_to_the_size_of_a_public_model_or_keep_their_own(tmp_path, sizes, mode, expected, model):
+    text = tf_dpdiff.configure(write_folder(tmp_path / 'scans', sizes=sizes, mode=mode))
+    (tmp_path / 'mine.gin').write_text(text)
+    recipe = gin_config.recipe(str(tmp_path / 'mine.gin'))
+    assert recipe.data.spec.image_shape == expected == recipe.data.train.image_shape
+    if model:
+        assert recipe.finetuning.init_from.endswith(model) and recipe.pretraining is None
+    else:
+        assert recipe.pretraining.spec.image_shape == expected
+    oblong = max(sizes[0]) / min(sizes[0]) > 1.25
+    assert ("resize = 'pad'" in text) == oblong
+
+
+def test_16_bits_need_a_window(tmp_path):
+    for class_name in ('ill', 'well'):
+        (tmp_path / 'scans' / class_name).mkdir(parents=True)
+        for number in range(20):
+            pixels = np.random.default_rng(number).integers(0, 4096, [30, 30]).astype(np.uint16)
+            Image.fromarray(pixels).save(tmp_path / 'scans' / class_name / f'{number}.png')
+    with pytest.raises(ValueError, match='--window='):
+        tf_dpdiff.configure(tmp_path / 'scans')
+    assert 'window = (0.0, 4095.0)' in tf_dpdiff.configure(tmp_path / 'scans', window=(0.0, 4095.0))
+
+
+@pytest.mark.parametrize(
+    'flags, message',
+    [
+        (('--epsilon=0',), 'epsilon must be finite and > 0'),
+        (('--hours=-1',), 'hours must be finite and > 0'),
+        (('--delta=2',), r'delta must be in (0, 1)'),
+        (('--image_size=big',), '--image_size must be such as 32 or 48x40'),
+        (('--unit=',), 'unit must be'),
+    ],
+)
+def test_wishes_that_mean_nothing_are_refused(tmp_path, capsys, flags, message):
+    output = tmp_path / 'mine.gin'
+    assert call(tmp_path, f'--output={output}', *flags) == command.WRONG_USE
+    assert message in capsys.readouterr().err.splitlines()[-1] and not output.exists()
+
+
+def test_bad_files_are_all_reported_and_nothing_is_written(tmp_path, capsys):
+    folder, output = write_folder(tmp_path / 'scans'), tmp_path / 'mine.gin'
+    for name in ('bad1.png', 'bad2.png'):
+        (folder / 'ill' / name).write_bytes(b'no picture')
+    assert call(folder, f'--output={output}') == command.WRONG_USE
+    said = capsys.readouterr().err
+    assert 'bad1.png' in said and 'bad2.png' in said and not output.exists()
+
+
+def test_a_file_that_is_there_is_kept(tmp_path, capsys):
+    output = tmp_path / 'mine.gin'
+    output.write_text('mine')
+    assert call(write_folder(tmp_path / 'scans'), f'--output={output}') == command.WRONG_USE
+    assert 'exists' in capsys.readouterr().err and output.read_text() == 'mine'
+
+
+@pytest.mark.long
+def test_from_a_folder_to_samples(tmp_path):
+    """With no line edited, on drawings of two kinds, for two minutes."""
+    generator = np.random.default_rng(0)
+    for label, class_name in enumerate(('down', 'up')):
+        (tmp_path / 'scans' / class_name).mkdir(parents=True)
+        for number in range(400):
+            pixels = generator.integers(0, 60, [8, 8])
+            pixels[(slice(0, 4), slice(4, 8))[label], 2:6] += 180
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / 'scans' / class_name / f'{number}.png')
+    output = tmp_path / 'mine.gin'
+    assert call(tmp_path / 'scans', f'--output={output}', '--hours=0.03') == command.DONE
+    assert verbs.call(train, f'--gin_file={output}', f'--workdir={tmp_path / "run"}') == command.DONE
+    images, labels = tf_dpdiff.load(tmp_path / 'run').sample(40)
+    upper = images[:, :4, 2:6].mean(axis=(1, 2, 3)) - images[:, 4:, 2:6].mean(axis=(1, 2, 3))
+    assert np.mean((upper > 0.0) == (labels == 0)) > 0.9
+    assert pathlib.Path(tmp_path / 'run' / 'samples.npz').exists()

@@ -1,0 +1,83 @@
+"""Tests of the rules that choose settings: they keep the budget, and they go by public facts alone."""
+
+import dataclasses
+import inspect
+import math
+
+import hypothesis
+from hypothesis import strategies as st
+import pytest
+
+from tf_dpdiff.data import datasets
+from tf_dpdiff.privacy import plan as plan_lib
+from tf_dpdiff.runs import forecast
+from tf_dpdiff.runs import own_images
+
+FACTS = own_images.Facts(20000, 2, (32, 32, 3), 10.0, 4e-6, 1.0, 50000, forecast.Speed(300.0, 500.0))
+
+
+@hypothesis.given(st.integers(1, 10**9))
+def test_delta_is_at_most_a_tenth_of_one_over_the_units_and_has_one_digit(num_units):
+    delta = own_images.choose_delta(num_units)
+    assert delta <= 1.0 / (10.0 * num_units) * (1.0 + 1e-12)
+    assert delta > 1.0 / (20.0 * num_units) * (1.0 - 1e-12)
+    digits = f'{delta:.10e}'.split('e')[0]
+    assert float(digits) == int(float(digits))
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {},
+        {'num_units': 60000, 'num_classes': 10, 'image_shape': (28, 28, 1), 'epsilon': 1.0, 'delta': 1e-6},
+        {'num_units': 160, 'delta': 6e-4},
+        {'num_units': 43, 'num_classes': 3, 'delta': 2e-3},
+        {'hours': 0.01, 'speed': forecast.Speed(5.0, 8.0)},
+        {'hours': 100.0},
+        {'num_units': 7, 'delta': 1e-2, 'num_classes': 1},
+    ],
+)
+def test_what_is_chosen_keeps_the_budget_and_fits_the_data(changes):
+    facts = dataclasses.replace(FACTS, **changes)
+    choice = own_images.choose(facts)
+    config = plan_lib.DpSgdConfig(
+        target_delta=facts.delta,
+        expected_batch_size=choice.expected_batch_size,
+        num_steps=choice.num_steps,
+        l2_norm_clip=1e-3,
+        target_epsilon=facts.epsilon,
+    )
+    plan = plan_lib.make_plan(config, facts.num_units, choice.release)
+    assert plan.epsilon() <= facts.epsilon
+    assert 1 <= choice.expected_batch_size <= max(1, facts.num_units // 2)
+    assert 1 <= choice.num_views <= 16
+    root = math.sqrt(math.prod(facts.image_shape))
+    assert 0.25 * root < choice.release.l2_norm_clip <= 0.5 * root
+    if choice.release.means_per_class > 1:
+        noise = forecast.noise_on_means(choice.release, facts.num_units, facts.num_classes, 'replace_with_zero')
+        assert noise <= 0.131  # More means only where they stay clear.
+    views = choice.num_steps * choice.expected_batch_size * choice.num_views
+    if choice.num_views > 1:
+        assert views / facts.speed.private <= 3600.0 * facts.hours
+
+
+def test_more_units_buy_more_means_and_few_units_one():
+    numbers = [
+        own_images.choose(dataclasses.replace(FACTS, num_units=num_units)).release.means_per_class
+        for num_units in (200, 2000, 20000)
+    ]
+    assert numbers == sorted(numbers) and numbers[0] == 1 < numbers[-1]
+
+
+def test_where_private_steps_teach_little_the_means_get_most_of_the_budget():
+    few = dataclasses.replace(FACTS, num_units=100, delta=1e-3, num_trained=10**7)
+    assert own_images.choose(few).warm_start_share > own_images.choose(FACTS).warm_start_share
+
+
+def test_rules_see_no_image_and_no_count_a_class():
+    names = {field.name for field in dataclasses.fields(own_images.Facts)}
+    assert names == {
+        'num_units', 'num_classes', 'image_shape', 'epsilon', 'delta', 'hours', 'num_trained', 'speed'
+    }  # fmt: skip
+    source = inspect.getsource(own_images)
+    assert datasets.__name__ not in source and 'data import' not in source

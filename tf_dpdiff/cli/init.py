@@ -1,0 +1,349 @@
+"""bin/init: from a folder of one's own images to a configuration that runs as it is."""
+
+import dataclasses
+import math
+import os
+import pathlib
+import sys
+import tempfile
+
+from tf_dpdiff import files
+from tf_dpdiff import progress
+from tf_dpdiff.cli import command
+from tf_dpdiff.cli import dry_run
+from tf_dpdiff.cli import gin_config
+from tf_dpdiff.cli import gin_files
+from tf_dpdiff.data import datasets
+from tf_dpdiff.data import problems as problems_lib
+from tf_dpdiff.data import survey as survey_lib
+from tf_dpdiff.networks import denoiser
+from tf_dpdiff.runs import forecast as forecast_lib
+from tf_dpdiff.runs import own_images
+
+_IMAGE = 'image'
+_WHITE, _BLACK = 255, 0
+# Images with a shorter side than this keep their size; larger ones come to that of a public model.
+_SMALLEST_FOR_A_MODEL = 12
+_MODELS = {1: ('grey28', (28, 28)), 3: ('colour32', (32, 32))}
+# Of height and width: up to it a centred square is cut out, beyond it the whole image is put on a border.
+_MOST_CROPPED = 1.25
+_OBLONG_SHARE = 0.1  # Of the images: where more are so oblong, all of them get a border.
+_COMMENT_COLUMN = 48
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What a person asks for.
+
+    Attributes:
+      epsilon: The privacy budget, > 0.
+      delta: In (0, 1); None: at most 1 / (10 N), rounded down to one digit.
+      hours: That the run may take on this machine, > 0.
+      unit: What is protected: 'image', or a word for the owner of several images, such as 'patient'.
+      image_size: (height, width) to bring images to, in pixels; None: those of the public model.
+      window: (low, high): the grey levels of 16-bit images that become 0 and 255; such images need it.
+    """
+
+    epsilon: float = 10.0
+    delta: float | None = None
+    hours: float = 1.0
+    unit: str = _IMAGE
+    image_size: tuple[int, int] | None = None
+    window: tuple[float, float] | None = None
+
+    def __post_init__(self):
+        for name in ('epsilon', 'hours'):
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise ValueError(f'{name} must be finite and > 0, got {getattr(self, name)}.')
+        if self.delta is not None and not 0.0 < self.delta < 1.0:
+            raise ValueError(f'delta must be in (0, 1), got {self.delta}.')
+        if not self.unit.strip():
+            raise ValueError("unit must be 'image' or a word for who owns images, such as 'patient'.")
+
+    @property
+    def is_image(self) -> bool:
+        """Whether each image is a unit of its own."""
+        return self.unit == _IMAGE
+
+
+def configure(path: str | os.PathLike, **wishes) -> str:
+    """Returns a configuration for a folder of one's own images, which runs as it is.
+
+    It goes by public facts alone: the number of images or owners, the classes, the sizes that are in the headers, the
+    budget, and the speed of this machine, measured for some seconds on random numbers. No pixel is read, and nothing
+    is counted a class.
+
+    Args:
+      path: A folder, a table or an .npz file, as `survey` reads them.
+      **wishes: epsilon (10.0), delta, hours (1.0), unit ('image', or such as 'patient'), image_size (height, width),
+        window (low, high).
+
+    Returns:
+      The text of a configuration file.
+
+    Raises:
+      FileNotFoundError: if there is nothing.
+      ValueError: if the images can't be read so, or the budget can't be met; says what to do.
+    """
+    asked = Wishes(**wishes)
+    with progress.working('init', f'looking at {path}'):
+        found = survey_lib.survey(pathlib.Path(path).expanduser().absolute())
+        found.check()
+    if found.problems:
+        problems = problems_lib.Problems(str(found.path))
+        for problem in found.problems:
+            problems.add(problem)
+        problems.check()
+    lines = _lines_of_images(found, asked)
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder) / 'draft.gin'
+        file.write_text(_text([*_head(), *lines, *_UNDECIDED]), encoding='utf-8')
+        recipe = gin_config.recipe(str(file))
+    assert recipe.data is not None and recipe.finetuning is not None
+    spec = recipe.data.spec
+    delta = asked.delta or own_images.choose_delta(spec.num_units)
+    model = denoiser.build(recipe.network, spec.image_shape, spec.num_classes)
+    with progress.working('init', 'measuring the speed of this machine'):
+        speed = forecast_lib.measure_speed(model, recipe.finetuning.trainable)
+    assert speed is not None  # The models are small.
+    num_trained = forecast_lib.count_parameters(denoiser.select_variables(model, recipe.finetuning.trainable))
+    facts = own_images.Facts(
+        spec.num_units, spec.num_classes, spec.image_shape, asked.epsilon, delta, asked.hours, num_trained, speed
+    )
+    with progress.working('init', 'dividing the budget'):
+        choice = own_images.choose(facts)
+    return _text([*_head(spec, asked), *lines, *_decided(facts, choice, asked)])
+
+
+_UNDECIDED = [
+    'TARGET_EPSILON = 1.0',
+    'TARGET_DELTA = 1e-30',
+    'EXPECTED_BATCH_SIZE = 1',
+    'ClassMeansConfig.noise_multiplier = 1.0',
+    'ClassMeansConfig.l2_norm_clip = 1.0',
+    'WarmStartConfig.num_steps = 1',
+]
+
+
+def _head(spec: datasets.DatasetSpec | None = None, asked: Wishes | None = None) -> list[str]:
+    if spec is None or asked is None:
+        return ["include 'own_images.gin'"]
+    return [
+        f'# Made by bin/init for {asked.hours:g} hour(s) on the machine that it ran on. It runs as it is:',
+        '#     bin/train --gin_file=FILE --workdir=runs/mine',
+        f'# Treated as public: the number of units ({spec.num_units:,}, each {spec.unit}), the classes, the sizes in',
+        '# the headers. No pixel was read, and nothing was counted a class.',
+        "include 'own_images.gin'",
+    ]
+
+
+def _lines_of_images(found: survey_lib.Survey, asked: Wishes) -> list:
+    """Returns the lines that say what the images are, and the public model that they start from."""
+    channels = 3 if found.has_colour else 1
+    heights, widths = ([size[axis] for size in found.sizes] for axis in (0, 1))
+    shortest = min(min(heights), min(widths))
+    name, model_size = _MODELS[channels]
+    own = max(4, shortest // 4 * 4)  # Networks halve it twice.
+    size = asked.image_size or (model_size if shortest >= _SMALLEST_FOR_A_MODEL else (own, own))
+    # The grey model has no attention that depends on the size.
+    fits = size == model_size or (name == 'grey28' and min(size) >= 20 and not any(side % 4 for side in size))
+    has_checkpoint = (gin_files.gin_folder().parent / 'saved_models' / name / 'pretrained.json').is_file()
+    model = name if fits and has_checkpoint else ''
+    lines: list = [
+        (f"include 'models/{name if fits else 'digits'}.gin'", 'The network.'),
+        *_source_lines(found, asked),
+        *_fit_lines(found, asked, size, channels),
+    ]
+    if model:
+        lines.append((f"FinetuningConfig.init_from = 'saved_models/{model}'", 'A public model of photographs.'))
+    else:
+        lines += [
+            ("include 'stages/procedural.gin'", 'No public model has this size: it begins on drawn images.'),
+            f'random_strokes.image_size = {size[0] if size[0] == size[1] else size}',
+            f'random_strokes.num_classes = {len(found.class_names)}',
+            *([f'random_strokes.channels = {channels}'] if channels == 3 else []),
+        ]
+    return lines
+
+
+def _source_lines(found: survey_lib.Survey, asked: Wishes) -> list:
+    """Returns the lines that name the source of the images, and their owners where these are protected."""
+    source = survey_lib.SOURCES[found.source]
+    lines: list = [f'DATA = @{source}()', f'{source}.path = {str(found.path)!r}']
+    if found.source == 'table':
+        lines.append((f'{source}.file_column = {found.file_columns[0]!r}', 'The column whose values are files.'))
+        lines.append((f'{source}.label_column = {found.label_columns[0]!r}', 'CHECK: the column taken for the class.'))
+    if asked.is_image:
+        if found.source == 'dicom' or (found.source in ('npz', 'npy') and found.has_owners):
+            raise ValueError(
+                f'{found.path} names the owner of each image, and they are protected: say --unit=patient, or another '
+                'word for what owns images.'
+            )
+        owners = found.num_prefix_owners or max(found.owner_columns.values(), default=0)
+        if owners:
+            why = f'CHECK: someone with k images gets k times epsilon. With --unit=patient: {owners:,} owners in all.'
+            lines.append((f"{source}.unit = 'one image'", why))
+        return lines
+    unit = asked.unit if asked.unit.startswith('one ') else f'one {asked.unit}'
+    if found.owner_columns:
+        column = max(found.owner_columns, key=lambda name: found.owner_columns[name])
+        lines.append((f'{source}.owner_column = {column!r}', f'CHECK: the column taken for {unit}.'))
+    elif source == 'image_folder' and found.num_prefix_owners:
+        lines.append((f"{source}.owner_from = 'prefix'", f'{unit[4:].capitalize()} of NAME_anything.png is NAME.'))
+    elif not found.has_owners and found.source != 'dicom':
+        raise ValueError(
+            f'nothing in {found.path} says of which {asked.unit} each image is: name files '
+            f'{asked.unit.upper()}_ANYTHING, or put a table with a column of owners beside them; or say --unit=image.'
+        )
+    return [*lines, f'{source}.unit = {unit!r}']
+
+
+def _fit_lines(found: survey_lib.Survey, asked: Wishes, size: tuple[int, int], channels: int) -> list:
+    """Returns the lines that bring images to one size and one number of channels."""
+    source = survey_lib.SOURCES[found.source]
+    sizes, lines = list(found.sizes), []
+    if found.source in ('npz', 'npy'):
+        if sizes != [size]:
+            raise ValueError(
+                f'{found.path} holds images of {sizes[0][0]}x{sizes[0][1]}, which are taken as they are: bring them to '
+                f'{size[0]}x{size[1]} first, or say --image_size={sizes[0][0]}x{sizes[0][1]}.'
+            )
+        return []
+    if sizes != [size]:
+        largest = max(sizes)
+        shown = size[0] if size[0] == size[1] else size
+        spread = f'from {min(sizes)[0]}x{min(sizes)[1]} to {largest[0]}x{largest[1]}'
+        lines.append((f'{source}.image_size = {shown}', f'Images are {spread}; averaged over areas.'))
+        wanted = size[0] / size[1]
+        oblong = sum(
+            count
+            for (height, width), count in found.sizes.items()
+            if max(height / width / wanted, width / height * wanted) > _MOST_CROPPED
+        )
+        if oblong > _OBLONG_SHARE * found.num_images:
+            lines.append((f"{source}.resize = 'pad'", 'Nothing is cut off oblong images; a border fills the rest.'))
+    needs_border = any('pad' in line[0] for line in lines)
+    if found.has_alpha or needs_border:
+        level = _BLACK if needs_border and not found.has_alpha else _WHITE
+        what = 'Behind transparent pixels' if found.has_alpha else 'Of the border'
+        lines.append((f'{source}.background = {level}', f'{what}: {"white" if level else "black"}.'))
+    if found.has_grey and found.has_colour:
+        lines.append((f'{source}.channels = {channels}', 'Some images are in colour.'))
+    if found.needs_window:
+        if asked.window is None:
+            raise ValueError(
+                f'images in {found.path} have 16 bits a channel: say which grey levels become black and white, such as '
+                '--window=0,4095.'
+            )
+        lines.append((f'{source}.window = {asked.window}', 'Grey levels that become 0 and 255.'))
+    return lines
+
+
+def _decided(facts: own_images.Facts, choice: own_images.Choice, asked: Wishes) -> list:
+    """Returns the lines that say what the budget buys."""
+    release, num_units = choice.release, facts.num_units
+    noise = forecast_lib.noise_on_means(release, num_units, facts.num_classes, 'replace_with_zero')
+    rounds = f'in {release.num_rounds} rounds' if release.num_rounds > 1 else 'at once'
+    height, width, channels = facts.image_shape
+    lines: list = [
+        f'TARGET_EPSILON = {facts.epsilon!r}',
+        (
+            f'TARGET_DELTA = {facts.delta!r}',
+            'As given.' if asked.delta else f'At most 1 / (10 x {num_units:,}), rounded down.',
+        ),
+        (
+            f'ClassMeansConfig.noise_multiplier = {release.noise_multiplier!r}',
+            f'{choice.warm_start_share:.0%} of the budget, {rounds}; noise {noise:.2g} a pixel of a mean.',
+        ),
+        (
+            f'ClassMeansConfig.l2_norm_clip = {release.l2_norm_clip!r}',
+            f'0.3 of the root of {height} x {width} x {channels}; no image is above 0.5.',
+        ),
+    ]
+    if release.num_rounds > 1:
+        why = 'As many a class as the noise permits.'
+        lines.append((f'ClassMeansConfig.means_per_class = {release.means_per_class}', why))
+        lines.append(f'ClassMeansConfig.num_rounds = {release.num_rounds}')
+    batch, spent = choice.expected_batch_size, 'Of these a fifth of the time.'
+    lines += [
+        (f'WarmStartConfig.num_steps = {choice.warm_start_steps}', spent),
+        (f'EXPECTED_BATCH_SIZE = {batch}', f'Of {num_units:,} units; large batches cost least noise.'),
+        f'NUM_STEPS = {choice.num_steps}',
+        (f'AUGMENTATION_MULTIPLICITY = {choice.num_views}', 'Views of a unit a step: they cost time, and no privacy.'),
+        f'GenerateConfig.num_images = {choice.num_samples}',
+    ]
+    return lines
+
+
+def _text(lines: list) -> str:
+    """Returns lines as a file, each reason behind its binding."""
+    written = []
+    for line in lines:
+        if isinstance(line, tuple):
+            binding, why = line
+            line = f'{binding:<{_COMMENT_COLUMN}}  # {why}'
+        written.append(line)
+    return '\n'.join(written) + '\n'
+
+
+def _read_pair(text: str | None, flag: str, separator: str, kind: type) -> tuple | None:
+    if text is None:
+        return None
+    parts = text.split(separator)
+    try:
+        values = tuple(kind(part) for part in parts)
+    except ValueError:
+        values = ()
+    if kind is int and len(values) == 1:
+        values *= 2
+    if len(values) != 2:
+        raise command.UsageError(
+            f'--{flag} must be such as {"32 or 48x40" if kind is int else "0,4095"}, got {text!r}.'
+        )
+    return values
+
+
+def main(flags) -> int:
+    """Runs the verb."""
+    command.quieten_libraries()
+    output = pathlib.Path(flags.output).expanduser()
+    if output.exists():
+        raise command.UsageError(f'{output} exists; name another --output.')
+    text = configure(
+        flags.path,
+        epsilon=flags.epsilon,
+        delta=flags.delta,
+        hours=flags.hours,
+        unit=flags.unit,
+        image_size=_read_pair(flags.image_size, 'image_size', 'x', int),
+        window=_read_pair(flags.window, 'window', ',', float),
+    ).replace('--gin_file=FILE', f'--gin_file={output}')
+    files.write_text(output, text)
+    dry_run.show_in_short(gin_config.recipe(str(output.absolute())))
+    print(f'Written to {output}; read it, then: bin/train --gin_file={output} --workdir=runs/mine')
+    return command.DONE
+
+
+def run(argv: list[str] | None = None) -> None:
+    """Entry point of bin/init."""
+    defaults = Wishes()
+    parser = command.Parser('init', __doc__)
+    parser.add_argument('path', help='folder of images (class folders, or a table beside them), .npz file or table')
+    parser.add_argument('--output', required=True, metavar='FILE', help='the configuration to write, such as mine.gin')
+    parser.add_argument('--epsilon', type=float, default=defaults.epsilon, help='privacy budget (default: %(default)g)')
+    parser.add_argument('--delta', type=float, help='default: at most 1 / (10 x units), rounded down')
+    parser.add_argument(
+        '--hours',
+        type=float,
+        default=defaults.hours,
+        help='that the run may take on this machine (default: %(default)g)',
+    )
+    parser.add_argument(
+        '--unit',
+        default=defaults.unit,
+        metavar='WORD',
+        help="what is protected: 'image', or a word for who owns several, such as 'patient' (default: %(default)s)",
+    )
+    parser.add_argument('--image_size', metavar='HxW', help='default: the size of the public model, 28x28 or 32x32')
+    parser.add_argument('--window', metavar='LOW,HIGH', help='grey levels of 16-bit images that become black and white')
+    sys.exit(command.run(parser, main, sys.argv[1:] if argv is None else argv))
