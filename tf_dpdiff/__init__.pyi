@@ -6,6 +6,7 @@ from .data.augmentation import AugmentationConfig as AugmentationConfig
 from .data.camelyon17 import wilds_camelyon17 as wilds_camelyon17
 from .data.datasets import digits as digits
 from .data.datasets import npz_images as npz_images
+from .data.dicom import dicom_folder as dicom_folder
 from .data.folders import image_folder as image_folder
 from .data.npy import npy_images as npy_images
 from .data.procedural import random_strokes as random_strokes

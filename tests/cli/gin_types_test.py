@@ -55,7 +55,7 @@ WRONG = [
     ("train.sampler = 'ddim'", "train.sampler wants what is made by @SamplerConfig(), got the text 'ddim'."),
     (
         'train.data = @random_strokes()',
-        'train.data wants what is made by @csv_images() or @digits() or @image_folder() or',
+        'train.data wants what is made by @csv_images() or @dicom_folder() or @digits() or',
     ),
     ('PretrainingConfig.dataset = @digits()', 'what is made by @public_images(), got @digits().'),
     ("quick/UtilityConfig.classifiers = ('mlp', 3)", 'quick/UtilityConfig.classifiers wants a tuple, each item'),

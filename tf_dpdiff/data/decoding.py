@@ -3,7 +3,7 @@
 Both go by the same header, so that a plan refuses what a run would.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import io
@@ -34,23 +34,25 @@ _HARMLESS = (
 )
 
 
-class _PillowWarnings:
-    """A context in which Pillow's warnings are errors, but for the harmless ones, which are silenced.
+class WarningFilters:
+    """A context in which filters of warnings hold, in all threads: the first one in sets them, the last one out takes
+    them back.
 
-    Python's filters hold for all threads, so the first one in sets them and the last one out takes them back.
+    Args:
+      set_filters: Sets them.
     """
 
-    def __init__(self):
-        self._lock, self._num_inside, self._before = threading.Lock(), 0, None
+    def __init__(self, set_filters: Callable[[], None]):
+        self._set_filters = set_filters
+        self._lock, self._num_inside = threading.Lock(), 0
+        self._before: warnings.catch_warnings | None = None
 
     def __enter__(self) -> None:
         with self._lock:
             if not self._num_inside:
                 self._before = warnings.catch_warnings()
                 self._before.__enter__()
-                for category in (UserWarning, Image.DecompressionBombWarning):
-                    warnings.filterwarnings('error', category=category, module=r'PIL\.')
-                warnings.filterwarnings('ignore', message=_HARMLESS, category=UserWarning, module=r'PIL\.')
+                self._set_filters()
             self._num_inside += 1
 
     def __exit__(self, *error) -> None:
@@ -61,7 +63,14 @@ class _PillowWarnings:
                 self._before.__exit__(*error)
 
 
-_pillow_warnings = _PillowWarnings()
+def _make_errors_of_warnings() -> None:
+    """Makes errors of Pillow's warnings, but for the harmless ones, which are silenced."""
+    for category in (UserWarning, Image.DecompressionBombWarning):
+        warnings.filterwarnings('error', category=category, module=r'PIL\.')
+    warnings.filterwarnings('ignore', message=_HARMLESS, category=UserWarning, module=r'PIL\.')
+
+
+_pillow_warnings = WarningFilters(_make_errors_of_warnings)
 
 
 @dataclasses.dataclass(frozen=True)
