@@ -26,6 +26,7 @@ _ALPHA = ('LA', 'PA', 'RGBA')
 _ORIENTATION = ExifTags.Base.Orientation  # Among the tags of EXIF, all that changes a pixel.
 _SIDEWAYS = (5, 6, 7, 8)  # Orientations that exchange height and width.
 _PNG_START, _PNG_DEPTH = b'\x89PNG\r\n\x1a\n', 24
+_TIFF_STARTS = (b'II', b'MM')
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 _DEEP_BITS = 16
 # What Pillow warns of and no pixel depends on: other tags, and what may follow the first picture of a file.
@@ -112,7 +113,7 @@ def read_header(file: BinaryIO, source: str) -> Header:
     """
     start = file.read(_PNG_DEPTH + 1)
     file.seek(0)
-    with _errors_of(source), Image.open(file, formats=_FORMATS) as image:
+    with _errors_of(source, start), Image.open(file, formats=_FORMATS) as image:
         # Asked by the picture's own method, a PNG file would be decoded for what may stand behind its pixels.
         orientation = Image.Image.getexif(image).get(_ORIENTATION)
         (width, height), mode, tags = image.size, image.mode, getattr(image, 'tag_v2', {})
@@ -195,7 +196,7 @@ def decode(
     """
     header = read_header(io.BytesIO(encoded), source)
     _check_depth(header, source, fit)
-    with _errors_of(source), Image.open(io.BytesIO(encoded), formats=_FORMATS) as opened:
+    with _errors_of(source, encoded), Image.open(io.BytesIO(encoded), formats=_FORMATS) as opened:
         opened.load()
         image = ImageOps.exif_transpose(opened)
     if header.bits == _DEEP_BITS:
@@ -256,8 +257,8 @@ def _check_depth(header: Header, source: str, fit: images_lib.Fit) -> None:
 
 
 @contextlib.contextmanager
-def _errors_of(source: str) -> Iterator[None]:
-    """Turns whatever Pillow raises, or warns of, into one line that names the source."""
+def _errors_of(source: str, start: bytes) -> Iterator[None]:
+    """Turns whatever Pillow raises, or warns of, into one line that names the source; start: of the file."""
     try:
         with _pillow_warnings:
             yield
@@ -266,6 +267,8 @@ def _errors_of(source: str) -> Iterator[None]:
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ValueError(f'{source} is too large ({images_lib.one_line(error).split(",")[0]}); shrink it.') from error
     except UserWarning as error:
+        if start[:2] in _TIFF_STARTS:  # Its tags are the header.
+            raise ValueError(f'{source} is a damaged image: {images_lib.one_line(error)}.') from error
         raise ValueError(
             f'{source} has damaged metadata ({images_lib.one_line(error)}), so that it is not known which way is up; '
             'turn it upright and save it anew without them.'
