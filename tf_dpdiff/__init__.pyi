@@ -7,8 +7,10 @@ from .data.augmentation import AugmentationConfig as AugmentationConfig
 from .data.camelyon17 import wilds_camelyon17 as wilds_camelyon17
 from .data.datasets import digits as digits
 from .data.datasets import npz_images as npz_images
+from .data.dicom import dicom_folder as dicom_folder
 from .data.folders import image_folder as image_folder
 from .data.npy import npy_images as npy_images
+from .data.procedural import random_shapes as random_shapes
 from .data.procedural import random_strokes as random_strokes
 from .data.public import public_images as public_images
 from .data.tables import csv_images as csv_images

@@ -162,6 +162,31 @@ def test_plan_fails_where_the_run_would_for_images_of_several_sizes(
     assert (f'{faulty} is 9x9x1' in error and 'give image_size to make all images alike' in error) == stops
 
 
+def test_plan_says_what_is_done_to_images(small_network, tmp_path, monkeypatch, capsys):
+    write_folder(tmp_path / 'scans', '7.png')
+    monkeypatch.chdir(tmp_path)
+    more = ('image_folder.image_size = (8, 6)', 'image_folder.resize = "pad"', 'image_folder.background = 255')
+    assert run('--gin_file=gin/digits.gin', '--dry_run', *(f'--gin_param={line}' for line in (*OWN, *more))) == 0
+    said = words(capsys.readouterr().out)
+    assert '40 of 8x6x1, 2 classes, resized to 8x6 (padded), put on a background of 255' in said
+    assert 'Each of its images was resized to 8x6 (padded), put on a background of 255.' in said
+
+
+@pytest.mark.parametrize('part', ['train', 'test'])
+def test_plan_names_the_first_ten_bad_files_and_counts_the_rest(small_network, tmp_path, monkeypatch, capsys, part):
+    write_folder(tmp_path / 'scans')
+    files = sorted((tmp_path / 'scans' / part).rglob('*.png'))[3:16]
+    for file in files:
+        file.write_bytes(b'no picture')
+    monkeypatch.chdir(tmp_path)
+    more = ('train.utility = @UtilityConfig()',)
+    code = run('--gin_file=gin/digits.gin', '--dry_run', *(f'--gin_param={line}' for line in (*OWN, *more)))
+    lines = capsys.readouterr().err.strip().splitlines()[-12:]
+    assert code == command.WRONG_USE and lines[0].startswith('train: error: 13 problems with the images of')
+    assert lines[1:11] == [f'  {file} is no PNG, JPEG, TIFF or BMP image.' for file in files[:10]]
+    assert lines[11] == '  ... and 3 more.'
+
+
 def test_plan_looks_at_public_images_too(small_network, tmp_path, monkeypatch, capsys):
     write_folder(tmp_path / 'scans', '7.png')
     monkeypatch.chdir(tmp_path)

@@ -21,8 +21,11 @@ PATHS = {
     'npz_images.path': ('DATA = @npz_images()', 'npz_images.path'),
     'npy_images.path': ('DATA = @npy_images()', 'npy_images.path'),
     'image_folder.path': ('DATA = @image_folder()', 'image_folder.path'),
+    'image_folder.owners': ('DATA = @image_folder()\nimage_folder.path = "/x"', 'image_folder.owners'),
     'csv_images.path': ('DATA = @csv_images()', 'csv_images.path'),
     'csv_images.root': ('DATA = @csv_images()\ncsv_images.path = "/x"', 'csv_images.root'),
+    'dicom_folder.path': ('DATA = @dicom_folder()', 'dicom_folder.path'),
+    'dicom_folder.labels': ('DATA = @dicom_folder()\ndicom_folder.path = "/x"', 'dicom_folder.labels'),
     'tfds_images.data_dir': ('DATA = @tfds_images()\ntfds_images.name = "mnist"', 'tfds_images.data_dir'),
     'tfrecord_images.pattern': ('DATA = @tfrecord_images()', 'tfrecord_images.pattern'),
     'tfrecord_images.held_out_pattern': (
@@ -73,7 +76,7 @@ def test_every_path_of_every_source_and_configuration_is_known():
     assert known == tried
     for function in gin_config._REGISTERED:
         for parameter, kind in getattr(function, '__annotations__', {}).items():
-            is_name = parameter.endswith('_column')
+            is_name = parameter.endswith('_column') or parameter == 'owner_pattern'
             if (
                 'str' in str(kind)
                 and any(word in parameter for word in ('path', 'dir', 'root', 'pattern', 'file'))

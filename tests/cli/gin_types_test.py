@@ -34,8 +34,12 @@ WRONG = [
     ('NUM_STEPS = 1e4', 'DpSgdConfig.num_steps wants a whole number, got the number 10000.0: write 10000.'),
     ('NUM_STEPS = True', 'DpSgdConfig.num_steps wants a whole number, got True.'),
     ('NUM_STEPS = 3j', 'DpSgdConfig.num_steps wants a whole number, got 3j.'),
-    ('random_strokes.image_size = (48, 40)', 'random_strokes.image_size wants a whole number, got the tuple (48, 40).'),
-    ('random_strokes.image_size = @SamplerConfig()', 'wants a whole number, got @SamplerConfig().'),
+    ('random_strokes.num_images = (48, 40)', 'random_strokes.num_images wants a whole number, got the tuple (48, 40).'),
+    (
+        'random_strokes.image_size = (48, 40, 3)',
+        'a whole number or a tuple (a whole number, a whole number), got the tuple',
+    ),
+    ('random_strokes.num_images = @SamplerConfig()', 'wants a whole number, got @SamplerConfig().'),
     ('UNetConfig.middle_attention = 1', 'wants True or False, got the whole number 1.'),
     ('UNetConfig.channel_multipliers = (1, 2.5)', 'wants a tuple, each item a whole number, got the tuple (1, 2.5).'),
     ('UNetConfig.channel_multipliers = 2', 'wants a tuple, each item a whole number, got the whole number 2.'),
@@ -55,7 +59,7 @@ WRONG = [
     ("train.sampler = 'ddim'", "train.sampler wants what is made by @SamplerConfig(), got the text 'ddim'."),
     (
         'train.data = @random_strokes()',
-        'train.data wants what is made by @csv_images() or @digits() or @image_folder() or',
+        'train.data wants what is made by @csv_images() or @dicom_folder() or @digits() or',
     ),
     ('PretrainingConfig.dataset = @digits()', 'what is made by @public_images(), got @digits().'),
     ("quick/UtilityConfig.classifiers = ('mlp', 3)", 'quick/UtilityConfig.classifiers wants a tuple, each item'),

@@ -6,6 +6,7 @@ import pytest
 
 from tests.data import camelyon17_layout as layout
 from tf_dpdiff.data import camelyon17
+from tf_dpdiff.data import images
 
 SPLIT_OF = {'1': 'val', '2': 'test'}
 
@@ -176,6 +177,19 @@ def test_what_is_wrong_is_named_in_one_line(tmp_path, change, message):
         data = camelyon17.wilds_camelyon17(tmp_path)
         len(data.train), len(data.held_out)
     assert '\n' not in str(error.value) and str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize('resize, background', [('crop', None), ('pad', 7), ('stretch', None)])
+def test_patches_come_to_any_proportions_and_each_has_a_cache_of_its_own(hospitals, tmp_path, resize, background):
+    root, _ = hospitals
+    options = {'resize': resize, 'background': background, 'cache_dir': str(tmp_path)}
+    whole = camelyon17.wilds_camelyon17(root, image_size=96, cache_dir=str(tmp_path)).train.images_uint8
+    for image_size in ((24, 16), (16, 24)):
+        data = camelyon17.wilds_camelyon17(root, image_size=image_size, **options)
+        expected = images.Fit(image_size, resize=resize, background=background).apply(whole)
+        np.testing.assert_array_equal(data.train.images_uint8, expected)
+        assert data.spec == data.train.spec and f'({images.RESIZES[resize]})' in data.spec.preparation
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 @pytest.mark.parametrize(

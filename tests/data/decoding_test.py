@@ -1,6 +1,9 @@
 """Tests of decoding, and that the header of a picture tells what it will give."""
 
+import fractions
 import io
+import math
+import struct
 
 import numpy as np
 from PIL import Image
@@ -9,8 +12,8 @@ import pytest
 from tf_dpdiff.data import decoding
 from tf_dpdiff.data import images
 
-KINDS = [(mode, kind) for mode in ('1', 'L', 'P', 'RGB') for kind in ('PNG', 'BMP')]
-KINDS += [('L', 'JPEG'), ('RGB', 'JPEG'), ('LA', 'PNG'), ('RGBA', 'PNG')]
+KINDS = [(mode, kind) for mode in ('1', 'L', 'P', 'RGB') for kind in ('PNG', 'BMP', 'TIFF')]
+KINDS += [('L', 'JPEG'), ('RGB', 'JPEG'), ('LA', 'PNG'), ('RGBA', 'PNG'), ('LA', 'TIFF'), ('RGBA', 'TIFF')]
 
 
 def encode(mode='RGB', kind='PNG', size=(7, 4), orientation=None, **options):
@@ -41,7 +44,7 @@ def test_shape_is_that_of_the_decoded_image(mode, kind, size):
     assert shape_of(encoded) == decoding.decode(encoded, 'a.png').shape
 
 
-@pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'TIFF'])
 @pytest.mark.parametrize('orientation', range(1, 9))
 def test_turned_photograph_has_the_shape_that_it_has_upright(kind, orientation):
     encoded = encode(kind=kind, orientation=orientation)
@@ -54,9 +57,9 @@ def test_transparent_colour_of_a_palette_changes_no_shape(transparency):
     assert shape_of(encoded) == decoding.decode(encoded, 'a', drop_alpha=True).shape == (4, 7, 3)
 
 
-def png_of_16_bits():
+def png_of_16_bits(pixels=np.zeros([4, 7], np.uint16)):
     stream = io.BytesIO()
-    Image.fromarray(np.zeros([4, 7], np.uint16)).save(stream, format='PNG')
+    Image.fromarray(pixels).save(stream, format='PNG')
     return stream.getvalue()
 
 
@@ -113,3 +116,137 @@ def test_shape_is_compared_as_it_will_be_brought_to_size_and_channels(fit, mode,
     else:
         check()
         assert fit.apply(decoding.decode(other, 'b.png')).shape == shape
+
+
+DEEP = np.random.default_rng(1).integers(0, 65536, [4, 7]).astype(np.uint16)
+WINDOW = images.Fit(window=(1000, 40000))
+
+
+def encode_tiff(pixels, **options):
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format='TIFF', **options)
+    return stream.getvalue()
+
+
+def big_endian_tiff(pixels, photometric=1):
+    """Returns an uncompressed grey TIFF of 16 bits, the high byte first, written by hand."""
+    height, width = pixels.shape
+    tags = [(256, 3, width), (257, 3, height), (258, 3, 16), (259, 3, 1), (262, 3, photometric), (273, 4, 8)]
+    tags += [(277, 3, 1), (278, 3, height), (279, 4, 2 * height * width)]
+    entries = [
+        struct.pack('>HHI', tag, kind, 1) + struct.pack('>HH' if kind == 3 else '>I', *((value, 0)[: 5 - kind]))
+        for tag, kind, value in tags
+    ]
+    data = pixels.astype('>u2').tobytes()
+    directory = struct.pack('>H', len(tags)) + b''.join(entries) + bytes(4)
+    return b'MM\0*' + struct.pack('>I', 8 + len(data)) + data + directory
+
+
+@pytest.mark.parametrize('kind', ['PNG', 'TIFF', 'LZW', 'high byte first'])
+@pytest.mark.parametrize('low, high', [(0, 65535), (1000, 40000), (-5.5, 100.25)])
+def test_grey_levels_of_16_bits_are_mapped_linearly_and_clipped(kind, low, high):
+    encoded = {
+        'PNG': png_of_16_bits(DEEP),
+        'TIFF': encode_tiff(DEEP),
+        'LZW': encode_tiff(DEEP, compression='tiff_lzw'),
+        'high byte first': big_endian_tiff(DEEP),
+    }[kind]
+    low, high = fractions.Fraction(low), fractions.Fraction(high)
+    shares = [min(max((int(level) - low) / (high - low), 0), 1) for level in DEEP.ravel()]
+    expected = np.array([math.floor(255 * share + fractions.Fraction(1, 2)) for share in shares]).reshape(4, 7)
+    fit = images.Fit(window=(float(low), float(high)))
+    np.testing.assert_array_equal(decoding.decode(encoded, 'a', fit)[..., 0], expected)
+    assert decoding.read_shape(io.BytesIO(encoded), 'a', fit) == (4, 7, 1)
+    colour = decoding.decode(encoded, 'a', images.Fit(channels=3, window=(float(low), float(high))))
+    np.testing.assert_array_equal(colour, np.repeat(expected[..., None], 3, -1))
+
+
+def two_pages():
+    stream = io.BytesIO()
+    pages = [Image.new('L', (7, 4), level) for level in (1, 2)]
+    pages[0].save(stream, 'TIFF', save_all=True, append_images=pages[1:])
+    return stream.getvalue()
+
+
+def deep_colour_tiff():
+    """Returns a TIFF of 3 x 16 bits, which Pillow would read without the low bytes: the tags of a grey one, changed."""
+    encoded = bytearray(encode('RGB', 'TIFF', size=(2, 2)))
+    where = bytes(encoded).index(struct.pack('<HHH', 8, 8, 8))
+    encoded[where : where + 6] = struct.pack('<HHH', 16, 16, 16)
+    return bytes(encoded)
+
+
+@pytest.mark.parametrize(
+    'encoded, fit, message',
+    [
+        (two_pages(), images.Fit(), 'a has 2 pages; save the one that is meant'),
+        (encode_tiff(DEEP), images.Fit(), r'a has 16 bits a channel; .* window = \(0, 4095\), for instance'),
+        (encode(), WINDOW, r'a has 8 bits a channel, and window=\(1000, 40000\) is for 16-bit grey images'),
+        (deep_colour_tiff(), WINDOW, 'a has 16 bits a channel and is not plain grey; convert it to 8'),
+        (big_endian_tiff(DEEP).replace(b'MM\0*', b'XX\0*'), WINDOW, 'a is no PNG, JPEG, TIFF or BMP image'),
+        (encode_tiff(DEEP, tiffinfo={262: 0}), WINDOW, 'a has 16 bits a channel and white stored as 0'),
+        (encode_tiff(DEEP.astype(np.float32)), WINDOW, 'a is of mode F'),
+        (encode_tiff(DEEP.astype(np.int32)), WINDOW, 'a is of mode I;'),
+        (encode_tiff(DEEP)[:60], WINDOW, 'a is a damaged image'),
+        (encode('CMYK', 'TIFF'), images.Fit(), 'a is of mode CMYK'),
+    ],
+)
+def test_what_is_refused_is_refused_by_its_header_in_the_same_words(encoded, fit, message):
+    with pytest.raises(ValueError, match=message) as of_pixels:
+        decoding.decode(encoded, 'a', fit)
+    with pytest.raises(ValueError) as of_header:
+        decoding.read_shape(io.BytesIO(encoded), 'a', fit)
+    assert str(of_header.value) == str(of_pixels.value) and '\n' not in str(of_pixels.value)
+
+
+@pytest.mark.parametrize('mode', ['RGBA', 'LA', 'PA'])
+@pytest.mark.parametrize('background', [0, 255, 77, (200, 10, 90)])
+@pytest.mark.parametrize('channels', [None, 1, 3])
+def test_transparent_pixels_stand_on_the_background_that_is_stated(mode, background, channels):
+    generator = np.random.default_rng(2)
+    alpha = generator.integers(0, 256, [4, 7, 1])
+    alpha[0, :2, 0] = 0, 255
+    if mode == 'PA':  # A palette of which a colour is transparent.
+        picture = Image.fromarray(generator.integers(0, 256, [4, 7, 3]).astype(np.uint8)).quantize(8)
+        stream = io.BytesIO()
+        picture.save(stream, 'PNG', transparency=3)
+        alpha = np.where(np.asarray(picture)[..., None] == 3, 0, 255)
+        pixels = np.asarray(picture.convert('RGB')).astype(int)
+    else:
+        pixels = generator.integers(0, 256, [4, 7, len(mode) - 1])
+        stream = io.BytesIO()
+        Image.fromarray(np.concatenate([pixels, alpha], -1).astype(np.uint8), mode).save(stream, 'PNG')
+    fit = images.Fit(channels=channels, background=background)
+    in_front = images.to_channels(pixels.astype(np.uint8), channels or pixels.shape[-1]).astype(float)
+    behind = images.to_channels(np.atleast_1d(np.uint8(background)), in_front.shape[-1])
+    expected = np.floor((in_front * alpha + behind * (255.0 - alpha)) / 255 + 0.5)
+    found = decoding.decode(stream.getvalue(), 'a', fit)
+    np.testing.assert_array_equal(found, expected)
+    assert found.shape == decoding.read_shape(io.BytesIO(stream.getvalue()), 'a', fit)
+    with pytest.raises(ValueError, match='a has transparent pixels; .* say which: background = 255'):
+        decoding.decode(stream.getvalue(), 'a')
+
+
+def test_opaque_pixels_need_no_background_and_are_not_changed_by_one():
+    encoded = encode('RGBA')
+    np.testing.assert_array_equal(
+        decoding.decode(encoded, 'a', images.Fit(background=9)), decoding.decode(encoded, 'a')
+    )
+
+
+def test_too_many_pixels_are_refused_by_the_header_too(monkeypatch):
+    encoded = encode('1', size=(60, 40))
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 2000)
+    with pytest.raises(ValueError, match=r'a is too large \(Image size \(2400 pixels\)'):
+        decoding.read_header(io.BytesIO(encoded), 'a')
+
+
+def test_header_tells_what_needs_an_argument():
+    told = [
+        decoding.read_header(io.BytesIO(encoded), 'a')
+        for encoded in (encode('RGBA'), encode('P'), png_of_16_bits(DEEP), encode('P', transparency=3), encode('L'))
+    ]
+    assert [header.has_alpha for header in told] == [True, False, False, True, False]
+    assert [header.has_palette for header in told] == [False, True, False, True, False]
+    assert [header.bits for header in told] == [8, 8, 16, 8, 8]
+    assert [header.shape for header in told] == [(4, 7, 3), (4, 7, 3), (4, 7, 1), (4, 7, 3), (4, 7, 1)]

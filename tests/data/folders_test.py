@@ -8,6 +8,7 @@ from PIL import Image
 import pytest
 
 from tf_dpdiff.data import folders
+from tf_dpdiff.data import problems
 
 CLASSES = ('cat', 'dog')
 
@@ -100,6 +101,86 @@ def test_nobody_owns_images_on_both_sides_whatever_their_class(tmp_path):
     assert not owners[0] & owners[1] and len(owners[0] | owners[1]) == 5
     names = sorted(owners[0])
     assert [names[owner] for owner in data.train.owners] == [file.split('_')[0] for _, file in train]
+
+
+def owners_of(data, pixels):
+    """Returns which files of each part belong to one owner."""
+    train, held_out = sides(data, pixels)
+    groups = [dict(), dict()]
+    for part, names, group in zip((data.train, data.held_out), (train, held_out), groups):
+        for owner, name in zip(part.owners, names):
+            group.setdefault(int(owner), set()).add(name)
+    return {frozenset(files) for group in groups for files in group.values()}
+
+
+def write_owners(file, rows, columns=('file', 'who')):
+    file.write_text('\n'.join(','.join(map(str, row)) for row in (columns, *rows)) + '\n', encoding='utf-8')
+    return {'owners': file, 'file_column': columns[0], 'owner_column': columns[1]}
+
+
+def test_owners_by_prefix_pattern_and_table_are_the_same(tmp_path):
+    pixels = write(tmp_path / 'pets')
+    table = write_owners(tmp_path / 'o.csv', [(f'{name}/{file}', f'{file[7]}') for name, file in pixels])
+    found = [
+        folders.image_folder(tmp_path / 'pets', held_out_fraction=0.5, **options)
+        for options in (
+            {'owner_from': 'prefix'},
+            {'owner_pattern': r'^(patient\d)_'},
+            {'owner_pattern': r't(\d)_'},
+            table,
+        )
+    ]
+    expected = {frozenset(key for key in pixels if key[1].startswith(f'patient{i}_')) for i in range(5)}
+    for data in found:
+        assert owners_of(data, pixels) == expected and data.spec.unit == 'one owner'
+
+
+def test_table_of_owners_may_list_more_files_and_name_those_that_only_one_has_without_folder_and_suffix(tmp_path):
+    for i in range(12):
+        save(tmp_path / 'pets' / CLASSES[i % 2] / f'scan {i}.PNG', picture(i))
+    rows = [(f'scan {i}', i // 3) for i in range(20)]
+    data = folders.image_folder(tmp_path / 'pets', held_out_fraction=0.5, **write_owners(tmp_path / 'o.csv', rows))
+    assert data.train.num_units + data.held_out.num_units == 4
+
+
+@pytest.mark.parametrize(
+    'rows, said',
+    [
+        (lambda rows: rows[1:], ['cat/0.png has no owner in']),
+        (lambda rows: rows[:-2], ['dog/10.png has no owner in', 'dog/11.png has no owner in']),
+        (lambda rows: [*rows, rows[0]], ['line 14 lists', 'as line 2 does']),
+        (lambda rows: [(rows[0][0], 'nan'), *rows[1:]], ["cat/0.png names no owner: 'nan'"]),
+        (lambda rows: [(rows[0][0], '007'), (rows[1][0], '7'), *rows[2:]], ["names its owner '7', and ", "'007'"]),
+    ],
+)
+def test_what_is_wrong_with_a_table_of_owners_is_told_at_once(tmp_path, rows, said):
+    for i in range(12):
+        save(tmp_path / 'pets' / CLASSES[i >= 6] / f'{i}.png', picture(i))
+    good = [(f'{CLASSES[i >= 6]}/{i}.png', f'p{i // 2}') for i in range(12)]
+    with pytest.raises(ValueError) as error:
+        folders.image_folder(tmp_path / 'pets', **write_owners(tmp_path / 'o.csv', rows(good)))
+    for words in said:
+        assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        ({'owner_pattern': '(a'}, r"owner_pattern='\(a' is no regular expression: missing \)"),
+        ({'owner_pattern': 'a'}, "owner_pattern='a' must have one group, which is the owner, got 0"),
+        ({'owner_pattern': '(a)(b)'}, 'must have one group, which is the owner, got 2'),
+        ({'owner_pattern': r'^(x\d+)_'}, r'patient0_0.png names no owner: its name has nothing like owner_pattern='),
+        ({'owner_pattern': '(x*)'}, 'patient0_0.png names no owner'),
+        ({'owner_pattern': '(a)', 'owner_from': 'prefix'}, 'both say whose an image is: leave one of them out'),
+        ({'owners': 'o.csv'}, "owners='o.csv' and file_column=None: a table of owners needs both"),
+        ({'owner_column': 'o'}, "owners=None and owner_column='o': a table of owners needs both"),
+        ({'owners': 'o.csv', 'file_column': 'f', 'owner_column': 'o'}, 'no such file: o.csv'),
+    ],
+)
+def test_options_of_owners_that_mean_nothing_are_named(tmp_path, options, message):
+    write(tmp_path / 'pets')
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        folders.image_folder(tmp_path / 'pets', **options)
 
 
 def test_owner_in_both_folders_is_refused_at_once(tmp_path):
@@ -230,6 +311,42 @@ def test_file_or_folder_of_an_undecodable_name_is_refused(tmp_path):
     write(tmp_path / folder)
     with pytest.raises(ValueError, match=r"its name must be Unicode .* got 'pets\\udce9'"):
         folders.image_folder(tmp_path / folder)
+
+
+@pytest.mark.parametrize('part', ['train', 'held_out'])
+def test_all_bad_files_are_told_at_once_when_they_are_looked_at_and_when_they_are_read(tmp_path, part):
+    write(tmp_path / 'train')
+    write(tmp_path / 'test')
+    folder = tmp_path / {'train': 'train', 'held_out': 'test'}[part] / 'cat'
+    for i in range(12):
+        (folder / f'patient{i % 5}_{i}.png').write_bytes(b'damaged')
+    save(folder / 'z.png', picture(0, (9, 9, 3)))
+    with pytest.raises(problems.ProblemsError) as read:
+        # Where the first image of all is damaged, so that there is no size to compare the others with, at once.
+        data = folders.image_folder(tmp_path)
+        getattr(data, part)
+    lines = read.value.text.split('\n  ')
+    assert lines[0].startswith(f'{12 + (part == "held_out")} problems with the images of') and len(lines) == 12
+    assert all('is no PNG' in line and str(folder) in line for line in lines[1:11])
+    assert lines[11] == f'... and {2 + (part == "held_out")} more.'
+    if part == 'held_out':
+        with pytest.raises(problems.ProblemsError) as looked:
+            data.look_at(part)
+        assert looked.value.text == read.value.text
+
+
+def test_all_files_that_are_no_images_are_told_at_once(tmp_path):
+    write(tmp_path)
+    for name in ('a.txt', 'b.gif'):
+        (tmp_path / 'cat' / name).touch()
+    for name in ('Thumbs.db', 'desktop.ini', '.DS_Store', '._patient.png'):
+        (tmp_path / 'dog' / name).touch()
+    (tmp_path / '__MACOSX').mkdir()
+    with pytest.raises(problems.ProblemsError) as error:
+        folders.image_folder(tmp_path)
+    assert (
+        error.value.text.count('is no image file') == 2 and 'a.txt' in error.value.text and '__MACOSX' not in str(error)
+    )
 
 
 def test_missing_and_empty_folders_are_named(tmp_path):

@@ -97,6 +97,8 @@ def test_image_that_stops_a_run_stops_its_plan_in_the_same_words(tmp_path, monke
         ({'image_size': 4}, ('size',)),
         ({'channels': 1}, ('kind',)),
         ({'image_size': 4, 'channels': 3}, ('size', 'kind')),
+        ({'image_size': (4, 7), 'resize': 'pad', 'background': 9, 'channels': 3}, ('size', 'kind')),
+        ({'image_size': (7, 2), 'resize': 'stretch'}, ('size',)),
     ],
 )
 def test_images_that_are_made_alike_stop_neither(tmp_path, source, options, faults):
@@ -113,6 +115,25 @@ def test_good_images_stop_neither(tmp_path, source):
     for part in PARTS:
         data.look_at(part)
     assert len(data.train) == 30 and len(data.held_out) == 10
+
+
+def test_grey_levels_of_16_bits_in_records_are_mapped_by_a_window(tmp_path):
+    with tf.io.TFRecordWriter(str(tmp_path / 'deep')) as writer:
+        for number in range(30):
+            stream = io.BytesIO()
+            Image.fromarray(np.full([3, 4], 1000 + number, np.uint16)).save(stream, 'TIFF')
+            features = {
+                'image/encoded': tf.train.Feature(bytes_list=tf.train.BytesList(value=[stream.getvalue()])),
+                'image/class/label': tf.train.Feature(int64_list=tf.train.Int64List(value=[number % 2])),
+            }
+            writer.write(tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString())
+    data = tfrecords.tfrecord_images(str(tmp_path / 'deep'), window=(1000, 1255))
+    for part in PARTS:
+        data.look_at(part)
+    levels = [image[0, 0, 0] for part in (data.train, data.held_out) for image in part.images_uint8]
+    assert sorted(levels) == list(range(30)) and data.spec.preparation == data.train.spec.preparation != ''
+    with pytest.raises(ValueError, match='is for encoded images'):
+        tfrecords.tfrecord_images(str(tmp_path / 'deep'), window=(0, 9), raw_shape=(3, 4, 1))
 
 
 def test_raw_pixels_of_records_are_looked_at(tmp_path):

@@ -7,6 +7,7 @@ from PIL import Image
 import pytest
 
 from tf_dpdiff.data import datasets
+from tf_dpdiff.data import images
 from tf_dpdiff.data import public
 
 
@@ -27,6 +28,14 @@ def test_images_that_fit_are_taken_as_they_are_and_nothing_else_is_read():
     assert images.images_uint8 is data.train.images_uint8 and images.owners is None
     np.testing.assert_array_equal(images.labels, data.train.labels)
     assert images.class_names == ('a', 'b', 'c') and images.name == 'photos (public)'
+
+
+@pytest.mark.parametrize('resize, background', [('crop', None), ('pad', 7), ('stretch', None)])
+def test_images_of_other_proportions_are_cropped_padded_or_stretched(resize, background):
+    data = source()
+    found = public.public_images(data, image_shape=(5, 5, 3), resize=resize, background=background).images.images_uint8
+    fit = images.Fit(5, resize=resize, background=background)
+    np.testing.assert_array_equal(found, fit.apply(data.train.images_uint8))
 
 
 @pytest.mark.parametrize(

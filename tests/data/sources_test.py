@@ -9,10 +9,14 @@ import pytest
 import tensorflow as tf
 
 from tests.data import camelyon17_layout
+from tests.data import dicom_files
 from tf_dpdiff.data import camelyon17
 from tf_dpdiff.data import datasets
+from tf_dpdiff.data import dicom
 from tf_dpdiff.data import folders
 from tf_dpdiff.data import npy
+from tf_dpdiff.data import problems
+from tf_dpdiff.data import tables
 from tf_dpdiff.data import tfds_images
 from tf_dpdiff.data import tfrecords
 
@@ -51,6 +55,26 @@ def open_folders(folder, images, labels, owners):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(png(image))
     return folders.image_folder(folder / 'scans', owner_from=None if owners is None else 'prefix')
+
+
+def open_table(folder, images, labels, owners):
+    (folder / 'scans').mkdir(exist_ok=True)
+    columns = {'file_name': [f'{i}.png' for i in range(len(images))], 'label': labels}
+    columns |= {} if owners is None else {'owner': owners}
+    for name, image in zip(columns['file_name'], images):
+        (folder / 'scans' / name).write_bytes(png(image))
+    with open(folder / 'scans' / 'metadata.csv', 'w', encoding='utf-8', newline='') as file:
+        writer = csv.writer(file)
+        writer.writerows([list(columns), *zip(*columns.values())])
+    return tables.csv_images(folder / 'scans', owner_column=None if owners is None else 'owner')
+
+
+def open_dicom(folder, images, labels, owners):
+    """Has owners as texts, and always; that they are named is told without their names."""
+    for i, (image, label) in enumerate(zip(images, labels)):
+        file = folder / 'scans' / f'class {label}' / f'{i}.dcm'
+        dicom_files.write(file, image, OWNERS[i] if owners is None else owners[i])
+    return dicom.dicom_folder(folder / 'scans')
 
 
 def open_tfrecords(folder, images, labels, owners):
@@ -107,8 +131,8 @@ def open_camelyon17(folder, images, labels, owners):
 
 
 ARRAYS = {'npz': open_npz, 'npy': open_npy}
-SOURCES = {**ARRAYS, 'folders': open_folders, 'tfrecords': open_tfrecords, 'tfds': open_tfds}
-OWNED = {**SOURCES, 'camelyon17': open_camelyon17}
+SOURCES = {**ARRAYS, 'folders': open_folders, 'table': open_table, 'tfrecords': open_tfrecords, 'tfds': open_tfds}
+OWNED = {**SOURCES, 'camelyon17': open_camelyon17, 'dicom': open_dicom}
 
 
 def refusal(open_source, folder, *, images=None, labels=LABELS, owners=None):
@@ -117,7 +141,7 @@ def refusal(open_source, folder, *, images=None, labels=LABELS, owners=None):
     try:
         open_source(folder, pictures() if images is None else images, labels, owners)
     except (ValueError, FileNotFoundError) as error:
-        assert '\n' not in str(error)
+        assert '\n' not in str(error) or isinstance(error, problems.ProblemsError)
         return str(error)
     return None
 
@@ -137,17 +161,24 @@ def test_every_source_takes_good_data(tmp_path, name):
 @pytest.mark.parametrize(
     'missing', ['', ' ', 'nan', 'NaN', 'None', 'null', 'NA', '<NA>', 'n.a.', 'NaT', 'unknown', '-1', 'pnan', '?']
 )
-@pytest.mark.parametrize('name', ['npz', 'npy', 'folders', 'tfrecords', 'camelyon17'])
+@pytest.mark.parametrize('name', ['npz', 'npy', 'folders', 'table', 'tfrecords', 'camelyon17'])
 def test_every_source_refuses_images_of_nobody(tmp_path, name, missing):
     said = refusal(OWNED[name], tmp_path / 'own', owners=with_last(missing, missing))
     assert 'names no owner' in said or name == 'camelyon17' and 'patient must be a whole number' in said
 
 
 @pytest.mark.parametrize('other', ['P1', 'p1 ', ' p1', 'p 1', 'p\uff11', 'p1\u200b'])
-@pytest.mark.parametrize('name', ['npz', 'npy', 'folders', 'tfrecords'])
+@pytest.mark.parametrize('name', ['npz', 'npy', 'folders', 'table', 'tfrecords'])
 def test_every_source_refuses_one_name_in_two_spellings(tmp_path, name, other):
     said = refusal(SOURCES[name], tmp_path / 'own', owners=with_last(other))
     assert 'names its owner' in said and ascii(other)[1:-1] in ascii(said).replace('\\\\', '\\')
+
+
+@pytest.mark.parametrize('other', [None, '', ' ', 'unknown', '-1', '?', 'P1', 'p 1', '1.2E+17'])
+def test_dicom_refuses_the_same_without_the_name(tmp_path, other):
+    assert refusal(open_dicom, tmp_path / 'good') is None
+    said = refusal(open_dicom, tmp_path / 'own', owners=with_last(other))
+    assert '35.dcm ' in said and (not other or f"'{other}'" not in said)
 
 
 def test_camelyon17_knows_a_patient_whose_zeros_were_lost(tmp_path):

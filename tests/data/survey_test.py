@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from tests.data import dicom_files
 from tf_dpdiff.data import datasets
 from tf_dpdiff.data import decoding
 from tf_dpdiff.data import folders
@@ -153,6 +154,20 @@ def test_arrays_are_seen(tmp_path):
     np.save(folder / 'train_labels.npy', np.arange(20) % 2)
     found = survey_lib.survey(folder)
     assert (found.source, found.num_images, found.class_names, found.has_owners) == ('npy', 20, ('0', '1'), False)
+
+
+@pytest.mark.parametrize('folders_are', ['classes', 'patients'])
+def test_dicom_files_are_seen_and_nothing_of_a_patient_is_told(tmp_path, folders_are):
+    for i in range(12):
+        folder = f'class{i % 2}' if folders_are == 'classes' else f'scan{i // 3}'
+        more = {} if i else {'WindowCenter': None}
+        dicom_files.write(tmp_path / folder / 'study' / f'{i}.dcm', patient=f'{dicom_files.SECRET}{i // 3}', **more)
+    found = survey_lib.survey(tmp_path)
+    found.check()
+    assert (found.source, found.num_images, dict(found.sizes)) == ('dicom', 12, {(4, 5): 12})
+    assert found.class_names == (('class0', 'class1') if folders_are == 'classes' else ())
+    assert found.has_owners and found.has_grey and not found.has_colour and found.needs_window
+    assert dicom_files.SECRET not in repr(found)
 
 
 def test_pixels_are_not_decoded(tmp_path, monkeypatch):

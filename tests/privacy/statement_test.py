@@ -81,6 +81,14 @@ def test_statement_names_what_a_reader_needs():
         assert fact in text
 
 
+def test_statement_says_what_was_done_to_the_images_and_nothing_where_nothing_was():
+    plain, prepared = make_statement(), make_statement(preparation='resized to 32x32 (cropped)')
+    assert prepared.to_dict() == {**plain.to_dict(), 'image_preparation': 'resized to 32x32 (cropped)'}
+    assert 'image_preparation' not in plain.to_dict()
+    said = 'Each of its images was resized to 32x32 (cropped).'
+    assert said in prepared.to_text() and prepared.to_text().replace(f'{said}\n', '') == plain.to_text()
+
+
 def test_statement_is_made_from_the_ledger_not_from_the_plan():
     plan = make_plan(CONFIG)
     half = make_statement(plan.planned_ledger(num_steps=25))

@@ -24,8 +24,9 @@ from tf_dpdiff.evaluation import features
 _PATHS = {
     'npz_images': ('path',),
     'npy_images': ('path',),
-    'image_folder': ('path',),
+    'image_folder': ('path', 'owners'),
     'csv_images': ('path', 'root'),
+    'dicom_folder': ('path', 'labels'),
     'tfds_images': ('data_dir',),
     'tfrecord_images': ('pattern', 'held_out_pattern'),
     'wilds_camelyon17': ('root', 'cache_dir'),

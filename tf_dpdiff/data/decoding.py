@@ -3,7 +3,7 @@
 Both go by the same header, so that a plan refuses what a run would.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import io
@@ -26,6 +26,7 @@ _ALPHA = ('LA', 'PA', 'RGBA')
 _ORIENTATION = ExifTags.Base.Orientation  # Among the tags of EXIF, all that changes a pixel.
 _SIDEWAYS = (5, 6, 7, 8)  # Orientations that exchange height and width.
 _PNG_START, _PNG_DEPTH = b'\x89PNG\r\n\x1a\n', 24
+_TIFF_STARTS = (b'II', b'MM')
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 _DEEP_BITS = 16
 # What Pillow warns of and no pixel depends on: other tags, and what may follow the first picture of a file.
@@ -34,23 +35,25 @@ _HARMLESS = (
 )
 
 
-class _PillowWarnings:
-    """A context in which Pillow's warnings are errors, but for the harmless ones, which are silenced.
+class WarningFilters:
+    """A context in which filters of warnings hold, in all threads: the first one in sets them, the last one out takes
+    them back.
 
-    Python's filters hold for all threads, so the first one in sets them and the last one out takes them back.
+    Args:
+      set_filters: Sets them.
     """
 
-    def __init__(self):
-        self._lock, self._num_inside, self._before = threading.Lock(), 0, None
+    def __init__(self, set_filters: Callable[[], None]):
+        self._set_filters = set_filters
+        self._lock, self._num_inside = threading.Lock(), 0
+        self._before: warnings.catch_warnings | None = None
 
     def __enter__(self) -> None:
         with self._lock:
             if not self._num_inside:
                 self._before = warnings.catch_warnings()
                 self._before.__enter__()
-                for category in (UserWarning, Image.DecompressionBombWarning):
-                    warnings.filterwarnings('error', category=category, module=r'PIL\.')
-                warnings.filterwarnings('ignore', message=_HARMLESS, category=UserWarning, module=r'PIL\.')
+                self._set_filters()
             self._num_inside += 1
 
     def __exit__(self, *error) -> None:
@@ -61,7 +64,14 @@ class _PillowWarnings:
                 self._before.__exit__(*error)
 
 
-_pillow_warnings = _PillowWarnings()
+def _make_errors_of_warnings() -> None:
+    """Makes errors of Pillow's warnings, but for the harmless ones, which are silenced."""
+    for category in (UserWarning, Image.DecompressionBombWarning):
+        warnings.filterwarnings('error', category=category, module=r'PIL\.')
+    warnings.filterwarnings('ignore', message=_HARMLESS, category=UserWarning, module=r'PIL\.')
+
+
+_pillow_warnings = WarningFilters(_make_errors_of_warnings)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +113,7 @@ def read_header(file: BinaryIO, source: str) -> Header:
     """
     start = file.read(_PNG_DEPTH + 1)
     file.seek(0)
-    with _errors_of(source), Image.open(file, formats=_FORMATS) as image:
+    with _errors_of(source, start), Image.open(file, formats=_FORMATS) as image:
         # Asked by the picture's own method, a PNG file would be decoded for what may stand behind its pixels.
         orientation = Image.Image.getexif(image).get(_ORIENTATION)
         (width, height), mode, tags = image.size, image.mode, getattr(image, 'tag_v2', {})
@@ -186,7 +196,7 @@ def decode(
     """
     header = read_header(io.BytesIO(encoded), source)
     _check_depth(header, source, fit)
-    with _errors_of(source), Image.open(io.BytesIO(encoded), formats=_FORMATS) as opened:
+    with _errors_of(source, encoded), Image.open(io.BytesIO(encoded), formats=_FORMATS) as opened:
         opened.load()
         image = ImageOps.exif_transpose(opened)
     if header.bits == _DEEP_BITS:
@@ -247,8 +257,8 @@ def _check_depth(header: Header, source: str, fit: images_lib.Fit) -> None:
 
 
 @contextlib.contextmanager
-def _errors_of(source: str) -> Iterator[None]:
-    """Turns whatever Pillow raises, or warns of, into one line that names the source."""
+def _errors_of(source: str, start: bytes) -> Iterator[None]:
+    """Turns whatever Pillow raises, or warns of, into one line that names the source; start: of the file."""
     try:
         with _pillow_warnings:
             yield
@@ -257,6 +267,8 @@ def _errors_of(source: str) -> Iterator[None]:
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ValueError(f'{source} is too large ({images_lib.one_line(error).split(",")[0]}); shrink it.') from error
     except UserWarning as error:
+        if start[:2] in _TIFF_STARTS:  # Its tags are the header.
+            raise ValueError(f'{source} is a damaged image: {images_lib.one_line(error)}.') from error
         raise ValueError(
             f'{source} has damaged metadata ({images_lib.one_line(error)}), so that it is not known which way is up; '
             'turn it upright and save it anew without them.'

@@ -1,8 +1,9 @@
 """Images in folders, one a class."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 import pathlib
+import re
 
 import numpy as np
 
@@ -13,6 +14,10 @@ from tf_dpdiff.data import images as images_lib
 from tf_dpdiff.data import listed
 from tf_dpdiff.data import problems as problems_lib
 from tf_dpdiff.data import splitting
+from tf_dpdiff.data import table as table_lib
+from tf_dpdiff.data import tables
+
+_PREFIX = re.compile('([^_]*)_')
 
 
 def image_folder(
@@ -21,13 +26,17 @@ def image_folder(
     held_out_fraction: float = 0.2,
     unit: str | None = None,
     owner_from: str | None = None,
+    owner_pattern: str | None = None,
+    owners: str | None = None,
+    file_column: str | None = None,
+    owner_column: str | None = None,
     image_size: int | tuple[int, int] | None = None,
     channels: int | None = None,
     resize: str = 'crop',
     background: int | tuple[int, int, int] | None = None,
     window: tuple[float, float] | None = None,
 ) -> datasets.PrivateData:
-    """Loads one's own images from folders, one a class: PATH/CLASS/*.png.
+    r"""Loads one's own images from folders, one a class: PATH/CLASS/*.png.
 
     Where there is a folder PATH/train, it holds the class folders of the training images, and PATH/test, if there is
     one, those of the held-out images. Classes are in the order of their names, images of a class in the order of
@@ -43,7 +52,14 @@ def image_folder(
         owners it is 'one image'.
       owner_from: 'prefix': the name of a file up to its first underscore says whose image it is, in whatever class
         folder it lies: patient012_3.png belongs to patient012. Nobody may be in both PATH/train and PATH/test.
-        None: each image is a unit of its own.
+        None: nothing of the kind.
+      owner_pattern: A regular expression with one group that is found in the name of every file: the group says whose
+        image it is, such as r'^(P\d+)_'. None: nothing of the kind.
+      owners: A table that says whose each image is, see `table.read`; it may list other files as well. Where neither
+        this nor owner_from nor owner_pattern is given, each image is a unit of its own.
+      file_column: Of the table: names the file, by its path CLASS/NAME (or train/CLASS/NAME) or, where only one
+        file has it, by its name alone; with or without suffix.
+      owner_column: Of the table: whose image it is, in any words or numbers.
       image_size: Height and width to which each image is resized, or one number for both. None: all images must have
         one size.
       channels: 1 or 3: images are made grey or colour. None: all images must be of one kind.
@@ -64,10 +80,24 @@ def image_folder(
     splitting.check_fraction(held_out_fraction)
     if owner_from not in (None, 'prefix'):
         raise ValueError(f"owner_from must be None or 'prefix', got {owner_from!r}.")
+    given = {'owner_from': owner_from, 'owner_pattern': owner_pattern, 'owners': owners}
+    said = [f'{name}={value!r}' for name, value in given.items() if value is not None]
+    if len(said) > 1:
+        raise ValueError(f'{said[0]} and {said[1]} both say whose an image is: leave one of them out.')
+    for name, column in (('file_column', file_column), ('owner_column', owner_column)):
+        if (column is None) != (owners is None):
+            raise ValueError(
+                f'owners={owners!r} and {name}={column!r}: a table of owners needs both, or neither is given.'
+            )
     root = pathlib.Path(path).expanduser()
     train, test, class_names, folder = list_parts(root, _list_images)
-    if owner_from:
-        train, test = _with_owners(train), test and _with_owners(test)
+    if said:
+        if owners is None:
+            found = _owners_by_name(train, test, _PREFIX if owner_from else _compile(str(owner_pattern)))
+        else:
+            assert file_column is not None and owner_column is not None  # Checked above.
+            found = _owners_by_table(train, test, root, owners, file_column, owner_column)
+        train, test = _with_owners(train, found), test and _with_owners(test, found)
         if test:
             assert train.owners is not None and test.owners is not None
             splitting.check_owners_apart(str(root), train.owners, test.owners)
@@ -77,7 +107,7 @@ def image_folder(
         train,
         test,
         class_names=class_names,
-        unit=datasets.choose_unit(root.name, unit, owner_from),
+        unit=datasets.choose_unit(root.name, unit, said or None),
         held_out_fraction=held_out_fraction,
         source=str(folder),
     )
@@ -146,14 +176,54 @@ def _list_images(class_folder: pathlib.Path, problems: problems_lib.Problems) ->
     return files
 
 
-def _with_owners(listing: listed.Listing) -> listed.Listing:
-    owners = np.array([_owner(file) for file in listing.paths])
-    splitting.check_owners(owners, lambda row: str(listing.paths[row]))
+def _compile(pattern: str) -> re.Pattern:
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f'owner_pattern={pattern!r} is no regular expression: {error}.') from error
+    if compiled.groups != 1:
+        raise ValueError(f'owner_pattern={pattern!r} must have one group, which is the owner, got {compiled.groups}.')
+    return compiled
+
+
+def _owners_by_name(train: listed.Listing, test: listed.Listing | None, pattern: re.Pattern) -> dict[pathlib.Path, str]:
+    """Returns the owner of each file by its name."""
+    problems, found = problems_lib.Problems('the names of files'), {}
+    for file in (*train.paths, *(test.paths if test else ())):
+        match = pattern.search(file.name)
+        if match and match.group(1):
+            found[file] = match.group(1)
+        elif pattern is _PREFIX:
+            problems.add(f"{file} names no owner: with owner_from='prefix' a file is called OWNER_ANYTHING.")
+        else:
+            problems.add(f'{file} names no owner: its name has nothing like owner_pattern={pattern.pattern!r}.')
+    problems.check()
+    return found
+
+
+def _owners_by_table(
+    train: listed.Listing,
+    test: listed.Listing | None,
+    root: pathlib.Path,
+    owners: str,
+    file_column: str,
+    owner_column: str,
+) -> dict[pathlib.Path, str]:
+    """Returns the owner of each file by a table."""
+    table, files = table_lib.read(owners), (*train.paths, *(test.paths if test else ()))
+    problems = problems_lib.Problems(f'the table {table.file}')
+    rows = tables.match(table, listed.FileIndex(root, files), file_column, None, problems, passes_over_missing=True)
+    for file in files:
+        if file not in rows:
+            problems.add(f'{file} has no owner in {table.file}.')
+    names = table.column(owner_column)
+    problems.check()
+    return {file: names[row] for file, row in rows.items()}
+
+
+def _with_owners(listing: listed.Listing, found: Mapping[pathlib.Path, str]) -> listed.Listing:
+    owners, problems = np.array([found[file] for file in listing.paths]), problems_lib.Problems('the owners of images')
+    for problem in splitting.owner_problems(owners, lambda row: str(listing.paths[row])):
+        problems.add(problem)
+    problems.check()
     return dataclasses.replace(listing, owners=owners)
-
-
-def _owner(file: pathlib.Path) -> str:
-    owner, underscore, _ = file.name.partition('_')
-    if not owner or not underscore:
-        raise ValueError(f"{file} names no owner: with owner_from='prefix' a file is called OWNER_ANYTHING.")
-    return owner

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 import hashlib
 import math
+import pathlib
 import unicodedata
 
 import numpy as np
@@ -185,26 +186,39 @@ def _cure(owners: np.ndarray) -> str:
     return 'store owners.astype(numpy.int64)' if (owners == np.floor(owners)).all() else 'no owner is a fraction'
 
 
-def check_owners_apart(source: str, train: np.ndarray, held_out: np.ndarray) -> None:
+def check_owners_apart(
+    source: str,
+    train: np.ndarray,
+    held_out: np.ndarray,
+    files: tuple[Sequence[pathlib.Path], Sequence[pathlib.Path]] | None = None,
+) -> None:
     """Checks that nobody owns images on both sides where each side is given.
 
     Args:
       source: What the images are called in an error.
       train: Owners of the training images, numbers or names.
       held_out: Owners of the held-out images.
+      files: Of the images of both, by which to tell of owners whose names may not be shown; None: names may.
 
     Raises:
       ValueError: names one owner who does, in whatever spelling.
     """
     trained, others = ({owner_names.key(name): name for name in _names(np.unique(part))} for part in (train, held_out))
     shared = sorted(set(trained) & set(others))
-    if shared:
-        one, other = trained[shared[0]], others[shared[0]]
-        spelt = repr(one) if one == other else f'{one!r}, written {other!r} among the held-out ones'
-        raise ValueError(
-            f'{source}: {len(shared)} owner(s) have both training and held-out images, such as {spelt}: '
-            'nobody may be on both sides.'
+    if not shared:
+        return
+    one, other = trained[shared[0]], others[shared[0]]
+    if files:
+        first, second = (
+            of_part[_names(part).index(name)] for of_part, part, name in zip(files, (train, held_out), (one, other))
         )
+        spelt = f'the one of {first} and {second}'
+    else:
+        spelt = repr(one) if one == other else f'{one!r}, written {other!r} among the held-out ones'
+    raise ValueError(
+        f'{source}: {len(shared)} owner(s) have both training and held-out images, such as {spelt}: '
+        'nobody may be on both sides.'
+    )
 
 
 def _names(owners: np.ndarray) -> list[str]:

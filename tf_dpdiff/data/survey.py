@@ -1,16 +1,18 @@
 """What a folder of one's own images holds, and which source reads it: from names and headers alone."""
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import os
 import pathlib
 import re
+from typing import Any
 
 import numpy as np
 
 from tf_dpdiff.data import arrays as arrays_lib
 from tf_dpdiff.data import decoding
+from tf_dpdiff.data import dicom
 from tf_dpdiff.data import images as images_lib
 from tf_dpdiff.data import listed
 from tf_dpdiff.data import npz
@@ -43,7 +45,8 @@ class Survey:
       source: A key of SOURCES; '' where no source reads it.
       refusal: Why no source reads it, and what to do, in one line; '' where one does.
       num_images: How many images.
-      class_names: The classes: of the class folders, of the file or, of a table, of its first label column.
+      class_names: The classes: of the class folders, of the file or, of a table, of its first label column; () of DICOM
+        files in no class folders, of which a table must say the labels.
       sizes: How many images are of each (height, width).
       has_grey: Whether any image is grey.
       has_colour: Whether any image is in colour.
@@ -133,6 +136,9 @@ def _of_folder(folder: pathlib.Path) -> Survey:
     if pictures:
         found = _of_pictures(folder, pictures, None)
         return found if SOURCES.get(found.source) != 'image_folder' else _with_odd_files(found, files)
+    scans = dicom.list_files(folder)
+    if scans:
+        return _of_dicom(folder, scans)
     archives = [file for file in files if file.suffix.lower() == '.npz']
     if len(archives) == 1:
         return _of_npz(archives[0])
@@ -156,6 +162,41 @@ def _with_odd_files(found: Survey, files: Sequence[pathlib.Path]) -> Survey:
         if file.suffix.lower() not in decoding.SUFFIXES and any(file.parent.parent == top for top in tops)
     ]
     return dataclasses.replace(found, problems=(*odd, *found.problems))
+
+
+def _of_dicom(folder: pathlib.Path, files: Sequence[pathlib.Path]) -> Survey:
+    dicom.check_installed()
+    headers, problems = _read_headers(files, dicom.read_header)
+    names = _dicom_classes(folder, files, {file: header.patient for file, header in headers.items()})
+    refusal = '' if headers else f'none of the {len(files):,} DICOM files in {folder} can be read: {problems[0]}'
+    return Survey(
+        folder,
+        '' if refusal else 'dicom',
+        refusal,
+        num_images=len(files),
+        class_names=names,
+        sizes=collections.Counter((header.height, header.width) for header in headers.values()),
+        has_grey=any(header.channels == 1 for header in headers.values()),
+        has_colour=any(header.channels == 3 for header in headers.values()),
+        needs_window=any(header.channels == 1 and header.window is None for header in headers.values()),
+        has_owners=bool(headers) and all(header.patient for header in headers.values()),
+        problems=tuple(problems),
+    )
+
+
+def _dicom_classes(
+    folder: pathlib.Path, files: Sequence[pathlib.Path], patients: Mapping[pathlib.Path, str]
+) -> tuple[str, ...]:
+    """Returns the class folders of DICOM files; () where there are none, or where they are rather those of patients."""
+    parts = {file: file.relative_to(folder).parts for file in files}
+    if all(len(each) > 2 and each[0] in tables.PARTS for each in parts.values()):
+        parts = {file: each[1:] for file, each in parts.items()}
+    tops = {each[0] for each in parts.values()}
+    if any(len(each) < 2 for each in parts.values()) or len(tops) < 2:
+        return ()
+    patients_of = {top: {patient for file, patient in patients.items() if parts[file][0] == top} for top in tops}
+    are_patients = all(len(each) <= 1 for each in patients_of.values())
+    return () if are_patients else tuple(sorted(tops))
 
 
 def _of_npz(file: pathlib.Path) -> Survey:
@@ -223,7 +264,8 @@ def _of_pictures(folder: pathlib.Path, pictures: Sequence[pathlib.Path], chosen:
             refusal = f'no column of {found.table} names the images in {folder}; it has {", ".join(found.columns)}.'
         elif not found.label_columns:
             refusal = f'no column of {found.table} looks like the label; it has {", ".join(found.columns)}.'
-    headers, problems = _read_headers(read)
+    by_file, problems = _read_headers(read, _read_picture)
+    headers = list(by_file.values())
     if not refusal and not headers:
         refusal = f'none of the {len(read):,} images in {folder} can be read: {problems[0]}'
     more = {} if found is None else {name: getattr(found, name) for name in ('table', 'columns', *_KINDS_OF_COLUMNS)}
@@ -326,18 +368,29 @@ def _is_label(columns: Sequence[str]) -> bool:
     return bool(columns) and bool(_LABEL.search(columns[0]))
 
 
-def _read_headers(pictures: Sequence[pathlib.Path]) -> tuple[list[decoding.Header], list[str]]:
+def _read_headers(
+    files: Sequence[pathlib.Path], read_header: Callable[[pathlib.Path], Any]
+) -> tuple[dict[pathlib.Path, Any], list[str]]:
     """Returns the headers that can be read, and what is wrong with the others."""
+    headers: dict[pathlib.Path, Any] = {}
+    faults: dict[pathlib.Path, str] = {}
 
     def read(file):
         try:
-            with file.open('rb') as opened:
-                return decoding.read_header(opened, str(file))
+            headers[file] = read_header(file)
         except (ValueError, OSError) as error:
-            return images_lib.one_line(error) + '.'
+            faults[file] = f'{images_lib.one_line(error)}.'
+        return True
 
-    found = images_lib.read_all('headers', pictures, read, np.empty([len(pictures)], object)).tolist()
-    return [each for each in found if not isinstance(each, str)], [each for each in found if isinstance(each, str)]
+    images_lib.read_all('headers', files, read, np.empty([len(files)], bool))
+    return {file: headers[file] for file in files if file in headers}, [
+        faults[file] for file in files if file in faults
+    ]
+
+
+def _read_picture(file: pathlib.Path) -> decoding.Header:
+    with file.open('rb') as opened:
+        return decoding.read_header(opened, str(file))
 
 
 def _count_prefixes(files: Sequence[pathlib.Path]) -> int:

@@ -75,7 +75,8 @@ def read(path: str | pathlib.Path, delimiter: str | None = None) -> Table:
     try:
         text = file.read_bytes().decode('utf-8-sig')
     except UnicodeDecodeError as error:
-        raise ValueError(f'{file} is not in UTF-8 (byte {error.start}); save it anew as UTF-8.') from error
+        line = 1 + error.object[: error.start].count(b'\n')
+        raise ValueError(f'{file}, line {line} is not in UTF-8; save the table anew as UTF-8.') from error
     if file.suffix.lower() in _JSON_SUFFIXES:
         if delimiter is not None:
             raise ValueError(f'delimiter={delimiter!r} is for CSV, and {file} holds JSON.')

@@ -103,8 +103,8 @@ def csv_images(
         for name in sorted(set(others) - set(class_names) - {''}):
             problems.add(f'{file}: the label {name!r} is that of no training image.')
     problems.check()
-    listings = [_listing(*part, class_names) for part in parts]
-    train, test = _split_by_folders(listings[0]) if len(listings) == 1 else listings
+    listings = [make_listing(*part, class_names) for part in parts]
+    train, test = split_by_folders(listings[0]) if len(listings) == 1 else listings
     if test is not None and train.owners is not None and test.owners is not None:
         splitting.check_owners_apart(str(place), train.owners, test.owners)
     classes.check_labels(str(files[0]), train.labels, class_names)
@@ -204,9 +204,10 @@ def order_classes(labels: Sequence[str], source: str, problems: problems_lib.Pro
     return tuple(names)
 
 
-def _listing(
+def make_listing(
     folder: pathlib.Path, rows: dict[pathlib.Path, int], labels: Sequence[str], owners, class_names: Sequence[str]
 ) -> listed.Listing:
+    """Returns the files that have a row, in the order of their paths."""
     paths = sorted(rows)
     numbers = {name: number for number, name in enumerate(class_names)}
     return listed.Listing(
@@ -217,7 +218,7 @@ def _listing(
     )
 
 
-def _split_by_folders(listing: listed.Listing) -> tuple[listed.Listing, listed.Listing | None]:
+def split_by_folders(listing: listed.Listing) -> tuple[listed.Listing, listed.Listing | None]:
     """Returns the files of the folders train and test where all are in one of them, or all files."""
     tops = np.array([unit_id.split('/')[0] if '/' in unit_id else '' for unit_id in listing.ids])
     if set(tops) != set(PARTS):
