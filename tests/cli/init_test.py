@@ -53,7 +53,7 @@ def test_what_is_written_is_short_and_runs_as_it_is(tmp_path, capsys):
     assert recipe.privacy.target_epsilon == 3.0
     # About a fifth of the images of a folder without a test part is held out.
     assert recipe.privacy.target_delta <= 1.0 / (10 * recipe.data.spec.num_units)
-    for told in ('epsilon = ', 'noise on the means', 'private steps', 'time', 'memory', 'verdict'):
+    for told in ('epsilon = ', 'noise on the means', 'noise on the steps', 'time', 'memory', 'verdict'):
         assert told.casefold() in said.casefold(), told
     assert verbs.call(train, f'--gin_file={output}', '--dry_run', f'--workdir={tmp_path / "run"}') == command.DONE
 
@@ -62,14 +62,15 @@ def test_neither_pixels_nor_counts_a_class_change_what_is_written(tmp_path):
     first = tf_dpdiff.configure(write_folder(tmp_path / 'a' / 'scans'))
     other_pixels = tf_dpdiff.configure(write_folder(tmp_path / 'b' / 'scans', seed=1))
     assert other_pixels == first.replace(str(tmp_path / 'a'), str(tmp_path / 'b'))
-    # In train/, where all images are trained on, whatever their names.
-    texts = [
-        tf_dpdiff.configure(write_folder(tmp_path / name / 'scans' / 'train', counts=counts).parent)
-        for name, counts in (('c', (30, 30)), ('d', (55, 5)))
-    ]
+    # With a test part of its own all of train/ is trained on, whatever the names of the files.
+    texts = []
+    for name, counts in (('c', (30, 30)), ('d', (55, 5))):
+        write_folder(tmp_path / name / 'scans' / 'train', counts=counts)
+        write_folder(tmp_path / name / 'scans' / 'test', counts=(3, 3))
+        texts.append(tf_dpdiff.configure(tmp_path / name / 'scans'))
     assert texts[1] == texts[0].replace(str(tmp_path / 'c'), str(tmp_path / 'd'))
     # Control: how many there are in all is public, and has a say.
-    more = tf_dpdiff.configure(write_folder(tmp_path / 'e' / 'scans' / 'train', counts=(300, 300)).parent)
+    more = tf_dpdiff.configure(write_folder(tmp_path / 'e' / 'scans', counts=(150, 150)))
     assert more != texts[0].replace(str(tmp_path / 'c'), str(tmp_path / 'e'))
 
 

@@ -106,9 +106,8 @@ def configure(path: str | os.PathLike, **wishes) -> str:
     with progress.working('init', 'measuring the speed of this machine'):
         speed = forecast_lib.measure_speed(model, recipe.finetuning.trainable)
     assert speed is not None  # The models are small.
-    num_trained = forecast_lib.count_parameters(denoiser.select_variables(model, recipe.finetuning.trainable))
     facts = own_images.Facts(
-        spec.num_units, spec.num_classes, spec.image_shape, asked.epsilon, delta, asked.hours, num_trained, speed
+        spec.num_units, spec.num_classes, spec.image_shape, asked.epsilon, delta, asked.hours, speed
     )
     with progress.working('init', 'dividing the budget'):
         choice = own_images.choose(facts)
@@ -159,9 +158,9 @@ def _lines_of_images(found: survey_lib.Survey, asked: Wishes) -> list:
     else:
         lines += [
             ("include 'stages/procedural.gin'", 'No public model has this size: it begins on drawn images.'),
-            f'random_strokes.image_size = {size[0] if size[0] == size[1] else size}',
-            f'random_strokes.num_classes = {len(found.class_names)}',
-            *([f'random_strokes.channels = {channels}'] if channels == 3 else []),
+            f'random_shapes.image_size = {size[0] if size[0] == size[1] else size}',
+            f'random_shapes.num_classes = {len(found.class_names)}',
+            f'random_shapes.channels = {channels}',
         ]
     return lines
 

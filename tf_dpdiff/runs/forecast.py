@@ -104,10 +104,12 @@ class Forecast:
             seen = 'the classes show clearly' if self.means_clear else 'only coarse shapes and colours show'
             seen = 'NOTHING OF A CLASS SHOWS' if self.means_hidden else seen
             yield 'noise on the means', f'{self.mean_noise:.2g} a pixel, on pixels in [0, 1]: {seen}'
-        learnt = 'they can teach much' if self.gradient_share >= CLEAR_STEPS else 'they can teach some'
-        learnt = 'they teach next to nothing' if self.steps_hidden else learnt
-        times = 'without noise' if math.isinf(self.gradient_share) else f'{self.gradient_share:.2g} times its noise'
-        yield 'private steps', f'all gradients, at their longest, {times}: {learnt}'
+        times = (
+            'have no noise' if math.isinf(self.gradient_share) else f'are {self.gradient_share:.2g} times as long as it'
+        )
+        learnt = 'it takes little' if self.gradient_share >= CLEAR_STEPS else 'it takes a part'
+        learnt = 'IT TAKES NEARLY ALL' if self.steps_hidden else learnt
+        yield 'noise on the steps', f'all gradients, at their longest, {times}: {learnt} of what is learnt'
 
     def verdict(self) -> str:
         """Returns what to expect, in a sentence or two, and the cheapest cure where something is wrong."""
