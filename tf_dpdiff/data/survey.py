@@ -1,7 +1,7 @@
 """What a folder of one's own images holds, and which source reads it: from names and headers alone."""
 
 import collections
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 import dataclasses
 import os
 import pathlib
@@ -31,8 +31,8 @@ SOURCES = {
 
 _LABEL = re.compile(r'label|class|target|diagnos|categor|finding|^dx$|^y$', re.IGNORECASE)
 _FOUND_SHARE = 0.5  # Of its values that are files: a column of file names.
+_DIFFERENT_SHARE = 0.9
 _MOST_CLASSES = 1000
-_KINDS_OF_COLUMNS = ('file_columns', 'label_columns', 'owner_columns')
 _NAMED = 3  # Kinds of files that an error names.
 
 
@@ -46,7 +46,7 @@ class Survey:
       refusal: Why no source reads it, and what to do, in one line; '' where one does.
       num_images: How many images.
       class_names: The classes: of the class folders, of the file or, of a table, of its first label column; () of DICOM
-        files in no class folders, of which a table must say the labels.
+        files without either, of which a table must say the labels.
       sizes: How many images are of each (height, width).
       has_grey: Whether any image is grey.
       has_colour: Whether any image is in colour.
@@ -60,7 +60,7 @@ class Survey:
       columns: Of the table.
       file_columns: Those that may name the files, the likeliest first.
       label_columns: Those that may be the label, the likeliest first.
-      owner_columns: Those that may name owners, and how many each names.
+      owner_columns: Those that may name owners (of DICOM files: patients), and how many each names.
       problems: What is wrong with single files, a line each: a source refuses them.
     """
 
@@ -146,6 +146,8 @@ def _of_folder(folder: pathlib.Path) -> Survey:
         return Survey(folder, refusal=f'{folder} holds {len(archives)} .npz files; give the one that is meant.')
     kinds = collections.Counter(file.suffix.lower() or 'files without a suffix' for file in files)
     named = ', '.join(f'{count:,} {kind}' for kind, count in kinds.most_common(_NAMED))
+    if any('tfrecord' in file.name for file in files):
+        return Survey(folder, refusal=f'{folder} holds TFRecord files; see tfrecord_images, or tfds_images.')
     return Survey(
         folder,
         refusal=f'{folder} holds no images of a kind that is read ({", ".join(decoding.SUFFIXES)}, .dcm, .npz); '
@@ -167,20 +169,23 @@ def _with_odd_files(found: Survey, files: Sequence[pathlib.Path]) -> Survey:
 def _of_dicom(folder: pathlib.Path, files: Sequence[pathlib.Path]) -> Survey:
     dicom.check_installed()
     headers, problems = _read_headers(files, dicom.read_header)
-    names = _dicom_classes(folder, files, {file: header.patient for file, header in headers.items()})
+    patients = {file: header.patient for file, header in headers.items()}
+    names = _dicom_classes(folder, files, patients)
+    found = _look_for_table(folder, files, patients=set(patients.values()) - {''})
     refusal = '' if headers else f'none of the {len(files):,} DICOM files in {folder} can be read: {problems[0]}'
     return Survey(
         folder,
         '' if refusal else 'dicom',
         refusal,
         num_images=len(files),
-        class_names=names,
+        class_names=names or (found.class_names if found else ()),
         sizes=collections.Counter((header.height, header.width) for header in headers.values()),
         has_grey=any(header.channels == 1 for header in headers.values()),
         has_colour=any(header.channels == 3 for header in headers.values()),
         needs_window=any(header.channels == 1 and header.window is None for header in headers.values()),
-        has_owners=bool(headers) and all(header.patient for header in headers.values()),
+        has_owners=bool(headers) and all(patients.values()),
         problems=tuple(problems),
+        **_facts(found),
     )
 
 
@@ -268,7 +273,6 @@ def _of_pictures(folder: pathlib.Path, pictures: Sequence[pathlib.Path], chosen:
     headers = list(by_file.values())
     if not refusal and not headers:
         refusal = f'none of the {len(read):,} images in {folder} can be read: {problems[0]}'
-    more = {} if found is None else {name: getattr(found, name) for name in ('table', 'columns', *_KINDS_OF_COLUMNS)}
     return Survey(
         path,
         '' if refusal else source,
@@ -283,8 +287,14 @@ def _of_pictures(folder: pathlib.Path, pictures: Sequence[pathlib.Path], chosen:
         has_palette=any(header.has_palette for header in headers),
         num_prefix_owners=_count_prefixes(read),
         problems=tuple(problems),
-        **more,
+        **_facts(found),
     )
+
+
+def _facts(found: _Columns | None) -> dict[str, Any]:
+    """Returns the fields of Survey that a table fills."""
+    names = ('table', 'columns', 'file_columns', 'label_columns', 'owner_columns')
+    return {} if found is None else {name: getattr(found, name) for name in names}
 
 
 def _class_folders(
@@ -313,9 +323,12 @@ def _class_folders(
 
 
 def _look_for_table(
-    folder: pathlib.Path, pictures: Sequence[pathlib.Path], chosen: pathlib.Path | None
+    folder: pathlib.Path,
+    pictures: Sequence[pathlib.Path],
+    chosen: pathlib.Path | None = None,
+    patients: Set[str] = frozenset(),
 ) -> _Columns | None:
-    """Returns what the table says that names most of the pictures, or None."""
+    """Returns what the first table says that names the pictures, or the patients, or None."""
     if chosen:
         return _read_columns(folder, pictures, chosen, chosen)
     try:
@@ -327,18 +340,30 @@ def _look_for_table(
     for file in listed.visible(folder):
         if file.suffix.lower() in table_lib.SUFFIXES:
             try:
-                found = _read_columns(folder, pictures, file, file)
+                found = _read_columns(folder, pictures, file, file, patients)
             except ValueError:
                 continue  # No table; what is not asked for need not be one.
-            if found.file_columns:
+            if found.file_columns or (patients and found.owner_columns):
                 return found
     return None
 
 
 def _read_columns(
-    root: pathlib.Path, pictures: Sequence[pathlib.Path], file: pathlib.Path, path: pathlib.Path
+    root: pathlib.Path,
+    pictures: Sequence[pathlib.Path],
+    file: pathlib.Path,
+    path: pathlib.Path,
+    patients: Set[str] = frozenset(),
 ) -> _Columns:
-    """Returns what a table says of the pictures below its folder; path: what the source is to be given."""
+    """Returns what a table says of the pictures below its folder, and of patients.
+
+    Args:
+      root: The folder.
+      pictures: In it, or DICOM files.
+      file: The table.
+      path: What the source is to be given.
+      patients: By which a column of owners may be known.
+    """
     table = table_lib.read(file)
     index = listed.FileIndex(root, pictures)
     texts = {
@@ -348,12 +373,16 @@ def _read_columns(
     }
     shares = {}
     for name, values in texts.items():
-        # A file is listed once.
-        is_different = len(set(values)) == len(values)
+        # A file is listed once, or by mistake twice.
+        is_different = len(set(values)) >= _DIFFERENT_SHARE * len(values)
         shares[name] = sum(map(index.holds, values)) / max(1, len(values)) if is_different else 0.0
     files = sorted((name for name in shares if shares[name] >= _FOUND_SHARE), key=lambda name: -shares[name])
     rest = {name: set(values) - {''} for name, values in texts.items() if name not in files}
-    owners = {name: len(values) for name, values in rest.items() if arrays_lib.nearest(name, ('owners',))}
+    owners = {
+        name: len(values)
+        for name, values in rest.items()
+        if arrays_lib.nearest(name, ('owners',)) or len(values & patients) > _FOUND_SHARE * len(values)
+    }
     labels = [
         name
         for name, values in rest.items()
