@@ -181,6 +181,26 @@ def test_table_of_labels_of_patients_beside_dicom_files_is_seen(tmp_path):
     assert dicom_files.SECRET not in repr(found)
 
 
+def test_images_that_a_table_does_not_list_are_seen(tmp_path):
+    write_flat(tmp_path, 't.csv', folder='train')
+    assert not survey_lib.survey(tmp_path).has_unlisted
+    save(tmp_path / 'test' / 'x.png')
+    found = survey_lib.survey(tmp_path)
+    assert found.source == 'table' and found.has_unlisted
+    options = {'label_column': 'diagnosis', 'unit': 'one image'}
+    with pytest.raises(ValueError, match="x.png is not listed in .*t.csv; unlisted = 'pass_over'"):
+        tables.csv_images(found.path, **options)
+    data = tables.csv_images(found.path, unlisted='pass_over', **options)
+    assert len(data.train) + len(data.held_out) == 24
+
+
+def test_previews_beside_dicom_files_are_no_images_of_their_own(tmp_path):
+    for i in range(4):
+        dicom_files.write(tmp_path / f'{i}.dcm')
+    save(tmp_path / 'preview.png')
+    assert survey_lib.survey(tmp_path).source == 'dicom'
+
+
 def test_file_that_a_table_lists_twice_hides_no_table(tmp_path):
     write_flat(tmp_path, 't.csv', folder='images')
     with open(tmp_path / 't.csv', 'a', encoding='utf-8') as file:

@@ -61,6 +61,7 @@ class Survey:
       file_columns: Those that may name the files, the likeliest first.
       label_columns: Those that may be the label, the likeliest first.
       owner_columns: Those that may name owners (of DICOM files: patients), and how many each names.
+      has_unlisted: Whether there are images that the table does not list: a source is to be told to pass them over.
       problems: What is wrong with single files, a line each: a source refuses them.
     """
 
@@ -82,6 +83,7 @@ class Survey:
     file_columns: tuple[str, ...] = ()
     label_columns: tuple[str, ...] = ()
     owner_columns: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    has_unlisted: bool = False
     problems: tuple[str, ...] = ()
 
     def check(self) -> None:
@@ -118,7 +120,8 @@ def survey(path: str | pathlib.Path) -> Survey:
     if suffix == '.npy':
         return survey(path.parent)
     if suffix in table_lib.SUFFIXES:
-        return _of_pictures(path.parent, _walk_pictures(path.parent), path)
+        pictures = [file for file in listed.walk(path.parent) if file.suffix.lower() in decoding.SUFFIXES]
+        return _of_pictures(path.parent, pictures, path) if pictures else _of_folder(path.parent)
     if suffix in decoding.SUFFIXES:
         return Survey(path, refusal=f'{path} is one picture; give the folder that it is in.')
     return Survey(
@@ -133,7 +136,8 @@ def _of_folder(folder: pathlib.Path) -> Survey:
     if (folder / 'train_images.npy').is_file():
         return _of_npy(folder)
     pictures = [file for file in files if file.suffix.lower() in decoding.SUFFIXES]
-    if pictures:
+    # Beside DICOM files pictures may be previews of them.
+    if pictures and len(pictures) >= sum(file.suffix.lower() in dicom.SUFFIXES for file in files):
         found = _of_pictures(folder, pictures, None)
         return found if SOURCES.get(found.source) != 'image_folder' else _with_odd_files(found, files)
     scans = dicom.list_files(folder)
@@ -199,7 +203,9 @@ def _dicom_classes(
     tops = {each[0] for each in parts.values()}
     if any(len(each) < 2 for each in parts.values()) or len(tops) < 2:
         return ()
-    patients_of = {top: {patient for file, patient in patients.items() if parts[file][0] == top} for top in tops}
+    patients_of = collections.defaultdict(set)
+    for file, patient in patients.items():
+        patients_of[parts[file][0]].add(patient)
     are_patients = all(len(each) <= 1 for each in patients_of.values())
     return () if are_patients else tuple(sorted(tops))
 
@@ -241,10 +247,6 @@ def _of_npy(folder: pathlib.Path) -> Survey:
     )
 
 
-def _walk_pictures(folder: pathlib.Path) -> list[pathlib.Path]:
-    return [file for file in listed.walk(folder) if file.suffix.lower() in decoding.SUFFIXES]
-
-
 @dataclasses.dataclass(frozen=True)
 class _Columns:
     """What a table says of pictures; fields as those of Survey."""
@@ -255,6 +257,7 @@ class _Columns:
     file_columns: tuple[str, ...]
     label_columns: tuple[str, ...]
     owner_columns: Mapping[str, int]
+    has_unlisted: bool
     class_names: tuple[str, ...]
 
 
@@ -293,7 +296,7 @@ def _of_pictures(folder: pathlib.Path, pictures: Sequence[pathlib.Path], chosen:
 
 def _facts(found: _Columns | None) -> dict[str, Any]:
     """Returns the fields of Survey that a table fills."""
-    names = ('table', 'columns', 'file_columns', 'label_columns', 'owner_columns')
+    names = ('table', 'columns', 'file_columns', 'label_columns', 'owner_columns', 'has_unlisted')
     return {} if found is None else {name: getattr(found, name) for name in names}
 
 
@@ -390,7 +393,9 @@ def _read_columns(
     ]
     labels.sort(key=lambda name: (not _LABEL.search(name), len(rest[name]) < 2))
     names = tables.order_classes(tuple({name.strip() for name in rest[labels[0]]}), str(file)) if labels else ()
-    return _Columns(path, file, tuple(table.values), tuple(files), tuple(labels), owners, names)
+    listed_files = {index.find(value) for value in texts[files[0]] if index.holds(value)} if files else set()
+    has_unlisted = bool(files) and len(listed_files) < len(pictures)
+    return _Columns(path, file, tuple(table.values), tuple(files), tuple(labels), owners, has_unlisted, names)
 
 
 def _is_label(columns: Sequence[str]) -> bool:
