@@ -95,7 +95,7 @@ def test_own_images_work_as_written(tmp_path, monkeypatch, capsys):
 def test_sources_of_ones_own_images_are_named_as_they_are():
     table = README.split('| images are in |')[1].split('\n\n')[0]
     rows = table.strip().splitlines()[2:]
-    assert len(rows) == 6
+    assert len(rows) == 8
     for row in rows:
         bindings = re.findall(r'`([\w.]+ = [^`]+)`', row)
         assert bindings[0].startswith('DATA = @') and len(bindings) >= 2, row

@@ -215,6 +215,7 @@ def test_stack_of_images_is_fitted_as_each_is(fit):
         ({'resize': 'stretch'}, "resize='stretch' needs image_size"),
         ({'resize': 'pad', 'image_size': 4}, "resize='pad' needs background: a grey level"),
         ({'background': 256}, 'background must be a grey level from 0 to 255, .* got 256'),
+        ({'background': 0.5}, 'background must be .* got 0.5'),
         ({'background': (1, 2)}, r'background must be .* got \(1, 2\)'),
         ({'window': (5, 5)}, r'window must be \(low, high\) with low below high, got \(5, 5\)'),
         ({'window': (float('nan'), 5)}, 'window must be .* got .nan, 5.'),
@@ -223,6 +224,13 @@ def test_stack_of_images_is_fitted_as_each_is(fit):
 def test_arguments_that_mean_nothing_are_named(arguments, message):
     with pytest.raises(ValueError, match=f'^{message}'):
         images.Fit(**arguments)
+
+
+def test_background_that_nothing_would_read_is_named():
+    images.Fit(4, resize='pad', background=0).check_border()
+    images.Fit(4).check_border()
+    with pytest.raises(ValueError, match="^background=0 is for padded images here: resize = 'pad'"):
+        images.Fit(4, background=0).check_border()
 
 
 @pytest.mark.parametrize(

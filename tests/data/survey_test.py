@@ -170,6 +170,44 @@ def test_dicom_files_are_seen_and_nothing_of_a_patient_is_told(tmp_path, folders
     assert dicom_files.SECRET not in repr(found)
 
 
+def test_table_of_labels_of_patients_beside_dicom_files_is_seen(tmp_path):
+    for i in range(12):
+        dicom_files.write(tmp_path / f'scan{i // 3}' / f'{i}.dcm', patient=f'{dicom_files.SECRET}{i // 3}')
+    rows = [{'who': f'{dicom_files.SECRET}{i}', 'site': 'x', 'diagnosis': 'ab'[i % 2]} for i in range(4)]
+    write_table(tmp_path / 'labels.csv', rows)
+    found = survey_lib.survey(tmp_path)
+    assert found.source == 'dicom' and found.table == tmp_path / 'labels.csv' and found.class_names == ('a', 'b')
+    assert found.owner_columns == {'who': 4} and found.label_columns[0] == 'diagnosis' and not found.file_columns
+    assert dicom_files.SECRET not in repr(found)
+
+
+def test_images_that_a_table_does_not_list_are_seen(tmp_path):
+    write_flat(tmp_path, 't.csv', folder='train')
+    assert not survey_lib.survey(tmp_path).has_unlisted
+    save(tmp_path / 'test' / 'x.png')
+    found = survey_lib.survey(tmp_path)
+    assert found.source == 'table' and found.has_unlisted
+    options = {'label_column': 'diagnosis', 'unit': 'one image'}
+    with pytest.raises(ValueError, match="x.png is not listed in .*t.csv; unlisted = 'pass_over'"):
+        tables.csv_images(found.path, **options)
+    data = tables.csv_images(found.path, unlisted='pass_over', **options)
+    assert len(data.train) + len(data.held_out) == 24
+
+
+def test_previews_beside_dicom_files_are_no_images_of_their_own(tmp_path):
+    for i in range(4):
+        dicom_files.write(tmp_path / f'{i}.dcm')
+    save(tmp_path / 'preview.png')
+    assert survey_lib.survey(tmp_path).source == 'dicom'
+
+
+def test_file_that_a_table_lists_twice_hides_no_table(tmp_path):
+    write_flat(tmp_path, 't.csv', folder='images')
+    with open(tmp_path / 't.csv', 'a', encoding='utf-8') as file:
+        file.write('scan00.png,3,a,P0\r\n')
+    assert survey_lib.survey(tmp_path).source == 'table'
+
+
 def test_pixels_are_not_decoded(tmp_path, monkeypatch):
     write_class_folders(tmp_path)
     monkeypatch.setattr(Image.Image, 'load', None)
@@ -193,6 +231,7 @@ def test_bad_files_are_named_and_the_others_described(tmp_path):
         (lambda root: root.mkdir(), 'scans holds no files'),
         (lambda root: save(root / 'x' / 'a' / '1.png'), 'x/a/1.png lies too deep: .*; give .*scans/x.$'),
         (lambda root: (save(root / 'x' / 'a' / '1.png'), save(root / 'b' / '2.png')), 'lies too deep: .*move them up'),
+        (lambda root: root.mkdir() or (root / 'a.tfrecord-00000').touch(), 'holds TFRecord files; see tfrecord_images'),
         (lambda root: save(root / '1.png'), 'neither class folders nor a table'),
         (lambda root: (root / 'a').mkdir(parents=True) or (root / 'a' / '1.gif').touch(), 'it holds 1 .gif'),
         (lambda root: (root / 'a').mkdir(parents=True) or (root / 'a' / '1.png').touch(), 'none of the 1 images'),

@@ -96,6 +96,7 @@ def wilds_camelyon17(
         if value not in known:
             raise ValueError(f'{name} of Camelyon17 must be one of {", ".join(known)}, got {value!r}.')
     fit = images_lib.Fit(image_size, 3, resize=resize, background=background)
+    fit.check_border()
     file = _find(pathlib.Path(root).expanduser())
     if file is None:
         return _published(root, unit, fit)

@@ -133,6 +133,7 @@ def dicom_folder(
     """
     check_installed()
     fit = images_lib.Fit(image_size, channels, resize=resize, background=background, window=window)
+    fit.check_border()
     splitting.check_fraction(held_out_fraction)
     root = pathlib.Path(path).expanduser()
     if labels is None:

@@ -143,8 +143,8 @@ class Fit:
         if self.resize == 'pad' and self.background is None:
             raise ValueError("resize='pad' needs background: a grey level from 0 to 255, or (red, green, blue).")
         if self.background is not None:
-            levels = (self.background,) if isinstance(self.background, int) else self.background
-            if len(levels) not in CHANNELS or not all(0 <= level <= 255 for level in levels):
+            levels = np.atleast_1d(np.asarray(self.background))
+            if len(levels) not in CHANNELS or not all(level in range(256) for level in levels.tolist()):
                 raise ValueError(
                     f'background must be a grey level from 0 to 255, or (red, green, blue), got {self.background}.'
                 )
@@ -160,6 +160,15 @@ class Fit:
             return None
         height, width = (self.image_size,) * 2 if isinstance(self.image_size, int) else self.image_size
         return height, width
+
+    def check_border(self) -> None:
+        """Checks, for images without transparency, that a background is that of padded images.
+
+        Raises:
+          ValueError: names the argument that nothing would read.
+        """
+        if self.background is not None and self.resize != 'pad':
+            raise ValueError(f"background={self.background} is for padded images here: resize = 'pad'.")
 
     def shape_of(self, shape: Sequence[int]) -> tuple[int, int, int]:
         """Returns the shape that an image of a shape is brought to, both (height, width, channels)."""

@@ -73,6 +73,7 @@ def public_images(
     if len(image_shape) != 3 or min(image_shape) < 1:
         raise ValueError(f'image_shape must be (height, width, channels), got {image_shape}.')
     fit = images_lib.Fit(image_shape[:2], image_shape[2], resize=resize, background=background)
+    fit.check_border()
     if labels not in ('keep', 'drop'):
         raise ValueError(f"labels must be 'keep' or 'drop', got {labels!r}.")
     for name, value in (('num_classes', num_classes), ('max_images', max_images)):

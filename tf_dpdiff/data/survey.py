@@ -1,7 +1,7 @@
 """What a folder of one's own images holds, and which source reads it: from names and headers alone."""
 
 import collections
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 import dataclasses
 import os
 import pathlib
@@ -31,8 +31,8 @@ SOURCES = {
 
 _LABEL = re.compile(r'label|class|target|diagnos|categor|finding|^dx$|^y$', re.IGNORECASE)
 _FOUND_SHARE = 0.5  # Of its values that are files: a column of file names.
+_DIFFERENT_SHARE = 0.9
 _MOST_CLASSES = 1000
-_KINDS_OF_COLUMNS = ('file_columns', 'label_columns', 'owner_columns')
 _NAMED = 3  # Kinds of files that an error names.
 
 
@@ -46,7 +46,7 @@ class Survey:
       refusal: Why no source reads it, and what to do, in one line; '' where one does.
       num_images: How many images.
       class_names: The classes: of the class folders, of the file or, of a table, of its first label column; () of DICOM
-        files in no class folders, of which a table must say the labels.
+        files without either, of which a table must say the labels.
       sizes: How many images are of each (height, width).
       has_grey: Whether any image is grey.
       has_colour: Whether any image is in colour.
@@ -60,7 +60,8 @@ class Survey:
       columns: Of the table.
       file_columns: Those that may name the files, the likeliest first.
       label_columns: Those that may be the label, the likeliest first.
-      owner_columns: Those that may name owners, and how many each names.
+      owner_columns: Those that may name owners (of DICOM files: patients), and how many each names.
+      has_unlisted: Whether there are images that the table does not list: a source is to be told to pass them over.
       problems: What is wrong with single files, a line each: a source refuses them.
     """
 
@@ -82,6 +83,7 @@ class Survey:
     file_columns: tuple[str, ...] = ()
     label_columns: tuple[str, ...] = ()
     owner_columns: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    has_unlisted: bool = False
     problems: tuple[str, ...] = ()
 
     def check(self) -> None:
@@ -118,7 +120,8 @@ def survey(path: str | pathlib.Path) -> Survey:
     if suffix == '.npy':
         return survey(path.parent)
     if suffix in table_lib.SUFFIXES:
-        return _of_pictures(path.parent, _walk_pictures(path.parent), path)
+        pictures = [file for file in listed.walk(path.parent) if file.suffix.lower() in decoding.SUFFIXES]
+        return _of_pictures(path.parent, pictures, path) if pictures else _of_folder(path.parent)
     if suffix in decoding.SUFFIXES:
         return Survey(path, refusal=f'{path} is one picture; give the folder that it is in.')
     return Survey(
@@ -133,7 +136,8 @@ def _of_folder(folder: pathlib.Path) -> Survey:
     if (folder / 'train_images.npy').is_file():
         return _of_npy(folder)
     pictures = [file for file in files if file.suffix.lower() in decoding.SUFFIXES]
-    if pictures:
+    # Beside DICOM files pictures may be previews of them.
+    if pictures and len(pictures) >= sum(file.suffix.lower() in dicom.SUFFIXES for file in files):
         found = _of_pictures(folder, pictures, None)
         return found if SOURCES.get(found.source) != 'image_folder' else _with_odd_files(found, files)
     scans = dicom.list_files(folder)
@@ -146,6 +150,8 @@ def _of_folder(folder: pathlib.Path) -> Survey:
         return Survey(folder, refusal=f'{folder} holds {len(archives)} .npz files; give the one that is meant.')
     kinds = collections.Counter(file.suffix.lower() or 'files without a suffix' for file in files)
     named = ', '.join(f'{count:,} {kind}' for kind, count in kinds.most_common(_NAMED))
+    if any('tfrecord' in file.name for file in files):
+        return Survey(folder, refusal=f'{folder} holds TFRecord files; see tfrecord_images, or tfds_images.')
     return Survey(
         folder,
         refusal=f'{folder} holds no images of a kind that is read ({", ".join(decoding.SUFFIXES)}, .dcm, .npz); '
@@ -167,20 +173,23 @@ def _with_odd_files(found: Survey, files: Sequence[pathlib.Path]) -> Survey:
 def _of_dicom(folder: pathlib.Path, files: Sequence[pathlib.Path]) -> Survey:
     dicom.check_installed()
     headers, problems = _read_headers(files, dicom.read_header)
-    names = _dicom_classes(folder, files, {file: header.patient for file, header in headers.items()})
+    patients = {file: header.patient for file, header in headers.items()}
+    names = _dicom_classes(folder, files, patients)
+    found = _look_for_table(folder, files, patients=set(patients.values()) - {''})
     refusal = '' if headers else f'none of the {len(files):,} DICOM files in {folder} can be read: {problems[0]}'
     return Survey(
         folder,
         '' if refusal else 'dicom',
         refusal,
         num_images=len(files),
-        class_names=names,
+        class_names=names or (found.class_names if found else ()),
         sizes=collections.Counter((header.height, header.width) for header in headers.values()),
         has_grey=any(header.channels == 1 for header in headers.values()),
         has_colour=any(header.channels == 3 for header in headers.values()),
         needs_window=any(header.channels == 1 and header.window is None for header in headers.values()),
-        has_owners=bool(headers) and all(header.patient for header in headers.values()),
+        has_owners=bool(headers) and all(patients.values()),
         problems=tuple(problems),
+        **_facts(found),
     )
 
 
@@ -194,7 +203,9 @@ def _dicom_classes(
     tops = {each[0] for each in parts.values()}
     if any(len(each) < 2 for each in parts.values()) or len(tops) < 2:
         return ()
-    patients_of = {top: {patient for file, patient in patients.items() if parts[file][0] == top} for top in tops}
+    patients_of = collections.defaultdict(set)
+    for file, patient in patients.items():
+        patients_of[parts[file][0]].add(patient)
     are_patients = all(len(each) <= 1 for each in patients_of.values())
     return () if are_patients else tuple(sorted(tops))
 
@@ -236,10 +247,6 @@ def _of_npy(folder: pathlib.Path) -> Survey:
     )
 
 
-def _walk_pictures(folder: pathlib.Path) -> list[pathlib.Path]:
-    return [file for file in listed.walk(folder) if file.suffix.lower() in decoding.SUFFIXES]
-
-
 @dataclasses.dataclass(frozen=True)
 class _Columns:
     """What a table says of pictures; fields as those of Survey."""
@@ -250,6 +257,7 @@ class _Columns:
     file_columns: tuple[str, ...]
     label_columns: tuple[str, ...]
     owner_columns: Mapping[str, int]
+    has_unlisted: bool
     class_names: tuple[str, ...]
 
 
@@ -268,7 +276,6 @@ def _of_pictures(folder: pathlib.Path, pictures: Sequence[pathlib.Path], chosen:
     headers = list(by_file.values())
     if not refusal and not headers:
         refusal = f'none of the {len(read):,} images in {folder} can be read: {problems[0]}'
-    more = {} if found is None else {name: getattr(found, name) for name in ('table', 'columns', *_KINDS_OF_COLUMNS)}
     return Survey(
         path,
         '' if refusal else source,
@@ -283,8 +290,14 @@ def _of_pictures(folder: pathlib.Path, pictures: Sequence[pathlib.Path], chosen:
         has_palette=any(header.has_palette for header in headers),
         num_prefix_owners=_count_prefixes(read),
         problems=tuple(problems),
-        **more,
+        **_facts(found),
     )
+
+
+def _facts(found: _Columns | None) -> dict[str, Any]:
+    """Returns the fields of Survey that a table fills."""
+    names = ('table', 'columns', 'file_columns', 'label_columns', 'owner_columns', 'has_unlisted')
+    return {} if found is None else {name: getattr(found, name) for name in names}
 
 
 def _class_folders(
@@ -313,9 +326,12 @@ def _class_folders(
 
 
 def _look_for_table(
-    folder: pathlib.Path, pictures: Sequence[pathlib.Path], chosen: pathlib.Path | None
+    folder: pathlib.Path,
+    pictures: Sequence[pathlib.Path],
+    chosen: pathlib.Path | None = None,
+    patients: Set[str] = frozenset(),
 ) -> _Columns | None:
-    """Returns what the table says that names most of the pictures, or None."""
+    """Returns what the first table says that names the pictures, or the patients, or None."""
     if chosen:
         return _read_columns(folder, pictures, chosen, chosen)
     try:
@@ -327,18 +343,30 @@ def _look_for_table(
     for file in listed.visible(folder):
         if file.suffix.lower() in table_lib.SUFFIXES:
             try:
-                found = _read_columns(folder, pictures, file, file)
+                found = _read_columns(folder, pictures, file, file, patients)
             except ValueError:
                 continue  # No table; what is not asked for need not be one.
-            if found.file_columns:
+            if found.file_columns or (patients and found.owner_columns):
                 return found
     return None
 
 
 def _read_columns(
-    root: pathlib.Path, pictures: Sequence[pathlib.Path], file: pathlib.Path, path: pathlib.Path
+    root: pathlib.Path,
+    pictures: Sequence[pathlib.Path],
+    file: pathlib.Path,
+    path: pathlib.Path,
+    patients: Set[str] = frozenset(),
 ) -> _Columns:
-    """Returns what a table says of the pictures below its folder; path: what the source is to be given."""
+    """Returns what a table says of the pictures below its folder, and of patients.
+
+    Args:
+      root: The folder.
+      pictures: In it, or DICOM files.
+      file: The table.
+      path: What the source is to be given.
+      patients: By which a column of owners may be known.
+    """
     table = table_lib.read(file)
     index = listed.FileIndex(root, pictures)
     texts = {
@@ -348,12 +376,16 @@ def _read_columns(
     }
     shares = {}
     for name, values in texts.items():
-        # A file is listed once.
-        is_different = len(set(values)) == len(values)
+        # A file is listed once, or by mistake twice.
+        is_different = len(set(values)) >= _DIFFERENT_SHARE * len(values)
         shares[name] = sum(map(index.holds, values)) / max(1, len(values)) if is_different else 0.0
     files = sorted((name for name in shares if shares[name] >= _FOUND_SHARE), key=lambda name: -shares[name])
     rest = {name: set(values) - {''} for name, values in texts.items() if name not in files}
-    owners = {name: len(values) for name, values in rest.items() if arrays_lib.nearest(name, ('owners',))}
+    owners = {
+        name: len(values)
+        for name, values in rest.items()
+        if arrays_lib.nearest(name, ('owners',)) or len(values & patients) > _FOUND_SHARE * len(values)
+    }
     labels = [
         name
         for name, values in rest.items()
@@ -361,7 +393,9 @@ def _read_columns(
     ]
     labels.sort(key=lambda name: (not _LABEL.search(name), len(rest[name]) < 2))
     names = tables.order_classes(tuple({name.strip() for name in rest[labels[0]]}), str(file)) if labels else ()
-    return _Columns(path, file, tuple(table.values), tuple(files), tuple(labels), owners, names)
+    listed_files = {index.find(value) for value in texts[files[0]] if index.holds(value)} if files else set()
+    has_unlisted = bool(files) and len(listed_files) < len(pictures)
+    return _Columns(path, file, tuple(table.values), tuple(files), tuple(labels), owners, has_unlisted, names)
 
 
 def _is_label(columns: Sequence[str]) -> bool:

@@ -67,6 +67,7 @@ def tfds_images(
       ValueError: if it lacks a split or a feature, or a record cannot be read.
     """
     fit = images_lib.Fit(image_size, resize=resize, background=background)
+    fit.check_border()
     is_unit_said, unit = unit is not None, datasets.choose_unit(name, unit, owner_key)
     root = pathlib.Path(data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets').expanduser()
     folder = _find(root, name)
