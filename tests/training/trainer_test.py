@@ -120,9 +120,9 @@ def run_and_copy(trainer, workdir, at_finetuning):
     private = trainer._stages[2]
     begin = private.begin
 
-    def copy_and_begin():
+    def copy_and_begin(save):
         shutil.copytree(workdir, at_finetuning)
-        begin()
+        begin(save)
 
     private.begin = copy_and_begin
     trainer.run(NEVER)
@@ -310,7 +310,7 @@ def test_single_stage_trains_the_chosen_variables_and_keeps_private_numbers_apar
         finetuning=finetuning,
         loop=loop_lib.TrainerConfig(log_non_private=True),
     )
-    trainer._stages[0].begin()
+    trainer._stages[0].begin(trainer.save)
     before = {v.name: v.numpy() for v in trainer.average.variables}
     trainer.run(NEVER)
     changed = {v.name for v in trainer.average.variables if not np.array_equal(before[v.name], v.numpy())}
