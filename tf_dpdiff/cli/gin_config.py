@@ -40,19 +40,13 @@ for _registered in _REGISTERED:
     gin.register(_registered)
 
 _VERBS_WITH_ROOTS = ('train', 'evaluate', 'select', 'audit')
-_roots: dict[str, Callable] = {}
+_roots: dict[str, type] = {}
 
 
-def root(function: Callable, name: str, *given: str) -> None:
-    """Registers what a verb is configured by: its arguments are what a file binds.
-
-    Args:
-      function: The function or class.
-      name: Of the verb.
-      *given: The arguments that the command itself gives: no file binds them.
-    """
-    _roots[name] = function
-    gin.register(name, module='tf_dpdiff', denylist=list(given))(function)
+def root(recipe_class: type, verb: str) -> None:
+    """Registers what a verb is configured by: its fields are what a file binds."""
+    _roots[verb] = recipe_class
+    gin.register(verb, module='tf_dpdiff')(recipe_class)
 
 
 def make(verb: str, **arguments):
@@ -150,13 +144,6 @@ def call(function: Callable, **arguments):
     """
     try:
         return function(**arguments)
-    except RuntimeError as error:
-        missing = re.search(r'Required bindings for `(\w+)` not provided in config: \[(.*)\]', str(error))
-        if missing:
-            raise command.UsageError(
-                f'the configuration is incomplete: {missing.group(1)} needs {missing.group(2)}.'
-            ) from error
-        raise
     except TypeError as error:
         text = str(error)
         missing = re.search(r'(?:(\w+)\.__init__|(\w+))\(\) missing \d+ required [^:]*: (.*)', text)

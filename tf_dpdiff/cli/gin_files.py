@@ -305,10 +305,7 @@ def _explain(error: Exception, known: dict[str, list[str]]) -> str:
         )
     sentence = text[0].rstrip('.')
     parameter = re.search(r"onfigurable '(?:[\w.]*\.)?(\w+)' doesn't have a parameter named '(\w+)'", sentence)
-    given = re.search(r"Configurable '(?:[\w.]*\.)?(\w+)' has denylisted kwarg '(\w+)'", sentence)
     name = re.search(r"No configurable matching (?:reference )?'@?([\w./]+)", sentence)
-    if given:
-        return f'{given.group(1)}.{given.group(2)} is no setting: the command itself gives it.'
     if parameter:
         names = [f'{parameter.group(1)}.{other}' for other in known.get(parameter.group(1), [])]
         return f'{sentence}.{nearest(f"{parameter.group(1)}.{parameter.group(2)}", names)}'
