@@ -132,8 +132,8 @@ def _check(
     gin_usage.check_scopes(read)
     read_now = gin_usage.Reached(configuration, running, given)
     gin_usage.check_complete(configuration, read_now)
-    gin_types.check(configuration, gin_usage.in_order(read.bindings), _REGISTERED)
-    return gin_paths.absolute(configuration, gin_usage.in_order(read_now.bindings))
+    gin_types.check(configuration, read.bindings, _REGISTERED)
+    return gin_paths.absolute(configuration, read_now.bindings)
 
 
 def call(function: Callable, **arguments):

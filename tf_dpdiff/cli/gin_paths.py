@@ -50,12 +50,10 @@ def absolute(configuration: gin_usage.Configuration, bindings: Iterable[gin_file
     found = {}
     for binding in bindings:
         if binding.parameter in _PATHS.get(binding.selector.rpartition('.')[2], ()):
-            source, value = binding, binding.value
-            while macro := configuration.macro(value):  # The file that says the path, not the one that names the macro.
-                source, value = macro, macro.value
+            source = configuration.source(binding)  # The file that says the path, not the one that names the macro.
             names = _NAMES.get(binding.parameter, ())
-            if isinstance(value, str) and value not in names:
-                path = _absolute(value, source, binding.parameter in _PATTERNS)
+            if isinstance(source.value, str) and source.value not in names:
+                path = _absolute(source.value, source, binding.parameter in _PATTERNS)
                 if not names or os.path.exists(path):  # Or it is a misspelt name.
                     found[binding.key] = path
     return found

@@ -40,10 +40,8 @@ def check(
     """
     for binding in bindings:
         wanted = _annotations(gin_files.function(binding.selector)).get(binding.parameter, Any)
-        source, value = binding, binding.value
-        while macro := configuration.macro(value):  # The macro is what a person has to change.
-            source, value = macro, macro.value
-        value = _resolve(configuration, value)
+        source = configuration.source(binding)  # A macro is what a person has to change.
+        value = _resolve(configuration, source.value)
         if not _fits(value, wanted):
             raise command.UsageError(
                 f'{source}: {binding.name} wants {_describe(wanted, makers)}, got '

@@ -57,6 +57,12 @@ class Configuration:
             return None
         return self.values.get(('/'.join(reference.scopes), gin_files.MACRO, 'value'))
 
+    def source(self, binding: gin_files.Binding) -> gin_files.Binding:
+        """Returns the binding that says the value of one: that of the last macro it leads to, or the same."""
+        while macro := self.macro(binding.value):
+            binding = macro
+        return binding
+
 
 class Reached:
     """What calls of functions read.
@@ -67,7 +73,7 @@ class Reached:
       given: Parameters of theirs that are not read since flags give them, such as 'train.budget_file'.
 
     Attributes:
-      bindings: Those that are read.
+      bindings: Those that are read, in an order that does not change from run to run.
       calls: Scope and whole name of everything that is called, macros among them.
 
     Raises:
@@ -75,11 +81,11 @@ class Reached:
     """
 
     def __init__(self, configuration: Configuration, roots: Sequence[str], given: Sequence[str] = ()):
-        self.bindings: set[gin_files.Binding] = set()
         self.calls: set[Call] = set()
-        self._configuration = configuration
+        self._configuration, self._read = configuration, set[gin_files.Binding]()
         for root in roots:
             self._visit(((), root), (), given)
+        self.bindings = dict.fromkeys(sorted(self._read, key=lambda binding: binding.line))
 
     def _visit(self, call: Call, path: tuple[Call, ...], given: Sequence[str] = ()) -> None:
         if call in self.calls:
@@ -89,7 +95,7 @@ class Reached:
         for binding in self._configuration.in_scope(*call).values():
             if binding.name in given:
                 continue
-            self.bindings.add(binding)
+            self._read.add(binding)
             for reference in references(binding.value):
                 # gin calls what is named without a scope in the scope of what it is for.
                 called = tuple(reference.scopes) or call[0], reference.configurable.selector
@@ -142,24 +148,17 @@ def check_used(
     Raises:
       command.UsageError: names the first such binding, says why it is not read, and names the nearest one that is.
     """
-    bindings = parsed.bindings
-    read: set[tuple[str, gin_files.Key]] = set()
-    whole = gin_files.Layer(0, len(bindings), False)
-    for layer in (*parsed.layers, whole):
-        configuration = Configuration(bindings[: layer.end])
-        reached = Reached(configuration, running, given) if layer.is_flag else Reached(configuration, roots)
-        # A file that is included twice is read twice: a line of it is known by its place. At the end of all, what a
-        # flag binds is not what any command reads, but what this one does.
-        read.update(
-            (binding.where, binding.key)
-            for binding in bindings[layer.first : layer.end]
-            if binding in reached.bindings and (layer.is_flag or binding.folder)
-        )
-    by_all, now = Reached(Configuration(bindings), roots), Reached(Configuration(bindings), running, given)
-    read.update((binding.where, binding.key) for binding in now.bindings)
-    unread = [binding for binding in bindings if (binding.where, binding.key) not in read]
+    bindings, at_end = parsed.bindings, Configuration(parsed.bindings)
+    by_all, now = Reached(at_end, roots), Reached(at_end, running, given)
+    # A file may configure several verbs; of a flag, what counts is what this one reads.
+    read = {binding.line for binding in by_all.bindings if binding.folder} | {binding.line for binding in now.bindings}
+    for layer in parsed.layers:
+        at_its_end = Configuration(bindings[: layer.end])
+        reached = Reached(at_its_end, running, given) if layer.is_flag else Reached(at_its_end, roots)
+        read |= {binding.line for binding in bindings[layer.first : layer.end] if binding in reached.bindings}
+    unread = [binding for binding in bindings if binding.line not in read]
     if unread:
-        first, more = unread[0], len({(binding.where, binding.key) for binding in unread}) - 1
+        first, more = unread[0], len({binding.line for binding in unread}) - 1
         is_for_others = first in by_all.bindings
         reason = f'bin/{verb} does not read it.' if is_for_others else _why_unread(first, bindings, by_all)
         raise command.UsageError(f'{first} is not used: {reason}{f" {more} more are not used." if more else ""}')
@@ -203,7 +202,7 @@ def check_complete(configuration: Configuration, reached: Reached) -> None:
     Raises:
       command.UsageError: names what is missing.
     """
-    for binding in in_order(reached.bindings):
+    for binding in reached.bindings:
         for reference in references(binding.value):
             if is_left_open(reference):
                 raise command.UsageError(
@@ -238,15 +237,10 @@ def check_scopes(reached: Reached) -> None:
       command.UsageError: names the reference and the nearest scope.
     """
     scopes = {binding.scope for binding in reached.bindings if binding.selector != gin_files.MACRO and binding.scope}
-    for binding in in_order(reached.bindings):
+    for binding in reached.bindings:
         for reference in references(binding.value):
             scope, selector = '/'.join(reference.scopes), reference.configurable.selector
             if scope and scope not in scopes and selector not in (gin_files.MACRO, _CONSTANT):
                 raise command.UsageError(
                     f"{binding}: nothing is bound in the scope '{scope}'.{gin_files.nearest(scope, sorted(scopes))}"
                 )
-
-
-def in_order(bindings: set[gin_files.Binding]) -> list[gin_files.Binding]:
-    """Returns bindings in an order that does not change from run to run."""
-    return sorted(bindings, key=lambda binding: (binding.where, binding.key))

@@ -13,6 +13,7 @@ import pathlib
 import re
 import sys
 
+from tf_dpdiff import progress
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import sampler_flags
 from tf_dpdiff.cli import strategy_flags
@@ -30,6 +31,7 @@ _SHOWN_CLASSES = 20
 def main(flags) -> int:
     """Runs the verb."""
     command.quieten_libraries()
+    say = progress.sayer('sample')
     workers = strategy_flags.start(flags).workers
     output, spec, source = shared_work.all_or_none(workers, lambda: _prepare(flags))
     workers.check_same(json.dumps(spec.to_json(), sort_keys=True), 'what is to be sampled (flags, or the model)')
@@ -39,10 +41,11 @@ def main(flags) -> int:
             workers, lambda: opened.enter_context(store.open_for_writing(output, spec, source.statements))
         )
         if writer:
-            command.say('sample', _found(output, spec, writer))
+            for sentence in _found(output, spec, writer):
+                say(f'{sentence}.')
         if not store.complete(writer, spec, source.load, workers=workers, should_stop=lambda: stop.requested):
             if writer:
-                command.say('sample', [f'stopped; {writer.progress} and kept. The same command goes on'])
+                say(f'stopped; {writer.progress} and kept. The same command goes on.')
             return command.FAILED
     if workers.is_first:
         kinds = len(spec.choice.classes)

@@ -20,6 +20,7 @@ from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import statement as statement_lib
 from tf_dpdiff.serving import export
 from tf_dpdiff.training import checkpoints
+from tf_dpdiff.training import summaries
 
 # What lies where, besides the checkpoints and what the stages of training release (`training`).
 MODEL, OPERATIVE_CONFIG = 'model.json', 'operative_config.gin'
@@ -29,7 +30,7 @@ CLASS_MEANS_PICTURE, CHOSEN_IMAGES_PICTURE = 'noisy_class_means.png', 'chosen_pu
 REPORT, REPORT_FIELDS, EPSILON_PICTURE = 'report.html', 'report.json', 'epsilon.png'
 RELEASED_ACCURACY = 'released_accuracy.json'
 SAVED_MODEL = 'saved_model'
-NON_PRIVATE = 'non_private'  # What was computed from private images without noise; never to be released.
+NON_PRIVATE = summaries.NON_PRIVATE
 _LOCK = '.lock'
 
 
