@@ -194,7 +194,7 @@ def attack_run(
 
     Raises:
       FileNotFoundError: if there is no run.
-      ValueError: if it was trained on other images.
+      ValueError: if it was trained on other images, or has diverged.
     """
     described = folder.read_model(workdir)
     if described.image_shape != data.train.image_shape or described.class_names != data.train.class_names:
@@ -202,6 +202,7 @@ def attack_run(
             f'the model in {workdir} was made for images of {described.image_shape} and '
             f'{len(described.class_names)} classes, not for {data.train.name!r}.'
         )
+    folder.check_not_diverged(workdir)
     identity = checkpoints.read_identity(workdir / checkpoints.FOLDER)
     if identity is None:
         raise FileNotFoundError(

@@ -253,10 +253,7 @@ def check_free(workdir: pathlib.Path) -> None:
     """
     path, found = statement_paths(workdir)[1], checkpoints.read_run(workdir / checkpoints.FOLDER)
     if found is not None and found.has_diverged:
-        raise ValueError(
-            f'the run in {workdir} has diverged, and is over: lower learning_rate of the '
-            'OptimizationConfig of the stage that did, and name another --workdir.'
-        )
+        raise checkpoints.diverged_error(workdir / checkpoints.FOLDER)
     if not path.exists():
         return
     statement = files.read_json(path)
@@ -270,6 +267,19 @@ def check_free(workdir: pathlib.Path) -> None:
             f'{path.name} in {workdir} tells of more steps than its newest whole checkpoint: the '
             'model is released, and must not be trained and released anew. Put the checkpoints '
             'back from a copy, or name another --workdir.'
+        )
+
+
+def check_not_diverged(workdir: pathlib.Path) -> None:
+    """Checks that a run has not diverged: its statement tells what that cost, and there is nothing that it is about.
+
+    Raises:
+      ValueError: if it has.
+    """
+    found = checkpoints.read_run(workdir / checkpoints.FOLDER)
+    if found is not None and found.has_diverged:
+        raise ValueError(
+            f'the run in {workdir} has diverged, and left neither a model nor samples: name the --workdir of another.'
         )
 
 

@@ -269,11 +269,16 @@ def resume_or_begin(
     # The secret goes the same way as the sums without noise do: both need a network that can be trusted.
     state = RunState.from_json(workers.broadcast(found).decode())
     if state.stage == DIVERGED:
-        raise ValueError(
-            f'the run in {directory.parent} has diverged, and is over: lower learning_rate of the '
-            'OptimizationConfig of the stage that did, and name another --workdir.'
-        )
+        raise diverged_error(directory)
     return state
+
+
+def diverged_error(directory: pathlib.Path) -> ValueError:
+    """Returns what is raised where the run in a folder of checkpoints cannot go on since it has diverged."""
+    return ValueError(
+        f'the run in {directory.parent} has diverged, and is over: lower learning_rate of the '
+        'OptimizationConfig of the stage that did, and name another --workdir.'
+    )
 
 
 def load_average(directory: pathlib.Path, model: keras.Model) -> None:
