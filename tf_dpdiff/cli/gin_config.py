@@ -124,16 +124,14 @@ def _check(
 ) -> dict[gin_files.Key, str]:
     """Refuses what is not used, missing, of a wrong type or ambiguous; returns the relative paths as absolute ones."""
     strategy = gin_files.whole_name(strategies.StrategyConfig.__name__)  # All verbs read it.
-    roots = [*verbs, strategy]
-    running = [gin_files.whole_name(verb), strategy] if verb else roots
     gin_usage.check_no_commands(parsed.bindings, verbs)
-    gin_usage.check_used(parsed, roots, running, given, verb)
-    read = gin_usage.Reached(configuration, roots)
-    gin_usage.check_scopes(read)
-    read_now = gin_usage.Reached(configuration, running, given)
-    gin_usage.check_complete(configuration, read_now)
-    gin_types.check(configuration, read.bindings, _REGISTERED)
-    return gin_paths.absolute(configuration, read_now.bindings)
+    by_all = gin_usage.Reached(configuration, [*verbs, strategy])
+    now = gin_usage.Reached(configuration, [gin_files.whole_name(verb), strategy], given) if verb else by_all
+    gin_usage.check_used(parsed, by_all, now, verb)
+    gin_usage.check_scopes(by_all)
+    gin_usage.check_complete(now)
+    gin_types.check(configuration, by_all.bindings, _REGISTERED)
+    return gin_paths.absolute(now)
 
 
 def call(function: Callable, **arguments):

@@ -70,9 +70,10 @@ class Reached:
     Args:
       configuration: What is bound.
       roots: Whole names of the functions that are called, in no scope.
-      given: Parameters of theirs that are not read since flags give them, such as 'train.budget_file'.
+      given: Parameters of theirs that flags give, so that no binding of them is read, such as 'train.budget_file'.
 
     Attributes:
+      configuration: What is bound.
       bindings: Those that are read, in an order that does not change from run to run.
       calls: Scope and whole name of everything that is called, macros among them.
 
@@ -81,19 +82,24 @@ class Reached:
     """
 
     def __init__(self, configuration: Configuration, roots: Sequence[str], given: Sequence[str] = ()):
+        self.configuration, self._roots, self._given = configuration, roots, given
         self.calls: set[Call] = set()
-        self._configuration, self._read = configuration, set[gin_files.Binding]()
+        self._read: set[gin_files.Binding] = set()
         for root in roots:
-            self._visit(((), root), (), given)
+            self._visit(((), root), ())
         self.bindings = dict.fromkeys(sorted(self._read, key=lambda binding: binding.line))
 
-    def _visit(self, call: Call, path: tuple[Call, ...], given: Sequence[str] = ()) -> None:
+    def of(self, configuration: Configuration) -> 'Reached':
+        """Returns what the same calls read of another configuration."""
+        return Reached(configuration, self._roots, self._given)
+
+    def _visit(self, call: Call, path: tuple[Call, ...]) -> None:
         if call in self.calls:
             return
         self.calls.add(call)
         path = (*path, call)
-        for binding in self._configuration.in_scope(*call).values():
-            if binding.name in given:
+        for binding in self.configuration.in_scope(*call).values():
+            if binding.name in self._given:
                 continue
             self._read.add(binding)
             for reference in references(binding.value):
@@ -133,28 +139,23 @@ def _name_of_call(call: Call) -> str:
     return '/'.join(scope if selector == gin_files.MACRO else (*scope, selector.rpartition('.')[2]))
 
 
-def check_used(
-    parsed: gin_files.Parsed, roots: Sequence[str], running: Sequence[str], given: Sequence[str], verb: str | None
-) -> None:
+def check_used(parsed: gin_files.Parsed, by_all: Reached, now: Reached, verb: str | None) -> None:
     """Refuses what is bound and not read; see the head of this module.
 
     Args:
       parsed: What files and flags bind.
-      roots: What all verbs call.
-      running: What the verb that is run calls.
-      given: What flags of its own give.
+      by_all: What all verbs read in the end.
+      now: What the verb that is run reads in the end.
       verb: Its name, or None.
 
     Raises:
       command.UsageError: names the first such binding, says why it is not read, and names the nearest one that is.
     """
-    bindings, at_end = parsed.bindings, Configuration(parsed.bindings)
-    by_all, now = Reached(at_end, roots), Reached(at_end, running, given)
+    bindings = parsed.bindings
     # A file may configure several verbs; of a flag, what counts is what this one reads.
     read = {binding.line for binding in by_all.bindings if binding.folder} | {binding.line for binding in now.bindings}
     for layer in parsed.layers:
-        at_its_end = Configuration(bindings[: layer.end])
-        reached = Reached(at_its_end, running, given) if layer.is_flag else Reached(at_its_end, roots)
+        reached = (now if layer.is_flag else by_all).of(Configuration(bindings[: layer.end]))
         read |= {binding.line for binding in bindings[layer.first : layer.end] if binding in reached.bindings}
     unread = [binding for binding in bindings if binding.line not in read]
     if unread:
@@ -196,7 +197,7 @@ def _names_in_use(binding: gin_files.Binding, reached: Reached) -> list[str]:
     return sorted(names - {binding.name})
 
 
-def check_complete(configuration: Configuration, reached: Reached) -> None:
+def check_complete(reached: Reached) -> None:
     """Refuses macros that are read and not bound, and what a file leaves to others by %gin.REQUIRED.
 
     Raises:
@@ -209,9 +210,10 @@ def check_complete(configuration: Configuration, reached: Reached) -> None:
                     f'the configuration is incomplete: {binding.name} must be bound; it is left '
                     f'open by %gin.REQUIRED ({binding.where}).'
                 )
-            if is_macro(reference) and configuration.macro(reference) is None:
+            if is_macro(reference) and reached.configuration.macro(reference) is None:
                 name = '/'.join(reference.scopes)
-                known = sorted(scope for scope, selector, _ in configuration.values if selector == gin_files.MACRO)
+                keys = reached.configuration.values
+                known = sorted(scope for scope, selector, _ in keys if selector == gin_files.MACRO)
                 raise command.UsageError(
                     f'{binding}: the configuration uses %{name}, which it does not define.'
                     f'{gin_files.nearest(name, known)}'
