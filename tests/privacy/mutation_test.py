@@ -1109,6 +1109,13 @@ MUTANTS = (
     ),
     Mutant('the last good weights are lost', 'training/loop.py', 'self._checkpoint.restore()\n', 'pass\n', DIVERGENCE),
     Mutant(
+        'a run that has diverged is sampled and exported',
+        'runs/source.py',
+        'folder_lib.check_not_diverged(workdir)',
+        'pass',
+        'cli/divergence_test.py',
+    ),
+    Mutant(
         'a run that has diverged may be resumed',
         'training/checkpoints.py',
         'if state.stage == DIVERGED:',
