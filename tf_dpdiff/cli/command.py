@@ -95,6 +95,12 @@ def stopping(verb: str) -> Iterator[list[str]]:
         print(f'{verb}: {stopped}. The same command goes on from there.', file=sys.stderr)
 
 
+def say(verb: str, sentences: Iterable[str]) -> None:
+    """Prints a line a sentence, on standard error."""
+    for sentence in sentences:
+        print(f'{verb}: {sentence}.', file=sys.stderr)
+
+
 def facts_table(title: str):
     """Returns a rich table of two columns, a name and a fact, to be filled by `add_row`."""
     from rich import table as rich_table

@@ -13,7 +13,6 @@ import pathlib
 import re
 import sys
 
-from tf_dpdiff import progress
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import sampler_flags
 from tf_dpdiff.cli import strategy_flags
@@ -30,7 +29,6 @@ from tf_dpdiff.training import interruption
 def main(flags) -> int:
     """Runs the verb."""
     command.quieten_libraries()
-    say = progress.sayer('sample')
     workers = strategy_flags.start(flags).workers
     output, spec, source = shared_work.all_or_none(workers, lambda: _prepare(flags))
     workers.check_same(json.dumps(spec.to_json(), sort_keys=True), 'what is to be sampled (flags, or the model)')
@@ -40,11 +38,10 @@ def main(flags) -> int:
             workers, lambda: opened.enter_context(writer_lib.open_for_writing(output, spec, source.statements))
         )
         if writer:
-            for sentence in _found(output, spec, writer):
-                say(f'{sentence}.')
+            command.say('sample', _found(output, spec, writer))
         if not writer_lib.complete(writer, spec, source.load, workers=workers, should_stop=lambda: stop.requested):
             if writer:
-                say(f'stopped; {writer.progress} and kept. The same command goes on.')
+                command.say('sample', [f'stopped; {writer.progress} and kept. The same command goes on'])
             return command.FAILED
     if workers.is_first:
         kinds = len(spec.choice.classes)
