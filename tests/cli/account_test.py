@@ -8,11 +8,11 @@ import stat
 import time
 
 from dp_accounting import pld
-import gin
 import numpy as np
 from PIL import Image
 import pytest
 
+from tests.cli import verbs
 from tf_dpdiff import progress
 from tf_dpdiff.cli import account
 from tf_dpdiff.cli import command
@@ -30,13 +30,7 @@ CIFAR10 = ('--num_units=50000', '--delta=1e-5', '--expected_batch_size=16384', '
 
 
 def call(verb, *flags):
-    """Runs a verb in this process and returns its exit code."""
-    gin.clear_config()
-    try:
-        VERBS[verb].run(list(flags))
-    except SystemExit as ended:
-        return ended.code
-    raise AssertionError('a verb ends by sys.exit')
+    return verbs.call(VERBS[verb], *flags)
 
 
 def call_for_json(capsys, *flags):
@@ -312,21 +306,20 @@ def test_same_command_again_says_that_the_run_is_complete_and_charges_nothing(ch
     assert path.read_text() == before and (workdir / 'privacy_statement.json').read_text() == statement
 
 
+def errors_of_refused_run(workdir, path, capsys, *bindings):
+    """Returns what is said of a run that a budget does not let in, of itself and of its dry run."""
+    said = []
+    for more in ((), ('--dry_run',)):
+        flags = (*tiny(*bindings), f'--workdir={workdir}', f'--budget_file={path}', *more)
+        assert call('train', *flags) == command.WRONG_USE
+        said.append(capsys.readouterr().err.strip())
+    return said
+
+
 def test_second_run_that_would_pass_the_total_is_refused_before_it_begins(charged, tmp_path, capsys):
     path, _ = charged
     before = path.read_text()
-    for more in ((), ('--dry_run',)):
-        assert (
-            call(
-                'train',
-                *tiny('ClassMeansConfig.noise_multiplier = 1.6'),
-                f'--workdir={tmp_path / "run"}',
-                f'--budget_file={path}',
-                *more,
-            )
-            == command.WRONG_USE
-        )
-        error = capsys.readouterr().err.strip()
+    for error in errors_of_refused_run(tmp_path / 'run', path, capsys, 'ClassMeansConfig.noise_multiplier = 1.6'):
         assert 'the privacy budget would be passed: the 1 run(s) so far cost' in error and '\n' not in error
     assert path.read_text() == before and not (tmp_path / 'run' / 'checkpoints').exists()
 
@@ -414,18 +407,9 @@ def test_finished_run_that_does_not_fit_is_on_record_and_the_file_refuses_what_c
     fields = json.loads(capsys.readouterr().out)
     assert fields['is_overdrawn'] and fields['overdrawn_by'] == budget.overdrawn_by() and fields['epsilon_left'] == 0.0
     before = path.read_text()
-    for more in ((), ('--dry_run',)):
-        assert (
-            call(
-                'train',
-                *tiny('ClassMeansConfig.noise_multiplier = 50.0', 'DpSgdConfig.noise_multiplier = 50.0'),
-                f'--workdir={tmp_path / "run"}',
-                f'--budget_file={path}',
-                *more,
-            )
-            == command.WRONG_USE
-        )
-        assert 'overdrawn by epsilon=' in capsys.readouterr().err.splitlines()[-1]
+    bindings = 'ClassMeansConfig.noise_multiplier = 50.0', 'DpSgdConfig.noise_multiplier = 50.0'
+    for error in errors_of_refused_run(tmp_path / 'run', path, capsys, *bindings):
+        assert 'overdrawn by epsilon=' in error.splitlines()[-1]
     assert path.read_text() == before and not (tmp_path / 'run' / 'checkpoints').exists()
 
 

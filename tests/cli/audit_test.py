@@ -165,6 +165,24 @@ def test_stopped_audit_goes_on_with_the_same_canaries(data, tmp_path, capsys, mo
     assert (tmp_path / 'non_private' / 'canary_inclusions.json').read_text() == inclusions
 
 
+def test_audit_that_diverges_leaves_no_statement_and_is_over(data, tmp_path, capsys):
+    arguments = tiny(data, tmp_path, 'NUM_STEPS = 3', 'finetuning/OptimizationConfig.learning_rate = 1e30')
+    assert verbs.call(audit, *arguments) == command.FAILED
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith('audit: error: finetuning diverged by step ') and 'stays spent' in line
+    # Its model is never released, so there is nothing that a statement could be about; no audit has one.
+    assert {path.name for path in tmp_path.iterdir()} == {
+        '.lock',
+        'checkpoints',
+        'non_private',
+        'operative_config.gin',
+        'tensorboard',
+    }
+    assert {path.name for path in (tmp_path / 'non_private').iterdir()} == {'canary_inclusions.json'}
+    assert verbs.call(audit, *arguments) == command.WRONG_USE
+    assert 'has diverged, and is over' in capsys.readouterr().err
+
+
 def test_mislabelled_canaries_after_public_pretraining_and_warm_start(data, tmp_path):
     stages = (
         'audit.pretraining = @PretrainingConfig()',

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.cli import verbs
 from tf_dpdiff import cli
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import evaluate
@@ -30,13 +31,7 @@ TINY = ROOT / 'tests' / 'cli' / 'tiny_digits.gin'
 
 
 def call(verb, *flags):
-    """Runs a verb in this process and returns its exit code."""
-    gin.clear_config()
-    try:
-        VERBS[verb].run(list(flags))
-    except SystemExit as ended:
-        return ended.code
-    raise AssertionError('a verb ends by sys.exit')
+    return verbs.call(VERBS[verb], *flags)
 
 
 def tiny(*bindings):

@@ -10,9 +10,12 @@ import pytest
 from tests.cli import sampling
 from tests.cli import verbs
 from tf_dpdiff.cli import account
+from tf_dpdiff.cli import audit
 from tf_dpdiff.cli import command
+from tf_dpdiff.cli import evaluate
 from tf_dpdiff.cli import export
 from tf_dpdiff.cli import sample
+from tf_dpdiff.cli import select
 from tf_dpdiff.cli import train
 from tf_dpdiff.networks import denoiser
 from tf_dpdiff.privacy import budget as budget_lib
@@ -93,6 +96,26 @@ def test_run_whose_later_stage_diverges_is_charged_for_what_it_released_and_is_o
     budget_file.create(other, budget_lib.Budget(30.0, 1e-4))
     assert verbs.call(account, f'--budget_file={other}', f'--workdir={workdir}') == command.DONE
     assert budget_file.read(other).entries[0].ledger == entry.ledger
+    check_nothing_is_made_of(workdir, capsys)
+
+
+def check_nothing_is_made_of(workdir, capsys):
+    """Calls every verb that takes a run: each says in one line that it has diverged."""
+    before = {path for path in workdir.rglob('*') if path.name != '.lock'}
+    capsys.readouterr()
+    place, configured = f'--workdir={workdir}', (f'--gin_file={TINY}', f'--workdir={workdir}')
+    for verb, flags in (
+        (sample, (place,)),
+        (sample, (place, '--num_steps=2')),  # From its checkpoint.
+        (export, (place, f'--output={workdir / "exported"}')),
+        (evaluate, configured),
+        (select, ('--gin_file=gin/select_digits.gin', place, '--synthetic_only')),
+        (audit, ('--gin_file=gin/audit_digits.gin', place, '--membership')),
+    ):
+        assert verbs.call(verb, *flags) == command.WRONG_USE
+        line = capsys.readouterr().err.strip()
+        assert f'the run in {workdir} has diverged, and left neither a model nor samples' in line and '\n' not in line
+    assert {path for path in workdir.rglob('*') if path.name != '.lock'} == before
 
 
 @pytest.mark.usefixtures('small_network')

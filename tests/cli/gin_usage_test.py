@@ -224,13 +224,16 @@ def test_strategy_of_a_flag_is_not_bound_by_another_flag_and_wins_over_a_file(tm
         assert 'no samples at' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('binding', ['select.samples_path = "x"', 'select.workers = None'])
-def test_what_the_command_itself_gives_is_no_setting(tmp_path, binding):
-    assert 'is no setting' in refusal(tmp_path, f"include 'digits.gin'\n{binding}")
-
-
 @pytest.mark.parametrize(
-    'binding', ['train.workdir = "x"', 'train.dry_run = True', 'audit.membership_only = True', 'evaluate.workers = 2']
+    'binding',
+    [
+        'train.workdir = "x"',
+        'train.dry_run = True',
+        'audit.membership_only = True',
+        'evaluate.workers = 2',
+        'select.samples_path = "x"',
+        'select.workers = None',
+    ],
 )
 def test_what_is_no_part_of_a_recipe_is_no_parameter(tmp_path, binding):
     assert "doesn't have a parameter named" in refusal(tmp_path, f"include 'digits.gin'\n{binding}")

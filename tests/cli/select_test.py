@@ -128,8 +128,9 @@ def test_two_workers_choose_what_one_does_and_write_once(workdir, capsys):
     capsys.readouterr()
     # The configuration of the call stands.
     arguments = {'workdir': workdir, 'samples_path': workdir / 'samples.npz'}
-    found = fake_workers.play(lambda workers: gin_config.make('select', workers=workers, **arguments))
-    assert found == [command.DONE] * 2 and path.read_text() == of_one
+    recipe = gin_config.make('select')
+    found = fake_workers.play(lambda workers: select.choose(recipe, workers=workers, **arguments))
+    assert found == [None] * 2 and path.read_text() == of_one
     assert capsys.readouterr().out.count('Chosen by samples alone') == 1
 
 
@@ -198,7 +199,7 @@ def test_folder_without_samples_is_one_clear_line(tmp_path, capsys):
 
 def test_configuration_without_candidates_is_one_clear_line(workdir, capsys):
     assert verbs.call(select, '--gin_file=gin/digits.gin', f'--workdir={workdir}') == command.WRONG_USE
-    assert "the configuration is incomplete: select needs 'data', 'selection'" in error_of(capsys)
+    assert "the configuration is incomplete: select needs 'data' and 'selection'" in error_of(capsys)
 
 
 def test_recipe_holds_candidates_of_every_family_that_a_cpu_can_train(workdir, monkeypatch):

@@ -19,6 +19,7 @@ import tensorflow as tf
 from tests.cli import verbs
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import tensorboard
+from tf_dpdiff.runs import dashboard
 from tf_dpdiff.training import summaries as summaries_lib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -68,9 +69,9 @@ class _Board:
 def fixture_board(run, tmp_path_factory):
     """TensorBoard of the tiny run, started as the command starts it, with what is private."""
     logdir = tmp_path_factory.mktemp('logdir')
-    tensorboard.link(tensorboard.find_events([run], private=True), logdir)
-    tensorboard.write_layout(logdir, private=True)
-    board = _Board(tensorboard.serve(logdir, host='127.0.0.1', port=0))
+    dashboard.link(dashboard.find_events([run], private=True), logdir)
+    dashboard.write_layout(logdir, private=True)
+    board = _Board(dashboard.serve(logdir, host='127.0.0.1', port=0))
     board.wait_for('digits_non_private', 'non_private/loss')
     return board
 
@@ -164,17 +165,17 @@ def test_layout_finds_what_it_is_to_show(board):
 
 def test_names_tell_runs_apart_and_what_is_private_is_shown_when_asked_for(tmp_path):
     first, second = make_run(tmp_path / 'a' / 'run', private=True), make_run(tmp_path / 'b' / 'run')
-    assert tensorboard.find_events([first, second]) == {'run': first / 'tensorboard', 'run_2': second / 'tensorboard'}
-    assert tensorboard.find_events([tmp_path / 'a'], private=True) == {
+    assert dashboard.find_events([first, second]) == {'run': first / 'tensorboard', 'run_2': second / 'tensorboard'}
+    assert dashboard.find_events([tmp_path / 'a'], private=True) == {
         'run': first / 'tensorboard',
         'run_non_private': first / 'non_private' / 'tensorboard',
     }
     logdir = tmp_path / 'logdir'
     logdir.mkdir()
-    tensorboard.link(tensorboard.find_events([tmp_path / 'a']), logdir)
+    dashboard.link(dashboard.find_events([tmp_path / 'a']), logdir)
     assert [path.name for path in logdir.iterdir()] == ['run']
     assert not any('non_private' in str(path.resolve()) for path in logdir.rglob('*'))
-    tensorboard.link(tensorboard.find_events([tmp_path / 'a', tmp_path / 'b']), logdir)  # One came later.
+    dashboard.link(dashboard.find_events([tmp_path / 'a', tmp_path / 'b']), logdir)  # One came later.
     assert {path.name for path in logdir.iterdir()} == {'run', 'run_2'}
 
 

@@ -38,6 +38,18 @@ def network(x_t, t, labels):
     return tf.sin(x_t + each[:, None, None, None])
 
 
+def sample_in_python(denoiser, config):
+    return samplers.sample(
+        denoiser,
+        tf.constant(_LABELS, tf.int32),
+        tf.constant(_SEEDS, tf.int64),
+        process=process_of(),
+        config=config,
+        image_shape=_IMAGE_SHAPE,
+        num_classes=_NUM_CLASSES,
+    )
+
+
 @pytest.fixture(scope='module', name='draw')
 def fixture_draw(make_sampler):
     """Returns the images of a sampler for seeds and labels."""
@@ -93,15 +105,7 @@ def test_one_step_gives_images_too(draw, config):
 
 @pytest.mark.parametrize('config', _CONFIGS, ids=name_of)
 def test_loop_in_a_graph_gives_what_python_gives(draw, config):
-    images = samplers.sample(
-        network,
-        tf.constant(_LABELS, tf.int32),
-        tf.constant(_SEEDS, tf.int64),
-        process=process_of(),
-        config=config,
-        image_shape=_IMAGE_SHAPE,
-        num_classes=_NUM_CLASSES,
-    )
+    images = sample_in_python(network, config)
     np.testing.assert_allclose(images, draw(config, _SEEDS, _LABELS), atol=1e-5)
 
 
@@ -117,15 +121,7 @@ def test_network_is_evaluated_as_often_as_said(name, num_steps, scale, batch):
         return network(x_t, t, labels)
 
     config = samplers.SamplerConfig(name, num_steps, guidance_scale=scale)
-    samplers.sample(
-        denoiser,
-        tf.constant(_LABELS, tf.int32),
-        tf.constant(_SEEDS, tf.int64),
-        process=process_of(),
-        config=config,
-        image_shape=_IMAGE_SHAPE,
-        num_classes=_NUM_CLASSES,
-    )
+    sample_in_python(denoiser, config)
     assert batches == [batch] * (2 * num_steps - 1 if name == 'edm_heun' else num_steps)
     assert sum(batches) == len(_LABELS) * config.evaluations_per_image
     of_two = dataclasses.replace(config, num_candidates=2)

@@ -874,11 +874,11 @@ MUTANTS = (
     ),
     Mutant(
         'each worker has a secret of its own',
-        'training/loop.py',
-        'state = checkpoints.RunState.from_json(state)\n',
-        'state = checkpoints.RunState.from_json(state)\n'
-        '        if is_private and not workers.is_first:\n'
-        '            state.private_seed = seeds.PrivateSeed.from_os_entropy()\n',
+        'training/checkpoints.py',
+        'state = RunState.from_json(workers.broadcast(found).decode())\n',
+        'state = RunState.from_json(workers.broadcast(found).decode())\n'
+        '    if is_private and not workers.is_first:\n'
+        '        state.private_seed = seeds.PrivateSeed.from_os_entropy()\n',
         PRIVATE_STAGE,
     ),
     Mutant(
@@ -943,9 +943,9 @@ MUTANTS = (
     ),
     Mutant(
         'private numbers are filed among those to be released',
-        'training/loop.py',
-        'self.summaries.non_private_scalars(\n                {',
-        "self.summaries.scalars(\n                'finetuning', {",
+        'training/finetuning.py',
+        'summaries.non_private_scalars(\n                {',
+        "summaries.scalars(\n                'finetuning', {",
         CONTRACT,
     ),
     Mutant(
@@ -967,8 +967,8 @@ MUTANTS = (
     Mutant(
         'the trace of a private stage is to be released',
         'training/loop.py',
-        'if plan is None else self.summaries.private_folder',
-        'if plan is None else self.summaries.released_folder',
+        'if plan is None else summaries.private_folder',
+        'if plan is None else summaries.released_folder',
         SUMMARIES,
     ),
     Mutant(
@@ -1116,9 +1116,16 @@ MUTANTS = (
     ),
     Mutant('the last good weights are lost', 'training/loop.py', 'self._checkpoint.restore()\n', 'pass\n', DIVERGENCE),
     Mutant(
+        'a run that has diverged is sampled and exported',
+        'runs/source.py',
+        'folder_lib.check_not_diverged(workdir)',
+        'pass',
+        'cli/divergence_test.py',
+    ),
+    Mutant(
         'a run that has diverged may be resumed',
-        'training/loop.py',
-        'if state.stage == checkpoints.DIVERGED:',
+        'training/checkpoints.py',
+        'if state.stage == DIVERGED:',
         'if False:',
         DIVERGENCE,
     ),
@@ -1219,8 +1226,8 @@ MUTANTS = (
     ),
     Mutant(
         'workers of other data take part',
-        'training/loop.py',
-        "workers.check_same(json.dumps(self._configuration, sort_keys=True), 'the configuration or the data')",
+        'training/checkpoints.py',
+        "workers.check_same(json.dumps(configuration, sort_keys=True), 'the configuration or the data')",
         'pass',
         PRIVATE_STAGE,
     ),

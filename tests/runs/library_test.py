@@ -15,7 +15,9 @@ import tf_dpdiff
 from tf_dpdiff.cli import gin_config
 from tf_dpdiff.data import datasets
 from tf_dpdiff.networks import kinds
+from tf_dpdiff.runs import library
 from tf_dpdiff.runs import release
+from tf_dpdiff.runs import source as source_lib
 from tf_dpdiff.sampling import store
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -161,6 +163,15 @@ def test_generator_draws_what_the_run_drew_and_more(run, opened):
     np.testing.assert_array_equal(generator.sample(5, seed=7, classes=('3',))[0], threes)
     with pytest.raises(ValueError, match="there is no class 'ten'"):
         generator.sample(1, classes=('ten',))
+
+
+def test_generator_draws_no_class_that_its_model_was_not_trained_on(run):
+    source = source_lib.find(run.workdir, None)
+    with pytest.raises(ValueError, match='was never trained without labels'):
+        library.Generator(source).sample(1, classes=('no_class',))
+    unlabelled = library.Generator(dataclasses.replace(source, description=source.description._replace(labelled=False)))
+    with pytest.raises(ValueError, match='trained without labels, so it draws only no_class'):
+        unlabelled.sample(1, classes=('3',))
 
 
 def test_release_holds_what_may_be_sent_on_and_nothing_else(run, tmp_path):

@@ -17,6 +17,7 @@ from tf_dpdiff.data import tfds_writer
 from tf_dpdiff.sampling import draw
 from tf_dpdiff.sampling import formats
 from tf_dpdiff.sampling import store
+from tf_dpdiff.sampling import writer
 
 _NAMES = ('cat', 'öwl', 'dog')
 # Each way in which a set can be written: the format, and what it is called.
@@ -73,7 +74,7 @@ def pieces_of(spec, ranges, drawn=None):
 def make(output, spec, statements, **arguments):
     """Writes or completes a set; returns it and the seeds that were drawn."""
     drawn = []
-    with store.open_for_writing(output, spec, statements) as files:
+    with writer.open_for_writing(output, spec, statements) as files:
         if not files.complete:
             files.write(pieces_of(spec, files.ranges, drawn), **arguments)
     return files, drawn
@@ -303,7 +304,7 @@ def test_empty_folder_is_taken(tmp_path, statements):
 @layouts
 def test_second_process_is_refused(tmp_path, statements, layout):
     spec = make_spec(layout)
-    with store.open_for_writing(tmp_path / layout[1], spec, statements) as files:
+    with writer.open_for_writing(tmp_path / layout[1], spec, statements) as files:
         with pytest.raises(ValueError, match='another process is writing to '):
             make(tmp_path / layout[1], spec, statements)
         files.write(pieces_of(spec, files.ranges))
@@ -346,7 +347,7 @@ def test_full_disk_is_one_line_and_keeps_what_is_there(tmp_path, statements, lay
         f'No space left on device: {tmp_path / layout[1]}; 1 of 3 shards are complete and kept; make '
         'room and call it again.'
     )
-    assert not list(tmp_path.rglob(store._TEMPORARY))  # What was begun takes no room.
+    assert not list(tmp_path.rglob(writer._TEMPORARY))  # What was begun takes no room.
     files, drawn = make(tmp_path / layout[1], spec, statements)
     assert files.complete and drawn == list(range(7, 14))
 
@@ -357,7 +358,7 @@ def test_failed_drawing_is_no_fault_of_the_disk(tmp_path, statements):
         raise tf.errors.ResourceExhaustedError(None, None, 'OOM when allocating tensor')
         yield
 
-    with store.open_for_writing(tmp_path / 'set', make_spec(), statements) as files:
+    with writer.open_for_writing(tmp_path / 'set', make_spec(), statements) as files:
         with pytest.raises(tf.errors.ResourceExhaustedError, match='OOM'):
             files.write(pieces())
 

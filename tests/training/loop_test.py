@@ -26,28 +26,34 @@ NUM_STEPS, NEVER_SECS = 4, 1e9
 def make_loop(workdir, workers=workers_lib.ALONE, *, every_secs=NEVER_SECS, grids=0, drifts_at=None):
     """Returns a loop of one stage, each step of which adds 1 to a weight of the average; one step may add more."""
     config = loop_lib.TrainerConfig(checkpoint_every_secs=every_secs, grids_per_stage=grids)
+    state = checkpoints.resume_or_begin(workdir / checkpoints.FOLDER, {}, is_private=False, workers=workers)
+    keras.utils.set_random_seed(0)
+    model, average = build_network(), build_network()
+    average.set_weights(model.get_weights())
+    optimizer, bias = keras.optimizers.SGD(), average.get_layer('conv_out').bias
+    optimizer.build(model.trainable_variables)
 
-    def make_stages(trainer):
-        optimizer = keras.optimizers.SGD()
-        optimizer.build(trainer.model.trainable_variables)
-        bias = trainer.average.get_layer('conv_out').bias
+    def run_step(step):
+        bias.assign_add([1.0 + (1e-6 if step + 1 == drifts_at else 0.0)])
+        return {}
 
-        def run_step(step):
-            bias.assign_add([1.0 + (1e-6 if step + 1 == drifts_at else 0.0)])
-            return {}
-
-        return [stage_lib.Stage('counting', NUM_STEPS, optimizer, lambda: None, run_step)]
-
+    replicas = strategies.Replicas(tf.distribute.get_strategy(), workers)
     return loop_lib.Trainer(
         workdir,
         {},
         config,
-        build_network=lambda: denoiser.build(unet.UNetConfig(base_channels=2), (2, 2, 1), 2),
+        state=state,
+        training=stage_lib.Training(model, average, None, replicas),
+        stages=[stage_lib.Stage('counting', NUM_STEPS, optimizer, lambda save: None, run_step)],
+        summaries=summaries_lib.Summaries(workdir),
+        build_network=build_network,
         num_classes=2,
-        make_stages=make_stages,
         draw_grid=lambda average: np.full([1, 1, 1], count(average), np.uint8),
-        replicas=strategies.Replicas(tf.distribute.get_strategy(), workers),
     )
+
+
+def build_network():
+    return denoiser.build(unet.UNetConfig(base_channels=2), (2, 2, 1), 2)
 
 
 def count(network):

@@ -8,17 +8,11 @@ import pytest
 from tests import fake_workers
 from tests.training import trainer_test as toy
 from tests.training.stops import NEVER
-from tf_dpdiff import keras
 from tf_dpdiff import workers as workers_lib
-from tf_dpdiff.networks import denoiser
-from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import seeds
 from tf_dpdiff.training import checkpoints
-from tf_dpdiff.training import loop as loop_lib
-from tf_dpdiff.training import stage as stage_lib
-from tf_dpdiff.training import strategies
 from tf_dpdiff.training import train_step
 
 pytestmark = pytest.mark.usefixtures('small_network')
@@ -107,17 +101,10 @@ def test_name_of_a_run_does_not_follow_from_its_secret(monkeypatch):
 
 def begin(workdir, workers, configuration=None):
     """Returns the secret and the name of a private run, as one of its workers has them."""
-    trainer = loop_lib.Trainer(
-        workdir,
-        configuration or {},
-        loop_lib.TrainerConfig(),
-        build_network=lambda: denoiser.build(unet.UNetConfig(base_channels=2), (2, 2, 1), 2),
-        num_classes=2,
-        make_stages=lambda unused_trainer: [stage_lib.Stage('idle', 1, keras.optimizers.SGD(), None, None)],
-        plan=PLAN,
-        replicas=strategies.Replicas(strategies.ONE.strategy, workers),
+    state = checkpoints.resume_or_begin(
+        workdir / checkpoints.FOLDER, configuration or {}, is_private=True, workers=workers
     )
-    return trainer.state.private_seed.reveal(), trainer.state.run_id
+    return state.private_seed.reveal(), state.run_id
 
 
 @pytest.mark.parametrize('count', [2, 3])

@@ -145,7 +145,7 @@ def run_public(replicas):
         training = stage_lib.Training(model, average, make_view_sampler, replicas)
         stage = pretraining_lib.make_stage(config, training)
     start = model.get_weights()
-    stage.begin()
+    stage.begin(lambda: None)
     losses = [stage.run_step(step)['loss'] for step in range(NUM_STEPS)]
     return flat(model.get_weights()) - flat(start), np.array(losses)
 

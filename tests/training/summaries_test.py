@@ -207,16 +207,7 @@ def test_run_that_crashed_shows_the_same_as_one_that_did_not(tmp_path, unbroken)
     workdir = tmp_path / 'run'
     shutil.copytree(unbroken.at_finetuning, workdir)  # Goes on from there.
     crashing = make_trainer(workdir, dataclasses.replace(EVERY_STEP, checkpoint_every_secs=1e9))
-    run_step = crashing._stages[2].run_step
-
-    def crash_at_the_last_step(step):
-        if step == 2:
-            raise KeyboardInterrupt
-        return run_step(step)
-
-    crashing._stages[2].run_step = crash_at_the_last_step
-    with pytest.raises(KeyboardInterrupt):
-        crashing.run(NEVER)
+    toy.crash_at_the_last_step(crashing)
     assert steps(workdir)['finetuning/samples'] == [1, 2]  # Shown already, and lost with the weights.
     make_trainer(workdir).run(NEVER)
     assert shown(workdir) == shown(unbroken.workdir)

@@ -120,12 +120,27 @@ def run_and_copy(trainer, workdir, at_finetuning):
     private = trainer._stages[2]
     begin = private.begin
 
-    def copy_and_begin():
+    def copy_and_begin(save):
         shutil.copytree(workdir, at_finetuning)
-        begin()
+        begin(save)
 
     private.begin = copy_and_begin
     trainer.run(NEVER)
+
+
+def crash_at_the_last_step(trainer):
+    """Runs a whole run up to the last step of its private stage, where it ends without saving."""
+    private = trainer._stages[2]
+    run_step = private.run_step
+
+    def run_or_crash(step):
+        if step == STEPS['finetuning'] - 1:
+            raise KeyboardInterrupt
+        return run_step(step)
+
+    private.run_step = run_or_crash
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(NEVER)
 
 
 def weights(model):
@@ -206,16 +221,7 @@ def test_step_lost_in_a_crash_is_repeated_with_the_same_draws_and_counted_once(t
     workdir = tmp_path / 'run'
     shutil.copytree(unbroken.at_finetuning, workdir)  # Goes on from there.
     crashing = make_trainer(workdir, loop=loop_lib.TrainerConfig(checkpoint_every_secs=1e9))
-    run_step = crashing._stages[2].run_step
-
-    def crash_at_the_last_step(step):
-        if step == 2:
-            raise KeyboardInterrupt
-        return run_step(step)
-
-    crashing._stages[2].run_step = crash_at_the_last_step
-    with pytest.raises(KeyboardInterrupt):
-        crashing.run(NEVER)
+    crash_at_the_last_step(crashing)
     assert crashing.state.ledger.count(ledger_lib.DP_SGD_STEP) == 2  # Two steps that no checkpoint knows of.
     resumed = make_trainer(workdir)
     assert resumed.state.ledger.count(ledger_lib.DP_SGD_STEP) == 0
@@ -310,7 +316,7 @@ def test_single_stage_trains_the_chosen_variables_and_keeps_private_numbers_apar
         finetuning=finetuning,
         loop=loop_lib.TrainerConfig(log_non_private=True),
     )
-    trainer._stages[0].begin()
+    trainer._stages[0].begin(trainer.save)
     before = {v.name: v.numpy() for v in trainer.average.variables}
     trainer.run(NEVER)
     changed = {v.name for v in trainer.average.variables if not np.array_equal(before[v.name], v.numpy())}

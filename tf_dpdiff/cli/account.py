@@ -1,6 +1,7 @@
 """bin/account: plans a run (noise, steps, batch or epsilon) and keeps the privacy budget of a data set."""
 
 import argparse
+from collections.abc import Iterable
 import json
 import math
 import pathlib
@@ -8,7 +9,6 @@ import sys
 
 from rich import console as rich_console
 
-from tf_dpdiff import files
 from tf_dpdiff import progress
 from tf_dpdiff.cli import account_tables
 from tf_dpdiff.cli import command
@@ -16,9 +16,9 @@ from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import budget as budget_lib
 from tf_dpdiff.privacy import cautions
 from tf_dpdiff.privacy import epsilon_bounds
-from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import rounding
 from tf_dpdiff.privacy import settings as settings_lib
+from tf_dpdiff.runs import account as account_lib
 from tf_dpdiff.runs import budget as budget_file
 
 # What a run is planned from; name of a flag: its type and its help.
@@ -70,7 +70,8 @@ def main(flags) -> int:
             'give --create to make a new file.'
         )
     if flags.workdir:
-        record, num_units = _finished_run(pathlib.Path(flags.workdir).expanduser())
+        command.quieten_libraries()
+        record, num_units = account_lib.finished_run(pathlib.Path(flags.workdir).expanduser())
         with progress.working('account', 'computing what all runs cost together'):
             budget = budget_file.update(flags.budget_file, record)
         return _show_budget(flags, budget, cautions.of_delta(budget.delta, num_units))
@@ -83,10 +84,10 @@ def _plan(flags) -> int:
     with progress.working('account', 'computing'):
         settings, solved = _complete_settings(flags)
         if flags.plot:
-            account_tables.draw_run(settings, pathlib.Path(flags.plot).expanduser())
-        show = account_tables.run_fields if flags.json else account_tables.run_tables
+            account_lib.draw_run(settings, pathlib.Path(flags.plot).expanduser())
+        show = account_lib.run_fields if flags.json else account_tables.run_tables
         shown = show(settings, solved)
-    command.print_cautions('account', settings.cautions())
+    _print_cautions(settings.cautions())
     if flags.json:
         print(json.dumps(shown, indent=2))
         return command.DONE
@@ -185,9 +186,7 @@ def _explain_missing(flags, missing: list[str]) -> str:
 def _show_budget(flags, budget: budget_lib.Budget, about_delta: str | None = None) -> int:
     with progress.working('account', 'computing what all runs cost together'):
         shown = (
-            account_tables.budget_fields(budget)
-            if flags.json
-            else account_tables.budget_tables(budget, flags.budget_file)
+            account_lib.budget_fields(budget) if flags.json else account_tables.budget_tables(budget, flags.budget_file)
         )
         is_overdrawn = budget.overdrawn_by() > 0.0
     if flags.json:
@@ -195,43 +194,15 @@ def _show_budget(flags, budget: budget_lib.Budget, about_delta: str | None = Non
     else:
         for table in shown:
             rich_console.Console().print(table)
-    command.print_cautions('account', filter(None, (cautions.of_epsilon(budget.total_epsilon), about_delta)))
+    _print_cautions(filter(None, (cautions.of_epsilon(budget.total_epsilon), about_delta)))
     if is_overdrawn:
         print(f'account: {budget.describe_overdraft()}. No further run is let in.', file=sys.stderr)
     return command.FAILED if is_overdrawn else command.DONE
 
 
-def _finished_run(workdir: pathlib.Path) -> tuple[budget_file.Change, int]:
-    """Returns the change of a budget that charges a finished run to it, and how many units the run was on."""
-    path = workdir / 'privacy_statement.json'
-    if not path.exists():
-        raise FileNotFoundError(
-            f'{workdir} holds no finished run ({path.name} is missing). Name another --workdir, or '
-            'finish the run by its bin/train command, with --budget_file: what it has released so '
-            'far goes on record first.'
-        )
-    statement = files.read_json(path)
-    if statement.get('private_data', 'some') is None:
-        raise command.UsageError(f'the run in {workdir} read public images alone: it costs no privacy budget.')
-    try:
-        released = ledger_lib.Ledger.from_json(json.dumps(statement['releases']))
-        run_id, num_units = statement['run_id'], int(statement['num_units_treated_as_public'])
-        about = {'dataset': statement['dataset'], 'unit': statement['unit']}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise command.UsageError(f'{path} is damaged or of another version: {error!r}.') from error
-    # Imported here: TensorFlow takes seconds that a plan need not wait for.
-    from tf_dpdiff.training import checkpoints
-
-    command.quieten_libraries()
-    identity = checkpoints.read_identity(workdir / 'checkpoints')
-    if identity is None:
-        raise command.UsageError(
-            f'{workdir / "checkpoints"} is missing: only the private checkpoint says which data the run is on.'
-        )
-    if (identity.run_id, identity.ledger) != (run_id, released):
-        raise command.UsageError(f'{path} and {workdir / "checkpoints"} are not of the same run, or the run goes on.')
-    about.update(data_fingerprint=identity.data_fingerprint, time=budget_file.now())
-    return lambda budget: budget.record_finished(run_id, released, **about), num_units
+def _print_cautions(sentences: Iterable[str]) -> None:
+    for caution in sentences:
+        print(f'account: caution: {caution}', file=sys.stderr)
 
 
 def run(argv: list[str] | None = None) -> None:

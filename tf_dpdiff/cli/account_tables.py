@@ -1,40 +1,17 @@
-"""What bin/account shows: tables, JSON and the plot of epsilon over steps."""
+"""The tables of bin/account."""
 
 from collections.abc import Callable
-import dataclasses
 import functools
 import math
-import pathlib
 
 from rich import table as rich_table
 
-from tf_dpdiff.evaluation import pictures
 from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import budget as budget_lib
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import rounding
 from tf_dpdiff.privacy import settings as settings_lib
-
-_PLOT_POINTS = 16  # Twice those of the table, which so are computed once.
-
-
-def run_fields(run: settings_lib.RunSettings, solved: str | None) -> dict:
-    """Returns the settings of a run and its cost as plain JSON values; `solved` is what was computed."""
-    return {
-        'epsilon': run.epsilon(),
-        'delta': run.delta,
-        'epsilon_by_accountant': {name: run.epsilon(name) for name in accounting.ACCOUNTANTS},
-        'target_epsilon': run.target_epsilon,
-        'solved': solved,
-        'noise_multiplier': run.noise_multiplier,
-        'num_steps': run.num_steps,
-        'sampling_probability': run.sampling_probability,
-        'num_units': run.num_units,
-        'expected_batch_size': run.expected_batch_size,
-        'warm_start_noise_multiplier': run.warm_start_noise_multiplier,
-        'warm_start_num_rounds': run.warm_start_num_rounds,
-        'epsilon_over_steps': [point._asdict() for point in run.curve()],
-    }
+from tf_dpdiff.runs import account as account_lib
 
 
 def run_tables(run: settings_lib.RunSettings, solved: str | None) -> list[rich_table.Table]:
@@ -63,47 +40,6 @@ def run_tables(run: settings_lib.RunSettings, solved: str | None) -> list[rich_t
     return [settings, over_steps]
 
 
-def draw_run(run: settings_lib.RunSettings, path: pathlib.Path) -> None:
-    """Draws epsilon over steps into a PNG file."""
-    batch = (
-        f'expected batch {run.expected_batch_size:,.10g} of {run.num_units:,}'
-        if run.num_units
-        else f'sampling probability {run.sampling_probability:.6g}'
-    )
-    title = f'noise multiplier {run.noise_multiplier:.6g}, {batch}'
-    if run.warm_start_noise_multiplier is not None:
-        rounds = f' in {run.warm_start_num_rounds} rounds' if run.warm_start_num_rounds > 1 else ''
-        title += f',\nwarm start with noise multiplier {run.warm_start_noise_multiplier:g}{rounds} before'
-    pictures.draw_epsilon(
-        path, run.curve(_PLOT_POINTS), title=title, delta=run.delta, target_epsilon=run.target_epsilon
-    )
-
-
-def budget_fields(budget: budget_lib.Budget) -> dict:
-    """Returns a budget as plain JSON values, without the data set's fingerprint; an epsilon of None is infinite."""
-    spent, overdraft = {name: budget.epsilon(name) for name in accounting.ACCOUNTANTS}, budget.overdrawn_by()
-    return {
-        'total_epsilon': budget.total_epsilon,
-        'delta': budget.delta,
-        'epsilon_by_accountant': _finite(spent),
-        'epsilon_left': max(budget.total_epsilon - spent['pld'], 0.0),
-        'is_overdrawn': overdraft > 0.0,
-        'overdrawn_by': overdraft if math.isfinite(overdraft) else None,
-        'unit': budget.unit,
-        'runs': [
-            {
-                'run_id': entry.run_id,
-                'dataset': entry.dataset,
-                'time': entry.time,
-                'status': entry.status,
-                'releases': [dataclasses.asdict(release) for release in entry.ledger.releases],
-                'epsilon_by_accountant': _finite(_epsilons(entry.ledger, budget.delta)),
-            }
-            for entry in budget.entries
-        ],
-    }
-
-
 def budget_tables(budget: budget_lib.Budget, path: str) -> list[rich_table.Table]:
     """Returns the runs with their cost, and what they cost together."""
     runs = _table(f'runs in {path}', 'run', 'releases', 'PLD', 'RDP')
@@ -112,7 +48,7 @@ def budget_tables(budget: budget_lib.Budget, path: str) -> list[rich_table.Table
         runs.add_row(
             f'{entry.run_id}\n{entry.dataset}\n{entry.time}\n{entry.status}',
             releases,
-            *_shown(_epsilons(entry.ledger, budget.delta).__getitem__),
+            *_shown(account_lib.epsilons(entry.ledger, budget.delta).__getitem__),
         )
     together = rich_table.Table(
         title=f'epsilon at delta = {rounding.exact(budget.delta)}', title_justify='left', show_header=False
@@ -133,14 +69,6 @@ def _shown(epsilon: Callable[[str], float]) -> tuple[str, str]:
     pld, rdp = (epsilon(name) for name in accounting.ACCOUNTANTS)
     stands_in = pld == rdp and 0.0 < rdp < math.inf
     return '–' if stands_in else rounding.round_up(pld), rounding.round_up(rdp)
-
-
-def _finite(epsilons: dict) -> dict:
-    return {name: value if math.isfinite(value) else None for name, value in epsilons.items()}
-
-
-def _epsilons(ledger: ledger_lib.Ledger, delta: float) -> dict:
-    return {name: accounting.epsilon(ledger.dp_event(), delta, accountant=name) for name in accounting.ACCOUNTANTS}
 
 
 def _describe(release: ledger_lib.Release) -> str:

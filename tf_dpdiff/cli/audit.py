@@ -1,266 +1,59 @@
 """bin/audit: is the implementation as private as it claims? A run with canaries, and attacks on its model."""
 
-import dataclasses
-import json
 import math
 import pathlib
 import sys
-import time
 
 import gin
-import numpy as np
 from rich import console as rich_console
 
-from tf_dpdiff import files
 from tf_dpdiff import progress
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import gin_config
 from tf_dpdiff.cli import strategy_flags
-from tf_dpdiff.data import datasets
-from tf_dpdiff.diffusion import process as process_lib
-from tf_dpdiff.evaluation import canaries as canaries_lib
 from tf_dpdiff.evaluation import membership
-from tf_dpdiff.evaluation import pictures
-from tf_dpdiff.networks import denoiser
 from tf_dpdiff.privacy import auditing
-from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import rounding
-from tf_dpdiff.runs import build as build_lib
+from tf_dpdiff.runs import audit as audit_lib
 from tf_dpdiff.runs import folder
-from tf_dpdiff.runs import recipe as recipe_lib
-from tf_dpdiff.training import checkpoints
-from tf_dpdiff.training import finetuning as finetuning_lib
-from tf_dpdiff.training import loop as loop_lib
-from tf_dpdiff.training import pretraining as pretraining_lib
 from tf_dpdiff.training import strategies
-from tf_dpdiff.training import warm_start as warm_start_lib
 
-_NOTE = (
-    'Measured on private images without noise: not to be released. The audited model was trained with a privacy '
-    'budget of its own; publishing anything made from it would cost that budget on top.'
-)
+gin_config.root(audit_lib.AuditRecipe, 'audit')
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class AuditRecipe:
-    """What an audit is made of: the private run that is audited, and its canaries.
-
-    Attributes:
-      data: The private images, and real images held out from them.
-      network: The network's shape.
-      process: The diffusion process.
-      privacy: The privacy budget and how it is spent.
-      finetuning: The DP-SGD stage.
-      pretraining: The public stage, or None.
-      warm_start: The stage on what a noisy release tells of the classes, or None.
-      canaries: Which canaries, and how they are looked for.
-      loop: Settings of the loop.
-    """
-
-    data: datasets.PrivateData
-    network: denoiser.DenoiserConfig
-    process: process_lib.DiffusionProcess
-    privacy: plan_lib.DpSgdConfig
-    finetuning: finetuning_lib.FinetuningConfig
-    pretraining: pretraining_lib.PretrainingConfig | None = None
-    warm_start: warm_start_lib.WarmStartConfig | None = None
-    canaries: canaries_lib.AuditConfig = canaries_lib.AuditConfig()
-    loop: loop_lib.TrainerConfig = loop_lib.TrainerConfig()
-
-    def __post_init__(self):
-        if self.warm_start and self.canaries.kind == 'own_class':
-            raise ValueError(
-                "kind='own_class' gives each canary a class, which the warm start would release something of: set "
-                "audit.warm_start = None, or AuditConfig.kind = 'mislabelled'."
-            )
-        membership.check_timesteps(self.canaries.timesteps, self.process)
-
-    def build(self, made: canaries_lib.Canaries) -> build_lib.Build:
-        """Returns the run on the private images and the canaries, each of which is a unit more, in or out."""
-        pretraining = self.pretraining
-        if pretraining:
-            public = canaries_lib.with_classes(pretraining.images, made.class_names)
-            pretraining = dataclasses.replace(pretraining, dataset=public)
-        recipe = recipe_lib.Recipe(
-            network=self.network,
-            process=self.process,
-            data=self.data,
-            privacy=self.privacy,
-            finetuning=self.finetuning,
-            pretraining=pretraining,
-            warm_start=self.warm_start,
-            loop=self.loop,
-        )
-        num_units = self.data.spec.num_units + len(made)
-        spec = dataclasses.replace(self.data.spec, num_units=num_units, class_names=made.class_names)
-        return build_lib.Build(recipe, spec)
-
-
-gin_config.root(AuditRecipe, 'audit')
-
-
-def _audit(recipe: AuditRecipe, workdir: pathlib.Path, replicas: strategies.Replicas) -> int:
-    """Trains a model on the private images and canaries, and bounds its epsilon from below; resumes.
-
-    Returns:
-      The exit code: failed where the lower bound refutes the proven epsilon.
-    """
-    made, build = _build(recipe)
-    started = time.monotonic()
-    included = _read_or_draw_inclusions(workdir, len(made))
-    private = canaries_lib.insert(recipe.data.train, made, included)
-    with replicas.working() as stop:
-        trainer = build.make_training(workdir, private, make_grid_drawer=None, replicas=replicas).trainer
-        files.write_text(workdir / folder.OPERATIVE_CONFIG, gin.operative_config_str())
-        if trainer.resumed:
-            print(f'audit: the run in {workdir} {trainer.position()}.', file=sys.stderr)
-        trainer.run(stop)
-    result = _look_for_canaries(
-        workdir, recipe.data, recipe.canaries, made, included, build.plan, recipe.process, trainer, started
-    )
-    return command.FAILED if result.is_violation else command.DONE
-
-
-def _build(recipe: AuditRecipe) -> tuple[canaries_lib.Canaries, build_lib.Build]:
-    made = canaries_lib.make_canaries(recipe.canaries, recipe.data)
-    with progress.working('audit', 'calibrating the noise'):
-        build = recipe.build(made)
-    assert build.plan is not None  # What is audited is a private run.
-    command.print_cautions('audit', build.plan.cautions())
-    return made, build
-
-
-def _show(recipe: AuditRecipe) -> int:
+def _show(recipe: audit_lib.AuditRecipe) -> None:
     """Prints what would be done."""
-    _, build = _build(recipe)
+    prepared = audit_lib.prepare(recipe, say=progress.sayer('audit'))
     recipe.data.look_at('train')
-    build.open_origin()  # Which the audit would start from.
-    _print_dry_run(recipe.data, recipe.canaries, build.plan, recipe.finetuning)
-    return command.DONE
-
-
-def _look_for_canaries(workdir, data, config, made, included, plan, process, trainer, started) -> auditing.AuditResult:
-    """Scores the canaries, attacks the real images, and says and writes what was found."""
-    image_loss = _image_loss(trainer.released_model(), process, config)
-    scores = canaries_lib.scores(image_loss, made)
-    result = auditing.audit(
-        scores,
-        included,
-        proven_epsilon=plan.epsilon(trainer.state.ledger),
-        delta=plan.config.target_delta,
-        num_guesses=config.num_guesses,
-        confidence=config.confidence,
-    )
-    attack = _attack(
-        workdir,
-        'audit',
-        image_loss,
-        data.train,
-        made.non_members,
-        facts={'summary': result.to_text(), 'kind': config.kind, 'audit': result.to_dict()},
-        canaries=(scores, included, auditing.guess_membership(scores, config.num_guesses)),
-    )
-    _print_results(workdir, result, config.kind, attack, time.monotonic() - started)
-    return result
-
-
-def _image_loss(model, process, config: canaries_lib.AuditConfig) -> membership.ImageLoss:
-    return membership.ImageLoss(
-        model,
-        process,
-        config.timesteps,
-        draws_per_timestep=config.draws_per_timestep,
-        seed=config.seed,
-        chunk_size=config.chunk_size,
-    )
-
-
-def _read_or_draw_inclusions(workdir: pathlib.Path, num_canaries: int) -> np.ndarray:
-    """Returns which canaries are in, as flipped when the audit was begun."""
-    path = workdir / folder.NON_PRIVATE / 'canary_inclusions.json'
-    if path.exists():
-        included = np.array(files.read_json(path).get('included', ()), bool)
-        if len(included) != num_canaries:
-            raise ValueError(
-                f'the audit in {workdir} was begun with {len(included)} canaries, not {num_canaries}: name '
-                'another --workdir.'
-            )
-        return included
-    if (workdir / checkpoints.FOLDER).exists():
-        raise command.UsageError(
-            f'{workdir} holds a run that is no audit; an audit trains a model of its own: name '
-            'another --workdir, or attack this one with --membership.'
-        )
-    included = canaries_lib.draw_inclusions(num_canaries)
-    # On disk before anything is trained: a resumed audit must not flip again.
-    files.write_text(path, json.dumps({'note': _NOTE, 'included': included.astype(int).tolist()}) + '\n')
-    return included
-
-
-def _attack_run(workdir: pathlib.Path, data: datasets.PrivateData, config: canaries_lib.AuditConfig) -> int:
-    """Attacks the model of an existing run by the losses of real images."""
-    described = folder.read_model(workdir)
-    if described.image_shape != data.train.image_shape or described.class_names != data.train.class_names:
-        raise ValueError(
-            f'the model in {workdir} was made for images of {described.image_shape} and '
-            f'{len(described.class_names)} classes, not for {data.train.name!r}.'
-        )
-    identity = checkpoints.read_identity(workdir / checkpoints.FOLDER)
-    if identity is None:
-        raise FileNotFoundError(
-            f'no checkpoint in {workdir / checkpoints.FOLDER}; train first, or name another --workdir.'
-        )
-    if identity.data_fingerprint != data.train.fingerprint():
-        raise ValueError(
-            f'the run in {workdir} was trained on other images than {data.train.name!r}: who was in it is not known.'
-        )
-    model = denoiser.build(described.network, described.image_shape, len(described.class_names))
-    checkpoints.load_average(workdir / checkpoints.FOLDER, model)
-    attack = _attack(workdir, 'membership', _image_loss(model, described.process, config), data.train, data.held_out)
-    table = command.facts_table(f'membership attack ({command.NOT_TO_BE_RELEASED})')
-    _add_attack(table, attack)
-    _add_files(table, workdir, 'membership')
-    rich_console.Console().print(table)
-    return command.DONE
-
-
-def _attack(workdir, name, image_loss, members, non_members, *, facts=None, canaries=None):
-    """Attacks by the losses of real images, and writes NAME.json and NAME.png to non_private/."""
-    losses = [image_loss(part.images_uint8, part.labels) for part in (members, non_members)]
-    attack = membership.attack(*losses)
-    fields = {'note': _NOTE, **(facts or {}), 'membership_attack': attack.to_dict()}
-    files.write_text(workdir / folder.NON_PRIVATE / f'{name}.json', json.dumps(fields, indent=2) + '\n')
-    pictures.draw_audit(
-        workdir / folder.NON_PRIVATE / f'{name}.png', attack=attack, losses=tuple(losses), canaries=canaries
-    )
-    return attack
-
-
-def _print_dry_run(data, config, plan, finetuning) -> None:
+    prepared.build.open_origin()  # Which the audit would start from.
+    canaries, plan = recipe.canaries, prepared.plan.config
     most = auditing.epsilon_lower_bound(
-        config.num_canaries,
-        config.num_guesses,
-        num_correct=config.num_guesses,
-        delta=plan.config.target_delta,
-        confidence=config.confidence,
+        canaries.num_canaries,
+        canaries.num_guesses,
+        num_correct=canaries.num_guesses,
+        delta=plan.target_delta,
+        confidence=canaries.confidence,
     )
     table = command.facts_table('what would be done')
-    table.add_row('units', f'{data.spec.num_units:,} and {config.num_canaries:,} canaries of kind {config.kind!r}')
+    table.add_row(
+        'units', f'{recipe.data.spec.num_units:,} and {canaries.num_canaries:,} canaries of kind {canaries.kind!r}'
+    )
     table.add_row(
         'private steps',
-        f'{plan.config.num_steps:,} of {plan.config.expected_batch_size:,} expected units x '
-        f'{finetuning.views.augmentation_multiplicity} views',
+        f'{plan.num_steps:,} of {plan.expected_batch_size:,} expected units x '
+        f'{recipe.finetuning.views.augmentation_multiplicity} views',
     )
-    table.add_row('proven epsilon', _claim(plan.epsilon(), plan.config.target_delta))
+    table.add_row('proven epsilon', _claim(prepared.plan.epsilon(), plan.target_delta))
     table.add_row(
         'most that can be shown',
-        f'epsilon >= {rounding.round_down(most)} at {rounding.percent(config.confidence)} confidence',
+        f'epsilon >= {rounding.round_down(most)} at {rounding.percent(canaries.confidence)} confidence',
     )
     print(gin.operative_config_str())
     rich_console.Console().print(table)
 
 
-def _print_results(workdir, result, kind, attack, seconds) -> None:
+def _print_results(workdir: pathlib.Path, kind: str, done: audit_lib.FinishedAudit) -> None:
+    result = done.result
     table = command.facts_table(f'audit ({command.NOT_TO_BE_RELEASED})')
     table.add_row('proven epsilon', _claim(result.proven_epsilon, result.delta))
     table.add_row(
@@ -279,9 +72,8 @@ def _print_results(workdir, result, kind, attack, seconds) -> None:
     elif not math.isfinite(result.proven_epsilon):
         verdict = 'nothing is claimed'
     table.add_row('verdict', verdict)
-    _add_attack(table, attack)
-    _add_files(table, workdir, 'audit')
-    table.add_row('time', f'{seconds / 60.0:.1f} minutes')
+    _add_attack(table, done.attack, workdir / folder.NON_PRIVATE / audit_lib.AUDIT)
+    table.add_row('time', f'{done.seconds / 60.0:.1f} minutes')
     rich_console.Console().print(table)
     if result.is_violation:
         print(
@@ -299,7 +91,7 @@ def _claim(epsilon: float, delta: float) -> str:
     return f'{rounding.round_up(epsilon)} at delta = {rounding.exact(delta)}'
 
 
-def _add_attack(table, attack: membership.MembershipAttack) -> None:
+def _add_attack(table, attack: membership.MembershipAttack, written: pathlib.Path) -> None:
     table.add_row(
         'attack on real images',
         f'AUC {attack.auc:.3f} (0.5 is guessing), {attack.num_members:,} members and '
@@ -309,10 +101,7 @@ def _add_attack(table, attack: membership.MembershipAttack) -> None:
         table.add_row('', f'true positive rate {value:.2%} at a false positive rate of {rate:.1%}')
     for caveat in attack.caveats():
         table.add_row('', f'({caveat})')
-
-
-def _add_files(table, workdir: pathlib.Path, name: str) -> None:
-    table.add_row('not to be released', f'{workdir / folder.NON_PRIVATE / name}.json, .png')
+    table.add_row('not to be released', f'{written}.json, .png')
 
 
 def main(flags) -> int:
@@ -328,13 +117,21 @@ def main(flags) -> int:
             f"an audit is for one process, got {num_workers} workers: use the strategy 'default' or 'mirrored'."
         )
     if flags.dry_run:
-        return _show(gin_config.make('audit'))
+        _show(gin_config.make('audit'))
+        return command.DONE
     if flags.membership:
-        recipe = gin_config.make('audit')
-        return _attack_run(pathlib.Path(flags.workdir).expanduser(), recipe.data, recipe.canaries)
+        recipe, workdir = gin_config.make('audit'), pathlib.Path(flags.workdir).expanduser()
+        attack = audit_lib.attack_run(workdir, recipe.data, recipe.canaries)
+        table = command.facts_table(f'membership attack ({command.NOT_TO_BE_RELEASED})')
+        _add_attack(table, attack, workdir / folder.NON_PRIVATE / audit_lib.MEMBERSHIP)
+        rich_console.Console().print(table)
+        return command.DONE
     replicas = strategies.start(strategy)
     with folder.training_in(flags.workdir) as workdir, command.stopping('audit'):
-        return _audit(gin_config.make('audit'), workdir, replicas)
+        recipe = gin_config.make('audit')
+        done = audit_lib.audit(recipe, workdir, configuration=gin.operative_config_str(), replicas=replicas)
+        _print_results(workdir, recipe.canaries.kind, done)
+        return command.FAILED if done.result.is_violation else command.DONE
     return command.FAILED  # It was asked to stop.
 
 

@@ -82,12 +82,6 @@ def run(parser: Parser, main: Callable[..., int], argv: list[str]) -> int:
         return _fail(parser, flags, f'{type(error).__name__}: {_one_line(error)} (--debug shows where)', FAILED)
 
 
-def print_cautions(verb: str, cautions: Iterable[str]) -> None:
-    """Prints on standard error what a person must be told before relying on a claim."""
-    for caution in cautions:
-        print(f'{verb}: caution: {caution}', file=sys.stderr)
-
-
 @contextlib.contextmanager
 def stopping(verb: str) -> Iterator[list[str]]:
     """A context in which training may be asked to stop, which is then said in one line.

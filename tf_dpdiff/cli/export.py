@@ -3,13 +3,10 @@
 import argparse
 import pathlib
 import sys
-import tempfile
 
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import sampler_flags
-from tf_dpdiff.runs import folder
-from tf_dpdiff.runs import source as source_lib
-from tf_dpdiff.serving import export
+from tf_dpdiff.runs import export as export_lib
 from tf_dpdiff.serving import warmup
 
 
@@ -19,22 +16,14 @@ def main(flags) -> int:
     workdir = pathlib.Path(flags.workdir).expanduser()
     changes = sampler_flags.changes(flags)
     step_counts = changes.pop('num_steps', ())
-    one_by_one = [{**changes, 'num_steps': count} for count in step_counts] or [changes]
-    # Each is checked; the first stands in the description.
-    description, *_ = [source_lib.describe_run(workdir, one) for one in one_by_one]
-    image_sampler = source_lib.load_run(workdir, description, step_counts)
-    directory = folder.prepare(flags.output or f'saved_models/{workdir.resolve().name}')
-    with tempfile.TemporaryDirectory() as described:
-        # Not the run's own description: the sampler may be another one.
-        description.write(pathlib.Path(described))
-        beside = folder.statement_paths(workdir) + [pathlib.Path(described) / folder.MODEL]
-        version = export.export_saved_model(
-            image_sampler,
-            directory,
-            beside,
-            warmup_batch_sizes=flags.warmup_batch_sizes,
-            allow_incompatible=flags.allow_incompatible,
-        )
+    version, description = export_lib.export_run(
+        workdir,
+        pathlib.Path(flags.output or f'saved_models/{workdir.resolve().name}').expanduser(),
+        sampler=changes,
+        step_counts=step_counts,
+        warmup_batch_sizes=flags.warmup_batch_sizes,
+        allow_incompatible=flags.allow_incompatible,
+    )
     steps = ' or '.join(map(str, step_counts)) or description.sampler.num_steps
     print(f'exported to {version} ({description.sampler.name}, {steps} steps)')
     return command.DONE

@@ -41,19 +41,13 @@ for _registered in _REGISTERED:
     gin.register(_registered)
 
 _VERBS_WITH_ROOTS = ('train', 'evaluate', 'select', 'audit')
-_roots: dict[str, Callable] = {}
+_roots: dict[str, type] = {}
 
 
-def root(function: Callable, name: str, *given: str) -> None:
-    """Registers what a verb is configured by: its arguments are what a file binds.
-
-    Args:
-      function: The function or class.
-      name: Of the verb.
-      *given: The arguments that the command itself gives: no file binds them.
-    """
-    _roots[name] = function
-    gin.register(name, module='tf_dpdiff', denylist=list(given))(function)
+def root(recipe_class: type, verb: str) -> None:
+    """Registers what a verb is configured by: its fields are what a file binds."""
+    _roots[verb] = recipe_class
+    gin.register(verb, module='tf_dpdiff')(recipe_class)
 
 
 def make(verb: str, **arguments):
@@ -131,16 +125,14 @@ def _check(
 ) -> dict[gin_files.Key, str]:
     """Refuses what is not used, missing, of a wrong type or ambiguous; returns the relative paths as absolute ones."""
     strategy = gin_files.whole_name(strategies.StrategyConfig.__name__)  # All verbs read it.
-    roots = [*verbs, strategy]
-    running = [gin_files.whole_name(verb), strategy] if verb else roots
     gin_usage.check_no_commands(parsed.bindings, verbs)
-    gin_usage.check_used(parsed, roots, running, given, verb)
-    read = gin_usage.Reached(configuration, roots)
-    gin_usage.check_scopes(read)
-    read_now = gin_usage.Reached(configuration, running, given)
-    gin_usage.check_complete(configuration, read_now)
-    gin_types.check(configuration, gin_usage.in_order(read.bindings), _REGISTERED)
-    return gin_paths.absolute(configuration, gin_usage.in_order(read_now.bindings))
+    by_all = gin_usage.Reached(configuration, [*verbs, strategy])
+    now = gin_usage.Reached(configuration, [gin_files.whole_name(verb), strategy], given) if verb else by_all
+    gin_usage.check_used(parsed, by_all, now, verb)
+    gin_usage.check_scopes(by_all)
+    gin_usage.check_complete(now)
+    gin_types.check(configuration, by_all.bindings, _REGISTERED)
+    return gin_paths.absolute(now)
 
 
 def call(function: Callable, **arguments):
@@ -151,13 +143,6 @@ def call(function: Callable, **arguments):
     """
     try:
         return function(**arguments)
-    except RuntimeError as error:
-        missing = re.search(r'Required bindings for `(\w+)` not provided in config: \[(.*)\]', str(error))
-        if missing:
-            raise command.UsageError(
-                f'the configuration is incomplete: {missing.group(1)} needs {missing.group(2)}.'
-            ) from error
-        raise
     except TypeError as error:
         text = str(error)
         missing = re.search(r'(?:(\w+)\.__init__|(\w+))\(\) missing \d+ required [^:]*: (.*)', text)

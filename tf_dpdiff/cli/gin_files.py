@@ -50,6 +50,11 @@ class Binding:
         return self.scope, self.selector, self.parameter
 
     @property
+    def line(self) -> tuple[str, Key]:
+        """What tells it from others, and is the same for a line of a file that is included, and so read, twice."""
+        return self.where, self.key
+
+    @property
     def name(self) -> str:
         """What is bound, as a file writes it."""
         return name_of(*self.key)
@@ -202,10 +207,7 @@ class _Reader:
             self.bindings.append(Binding(*key, value, where, folder))
 
     def _include(self, name: str, where: str, folder: pathlib.Path | None) -> None:
-        path = pathlib.Path(name).expanduser()
-        candidates = (
-            [path] if path.is_absolute() else [(folder or pathlib.Path.cwd()) / path, gin_folder() / _below_gin(path)]
-        )
+        candidates = _candidates(name, folder or pathlib.Path.cwd())
         found = next((candidate for candidate in candidates if candidate.exists()), None)
         if found is None:
             looked_in = ' and '.join(dict.fromkeys(str(candidate.parent) for candidate in candidates))
@@ -243,19 +245,21 @@ class _Parser(gin.config_parser.ConfigParser):
 
 
 def _find(name: str) -> pathlib.Path:
-    path = pathlib.Path(name).expanduser()
-    candidates = [path, gin_folder() / _below_gin(path)]
+    candidates = _candidates(name, pathlib.Path())
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    if path.is_dir():
+    if candidates[0].is_dir():
         raise command.UsageError(f'{name} is a folder: --gin_file wants a file in it.')
-    known = sorted(p.relative_to(gin_folder()).as_posix() for p in gin_folder().glob('*.gin'))
+    known = sorted(p.name for p in gin_folder().glob('*.gin'))
     raise command.UsageError(f'no such configuration: {name}; the project has {", ".join(known)}.')
 
 
-def _below_gin(path: pathlib.Path) -> pathlib.Path:
-    return pathlib.Path(*path.parts[1:]) if path.parts and path.parts[0] == 'gin' else path
+def _candidates(name: str, folder: pathlib.Path) -> list[pathlib.Path]:
+    """Returns where a file may be: below a folder, or in the project's gin folder, with or without gin/ in front."""
+    path = pathlib.Path(name).expanduser()
+    below_gin = pathlib.Path(*path.parts[1:]) if path.parts and path.parts[0] == 'gin' else path
+    return [folder / path, gin_folder() / below_gin]
 
 
 def _shown(path: pathlib.Path) -> str:
@@ -305,10 +309,7 @@ def _explain(error: Exception, known: dict[str, list[str]]) -> str:
         )
     sentence = text[0].rstrip('.')
     parameter = re.search(r"onfigurable '(?:[\w.]*\.)?(\w+)' doesn't have a parameter named '(\w+)'", sentence)
-    given = re.search(r"Configurable '(?:[\w.]*\.)?(\w+)' has denylisted kwarg '(\w+)'", sentence)
     name = re.search(r"No configurable matching (?:reference )?'@?([\w./]+)", sentence)
-    if given:
-        return f'{given.group(1)}.{given.group(2)} is no setting: the command itself gives it.'
     if parameter:
         names = [f'{parameter.group(1)}.{other}' for other in known.get(parameter.group(1), [])]
         return f'{sentence}.{nearest(f"{parameter.group(1)}.{parameter.group(2)}", names)}'

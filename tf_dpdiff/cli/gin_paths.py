@@ -10,7 +10,6 @@
 The files of an installed package have no root beside them: for them the working folder stands for it.
 """
 
-from collections.abc import Iterable
 import glob
 import os
 import pathlib
@@ -39,25 +38,21 @@ _PATTERNS = ('pattern', 'held_out_pattern')
 _NAMES = {'source': (features.CLASSIFIER, features.INCEPTION)}  # What stands for no path.
 
 
-def absolute(configuration: gin_usage.Configuration, bindings: Iterable[gin_files.Binding]) -> dict[gin_files.Key, str]:
-    """Returns the absolute paths of bindings that are relative ones.
-
-    Args:
-      configuration: What is bound, by which macros are looked up.
-      bindings: Those that are read.
+def absolute(reached: gin_usage.Reached) -> dict[gin_files.Key, str]:
+    """Returns the absolute paths of the bindings that are read and are relative ones.
 
     Raises:
       command.UsageError: if a path may mean two things that are there.
     """
     found = {}
-    for binding in bindings:
+    for binding in reached.bindings:
         if binding.parameter in _PATHS.get(binding.selector.rpartition('.')[2], ()):
-            source, value = binding, binding.value
-            while macro := configuration.macro(value):  # The file that says the path, not the one that names the macro.
-                source, value = macro, macro.value
+            source = reached.configuration.source(
+                binding
+            )  # The file that says the path, not the one that names the macro.
             names = _NAMES.get(binding.parameter, ())
-            if isinstance(value, str) and value not in names:
-                path = _absolute(value, source, binding.parameter in _PATTERNS)
+            if isinstance(source.value, str) and source.value not in names:
+                path = _absolute(source.value, source, binding.parameter in _PATTERNS)
                 if not names or os.path.exists(path):  # Or it is a misspelt name.
                     found[binding.key] = path
     return found

@@ -40,10 +40,8 @@ def check(
     """
     for binding in bindings:
         wanted = _annotations(gin_files.function(binding.selector)).get(binding.parameter, Any)
-        source, value = binding, binding.value
-        while macro := configuration.macro(value):  # The macro is what a person has to change.
-            source, value = macro, macro.value
-        value = _resolve(configuration, value)
+        source = configuration.source(binding)  # A macro is what a person has to change.
+        value = _resolve(configuration, source.value)
         if not _fits(value, wanted):
             raise command.UsageError(
                 f'{source}: {binding.name} wants {_describe(wanted, makers)}, got '
@@ -78,7 +76,7 @@ def _fits(value: Any, wanted: Any) -> bool:
         return any(_fits(value, other) for other in of)
     if isinstance(value, gin.config.ConfigurableReference):
         made = _made_by(gin_files.function(value.configurable.selector))
-        return value.evaluate and (made is None or inspect.isclass(wanted) and issubclass(made, wanted))
+        return value.evaluate and (made is None or _is_kind_of(made, wanted))
     if kind is tuple and Ellipsis not in of:
         return isinstance(value, (list, tuple)) and len(value) == len(of) and all(map(_fits, value, of))
     if kind in (tuple, collections.abc.Sequence):
@@ -109,12 +107,12 @@ def _describe(wanted: Any, makers: Sequence[Callable]) -> str:
     if wanted in _WORDS:
         return _WORDS[wanted]
     names = sorted(
-        f'@{maker.__name__}()' for maker in makers if (made := _made_by(maker)) and _fits_class(made, wanted)
+        f'@{maker.__name__}()' for maker in makers if (made := _made_by(maker)) and _is_kind_of(made, wanted)
     )
     return f'what is made by {" or ".join(names)}' if names else getattr(wanted, '__name__', str(wanted))
 
 
-def _fits_class(made: type, wanted: Any) -> bool:
+def _is_kind_of(made: type, wanted: Any) -> bool:
     return inspect.isclass(wanted) and issubclass(made, wanted)
 
 

@@ -57,6 +57,12 @@ class Configuration:
             return None
         return self.values.get(('/'.join(reference.scopes), gin_files.MACRO, 'value'))
 
+    def source(self, binding: gin_files.Binding) -> gin_files.Binding:
+        """Returns the binding that says the value of one: that of the last macro it leads to, or the same."""
+        while macro := self.macro(binding.value):
+            binding = macro
+        return binding
+
 
 class Reached:
     """What calls of functions read.
@@ -64,10 +70,11 @@ class Reached:
     Args:
       configuration: What is bound.
       roots: Whole names of the functions that are called, in no scope.
-      given: Parameters of theirs that are not read since flags give them, such as 'train.budget_file'.
+      given: Parameters of theirs that flags give, so that no binding of them is read, such as 'train.budget_file'.
 
     Attributes:
-      bindings: Those that are read.
+      configuration: What is bound.
+      bindings: Those that are read, in an order that does not change from run to run.
       calls: Scope and whole name of everything that is called, macros among them.
 
     Raises:
@@ -75,21 +82,26 @@ class Reached:
     """
 
     def __init__(self, configuration: Configuration, roots: Sequence[str], given: Sequence[str] = ()):
-        self.bindings: set[gin_files.Binding] = set()
+        self.configuration, self._roots, self._given = configuration, roots, given
         self.calls: set[Call] = set()
-        self._configuration = configuration
+        self._read: set[gin_files.Binding] = set()
         for root in roots:
-            self._visit(((), root), (), given)
+            self._visit(((), root), ())
+        self.bindings = dict.fromkeys(sorted(self._read, key=lambda binding: binding.line))
 
-    def _visit(self, call: Call, path: tuple[Call, ...], given: Sequence[str] = ()) -> None:
+    def of(self, configuration: Configuration) -> 'Reached':
+        """Returns what the same calls read of another configuration."""
+        return Reached(configuration, self._roots, self._given)
+
+    def _visit(self, call: Call, path: tuple[Call, ...]) -> None:
         if call in self.calls:
             return
         self.calls.add(call)
         path = (*path, call)
-        for binding in self._configuration.in_scope(*call).values():
-            if binding.name in given:
+        for binding in self.configuration.in_scope(*call).values():
+            if binding.name in self._given:
                 continue
-            self.bindings.add(binding)
+            self._read.add(binding)
             for reference in references(binding.value):
                 # gin calls what is named without a scope in the scope of what it is for.
                 called = tuple(reference.scopes) or call[0], reference.configurable.selector
@@ -127,39 +139,27 @@ def _name_of_call(call: Call) -> str:
     return '/'.join(scope if selector == gin_files.MACRO else (*scope, selector.rpartition('.')[2]))
 
 
-def check_used(
-    parsed: gin_files.Parsed, roots: Sequence[str], running: Sequence[str], given: Sequence[str], verb: str | None
-) -> None:
+def check_used(parsed: gin_files.Parsed, by_all: Reached, now: Reached, verb: str | None) -> None:
     """Refuses what is bound and not read; see the head of this module.
 
     Args:
       parsed: What files and flags bind.
-      roots: What all verbs call.
-      running: What the verb that is run calls.
-      given: What flags of its own give.
+      by_all: What all verbs read in the end.
+      now: What the verb that is run reads in the end.
       verb: Its name, or None.
 
     Raises:
       command.UsageError: names the first such binding, says why it is not read, and names the nearest one that is.
     """
     bindings = parsed.bindings
-    read: set[tuple[str, gin_files.Key]] = set()
-    whole = gin_files.Layer(0, len(bindings), False)
-    for layer in (*parsed.layers, whole):
-        configuration = Configuration(bindings[: layer.end])
-        reached = Reached(configuration, running, given) if layer.is_flag else Reached(configuration, roots)
-        # A file that is included twice is read twice: a line of it is known by its place. At the end of all, what a
-        # flag binds is not what any command reads, but what this one does.
-        read.update(
-            (binding.where, binding.key)
-            for binding in bindings[layer.first : layer.end]
-            if binding in reached.bindings and (layer.is_flag or binding.folder)
-        )
-    by_all, now = Reached(Configuration(bindings), roots), Reached(Configuration(bindings), running, given)
-    read.update((binding.where, binding.key) for binding in now.bindings)
-    unread = [binding for binding in bindings if (binding.where, binding.key) not in read]
+    # A file may configure several verbs; of a flag, what counts is what this one reads.
+    read = {binding.line for binding in by_all.bindings if binding.folder} | {binding.line for binding in now.bindings}
+    for layer in parsed.layers:
+        reached = (now if layer.is_flag else by_all).of(Configuration(bindings[: layer.end]))
+        read |= {binding.line for binding in bindings[layer.first : layer.end] if binding in reached.bindings}
+    unread = [binding for binding in bindings if binding.line not in read]
     if unread:
-        first, more = unread[0], len({(binding.where, binding.key) for binding in unread}) - 1
+        first, more = unread[0], len({binding.line for binding in unread}) - 1
         is_for_others = first in by_all.bindings
         reason = f'bin/{verb} does not read it.' if is_for_others else _why_unread(first, bindings, by_all)
         raise command.UsageError(f'{first} is not used: {reason}{f" {more} more are not used." if more else ""}')
@@ -197,22 +197,23 @@ def _names_in_use(binding: gin_files.Binding, reached: Reached) -> list[str]:
     return sorted(names - {binding.name})
 
 
-def check_complete(configuration: Configuration, reached: Reached) -> None:
+def check_complete(reached: Reached) -> None:
     """Refuses macros that are read and not bound, and what a file leaves to others by %gin.REQUIRED.
 
     Raises:
       command.UsageError: names what is missing.
     """
-    for binding in in_order(reached.bindings):
+    for binding in reached.bindings:
         for reference in references(binding.value):
             if is_left_open(reference):
                 raise command.UsageError(
                     f'the configuration is incomplete: {binding.name} must be bound; it is left '
                     f'open by %gin.REQUIRED ({binding.where}).'
                 )
-            if is_macro(reference) and configuration.macro(reference) is None:
+            if is_macro(reference) and reached.configuration.macro(reference) is None:
                 name = '/'.join(reference.scopes)
-                known = sorted(scope for scope, selector, _ in configuration.values if selector == gin_files.MACRO)
+                keys = reached.configuration.values
+                known = sorted(scope for scope, selector, _ in keys if selector == gin_files.MACRO)
                 raise command.UsageError(
                     f'{binding}: the configuration uses %{name}, which it does not define.'
                     f'{gin_files.nearest(name, known)}'
@@ -238,15 +239,10 @@ def check_scopes(reached: Reached) -> None:
       command.UsageError: names the reference and the nearest scope.
     """
     scopes = {binding.scope for binding in reached.bindings if binding.selector != gin_files.MACRO and binding.scope}
-    for binding in in_order(reached.bindings):
+    for binding in reached.bindings:
         for reference in references(binding.value):
             scope, selector = '/'.join(reference.scopes), reference.configurable.selector
             if scope and scope not in scopes and selector not in (gin_files.MACRO, _CONSTANT):
                 raise command.UsageError(
                     f"{binding}: nothing is bound in the scope '{scope}'.{gin_files.nearest(scope, sorted(scopes))}"
                 )
-
-
-def in_order(bindings: set[gin_files.Binding]) -> list[gin_files.Binding]:
-    """Returns bindings in an order that does not change from run to run."""
-    return sorted(bindings, key=lambda binding: (binding.where, binding.key))

@@ -22,9 +22,8 @@ from tf_dpdiff.sampling import draw
 from tf_dpdiff.sampling import formats
 from tf_dpdiff.sampling import shared_work
 from tf_dpdiff.sampling import store
+from tf_dpdiff.sampling import writer as writer_lib
 from tf_dpdiff.training import interruption
-
-_SHOWN_CLASSES = 20
 
 
 def main(flags) -> int:
@@ -36,11 +35,11 @@ def main(flags) -> int:
     with interruption.StopRequest() as stop, contextlib.ExitStack() as opened:
         # The first worker alone touches the files; the others draw for it.
         writer = shared_work.at_first(
-            workers, lambda: opened.enter_context(store.open_for_writing(output, spec, source.statements))
+            workers, lambda: opened.enter_context(writer_lib.open_for_writing(output, spec, source.statements))
         )
         if writer:
             command.say('sample', _found(output, spec, writer))
-        if not store.complete(writer, spec, source.load, workers=workers, should_stop=lambda: stop.requested):
+        if not writer_lib.complete(writer, spec, source.load, workers=workers, should_stop=lambda: stop.requested):
             if writer:
                 command.say('sample', [f'stopped; {writer.progress} and kept. The same command goes on'])
             return command.FAILED
@@ -76,7 +75,7 @@ def _prepare(flags) -> tuple[pathlib.Path, formats.Spec, source_lib.Source]:
     return output, spec, source
 
 
-def _found(output: pathlib.Path, spec: formats.Spec, writer: store.Writer) -> list[str]:
+def _found(output: pathlib.Path, spec: formats.Spec, writer: writer_lib.Writer) -> list[str]:
     """Returns sentences on what is there already."""
     if writer.complete:
         return [*writer.problems, f'{output} is complete; nothing is drawn']
@@ -109,7 +108,6 @@ def _default_name(workdir: pathlib.Path | None, saved_model: pathlib.Path | None
 def _choose_classes(flags, description: folder_lib.ModelDescription) -> draw.ClassChoice:
     if flags.classes is not None and flags.class_weights is not None:
         raise command.UsageError('give --classes or --class_weights, not both.')
-    names = description.class_names
     if flags.classes is not None:
         return draw.ClassChoice(_labels('--classes', flags.classes.split(','), description))
     if flags.class_weights is not None:
@@ -124,32 +122,18 @@ def _choose_classes(flags, description: folder_lib.ModelDescription) -> draw.Cla
             given.append(form.group(1))
             weights.append(fractions.Fraction(form.group(2)))
         return draw.ClassChoice(_labels('--class_weights', given, description), tuple(weights))
-    return draw.ClassChoice(tuple(range(len(names))) if description.labelled else (len(names),))
+    return draw.ClassChoice(description.named_labels)
 
 
 def _labels(flag: str, given: Sequence[str], description: folder_lib.ModelDescription) -> tuple[int, ...]:
-    names, trained = description.class_names, description.labels
-    known, labels = [*names, formats.NO_CLASS], []
-    for name in map(str.strip, given):
-        if name != formats.NO_CLASS and not description.labelled:
-            raise command.UsageError(
-                f'{flag}: the model was trained without labels, so it draws only {formats.NO_CLASS}, not {name!r}.'
-            )
-        if name == formats.NO_CLASS and len(names) not in trained:
-            raise command.UsageError(
-                f'{flag}: the model was never trained without labels (its label_drop_probability '
-                f'was 0), so it cannot draw {name}.'
-            )
-        if name not in known:
-            more = '' if len(names) <= _SHOWN_CLASSES else f', ... ({len(names)} in all)'
-            others = f', and {formats.NO_CLASS}' if len(names) in trained else ''
-            raise command.UsageError(
-                f'{flag}: there is no class {name!r}; there are {", ".join(names[:_SHOWN_CLASSES])}{more}{others}.'
-            )
-        if known.index(name) in labels:
-            raise command.UsageError(f'{flag} names the class {name!r} twice.')
-        labels.append(known.index(name))
-    return tuple(labels)
+    names = [name.strip() for name in given]
+    try:
+        labels = description.labels_of(names)
+    except ValueError as error:
+        raise command.UsageError(f'{flag}: {error}') from error
+    if twice := [name for position, name in enumerate(names) if name in names[:position]]:
+        raise command.UsageError(f'{flag} names the class {twice[0]!r} twice.')
+    return labels
 
 
 def run(argv: list[str] | None = None) -> None:

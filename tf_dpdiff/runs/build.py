@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 import dataclasses
-import functools
 import pathlib
 from typing import Any
 
@@ -18,12 +17,14 @@ from tf_dpdiff.privacy import statement as statement_lib
 from tf_dpdiff.runs import folder
 from tf_dpdiff.runs import recipe as recipe_lib
 from tf_dpdiff.runs import tensorboard
+from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import finetuning
 from tf_dpdiff.training import loop
 from tf_dpdiff.training import pretrained
 from tf_dpdiff.training import pretraining
 from tf_dpdiff.training import stage as stage_lib
 from tf_dpdiff.training import strategies
+from tf_dpdiff.training import summaries as summaries_lib
 from tf_dpdiff.training import views as views_lib
 from tf_dpdiff.training import warm_start
 
@@ -187,9 +188,37 @@ class Build:
         if not recipe.is_private:
             assert recipe.pretraining is not None
             model = model._replace(labelled=not _is_unlabelled(recipe.pretraining.images))
+        configuration = self._configuration(origin, private)
+        state = checkpoints.resume_or_begin(
+            workdir / checkpoints.FOLDER, configuration, is_private=plan is not None, workers=replicas.workers
+        )
+        training = self._make_networks(origin, state, replicas)
+        summaries = summaries_lib.Summaries(workdir)
+        with replicas.scope():
+            stages = list(self._make_stages(training, state, summaries, workdir, private, on_release))
+        trainer = loop.Trainer(
+            workdir,
+            configuration,
+            recipe.loop,
+            state=state,
+            training=training,
+            stages=stages,
+            summaries=summaries,
+            build_network=self.make_network,
+            num_classes=self.spec.num_classes,
+            plan=plan,
+            draw_grid=make_grid_drawer(model) if make_grid_drawer else None,
+        )
+        return RunTraining(self, trainer, model, self.public_data(origin), num_public)
+
+    def _configuration(
+        self, origin: pretrained.PretrainedModel | None, private: datasets.ImageDataset | None
+    ) -> dict[str, Any]:
+        """Returns what must be the same when the run is resumed, as JSON-able values."""
+        recipe = self.recipe
         configuration: dict[str, Any] = {}
-        if plan is not None and private is not None:
-            configuration = {'privacy': plan.fingerprint(), 'data_fingerprint': private.fingerprint()}
+        if self.plan is not None and private is not None:
+            configuration = {'privacy': self.plan.fingerprint(), 'data_fingerprint': private.fingerprint()}
         configuration |= {
             'network': kinds.to_json(recipe.network),
             'process': dataclasses.asdict(recipe.process),
@@ -200,46 +229,45 @@ class Build:
             init_from = {'init_from': origin and origin.sha256}
             configuration['warm_start'] = recipe.warm_start and _describe(recipe.warm_start)
             configuration['finetuning'] = {**_describe(recipe.finetuning), **init_from}
-        trainer = loop.Trainer(
-            workdir,
-            configuration,
-            recipe.loop,
-            build_network=self.make_network,
-            num_classes=self.spec.num_classes,
-            make_stages=lambda trainer: list(self._make_stages(trainer, workdir, private, on_release)),
-            plan=plan,
-            initialize=origin.carry_over_to if origin else None,
-            draw_grid=make_grid_drawer(model) if make_grid_drawer else None,
-            replicas=replicas,
-        )
-        return RunTraining(self, trainer, model, self.public_data(origin), num_public)
+        return configuration
 
-    def _make_stages(self, trainer: loop.Trainer, workdir, private, on_release) -> Iterator[stage_lib.Stage]:
+    def _make_networks(
+        self, origin: pretrained.PretrainedModel | None, state: checkpoints.RunState, replicas: strategies.Replicas
+    ) -> stage_lib.Training:
+        """Returns what the stages share: networks that a run begins with, and a resumed one fills from its folder."""
+        keras.utils.set_random_seed(0)  # Initial weights are public.
+        with replicas.scope():
+            model, average = (self.make_network() for _ in range(2))
+        if origin and not state.has_begun:
+            origin.carry_over_to(model)
+        average.set_weights(model.get_weights())
+        return stage_lib.Training(model, average, self.make_view_sampler, replicas)
+
+    def _make_stages(
+        self, training: stage_lib.Training, state: checkpoints.RunState, summaries, workdir, private, on_release
+    ) -> Iterator[stage_lib.Stage]:
         """Yields the stages of the run, in order."""
-        recipe, is_first = self.recipe, trainer.replicas.workers.is_first
-        training = stage_lib.Training(trainer.model, trainer.average, self.make_view_sampler, trainer.replicas)
+        recipe, is_first = self.recipe, training.replicas.workers.is_first
         if recipe.is_private:
-            self.check_network(trainer.model)
+            self.check_network(training.model)
         if recipe.pretraining:
             yield pretraining.make_stage(recipe.pretraining, training)
         if recipe.warm_start:
             assert self.plan is not None
-            make_images: Callable[[], datasets.ImageDataset] = functools.partial(
-                warm_start.make_images,
+            yield warm_start.make_stage(
                 recipe.warm_start,
+                training,
                 self.plan,
                 private,
-                trainer.state,
+                state,
                 workdir=workdir,
-                save=trainer.save,
                 on_release=on_release if is_first else lambda unused_release: None,
-                workers=trainer.replicas.workers,
             )
-            yield warm_start.make_stage(recipe.warm_start, training, make_images)
         if recipe.finetuning:
             assert self.plan is not None
-            log = trainer.log_diagnostics if recipe.loop.log_non_private and is_first else None
-            yield finetuning.make_stage(recipe.finetuning, training, self.plan, private, trainer.state, log)
+            every = recipe.loop.log_every_steps
+            log = finetuning.diagnostics_writer(summaries, every) if recipe.loop.log_non_private and is_first else None
+            yield finetuning.make_stage(recipe.finetuning, training, self.plan, private, state, log)
 
     def _check_warm_start(self, num_workers: int) -> None:
         """Refuses a warm start on public images that do not fit the private ones, in noise or in several processes."""

@@ -123,8 +123,11 @@ def read_samples(
     """Reads samples of a run, and compares them with the private images where these may be looked at.
 
     Raises:
-      ValueError: if they differ in shape or classes, or if the run was trained on other images than these.
+      ValueError: if they differ in shape or classes, if the run was trained on other images than these, or if there
+        are none since it has diverged.
     """
+    if workers.is_first and not samples_path.exists():
+        folder_lib.check_not_diverged(workdir)
     samples = store.read(samples_path)
     if data:
         samples.check_like(data.spec, samples_path)

@@ -1,6 +1,6 @@
 """The folder of a run: what lies where, its lock, what its model is, and whether its files belong together."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import contextlib
 import dataclasses
 import hashlib
@@ -18,8 +18,10 @@ from tf_dpdiff.networks import denoiser
 from tf_dpdiff.networks import kinds
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import statement as statement_lib
+from tf_dpdiff.sampling import formats
 from tf_dpdiff.serving import export
 from tf_dpdiff.training import checkpoints
+from tf_dpdiff.training import summaries
 
 # What lies where, besides the checkpoints and what the stages of training release (`training`).
 MODEL, OPERATIVE_CONFIG = 'model.json', 'operative_config.gin'
@@ -29,8 +31,9 @@ CLASS_MEANS_PICTURE, CHOSEN_IMAGES_PICTURE = 'noisy_class_means.png', 'chosen_pu
 REPORT, REPORT_FIELDS, EPSILON_PICTURE = 'report.html', 'report.json', 'epsilon.png'
 RELEASED_ACCURACY = 'released_accuracy.json'
 SAVED_MODEL = 'saved_model'
-NON_PRIVATE = 'non_private'  # What was computed from private images without noise; never to be released.
+NON_PRIVATE = summaries.NON_PRIVATE
 _LOCK = '.lock'
+_SHOWN_CLASSES = 20
 
 
 class ModelDescription(NamedTuple):
@@ -63,6 +66,41 @@ class ModelDescription(NamedTuple):
         if not self.labelled:
             return range(num_classes, num_classes + 1)
         return range(num_classes + 1 if self.label_drop_probability else num_classes)
+
+    @property
+    def named_labels(self) -> tuple[int, ...]:
+        """The labels that are drawn where nobody names any: all classes, or "no class" where there were no labels."""
+        num_classes = len(self.class_names)
+        return tuple(range(num_classes)) if self.labelled else (num_classes,)
+
+    def labels_of(self, names: Sequence[str]) -> tuple[int, ...]:
+        """Returns the labels of classes by name, of which `formats.NO_CLASS` may be one.
+
+        Raises:
+          ValueError: if there is no such class, or if the model was never trained on it.
+        """
+        known, labels = [*self.class_names, formats.NO_CLASS], []
+        has_no_class = len(self.class_names) in self.labels
+        for name in names:
+            if name != formats.NO_CLASS and not self.labelled:
+                raise ValueError(
+                    f'the model was trained without labels, so it draws only {formats.NO_CLASS}, not {name!r}.'
+                )
+            if name == formats.NO_CLASS and not has_no_class:
+                raise ValueError(
+                    'the model was never trained without labels (its label_drop_probability was 0), so it cannot draw '
+                    f'{name}.'
+                )
+            if name not in known:
+                num_more = len(self.class_names) - _SHOWN_CLASSES
+                more = f', ... ({len(self.class_names)} in all)' if num_more > 0 else ''
+                others = f', and {formats.NO_CLASS}' if has_no_class else ''
+                raise ValueError(
+                    f'there is no class {name!r}; there are {", ".join(self.class_names[:_SHOWN_CLASSES])}{more}'
+                    f'{others}.'
+                )
+            labels.append(known.index(name))
+        return tuple(labels)
 
     def with_sampler(self, sampler: samplers.SamplerConfig) -> 'ModelDescription':
         """Returns the same with another sampler.
@@ -215,10 +253,7 @@ def check_free(workdir: pathlib.Path) -> None:
     """
     path, found = statement_paths(workdir)[1], checkpoints.read_run(workdir / checkpoints.FOLDER)
     if found is not None and found.has_diverged:
-        raise ValueError(
-            f'the run in {workdir} has diverged, and is over: lower learning_rate of the '
-            'OptimizationConfig of the stage that did, and name another --workdir.'
-        )
+        raise checkpoints.diverged_error(workdir / checkpoints.FOLDER)
     if not path.exists():
         return
     statement = files.read_json(path)
@@ -232,6 +267,19 @@ def check_free(workdir: pathlib.Path) -> None:
             f'{path.name} in {workdir} tells of more steps than its newest whole checkpoint: the '
             'model is released, and must not be trained and released anew. Put the checkpoints '
             'back from a copy, or name another --workdir.'
+        )
+
+
+def check_not_diverged(workdir: pathlib.Path) -> None:
+    """Checks that a run has not diverged: its statement tells what that cost, and there is nothing that it is about.
+
+    Raises:
+      ValueError: if it has.
+    """
+    found = checkpoints.read_run(workdir / checkpoints.FOLDER)
+    if found is not None and found.has_diverged:
+        raise ValueError(
+            f'the run in {workdir} has diverged, and left neither a model nor samples: name the --workdir of another.'
         )
 
 

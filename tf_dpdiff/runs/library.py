@@ -152,23 +152,17 @@ class Generator:
         Args:
           num_images: How many, in equal parts of each class up to one.
           seed: Image i has the seed seed + i.
-          classes: Names of the classes to draw; None: all.
+          classes: Names of the classes to draw, 'no_class' among them where the model draws that; None: all.
 
         Returns:
           Images, uint8 [num_images, height, width, channels], and labels, int32 [num_images]; the number of classes
           stands for "no class", which a model that was trained without labels draws.
 
         Raises:
-          ValueError: if a number is out of range or there is no such class.
+          ValueError: if a number is out of range, if there is no such class, or if the model was not trained on it.
         """
-        labels = tuple(range(len(self.class_names)))
-        if classes is not None:
-            for name in classes:
-                if name not in self.class_names:
-                    raise ValueError(f'there is no class {name!r}; there are {", ".join(self.class_names)}.')
-            labels = tuple(map(self.class_names.index, classes))
-        elif not self._source.description.labelled:
-            labels = (len(self.class_names),)
+        description = self._source.description
+        labels = description.named_labels if classes is None else description.labels_of(classes)
         config = draw.GenerateConfig(num_images=num_images, seed=seed)
         drawn = draw.at_once(self._sample_fns, config, choice=draw.ClassChoice(labels))
         assert drawn is not None  # Nobody asks it to stop.

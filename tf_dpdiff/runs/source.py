@@ -118,13 +118,15 @@ def check_complete(workdir: pathlib.Path) -> pathlib.Path:
 
     Raises:
       FileNotFoundError: if it holds no run.
-      ValueError: if the run is not complete.
+      ValueError: if the run is not complete, or has diverged.
     """
     folder_lib.read_model(workdir)
     if not all(path.exists() for path in folder_lib.statement_paths(workdir)):
         raise ValueError(
             f'the run in {workdir} is not complete: it has no privacy statement yet; finish bin/train first.'
         )
+    if not (workdir / folder_lib.SAVED_MODEL).exists():
+        folder_lib.check_not_diverged(workdir)
     return workdir
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_dpdiff import keras
+from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import seeds
 from tf_dpdiff.training import checkpoint_folders
@@ -48,7 +49,7 @@ class RunState:
       private_seed: The run's secret; None for a run that reads no private image.
       run_id: The run's public name, drawn at random when it begins and kept when it is resumed.
       ledger: What has been released by the weights of this state.
-      stage: Name of the stage, or DIVERGED.
+      stage: Name of the stage, or DIVERGED; empty before the first one.
       step: Steps done in the stage.
     """
 
@@ -58,6 +59,11 @@ class RunState:
         self.ledger = ledger_lib.Ledger()
         self.stage = ''
         self.step = 0
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the run is past its beginning, as one that is resumed is."""
+        return bool(self.stage)
 
     def to_json(self) -> str:
         """Returns all of it as one line. PRIVATE: the secret seed is in it, to be saved or sent in private alone."""
@@ -236,6 +242,43 @@ def read_state(directory: pathlib.Path, configuration: dict) -> RunState | None:
             'would break its accounting. Use the same configuration, or another --workdir.'
         )
     return RunState.from_json(record['state'])
+
+
+def resume_or_begin(
+    directory: pathlib.Path, configuration: dict, *, is_private: bool, workers: workers_lib.Workers = workers_lib.ALONE
+) -> RunState:
+    """Returns the state of the run in a folder of checkpoints, or where there is none that of a new one.
+
+    Args:
+      directory: The folder of checkpoints.
+      configuration: As given to RunCheckpoint.
+      is_private: Whether the run reads private images, and so has a secret.
+      workers: The processes of the run, all of which call this and get what the first one found.
+
+    Raises:
+      As `read_state` does, and
+      ValueError: if the run has diverged.
+      workers_lib.WorkersDisagreeError: if the configuration is not the same at all workers.
+    """
+    workers.check_same(json.dumps(configuration, sort_keys=True), 'the configuration or the data')
+    found = None
+    if workers.is_first:
+        state = read_state(directory, configuration)
+        state = state or RunState(seeds.PrivateSeed.from_os_entropy() if is_private else None)
+        found = state.to_json().encode()
+    # The secret goes the same way as the sums without noise do: both need a network that can be trusted.
+    state = RunState.from_json(workers.broadcast(found).decode())
+    if state.stage == DIVERGED:
+        raise diverged_error(directory)
+    return state
+
+
+def diverged_error(directory: pathlib.Path) -> ValueError:
+    """Returns what is raised where the run in a folder of checkpoints cannot go on since it has diverged."""
+    return ValueError(
+        f'the run in {directory.parent} has diverged, and is over: lower learning_rate of the '
+        'OptimizationConfig of the stage that did, and name another --workdir.'
+    )
 
 
 def load_average(directory: pathlib.Path, model: keras.Model) -> None:

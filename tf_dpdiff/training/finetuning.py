@@ -15,6 +15,7 @@ from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import memory
 from tf_dpdiff.training import optimization as optimization_lib
 from tf_dpdiff.training import stage as stage_lib
+from tf_dpdiff.training import summaries as summaries_lib
 from tf_dpdiff.training import train_step
 from tf_dpdiff.training import views as views_lib
 
@@ -116,7 +117,7 @@ def make_stage(
         replicas=replicas,
     )
 
-    def begin():
+    def begin(unused_save):
         if state.step == 0:
             average.set_weights(model.get_weights())
 
@@ -130,6 +131,26 @@ def make_stage(
         }
 
     return stage_lib.Stage(NAME, plan.config.num_steps, optimizer, begin, run_step)
+
+
+def diagnostics_writer(summaries: summaries_lib.Summaries, every_steps: int) -> Callable[[int, dict[str, float]], None]:
+    """Returns what writes PRIVATE numbers of a step to non_private/, for `make_stage`, where they are asked for."""
+
+    def write(step: int, diagnostics: dict[str, float]) -> None:
+        if step % every_steps == 0:
+            units = max(diagnostics['num_units'], 1.0)
+            summaries.non_private_scalars(
+                {
+                    'loss': diagnostics['loss_sum'] / units,
+                    'gradient_norm': diagnostics['norm_sum'] / units,
+                    'clipped_fraction': diagnostics['num_clipped'] / units,
+                    'num_nonfinite': diagnostics['num_nonfinite'],
+                    'num_units': diagnostics['num_units'],
+                },
+                step,
+            )
+
+    return write
 
 
 def check_model(model: keras.Model, image_shape, view_sampler: views_lib.ViewSampler) -> None:

@@ -1,8 +1,7 @@
 """The loop over stages and steps: progress, checkpoints, clean stops."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
-import json
 import math
 import pathlib
 import time
@@ -16,7 +15,6 @@ from tf_dpdiff.privacy import curves
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import rounding
-from tf_dpdiff.privacy import seeds
 from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import divergence
 from tf_dpdiff.training import finetuning
@@ -24,7 +22,6 @@ from tf_dpdiff.training import interruption
 from tf_dpdiff.training import pretraining
 from tf_dpdiff.training import profiling
 from tf_dpdiff.training import stage as stage_lib
-from tf_dpdiff.training import strategies
 from tf_dpdiff.training import summaries as summaries_lib
 
 _DONE = 'done'
@@ -86,14 +83,14 @@ class Trainer:
       workdir: The run's folder.
       configuration: JSON-able values that must be the same when the run is resumed.
       config: Settings of the loop.
-      build_network: Returns a new network; all have the same initial weights, which are public.
+      state: Where the run stands, by `checkpoints.resume_or_begin` with the same configuration.
+      training: What the stages share: networks that are as they are when a run begins.
+      stages: The stages of the run in order, made of what they share and of the state.
+      summaries: The run's TensorBoard events; written to at the first worker only.
+      build_network: Returns a new network like those that are trained.
       num_classes: Of the network.
-      make_stages: Returns the stages of the run in order, made of what they share; called once, in the scope of the
-        replicas.
       plan: The privacy plan of a run that reads private images, which so has a secret seed; None: it reads none.
-      initialize: Puts initial weights into a network, where a run begins with others than `build_network` draws.
       draw_grid: Draws the samples of `average` that TensorBoard shows, the same numbers each time; None: it shows none.
-      replicas: What computes the steps.
 
     Attributes:
       model: The network being trained.
@@ -111,64 +108,37 @@ class Trainer:
         configuration: dict,
         config: TrainerConfig,
         *,
+        state: checkpoints.RunState,
+        training: stage_lib.Training,
+        stages: Sequence[stage_lib.Stage],
+        summaries: summaries_lib.Summaries,
         build_network: Callable[[], keras.Model],
         num_classes: int,
-        make_stages: Callable[['Trainer'], list[stage_lib.Stage]],
         plan: plan_lib.DpSgdPlan | None = None,
-        initialize: Callable[[keras.Model], None] | None = None,
         draw_grid: DrawGrid | None = None,
-        replicas: strategies.Replicas = strategies.ONE,
     ):
-        self.plan, self.replicas = plan, replicas
-        self._config, self._draw_grid, self._build_network = config, draw_grid, build_network
+        self.plan, self.state, self.resumed, self.summaries = plan, state, state.has_begun, summaries
+        self.model, self.average, _, self.replicas = training
+        self._config, self._draw_grid, self._build_network, self._stages = config, draw_grid, build_network, stages
         self._directory = workdir / checkpoints.FOLDER
-        self._configuration = configuration
-        self.resumed, self.state = self._find_state(is_private=plan is not None)
-        self.summaries = summaries_lib.Summaries(workdir)  # Written to at the first worker only.
-        self._profile_folder = self.summaries.released_folder if plan is None else self.summaries.private_folder
-        keras.utils.set_random_seed(0)  # Initial weights are public.
-        with replicas.scope():
-            self.model, self.average = (build_network() for _ in range(2))
-        if initialize and not self.resumed:
-            initialize(self.model)
-        self.average.set_weights(self.model.get_weights())
+        self._profile_folder = summaries.released_folder if plan is None else summaries.private_folder
         self._check = divergence.NetworkCheck(
             (self.model, self.average), self.model.inputs[0].shape[1:].as_list(), num_classes
         )
-        with replicas.scope():
-            self._stages = make_stages(self)
         self._checkpoint = checkpoints.RunCheckpoint(
             self._directory,
             configuration,
             max_to_keep=config.checkpoints_to_keep,
             model=self.model,
             average=self.average,
-            **{f'{stage.name}_optimizer': stage.optimizer for stage in self._stages},
+            **{f'{stage.name}_optimizer': stage.optimizer for stage in stages},
         )
         if not self.resumed:
-            self.state.stage = self._stages[0].name
+            self.state.stage = stages[0].name
             self._write_checkpoint()  # The seed is on disk before anything is drawn from it.
-        elif replicas.workers.is_first:
+        elif self.replicas.workers.is_first:
             self._checkpoint.restore(self.state)
-        replicas.copy_from_first_worker(self._checkpoint.variables)
-
-    def _find_state(self, *, is_private: bool) -> tuple[bool, checkpoints.RunState]:
-        """Returns whether the folder held a run, and its state: at all workers what the first one found."""
-        workers, found = self.replicas.workers, None
-        workers.check_same(json.dumps(self._configuration, sort_keys=True), 'the configuration or the data')
-        if workers.is_first:
-            saved = checkpoints.read_state(self._directory, self._configuration)
-            state = saved or checkpoints.RunState(seeds.PrivateSeed.from_os_entropy() if is_private else None)
-            found = json.dumps([saved is not None, state.to_json()]).encode()
-        # The secret goes the same way as the sums without noise do: both need a network that can be trusted.
-        resumed, state = json.loads(workers.broadcast(found))
-        state = checkpoints.RunState.from_json(state)
-        if state.stage == checkpoints.DIVERGED:
-            raise ValueError(
-                f'the run in {self._directory.parent} has diverged, and is over: lower learning_rate of the '
-                'OptimizationConfig of the stage that did, and name another --workdir.'
-            )
-        return resumed, state
+        self.replicas.copy_from_first_worker(self._checkpoint.variables)
 
     def released_model(self) -> keras.Model:
         """Returns a copy of the averaged network that belongs to no strategy: what is released."""
@@ -215,7 +185,7 @@ class Trainer:
     def _run_stage(self, stage: stage_lib.Stage, stop: interruption.StopRequest) -> None:
         workers = self.replicas.workers
         self._stop_if_diverged(self._find_problem())  # Before a stage releases anything.
-        stage.begin()
+        stage.begin(self.save)
         last_saved = time.monotonic()
         grid_steps = _evenly_spaced(stage.num_steps, self._config.grids_per_stage) if self._draw_grid else set()
         profile_steps = self._config.profile_steps if stage is self._stages[-1] and workers.is_first else None
@@ -384,21 +354,6 @@ class Trainer:
             f'What was released of the private images cost epsilon = {rounding.round_up(self.plan.epsilon(ledger))}'
             f' at delta = {rounding.exact(self.plan.config.target_delta)}, and stays spent.'
         )
-
-    def log_diagnostics(self, step: int, diagnostics: dict) -> None:
-        """Writes PRIVATE numbers of a step to non_private/; for the private stage, where they are asked for."""
-        if step % self._config.log_every_steps == 0:
-            units = max(diagnostics['num_units'], 1.0)
-            self.summaries.non_private_scalars(
-                {
-                    'loss': diagnostics['loss_sum'] / units,
-                    'gradient_norm': diagnostics['norm_sum'] / units,
-                    'clipped_fraction': diagnostics['num_clipped'] / units,
-                    'num_nonfinite': diagnostics['num_nonfinite'],
-                    'num_units': diagnostics['num_units'],
-                },
-                step,
-            )
 
 
 def _evenly_spaced(num_steps: int, count: int) -> set[int]:

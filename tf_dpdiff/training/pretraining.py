@@ -72,7 +72,7 @@ def make_stage(config: PretrainingConfig, training: stage_lib.Training) -> stage
         NAME,
         config,
         training,
-        lambda: config.images,
+        lambda unused_save: config.images,
         max_ema_decay=config.max_ema_decay,
         images_per_chunk=config.images_per_chunk,
     )

@@ -18,6 +18,7 @@ from tf_dpdiff.training import train_step
 from tf_dpdiff.training import views as views_lib
 
 PublicSource = datasets.ImageDataset | public_lib.PublicImages
+Save = Callable[[], None]  # Saves where the run stands; called by all workers.
 
 
 class Training(NamedTuple):
@@ -44,7 +45,7 @@ class Stage:
       name: For checkpoints, progress and summaries.
       num_steps: Steps in all.
       optimizer: Saved with the run.
-      begin: Called before the first step that this process runs, also after a resume.
+      begin: Called before the first step that this process runs, also after a resume, with what saves the run.
       run_step: Runs one step, counted from 0, and returns scalars that may be released.
       end: Called after the last step, before the next stage begins.
     """
@@ -52,7 +53,7 @@ class Stage:
     name: str
     num_steps: int
     optimizer: keras.optimizers.Optimizer
-    begin: Callable[[], None]
+    begin: Callable[[Save], None]
     run_step: Callable[[int], dict[str, float]]
     end: Callable[[], None] = lambda: None
 
@@ -61,7 +62,7 @@ def make_public_stage(
     name: str,
     config,
     training: Training,
-    make_dataset: Callable[[], datasets.ImageDataset],
+    make_dataset: Callable[[Save], datasets.ImageDataset],
     *,
     max_ema_decay: float = 0.0,
     images_per_chunk: int | None = None,
@@ -72,7 +73,7 @@ def make_public_stage(
       name: The stage's name.
       config: Its settings: num_steps, batch_size, optimization, views and seed.
       training: What the stages of the run share.
-      make_dataset: Returns the images; called when the stage begins.
+      make_dataset: Returns the images; called when the stage begins, with what saves the run.
       max_ema_decay: Upper end of the moving average's decay; 0: the average is the weights themselves.
       images_per_chunk: Images held in memory at a time; None: the whole batch.
     """
@@ -94,8 +95,8 @@ def make_public_stage(
     )
     images = {}
 
-    def begin():
-        images['dataset'] = make_dataset()
+    def begin(save):
+        images['dataset'] = make_dataset(save)
 
     def batches(step: int):
         """Returns the batch of each local replica: its part of one batch, which is the same for any number of them."""

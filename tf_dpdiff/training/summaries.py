@@ -14,8 +14,21 @@ from tensorboard.plugins.text import summary_v2 as text_summary
 import tensorflow as tf
 
 Number = bool | int | float | str
+# In the folder of a run: what was computed from private images without noise, never to be released. Tags begin so too.
+NON_PRIVATE = 'non_private'
+_FOLDER = 'tensorboard'  # In the folder of a run, and in that of what must not be released.
 _HISTOGRAM_BUCKETS = 50
 _EVENTS = 'events.out.tfevents.'
+
+
+def released_folder(workdir: pathlib.Path) -> pathlib.Path:
+    """Returns where the events of a run go that may be released."""
+    return workdir / _FOLDER
+
+
+def private_folder(workdir: pathlib.Path) -> pathlib.Path:
+    """Returns where the events of a run go that may not."""
+    return workdir / NON_PRIVATE / _FOLDER
 
 
 class Metric(NamedTuple):
@@ -51,19 +64,19 @@ class Summaries:
 
     def __init__(self, workdir: pathlib.Path):
         self._workdir = workdir
-        seconds = [_second_of(path) for path in workdir.glob(f'**/tensorboard/**/{_EVENTS}*')]
+        seconds = [_second_of(path) for path in workdir.glob(f'**/{_FOLDER}/**/{_EVENTS}*')]
         self._wall_time = float(min(seconds, default=int(time.time())))
         self._files: dict[pathlib.Path, _EventFile] = {}
 
     @property
     def released_folder(self) -> pathlib.Path:
         """Where that goes which may be released."""
-        return self._workdir / 'tensorboard'
+        return released_folder(self._workdir)
 
     @property
     def private_folder(self) -> pathlib.Path:
         """Where that goes which may not."""
-        return self._workdir / 'non_private' / 'tensorboard'
+        return private_folder(self._workdir)
 
     def scalars(self, stage: str, values: dict[str, float], step: int) -> None:
         """Writes releasable scalars of a stage under `stage/`."""
@@ -107,7 +120,7 @@ class Summaries:
     def non_private_scalars(self, values: dict[str, float], step: int) -> None:
         """Writes scalars computed from private data without noise."""
         for name, value in values.items():
-            self._write(self.private_folder, step, scalar_summary.scalar_pb(f'non_private/{name}', value))
+            self._write(self.private_folder, step, scalar_summary.scalar_pb(f'{NON_PRIVATE}/{name}', value))
 
     def flush(self) -> None:
         """Brings everything to disk."""

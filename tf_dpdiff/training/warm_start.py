@@ -130,45 +130,45 @@ def _check_kind(config: WarmStartConfig) -> None:
 
 
 def make_stage(
-    config: WarmStartConfig, training: stage_lib.Training, make_images: Callable[[], datasets.ImageDataset]
-) -> stage_lib.Stage:
-    """Returns the warm-start stage; `make_images` releases, or reads what was released, and makes the images of it."""
-    return stage_lib.make_public_stage(NAME, config, training, make_images)
-
-
-def make_images(
     config: WarmStartConfig,
+    training: stage_lib.Training,
     plan: plan_lib.DpSgdPlan,
     private: datasets.ImageDataset,
     state: checkpoints.RunState,
     *,
     workdir: pathlib.Path,
-    save: Callable[[], None],
     on_release: OnRelease,
-    workers: workers_lib.Workers,
-) -> datasets.ImageDataset:
-    """Makes a warm start's release, or reads it where the run was resumed, and the images that are trained on.
+) -> stage_lib.Stage:
+    """Returns the warm-start stage, which makes its release as it begins, or reads it where the run was resumed.
 
     Args:
       config: The stage.
+      training: What the stages of the run share.
       plan: The privacy plan, which the release is part of.
       private: The private images.
       state: Where the run stands; its ledger holds the release in the end.
       workdir: The run's folder.
-      save: Saves where the run stands.
       on_release: Called with what was released, or what was chosen by it.
-      workers: The processes of the run, all of which call this.
     """
-    if config.has_public_images:
-        chosen = choose_public_images(config, plan, private, state, workdir=workdir, save=save)
-        on_release(chosen)
-        return chosen.images
-    assert isinstance(config.release, class_means.ClassMeansConfig) and config.num_images is not None
-    means = release_class_means(config.release, plan, private, state, workdir=workdir, save=save, workers=workers)
-    on_release(means)
-    return images_from_class_means(
-        means, num_images=config.num_images, sharpening=config.sharpening, threshold=config.threshold, seed=config.seed
-    )
+
+    def make_images(save: stage_lib.Save) -> datasets.ImageDataset:
+        if config.has_public_images:
+            chosen = choose_public_images(config, plan, private, state, workdir=workdir, save=save)
+            on_release(chosen)
+            return chosen.images
+        assert isinstance(config.release, class_means.ClassMeansConfig) and config.num_images is not None
+        workers = training.replicas.workers
+        means = release_class_means(config.release, plan, private, state, workdir=workdir, save=save, workers=workers)
+        on_release(means)
+        return images_from_class_means(
+            means,
+            num_images=config.num_images,
+            sharpening=config.sharpening,
+            threshold=config.threshold,
+            seed=config.seed,
+        )
+
+    return stage_lib.make_public_stage(NAME, config, training, make_images)
 
 
 def release_class_means(
@@ -178,7 +178,7 @@ def release_class_means(
     state: checkpoints.RunState,
     *,
     workdir: pathlib.Path,
-    save: Callable[[], None],
+    save: stage_lib.Save,
     workers: workers_lib.Workers,
 ) -> class_means.NoisyMeans:
     """Releases noisy class means, once in the life of a run and at one worker, or returns those released before.
@@ -230,7 +230,7 @@ def _check_not_released(mechanism: str, state: checkpoints.RunState, what_is_mis
         raise FileNotFoundError(f'{what_is_missing}: {_CURE}')
 
 
-def _record_once(plan: plan_lib.DpSgdPlan, state: checkpoints.RunState, save: Callable[[], None]) -> None:
+def _record_once(plan: plan_lib.DpSgdPlan, state: checkpoints.RunState, save: stage_lib.Save) -> None:
     """Puts a release whose file is written into the ledger, where it is not yet."""
     assert plan.warm_start_release is not None
     if not state.ledger.count(plan.warm_start_release.mechanism):
@@ -332,7 +332,7 @@ def choose_public_images(
     state: checkpoints.RunState,
     *,
     workdir: pathlib.Path,
-    save: Callable[[], None],
+    save: stage_lib.Save,
 ) -> ChosenImages:
     """Chooses public images by noisy means of the private images' features, released once in the life of a run.
 
