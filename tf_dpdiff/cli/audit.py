@@ -1,11 +1,11 @@
 """bin/audit: is the implementation as private as it claims? A run with canaries, and attacks on its model."""
 
+import contextlib
 import dataclasses
 import json
 import math
 import pathlib
 import sys
-import time
 
 import gin
 import numpy as np
@@ -26,6 +26,7 @@ from tf_dpdiff.privacy import auditing
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import rounding
 from tf_dpdiff.runs import build as build_lib
+from tf_dpdiff.runs import clock as clock_lib
 from tf_dpdiff.runs import folder
 from tf_dpdiff.runs import recipe as recipe_lib
 from tf_dpdiff.training import checkpoints
@@ -99,25 +100,27 @@ class AuditRecipe:
 gin_config.root(AuditRecipe, 'audit')
 
 
-def _audit(recipe: AuditRecipe, workdir: pathlib.Path, replicas: strategies.Replicas) -> int:
+def _audit(recipe: AuditRecipe, workdir: pathlib.Path, replicas: strategies.Replicas, clock: clock_lib.Clock) -> int:
     """Trains a model on the private images and canaries, and bounds its epsilon from below; resumes.
 
     Returns:
       The exit code: failed where the lower bound refutes the proven epsilon.
     """
     made, build = _build(recipe)
-    started = time.monotonic()
     included = _read_or_draw_inclusions(workdir, len(made))
     private = canaries_lib.insert(recipe.data.train, made, included)
-    with replicas.working() as stop:
-        trainer = build.make_training(workdir, private, make_grid_drawer=None, replicas=replicas).trainer
-        files.write_text(workdir / folder.OPERATIVE_CONFIG, gin.operative_config_str())
-        if trainer.resumed:
-            print(f'audit: the run in {workdir} {trainer.position()}.', file=sys.stderr)
-        trainer.run(stop)
-    result = _look_for_canaries(
-        workdir, recipe.data, recipe.canaries, made, included, build.plan, recipe.process, trainer, started
-    )
+    with contextlib.ExitStack() as kept:
+        with replicas.working() as stop:
+            with progress.working('audit', 'reading and comparing the images, building the network'):
+                trainer = build.make_training(workdir, private, make_grid_drawer=None, replicas=replicas).trainer
+            kept.enter_context(clock.kept_in(workdir))
+            files.write_text(workdir / folder.OPERATIVE_CONFIG, gin.operative_config_str())
+            if trainer.resumed:
+                print(f'audit: the run in {workdir} {trainer.position()}.', file=sys.stderr)
+            trainer.run(stop)
+        result = _look_for_canaries(
+            workdir, recipe.data, recipe.canaries, made, included, build.plan, recipe.process, trainer, clock
+        )
     return command.FAILED if result.is_violation else command.DONE
 
 
@@ -139,7 +142,7 @@ def _show(recipe: AuditRecipe) -> int:
     return command.DONE
 
 
-def _look_for_canaries(workdir, data, config, made, included, plan, process, trainer, started) -> auditing.AuditResult:
+def _look_for_canaries(workdir, data, config, made, included, plan, process, trainer, clock) -> auditing.AuditResult:
     """Scores the canaries, attacks the real images, and says and writes what was found."""
     image_loss = _image_loss(trainer.released_model(), process, config)
     scores = canaries_lib.scores(image_loss, made)
@@ -160,7 +163,7 @@ def _look_for_canaries(workdir, data, config, made, included, plan, process, tra
         facts={'summary': result.to_text(), 'kind': config.kind, 'audit': result.to_dict()},
         canaries=(scores, included, auditing.guess_membership(scores, config.num_guesses)),
     )
-    _print_results(workdir, result, config.kind, attack, time.monotonic() - started)
+    _print_results(workdir, result, config.kind, attack, clock.describe())
     return result
 
 
@@ -260,7 +263,7 @@ def _print_dry_run(data, config, plan, finetuning) -> None:
     rich_console.Console().print(table)
 
 
-def _print_results(workdir, result, kind, attack, seconds) -> None:
+def _print_results(workdir, result, kind, attack, time: str) -> None:
     table = command.facts_table(f'audit ({command.NOT_TO_BE_RELEASED})')
     table.add_row('proven epsilon', _claim(result.proven_epsilon, result.delta))
     table.add_row(
@@ -281,7 +284,7 @@ def _print_results(workdir, result, kind, attack, seconds) -> None:
     table.add_row('verdict', verdict)
     _add_attack(table, attack)
     _add_files(table, workdir, 'audit')
-    table.add_row('time', f'{seconds / 60.0:.1f} minutes')
+    table.add_row('time', time)
     rich_console.Console().print(table)
     if result.is_violation:
         print(
@@ -317,6 +320,7 @@ def _add_files(table, workdir: pathlib.Path, name: str) -> None:
 
 def main(flags) -> int:
     """Runs the verb."""
+    clock = clock_lib.Clock()
     command.quieten_libraries()
     gin_config.parse(flags.gin_file, flags.gin_param, 'audit', given=strategy_flags.given(flags))
     if flags.membership and flags.dry_run:
@@ -334,7 +338,7 @@ def main(flags) -> int:
         return _attack_run(pathlib.Path(flags.workdir).expanduser(), recipe.data, recipe.canaries)
     replicas = strategies.start(strategy)
     with folder.training_in(flags.workdir) as workdir, command.stopping('audit'):
-        return _audit(gin_config.make('audit'), workdir, replicas)
+        return _audit(gin_config.make('audit'), workdir, replicas, clock)
     return command.FAILED  # It was asked to stop.
 
 

@@ -5,6 +5,7 @@ import pathlib
 import sys
 import tempfile
 
+from tf_dpdiff import progress
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import sampler_flags
 from tf_dpdiff.runs import folder
@@ -28,13 +29,14 @@ def main(flags) -> int:
         # Not the run's own description: the sampler may be another one.
         description.write(pathlib.Path(described))
         beside = folder.statement_paths(workdir) + [pathlib.Path(described) / folder.MODEL]
-        version = export.export_saved_model(
-            image_sampler,
-            directory,
-            beside,
-            warmup_batch_sizes=flags.warmup_batch_sizes,
-            allow_incompatible=flags.allow_incompatible,
-        )
+        with progress.working('export', 'tracing the sampler and writing the model'):
+            version = export.export_saved_model(
+                image_sampler,
+                directory,
+                beside,
+                warmup_batch_sizes=flags.warmup_batch_sizes,
+                allow_incompatible=flags.allow_incompatible,
+            )
     steps = ' or '.join(map(str, step_counts)) or description.sampler.num_steps
     print(f'exported to {version} ({description.sampler.name}, {steps} steps)')
     return command.DONE

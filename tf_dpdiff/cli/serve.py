@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 
+from tf_dpdiff import progress
 from tf_dpdiff.cli import command
 from tf_dpdiff.serving import batching
 from tf_dpdiff.serving import predict
@@ -69,7 +70,8 @@ def main(flags) -> int:
     for library in ('uvicorn.error', 'asyncio'):
         logging.getLogger(library).setLevel(logging.CRITICAL)  # What clients send wrong is told to them.
     try:
-        server = server_lib.ModelServer(folder, name, config)
+        with progress.working('serve', 'loading the model and warming it up'):
+            server = server_lib.ModelServer(folder, name, config)
     except servables.LoadError as error:
         raise command.UsageError(str(error)) from error
     stop = threading.Event()

@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_dpdiff import files
+from tf_dpdiff import progress
 from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.data import datasets
 from tf_dpdiff.data import tfds_writer
@@ -404,7 +405,8 @@ class Writer:
             self._save_record(self._folder / RECORD, complete=True, shards=self._shards, **about)
             return
         temporary = self._folder / _TEMPORARY / self._output.name
-        self._layout.join(self._folder, temporary)
+        with progress.working('sampling', 'putting the shards together'):
+            self._layout.join(self._folder, temporary)
         record = {'name': self._output.name, 'images': self._spec.num_images, **_fingerprint([temporary])}
         self._lay_statements_beside()
         os.replace(temporary, self._output)
@@ -495,7 +497,8 @@ def open_for_writing(output: pathlib.Path, spec: formats.Spec, statements: Seque
     _check_foreign(output, spec)
     folder = work_folder(output)
     with _locked(folder):
-        writer = Writer(output, spec, statements)
+        with progress.working('sampling', 'comparing what is there with its checksums'):
+            writer = Writer(output, spec, statements)
         try:
             writer.begin()
             yield writer
