@@ -8,6 +8,7 @@ import tensorflow as tf
 from tensorflow.python.framework import ops
 
 from tf_dpdiff import keras
+from tf_dpdiff import progress
 from tf_dpdiff.networks import denoiser
 from tf_dpdiff.networks import layers
 
@@ -24,6 +25,14 @@ def fixture_old_graphs_are_let_go():
         del gradients[name]
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope='session')
+def fixture_patience():
+    """Keeps what a command says on standard error from depending on how fast the machine is."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(progress, '_PATIENCE_SECS', 3600.0)
+        yield
 
 
 def build_small_network(config, image_shape, num_classes):

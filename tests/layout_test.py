@@ -155,6 +155,17 @@ def test_setup_lists_every_package():
     assert listed == found | {'tf_dpdiff.gin'}
 
 
+def test_setup_lists_every_file_that_is_no_module():
+    config = configparser.ConfigParser()
+    config.read(ROOT / 'setup.cfg')
+    listed = set()
+    for package, patterns in config['options.package_data'].items():
+        folder = ROOT / 'gin' if package == 'tf_dpdiff.gin' else ROOT.joinpath(*package.split('.'))
+        listed.update(path for pattern in patterns.split() for path in folder.glob(pattern))
+    found = [path for folder in (PACKAGE, ROOT / 'gin') for path in folder.rglob('*') if path.is_file()]
+    assert listed == {path for path in found if path.suffix not in ('.py', '.pyc')}
+
+
 def test_console_scripts_equal_the_verbs_of_bin():
     config = configparser.ConfigParser()
     config.read(ROOT / 'setup.cfg')

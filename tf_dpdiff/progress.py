@@ -4,11 +4,13 @@ from collections.abc import Callable, Iterator
 import contextlib
 import sys
 import threading
+import time
 
 import tqdm
 
 _NAME_WIDTH = 11
 _PATIENCE_SECS = 2.0
+_AGAIN_SECS = 60.0
 
 
 def bar(
@@ -51,12 +53,27 @@ def sayer(verb: str) -> Callable[[str], None]:
 
 
 @contextlib.contextmanager
-def working(verb: str, what: str) -> Iterator[None]:
-    """Says on standard error what is being done within a block that takes more than two seconds."""
-    timer = threading.Timer(_PATIENCE_SECS, lambda: print(f'{verb}: {what} ...', file=sys.stderr, flush=True))
-    timer.daemon = True
-    timer.start()
+def working(name: str, what: str) -> Iterator[None]:
+    """Says on standard error what is being done within a block that takes more than two seconds, and again each minute.
+
+    Args:
+      name: Of the verb or the stage that says so.
+      what: As in 'writing the report'.
+    """
+    started, ended = time.monotonic(), threading.Event()
+
+    def tell():
+        if ended.wait(_PATIENCE_SECS):
+            return
+        print(f'{name}: {what} ...', file=sys.stderr, flush=True)
+        while not ended.wait(_AGAIN_SECS):
+            minutes = (time.monotonic() - started) / 60.0
+            print(f'{name}: {what} ... for {minutes:.0f} min', file=sys.stderr, flush=True)
+
+    teller = threading.Thread(target=tell, name='progress', daemon=True)
+    teller.start()
     try:
         yield
     finally:
-        timer.cancel()
+        ended.set()
+        teller.join()

@@ -28,20 +28,33 @@ NAMES = ('cat', 'öwl', 'dog')
 formats = pytest.mark.parametrize('kind', ['tfds', 'png', 'npz', 'npz file'])
 
 
-def make_run(workdir, *, seed=0, label_drop_probability=0.1):
+def make_run(
+    workdir,
+    *,
+    seed=0,
+    label_drop_probability=0.1,
+    image_shape=(4, 4, 1),
+    noise_multiplier=5.0,
+    step_counts=(),
+    described=False,
+):
     """Makes what a finished run leaves and bin/sample reads, with weights that were drawn and not trained."""
     workdir.mkdir()
     network = unet.UNetConfig(base_channels=4, channel_multipliers=(1,), middle_attention=False, groups=2)
-    model, generator = denoiser.build(network, (4, 4, 1), len(NAMES)), np.random.default_rng(seed)
+    model, generator = denoiser.build(network, image_shape, len(NAMES)), np.random.default_rng(seed)
     for variable in model.trainable_variables:
         variable.assign(generator.normal(0.0, 0.3, variable.shape))
     process = process_lib.DiffusionProcess(schedules.Schedule('cosine', 50), 'v')
     description = folder_lib.ModelDescription(
-        (4, 4, 1), NAMES, network, process, samplers.SamplerConfig('ddim', 2), label_drop_probability
+        image_shape, NAMES, network, process, samplers.SamplerConfig('ddim', 2), label_drop_probability
     )
     description.write(workdir)
     config = plan_lib.DpSgdConfig(
-        target_delta=1e-5, expected_batch_size=100, num_steps=10, l2_norm_clip=1.0, noise_multiplier=5.0 + seed
+        target_delta=1e-5,
+        expected_batch_size=100,
+        num_steps=10,
+        l2_norm_clip=1.0,
+        noise_multiplier=noise_multiplier + seed,
     )
     plan = plan_lib.make_plan(config, 5000)
     statement = statement_lib.PrivacyStatement('one image', 'toys', plan, plan.planned_ledger(), 8, run_id=str(seed))
@@ -49,8 +62,9 @@ def make_run(workdir, *, seed=0, label_drop_probability=0.1):
     state = checkpoints.RunState(seeds.PrivateSeed.from_os_entropy())
     state.run_id, state.ledger = statement.run_id, statement.ledger
     checkpoints.RunCheckpoint(workdir / 'checkpoints', {'data_fingerprint': 'toys'}, average=model).save(state)
-    image_sampler = source_lib.load_run(workdir, description)
-    export.export_saved_model(image_sampler, workdir / 'saved_model', folder_lib.statement_paths(workdir))
+    image_sampler = source_lib.load_run(workdir, description, step_counts)
+    beside = folder_lib.paths_beside_model(workdir) if described else folder_lib.statement_paths(workdir)
+    export.export_saved_model(image_sampler, workdir / 'saved_model', beside)
     return workdir
 
 

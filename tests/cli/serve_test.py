@@ -149,7 +149,10 @@ def test_stop_while_a_version_loads_is_no_error(folder, tmp_path):
 def test_stop_does_not_wait_longer_than_it_is_told_and_there_is_one_port_for_all(folder):
     with Process(folder, '--grace_secs=0.5') as server:
         # Unasked, probes have no port of their own.
-        assert not server.more and check(server.grpc_port) == health_pb2.HealthCheckResponse.SERVING
+        assert (
+            server.more == [f'page for browsers: http://127.0.0.1:{server.rest_port}/\n']
+            and check(server.grpc_port) == health_pb2.HealthCheckResponse.SERVING
+        )
         prediction, _ = toy_models.stubs(server)
         call = prediction.Predict.future(toy_models.predict_request('spin', n=np.array([2**31 - 1], np.int32)), 60)
         time.sleep(0.5)
@@ -169,7 +172,7 @@ def check(port):
 
 
 def test_probes_are_answered_on_a_port_of_their_own_until_the_last_answer_is_given(folder):
-    with Process(folder, '--health_port=0', '--grace_secs=20') as server:
+    with Process(folder, '--health_port=0', '--grace_secs=20', '--no_page') as server:
         (line,) = server.more
         (port,) = re.fullmatch(r'health checks alone, by gRPC for everyone: 127.0.0.1:(\d+)\n', line).groups()
         assert check(port) == check(server.grpc_port) == health_pb2.HealthCheckResponse.SERVING

@@ -1,6 +1,8 @@
 """Tests of exported models, in a process that has nothing of this package."""
 
+import dataclasses
 import itertools
+import json
 import os
 import pathlib
 import shutil
@@ -22,6 +24,7 @@ from tf_dpdiff.diffusion import samplers
 from tf_dpdiff.diffusion import schedules
 from tf_dpdiff.networks import denoiser
 from tf_dpdiff.networks import unet
+from tf_dpdiff.runs import folder as folder_lib
 from tf_dpdiff.serving import export
 from tf_dpdiff.serving import warmup
 
@@ -468,6 +471,26 @@ def test_statement_in_the_model_is_that_of_the_run(toy_run):
     text, as_json = signature(format=tf.constant(['text', 'json']))['statement'].numpy()
     assert text == (toy_run / 'privacy_statement.txt').read_bytes()
     assert as_json == (toy_run / 'privacy_statement.json').read_bytes()
+
+
+def test_description_in_the_model_says_what_a_client_may_ask_for_and_gets(small, toy_run, tmp_path):
+    beside = folder_lib.paths_beside_model(toy_run)
+    version = export.export_saved_model(
+        small[1].with_step_counts((3, 2)), tmp_path / 'toys', beside, warmup_batch_sizes=(2,)
+    )
+    signatures = tf.saved_model.load(str(version)).signatures
+    (text,) = signatures['model_description'](format=tf.constant(['json']))['description'].numpy()
+    described = folder_lib.read_model(toy_run)
+    assert json.loads(text) == {
+        'class_names': list(described.class_names),
+        'image_shape': list(described.image_shape),
+        'sampler': dataclasses.asdict(described.sampler),
+        'labels': [0, 1, 2, 3],
+        'step_counts': [3, 2],
+    }
+    with pytest.raises(tf.errors.InvalidArgumentError, match='format must be json, got.*text'):
+        signatures['model_description'](format=tf.constant(['text']))
+    assert ('model_description', 2) in read_warmup(version)
 
 
 def test_exports_at_the_same_time_are_versions_of_their_own(small, tmp_path, monkeypatch):

@@ -171,9 +171,9 @@ def test_errors_have_the_codes_of_tensorflow_serving(server, method, path, body,
 
 def test_other_paths_are_not_found(server):
     connection = http.client.HTTPConnection('127.0.0.1', server.rest_port)
-    connection.request('GET', '/')
+    connection.request('GET', '/v2')
     answer = connection.getresponse()
-    assert answer.status == 404 and json.loads(answer.read()) == {'error': 'Not found: /'}
+    assert answer.status == 404 and json.loads(answer.read()) == {'error': 'Not found: /v2'}
 
 
 @pytest.mark.skipif(not shutil.which('curl'), reason='curl is not on PATH')
@@ -311,7 +311,7 @@ def test_killed_clients_leave_nothing_behind(server, moment):
 
 NO_HTTP = {
     'bytes': b'\x00\x01\x02\x03\r\n\r\n',
-    'version': b'GET / HTTP/9.9\r\n\r\n',
+    'version': b'GET /x HTTP/9.9\r\n\r\n',
     'target': b'GET \xff HTTP/1.1\r\n\r\n',
     'TLS': b'\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03' + bytes(100),
     'negative length': b'POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n',

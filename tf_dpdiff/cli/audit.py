@@ -15,6 +15,7 @@ from tf_dpdiff.evaluation import membership
 from tf_dpdiff.privacy import auditing
 from tf_dpdiff.privacy import rounding
 from tf_dpdiff.runs import audit as audit_lib
+from tf_dpdiff.runs import clock as clock_lib
 from tf_dpdiff.runs import folder
 from tf_dpdiff.training import strategies
 
@@ -73,7 +74,7 @@ def _print_results(workdir: pathlib.Path, kind: str, done: audit_lib.FinishedAud
         verdict = 'nothing is claimed'
     table.add_row('verdict', verdict)
     _add_attack(table, done.attack, workdir / folder.NON_PRIVATE / audit_lib.AUDIT)
-    table.add_row('time', f'{done.seconds / 60.0:.1f} minutes')
+    table.add_row('time', done.time)
     rich_console.Console().print(table)
     if result.is_violation:
         print(
@@ -106,6 +107,7 @@ def _add_attack(table, attack: membership.MembershipAttack, written: pathlib.Pat
 
 def main(flags) -> int:
     """Runs the verb."""
+    clock = clock_lib.Clock()
     command.quieten_libraries()
     gin_config.parse(flags.gin_file, flags.gin_param, 'audit', given=strategy_flags.given(flags))
     if flags.membership and flags.dry_run:
@@ -129,7 +131,9 @@ def main(flags) -> int:
     replicas = strategies.start(strategy)
     with folder.training_in(flags.workdir) as workdir, command.stopping('audit'):
         recipe = gin_config.make('audit')
-        done = audit_lib.audit(recipe, workdir, configuration=gin.operative_config_str(), replicas=replicas)
+        done = audit_lib.audit(
+            recipe, workdir, configuration=gin.operative_config_str(), replicas=replicas, clock=clock
+        )
         _print_results(workdir, recipe.canaries.kind, done)
         return command.FAILED if done.result.is_violation else command.DONE
     return command.FAILED  # It was asked to stop.

@@ -12,6 +12,7 @@ from tf_dpdiff.cli import gin_config
 from tf_dpdiff.cli import strategy_flags
 from tf_dpdiff.evaluation import metrics
 from tf_dpdiff.evaluation import report_sections
+from tf_dpdiff.runs import clock as clock_lib
 from tf_dpdiff.runs import evaluate as evaluate_lib
 from tf_dpdiff.runs import folder as folder_lib
 from tf_dpdiff.training import strategies
@@ -69,6 +70,7 @@ def measure(
 
 def main(flags) -> int:
     """Runs the verb."""
+    clock = clock_lib.Clock()
     command.quieten_libraries()
     given = {'budget_file': pathlib.Path(flags.budget_file)} if flags.budget_file else {}
     given_names = [*(f'evaluate.{name}' for name in given), *strategy_flags.given(flags)]
@@ -77,6 +79,8 @@ def main(flags) -> int:
     workers = strategy_flags.check_evaluates(replicas).workers
     workdir, samples_path = command.find_samples(flags)
     measure(gin_config.make('evaluate', **given), workdir, samples_path, workers)
+    if workers.is_first:
+        print(f'It took {clock.describe()}.')
     return command.DONE
 
 

@@ -13,6 +13,7 @@ import pathlib
 import re
 import sys
 
+from tf_dpdiff import progress
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import sampler_flags
 from tf_dpdiff.cli import strategy_flags
@@ -30,7 +31,8 @@ def main(flags) -> int:
     """Runs the verb."""
     command.quieten_libraries()
     workers = strategy_flags.start(flags).workers
-    output, spec, source = shared_work.all_or_none(workers, lambda: _prepare(flags))
+    with progress.working('sample', 'loading the model'):
+        output, spec, source = shared_work.all_or_none(workers, lambda: _prepare(flags))
     workers.check_same(json.dumps(spec.to_json(), sort_keys=True), 'what is to be sampled (flags, or the model)')
     with interruption.StopRequest() as stop, contextlib.ExitStack() as opened:
         # The first worker alone touches the files; the others draw for it.

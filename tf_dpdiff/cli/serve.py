@@ -1,4 +1,4 @@
-"""bin/serve: an exported model behind TensorFlow Serving's protocol, gRPC and REST, for a laptop or a test."""
+"""bin/serve: an exported model behind TensorFlow Serving's protocol, gRPC and REST, and a page to look at it."""
 
 import argparse
 import logging
@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 
+from tf_dpdiff import progress
 from tf_dpdiff.cli import command
 from tf_dpdiff.serving import batching
 from tf_dpdiff.serving import predict
@@ -43,7 +44,14 @@ def read_config(flags) -> server_lib.ServerConfig:
     )
     security = security_lib.Security(security_lib.read_token(token) if token else None, certificate, key)
     return server_lib.ServerConfig(
-        flags.host, flags.rest_port, flags.grpc_port, flags.poll_secs, limits, security, flags.health_port
+        flags.host,
+        flags.rest_port,
+        flags.grpc_port,
+        flags.poll_secs,
+        limits,
+        security,
+        flags.health_port,
+        page=not flags.no_page,
     )
 
 
@@ -62,7 +70,8 @@ def main(flags) -> int:
     for library in ('uvicorn.error', 'asyncio'):
         logging.getLogger(library).setLevel(logging.CRITICAL)  # What clients send wrong is told to them.
     try:
-        server = server_lib.ModelServer(folder, name, config)
+        with progress.working('serve', 'loading the model and warming it up'):
+            server = server_lib.ModelServer(folder, name, config)
     except servables.LoadError as error:
         raise command.UsageError(str(error)) from error
     stop = threading.Event()
@@ -77,6 +86,8 @@ def main(flags) -> int:
     host, secure = f'[{flags.host}]' if ':' in flags.host else flags.host, 's' if config.security.certificate else ''
     print(f'REST: http{secure}://{host}:{server.rest_port}/v1/models/{name}')
     print(f'gRPC: grpc{secure}://{host}:{server.grpc_port}/{name}')
+    if config.page:
+        print(f'page for browsers: http{secure}://{host}:{server.rest_port}/')
     if server.health_port is not None:
         print(f'health checks alone, by gRPC for everyone: {host}:{server.health_port}')
     print(f'serving version {server.newest_version()} of {name}; Ctrl-C stops', flush=True)
@@ -116,6 +127,7 @@ def make_parser() -> command.Parser:
         help='one more port, where gRPC health checks alone are answered, without TLS and token, as '
         "Kubernetes' probes ask; 0 for any that is free (default: only on the gRPC port)",
     )
+    parser.add_argument('--no_page', action='store_true', help='no page for browsers at the REST address')
     parser.add_argument('--token_file', metavar='FILE', help='holds the token that clients send as a bearer token')
     parser.add_argument('--tls_certificate', metavar='FILE', help='PEM')
     parser.add_argument('--tls_key', metavar='FILE', help='PEM')

@@ -15,6 +15,7 @@ from tf_dpdiff.cli import planner_flags
 from tf_dpdiff.cli import strategy_flags
 from tf_dpdiff.evaluation import utility
 from tf_dpdiff.privacy import rounding
+from tf_dpdiff.runs import clock as clock_lib
 from tf_dpdiff.runs import folder
 from tf_dpdiff.runs import recipe as recipe_lib
 from tf_dpdiff.runs import run as run_lib
@@ -68,12 +69,13 @@ def _print_results(done: run_lib.TrainedRun) -> None:
     table.add_row('model', str(done.version))
     table.add_row('statement', str(workdir / folder.STATEMENT_TEXT))
     table.add_row('report', str(workdir / folder.REPORT))
-    table.add_row('time', f'{done.seconds / 60.0:.1f} minutes')
+    table.add_row('time', done.time)
     rich_console.Console().print(table)
 
 
 def main(flags) -> int:
     """Runs the verb."""
+    clock = clock_lib.Clock()
     command.quieten_libraries()
     # Not passed on where it is not given, so that a file may bind it.
     given = {'budget_file': pathlib.Path(flags.budget_file)} if flags.budget_file else {}
@@ -99,6 +101,7 @@ def main(flags) -> int:
                 say=progress.sayer('train'),
                 show_chosen=lambda chosen: _show_chosen(workdir, chosen),
                 anyway=flags.anyway,
+                clock=clock,
             )
             if done:
                 _print_results(done)

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_dpdiff import keras
+from tf_dpdiff import progress
 from tf_dpdiff.diffusion import corruption
 from tf_dpdiff.diffusion import losses
 from tf_dpdiff.diffusion import parameterization as parameterization_lib
@@ -91,13 +92,15 @@ class ImageLoss:
           float32 [images]: the mean over timesteps and draws.
         """
         found = []
-        for start in range(0, len(labels), self._chunk_size):
-            images, chunk = (a[start : start + self._chunk_size] for a in (images_uint8, labels))
-            missing = self._chunk_size - len(chunk)
-            padded = np.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)]), np.pad(chunk, (0, missing))
-            found.append(
-                self._chunk_loss(tf.constant(padded[0]), tf.constant(padded[1], tf.int32)).numpy()[: len(chunk)]
-            )
+        with progress.bar(len(labels), 'losses', 'image', delay_secs=1.0) as bar:
+            for start in range(0, len(labels), self._chunk_size):
+                images, chunk = (a[start : start + self._chunk_size] for a in (images_uint8, labels))
+                missing = self._chunk_size - len(chunk)
+                padded = np.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)]), np.pad(chunk, (0, missing))
+                found.append(
+                    self._chunk_loss(tf.constant(padded[0]), tf.constant(padded[1], tf.int32)).numpy()[: len(chunk)]
+                )
+                bar.update(len(chunk))
         return np.concatenate(found)
 
 

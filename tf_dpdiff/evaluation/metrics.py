@@ -20,6 +20,7 @@ import warnings
 import numpy as np
 import tensorflow as tf
 
+from tf_dpdiff import progress
 from tf_dpdiff.data import datasets
 from tf_dpdiff.evaluation import features as features_lib
 
@@ -211,7 +212,8 @@ def measure(
     found = [(name, activations(images)) for name, images in compared]
     if not extractor.workers.is_first:
         return None
-    rows = [_row(config, name, reference, of_images) for name, of_images in found]
+    with progress.working('quality', 'computing FID, KID, Inception Score, precision and recall'):
+        rows = [_row(config, name, reference, of_images) for name, of_images in found]
     return {'protocol': _protocol(config, extractor, sizes, reference, held_out), 'rows': rows}
 
 
@@ -303,7 +305,8 @@ def load_inception(folder: pathlib.Path | None) -> tuple[pathlib.Path, Callable]
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_CONNECTION_SECS)  # TF-Hub sets none: where packets vanish it would wait forever.
     try:
-        found = evaluation.inception_metrics.tfhub.resolve(source)
+        with progress.working('features', f'looking for the Inception graph, {source}'):
+            found = evaluation.inception_metrics.tfhub.resolve(source)
     except (OSError, ValueError, tf.errors.OpError) as error:
         raise ValueError(
             f'the Inception graph cannot be had from {source} ({error}): unpack it in a folder and give '

@@ -1,10 +1,10 @@
 """Is the implementation as private as it claims? A run with canaries, and attacks on its model. PRIVATE, all of it."""
 
 from collections.abc import Callable
+import contextlib
 import dataclasses
 import json
 import pathlib
-import time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from tf_dpdiff.networks import denoiser
 from tf_dpdiff.privacy import auditing
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.runs import build as build_lib
+from tf_dpdiff.runs import clock as clock_lib
 from tf_dpdiff.runs import folder
 from tf_dpdiff.runs import recipe as recipe_lib
 from tf_dpdiff.training import checkpoints
@@ -115,12 +116,12 @@ class FinishedAudit(NamedTuple):
     Attributes:
       result: What the canaries tell of epsilon.
       attack: What the losses of real images tell of who took part.
-      seconds: How long it took this time.
+      time: How long it took, in words.
     """
 
     result: auditing.AuditResult
     attack: membership.MembershipAttack
-    seconds: float
+    time: str
 
 
 def prepare(recipe: AuditRecipe, *, say: Callable[[str], None]) -> PreparedAudit:
@@ -145,6 +146,7 @@ def audit(
     configuration: str,
     replicas: strategies.Replicas = strategies.ONE,
     say: Callable[[str], None] = progress.sayer('audit'),
+    clock: clock_lib.Clock | None = None,
 ) -> FinishedAudit:
     """Trains a model on the private images and canaries, and bounds its epsilon from below; resumes.
 
@@ -156,27 +158,32 @@ def audit(
       configuration: The recipe as a configuration file has it, for the record.
       replicas: What computes the steps, of one process.
       say: Tells a person what is going on.
+      clock: Measures this call; None: from now on.
 
     Raises:
       ValueError: if the recipe or the folder refuses the audit; says what to do.
       interruption.Interrupted: if it was asked to stop; everything is saved, and the same call goes on.
       FloatingPointError: if the run diverged.
     """
+    clock = clock or clock_lib.Clock()
     prepared = prepare(recipe, say=say)
-    started = time.monotonic()
     included = _read_or_draw_inclusions(workdir, len(prepared.canaries))
     private = canaries_lib.insert(recipe.data.train, prepared.canaries, included)
-    with replicas.working() as stop:
-        trainer = prepared.build.make_training(workdir, private, make_grid_drawer=None, replicas=replicas).trainer
-        files.write_text(workdir / folder.OPERATIVE_CONFIG, configuration)
-        if trainer.resumed:
-            say(f'the run in {workdir} {trainer.position()}.')
-        trainer.run(stop)
-    image_loss = _image_loss(trainer.released_model(), recipe.process, recipe.canaries)
-    result, attack = _look_for_canaries(
-        workdir, prepared, included, image_loss, prepared.plan.epsilon(trainer.state.ledger)
-    )
-    return FinishedAudit(result, attack, time.monotonic() - started)
+    with contextlib.ExitStack() as kept:
+        with replicas.working() as stop:
+            with progress.working('audit', 'reading and comparing the images, building the network'):
+                training = prepared.build.make_training(workdir, private, make_grid_drawer=None, replicas=replicas)
+            trainer = training.trainer
+            kept.enter_context(clock.kept_in(workdir))
+            files.write_text(workdir / folder.OPERATIVE_CONFIG, configuration)
+            if trainer.resumed:
+                say(f'the run in {workdir} {trainer.position()}.')
+            trainer.run(stop)
+        image_loss = _image_loss(trainer.released_model(), recipe.process, recipe.canaries)
+        result, attack = _look_for_canaries(
+            workdir, prepared, included, image_loss, prepared.plan.epsilon(trainer.state.ledger)
+        )
+        return FinishedAudit(result, attack, clock.describe())
 
 
 def attack_run(

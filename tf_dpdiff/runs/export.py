@@ -5,6 +5,7 @@ import pathlib
 import tempfile
 from typing import Any
 
+from tf_dpdiff import progress
 from tf_dpdiff.runs import folder
 from tf_dpdiff.runs import source
 from tf_dpdiff.serving import export
@@ -46,11 +47,12 @@ def export_run(
     with tempfile.TemporaryDirectory() as described:
         # Not the run's own description: the sampler may be another one.
         description.write(pathlib.Path(described))
-        version = export.export_saved_model(
-            image_sampler,
-            directory,
-            folder.statement_paths(workdir) + [pathlib.Path(described) / folder.MODEL],
-            warmup_batch_sizes=warmup_batch_sizes,
-            allow_incompatible=allow_incompatible,
-        )
+        with progress.working('export', 'tracing the sampler and writing the model'):
+            version = export.export_saved_model(
+                image_sampler,
+                directory,
+                folder.statement_paths(workdir) + [pathlib.Path(described) / folder.MODEL],
+                warmup_batch_sizes=warmup_batch_sizes,
+                allow_incompatible=allow_incompatible,
+            )
     return version, description

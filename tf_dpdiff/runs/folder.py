@@ -24,7 +24,7 @@ from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import summaries
 
 # What lies where, besides the checkpoints and what the stages of training release (`training`).
-MODEL, OPERATIVE_CONFIG = 'model.json', 'operative_config.gin'
+MODEL, OPERATIVE_CONFIG = export.MODEL, 'operative_config.gin'
 STATEMENT_TEXT, STATEMENT_JSON = export.STATEMENT_TEXT, export.STATEMENT_JSON
 SAMPLES, SAMPLES_PICTURE, DENOISING_PICTURE = 'samples.npz', 'samples.png', 'denoising.png'
 CLASS_MEANS_PICTURE, CHOSEN_IMAGES_PICTURE = 'noisy_class_means.png', 'chosen_public_images.png'

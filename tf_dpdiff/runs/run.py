@@ -1,10 +1,10 @@
 """A run from its recipe to its release, on private or public images: one path, with stages that are there or not."""
 
 from collections.abc import Callable
+import contextlib
 import dataclasses
 import json
 import pathlib
-import time
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from tf_dpdiff.privacy import rounding
 from tf_dpdiff.privacy import statement as statement_lib
 from tf_dpdiff.runs import budget as budget_file
 from tf_dpdiff.runs import build as build_lib
+from tf_dpdiff.runs import clock as clock_lib
 from tf_dpdiff.runs import folder
 from tf_dpdiff.runs import forecast
 from tf_dpdiff.runs import recipe as recipe_lib
@@ -47,7 +48,7 @@ class TrainedRun:
       num_samples: How many samples were drawn.
       utility: What classifiers trained on the samples are worth, PRIVATE; empty where that was not measured.
       checkpoint: Of a run on public images alone, what private runs start from; else None.
-      seconds: How long it took this time.
+      time: How long it took, over all calls of its command, in words.
     """
 
     workdir: pathlib.Path
@@ -56,7 +57,7 @@ class TrainedRun:
     num_samples: int
     utility: dict[str, Any]
     checkpoint: pretrained.PretrainedModel | None
-    seconds: float
+    time: str
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -115,6 +116,7 @@ def train(
     say: Say = progress.sayer('train'),
     show_chosen: Callable[[warm_start_lib.ChosenImages], None] = lambda unused_chosen: None,
     anyway: bool = False,
+    clock: clock_lib.Clock | None = None,
 ) -> TrainedRun | None:
     """Trains, samples, exports and evaluates; resumes where the folder holds an unfinished run.
 
@@ -125,6 +127,7 @@ def train(
       say: Tells a person what is going on.
       show_chosen: Called with the public images that a warm start chose.
       anyway: Whether to go on where the noise would hide all that could be learnt, see `forecast`.
+      clock: Measures this call; None: from now on.
 
     Returns:
       What came out; None at the other workers than the first.
@@ -134,7 +137,7 @@ def train(
       interruption.Interrupted: if the run was asked to stop; everything is saved, and the same call goes on.
       FloatingPointError: if the run diverged; what it had released is on record.
     """
-    started = time.monotonic()
+    clock = clock or clock_lib.Clock()
     configuration = recipe.to_text()
     released_configuration = release.cut_paths(configuration)
     workers = replicas.workers
@@ -145,22 +148,25 @@ def train(
         if isinstance(released, warm_start_lib.ChosenImages):
             show_chosen(released)
 
-    with replicas.working() as stop:
-        training = prepared.build.make_training(
-            workdir, recipe.data.train if recipe.data else None, on_release=on_release, replicas=replicas
-        )
-        _check_can_work(training, anyway)
-        account = _Account(recipe, workdir, training, say)
-        if workers.is_first:
-            account.reserve()
-            files.write_text(workdir / folder.OPERATIVE_CONFIG, configuration)
-            _begin(recipe, workdir, training, released_configuration, say)
-        released, checkpoint, drawn = _train_and_draw(recipe, workdir, training, account, stop)
     done = None
-    if workers.is_first:
-        done = _finish(
-            recipe, workdir, training, prepared.utility, released_configuration, released, checkpoint, drawn, started
-        )
+    with contextlib.ExitStack() as kept:
+        with replicas.working() as stop:
+            with progress.working('train', 'reading and comparing the images, building the network'):
+                training = prepared.build.make_training(
+                    workdir, recipe.data.train if recipe.data else None, on_release=on_release, replicas=replicas
+                )
+            _check_can_work(training, anyway)
+            account = _Account(recipe, workdir, training, say)
+            if workers.is_first:
+                kept.enter_context(clock.kept_in(workdir))
+                account.reserve()
+                files.write_text(workdir / folder.OPERATIVE_CONFIG, configuration)
+                _begin(recipe, workdir, training, released_configuration, say)
+            released, checkpoint, drawn = _train_and_draw(recipe, workdir, training, account, stop)
+        if workers.is_first:
+            done = _finish(
+                recipe, workdir, training, prepared.utility, released_configuration, released, checkpoint, drawn, clock
+            )
     workers.wait_for_all()  # None ends as done while the first one may yet fail.
     return done
 
@@ -203,7 +209,9 @@ class _Account:
 
     def _charge(self, done: str, change: budget_file.Change) -> None:
         if self._path:
-            self._say(f'{done} in {self._path}: {describe_spent(budget_file.update(self._path, change))}.')
+            with progress.working('train', 'computing what all runs on these data cost together'):
+                budget = budget_file.update(self._path, change)
+            self._say(f'{done} in {self._path}: {describe_spent(budget)}.')
 
 
 def _begin(recipe, workdir, training: build_lib.RunTraining, released_configuration: str, say: Say) -> None:
@@ -259,21 +267,23 @@ def _finish(
     released,
     checkpoint,
     drawn: tuple[np.ndarray, np.ndarray],
-    started,
+    clock: clock_lib.Clock,
 ) -> TrainedRun:
     """Writes what may be released and, apart from it, what was measured on private images."""
     statement, summaries = training.statement(), training.trainer.summaries
-    version = release.write(
-        workdir,
-        f'tf_dpdiff: a {"private generator" if recipe.is_private else "public model"} of {training.build.spec.name}',
-        _facts(statement, recipe),
-        statement,
-        training.model,
-        released,
-        summaries,
-        *drawn,
-        configuration=released_configuration,
-    )
+    kind = 'private generator' if recipe.is_private else 'public model'
+    with progress.working('train', 'writing statement, report and exported model'):
+        version = release.write(
+            workdir,
+            f'tf_dpdiff: a {kind} of {training.build.spec.name}',
+            _facts(statement, recipe),
+            statement,
+            training.model,
+            released,
+            summaries,
+            *drawn,
+            configuration=released_configuration,
+        )
     measured = {}
     if utility:
         measured = utility_lib.measure(utility, *drawn, recipe.data.train, recipe.data.held_out).fields
@@ -282,9 +292,7 @@ def _finish(
         assert isinstance(statement, statement_lib.PrivacyStatement)  # Private runs alone have a utility.
         summaries.non_private_scalars(accuracies, statement.plan.config.num_steps)
     summaries.flush()
-    return TrainedRun(
-        workdir, statement, version, len(drawn[0]), measured, checkpoint, seconds=time.monotonic() - started
-    )
+    return TrainedRun(workdir, statement, version, len(drawn[0]), measured, checkpoint, time=clock.describe())
 
 
 def _facts(statement, recipe: recipe_lib.Recipe) -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from tf_dpdiff import files
+from tf_dpdiff import progress
 from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.data import tfds_writer
 from tf_dpdiff.sampling import draw
@@ -175,7 +176,8 @@ class Writer:
             self._save_record(self._folder / store.RECORD, complete=True, shards=self._shards, **about)
             return
         temporary = self._folder / _TEMPORARY / self._output.name
-        self._layout.join(self._folder, temporary)
+        with progress.working('sampling', 'putting the shards together'):
+            self._layout.join(self._folder, temporary)
         record = {'name': self._output.name, 'images': self._spec.num_images, **store.fingerprint([temporary])}
         self._lay_statements_beside()
         os.replace(temporary, self._output)
@@ -266,7 +268,8 @@ def open_for_writing(output: pathlib.Path, spec: formats.Spec, statements: Seque
     _check_foreign(output, spec)
     folder = store.work_folder(output)
     with _locked(folder):
-        writer = Writer(output, spec, statements)
+        with progress.working('sampling', 'comparing what is there with its checksums'):
+            writer = Writer(output, spec, statements)
         try:
             writer.begin()
             yield writer

@@ -25,6 +25,7 @@ from tf_dpdiff.serving import warmup
 
 EXTRA = 'assets.extra'  # Where TF Serving lets other files lie beside a model.
 STATEMENT_TEXT, STATEMENT_JSON = 'privacy_statement.txt', 'privacy_statement.json'
+MODEL = 'model.json'
 _STATEMENTS = {'json': STATEMENT_JSON, 'text': STATEMENT_TEXT}
 _STEP_COUNTS, _LABELS = 'num_steps.json', 'labels.json'
 _INPUTS = (
@@ -172,8 +173,9 @@ def export_saved_model(
     Its signatures: `serving_default` maps labels, int32 [batch], seeds, int64 [batch], and, if the sampler has step
     counts, num_steps, int32 [batch], to images, uint8 [batch, height, width, channels]; an image depends on its own
     inputs alone. `sample_png` maps the same to png_bytes, string [batch]. `privacy_statement` maps format, string
-    [batch], each 'json' or 'text', to statement, string [batch]; it is missing where the released files hold no
-    statement.
+    [batch], each 'json' or 'text', to statement, string [batch], and `model_description` maps format, each 'json', to
+    description: the names of the classes, the labels and step counts that a request may name, the shape of the images
+    and the sampler. Each of these two is missing where the released files do not hold what it tells.
 
     Args:
       sampler: What to export.
@@ -194,7 +196,10 @@ def export_saved_model(
     statements = {path.name: path for path in released_files if path.name in _STATEMENTS.values()}
     if len(statements) == len(_STATEMENTS):
         texts = {kind: statements[name].read_text(encoding='utf-8') for kind, name in _STATEMENTS.items()}
-        signatures['privacy_statement'] = _statement_signature(texts)
+        signatures['privacy_statement'] = _text_signature('statement', texts)
+    for path in released_files:
+        if path.name == MODEL:
+            signatures['model_description'] = _text_signature('description', {'json': _describe_model(sampler, path)})
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='.export.', dir=directory) as folder:
         temporary = pathlib.Path(folder) / 'version'
@@ -287,20 +292,28 @@ def _png_signature(sampler: ImageSampler) -> tf.types.experimental.GenericFuncti
     return sample_png
 
 
-def _statement_signature(texts: dict[str, str]) -> tf.types.experimental.GenericFunction:
+def _describe_model(sampler: ImageSampler, path: pathlib.Path) -> str:
+    """Returns as JSON what a client must know to ask for images and to name what it gets."""
+    fields = json.loads(path.read_text(encoding='utf-8'))
+    told = {name: fields[name] for name in ('class_names', 'image_shape', 'sampler')}
+    return json.dumps({**told, 'labels': list(sampler.labels), 'step_counts': sampler.step_counts}, indent=2) + '\n'
+
+
+def _text_signature(output: str, texts: dict[str, str]) -> tf.types.experimental.GenericFunction:
+    """Returns a signature from formats, string [batch], to the text of each, string [batch]."""
     kinds = ' or '.join(texts)
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name='format')])
-    def privacy_statement(format):
+    def text(format):
         is_kind = tf.stack([format == kind for kind in texts], axis=1)
         known = tf.debugging.Assert(
             tf.reduce_all(tf.reduce_any(is_kind, axis=1)), [f'format must be {kinds}, got', format]
         )
         with tf.control_dependencies([known]):
             chosen = tf.argmax(is_kind, axis=1)
-        return {'statement': tf.gather(tf.constant(list(texts.values())), chosen)}
+        return {output: tf.gather(tf.constant(list(texts.values())), chosen)}
 
-    return privacy_statement
+    return text
 
 
 def step_counts_of(version: pathlib.Path) -> tuple[int, ...]:

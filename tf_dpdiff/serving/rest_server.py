@@ -3,7 +3,8 @@
 Its paths, JSON and status codes are those of https://www.tensorflow.org/tfx/serving/api_rest, read together with
 `http_rest_api_util.cc` (paths), `http_server.cc` (codes, OPTIONS), `evhttp_server.cc` (methods), `evhttp_request.cc`
 (gzip) and `json_tensor.cc` (tensors) of https://github.com/tensorflow/serving. Added are 401 (token), 408 (a body that
-comes too slowly), 413 (a body that is too large) and the reason of every error as JSON.
+comes too slowly), 413 (a body that is too large), the reason of every error as JSON and, unless it is switched off, a
+page for browsers at / with the names of models at /models.
 """
 
 import asyncio
@@ -27,6 +28,7 @@ import uvicorn
 from tf_dpdiff.serving import http_protocol
 from tf_dpdiff.serving import json_tensors
 from tf_dpdiff.serving import monitoring
+from tf_dpdiff.serving import page as page_lib
 from tf_dpdiff.serving import predict
 from tf_dpdiff.serving import request_body
 from tf_dpdiff.serving import security as security_lib
@@ -49,10 +51,11 @@ class _App:
     Args:
       core: Who answers.
       security: What is asked of clients.
+      page: Whether browsers get a page.
     """
 
-    def __init__(self, core: predict.Core, security: security_lib.Security):
-        self._core, self._security = core, security
+    def __init__(self, core: predict.Core, security: security_lib.Security, page: bool):
+        self._core, self._security, self._page = core, security, page
         self._json_pool = futures.ThreadPoolExecutor(_JSON_THREADS, thread_name_prefix='json')
         self._num_open = 0
 
@@ -65,7 +68,9 @@ class _App:
         started, method = time.monotonic(), 'other'
         self._num_open += 1
         try:
-            if not self._security.is_authorized(request.headers.get('authorization')):
+            # Of the page everyone may know: it is the same for all models.
+            is_public = self._is_page(request.method, _target(request))
+            if not is_public and not self._security.is_authorized(request.headers.get('authorization')):
                 raise status.ServingError(status.Code.UNAUTHENTICATED, 'no token, or another one.')
             if self._num_open > self._core.limits.max_open_requests:
                 raise status.ServingError(status.Code.UNAVAILABLE, 'too many requests are open.')
@@ -92,6 +97,10 @@ class _App:
             if target != monitoring.PATH:
                 raise status.invalid(f'Unexpected path: {target[:200]}. Should be {monitoring.PATH}')
             return 'metrics', self._metrics
+        if self._is_page(method, target):
+            return 'page', self._browse
+        if self._page and method == 'GET' and target == page_lib.MODELS_PATH:
+            return 'models', self._models
         if not target.lower().startswith('/v1/'):
             raise status.ServingError(status.Code.NOT_FOUND, f'Not found: {target[:200]}')
         if method == 'OPTIONS':
@@ -132,6 +141,15 @@ class _App:
 
     async def _metrics(self) -> responses.Response:
         return responses.Response(self._core.metrics.page(), media_type=monitoring.CONTENT_TYPE)
+
+    def _is_page(self, method: str, target: str) -> bool:
+        return self._page and method == 'GET' and target.partition('?')[0] == page_lib.PATH
+
+    async def _browse(self) -> responses.Response:
+        return responses.Response(page_lib.content(), media_type=page_lib.CONTENT_TYPE, headers=page_lib.headers())
+
+    async def _models(self) -> responses.Response:
+        return _json({'models': [self._core.model_name]})
 
     async def _status(self, spec: model_pb2.ModelSpec) -> responses.Response:
         request = get_model_status_pb2.GetModelStatusRequest(model_spec=spec)
@@ -273,6 +291,7 @@ class RestServer:
       host: Where it listens.
       port: Its port, 0 for any that is free.
       security: What it asks of clients.
+      page: Whether browsers get a page, see `page`.
 
     Attributes:
       port: The port that it has.
@@ -281,7 +300,7 @@ class RestServer:
       OSError: if the port cannot be had.
     """
 
-    def __init__(self, core: predict.Core, *, host: str, port: int, security: security_lib.Security):
+    def __init__(self, core: predict.Core, *, host: str, port: int, security: security_lib.Security, page: bool = True):
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
             family, kind, protocol, _, address = found[0]
@@ -296,7 +315,7 @@ class RestServer:
             ) from error
         self.port = self._socket.getsockname()[1]
         self._config = uvicorn.Config(
-            _App(core, security),
+            _App(core, security, page),
             http=http_protocol.TimeLimitedProtocol,
             ws='none',
             lifespan='off',

@@ -29,6 +29,7 @@ class ServerConfig:
       security: What it asks of clients.
       health_port: Where health checks, and nothing else, are answered to everyone: by gRPC without TLS and token, as
         Kubernetes and many load balancers ask. 0 for any that is free, None for no such port.
+      page: Whether browsers get a page by which to draw images.
 
     Raises:
       ValueError: if others could listen or ask.
@@ -41,6 +42,7 @@ class ServerConfig:
     limits: predict.Limits = predict.Limits()
     security: security_lib.Security = security_lib.Security()
     health_port: int | None = None
+    page: bool = True
 
     def __post_init__(self):
         for name in ('rest_port', 'grpc_port', 'health_port'):
@@ -77,7 +79,9 @@ class ModelServer:
         metrics.watch(self._manager.queue_length, self._manager.newest_version)
         self._core = predict.Core(self._manager, config.limits, metrics)
         host, security = config.host, config.security
-        self._rest = rest_server.RestServer(self._core, port=config.rest_port, host=host, security=security)
+        self._rest = rest_server.RestServer(
+            self._core, port=config.rest_port, host=host, security=security, page=config.page
+        )
         self._grpc = grpc_server.GrpcServer(self._core, port=config.grpc_port, host=host, security=security)
         self._health = _health_server(self._core, config)
         self.rest_port, self.grpc_port = self._rest.port, self._grpc.port

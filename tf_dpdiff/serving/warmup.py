@@ -52,7 +52,7 @@ def write(
 
 
 def _inputs(signature: str, size: int, label: int, num_steps: int | None) -> Iterator[tuple[str, np.ndarray]]:
-    if signature == 'privacy_statement':
+    if signature in ('privacy_statement', 'model_description'):
         yield 'format', np.full([size], b'json')
         return
     yield 'labels', np.full([size], label, np.int32)

@@ -4,6 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_dpdiff import keras
+from tf_dpdiff import progress
 from tf_dpdiff.data import datasets
 from tf_dpdiff.networks import classifiers
 from tf_dpdiff.privacy import feature_means
@@ -59,11 +60,13 @@ class PublicFeatures:
         shape = [_IMAGES_AT_A_TIME, *images_uint8.shape[1:]]
         of_batch = tf.function(self.compute, input_signature=[tf.TensorSpec(shape, tf.uint8)])
         features = np.zeros([len(images_uint8), len(self._mean)], np.float32)
-        for start in range(0, len(images_uint8), _IMAGES_AT_A_TIME):
-            part = images_uint8[start : start + _IMAGES_AT_A_TIME]
-            padded = np.zeros(shape, np.uint8)
-            padded[: len(part)] = part
-            features[start : start + len(part)] = of_batch(tf.constant(padded)).numpy()[: len(part)]
+        with progress.bar(len(images_uint8), 'features', 'image', delay_secs=1.0) as bar:
+            for start in range(0, len(images_uint8), _IMAGES_AT_A_TIME):
+                part = images_uint8[start : start + _IMAGES_AT_A_TIME]
+                padded = np.zeros(shape, np.uint8)
+                padded[: len(part)] = part
+                features[start : start + len(part)] = of_batch(tf.constant(padded)).numpy()[: len(part)]
+                bar.update(len(part))
         return features
 
     def to_arrays(self) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ import zipfile
 import numpy as np
 
 from tf_dpdiff import files
+from tf_dpdiff import progress
 from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.data import datasets
 from tf_dpdiff.privacy import class_means
@@ -207,15 +208,16 @@ def release_class_means(
         if written is None:
             _check_not_released(config.mechanism, state, f'the noisy class means of this run are not in {path}')
             assert state.private_seed is not None
-            means = config.release(
-                private.images_uint8,
-                private.labels,
-                private.num_classes,
-                seed=state.private_seed,
-                neighboring_relation=plan.config.neighboring_relation,
-                generator=plan.config.noise_generator,
-                owners=private.owners,
-            )
+            with progress.working(NAME, 'releasing noisy means of each class'):
+                means = config.release(
+                    private.images_uint8,
+                    private.labels,
+                    private.num_classes,
+                    seed=state.private_seed,
+                    neighboring_relation=plan.config.neighboring_relation,
+                    generator=plan.config.noise_generator,
+                    owners=private.owners,
+                )
             written = _means_to_bytes(means, state.run_id)
             with files.replacing(path) as temporary:
                 temporary.write_bytes(written)
