@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-VERBS = ('train', 'sample', 'evaluate', 'select', 'export', 'account', 'audit', 'serve', 'tensorboard')
+VERBS = ('train', 'sample', 'evaluate', 'select', 'export', 'release', 'account', 'audit', 'serve', 'tensorboard')
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from tf_dpdiff import progress as progress_lib
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png')
 CHANNELS = (1, 3)  # Grey and colour: what networks are tested with and sets of samples are written in.
 
-_FORMATS = ('BMP', 'JPEG', 'PNG')
+FORMATS = ('BMP', 'JPEG', 'PNG')
 _CHUNK = 1024  # Images that are in flight at a time.
 _THREADS = 8  # Pillow decodes outside Python's lock; more threads than cores hide the wait for a network disk.
 _ORIENTATION = 274  # Among the tags of EXIF, all that changes a pixel.
@@ -102,7 +102,7 @@ def decode(encoded: bytes, source: str, *, drop_alpha: bool = False) -> np.ndarr
 def _open(encoded: bytes, source: str) -> Image.Image:
     """Returns the loaded picture, upright."""
     try:
-        with _pillow_warnings, Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
+        with _pillow_warnings, Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
             image.load()
             return ImageOps.exif_transpose(image)
     except Image.UnidentifiedImageError as error:

@@ -4,7 +4,7 @@ dp_accounting does the mathematics. Decided here are how fine a grid it works on
 how far its numbers can be trusted, so that no answer is below the truth.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 import functools
 import math
 from typing import NamedTuple
@@ -155,7 +155,7 @@ def by_pld(
     return min(_pld_epsilon(steps, delta - rounding, grid), by_other)
 
 
-def deltas_by_pld(steps: tuple[Steps, ...], epsilons: Sequence[float]) -> np.ndarray | None:
+def deltas_by_pld(steps: tuple[Steps, ...], epsilons: np.ndarray) -> np.ndarray | None:
     """Returns upper bounds of delta at many epsilons, by privacy loss distribution.
 
     Guarantee: never below the true deltas: what rounding may hide, in Fourier transforms and in sums over the points of
@@ -163,7 +163,7 @@ def deltas_by_pld(steps: tuple[Steps, ...], epsilons: Sequence[float]) -> np.nda
 
     Args:
       steps: What is released, not empty.
-      epsilons: At least 0 and at most 700, in ascending order.
+      epsilons: float64 [epsilons], at least 0 and at most 700, in ascending order.
 
     Returns:
       float64 [epsilons]; None where no grid that takes a second is fine enough to tell.
@@ -173,7 +173,7 @@ def deltas_by_pld(steps: tuple[Steps, ...], epsilons: Sequence[float]) -> np.nda
         return None
     # dp_accounting adds up probabilities and takes one sum from the other: each addition rounds.
     rounding = _PLD_ROUNDING * (_num_composed(steps) + 5.0 * _spans(steps) / grid)
-    found = _compose(steps, grid).get_delta_for_epsilon(np.asarray(epsilons, np.float64))
+    found = _compose(steps, grid).get_delta_for_epsilon(epsilons)
     return np.minimum(np.maximum(found, 0.0) + rounding, 1.0)
 
 

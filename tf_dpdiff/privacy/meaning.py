@@ -102,7 +102,7 @@ def group_epsilon(
     Guarantee: never below the true epsilon. It is the smaller of two bounds.
 
       By composition: each of k units takes part in a step with probability q, independently, and moves the sum by at
-      most 1 / sigma standard deviations of the noise. So any of them takes part with probability q' = 1 - (1 - q)^k, and
+      most 1 / sigma standard deviations of the noise. So any of them takes part with q' = 1 - (1 - q)^k, and
       then they move it by at most k / sigma. The output is a mixture over which of them do; a hockey-stick divergence
       is jointly convex and grows with the shift, so a step is bounded by that of one unit with probability q' and noise
       multiplier sigma / k, in both directions, whatever was released before. These compose as steps of one unit do.

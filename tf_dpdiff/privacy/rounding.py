@@ -79,6 +79,23 @@ def percent_up(share: float) -> str:
     return f'{shortest.quantize(decimal.Decimal("1e-2"), decimal.ROUND_CEILING)}%'
 
 
+def one_digit_up(value: float) -> str:
+    """Returns a small number to one digit, never below it.
+
+    Args:
+      value: At least 0.
+
+    Example:
+        >>> one_digit_up(2.1e-13), one_digit_up(9.5e-13), one_digit_up(0.0)
+        ('3e-13', '1e-12', '0')
+    """
+    if value == 0.0:
+        return '0'
+    exponent = math.floor(math.log10(value))
+    digit = math.ceil(value / 10.0**exponent)
+    return f'{digit}e{exponent}' if digit < 10 else f'1e{exponent + 1}'
+
+
 def float32_not_below(value: float) -> float:
     """Returns the smallest float32 that is not below the value, for files that hold no other type.
 

@@ -122,6 +122,7 @@ QUESTIONS = (
         'Not measured.',
     ),
 )
+_DATE_KEY = 'publication_date'
 _BY_KEY = {question.key: question for question in QUESTIONS}
 
 
@@ -148,22 +149,20 @@ class Answers:
 
     @property
     def missing(self) -> list[Question]:
-        """The questions without an answer."""
-        return [question for question in QUESTIONS if question.key not in self.given]
+        """The questions without an answer; the day of publication is that of writing where there is none."""
+        return [question for question in QUESTIONS if question.key not in {*self.given, _DATE_KEY}]
 
     @property
     def tier(self) -> int:
         """How complete a record of the deployments registry these answers make, from 1 to 3."""
-        # The day of publication is always known: it is that of writing where there is no answer.
-        tiers = [question.tier for question in self.missing if question.key != 'publication_date']
-        return max(1, min(tiers, default=4) - 1)
+        return max(1, min([question.tier for question in self.missing], default=4) - 1)
 
 
 def template() -> str:
     """Returns a file without answers: each question with an example as a comment."""
     lines = [
         '# What only you know about a release. bin/release --curator=THIS_FILE puts it into the model card, the data',
-        f'# sheet and the deployment record. What you leave empty is listed there as {NOT_STATED!r}; nothing is made up.',
+        f'# sheet and the deployment record. What you leave empty is listed there as {NOT_STATED!r}.',
         '# All of it becomes public.',
     ]
     for question in QUESTIONS:

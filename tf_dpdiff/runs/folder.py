@@ -29,6 +29,8 @@ CLASS_MEANS_PICTURE, CHOSEN_IMAGES_PICTURE = 'noisy_class_means.png', 'chosen_pu
 REPORT, REPORT_FIELDS, EPSILON_PICTURE = 'report.html', 'report.json', 'epsilon.png'
 RELEASED_ACCURACY = 'released_accuracy.json'
 SAVED_MODEL = 'saved_model'
+# What bin/release adds to what goes out.
+MODEL_CARD, DATA_SHEET, DEPLOYMENT_RECORD, SHA256SUMS = 'README.md', 'croissant.json', 'deployment.yaml', 'SHA256SUMS'
 NON_PRIVATE = 'non_private'  # What was computed from private images without noise; never to be released.
 _LOCK = '.lock'
 
