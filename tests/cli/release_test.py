@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import html.parser
 import json
 import pathlib
 import re
@@ -18,6 +19,7 @@ from tests.cli import verbs
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import release
 from tf_dpdiff.data import datasets
+from tf_dpdiff.privacy import accuracy_release
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import meaning
 from tf_dpdiff.privacy import rounding
@@ -283,12 +285,26 @@ def test_deployment_record_is_one_that_the_registry_takes(released):
     assert list(checker.iter_errors(record))
 
 
-def test_pages_load_nothing_from_elsewhere(released):
+class Links(html.parser.HTMLParser):
+    """Collects what a page loads or links to, and its tags."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.links, self.tags = [], set()
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.links += [value for name, value in attrs if name in ('src', 'href', 'srcset', 'action', 'data', 'poster')]
+
+
+def test_page_loads_nothing_from_elsewhere(released):
     page = (released / 'report.html').read_text()
-    assert re.findall(r'(?:src|href|action|srcset)\s*=\s*["\']?([^"\'\s>]{0,11})', page) == [
-        'data:image/'
-    ] * page.count('<img')
-    assert not re.search(r'@import|url\(|<link|<script|<iframe', page)
+    found = Links(page)
+    assert found.links and all(link.startswith('data:image/png;base64,') for link in found.links)
+    assert not found.tags & {'script', 'iframe', 'link', 'object', 'embed', 'base'}
+    assert not re.search(r'@import|url\(', page.split('</style>')[0])
+    assert Links('<img src=https://elsewhere.example/a.png>').links == ['https://elsewhere.example/a.png']
 
 
 @pytest.mark.parametrize('of', ['folder', 'zip'])
@@ -403,7 +419,7 @@ def plant_private_image(workdir):
     np.savez(workdir / 'samples.npz', **arrays)
 
 
-def plant_file(source, target='saved_model/1/assets.extra/model.json'):
+def plant_file(source, target='saved_model/1/assets.extra/labels.json'):
     def plant(workdir):
         (path,) = list(workdir.glob(source))[:1]
         shutil.copy(path, workdir / target)
@@ -432,7 +448,11 @@ PLANTS = {
     'a checkpoint': (plant_file('checkpoints/*/variables.index'), 'holds the private file checkpoints/'),
     'a file beside the model': (
         lambda run: (run / 'saved_model/1/notes.txt').touch(),
-        'notes.txt is no part of a SavedModel',
+        'notes.txt is no part of an exported model',
+    ),
+    'a file among those beside the model': (
+        lambda run: (run / 'saved_model/1/assets.extra/notes.txt').touch(),
+        'notes.txt is no part of an exported model',
     ),
     'another statement in the folder': (
         change_text('privacy_statement.txt', 'PRIVACY', 'Privacy'),
@@ -485,10 +505,29 @@ def test_model_of_public_images_alone_claims_nothing(changed_run, tmp_path, caps
     shutil.rmtree(changed_run / 'checkpoints')  # They are those of a private run.
     assert call(changed_run, tmp_path / 'out') == command.DONE
     card = (tmp_path / 'out' / 'README.md').read_text()
-    assert 'trained on public images alone' in card and 'epsilon' not in card
+    assert 'trained on public images alone' in card and 'epsilon =' not in card and 'why_epsilon' not in card
     assert not (tmp_path / 'out' / 'deployment.yaml').exists()
     said = capsys.readouterr().err
     assert 'so the secret seed of the run was not looked for' in said
+
+
+@pytest.mark.parametrize('of_this_model', [True, False])
+def test_accuracies_that_were_released_with_noise_count_in_if_they_are_of_this_model(
+    changed_run, released, tmp_path, of_this_model
+):
+    fields = {
+        'accuracy': {'small_cnn': 0.8125},
+        'releases': json.loads(accuracy_release.AccuracyReleaseConfig(2.0).record(ledger_lib.Ledger()).to_json()),
+        'model_run_id': statement_of(changed_run)['run_id'] if of_this_model else 'another',
+        'text': 'Released with noise.',
+    }
+    (changed_run / 'released_accuracy.json').write_text(json.dumps(fields))
+    assert call(changed_run, tmp_path / 'out') == command.DONE
+    card, before = ((path / 'README.md').read_text() for path in (tmp_path / 'out', released))
+    rates = [float(re.search(r'\| 1 in 100 \| ([0-9.]+)% \|', text).group(1)) for text in (card, before)]
+    assert (rates[0] > rates[1]) == of_this_model == ('| small\\_cnn | 81.2% |' in card)
+    assert (tmp_path / 'out' / 'released_accuracy.json').exists() == of_this_model
+    assert verbs.call(release, f'--verify={tmp_path / "out"}') == command.DONE
 
 
 def test_samples_are_drawn_anew_on_request(run, tmp_path):

@@ -17,7 +17,7 @@ def write(folder, text):
 def test_template_with_its_examples_taken_is_a_complete_file_of_answers(tmp_path):
     text = re.sub(r'# For example: (.*)\n(\w+):\n', r'\2: \1\n', curator.template())
     answers = curator.read(write(tmp_path, text))
-    assert not answers.missing and answers.tier == 3
+    assert not answers.missing() and answers.tier == 3
     assert set(answers.given) == set(yaml.safe_load(curator.template()))
     assert answers.names('data_curators') == ['University Hospital of Example', 'Institute of Radiology']
     assert answers.given['max_images_per_unit'] == 4 and answers.say('publication_date') == '2026-12-01'
@@ -27,7 +27,8 @@ def test_template_with_its_examples_taken_is_a_complete_file_of_answers(tmp_path
 def test_what_is_not_answered_is_not_stated(tmp_path, text):
     answers = curator.read(write(tmp_path, text))
     assert answers.say('purpose') == 'not stated' and answers.names('data_curators') == ['not stated']
-    assert {question.key for question in answers.missing} >= {'purpose', 'contact', 'data_curators'}
+    assert {question.key for question in answers.missing()} >= {'purpose', 'contact', 'why_epsilon'}
+    assert 'why_epsilon' not in {question.key for question in answers.missing(is_private=False)}
     assert answers.tier == 1
 
 

@@ -123,6 +123,19 @@ QUESTIONS = (
     ),
 )
 _DATE_KEY = 'publication_date'
+_OF_PRIVATE_IMAGES = frozenset(
+    {
+        'people',
+        'collection',
+        'preprocessing',
+        'max_images_per_unit',
+        'why_epsilon',
+        'tuning',
+        'trust_model',
+        'threat_model',
+        'retention',
+    }
+)
 _BY_KEY = {question.key: question for question in QUESTIONS}
 
 
@@ -147,15 +160,19 @@ class Answers:
         """Returns the names of an answer; one that says that they are not stated where there is none."""
         return list(self.given.get(key, (NOT_STATED,)))
 
-    @property
-    def missing(self) -> list[Question]:
-        """The questions without an answer; the day of publication is that of writing where there is none."""
-        return [question for question in QUESTIONS if question.key not in {*self.given, _DATE_KEY}]
+    def missing(self, *, is_private: bool = True) -> list[Question]:
+        """Returns the questions without an answer; the day of publication is that of writing where there is none.
+
+        Args:
+          is_private: Whether the release is after private images; else what is asked of these is left out.
+        """
+        known = {*self.given, _DATE_KEY, *(() if is_private else _OF_PRIVATE_IMAGES)}
+        return [question for question in QUESTIONS if question.key not in known]
 
     @property
     def tier(self) -> int:
         """How complete a record of the deployments registry these answers make, from 1 to 3."""
-        return max(1, min([question.tier for question in self.missing], default=4) - 1)
+        return max(1, min([question.tier for question in self.missing()], default=4) - 1)
 
 
 def template() -> str:
@@ -221,7 +238,7 @@ def _checked(path: pathlib.Path, key: str, value: Any) -> Any:
     if question.kind == _NAMES and isinstance(value, list) and all(isinstance(name, str) and name for name in value):
         return tuple(' '.join(name.split()) for name in value)
     if question.kind == _TEXT and isinstance(value, str) and value.strip():
-        return ' '.join(value.split())
+        return ' '.join(value.split()).rstrip('.')  # It becomes a part of sentences.
     if question.kind == _CHOICE and value in question.choices:
         return value
     wanted = f'{question.kind} {", ".join(question.choices)}' if question.choices else question.kind

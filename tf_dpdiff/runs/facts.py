@@ -95,13 +95,19 @@ class Facts:
     def _ledger(self) -> ledger_lib.Ledger:
         return ledger_lib.Ledger.from_json(json.dumps(self.statement.get('releases', [])))
 
+    @functools.cached_property
+    def _all_released(self) -> ledger_lib.Ledger:
+        """All that an attacker sees the noise of: released accuracies too, as if they were of the same units."""
+        accuracies = ledger_lib.Ledger.from_json(json.dumps(self.accuracy['releases'] if self.accuracy else []))
+        return ledger_lib.Ledger(self._ledger.releases + accuracies.releases)
+
     def _tail(self, num_units: int) -> float:
-        return meaning.tail_delta(self._ledger, num_units, generator=self.statement['noise_generator'])
+        return meaning.tail_delta(self._all_released, num_units, generator=self.statement['noise_generator'])
 
     @functools.cached_property
     def right_guesses(self) -> list[tuple[str, str]]:
         """How often an attacker may be wrong, and how often they can be right at most: in words, and in percent."""
-        event, tail = self._ledger.dp_event(), self._tail(1)
+        event, tail = self._all_released.dp_event(), self._tail(1)
         return [
             (words, rounding.percent_up(meaning.true_positive_rate(event, rate, added_delta=tail)))
             for rate, words in FALSE_POSITIVE_RATES
@@ -118,7 +124,7 @@ class Facts:
         most, delta = self.answers.given.get('max_images_per_unit'), self.statement['delta']
         costs: list[tuple[str, str]] = []
         for count in sorted({*_GROUPS, *([most] if most and most > 1 else [])}):
-            epsilon = meaning.group_epsilon(self._ledger.dp_event(), count, delta, added_delta=self._tail)
+            epsilon = meaning.group_epsilon(self._all_released.dp_event(), count, delta, added_delta=self._tail)
             if epsilon > _LARGEST_EPSILON_OF_GROUPS:
                 return [*costs, (f'{count} or more', 'no useful bound is proven')]
             costs.append((str(count), rounding.round_up(epsilon)))
@@ -127,7 +133,7 @@ class Facts:
     @functools.cached_property
     def mu(self) -> str:
         """The mu of Gaussian differential privacy, and whether it is proven."""
-        found = meaning.gaussian_mu(self._ledger.dp_event())
+        found = meaning.gaussian_mu(self._all_released.dp_event())
         if found is None:
             return curator.NOT_STATED
         if found.is_proven:
@@ -197,8 +203,8 @@ class Facts:
         """What counts as public."""
         public = ', '.join(self.statement['public_data'])
         return (
-            f'The number of units ({self.statement["num_units_treated_as_public"]:,}), the classes and the size of '
-            'images count as public, and so does the choice of all settings.'
+            f'The number of units ({self.statement["num_units_treated_as_public"]:,}), the classes, the size of images '
+            'and all settings count as public.'
             + (f' Public images that it was trained on before: {public}.' if public else '')
         )
 

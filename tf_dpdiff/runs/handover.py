@@ -41,15 +41,18 @@ from tf_dpdiff.sampling import store
 from tf_dpdiff.serving import export
 from tf_dpdiff.training import checkpoints
 
-# What a SavedModel is made of.
-_OF_A_MODEL = ('saved_model.pb', 'fingerprint.pb', 'variables', 'assets', export.EXTRA)
+# The files that a SavedModel of ours is made of.
+_OF_A_MODEL = re.compile(
+    rf'saved_model\.pb|fingerprint\.pb|variables/variables\.(index|data-\d{{5}}-of-\d{{5}})|{export.EXTRA}/.*'
+)
+_EXTRA_FILES = (*export.EXTRA_FILES, folder.MODEL)
 # Of a run's files, those that go out as they are; and what each file is.
 _COPIED = (folder.STATEMENT_TEXT, folder.STATEMENT_JSON, folder.MODEL, folder.REPORT)
 _FILES = {
     folder.MODEL_CARD: 'this card',
     folder.STATEMENT_TEXT: 'the privacy statement: what is promised, and what it does not cover',
     folder.STATEMENT_JSON: 'the same for programs',
-    folder.REPORT: 'one page with statement, samples, epsilon over steps and configuration',
+    folder.REPORT: 'one page with samples, statement, what it has cost over time, and configuration',
     folder.SAMPLES: 'the samples, as NumPy arrays',
     folder.SAMPLES_PICTURE: 'a look at them',
     folder.SAVED_MODEL: 'the generator, for TensorFlow and TensorFlow Serving',
@@ -127,7 +130,7 @@ def make(
         statement_sha256=_sha256(workdir / folder.STATEMENT_JSON),
         date=answers.given.get('publication_date', datetime.datetime.now(datetime.UTC).date().isoformat()),
     )
-    pixels, not_checked = _private_pixels(workdir, private_data)
+    pixels, not_checked = _private_pixels(workdir, private_data) if facts.is_private else (None, [])
     forbidden = leaks.collect(workdir, pixels)
     with files.replacing(archive) as temporary_archive, files.replacing(output) as temporary:
         temporary.mkdir()
@@ -139,7 +142,8 @@ def make(
         _refuse_leaks(temporary, forbidden)
         files.write_text(temporary / folder.SHA256SUMS, _sums(temporary))
         _write_archive(temporary, temporary_archive, output.name)
-    return HandedOver(output, archive, len(images), _sha256(output / folder.SHA256SUMS), answers.missing, not_checked)
+    missing = answers.missing(is_private=facts.is_private)
+    return HandedOver(output, archive, len(images), _sha256(output / folder.SHA256SUMS), missing, not_checked)
 
 
 def _check_output(output: pathlib.Path) -> pathlib.Path:
@@ -221,10 +225,12 @@ def _private_pixels(
 
 def _copy_model(version: pathlib.Path, target: pathlib.Path) -> None:
     """Copies a SavedModel, and nothing that does not belong to it."""
-    for path in version.iterdir():
-        if path.name not in _OF_A_MODEL:
-            raise ValueError(f'{path} is no part of a SavedModel; take it away, or export the model anew.')
-    shutil.copytree(version, target, symlinks=True, copy_function=shutil.copyfile)
+    for name in _names(version):
+        is_extra = name.startswith(f'{export.EXTRA}/')
+        if not _OF_A_MODEL.fullmatch(name) or (is_extra and name.partition('/')[2] not in _EXTRA_FILES):
+            raise ValueError(f'{version / name} is no part of an exported model; take it away, or export anew.')
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(version / name, target / name)
 
 
 def _write_papers(directory: pathlib.Path, facts: facts_lib.Facts) -> None:
@@ -365,14 +371,15 @@ def _check_statements(directory: pathlib.Path) -> Iterator[Check]:
         card = (directory / folder.MODEL_CARD).read_text(encoding='utf-8')
         sheet = files.read_json(directory / folder.DATA_SHEET)
         version = export.find_version(directory / folder.SAVED_MODEL)
-    except (OSError, ValueError) as error:
+        beside = [(version / export.EXTRA / name).read_text(encoding='utf-8') for name in store.STATEMENTS]
+        epsilon, delta = statement['epsilon'], statement.get('delta')
+        ledger = ledger_lib.Ledger.from_json(json.dumps(statement.get('releases', [])))
+    except (OSError, ValueError, KeyError, TypeError) as error:
         yield Check(False, f'it is not complete: {" ".join(str(error).replace(f"{directory}/", "").split())}')
         return
-    beside = [(version / export.EXTRA / name).read_text(encoding='utf-8') for name in store.STATEMENTS]
     yield Check(
         _told_by(version) == texts == beside, 'the statement in the model, beside the model and in the folder are one'
     )
-    epsilon, delta = statement['epsilon'], statement.get('delta')
     yield Check(model_card.says(card, epsilon), f'{folder.MODEL_CARD} tells the epsilon of the statement')
     sampled = [entry.get('sha256') for entry in sheet.get('distribution', [])]
     yield Check(
@@ -389,7 +396,6 @@ def _check_statements(directory: pathlib.Path) -> Iterator[Check]:
         == (epsilon, delta, _sha256(directory / folder.STATEMENT_JSON)),
         f'{folder.DEPLOYMENT_RECORD} tells epsilon and delta of the statement, and its digest',
     )
-    ledger = ledger_lib.Ledger.from_json(json.dumps(statement['releases']))
     yield Check(
         accounting.epsilon(ledger.dp_event(), delta) <= epsilon * (1.0 + _RECOMPUTED_WITHIN),
         'computed anew from the releases that the statement lists, epsilon is no larger than it says',
@@ -398,8 +404,9 @@ def _check_statements(directory: pathlib.Path) -> Iterator[Check]:
 
 def _told_by(version: pathlib.Path) -> list[str]:
     """Returns the statement, as text and as JSON, that a model answers with."""
-    signature = tf.saved_model.load(str(version)).signatures.get('privacy_statement')
-    if signature is None:
+    try:
+        signature = tf.saved_model.load(str(version)).signatures['privacy_statement']
+    except (OSError, ValueError, KeyError, tf.errors.OpError):
         return []
     return [text.decode() for text in signature(format=tf.constant(['text', 'json']))['statement'].numpy()]
 

@@ -30,12 +30,14 @@ class Forbidden:
 
     Attributes:
       traces: What it is, and the bytes that would tell it.
+      places: Patterns of paths of this machine.
       files: The private files, by the SHA-256 of what they hold.
       images: Digests of the private images; None where they are not known.
       image_bytes: How many bytes an image has.
     """
 
-    traces: Sequence[tuple[str, re.Pattern[bytes]]]
+    traces: Sequence[tuple[str, bytes]]
+    places: Sequence[re.Pattern[bytes]]
     files: dict[bytes, str]
     images: frozenset[bytes] | None
     image_bytes: int
@@ -53,11 +55,9 @@ def collect(workdir: pathlib.Path, images_uint8: Sequence[np.ndarray] | None) ->
       checkpoints.CheckpointDamagedError: if no checkpoint is as it was written.
     """
     secret = checkpoints.read_secret(workdir / checkpoints.FOLDER)
-    found = [(name, re.escape(trace)) for name, trace in (_of_secret(secret) if secret else ())]
     configuration = workdir / folder.OPERATIVE_CONFIG
     text = configuration.read_text(encoding='utf-8') if configuration.exists() else ''
-    places = {str(workdir.resolve()), str(pathlib.Path.home()), *release.absolute_paths(text)}
-    found += [('a path of this machine', _of_path(place)) for place in sorted(places) if len(place) > 1]
+    places = {str(workdir.resolve()), str(workdir.absolute()), str(pathlib.Path.home()), *release.absolute_paths(text)}
     private = [
         path
         for name in (checkpoints.FOLDER, folder.NON_PRIVATE)
@@ -65,8 +65,9 @@ def collect(workdir: pathlib.Path, images_uint8: Sequence[np.ndarray] | None) ->
         if path.is_file() and path.stat().st_size
     ]
     return Forbidden(
-        [(name, re.compile(pattern)) for name, pattern in found],
-        {hashlib.sha256(path.read_bytes()).digest(): str(path.relative_to(workdir)) for path in private},
+        list(_of_secret(secret)) if secret else [],
+        [_of_path(place) for place in sorted(places) if len(place) > 1],
+        {_sha256(path): str(path.relative_to(workdir)) for path in private},
         None if images_uint8 is None else frozenset(_digests(images_uint8)),
         0 if images_uint8 is None else int(np.prod(images_uint8[0].shape[1:])),
     )
@@ -117,10 +118,16 @@ def _of_number(name: str, number: int, num_bytes: int) -> Iterator[tuple[str, by
     yield name, number.to_bytes(num_bytes, 'big')
 
 
-def _of_path(place: str) -> bytes:
+def _of_path(place: str) -> re.Pattern[bytes]:
     """Returns a pattern of a path; one of a single name, such as /data, must stand alone: it may be part of others."""
     text = re.escape(place.encode())
-    return text if len(re.findall(r'[/\\]', place)) > 1 else rb'(?<![\w.~/-])' + text + rb'(?![\w.-])'
+    is_long = len(re.findall(r'[/\\]', place)) > 1
+    return re.compile(text if is_long else rb'(?<![\w.~/-])' + text + rb'(?![\w.-])')
+
+
+def _sha256(path: pathlib.Path) -> bytes:
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').digest()
 
 
 def _digests(images_uint8: Sequence[np.ndarray]) -> Iterator[bytes]:
@@ -147,9 +154,9 @@ def _contents(content: bytes) -> Iterator[bytes]:
 
 
 def _in_content(content: bytes, forbidden: Forbidden) -> Iterator[str]:
-    for name, pattern in forbidden.traces:
-        if pattern.search(content):
-            yield name
+    yield from (name for name, trace in forbidden.traces if trace in content)
+    if any(pattern.search(content) for pattern in forbidden.places):
+        yield 'a path of this machine'
     private = forbidden.files.get(hashlib.sha256(content).digest())
     if private:
         yield f'the private file {private}'

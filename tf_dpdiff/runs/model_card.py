@@ -84,7 +84,9 @@ def _blocks(facts: facts_lib.Facts, files: Sequence[tuple[str, str]]) -> Iterato
         yield from _meaning(facts)
         yield '## To Judge the Guarantee By'
         yield 'In the order of NIST SP 800-226, what a guarantee rests on:'
-        yield _table(('', ''), [(f'**{name}**', _plain(text)) for name, text in facts.to_judge_by()])
+        yield _table(
+            ('what', 'what is known of it'), [(f'**{name}**', _plain(text)) for name, text in facts.to_judge_by()]
+        )
     yield '## Bias, Risks, and Limitations'
     yield f'Whom the images show less often or less well than others: {_plain(say("biases"))}.'
     yield (
@@ -119,7 +121,7 @@ def _blocks(facts: facts_lib.Facts, files: Sequence[tuple[str, str]]) -> Iterato
     yield '\n'.join(f'* {item}' for item in _CITATIONS)
     yield '## Model Card Contact'
     yield _plain(say('contact'))
-    missing = facts.answers.missing
+    missing = facts.answers.missing(is_private=facts.is_private)
     if missing:
         yield '## Not Stated'
         yield 'The curator has not answered:'
@@ -139,7 +141,7 @@ def _top(facts: facts_lib.Facts) -> Iterator[str]:
 def _meaning(facts: facts_lib.Facts) -> Iterator[str]:
     unit = facts.statement['unit']
     yield (
-        f'Someone has all of this release, and wants to know whether {unit} was among the images it was made from. '
+        f'Someone has all of this release, and wants to know whether {unit} was in the data that it was made from. '
         'Suppose they know everything else: the method, and all other images. However clever they are, this bounds how '
         'often they can be right:'
     )
@@ -150,6 +152,7 @@ def _meaning(facts: facts_lib.Facts) -> Iterator[str]:
     yield (
         'Guessing blindly finds as many as it wrongly names. The bounds are proven from the same losses as epsilon, '
         'and rounded upwards; a real attacker knows less, and does worse.'
+        + (' They count the accuracies below in.' if facts.accuracy else '')
     )
     if facts.groups:
         yield (
@@ -160,7 +163,7 @@ def _meaning(facts: facts_lib.Facts) -> Iterator[str]:
         most = facts.answers.given.get('max_images_per_unit')
         stated = f'{most}, by the curator' if most else curator.NOT_STATED
         yield f'The largest number of images of one person: {stated}.'
-    yield f'{_plain(facts.of_other_releases)} Settings were chosen: {_plain(facts.answers.say("tuning"))}.'
+    yield f'{_plain(facts.of_other_releases)} How settings were chosen: {_plain(facts.answers.say("tuning"))}.'
 
 
 def _start(facts: facts_lib.Facts) -> Iterator[str]:
@@ -186,7 +189,7 @@ def _evaluation(facts: facts_lib.Facts) -> Iterator[str]:
     if facts.accuracy:
         yield _table(
             ('classifier, trained on samples', 'accuracy on held-out private images, released with noise'),
-            [(name, f'{value:.1%}') for name, value in facts.accuracy['accuracy'].items()],
+            [(_plain(name), f'{value:.1%}') for name, value in facts.accuracy['accuracy'].items()],
         )
         yield _plain(facts.accuracy['text'])
     elif facts.is_private:
