@@ -15,7 +15,7 @@ from tf_dpdiff.runs import curator
 from tf_dpdiff.runs import folder as folder_lib
 from tf_dpdiff.runs import handover
 
-_OF_RELEASES = ('output', 'curator', 'num_images', 'budget_file', 'without_guarantee')
+_OF_RELEASES = ('workdir', 'output', 'curator', 'num_images', 'budget_file', 'without_guarantee')
 
 
 def main(flags) -> int:
@@ -35,7 +35,7 @@ def main(flags) -> int:
 
 
 def _release(flags) -> int:
-    workdir = pathlib.Path(flags.workdir).expanduser()
+    workdir = pathlib.Path(flags.workdir or 'runs/latest').expanduser()
     answers = curator.read(flags.curator) if flags.curator else None
     private_data, reason = _private_data(workdir)
     made = handover.make(
@@ -99,7 +99,7 @@ def _write_template(path: pathlib.Path) -> int:
 def run(argv: list[str] | None = None) -> None:
     """Entry point of bin/release."""
     parser = command.Parser('release', __doc__)
-    parser.add_argument('--workdir', default='runs/latest', help='folder of a finished run (default: %(default)s)')
+    parser.add_argument('--workdir', help='folder of a finished run (default: runs/latest)')
     parser.add_argument('--output', help='a new folder; the zip of it is called the same and .zip')
     parser.add_argument('--curator', metavar='FILE', help='what only you know: purpose, people, contact, licence, ...')
     parser.add_argument(

@@ -263,8 +263,9 @@ _step_log_moments = functools.lru_cache(maxsize=64)(renyi.log_moments)  # Of a c
 
 @functools.lru_cache(maxsize=256)
 def _pld_epsilon(steps: tuple[Steps, ...], delta: float, interval: float) -> float:
+    composed = _compose(steps, interval)
     with np.errstate(over='ignore'):  # Of a loss of 710 or so it makes infinity, and RDP takes over.
-        found = float(_compose(steps, interval).get_epsilon_for_delta(delta))
+        found = float(composed.get_epsilon_for_delta(delta))
     # Between them e^-loss has few digits or one: the larger is above what they are good for.
     return _NO_DIGITS if _FEW_DIGITS < found < _NO_DIGITS else found
 

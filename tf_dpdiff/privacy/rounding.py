@@ -76,7 +76,7 @@ def percent_up(share: float) -> str:
         ('12.35%', '25.00%', '100.00%')
     """
     shortest = 100 * decimal.Decimal(repr(float(share)))
-    return f'{shortest.quantize(decimal.Decimal("1e-2"), decimal.ROUND_CEILING)}%'
+    return f'{shortest.quantize(decimal.Decimal("1e-2"), decimal.ROUND_UP)}%'  # Away from 0.
 
 
 def one_digit_up(value: float) -> str:
