@@ -542,7 +542,7 @@ def test_private_images_that_cannot_be_read_are_said_not_to_have_been_looked_for
     configuration.write_text(configuration.read_text().replace('@digits()', '@npz_images()'))
     assert call(changed_run, tmp_path / 'out') == command.DONE
     said = capsys.readouterr().err
-    assert 'it was not looked for them' in said and 'npz_images needs' in said
+    assert 'so they were not looked for' in said and 'npz_images needs' in said
 
 
 @pytest.mark.parametrize(

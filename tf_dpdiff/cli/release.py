@@ -70,7 +70,7 @@ def _private_data(workdir: pathlib.Path) -> tuple[datasets.PrivateData | None, s
         if data is not None:
             data.train, data.held_out  # noqa: B018  # They are read here.
         return data, ''
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
         return None, ' '.join(str(error).split()).rstrip('.')
 
 

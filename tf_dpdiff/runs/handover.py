@@ -214,12 +214,12 @@ def _private_pixels(
     if not (workdir / checkpoints.FOLDER).exists():
         not_checked.append('checkpoints/ is missing, so the secret seed of the run was not looked for')
     if data is None:
-        not_checked.append('private images were not at hand, so it was not looked for them')
+        not_checked.append('private images were not at hand, so they were not looked for')
         return None, not_checked
     try:
         folder.check_same_data(workdir, data.train)
     except ValueError as error:
-        return None, [*not_checked, f'it was not looked for private images: {str(error).rstrip(".")}']
+        return None, [*not_checked, f'private images were not looked for: {str(error).rstrip(".")}']
     return [data.train.images_uint8, data.held_out.images_uint8], not_checked
 
 
