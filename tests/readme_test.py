@@ -15,6 +15,7 @@ from tf_dpdiff.cli import command
 from tf_dpdiff.cli import evaluate
 from tf_dpdiff.cli import export
 from tf_dpdiff.cli import gin_config
+from tf_dpdiff.cli import release
 from tf_dpdiff.cli import sample
 from tf_dpdiff.cli import select
 from tf_dpdiff.cli import serve
@@ -30,6 +31,7 @@ VERBS = {
     'evaluate': evaluate,
     'select': select,
     'export': export,
+    'release': release,
     'account': account,
     'audit': audit,
     'serve': serve,

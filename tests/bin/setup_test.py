@@ -17,7 +17,19 @@ import zipfile
 import pytest
 
 _BIN = pathlib.Path(__file__).resolve().parents[2] / 'bin'
-_VERBS = ('init', 'train', 'sample', 'evaluate', 'select', 'export', 'account', 'audit', 'serve', 'tensorboard')
+_VERBS = (
+    'init',
+    'train',
+    'sample',
+    'evaluate',
+    'select',
+    'export',
+    'release',
+    'account',
+    'audit',
+    'serve',
+    'tensorboard',
+)
 # Besides Python and uv, the programs that a set-up may use.
 _TOOLS = (
     'awk',

@@ -19,13 +19,14 @@ from tf_dpdiff.cli import command
 from tf_dpdiff.cli import evaluate
 from tf_dpdiff.cli import export
 from tf_dpdiff.cli import gin_config
+from tf_dpdiff.cli import release
 from tf_dpdiff.cli import sample
 from tf_dpdiff.cli import strategy_flags
 from tf_dpdiff.cli import train
 from tf_dpdiff.data import datasets
 from tf_dpdiff.training import strategies
 
-VERBS = {'train': train, 'sample': sample, 'evaluate': evaluate, 'export': export}
+VERBS = {'train': train, 'sample': sample, 'evaluate': evaluate, 'export': export, 'release': release}
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 TINY = ROOT / 'tests' / 'cli' / 'tiny_digits.gin'
 
@@ -187,10 +188,16 @@ def test_folder_that_cannot_be_written_to_is_one_clear_line(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    'verb, message', [('sample', 'holds no run'), ('export', 'holds no run'), ('evaluate', 'no samples at')]
+    'verb, message',
+    [
+        ('sample', 'holds no run'),
+        ('export', 'holds no run'),
+        ('release', 'holds no run'),
+        ('evaluate', 'no samples at'),
+    ],
 )
 def test_verbs_that_need_a_run_say_where_they_looked(tmp_path, capsys, verb, message):
-    flags = tiny() if verb == 'evaluate' else []
+    flags = {'evaluate': tiny(), 'release': [f'--output={tmp_path / "out"}']}.get(verb, [])
     assert call(verb, *flags, f'--workdir={tmp_path}') == command.WRONG_USE
     error = capsys.readouterr().err.strip()
     assert message in error and str(tmp_path) in error and '\n' not in error

@@ -49,6 +49,7 @@ CLASS_MEANS, PUBLIC_IMAGES = 'training/class_means_release_test.py', 'training/p
 DIVERGENCE, PROGRESS = 'training/divergence_test.py', 'training/progress_test.py'
 SUMMARIES, SECRET = 'training/summaries_test.py', 'cli/secret_test.py'
 RENYI = 'privacy/renyi_test.py'
+MEANING = 'privacy/meaning_test.py'
 BUDGET, SEEDS = 'privacy/budget_test.py', 'privacy/seeds_test.py'
 _PRIVATE_STEP = """        ledger = plan.record_step(state.ledger)
         # Sample units, each replica those of its own shard.
@@ -1265,6 +1266,20 @@ MUTANTS = (
         'prediction = tf.debugging.check_numerics(predict(x_t, t), _NOT_FINITE)',
         'prediction = predict(x_t, t)',
         'diffusion/samplers_test.py',
+    ),
+    Mutant(
+        'how often an attacker can be right without what delta permits',
+        'privacy/meaning.py',
+        'steep = np.exp(epsilons) * false_positive_rate + deltas',
+        'steep = np.exp(epsilons) * false_positive_rate',
+        MEANING,
+    ),
+    Mutant(
+        'the images of one person move a sum as one image does',
+        'privacy/meaning.py',
+        'noise_multiplier *= (1.0 - _ROUNDING) / num_units',
+        'noise_multiplier *= 1.0 - _ROUNDING',
+        MEANING,
     ),
     Mutant(
         'models that are of no use are exported',

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import math
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ import tf_dpdiff
 from tf_dpdiff.cli import gin_config
 from tf_dpdiff.data import datasets
 from tf_dpdiff.networks import kinds
+from tf_dpdiff.runs import handover
 from tf_dpdiff.runs import library
 from tf_dpdiff.runs import release
 from tf_dpdiff.runs import source as source_lib
@@ -183,7 +185,22 @@ def test_release_holds_what_may_be_sent_on_and_nothing_else(run, tmp_path):
     assert tf_dpdiff.load(output / 'saved_model').sample(2)[0].shape[0] == 2
     with pytest.raises(FileExistsError, match='name a new folder'):
         run.release(output)
-    assert [path.name for path in tmp_path.iterdir()] == ['released']
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['released', 'released.zip']
+    # What the folder holds is enough to draw from, as the run is.
+    assert tf_dpdiff.load(output).statement.epsilon == run.statement.epsilon
+    assert all(check.is_good for check in handover.verify(tmp_path / 'released.zip'))
+
+
+def test_private_image_is_not_released_where_the_data_are_given(run, tmp_path):
+    copied = tf_dpdiff.Run(shutil.copytree(run.workdir, tmp_path / 'run'))
+    data = tf_dpdiff.digits()
+    with np.load(copied.workdir / 'samples.npz') as samples:
+        arrays = dict(samples)
+    np.savez(
+        copied.workdir / 'samples.npz', **{**arrays, 'images': data.held_out.images_uint8[: len(arrays['images'])]}
+    )
+    with pytest.raises(ValueError, match='nothing is released: samples.npz holds a private image'):
+        copied.release(tmp_path / 'released', data=data)
 
 
 def test_run_is_evaluated_as_by_the_command(run):

@@ -3,7 +3,19 @@
 import importlib
 import sys
 
-VERBS = ('init', 'train', 'sample', 'evaluate', 'select', 'export', 'account', 'audit', 'serve', 'tensorboard')
+VERBS = (
+    'init',
+    'train',
+    'sample',
+    'evaluate',
+    'select',
+    'export',
+    'release',
+    'account',
+    'audit',
+    'serve',
+    'tensorboard',
+)
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from tf_dpdiff.data import images as images_lib
 
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff')
 
-_FORMATS = ('BMP', 'JPEG', 'PNG', 'TIFF')
+FORMATS = ('BMP', 'JPEG', 'PNG', 'TIFF')
 _GREY, _COLOUR, _DEEP = ('1', 'L', 'LA'), ('P', 'RGB', 'RGBA', 'PA'), ('I;16', 'I;16B')
 _ALPHA = ('LA', 'PA', 'RGBA')
 _ORIENTATION = ExifTags.Base.Orientation  # Among the tags of EXIF, all that changes a pixel.
@@ -113,7 +113,7 @@ def read_header(file: BinaryIO, source: str) -> Header:
     """
     start = file.read(_PNG_DEPTH + 1)
     file.seek(0)
-    with _errors_of(source, start), Image.open(file, formats=_FORMATS) as image:
+    with _errors_of(source, start), Image.open(file, formats=FORMATS) as image:
         # Asked by the picture's own method, a PNG file would be decoded for what may stand behind its pixels.
         orientation = Image.Image.getexif(image).get(_ORIENTATION)
         (width, height), mode, tags = image.size, image.mode, getattr(image, 'tag_v2', {})
@@ -196,7 +196,7 @@ def decode(
     """
     header = read_header(io.BytesIO(encoded), source)
     _check_depth(header, source, fit)
-    with _errors_of(source, encoded), Image.open(io.BytesIO(encoded), formats=_FORMATS) as opened:
+    with _errors_of(source, encoded), Image.open(io.BytesIO(encoded), formats=FORMATS) as opened:
         opened.load()
         image = ImageOps.exif_transpose(opened)
     if header.bits == _DEEP_BITS:

@@ -17,6 +17,7 @@ The modules in reading order, which is the order of the algorithm:
     accounting        what the releases cost together
     rounding          epsilon as people see it: never below the truth
     curves            what the releases have cost on the way
+    meaning           what an attacker can make of what was released: right guesses, several units of one person
     cautions          what a lay person would take for protection and is none
     plan              the only place where the parts are put together
     settings          looking for the settings of a run that meet a budget

@@ -63,6 +63,7 @@ _SMALL_GRID, _STEPS_PER_BLOCK = 2000, 10_000
 # precision of float64 a step: four times as much is taken off delta, and where that is not well below delta RDP takes
 # over. Besides, dp_accounting counts 1e-15 of delta as lost in each composition.
 _PLD_ROUNDING, _SMALLEST_PLD_DELTA_PER_STEP, _SMALLEST_PLD_DELTA = 2.0**-51, 2.0**-44, 1e-12
+_DELTA_OF_A_CURVE = 1e-6  # For which the grid is chosen where many deltas are asked for.
 
 # Privacy losses from which on e^-loss is no normal number of 64 bits, and from which on it is 0.
 _FEW_DIGITS, _NO_DIGITS = 708.0, 746.0
@@ -154,6 +155,28 @@ def by_pld(
     return min(_pld_epsilon(steps, delta - rounding, grid), by_other)
 
 
+def deltas_by_pld(steps: tuple[Steps, ...], epsilons: np.ndarray) -> np.ndarray | None:
+    """Returns upper bounds of delta at many epsilons, by privacy loss distribution.
+
+    Guarantee: never below the true deltas: what rounding may hide, in Fourier transforms and in sums over the points of
+      the grid, is added to them.
+
+    Args:
+      steps: What is released, not empty.
+      epsilons: float64 [epsilons], at least 0 and at most 700, in ascending order.
+
+    Returns:
+      float64 [epsilons]; None where no grid that takes a second is fine enough to tell.
+    """
+    grid = _grid(steps, _DELTA_OF_A_CURVE, None, False)
+    if grid is None:
+        return None
+    # dp_accounting adds up probabilities and takes one sum from the other: each addition rounds.
+    rounding = _PLD_ROUNDING * (_num_composed(steps) + 5.0 * _spans(steps) / grid)
+    found = _compose(steps, grid).get_delta_for_epsilon(epsilons)
+    return np.minimum(np.maximum(found, 0.0) + rounding, 1.0)
+
+
 def num_points(
     steps: tuple[Steps, ...], delta: float, *, interval: float | None = None, for_a_search: bool = False
 ) -> int:
@@ -240,13 +263,19 @@ _step_log_moments = functools.lru_cache(maxsize=64)(renyi.log_moments)  # Of a c
 
 @functools.lru_cache(maxsize=256)
 def _pld_epsilon(steps: tuple[Steps, ...], delta: float, interval: float) -> float:
-    composed = privacy_loss_distribution.identity(interval)
-    for step in steps:
-        composed = composed.compose(_compose_steps(step, interval))
+    composed = _compose(steps, interval)
     with np.errstate(over='ignore'):  # Of a loss of 710 or so it makes infinity, and RDP takes over.
         found = float(composed.get_epsilon_for_delta(delta))
     # Between them e^-loss has few digits or one: the larger is above what they are good for.
     return _NO_DIGITS if _FEW_DIGITS < found < _NO_DIGITS else found
+
+
+@functools.lru_cache(maxsize=2)  # Who asks for epsilon at many deltas asks for the same composition each time.
+def _compose(steps: tuple[Steps, ...], interval: float) -> privacy_loss_distribution.PrivacyLossDistribution:
+    composed = privacy_loss_distribution.identity(interval)
+    for step in steps:
+        composed = composed.compose(_compose_steps(step, interval))
+    return composed
 
 
 def _compose_steps(step: Steps, interval: float) -> privacy_loss_distribution.PrivacyLossDistribution:

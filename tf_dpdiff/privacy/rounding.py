@@ -63,6 +63,39 @@ def percent(share: float) -> str:
     return f'{(100 * decimal.Decimal(repr(float(share)))).normalize():f}%'
 
 
+def percent_up(share: float) -> str:
+    """Returns a share in percent to two decimals, never below it: how often an attacker can be right.
+
+    Guarantee: the percentage, read as a number, is never below the share.
+
+    Args:
+      share: In [0, 1].
+
+    Example:
+        >>> percent_up(0.12340001), percent_up(0.25), percent_up(1.0)
+        ('12.35%', '25.00%', '100.00%')
+    """
+    shortest = 100 * decimal.Decimal(repr(float(share)))
+    return f'{shortest.quantize(decimal.Decimal("1e-2"), decimal.ROUND_UP)}%'  # Away from 0.
+
+
+def one_digit_up(value: float) -> str:
+    """Returns a small number to one digit, never below it.
+
+    Args:
+      value: At least 0.
+
+    Example:
+        >>> one_digit_up(2.1e-13), one_digit_up(9.5e-13), one_digit_up(0.0)
+        ('3e-13', '1e-12', '0')
+    """
+    if value == 0.0:
+        return '0'
+    exponent = math.floor(math.log10(value))
+    digit = math.ceil(value / 10.0**exponent)
+    return f'{digit}e{exponent}' if digit < 10 else f'1e{exponent + 1}'
+
+
 def float32_not_below(value: float) -> float:
     """Returns the smallest float32 that is not below the value, for files that hold no other type.
 

@@ -178,8 +178,8 @@ class PrivacyStatement:
             f'{self.augmentation_multiplicity} view(s), adds up, adds noise once, and divides by the expected batch',
             f'size of {fields["expected_batch_size"]}.',
             f'The noise comes from {_GENERATORS[fields["noise_generator"]]}; its tail is cut, which adds at',
-            f'most {_round_up_exponent(fields["noise_tail_adds_to_delta_at_most"])} to delta. Which units take part in '
-            'a step, and how their images are looked at, is drawn by',
+            f'most {rounding.one_digit_up(fields["noise_tail_adds_to_delta_at_most"])} to delta. Which units take part '
+            'in a step, and how their images are looked at, is drawn by',
             f'{_GENERATORS[sampling.GENERATOR]}.',
             f'The size of the data set ({self.plan.num_units} units) and its classes count as public.',
             *textwrap.wrap(f'Each of its images was {self.preparation}.' if self.preparation else '', _WIDTH),
@@ -259,15 +259,6 @@ def _describe(release: ledger_lib.Release) -> str:
         )
         return f'DP-SGD step, {times}: {drawn}, noise multiplier {release.noise_multiplier:.6g}'
     return f'{release.mechanism.replace("_", " ")}, {times}: all units, noise multiplier {release.noise_multiplier:.6g}'
-
-
-def _round_up_exponent(value: float) -> str:
-    """Returns a small number to one digit, never below it: '3e-13'."""
-    if value == 0.0:
-        return '0'
-    exponent = math.floor(math.log10(value))
-    digit = math.ceil(value / 10.0**exponent)
-    return f'{digit}e{exponent}' if digit < 10 else f'1e{exponent + 1}'
 
 
 def _describe_accountants(pld: float, rdp: float) -> list[str]:

@@ -3,12 +3,15 @@
 from collections.abc import Callable, Iterator
 import contextlib
 import datetime
+import json
 import os
 import pathlib
+from typing import Any
 
 from tf_dpdiff import files
 from tf_dpdiff.data import datasets
 from tf_dpdiff.privacy import budget as budget_lib
+from tf_dpdiff.privacy import ledger as ledger_lib
 
 _OWNER_ONLY = 0o600
 
@@ -88,6 +91,29 @@ def held(path: str | os.PathLike) -> Iterator[Callable[[Change], budget_lib.Budg
 def about(dataset: datasets.ImageDataset) -> dict[str, str]:
     """Returns what an entry of a budget says of its data, and of the time: arguments of `Budget.reserve`."""
     return {'dataset': dataset.name, 'data_fingerprint': dataset.fingerprint(), 'unit': dataset.unit, 'time': now()}
+
+
+def check_holds(
+    budget: budget_lib.Budget, path: str | os.PathLike, workdir: pathlib.Path, statement: dict[str, Any]
+) -> None:
+    """Checks that a budget was charged with what the run in a folder has released.
+
+    Args:
+      budget: The budget.
+      path: Its file, for the message.
+      workdir: The run's folder, for the message.
+      statement: The fields of the run's privacy statement.
+
+    Raises:
+      ValueError: if it was not.
+    """
+    entry = budget.entry(statement['run_id'])
+    released = ledger_lib.Ledger.from_json(json.dumps(statement['releases']))
+    if entry is None or (entry.status, entry.ledger) != (budget_lib.SETTLED, released):
+        raise ValueError(
+            f'{path} does not hold the run in {workdir}; charge it first: '
+            f'bin/account --budget_file={path} --workdir={workdir}'
+        )
 
 
 def now() -> str:

@@ -32,6 +32,8 @@ REPORT, REPORT_FIELDS, EPSILON_PICTURE = 'report.html', 'report.json', 'epsilon.
 RELEASED_ACCURACY = 'released_accuracy.json'
 SAVED_MODEL = 'saved_model'
 NON_PRIVATE = summaries.NON_PRIVATE
+# What bin/release adds to what goes out.
+MODEL_CARD, DATA_SHEET, DEPLOYMENT_RECORD, SHA256SUMS = 'README.md', 'croissant.json', 'deployment.yaml', 'SHA256SUMS'
 _LOCK = '.lock'
 _SHOWN_CLASSES = 20
 

@@ -3,34 +3,21 @@
 import math
 import os
 import pathlib
-import shutil
 from typing import Any
 
 import numpy as np
 
 from tf_dpdiff import files
+from tf_dpdiff.data import datasets
+from tf_dpdiff.runs import curator as curator_lib
 from tf_dpdiff.runs import evaluate as evaluate_lib
 from tf_dpdiff.runs import folder
+from tf_dpdiff.runs import handover
 from tf_dpdiff.runs import recipe as recipe_lib
 from tf_dpdiff.runs import run as run_lib
 from tf_dpdiff.runs import source as source_lib
 from tf_dpdiff.sampling import draw
 from tf_dpdiff.training import strategies
-
-# What may be sent on, of what lies in the folder of a run; the rest of it stays private.
-_RELEASED = (
-    folder.STATEMENT_TEXT,
-    folder.STATEMENT_JSON,
-    folder.MODEL,
-    folder.SAMPLES,
-    folder.SAMPLES_PICTURE,
-    folder.DENOISING_PICTURE,
-    folder.EPSILON_PICTURE,
-    folder.REPORT,
-    folder.REPORT_FIELDS,
-    folder.RELEASED_ACCURACY,
-    folder.SAVED_MODEL,
-)
 
 
 class Statement:
@@ -100,30 +87,47 @@ class Run:
         path = pathlib.Path(samples).expanduser() if samples else None
         return evaluate_lib.evaluate(recipe, self.workdir, path)[0]
 
-    def release(self, output: str | os.PathLike) -> pathlib.Path:
-        """Copies what may be released, and nothing else, to a new folder, which appears whole or not at all.
+    def release(
+        self,
+        output: str | os.PathLike,
+        *,
+        curator: str | os.PathLike | None = None,
+        num_images: int | None = None,
+        budget_file: str | os.PathLike | None = None,
+        without_guarantee: bool = False,
+        data: datasets.PrivateData | None = None,
+    ) -> pathlib.Path:
+        """Writes what is handed over, and nothing else, to a new folder and a zip of it, as `bin/release` does.
 
-        These are the statement, the exported model, the samples and the report. Checkpoints, configuration, TensorBoard
-        events and non_private/ stay where they are.
+        These are the generator, samples, the statement, the report, a model card, a data sheet, a deployment record and
+        digests of all files. They are searched for what must stay: the secret seed, files of checkpoints/ and
+        non_private/, paths of this machine, private images where `data` is given.
+
+        Args:
+          output: The folder; the zip is called the same and .zip.
+          curator: A file of what only a curator knows; `bin/release --template=FILE` writes an example.
+          num_images: How many samples to draw from the released model; None: those of the run.
+          budget_file: The budget of the data, of which the total is told.
+          without_guarantee: Whether a run without a guarantee may go out; its card says so first.
+          data: The run's private images, read only to look for them.
 
         Returns:
           The folder.
 
         Raises:
           FileExistsError: if there is something in its place.
+          ValueError: if the run has no guarantee, or would let out what must stay; says what to do.
         """
-        output = pathlib.Path(output).expanduser()
-        if output.exists():
-            raise FileExistsError(f'{output} exists; name a new folder.')
-        with files.replacing(output) as temporary:
-            temporary.mkdir()
-            for name in _RELEASED:
-                path = self.workdir / name
-                if path.is_dir():
-                    shutil.copytree(path, temporary / name)
-                elif path.exists():
-                    shutil.copy2(path, temporary / name)
-        return output
+        made = handover.make(
+            self.workdir,
+            pathlib.Path(output).expanduser(),
+            answers=curator_lib.read(curator) if curator is not None else None,
+            num_images=num_images,
+            budget_path=budget_file,
+            without_guarantee=without_guarantee,
+            private_data=data,
+        )
+        return made.directory
 
 
 class Generator:

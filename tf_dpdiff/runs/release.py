@@ -1,6 +1,10 @@
-"""What a run releases: its model with a sampler, samples of it, and what is written beside them."""
+"""What a run releases at its end: its model with a sampler, samples of it, and what is written beside them.
+
+It stays in the folder of the run, beside what is private. `handover` puts it together for others.
+"""
 
 import ast
+from collections.abc import Sequence
 import functools
 import io
 import itertools
@@ -44,6 +48,27 @@ def cut_paths(configuration: str) -> str:
         "image_folder.path = '.../scans'"
     """
     lines = configuration.splitlines(keepends=True)
+    for (first, begin), (last, end), value in reversed(_strings(configuration)):
+        parts = [part for part in re.split(r'[/\\]', value) if part]
+        if len(parts) > 1 or value[:1] in ('/', '\\'):
+            cut = repr(f'.../{parts[-1] if parts else ""}')
+            lines[first - 1 : last] = [lines[first - 1][:begin] + cut + lines[last - 1][end:]]
+    return ''.join(lines)
+
+
+def absolute_paths(configuration: str) -> list[str]:
+    """Returns the strings of a configuration that are absolute paths, here or on another kind of machine.
+
+    Example:
+        >>> absolute_paths("a.path = '/data/ward 3/scans/'\\nb.name = 'digits'")
+        ['/data/ward 3/scans']
+    """
+    values = [value for _, _, value in _strings(configuration)]
+    return [value.rstrip('/\\') for value in values if re.match(r'/.|[A-Za-z]:[/\\].|\\\\', value)]
+
+
+def _strings(configuration: str) -> list[tuple[tuple[int, int], tuple[int, int], str]]:
+    """Returns the strings of a configuration: where each begins and ends (line, column), and its value."""
     strings: list[tuple[tuple[int, int], tuple[int, int], str]] = []
     last_is_string = False
     for token in tokenize.generate_tokens(io.StringIO(configuration).readline):
@@ -55,12 +80,7 @@ def cut_paths(configuration: str) -> str:
             strings.append((start, token.end, value))
         if token.type not in (tokenize.NL, tokenize.COMMENT):
             last_is_string = token.type == tokenize.STRING
-    for (first, begin), (last, end), value in reversed(strings):
-        parts = [part for part in re.split(r'[/\\]', value) if part]
-        if len(parts) > 1 or value[:1] in ('/', '\\'):
-            cut = repr(f'.../{parts[-1] if parts else ""}')
-            lines[first - 1 : last] = [lines[first - 1][:begin] + cut + lines[last - 1][end:]]
-    return ''.join(lines)
+    return strings
 
 
 def make_image_sampler(average, model: folder.ModelDescription, workdir: pathlib.Path) -> export.ImageSampler:
@@ -185,6 +205,28 @@ def _draw_denoising(workdir: pathlib.Path, average, model: folder.ModelDescripti
     return grid
 
 
+def write_samples(
+    directory: pathlib.Path, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
+) -> np.ndarray:
+    """Writes samples, and a look at them.
+
+    Args:
+      directory: Where to.
+      images: uint8 [images, height, width, channels].
+      labels: int32 [images]; the number of classes stands for "no class".
+      class_names: One a class.
+
+    Returns:
+      The picture, uint8 [height, width, channels].
+    """
+    store.write_file(directory / folder.SAMPLES, images, labels, class_names)
+    # A row a class, of no more columns than a class has samples; rows mean nothing where there are no classes.
+    rows = labels if labels.max() < len(class_names) else np.arange(len(labels)) % 10
+    grid = pictures.class_grid(images, rows, columns=min(12, int(np.bincount(rows).max())))
+    pictures.write_png(directory / folder.SAMPLES_PICTURE, grid)
+    return grid
+
+
 def write(
     workdir: pathlib.Path,
     title: str,
@@ -216,11 +258,7 @@ def write(
       The folder of the exported model.
     """
     folder.write_statement(workdir, statement)
-    store.write_file(workdir / folder.SAMPLES, images, labels, model.class_names)
-    # A row a class, of no more columns than a class has samples; rows mean nothing where there are no classes.
-    rows = labels if labels.max() < len(model.class_names) else np.arange(len(labels)) % 10
-    grid = pictures.class_grid(images, rows, columns=min(12, int(np.bincount(rows).max())))
-    pictures.write_png(workdir / folder.SAMPLES_PICTURE, grid)
+    grid = write_samples(workdir, images, labels, model.class_names)
     summaries.image('samples', grid)
     summaries.image('denoising', _draw_denoising(workdir, average, model, labels))
     points = statement.epsilon_over_steps()

@@ -131,13 +131,7 @@ def _charge(
 
     def charge(budget: budget_lib.Budget) -> budget_lib.Budget:
         if _is_private(statement):
-            entry = budget.entry(statement['run_id'])
-            released = ledger_lib.Ledger.from_json(json.dumps(statement['releases']))
-            if entry is None or (entry.status, entry.ledger) != (budget_lib.SETTLED, released):
-                raise ValueError(
-                    f'{budget_path} does not hold the run in {workdir}; charge it first: '
-                    f'bin/account --budget_file={budget_path} --workdir={workdir}'
-                )
+            budget_file.check_holds(budget, budget_path, workdir, statement)
         reserved = budget.reserve(run_id, cost, **budget_file.about(data.train))
         return reserved.settle(run_id, cost)
 

@@ -28,6 +28,8 @@ STATEMENT_TEXT, STATEMENT_JSON = 'privacy_statement.txt', 'privacy_statement.jso
 MODEL = 'model.json'
 _STATEMENTS = {'json': STATEMENT_JSON, 'text': STATEMENT_TEXT}
 _STEP_COUNTS, _LABELS = 'num_steps.json', 'labels.json'
+# What is written there, besides what the caller lays there.
+EXTRA_FILES = (STATEMENT_TEXT, STATEMENT_JSON, _STEP_COUNTS, _LABELS, warmup.FILE)
 _INPUTS = (
     tf.TensorSpec([None], tf.int32, name='labels'),
     tf.TensorSpec([None], tf.int64, name='seeds'),

@@ -218,6 +218,20 @@ def read_identity(directory: pathlib.Path) -> RunIdentity | None:
     return found
 
 
+def read_secret(directory: pathlib.Path) -> seeds.PrivateSeed | None:
+    """Returns the secret seed of a run, by which it can be looked for where it must not be; None where there is none.
+
+    Args:
+      directory: The folder of checkpoints.
+
+    Raises:
+      CheckpointMismatchError: if the run was begun by an older version.
+      CheckpointDamagedError: if no checkpoint is as it was written.
+    """
+    record = _read_record(directory)
+    return RunState.from_json(record['state']).private_seed if record else None
+
+
 def read_state(directory: pathlib.Path, configuration: dict) -> RunState | None:
     """Returns the state of the run in a folder of checkpoints, or None where there is none.
 
