@@ -13,9 +13,16 @@ from tf_dpdiff.cli import command
 from tf_dpdiff.cli import train
 from tf_dpdiff.privacy import budget as budget_lib
 from tf_dpdiff.runs import budget as budget_file
+from tf_dpdiff.runs import forecast
 from tf_dpdiff.serving import export
 
 TINY = pathlib.Path(__file__).with_name('tiny_digits.gin')
+
+
+@pytest.fixture(autouse=True)
+def speed(monkeypatch):
+    """A machine of one speed: to measure it takes seconds, which forecast_test spends once."""
+    monkeypatch.setattr(forecast, 'measure_speed', lambda model, trainable: forecast.Speed(300.0, 500.0))
 
 
 @pytest.fixture(name='tiny_run', scope='session')

@@ -239,7 +239,7 @@ def test_plan_does_not_give_away_how_many_images_owners_have(small_network, tmp_
 
 def test_every_run_file_is_tried():
     tried = {param.values[0] if hasattr(param, 'values') else param[0] for param in FACTS}
-    assert tried | verbs.DIGITS == {path.name for path in (ROOT / 'gin').glob('*.gin')}
+    assert tried | verbs.DIGITS == {path.name for path in (ROOT / 'gin').glob('*.gin')} - verbs.INCLUDED
 
 
 def read(*flags):
@@ -327,7 +327,7 @@ def test_plan_is_for_accelerators_whatever_this_machine_holds_at_a_time(small_ne
 
 
 def test_parameters_are_counted_whatever_their_shape():
-    assert planner_rows.count_parameters([tf.Variable(tf.zeros(shape)) for shape in ([2, 3], [5], [])]) == 12
+    assert forecast.count_parameters([tf.Variable(tf.zeros(shape)) for shape in ([2, 3], [5], [])]) == 12
 
 
 def test_plan_of_a_public_run_by_the_peak_is_an_estimate(small_network, planned):

@@ -12,13 +12,6 @@ from tf_dpdiff.cli import command
 from tf_dpdiff.cli import gin_config
 from tf_dpdiff.cli import init
 from tf_dpdiff.cli import train
-from tf_dpdiff.runs import forecast
-
-
-@pytest.fixture(autouse=True)
-def speed(monkeypatch):
-    """A machine of one speed."""
-    monkeypatch.setattr(forecast, 'measure_speed', lambda model, trainable: forecast.Speed(300.0, 500.0))
 
 
 def write_folder(

@@ -19,7 +19,7 @@ from tf_dpdiff.networks import dit
 from tf_dpdiff.runs import folder as folder_lib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-RUN_FILES = sorted(path.name for path in (ROOT / 'gin').glob('*.gin'))
+RUN_FILES = sorted({path.name for path in (ROOT / 'gin').glob('*.gin')} - verbs.INCLUDED)
 SMALL = (
     'UNetConfig.base_channels = 4',
     'UNetConfig.channel_multipliers = (1,)',
