@@ -256,13 +256,14 @@ def test_unread_column_of_owners_is_told_of(tmp_path, capsys):
     'content, message',
     [
         (b'', 'is empty'),
-        ('name;label\r\nA\xe9;b\r\n'.encode('latin-1'), 'line 2 is not in UTF-8; save the table anew'),
+        ('name;label\r\nA\xe9;b\r\n'.encode('latin-1'), 'line 2 is not in UTF-8; save the table anew as CSV'),
         ('file_name,label\n'.encode('utf-16'), 'line 1 is not in UTF-8'),
         (b'file_name,label\na.png\n', 'line 2 has 1 values for 2 columns'),
         (b'file_name,label,label\na.png,a,a\n', "has two columns 'label'"),
         (b'file_name;a,label\nb;c,d\n', "may be separated by ',' or ';'; say by which"),
         (b'file_name,label\n"a.png,a\n', 'line 2: unexpected end of data'),
         (b'filename,label\na.png,b\n', "has no column 'file_name': is it 'filename'\\? It has 'filename', 'label'"),
+        (b'"file_name,label\n' + b'x' * 200000, 'line 1: field larger than field limit'),
         (b'file_name,label\n', 'holds no images|is not listed'),
     ],
 )
@@ -279,6 +280,17 @@ def test_json_that_is_none_is_named(tmp_path, content, message):
     write(tmp_path, 2)
     (tmp_path / 't.jsonl').write_text(content)
     assert message in refusal(tmp_path / 't.jsonl')[0]
+
+
+def test_document_of_json_is_named_for_what_it_is(tmp_path):
+    (tmp_path / 't.json').write_text('[{"file_name": "a.png", "label": 1}]')
+    assert 'holds one JSON document; write one object a line' in refusal(tmp_path / 't.json')[0]
+
+
+def test_data_of_the_working_folder_have_its_name(tmp_path, monkeypatch):
+    write(tmp_path / 'scans')
+    monkeypatch.chdir(tmp_path / 'scans')
+    assert tables.csv_images('.').spec.name == tables.csv_images('metadata.csv').spec.name == 'scans'
 
 
 def test_values_of_csv_are_texts_with_their_lines(tmp_path):

@@ -161,12 +161,12 @@ def dicom_folder(
         preparation=', '.join(filter(None, (fit.describe(), words))),
     )
     return listed.open_files(
-        root.name,
+        listed.name_of(root),
         kind,
         train,
         test,
         class_names=class_names,
-        unit=datasets.choose_unit(root.name, unit, headers),
+        unit=datasets.choose_unit(listed.name_of(root), unit, headers),
         held_out_fraction=held_out_fraction,
         source=source,
     )

@@ -180,6 +180,11 @@ def visible(folder: pathlib.Path) -> list[pathlib.Path]:
     return listed
 
 
+def name_of(folder: pathlib.Path) -> str:
+    """Returns the name of a folder, also of the working folder."""
+    return folder.name or folder.resolve().name
+
+
 def is_passed_over(name: str) -> bool:
     """Returns whether a file or folder of this name is none of a person's own: hidden, or left by a system."""
     return name.startswith('.') or name.lower() in _JUNK

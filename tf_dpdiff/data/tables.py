@@ -108,7 +108,8 @@ def csv_images(
     if test is not None and train.owners is not None and test.owners is not None:
         splitting.check_owners_apart(str(place), train.owners, test.owners)
     classes.check_labels(str(files[0]), train.labels, class_names)
-    name = place.name if place.is_dir() else (place.parent.resolve().name if place.name in METADATA else place.stem)
+    folder = place if place.is_dir() else place.parent
+    name = listed.name_of(folder) if place.is_dir() or place.name in METADATA else place.stem
     return listed.open_files(
         name,
         listed.pictures(fit),
