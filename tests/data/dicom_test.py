@@ -182,7 +182,7 @@ def test_size_and_channels_are_brought_about(tmp_path):
         tmp_path / 'scans', image_size=(4, 6), channels=3, resize='stretch', window=(0, 100), held_out_fraction=0.4
     )
     assert data.train.image_shape == (4, 6, 3)
-    assert data.spec.preparation == 'resized to 4x6 (stretched), made colour, mapped from grey levels of 0 to 100'
+    assert data.spec.preparation == 'resized to 4x6 (stretched), turned to colour, mapped from grey levels of 0 to 100'
     data = dicom.dicom_folder(tmp_path / 'scans', held_out_fraction=0.4)
     said = error_of(lambda: (data.held_out, data.train))
     assert 'wide.dcm is 9x30x1' in said and 'give image_size' in said
