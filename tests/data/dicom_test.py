@@ -197,9 +197,8 @@ def test_table_gives_the_labels(tmp_path, by):
     if by == 'file':
         rows = [{'name': f'{p}_{i}', 'dx': 'xy'[p % 2]} for p in range(10) for i in range(2)]
     else:
-        rows = [
-            {'name': f'{dicom_files.SECRET}{p}', 'dx': 'xy'[p % 2]} for p in range(12)
-        ]  # Two of whom there is no image.
+        rows = [{'name': f'{dicom_files.SECRET}{p}', 'dx': 'xy'[p % 2]} for p in range(10)]
+        rows.append({'name': f'{dicom_files.SECRET}77', 'dx': 'z'})  # Of whom there is no image.
     write_table(tmp_path / 'labels.csv', rows)
     options = {
         f'{by}_column': 'name',
@@ -218,7 +217,7 @@ def test_table_gives_the_labels(tmp_path, by):
     if by == 'patient':
         write_table(tmp_path / 'labels.csv', [*rows, {'name': f'{dicom_files.SECRET}3', 'dx': 'x'}])
         said = error_of(dicom.dicom_folder, tmp_path / 'scans', unlisted='pass_over', **options)
-        assert 'line 14 gives a patient another label than line 5 does' in said
+        assert 'line 13 gives a patient another label than line 5 does' in said
 
 
 def test_parts_are_the_folders_train_and_test_and_no_patient_is_in_both(tmp_path):
@@ -273,6 +272,8 @@ def test_all_bad_files_are_told_at_once(tmp_path):
     'options, message',
     [
         ({'file_column': 'a'}, "file_column='a' is of a table, and no table is given"),
+        ({'unlisted': 'pass_over'}, "unlisted='pass_over' is of a table, and no table is given"),
+        ({'background': 0}, 'background=0 is for padded images here'),
         ({'unit': 'one image'}, "unit='one image', but owners are named"),
     ],
 )

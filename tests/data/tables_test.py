@@ -182,6 +182,14 @@ def test_label_that_no_training_image_has_is_refused(tmp_path):
     assert "the label 'c' is that of no training image" in refusal(tmp_path)[0]
 
 
+def test_class_of_held_out_images_alone_is_refused_in_one_table_too(tmp_path):
+    for i in range(12):
+        save(tmp_path / ('test' if i > 7 else 'train') / f'{i}.png', i)
+    rows = [(f'{i}.png', 'b' if i > 7 else 'a', 'P') for i in range(12)]
+    write_csv(tmp_path / 'metadata.csv', rows)
+    assert "class 'b' has no training image" in refusal(tmp_path)[0]
+
+
 @pytest.mark.parametrize(
     'labels, names',
     [

@@ -109,6 +109,7 @@ def open_files(
       ValueError: if the files cannot be split, or the header of the first image cannot be read; then all headers are
         looked at, and told of at once.
     """
+    classes.check_labels(source, train.labels, class_names)
     if held_out is None:
         rows = splitting.split(source, train.labels, train.positions(), class_names, held_out_fraction)
         train, held_out = train.take(rows[0]), train.take(rows[1])
