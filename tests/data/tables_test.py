@@ -302,7 +302,7 @@ def test_data_of_the_working_folder_have_its_name(tmp_path, monkeypatch):
 
 
 def test_values_of_csv_are_texts_with_their_lines(tmp_path):
-    (tmp_path / 't.csv').write_bytes(b'\xef\xbb\xbf a ,b\r\n"x\r\ny",1\r\n\r\n"q ""r""",007\r\n')
+    (tmp_path / 't.csv').write_bytes(b'\xef\xbb\xbf a ,b\r\n"x\r\ny",1\r\n\r\n"q ""r""",007\r\n,\r\n , \r\n')
     read = table.read(tmp_path / 't.csv')
     assert read.column('a') == ['x\r\ny', 'q "r"'] and read.column('b') == ['1', '007']
     assert read.lines == (2, 5)

@@ -103,12 +103,12 @@ def read(path: str | pathlib.Path, delimiter: str | None = None) -> Table:
 
 
 def _rows(file: pathlib.Path, text: str, delimiter: str) -> list[tuple[int, list[str]]]:
-    """Returns the line at which each row begins and its values, but for empty lines."""
+    """Returns where each row begins and its values, but for rows without any, as spreadsheets leave them."""
     rows, line = [], 1
     reader = csv.reader(io.StringIO(text, newline=''), delimiter=delimiter, strict=True)
     try:
         for values in reader:
-            if values:
+            if any(value.strip() for value in values):
                 rows.append((line, values))
             line = reader.line_num + 1
     except csv.Error as error:
