@@ -165,7 +165,7 @@ def patch(change):
         (fourth(slide='1' * 19), 'line 5: slide must have at most 18 digits'),
         (fourth(split='2'), r'line 5: split must be 0 \(train\) or 1 \(id_val\), got 2'),
         (lambda root, rows: layout.patch_file(root, rows[-1]).unlink(), 'line 19: no such patch: .*x_3808_y_21792.png'),
-        (patch(lambda file: file.write_bytes(b'')), 'x_3424_y_21792.png is no PNG'),
+        (patch(lambda file: file.write_bytes(b'')), 'x_3424_y_21792.png is an empty file'),
         (patch(lambda file: file.write_bytes(file.read_bytes()[:999])), 'x_3424_y_21792.png is a damaged image'),
         (patch(lambda file: Image.new('RGB', (32, 96)).save(file)), 'x_3424_y_21792.png is 96x32, a patch is 96x96'),
     ],

@@ -182,7 +182,7 @@ def test_size_and_channels_are_brought_about(tmp_path):
         tmp_path / 'scans', image_size=(4, 6), channels=3, resize='stretch', window=(0, 100), held_out_fraction=0.4
     )
     assert data.train.image_shape == (4, 6, 3)
-    assert data.spec.preparation == 'resized to 4x6 (stretched), made colour, mapped from grey levels of 0 to 100'
+    assert data.spec.preparation == 'resized to 4x6 (stretched), turned to colour, mapped from grey levels of 0 to 100'
     data = dicom.dicom_folder(tmp_path / 'scans', held_out_fraction=0.4)
     said = error_of(lambda: (data.held_out, data.train))
     assert 'wide.dcm is 9x30x1' in said and 'give image_size' in said
@@ -197,9 +197,8 @@ def test_table_gives_the_labels(tmp_path, by):
     if by == 'file':
         rows = [{'name': f'{p}_{i}', 'dx': 'xy'[p % 2]} for p in range(10) for i in range(2)]
     else:
-        rows = [
-            {'name': f'{dicom_files.SECRET}{p}', 'dx': 'xy'[p % 2]} for p in range(12)
-        ]  # Two of whom there is no image.
+        rows = [{'name': f'{dicom_files.SECRET}{p}', 'dx': 'xy'[p % 2]} for p in range(10)]
+        rows.append({'name': f'{dicom_files.SECRET}77', 'dx': 'z'})  # Of whom there is no image.
     write_table(tmp_path / 'labels.csv', rows)
     options = {
         f'{by}_column': 'name',
@@ -218,7 +217,7 @@ def test_table_gives_the_labels(tmp_path, by):
     if by == 'patient':
         write_table(tmp_path / 'labels.csv', [*rows, {'name': f'{dicom_files.SECRET}3', 'dx': 'x'}])
         said = error_of(dicom.dicom_folder, tmp_path / 'scans', unlisted='pass_over', **options)
-        assert 'line 14 gives a patient another label than line 5 does' in said
+        assert 'line 13 gives a patient another label than line 5 does' in said
 
 
 def test_parts_are_the_folders_train_and_test_and_no_patient_is_in_both(tmp_path):
@@ -273,6 +272,8 @@ def test_all_bad_files_are_told_at_once(tmp_path):
     'options, message',
     [
         ({'file_column': 'a'}, "file_column='a' is of a table, and no table is given"),
+        ({'unlisted': 'pass_over'}, "unlisted='pass_over' is of a table, and no table is given"),
+        ({'background': 0}, 'background=0 is for padded images here'),
         ({'unit': 'one image'}, "unit='one image', but owners are named"),
     ],
 )

@@ -226,7 +226,7 @@ def truncated():
 @pytest.mark.parametrize(
     'change, options, message',
     [
-        (lambda root: (root / 'dog' / 'a.png').write_bytes(b''), {}, r'dog/a.png is no PNG, JPEG, TIFF or BMP image'),
+        (lambda root: (root / 'dog' / 'a.png').write_bytes(b''), {}, r'dog/a.png is an empty file'),
         (lambda root: (root / 'dog' / 'a.png').write_bytes(truncated()), {}, r'dog/a.png is a damaged image'),
         (
             lambda root: save(root / 'dog' / 'a.png', picture(0, (5, 6, 3))),

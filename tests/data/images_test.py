@@ -66,7 +66,7 @@ def test_decoded_pixels_are_those_that_were_stored(encoded, expected):
 @pytest.mark.parametrize(
     'encoded, message',
     [
-        (b'', 'a file is no PNG, JPEG, TIFF or BMP image'),
+        (b'', 'a file is an empty file'),
         (b'GIF89a', 'a file is no PNG, JPEG, TIFF or BMP image'),
         (encode(COLOUR, 'GIF'), 'a file is no PNG, JPEG, TIFF or BMP image'),
         (encode(COLOUR)[:-80], 'a file is a damaged image: '),
@@ -241,7 +241,7 @@ def test_background_that_nothing_would_read_is_named():
         (images.Fit((48, 40), resize='stretch'), 'resized to 48x40 (stretched)'),
         (
             images.Fit(8, 1, resize='pad', background=0, window=(0, 4095)),
-            'resized to 8x8 (padded), made grey, put on a background of 0, mapped from grey levels of 0 to 4095',
+            'resized to 8x8 (padded), turned to grey, put on a background of 0, mapped from grey levels of 0 to 4095',
         ),
     ],
 )

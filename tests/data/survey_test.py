@@ -222,7 +222,7 @@ def test_bad_files_are_named_and_the_others_described(tmp_path):
     (tmp_path / 'dog' / 'notes.txt').touch()
     found = survey_lib.survey(tmp_path)
     assert found.source == 'class_folders' and sum(found.sizes.values()) == 24 and len(found.problems) == 2
-    assert 'notes.txt is no image file' in found.problems[0] and 'c0_empty.png is no PNG' in found.problems[1]
+    assert 'notes.txt is no image file' in found.problems[0] and 'c0_empty.png is an empty file' in found.problems[1]
 
 
 @pytest.mark.parametrize(

@@ -182,6 +182,14 @@ def test_label_that_no_training_image_has_is_refused(tmp_path):
     assert "the label 'c' is that of no training image" in refusal(tmp_path)[0]
 
 
+def test_class_of_held_out_images_alone_is_refused_in_one_table_too(tmp_path):
+    for i in range(12):
+        save(tmp_path / ('test' if i > 7 else 'train') / f'{i}.png', i)
+    rows = [(f'{i}.png', 'b' if i > 7 else 'a', 'P') for i in range(12)]
+    write_csv(tmp_path / 'metadata.csv', rows)
+    assert "class 'b' has no training image" in refusal(tmp_path)[0]
+
+
 @pytest.mark.parametrize(
     'labels, names',
     [
@@ -256,13 +264,14 @@ def test_unread_column_of_owners_is_told_of(tmp_path, capsys):
     'content, message',
     [
         (b'', 'is empty'),
-        ('name;label\r\nA\xe9;b\r\n'.encode('latin-1'), 'line 2 is not in UTF-8; save the table anew'),
+        ('name;label\r\nA\xe9;b\r\n'.encode('latin-1'), 'line 2 is not in UTF-8; save the table anew as CSV'),
         ('file_name,label\n'.encode('utf-16'), 'line 1 is not in UTF-8'),
         (b'file_name,label\na.png\n', 'line 2 has 1 values for 2 columns'),
         (b'file_name,label,label\na.png,a,a\n', "has two columns 'label'"),
         (b'file_name;a,label\nb;c,d\n', "may be separated by ',' or ';'; say by which"),
         (b'file_name,label\n"a.png,a\n', 'line 2: unexpected end of data'),
         (b'filename,label\na.png,b\n', "has no column 'file_name': is it 'filename'\\? It has 'filename', 'label'"),
+        (b'"file_name,label\n' + b'x' * 200000, 'line 1: field larger than field limit'),
         (b'file_name,label\n', 'holds no images|is not listed'),
     ],
 )
@@ -281,8 +290,19 @@ def test_json_that_is_none_is_named(tmp_path, content, message):
     assert message in refusal(tmp_path / 't.jsonl')[0]
 
 
+def test_document_of_json_is_named_for_what_it_is(tmp_path):
+    (tmp_path / 't.json').write_text('[{"file_name": "a.png", "label": 1}]')
+    assert 'holds one JSON document; write one object a line' in refusal(tmp_path / 't.json')[0]
+
+
+def test_data_of_the_working_folder_have_its_name(tmp_path, monkeypatch):
+    write(tmp_path / 'scans')
+    monkeypatch.chdir(tmp_path / 'scans')
+    assert tables.csv_images('.').spec.name == tables.csv_images('metadata.csv').spec.name == 'scans'
+
+
 def test_values_of_csv_are_texts_with_their_lines(tmp_path):
-    (tmp_path / 't.csv').write_bytes(b'\xef\xbb\xbf a ,b\r\n"x\r\ny",1\r\n\r\n"q ""r""",007\r\n')
+    (tmp_path / 't.csv').write_bytes(b'\xef\xbb\xbf a ,b\r\n"x\r\ny",1\r\n\r\n"q ""r""",007\r\n,\r\n , \r\n')
     read = table.read(tmp_path / 't.csv')
     assert read.column('a') == ['x\r\ny', 'q "r"'] and read.column('b') == ['1', '007']
     assert read.lines == (2, 5)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tf_dpdiff.data import images
 from tf_dpdiff.data import tfds_images
 
 pytestmark = pytest.mark.usefixtures('no_network')
@@ -135,6 +136,15 @@ def test_images_of_several_sizes_are_resized(tmp_path):
     )
 
 
+@pytest.mark.parametrize('resize, background', [('crop', None), ('pad', 9), ('stretch', None)])
+def test_images_come_to_any_proportions(toy, resize, background):
+    whole = tfds_images.tfds_images('toy', data_dir=toy[0])
+    options = {'image_size': (3, 7), 'resize': resize, 'background': background}
+    data = tfds_images.tfds_images('toy', data_dir=toy[0], **options)
+    np.testing.assert_array_equal(data.train.images_uint8, images.Fit(**options).apply(whole.train.images_uint8))
+    assert data.spec == data.train.spec and data.spec.preparation.startswith('resized to 3x7')
+
+
 def test_held_out_images_stay_unread(tmp_path):
     prepare(tmp_path)
     next(tmp_path.glob('toy/1.0.0/toy-test*')).write_bytes(b'damaged')
@@ -182,6 +192,7 @@ def test_what_is_not_prepared_is_named_with_the_cure(tmp_path, options):
         ({'owner_key': 'image'}, "the feature 'image' is neither a whole number nor a text"),
         ({'image_key': 'label'}, "the feature 'label' is no image of 8-bit pixels"),
         ({'label_key': 'image'}, "the feature 'image' is no class label"),
+        ({'background': 0}, 'background=0 is for padded images here'),
         ({'image_size': 0}, 'image_size must be at least 1, got 0'),
     ],
 )

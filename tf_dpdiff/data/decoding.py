@@ -113,6 +113,8 @@ def read_header(file: BinaryIO, source: str) -> Header:
     """
     start = file.read(_PNG_DEPTH + 1)
     file.seek(0)
+    if not start:
+        raise ValueError(f'{source} is an empty file.')
     with _errors_of(source, start), Image.open(file, formats=FORMATS) as image:
         # Asked by the picture's own method, a PNG file would be decoded for what may stand behind its pixels.
         orientation = Image.Image.getexif(image).get(_ORIENTATION)

@@ -102,7 +102,8 @@ def dicom_folder(
 
     Grey levels are rescaled by slope and intercept, and mapped by DICOM's linear function and the first window of the
     header, or by `window`; MONOCHROME1 is inverted. Files of several frames, palettes, colour of more than 8 bits, and
-    whatever pydicom cannot decompress with what is installed are refused.
+    whatever pydicom cannot decompress with what is installed are refused. Writing that is burned into pixels stays there:
+    the guarantee covers it as it covers the rest of an image, but public images must not have any.
 
     Args:
       path: The folder. DICOMDIR and hidden files are passed over.
@@ -137,10 +138,17 @@ def dicom_folder(
     splitting.check_fraction(held_out_fraction)
     root = pathlib.Path(path).expanduser()
     if labels is None:
-        given = {'file_column': file_column, 'patient_column': patient_column, 'suffix': suffix, 'delimiter': delimiter}
-        useless = [name for name, value in given.items() if value is not None]
-        if useless:
-            raise ValueError(f'{useless[0]}={given[useless[0]]!r} is of a table, and no table is given: labels.')
+        given = {
+            'label_column': (label_column, 'label'),
+            'file_column': (file_column, None),
+            'patient_column': (patient_column, None),
+            'suffix': (suffix, None),
+            'delimiter': (delimiter, None),
+            'unlisted': (unlisted, 'refuse'),
+        }
+        for name, (value, default) in given.items():
+            if value != default:
+                raise ValueError(f'{name}={value!r} is of a table, and no table is given: labels.')
         train, test, class_names, folder = folders.list_parts(root, list_class)
         headers = _read_headers(root.name, (*train.paths, *(test.paths if test else ())))
         source = str(folder)
@@ -161,12 +169,12 @@ def dicom_folder(
         preparation=', '.join(filter(None, (fit.describe(), words))),
     )
     return listed.open_files(
-        root.name,
+        listed.name_of(root),
         kind,
         train,
         test,
         class_names=class_names,
-        unit=datasets.choose_unit(root.name, unit, headers),
+        unit=datasets.choose_unit(listed.name_of(root), unit, headers),
         held_out_fraction=held_out_fraction,
         source=source,
     )
@@ -335,7 +343,6 @@ class _Labels:
         """Returns the headers and the files that have a label, and the names of the classes."""
         problems = problems_lib.Problems(f'the table {self.table.file}')
         labels = tables.labels_of(self.table, self.label_column, problems)
-        class_names = tables.order_classes(labels, str(self.table.file), problems)
         files = list_files(root)
         if self.file_column is not None:
             index = listed.FileIndex(root, files)
@@ -349,6 +356,8 @@ class _Labels:
                 problems.add(
                     f"{file} is not listed in {self.table.file}; unlisted = 'pass_over' leaves such files out."
                 )
+        # A table may list more patients than there are here.
+        class_names = tables.order_classes([labels[row] for row in rows.values()], str(self.table.file), problems)
         problems.check()
         headers = {file: headers[file] for file in rows}
         if not rows:

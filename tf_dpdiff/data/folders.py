@@ -102,12 +102,12 @@ def image_folder(
             assert train.owners is not None and test.owners is not None
             splitting.check_owners_apart(str(root), train.owners, test.owners)
     return listed.open_files(
-        root.name,
+        listed.name_of(root),
         listed.pictures(fit),
         train,
         test,
         class_names=class_names,
-        unit=datasets.choose_unit(root.name, unit, said or None),
+        unit=datasets.choose_unit(listed.name_of(root), unit, said or None),
         held_out_fraction=held_out_fraction,
         source=str(folder),
     )

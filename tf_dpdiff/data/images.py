@@ -212,7 +212,7 @@ class Fit:
         if self.size is not None:
             done.append(f'resized to {"x".join(map(str, self.size))} ({RESIZES[self.resize]})')
         if self.channels is not None:
-            done.append('made grey' if self.channels == 1 else 'made colour')
+            done.append('turned to grey' if self.channels == 1 else 'turned to colour')
         if self.background is not None:
             done.append(f'put on a background of {self.background}')
         if self.window is not None:

@@ -109,6 +109,7 @@ def open_files(
       ValueError: if the files cannot be split, or the header of the first image cannot be read; then all headers are
         looked at, and told of at once.
     """
+    classes.check_labels(source, train.labels, class_names)
     if held_out is None:
         rows = splitting.split(source, train.labels, train.positions(), class_names, held_out_fraction)
         train, held_out = train.take(rows[0]), train.take(rows[1])
@@ -178,6 +179,11 @@ def visible(folder: pathlib.Path) -> list[pathlib.Path]:
             )
     problems.check()
     return listed
+
+
+def name_of(folder: pathlib.Path) -> str:
+    """Returns the name of a folder, also of the working folder."""
+    return folder.name or folder.resolve().name
 
 
 def is_passed_over(name: str) -> bool:

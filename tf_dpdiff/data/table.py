@@ -1,5 +1,6 @@
 """Tables that say what files are: CSV with commas, semicolons or tabs, or a JSON object a line."""
 
+import contextlib
 import csv
 import dataclasses
 import difflib
@@ -76,7 +77,9 @@ def read(path: str | pathlib.Path, delimiter: str | None = None) -> Table:
         text = file.read_bytes().decode('utf-8-sig')
     except UnicodeDecodeError as error:
         line = 1 + error.object[: error.start].count(b'\n')
-        raise ValueError(f'{file}, line {line} is not in UTF-8; save the table anew as UTF-8.') from error
+        raise ValueError(f'{file}, line {line} is not in UTF-8; save the table anew as CSV in UTF-8.') from error
+    if file.suffix.lower() == '.json':
+        raise ValueError(f'{file} holds one JSON document; write one object a line, into a file .jsonl.')
     if file.suffix.lower() in _JSON_SUFFIXES:
         if delimiter is not None:
             raise ValueError(f'delimiter={delimiter!r} is for CSV, and {file} holds JSON.')
@@ -100,12 +103,12 @@ def read(path: str | pathlib.Path, delimiter: str | None = None) -> Table:
 
 
 def _rows(file: pathlib.Path, text: str, delimiter: str) -> list[tuple[int, list[str]]]:
-    """Returns the line at which each row begins and its values, but for empty lines."""
+    """Returns where each row begins and its values, but for rows without any, as spreadsheets leave them."""
     rows, line = [], 1
     reader = csv.reader(io.StringIO(text, newline=''), delimiter=delimiter, strict=True)
     try:
         for values in reader:
-            if values:
+            if any(value.strip() for value in values):
                 rows.append((line, values))
             line = reader.line_num + 1
     except csv.Error as error:
@@ -117,8 +120,9 @@ def _detect(file: pathlib.Path, text: str) -> str:
     """Returns what separates the values: of what parts the names of the columns, what parts all rows alike."""
     found = []
     for delimiter in _DELIMITERS:
-        if len(next(csv.reader(io.StringIO(text, newline=''), delimiter=delimiter), [])) > 1:
-            found.append(delimiter)
+        with contextlib.suppress(csv.Error):  # Which is said where the table is read.
+            if len(next(csv.reader(io.StringIO(text, newline=''), delimiter=delimiter), [])) > 1:
+                found.append(delimiter)
     if len(found) > 1:
         alike = [each for each in found if len({len(values) for _, values in _rows(file, text, each)}) == 1]
         if len(alike) != 1:

@@ -6,7 +6,6 @@ import pathlib
 import numpy as np
 
 from tf_dpdiff.data import arrays as arrays_lib
-from tf_dpdiff.data import classes
 from tf_dpdiff.data import datasets
 from tf_dpdiff.data import decoding
 from tf_dpdiff.data import images as images_lib
@@ -107,8 +106,8 @@ def csv_images(
     train, test = split_by_folders(listings[0]) if len(listings) == 1 else listings
     if test is not None and train.owners is not None and test.owners is not None:
         splitting.check_owners_apart(str(place), train.owners, test.owners)
-    classes.check_labels(str(files[0]), train.labels, class_names)
-    name = place.name if place.is_dir() else (place.parent.resolve().name if place.name in METADATA else place.stem)
+    folder = place if place.is_dir() else place.parent
+    name = listed.name_of(folder) if place.is_dir() or place.name in METADATA else place.stem
     return listed.open_files(
         name,
         listed.pictures(fit),
