@@ -502,7 +502,7 @@ def test_run_without_a_guarantee_goes_out_only_on_request_and_says_so_first(chan
     assert 'has no privacy guarantee' in capsys.readouterr().err
     assert call(changed_run, tmp_path / 'out', '--without_guarantee') == command.DONE
     body = (tmp_path / 'out' / 'README.md').read_text().split('---\n', 2)[2]
-    assert body.split('\n\n')[1].startswith('> **NO PRIVACY GUARANTEE.**')
+    assert body.split('\n\n')[1].startswith('> **NO PRIVACY GUARANTEE')
     assert 'What the Guarantee Means' not in body and not (tmp_path / 'out' / 'deployment.yaml').exists()
     assert 'NO PRIVACY GUARANTEE' in (tmp_path / 'out' / 'croissant.json').read_text()
 

@@ -390,10 +390,8 @@ def _check_statements(directory: pathlib.Path) -> Iterator[Check]:
         sampled == [_sha256(directory / folder.SAMPLES)], f'{folder.DATA_SHEET} is about the {folder.SAMPLES} beside it'
     )
     if epsilon is None:
-        is_private = statement.get('dataset') is not None
-        yield Check(
-            facts_lib.NO_GUARANTEE in card or not is_private, f'{folder.MODEL_CARD} says that there is no guarantee'
-        )
+        if statement.get('dataset') is not None:
+            yield Check(facts_lib.NO_GUARANTEE in card, f'{folder.MODEL_CARD} says that there is no guarantee')
         return
     yield Check(
         _in_record(directory / folder.DEPLOYMENT_RECORD)
