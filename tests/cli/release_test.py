@@ -19,6 +19,7 @@ from tests.cli import verbs
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import release
 from tf_dpdiff.data import datasets
+from tf_dpdiff.evaluation import report as page
 from tf_dpdiff.privacy import accuracy_release
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import meaning
@@ -299,11 +300,11 @@ class Links(html.parser.HTMLParser):
 
 
 def test_page_loads_nothing_from_elsewhere(released):
-    page = (released / 'report.html').read_text()
-    found = Links(page)
+    content = (released / 'report.html').read_text()
+    found = Links(content)
     assert found.links and all(link.startswith('data:image/png;base64,') for link in found.links)
     assert not found.tags & {'script', 'iframe', 'link', 'object', 'embed', 'base'}
-    assert not re.search(r'@import|url\(', page.split('</style>')[0])
+    assert not re.search(r'@import|url\(', content.split('</style>')[0])
     assert Links('<img src=https://elsewhere.example/a.png>').links == ['https://elsewhere.example/a.png']
 
 
@@ -316,7 +317,7 @@ def test_receiver_needs_no_run(released, tmp_path, of, capsys):
         shutil.copy(f'{released}.zip', received)
     assert verbs.call(release, f'--verify={received}') == command.DONE
     said = capsys.readouterr().out
-    assert 'BAD' not in said and said.count('good  ') == 6 and 'is whole and of one piece' in said
+    assert 'BAD' not in said and said.count('good  ') == 7 and 'is whole and of one piece' in said
     assert hashlib.sha256((released / 'SHA256SUMS').read_bytes()).hexdigest() in said
 
 
@@ -366,6 +367,7 @@ FORGERIES = {
         'the statement in the model',
     ),
     'all statements but that in the graph': (halve_epsilon, 'the statement in the model'),
+    'the report': (change_text('report.html', 'Not covered', 'Covered'), 'report.html shows that statement'),
     'the card': (change_text('README.md', 'epsilon = ', 'epsilon = 0'), 'README.md tells the epsilon'),
     'the record': (change_text('deployment.yaml', 'delta: 0.0001', 'delta: 1.0e-09'), 'deployment.yaml tells epsilon'),
     'the data sheet': (change_text('croissant.json', '"sha256": "', '"sha256": "0'), 'croissant.json is about'),
@@ -454,8 +456,16 @@ PLANTS = {
         lambda run: (run / 'saved_model/1/assets.extra/notes.txt').touch(),
         'notes.txt is no part of an exported model',
     ),
+    'another statement in the report': (
+        change_text('report.html', 'PRIVACY STATEMENT', 'Privacy statement'),
+        'report.html shows another privacy statement',
+    ),
     'another statement in the folder': (
         change_text('privacy_statement.txt', 'PRIVACY', 'Privacy'),
+        'shows another privacy statement',
+    ),
+    'another statement beside the model': (
+        change_text('saved_model/1/assets.extra/privacy_statement.txt', 'PRIVACY', 'Privacy'),
         'carries another privacy statement',
     ),
 }
@@ -492,7 +502,7 @@ def test_run_without_a_guarantee_goes_out_only_on_request_and_says_so_first(chan
     assert 'has no privacy guarantee' in capsys.readouterr().err
     assert call(changed_run, tmp_path / 'out', '--without_guarantee') == command.DONE
     body = (tmp_path / 'out' / 'README.md').read_text().split('---\n', 2)[2]
-    assert body.split('\n\n')[1].startswith('> **NO PRIVACY GUARANTEE.**')
+    assert body.split('\n\n')[1].startswith('> **NO PRIVACY GUARANTEE')
     assert 'What the Guarantee Means' not in body and not (tmp_path / 'out' / 'deployment.yaml').exists()
     assert 'NO PRIVACY GUARANTEE' in (tmp_path / 'out' / 'croissant.json').read_text()
 
@@ -502,6 +512,7 @@ def test_model_of_public_images_alone_claims_nothing(changed_run, tmp_path, caps
     for folder in (changed_run, changed_run / 'saved_model' / '1' / export.EXTRA):
         (folder / 'privacy_statement.json').write_text(public.to_json())
         (folder / 'privacy_statement.txt').write_text(public.to_text())
+    (changed_run / 'report.html').write_text(page.preformatted(public.to_text()))
     shutil.rmtree(changed_run / 'checkpoints')  # They are those of a private run.
     assert call(changed_run, tmp_path / 'out') == command.DONE
     card = (tmp_path / 'out' / 'README.md').read_text()

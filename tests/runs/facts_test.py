@@ -79,7 +79,7 @@ def test_batches_that_are_not_poisson_sampled_have_no_guarantee_and_say_so_first
     facts = make_facts(sampling='shuffled_batches')
     assert not facts.has_guarantee
     body = model_card.write(facts, []).split('---\n', 2)[2]
-    assert body.split('\n\n')[1].startswith('> **NO PRIVACY GUARANTEE.**') and 'What the Guarantee Means' not in body
+    assert body.split('\n\n')[1].startswith('> **NO PRIVACY GUARANTEE') and 'What the Guarantee Means' not in body
 
 
 def test_text_of_the_curator_cannot_change_the_page():

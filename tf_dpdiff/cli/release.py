@@ -47,7 +47,8 @@ def _release(flags) -> int:
         without_guarantee=flags.without_guarantee,
         private_data=private_data,
     )
-    command.say('release', [*made.not_checked, *([f'they could not be read: {reason}'] if reason else [])])
+    unread = [f'they could not be read: {reason}'] if reason and made.not_checked else []
+    command.say('release', [*made.not_checked, *unread])
     if made.missing:
         keys = ', '.join(question.key for question in made.missing)
         command.say(

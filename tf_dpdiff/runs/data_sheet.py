@@ -92,7 +92,7 @@ def _sheet(facts: facts_lib.Facts, samples_sha256: str, samples_bytes: int) -> d
                 'sha256': samples_sha256,
             }
         ],
-        'recordSet': [_classes(facts)],
+        'recordSet': [_classes(facts)] if facts.description.labelled else [],
         **_responsible_ai(facts),
     }
 

@@ -34,6 +34,7 @@ from tf_dpdiff.runs import folder
 from tf_dpdiff.runs import leaks
 from tf_dpdiff.runs import model_card
 from tf_dpdiff.runs import release
+from tf_dpdiff.runs import report
 from tf_dpdiff.runs import run as run_lib
 from tf_dpdiff.runs import source as source_lib
 from tf_dpdiff.sampling import draw as draw_lib
@@ -164,6 +165,7 @@ def _check_run(
     source_lib.check_complete(workdir)
     if (workdir / checkpoints.FOLDER).exists():
         folder.check_statement(workdir)
+    report.read(workdir)  # Which a run writes last but for its model.
     statement = folder.read_statement(workdir)
     is_private = statement.get('dataset') is not None
     if is_private and not statement['guarantee_claimed'] and not without_guarantee:
@@ -171,9 +173,9 @@ def _check_run(
             f'the run in {workdir} has no privacy guarantee: what it releases may show private images. Train it with '
             'noise and Poisson sampling, or say --without_guarantee where all who get it may see those images.'
         )
-    report = workdir / folder.REPORT
-    if not report.exists():
-        raise ValueError(f'{workdir} holds no complete run ({report.name} is missing); finish bin/train first.')
+    page, text = ((workdir / name).read_text(encoding='utf-8') for name in (folder.REPORT, folder.STATEMENT_TEXT))
+    if not report.shows(page, text):
+        raise ValueError(f'{workdir / folder.REPORT} shows another privacy statement; finish bin/train first.')
     accuracy, budget = None, None
     if (workdir / folder.RELEASED_ACCURACY).exists():
         found = files.read_json(workdir / folder.RELEASED_ACCURACY)
@@ -369,6 +371,7 @@ def _check_statements(directory: pathlib.Path) -> Iterator[Check]:
         texts = [(directory / name).read_text(encoding='utf-8') for name in store.STATEMENTS]
         statement = json.loads(texts[1])
         card = (directory / folder.MODEL_CARD).read_text(encoding='utf-8')
+        page = (directory / folder.REPORT).read_text(encoding='utf-8')
         sheet = files.read_json(directory / folder.DATA_SHEET)
         version = export.find_version(directory / folder.SAVED_MODEL)
         beside = [(version / export.EXTRA / name).read_text(encoding='utf-8') for name in store.STATEMENTS]
@@ -380,16 +383,15 @@ def _check_statements(directory: pathlib.Path) -> Iterator[Check]:
     yield Check(
         _told_by(version) == texts == beside, 'the statement in the model, beside the model and in the folder are one'
     )
+    yield Check(report.shows(page, texts[0]), f'{folder.REPORT} shows that statement')
     yield Check(model_card.says(card, epsilon), f'{folder.MODEL_CARD} tells the epsilon of the statement')
     sampled = [entry.get('sha256') for entry in sheet.get('distribution', [])]
     yield Check(
         sampled == [_sha256(directory / folder.SAMPLES)], f'{folder.DATA_SHEET} is about the {folder.SAMPLES} beside it'
     )
     if epsilon is None:
-        is_private = statement.get('dataset') is not None
-        yield Check(
-            facts_lib.NO_GUARANTEE in card or not is_private, f'{folder.MODEL_CARD} says that there is no guarantee'
-        )
+        if statement.get('dataset') is not None:
+            yield Check(facts_lib.NO_GUARANTEE in card, f'{folder.MODEL_CARD} says that there is no guarantee')
         return
     yield Check(
         _in_record(directory / folder.DEPLOYMENT_RECORD)

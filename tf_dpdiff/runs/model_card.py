@@ -70,7 +70,7 @@ def _blocks(facts: facts_lib.Facts, files: Sequence[tuple[str, str]]) -> Iterato
             ('Published by', ', '.join(facts.answers.names('data_curators'))),
             ('Model', facts.model),
             ('Trained on', facts.source),
-            ('Classes', ', '.join(facts.description.class_names)),
+            ('Classes', ', '.join(facts.description.class_names) if facts.description.labelled else 'none'),
             ('License', say('license')),
             ('Contact', say('contact')),
             ('Date', facts.date),
@@ -131,7 +131,7 @@ def _blocks(facts: facts_lib.Facts, files: Sequence[tuple[str, str]]) -> Iterato
 def _top(facts: facts_lib.Facts) -> Iterator[str]:
     """Yields what must be read first."""
     if facts.is_private and not facts.has_guarantee:
-        yield f'> **{facts_lib.NO_GUARANTEE}.** {_plain(facts.claim)}'
+        yield f'> **{_plain(facts.claim)}**'
         return
     yield _plain(facts.claim)
     for caution in facts.cautions:

@@ -83,6 +83,11 @@ def read(workdir: pathlib.Path) -> dict:
     return files.read_json(path)
 
 
+def shows(page: str, statement_text: str) -> bool:
+    """Returns whether a page shows a privacy statement, word for word."""
+    return report.preformatted(statement_text) in page
+
+
 def denoising_sections(workdir: pathlib.Path) -> list[report.Section]:
     """Returns the look at how a run's samples come about."""
     path = report.picture(
