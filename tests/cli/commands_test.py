@@ -287,7 +287,7 @@ def test_help_is_shown(capsys):
     assert '--gin_file' in capsys.readouterr().out
 
 
-RUN_FILES = sorted(path.name for path in (ROOT / 'gin').glob('*.gin'))
+RUN_FILES = sorted({path.name for path in (ROOT / 'gin').glob('*.gin')} - verbs.INCLUDED)
 
 
 @pytest.mark.parametrize('name', RUN_FILES)

@@ -13,6 +13,7 @@ from tf_dpdiff.cli import command
 from tf_dpdiff.cli import planner_flags
 from tf_dpdiff.cli import planner_rows
 from tf_dpdiff.cli import train
+from tf_dpdiff.runs import forecast
 from tf_dpdiff.training import memory
 from tf_dpdiff.training import planner
 
