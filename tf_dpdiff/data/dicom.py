@@ -102,8 +102,8 @@ def dicom_folder(
 
     Grey levels are rescaled by slope and intercept, and mapped by DICOM's linear function and the first window of the
     header, or by `window`; MONOCHROME1 is inverted. Files of several frames, palettes, colour of more than 8 bits, and
-    whatever pydicom cannot decompress with what is installed are refused. Writing that is burned into pixels stays
-    there: the guarantee covers it as it covers the rest of an image, but public images must not have any.
+    whatever pydicom cannot decompress with what is installed are refused. Writing in the pixels themselves stays there:
+    the guarantee covers it as it covers the rest of an image, but public images must not have any.
 
     Args:
       path: The folder. DICOMDIR and hidden files are passed over.

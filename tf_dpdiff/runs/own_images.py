@@ -26,7 +26,7 @@ _MOST_MEANS, _ROUNDS = 40, 5
 _WARM_START_SHARES, _MANY_MEANS = (0.3, 0.8), 10
 _NUM_STEPS = 100
 _LARGEST_BATCH, _BATCH_SHARE = 4096, 0.5
-_MOST_VIEWS = 16
+_FEWEST_VIEWS, _MOST_VIEWS = 4, 16  # Of a unit, where time permits.
 # Parts of the time; the rest is a margin.
 _WARM_START_TIME, _PRIVATE_TIME, _SAMPLES_TIME = 0.2, 0.45, 0.2
 WARM_START_BATCH, EVALUATIONS_PER_SAMPLE = 128, 20
@@ -154,7 +154,7 @@ def _private_steps(facts: Facts) -> tuple[int, int]:
     """
     views_a_step = 3600.0 * facts.hours * _PRIVATE_TIME * facts.speed.private / _NUM_STEPS
     most = max(1, min(_LARGEST_BATCH, math.floor(_BATCH_SHARE * facts.num_units)))
-    batch_size = _between(2 ** math.floor(math.log2(max(1.0, views_a_step / 4.0))), 1, most)
+    batch_size = min(most, _round_down(max(1, math.floor(views_a_step / _FEWEST_VIEWS))))
     num_views = _between(math.floor(views_a_step / batch_size), 1, _MOST_VIEWS)
     return batch_size, num_views
 
