@@ -151,7 +151,7 @@ def _meaning(facts: facts_lib.Facts) -> Iterator[str]:
     )
     yield (
         'Guessing blindly finds as many as it wrongly names. The bounds are proven from the same losses as epsilon, '
-        'and rounded upwards; a real attacker knows less, and does worse.'
+        'and rounded upwards; real attackers mostly know less than is supposed here.'
         + (' They count the accuracies below in.' if facts.accuracy else '')
     )
     if facts.groups:
