@@ -15,6 +15,7 @@ from tf_dpdiff.cli import command
 from tf_dpdiff.cli import evaluate
 from tf_dpdiff.cli import export
 from tf_dpdiff.cli import gin_config
+from tf_dpdiff.cli import init
 from tf_dpdiff.cli import release
 from tf_dpdiff.cli import sample
 from tf_dpdiff.cli import select
@@ -22,10 +23,12 @@ from tf_dpdiff.cli import serve
 from tf_dpdiff.cli import tensorboard
 from tf_dpdiff.cli import train
 from tf_dpdiff.data import datasets
+from tf_dpdiff.runs import forecast
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / 'README.md').read_text()
 VERBS = {
+    'init': init,
     'train': train,
     'sample': sample,
     'evaluate': evaluate,
@@ -72,10 +75,11 @@ def test_pictures_and_files_that_it_names_exist():
 
 
 def test_own_images_work_as_written(tmp_path, monkeypatch, capsys):
-    block = re.search(r"```\n(include 'digits.gin'.*?)```", README, re.S).group(1)
+    block = re.search(r"```\n(include 'own_images.gin'.*?)```", README, re.S).group(1)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(forecast, 'measure_speed', lambda model, trainable: forecast.Speed(300.0, 500.0))
     (tmp_path / 'my.gin').write_text(block)
-    images = np.random.default_rng(0).integers(0, 256, [1600, 16, 16, 1]).astype(np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, [1600, 28, 28, 1]).astype(np.uint8)
     np.savez(tmp_path / 'my_images.npz', images=images, labels=np.arange(1600) % 4)
     gin.clear_config()
     with pytest.raises(SystemExit) as ended:
@@ -91,7 +95,7 @@ def test_own_images_work_as_written(tmp_path, monkeypatch, capsys):
     assert ended.value.code == command.DONE
     num_images = datasets.npz_images(str(tmp_path / 'my_images.npz')).spec.num_images
     assert abs(num_images - 1280) < 5.0 * np.sqrt(1600 * 0.2 * 0.8)  # One in five is held out, more or less.
-    assert f'{num_images:,} of 16x16x1, 4 classes' in capsys.readouterr().out
+    assert f'{num_images:,} of 28x28x1, 4 classes' in capsys.readouterr().out
 
 
 def test_sources_of_ones_own_images_are_named_as_they_are():
