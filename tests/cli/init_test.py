@@ -181,3 +181,50 @@ def test_from_a_folder_to_samples(tmp_path):
     upper = images[:, :4, 2:6].mean(axis=(1, 2, 3)) - images[:, 4:, 2:6].mean(axis=(1, 2, 3))
     assert np.mean((upper > 0.0) == (labels == 0)) > 0.9
     assert pathlib.Path(tmp_path / 'run' / 'samples.npz').exists()
+
+
+def test_owners_in_a_table_beside_class_folders(tmp_path):
+    folder = write_folder(tmp_path / 'scans')
+    names = sorted(str(file.relative_to(folder)) for file in folder.glob('*/*.png'))
+    rows = [f'{name},q{i % 9}' for i, name in enumerate(names)]
+    (folder / 'owners.csv').write_text('\n'.join(['file,owner', *rows]) + '\n')
+    (tmp_path / 'mine.gin').write_text(tf_dpdiff.configure(folder, unit='person'))
+    spec = gin_config.recipe(str(tmp_path / 'mine.gin')).data.spec
+    assert spec.has_owners and spec.unit == 'one person' and spec.class_names == ('ill', 'well')
+
+
+def test_npz_files_with_owners_protect_them(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, [60, 28, 28, 1]).astype(np.uint8)
+    arrays = {'images': images, 'labels': np.arange(60) % 2}
+    np.savez(tmp_path / 'owned.npz', owners=np.arange(60) // 4, **arrays)
+    (tmp_path / 'mine.gin').write_text(tf_dpdiff.configure(tmp_path / 'owned.npz'))
+    assert gin_config.recipe(str(tmp_path / 'mine.gin')).data.spec.unit == 'one owner'
+    with pytest.raises(ValueError, match='names the owner of each image'):
+        tf_dpdiff.configure(tmp_path / 'owned.npz', unit='image')
+    np.savez(tmp_path / 'large.npz', **{**arrays, 'images': images.repeat(2, axis=1)})
+    with pytest.raises(ValueError, match='--image_size=56x28'):
+        tf_dpdiff.configure(tmp_path / 'large.npz')
+
+
+def test_dicom_files_protect_patients(tmp_path):
+    pydicom = pytest.importorskip('pydicom')
+    from pydicom import uid
+
+    for number in range(40):
+        dataset = pydicom.Dataset()
+        dataset.file_meta = pydicom.dataset.FileMetaDataset()
+        dataset.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+        dataset.SOPClassUID, dataset.SOPInstanceUID = uid.SecondaryCaptureImageStorage, uid.generate_uid()
+        dataset.PatientID, dataset.Rows, dataset.Columns = f'secret{number // 2}', 30, 30
+        dataset.SamplesPerPixel, dataset.PhotometricInterpretation, dataset.PixelRepresentation = 1, 'MONOCHROME2', 0
+        dataset.BitsAllocated = dataset.BitsStored = 16
+        dataset.HighBit, dataset.WindowCenter, dataset.WindowWidth = 15, 500, 1000
+        dataset.PixelData = np.random.default_rng(number).integers(0, 1000, [30, 30]).astype(np.uint16).tobytes()
+        folder = tmp_path / 'scans' / ('ill', 'well')[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        dataset.save_as(folder / f'{number}.dcm', enforce_file_format=True)
+    text = tf_dpdiff.configure(tmp_path / 'scans')
+    assert 'secret' not in text
+    (tmp_path / 'mine.gin').write_text(text)
+    spec = gin_config.recipe(str(tmp_path / 'mine.gin')).data.spec
+    assert spec.unit == 'one patient' and spec.image_shape == (28, 28, 1)

@@ -39,7 +39,8 @@ class Wishes:
       epsilon: The privacy budget, > 0.
       delta: In (0, 1); None: at most 1 / (10 N), rounded down to one digit.
       hours: That the run may take on this machine, > 0.
-      unit: What is protected: 'image', or a word for the owner of several images, such as 'patient'.
+      unit: What is protected: 'image', or a word for the owner of several images, such as 'patient'; None: an image,
+        but where the images name their owners.
       image_size: (height, width) to bring images to, in pixels; None: those of the public model.
       window: (low, high): the grey levels of 16-bit images that become 0 and 255; such images need it.
     """
@@ -47,7 +48,7 @@ class Wishes:
     epsilon: float = 10.0
     delta: float | None = None
     hours: float = 1.0
-    unit: str = _IMAGE
+    unit: str | None = None
     image_size: tuple[int, int] | None = None
     window: tuple[float, float] | None = None
 
@@ -57,13 +58,8 @@ class Wishes:
                 raise ValueError(f'{name} must be finite and > 0, got {getattr(self, name)}.')
         if self.delta is not None and not 0.0 < self.delta < 1.0:
             raise ValueError(f'delta must be in (0, 1), got {self.delta}.')
-        if not self.unit.strip():
+        if self.unit is not None and not self.unit.strip():
             raise ValueError("unit must be 'image' or a word for who owns images, such as 'patient'.")
-
-    @property
-    def is_image(self) -> bool:
-        """Whether each image is a unit of its own."""
-        return self.unit == _IMAGE
 
 
 def configure(path: str | os.PathLike, **wishes) -> str:
@@ -168,33 +164,69 @@ def _lines_of_images(found: survey_lib.Survey, asked: Wishes) -> list:
 def _source_lines(found: survey_lib.Survey, asked: Wishes) -> list:
     """Returns the lines that name the source of the images, and their owners where these are protected."""
     source = survey_lib.SOURCES[found.source]
-    lines: list = [f'DATA = @{source}()', f'{source}.path = {str(found.path)!r}']
-    if found.source == 'table':
-        lines.append((f'{source}.file_column = {found.file_columns[0]!r}', 'The column whose values are files.'))
-        lines.append((f'{source}.label_column = {found.label_columns[0]!r}', 'CHECK: the column taken for the class.'))
-    if asked.is_image:
-        if found.source == 'dicom' or (found.source in ('npz', 'npy') and found.has_owners):
+    lines = [f'DATA = @{source}()', f'{source}.path = {str(found.path)!r}', *_label_lines(found, source)]
+    always_owned = found.source == 'dicom' or (found.source in ('npz', 'npy') and found.has_owners)
+    unit = asked.unit or ({'dicom': 'patient'}.get(found.source, 'owner') if always_owned else _IMAGE)
+    if unit == _IMAGE:
+        if always_owned:
             raise ValueError(
-                f'{found.path} names the owner of each image, and they are protected: say --unit=patient, or another '
-                'word for what owns images.'
+                f'{found.path} names the owner of each image, and they are protected: drop --unit=image, or say '
+                '--unit=patient.'
             )
         owners = found.num_prefix_owners or max(found.owner_columns.values(), default=0)
         if owners:
             why = f'CHECK: someone with k images gets k times epsilon. With --unit=patient: {owners:,} owners in all.'
             lines.append((f"{source}.unit = 'one image'", why))
         return lines
-    unit = asked.unit if asked.unit.startswith('one ') else f'one {asked.unit}'
+    lines += _owner_lines(found, source, unit)
+    return [*lines, f'{source}.unit = {unit if unit.startswith("one ") else f"one {unit}"!r}']
+
+
+def _label_lines(found: survey_lib.Survey, source: str) -> list:
+    """Returns the lines that say where the classes are named, where it is not in folders or in the file itself."""
+    lines: list = []
+    is_listed = found.source == 'table' or (found.source == 'dicom' and found.table is not None)
+    if found.source == 'dicom' and not found.class_names and not (is_listed and found.label_columns):
+        raise ValueError(
+            f'nothing says of which class each image in {found.path} is: put them in class folders, or a table of '
+            'labels beside them.'
+        )
+    if not is_listed or not found.label_columns:
+        return lines
+    if found.source == 'dicom':
+        lines.append(f'{source}.labels = {str(found.table)!r}')
+    if found.file_columns:
+        lines.append((f'{source}.file_column = {found.file_columns[0]!r}', 'The column whose values are files.'))
+    else:
+        column = max(found.owner_columns, key=lambda name: found.owner_columns[name])
+        lines.append((f'{source}.patient_column = {column!r}', 'CHECK: the column taken for the PatientID.'))
+    lines.append((f'{source}.label_column = {found.label_columns[0]!r}', 'CHECK: the column taken for the class.'))
+    if found.has_unlisted:
+        lines.append((f"{source}.unlisted = 'pass_over'", 'CHECK: some images are not in the table.'))
+    return lines
+
+
+def _owner_lines(found: survey_lib.Survey, source: str, unit: str) -> list:
+    """Returns the lines that say whose the images are.
+
+    Raises:
+      ValueError: if nothing does.
+    """
+    if found.has_owners or found.source == 'dicom':
+        return []
     if found.owner_columns:
         column = max(found.owner_columns, key=lambda name: found.owner_columns[name])
-        lines.append((f'{source}.owner_column = {column!r}', f'CHECK: the column taken for {unit}.'))
-    elif source == 'image_folder' and found.num_prefix_owners:
-        lines.append((f"{source}.owner_from = 'prefix'", f'{unit[4:].capitalize()} of NAME_anything.png is NAME.'))
-    elif not found.has_owners and found.source != 'dicom':
-        raise ValueError(
-            f'nothing in {found.path} says of which {asked.unit} each image is: name files '
-            f'{asked.unit.upper()}_ANYTHING, or put a table with a column of owners beside them; or say --unit=image.'
-        )
-    return [*lines, f'{source}.unit = {unit!r}']
+        lines: list = [(f'{source}.owner_column = {column!r}', f'CHECK: the column taken for the {unit}.')]
+        if source == 'image_folder':
+            lines.insert(0, f'{source}.owners = {str(found.table)!r}')
+            lines.insert(1, f'{source}.file_column = {found.file_columns[0]!r}')
+        return lines
+    if source == 'image_folder' and found.num_prefix_owners:
+        return [(f"{source}.owner_from = 'prefix'", f'The {unit} of NAME_anything.png is NAME.')]
+    raise ValueError(
+        f'nothing in {found.path} says of which {unit} each image is: name files {unit.upper()}_ANYTHING, or put a '
+        'table with a column of owners beside them; or say --unit=image.'
+    )
 
 
 def _fit_lines(found: survey_lib.Survey, asked: Wishes, size: tuple[int, int], channels: int) -> list:
@@ -339,9 +371,9 @@ def run(argv: list[str] | None = None) -> None:
     )
     parser.add_argument(
         '--unit',
-        default=defaults.unit,
         metavar='WORD',
-        help="what is protected: 'image', or a word for who owns several, such as 'patient' (default: %(default)s)",
+        help="what is protected: 'image', or a word for who owns several, such as 'patient' (default: an image, but "
+        'where the images name their owners)',
     )
     parser.add_argument('--image_size', metavar='HxW', help='default: the size of the public model, 28x28 or 32x32')
     parser.add_argument('--window', metavar='LOW,HIGH', help='grey levels of 16-bit images that become black and white')
