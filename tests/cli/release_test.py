@@ -12,6 +12,7 @@ import zipfile
 import jsonschema
 import mlcroissant
 import numpy as np
+from PIL import Image
 import pytest
 import yaml
 
@@ -479,6 +480,20 @@ def test_what_must_stay_is_not_let_out(changed_run, tmp_path, capsys, name):
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert message in error
     assert [path.name for path in tmp_path.iterdir()] == ['run'], 'something was written'
+
+
+def test_a_run_that_was_evaluated_is_let_out(changed_run, tmp_path):
+    """Its evaluation keeps the picture of the samples among what is private."""
+    copy = changed_run / 'non_private' / 'evaluation_samples' / 'samples.png'
+    copy.parent.mkdir(parents=True)
+    shutil.copyfile(changed_run / 'samples.png', copy)
+    assert call(changed_run, tmp_path / 'out') == command.DONE
+    # Control: any other private picture in its place is found.
+    Image.fromarray(np.zeros([9, 9], np.uint8)).save(copy)
+    page = changed_run / 'report.html'
+    picture = base64.b64encode(copy.read_bytes()).decode()
+    page.write_text(page.read_text().replace('</body>', f'<img src="data:image/png;base64,{picture}"></body>'))
+    assert call(changed_run, tmp_path / 'other') == command.WRONG_USE
 
 
 @pytest.mark.parametrize('encode', [bytes.hex, base64.b64encode, lambda x: str(int.from_bytes(x, 'little')), repr])

@@ -140,7 +140,7 @@ def make(
         _copy_model(export.find_version(workdir / folder.SAVED_MODEL), temporary / folder.SAVED_MODEL / '1')
         release.write_samples(temporary, images, labels, facts.description.class_names)
         _write_papers(temporary, facts)
-        _refuse_leaks(temporary, forbidden)
+        _refuse_leaks(temporary, forbidden.but_for(temporary / folder.SAMPLES_PICTURE))
         files.write_text(temporary / folder.SHA256SUMS, _sums(temporary))
         _write_archive(temporary, temporary_archive, output.name)
     missing = answers.missing(is_private=facts.is_private)

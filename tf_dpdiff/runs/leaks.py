@@ -42,6 +42,11 @@ class Forbidden:
     images: frozenset[bytes] | None
     image_bytes: int
 
+    def but_for(self, path: pathlib.Path) -> 'Forbidden':
+        """Returns the same without a file that was drawn from the samples: an evaluation keeps such a picture too."""
+        drawn = _sha256(path)
+        return dataclasses.replace(self, files={digest: name for digest, name in self.files.items() if digest != drawn})
+
 
 def collect(workdir: pathlib.Path, images_uint8: Sequence[np.ndarray] | None) -> Forbidden:
     """Returns what must not leave the folder of a run.
