@@ -1,6 +1,7 @@
 """Tests of bin/init: what it writes runs as it is, and no pixel or count a class has a say in it."""
 
 import pathlib
+import shutil
 
 import numpy as np
 from PIL import Image
@@ -12,6 +13,13 @@ from tf_dpdiff.cli import command
 from tf_dpdiff.cli import gin_config
 from tf_dpdiff.cli import init
 from tf_dpdiff.cli import train
+from tf_dpdiff.runs import forecast
+
+
+@pytest.fixture(autouse=True)
+def fixture_speed(monkeypatch):
+    """A machine of known speed."""
+    monkeypatch.setattr(forecast, 'measure_speed', lambda model, trainable: forecast.Speed(2000.0, 800.0))
 
 
 def write_folder(
@@ -140,12 +148,72 @@ def test_16_bits_need_a_window(tmp_path):
         (('--delta=2',), r'delta must be in (0, 1)'),
         (('--image_size=big',), '--image_size must be such as 32 or 48x40'),
         (('--unit=',), 'unit must be'),
+        (('--unit=Patient 7',), 'unit must be'),
+        (('--image_size=0',), 'image_size must be even numbers of pixels from 4 on'),
+        (('--image_size=48x7',), 'image_size must be even numbers of pixels from 4 on'),
+        (('--window=nan,4095',), 'window must be (low, high)'),
+        (('--held_out_fraction=1',), 'held_out_fraction must be in (0, 1)'),
     ],
 )
 def test_wishes_that_mean_nothing_are_refused(tmp_path, capsys, flags, message):
     output = tmp_path / 'mine.gin'
     assert call(tmp_path, f'--output={output}', *flags) == command.WRONG_USE
     assert message in capsys.readouterr().err.splitlines()[-1] and not output.exists()
+
+
+@pytest.mark.parametrize(
+    'flags, message',
+    [
+        (('--delta=0.5',), 'delta = 0.5 is not below 1 /'),
+        (('--window=0,4095',), 'drop --window'),
+        (('--label_column=grade',), 'drop --label_column'),
+        (('--output={folder}/ill/000.png/mine.gin',), 'no folder that can be written to'),
+    ],
+)
+def test_wishes_that_do_not_fit_the_images_are_refused_and_nothing_is_written(tmp_path, capsys, flags, message):
+    folder = write_folder(tmp_path / 'scans', sizes=((32, 32),))
+    flags = [flag.format(folder=folder) for flag in flags]
+    outputs = [] if flags[0].startswith('--output') else [f'--output={tmp_path / "mine.gin"}']
+    before = sorted(tmp_path.rglob('*'))
+    assert call(folder, *outputs, *flags) == command.WRONG_USE
+    assert message in capsys.readouterr().err.splitlines()[-1] and sorted(tmp_path.rglob('*')) == before
+
+
+def test_class_is_asked_for_where_no_column_looks_like_it(tmp_path):
+    folder = write_folder(tmp_path / 'scans', classes=('images',), counts=(60,), sizes=((8, 8),))
+    files = sorted((folder / 'images').iterdir())
+    rows = [f'{file.name},{i % 5},{"ab"[i % 2]}' for i, file in enumerate(files)]
+    (folder / 'table.csv').write_text('\n'.join(['file,hospital,outcome', *rows]) + '\n')
+    with pytest.raises(ValueError, match="--label_column: 'hospital', 'outcome'"):
+        tf_dpdiff.configure(folder)
+    text = tf_dpdiff.configure(folder, label_column='outcome', held_out_fraction=0.3)
+    (tmp_path / 'mine.gin').write_text(text)
+    recipe = gin_config.recipe(str(tmp_path / 'mine.gin'))
+    assert recipe.data.spec.class_names == ('a', 'b')
+    assert recipe.pretraining.spec.num_classes == 2 and 'held_out_fraction = 0.3' in text
+
+
+def test_what_a_source_passes_over_is_told(tmp_path):
+    for part in ('train', 'val', 'test'):
+        write_folder(tmp_path / 'scans' / part, counts=(10, 10))
+    text = tf_dpdiff.configure(tmp_path / 'scans')
+    assert 'CHECK: images beside train and test are not read.' in text
+    shutil.rmtree(tmp_path / 'scans' / 'val')
+    assert 'CHECK' not in tf_dpdiff.configure(tmp_path / 'scans')
+
+
+def test_a_run_that_takes_longer_than_asked_for_says_so(tmp_path):
+    folder = write_folder(tmp_path / 'scans', sizes=((8, 8),), mode='L')
+    assert 'all the same' in tf_dpdiff.configure(folder, hours=1e-6)
+    assert 'all the same' not in tf_dpdiff.configure(folder, hours=10.0)
+
+
+@pytest.mark.parametrize('name', ['it\'s 100% @x() "q" ü', 'a b'])
+def test_names_of_any_kind_are_written_so_that_they_are_read(tmp_path, name):
+    folder = write_folder(tmp_path / name / 'scans', classes=(name, '%B'), sizes=((8, 8),))
+    output = tmp_path / name / f'{name}.gin'
+    assert call(folder, f'--output={output}', '--unit=image') == command.DONE
+    assert gin_config.recipe(str(output)).data.spec.class_names == tuple(sorted((name, '%B')))
 
 
 def test_bad_files_are_all_reported_and_nothing_is_written(tmp_path, capsys):

@@ -83,7 +83,7 @@ def test_grey_images_and_names_of_classes(tmp_path):
         ({'labels': np.zeros([39], int)}, '40 images but labels of shape'),
         ({'labels': np.linspace(0, 1, 40)}, 'labels must be whole numbers'),
         ({'labels': np.arange(40) - 1}, 'labels must be whole numbers'),
-        ({'labels': np.arange(40)}, "class '0' has 1 images"),
+        ({'labels': np.arange(40)}, "class '0' has too few images"),
     ],
 )
 def test_unfit_file_is_named_with_what_is_wrong(tmp_path, changes, message):
@@ -119,8 +119,8 @@ def test_nobody_owns_images_on_both_sides(tmp_path, owners):
     [
         ({'owners': np.zeros([39], int)}, 'owners must be one whole number or name an image'),
         ({'owners': np.zeros([40])}, 'owners must be one whole number or name an image'),
-        ({'owners': np.zeros([40], int)}, "class '0' has 10 images, too few to hold one out: images of one owner"),
-        ({'owners': np.arange(40) % 4}, "class '.' has 10 images, too few to hold one out: images of one owner"),
+        ({'owners': np.zeros([40], int)}, "class '0' has too few images to hold one out: images of one owner"),
+        ({'owners': np.arange(40) % 4}, "class '.' has too few images to hold one out: images of one owner"),
         ({'owners': np.array(['a', 'b', '', ''] * 10)}, "own.npz: image 2 names no owner: ''"),
         ({'owners': np.array([b'a', b''] * 20)}, "own.npz: image 1 names no owner: b''"),
         ({'owners': np.arange(40) % 4 - 1}, 'own.npz: image 0 names no owner: -1'),

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import os
 
 import numpy as np
 from PIL import Image
@@ -262,3 +263,43 @@ def test_what_is_not_there_or_no_folder_is_named(tmp_path):
     (tmp_path / 'loop').symlink_to(tmp_path)
     with pytest.raises(ValueError, match='loop is a link to a folder that holds it'):
         survey_lib.survey(tmp_path)
+
+
+def test_images_of_two_depths_are_refused(tmp_path):
+    write_class_folders(tmp_path)
+    Image.fromarray(np.zeros([6, 5], np.uint16)).save(tmp_path / 'cat' / 'deep.png')
+    Image.fromarray(np.zeros([6, 5], np.uint16)).save(tmp_path / 'cat' / 'other.png')
+    with pytest.raises(ValueError, match='deep.png has 16 bits a channel, and .*png has 8'):
+        survey_lib.survey(tmp_path).check()
+
+
+@pytest.mark.parametrize(
+    'rows, message',
+    [
+        (b'file,label\nscan00.png,b\xf6se\n', 't.csv, line 2 is not in UTF-8'),
+        (b'file,label\nscan00.png,a\nscan00.png,b\n', 'No column of .*t.csv names most of the images'),
+        (None, 'a column of their names'),
+    ],
+)
+def test_why_a_table_is_not_taken_is_told(tmp_path, rows, message):
+    for i in range(6):
+        save(tmp_path / f'scan{i:02d}.png')
+    if rows:
+        (tmp_path / 't.csv').write_bytes(rows)
+    with pytest.raises(ValueError, match=f'neither class folders nor a table.*{message}'):
+        survey_lib.survey(tmp_path).check()
+
+
+@pytest.mark.parametrize('parts', [('Train', 'Test'), ('training', 'testing')])
+def test_parts_of_other_names_are_to_be_renamed(tmp_path, parts):
+    for part in parts:
+        write_class_folders(tmp_path / part)
+    with pytest.raises(ValueError, match=f'rename {parts[0]} to train and {parts[1]} to test'):
+        survey_lib.survey(tmp_path).check()
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='needs pipes')
+def test_pipe_is_not_waited_for(tmp_path):
+    write_class_folders(tmp_path)
+    os.mkfifo(tmp_path / 'cat' / 'pipe.png')
+    assert any('pipe.png is no file' in problem for problem in survey_lib.survey(tmp_path).problems)

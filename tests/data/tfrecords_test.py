@@ -177,7 +177,7 @@ def changed(**changes):
         (
             [{**row, 'owner': 1} for row in rows_of()],
             {'owner_key': 'owner'},
-            "class '0' has 10 images, too few to hold one out: images of one owner",
+            "class '0' has too few images to hold one out: images of one owner",
         ),
         (rows_of(), {'held_out_fraction': 1e-9}, "no image of class '0' would be held out with .*; choose another"),
         (rows_of(), {'unit': 'one patient'}, "^data set 'scans': unit='one patient' needs owners"),

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import os
 import pathlib
+import shlex
 import sys
 import tempfile
 
@@ -13,12 +14,17 @@ from tf_dpdiff.cli import command
 from tf_dpdiff.cli import dry_run
 from tf_dpdiff.cli import gin_config
 from tf_dpdiff.cli import gin_files
+from tf_dpdiff.data import classes
 from tf_dpdiff.data import datasets
+from tf_dpdiff.data import images as images_lib
 from tf_dpdiff.data import problems as problems_lib
+from tf_dpdiff.data import splitting
 from tf_dpdiff.data import survey as survey_lib
 from tf_dpdiff.networks import denoiser
+from tf_dpdiff.runs import build as build_lib
 from tf_dpdiff.runs import forecast as forecast_lib
 from tf_dpdiff.runs import own_images
+from tf_dpdiff.runs import recipe as recipe_lib
 
 _IMAGE = 'image'
 _WHITE, _BLACK = 255, 0
@@ -29,6 +35,7 @@ _MODELS = {1: ('grey28', (28, 28)), 3: ('colour32', (32, 32))}
 _MOST_CROPPED = 1.25
 _OBLONG_SHARE = 0.1  # Of the images: where more are so oblong, all of them get a border.
 _COMMENT_COLUMN = 48
+_MOST_OVERTIME = 1.5  # Of the hours that were asked for; beyond it, it is said.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,6 +50,9 @@ class Wishes:
         but where the images name their owners.
       image_size: (height, width) to bring images to, in pixels; None: those of the public model.
       window: (low, high): the grey levels of 16-bit images that become 0 and 255; such images need it.
+      label_column: Of the table that lists the images: their class; None: the one that looks like it.
+      held_out_fraction: About the share of the units that is held out, in (0, 1), where there is no test part; None:
+        that of the source.
     """
 
     epsilon: float = 10.0
@@ -51,6 +61,14 @@ class Wishes:
     unit: str | None = None
     image_size: tuple[int, int] | None = None
     window: tuple[float, float] | None = None
+    label_column: str | None = None
+    held_out_fraction: float | None = None
+
+    @property
+    def unit_word(self) -> str | None:
+        """The unit without 'one', or None."""
+        word = self.unit.strip().removeprefix('one ').strip() if self.unit else None
+        return _IMAGE if word and word.casefold() == _IMAGE else word
 
     def __post_init__(self):
         for name in ('epsilon', 'hours'):
@@ -58,8 +76,18 @@ class Wishes:
                 raise ValueError(f'{name} must be finite and > 0, got {getattr(self, name)}.')
         if self.delta is not None and not 0.0 < self.delta < 1.0:
             raise ValueError(f'delta must be in (0, 1), got {self.delta}.')
-        if self.unit is not None and not self.unit.strip():
-            raise ValueError("unit must be 'image' or a word for who owns images, such as 'patient'.")
+        if self.unit is not None:
+            classes.check_text('unit', self.unit)
+            if not self.unit.strip() or any(map(str.isdigit, self.unit)):
+                raise ValueError("unit must be 'image' or a word for who owns images, such as 'patient'.")
+        if self.held_out_fraction is not None:
+            splitting.check_fraction(self.held_out_fraction)
+        if self.image_size is not None and any(side < 4 or side % 2 for side in self.image_size):
+            raise ValueError(
+                f'image_size must be even numbers of pixels from 4 on, got {"x".join(map(str, self.image_size))}: '
+                'networks halve images.'
+            )
+        images_lib.Fit(window=self.window)  # Refuses what no source takes.
 
 
 def configure(path: str | os.PathLike, **wishes) -> str:
@@ -72,7 +100,7 @@ def configure(path: str | os.PathLike, **wishes) -> str:
     Args:
       path: A folder, a table or an .npz file, as `survey` reads them.
       **wishes: epsilon (10.0), delta, hours (1.0), unit ('image', or such as 'patient'), image_size (height, width),
-        window (low, high).
+        window (low, high), label_column, held_out_fraction.
 
     Returns:
       The text of a configuration file.
@@ -81,7 +109,13 @@ def configure(path: str | os.PathLike, **wishes) -> str:
       FileNotFoundError: if there is nothing.
       ValueError: if the images can't be read so, or the budget can't be met; says what to do.
     """
-    asked = Wishes(**wishes)
+    text, recipe = _configure(path, Wishes(**wishes))
+    build_lib.Build(recipe)  # Refuses a budget that makes no sense.
+    return text
+
+
+def _configure(path: str | os.PathLike, asked: Wishes) -> tuple[str, recipe_lib.Recipe]:
+    """Returns the text of a configuration, and its recipe."""
     with progress.working('init', f'looking at {path}'):
         found = survey_lib.survey(pathlib.Path(path).expanduser().absolute())
         found.check()
@@ -91,10 +125,7 @@ def configure(path: str | os.PathLike, **wishes) -> str:
             problems.add(problem)
         problems.check()
     lines = _lines_of_images(found, asked)
-    with tempfile.TemporaryDirectory() as folder:
-        file = pathlib.Path(folder) / 'draft.gin'
-        file.write_text(_text([*_head(), *lines, *_UNDECIDED]), encoding='utf-8')
-        recipe = gin_config.recipe(str(file))
+    recipe = _recipe([*lines, *_UNDECIDED])
     assert recipe.data is not None and recipe.finetuning is not None
     spec = recipe.data.spec
     delta = asked.delta or own_images.choose_delta(spec.num_units)
@@ -107,7 +138,20 @@ def configure(path: str | os.PathLike, **wishes) -> str:
     )
     with progress.working('init', 'dividing the budget'):
         choice = own_images.choose(facts)
-    return _text([*_head(spec, asked), *lines, *_decided(facts, choice, asked)])
+    lines += [*_start_lines(spec), *_decided(facts, choice, asked)]
+    recipe = _recipe(lines)
+    hours = forecast_lib.training_secs(recipe, speed) / 3600.0
+    return _text([*_head(found, spec, asked, hours), *lines]), recipe
+
+
+def _recipe(lines: list) -> recipe_lib.Recipe:
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder) / 'draft.gin'
+        file.write_text(_text([_INCLUDE, *lines]), encoding='utf-8')
+        return gin_config.recipe(str(file))
+
+
+_INCLUDE = "include 'own_images.gin'"
 
 
 _UNDECIDED = [
@@ -120,15 +164,16 @@ _UNDECIDED = [
 ]
 
 
-def _head(spec: datasets.DatasetSpec | None = None, asked: Wishes | None = None) -> list[str]:
-    if spec is None or asked is None:
-        return ["include 'own_images.gin'"]
+def _head(found: survey_lib.Survey, spec: datasets.DatasetSpec, asked: Wishes, hours: float) -> list[str]:
+    but = f', and takes about {hours:.1g} all the same' if hours > _MOST_OVERTIME * asked.hours else ''
+    is_hashed = found.source == 'npz' and not spec.has_owners
+    seen = 'Pixels had no say but in which images are held out' if is_hashed else 'No pixel was read'
     return [
-        f'# Made by bin/init for {asked.hours:g} hour(s) on the machine that it ran on. It runs as it is:',
+        f'# Made by bin/init for {asked.hours:g} hour(s) on the machine that it ran on{but}. It runs as it is:',
         '#     bin/train --gin_file=FILE --workdir=runs/mine',
         f'# Treated as public: the number of units ({spec.num_units:,}, each {spec.unit}), the classes, the sizes in',
-        '# the headers. No pixel was read, and nothing was counted a class.',
-        "include 'own_images.gin'",
+        f'# the headers. {seen}, and nothing was counted a class.',
+        _INCLUDE,
     ]
 
 
@@ -137,36 +182,49 @@ def _lines_of_images(found: survey_lib.Survey, asked: Wishes) -> list:
     channels = 3 if found.has_colour else 1
     heights, widths = ([size[axis] for size in found.sizes] for axis in (0, 1))
     shortest = min(min(heights), min(widths))
-    name, model_size = _MODELS[channels]
+    _, model_size = _MODELS[channels]
     own = max(4, shortest // 4 * 4)  # Networks halve it twice.
     size = asked.image_size or (model_size if shortest >= _SMALLEST_FOR_A_MODEL else (own, own))
-    # The grey model has no attention that depends on the size.
-    fits = size == model_size or (name == 'grey28' and min(size) >= 20 and not any(side % 4 for side in size))
-    has_checkpoint = (gin_files.gin_folder().parent / 'saved_models' / name / 'pretrained.json').is_file()
-    model = name if fits and has_checkpoint else ''
-    lines: list = [
-        (f"include 'models/{name if fits else 'digits'}.gin'", 'The network.'),
+    return [
+        (f"include 'models/{_public_model(size, channels) or 'digits'}.gin'", 'The network.'),
         *_source_lines(found, asked),
         *_fit_lines(found, asked, size, channels),
     ]
-    if model:
-        lines.append((f"FinetuningConfig.init_from = 'saved_models/{model}'", 'A public model of photographs.'))
-    else:
-        lines += [
-            ("include 'stages/procedural.gin'", 'No public model has this size: it begins on drawn images.'),
-            f'random_shapes.image_size = {size[0] if size[0] == size[1] else size}',
-            f'random_shapes.num_classes = {len(found.class_names)}',
-            f'random_shapes.channels = {channels}',
-        ]
-    return lines
+
+
+def _public_model(size: tuple[int, int], channels: int) -> str:
+    """Returns the public model that images of a size can start from, or ''."""
+    name, model_size = _MODELS[channels]
+    # The grey model has no attention that depends on the size.
+    fits = size == model_size or (name == 'grey28' and min(size) >= 20 and not any(side % 4 for side in size))
+    return name if fits else ''
+
+
+def _start_lines(spec: datasets.DatasetSpec) -> list:
+    """Returns the lines that say what the network starts from."""
+    height, width, channels = spec.image_shape
+    model = _public_model((height, width), channels)
+    if model and (gin_files.gin_folder().parent / 'saved_models' / model / 'pretrained.json').is_file():
+        return [(f"FinetuningConfig.init_from = 'saved_models/{model}'", 'A public model of photographs.')]
+    why = 'The public model of this size is not here' if model else 'No public model has this size'
+    return [
+        ("include 'stages/procedural.gin'", f'{why}: it begins on drawn images.'),
+        f'random_shapes.image_size = {height if height == width else (height, width)}',
+        f'random_shapes.num_classes = {spec.num_classes}',
+        f'random_shapes.channels = {channels}',
+    ]
 
 
 def _source_lines(found: survey_lib.Survey, asked: Wishes) -> list:
     """Returns the lines that name the source of the images, and their owners where these are protected."""
     source = survey_lib.SOURCES[found.source]
-    lines = [f'DATA = @{source}()', f'{source}.path = {str(found.path)!r}', *_label_lines(found, source)]
+    lines: list = [f'DATA = @{source}()', f'{source}.path = {str(found.path)!r}']
+    if found.passed_over:
+        read = 'train and test' if found.source.startswith('train') else 'the class folders'
+        lines[1] = (lines[1], f'CHECK: images beside {read} are not read.')
+    lines += [*_label_lines(found, source, asked.label_column), *_split_lines(found, source, asked)]
     always_owned = found.source == 'dicom' or (found.source in ('npz', 'npy') and found.has_owners)
-    unit = asked.unit or ({'dicom': 'patient'}.get(found.source, 'owner') if always_owned else _IMAGE)
+    unit = asked.unit_word or ({'dicom': 'patient'}.get(found.source, 'owner') if always_owned else _IMAGE)
     if unit == _IMAGE:
         if always_owned:
             raise ValueError(
@@ -179,10 +237,18 @@ def _source_lines(found: survey_lib.Survey, asked: Wishes) -> list:
             lines.append((f"{source}.unit = 'one image'", why))
         return lines
     lines += _owner_lines(found, source, unit)
-    return [*lines, f'{source}.unit = {unit if unit.startswith("one ") else f"one {unit}"!r}']
+    return [*lines, f'{source}.unit = {f"one {unit}"!r}']
 
 
-def _label_lines(found: survey_lib.Survey, source: str) -> list:
+def _split_lines(found: survey_lib.Survey, source: str, asked: Wishes) -> list:
+    if asked.held_out_fraction is None:
+        return []
+    if found.source == 'npy':
+        raise ValueError(f'{found.path} says itself which images are held out: drop --held_out_fraction.')
+    return [f'{source}.held_out_fraction = {asked.held_out_fraction!r}']
+
+
+def _label_lines(found: survey_lib.Survey, source: str, label_column: str | None) -> list:
     """Returns the lines that say where the classes are named, where it is not in folders or in the file itself."""
     lines: list = []
     is_listed = found.source == 'table' or (found.source == 'dicom' and found.table is not None)
@@ -192,7 +258,12 @@ def _label_lines(found: survey_lib.Survey, source: str) -> list:
             'labels beside them.'
         )
     if not is_listed or not found.label_columns:
+        if label_column is not None:
+            raise ValueError(
+                f'the classes of {found.path} are not from a table: drop --label_column, or give the table as the path.'
+            )
         return lines
+    label, why = _choose_label(found, label_column)
     if found.source == 'dicom':
         lines.append(f'{source}.labels = {str(found.table)!r}')
     if found.file_columns:
@@ -200,10 +271,28 @@ def _label_lines(found: survey_lib.Survey, source: str) -> list:
     else:
         column = max(found.owner_columns, key=lambda name: found.owner_columns[name])
         lines.append((f'{source}.patient_column = {column!r}', 'CHECK: the column taken for the PatientID.'))
-    lines.append((f'{source}.label_column = {found.label_columns[0]!r}', 'CHECK: the column taken for the class.'))
+    lines.append((f'{source}.label_column = {label!r}', why))
     if found.has_unlisted:
         lines.append((f"{source}.unlisted = 'pass_over'", 'CHECK: some images are not in the table.'))
     return lines
+
+
+def _choose_label(found: survey_lib.Survey, label_column: str | None) -> tuple[str, str]:
+    """Returns the column of the class, and how it is known.
+
+    Raises:
+      ValueError: if nothing tells which of several it is; names them.
+    """
+    likely = [name for name in found.label_columns if survey_lib.is_label(name)] or found.label_columns
+    if label_column is not None:
+        if label_column not in found.columns:
+            raise ValueError(f'{found.table} has no column {label_column!r}; it has {", ".join(found.columns)}.')
+        return label_column, 'As given.'
+    if len(likely) > 1:
+        raise ValueError(
+            f'which column of {found.table} is the class? Say it by --label_column: {", ".join(map(repr, likely))}.'
+        )
+    return likely[0], 'CHECK: the column taken for the class.'
 
 
 def _owner_lines(found: survey_lib.Survey, source: str, unit: str) -> list:
@@ -224,8 +313,8 @@ def _owner_lines(found: survey_lib.Survey, source: str, unit: str) -> list:
     if source == 'image_folder' and found.num_prefix_owners:
         return [(f"{source}.owner_from = 'prefix'", f'The {unit} of NAME_anything.png is NAME.')]
     raise ValueError(
-        f'nothing in {found.path} says of which {unit} each image is: name files {unit.upper()}_ANYTHING, or put a '
-        'table with a column of owners beside them; or say --unit=image.'
+        f'nothing in {found.path} says of which {unit} each image is: name every file {unit.upper()}_ANYTHING, several '
+        f'of one {unit} and of several, or put a table with a column of owners beside them; or say --unit=image.'
     )
 
 
@@ -233,18 +322,20 @@ def _fit_lines(found: survey_lib.Survey, asked: Wishes, size: tuple[int, int], c
     """Returns the lines that bring images to one size and one number of channels."""
     source = survey_lib.SOURCES[found.source]
     sizes, lines = list(found.sizes), []
+    if asked.window is not None and not found.takes_window:
+        raise ValueError(f'{found.path} holds no grey images of 16 bits a channel: drop --window.')
     if found.source in ('npz', 'npy'):
         if sizes != [size]:
+            is_odd = any(side % 2 for side in sizes[0])
             raise ValueError(
                 f'{found.path} holds images of {sizes[0][0]}x{sizes[0][1]}, which are taken as they are: bring them to '
-                f'{size[0]}x{size[1]} first, or say --image_size={sizes[0][0]}x{sizes[0][1]}.'
+                f'{size[0]}x{size[1]} first{"" if is_odd else f", or say --image_size={sizes[0][0]}x{sizes[0][1]}"}.'
             )
         return []
     if sizes != [size]:
-        largest = max(sizes)
         shown = size[0] if size[0] == size[1] else size
-        spread = f'from {min(sizes)[0]}x{min(sizes)[1]} to {largest[0]}x{largest[1]}'
-        lines.append((f'{source}.image_size = {shown}', f'Images are {spread}; averaged over areas.'))
+        heights, widths = (_spread([each[axis] for each in sizes]) for axis in (0, 1))
+        lines.append((f'{source}.image_size = {shown}', f'Images are {heights} pixels high and {widths} wide.'))
         wanted = size[0] / size[1]
         oblong = sum(
             count
@@ -260,14 +351,18 @@ def _fit_lines(found: survey_lib.Survey, asked: Wishes, size: tuple[int, int], c
         lines.append((f'{source}.background = {level}', f'{what}: {"white" if level else "black"}.'))
     if found.has_grey and found.has_colour:
         lines.append((f'{source}.channels = {channels}', 'Some images are in colour.'))
-    if found.needs_window:
-        if asked.window is None:
-            raise ValueError(
-                f'images in {found.path} have 16 bits a channel: say which grey levels become black and white, such as '
-                '--window=0,4095.'
-            )
+    if found.needs_window and asked.window is None:
+        what = 'have no window in their headers' if found.source == 'dicom' else 'have 16 bits a channel'
+        raise ValueError(
+            f'images in {found.path} {what}: say which grey levels become black and white, such as --window=0,4095.'
+        )
+    if asked.window is not None:
         lines.append((f'{source}.window = {asked.window}', 'Grey levels that become 0 and 255.'))
     return lines
+
+
+def _spread(numbers: list[int]) -> str:
+    return f'{min(numbers)}' if min(numbers) == max(numbers) else f'{min(numbers)} to {max(numbers)}'
 
 
 def _decided(facts: own_images.Facts, choice: own_images.Choice, asked: Wishes) -> list:
@@ -295,9 +390,9 @@ def _decided(facts: own_images.Facts, choice: own_images.Choice, asked: Wishes) 
         why = 'As many a class as the noise permits.'
         lines.append((f'ClassMeansConfig.means_per_class = {release.means_per_class}', why))
         lines.append(f'ClassMeansConfig.num_rounds = {release.num_rounds}')
-    batch, spent = choice.expected_batch_size, 'Of these a fifth of the time.'
+    batch = choice.expected_batch_size
     lines += [
-        (f'WarmStartConfig.num_steps = {choice.warm_start_steps}', spent),
+        (f'WarmStartConfig.num_steps = {choice.warm_start_steps}', 'A fifth of the time, within limits.'),
         (f'EXPECTED_BATCH_SIZE = {batch}', f'Of {num_units:,} units; large batches cost least noise.'),
         f'NUM_STEPS = {choice.num_steps}',
         (f'AUGMENTATION_MULTIPLICITY = {choice.num_views}', 'Views of a unit a step: they cost time, and no privacy.'),
@@ -338,20 +433,27 @@ def main(flags) -> int:
     """Runs the verb."""
     command.quieten_libraries()
     output = pathlib.Path(flags.output).expanduser()
+    classes.check_text('--output', str(output))  # It stands in a comment.
     if output.exists():
         raise command.UsageError(f'{output} exists; name another --output.')
-    text = configure(
-        flags.path,
+    parent = next(folder for folder in output.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise command.UsageError(f'{parent} is no folder that can be written to; name another --output.')
+    wishes = Wishes(
         epsilon=flags.epsilon,
         delta=flags.delta,
         hours=flags.hours,
         unit=flags.unit,
         image_size=_read_pair(flags.image_size, 'image_size', 'x', int),
         window=_read_pair(flags.window, 'window', ',', float),
-    ).replace('--gin_file=FILE', f'--gin_file={output}')
-    files.write_text(output, text)
-    dry_run.show_in_short(gin_config.recipe(str(output.absolute())))
-    print(f'Written to {output}; read it, then: bin/train --gin_file={output} --workdir=runs/mine')
+        label_column=flags.label_column,
+        held_out_fraction=flags.held_out_fraction,
+    )
+    text, recipe = _configure(flags.path, wishes)
+    dry_run.show_in_short(recipe)  # Or refuse it, before anything is written.
+    quoted = shlex.quote(str(output))
+    files.write_text(output, text.replace('--gin_file=FILE', f'--gin_file={quoted}'))
+    print(f'Written to {output}; read it, then: bin/train --gin_file={quoted} --workdir=runs/mine')
     return command.DONE
 
 
@@ -377,4 +479,8 @@ def run(argv: list[str] | None = None) -> None:
     )
     parser.add_argument('--image_size', metavar='HxW', help='default: the size of the public model, 28x28 or 32x32')
     parser.add_argument('--window', metavar='LOW,HIGH', help='grey levels of 16-bit images that become black and white')
+    parser.add_argument('--label_column', metavar='NAME', help='of a table: the class (default: what looks like it)')
+    parser.add_argument(
+        '--held_out_fraction', type=float, help='share of the units for evaluation, where there is no test part (0.2)'
+    )
     sys.exit(command.run(parser, main, sys.argv[1:] if argv is None else argv))

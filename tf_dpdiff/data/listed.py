@@ -270,7 +270,7 @@ class FileIndex:
             if len(exact or found) == 1:
                 return (exact or found)[0]
             if found:
-                raise ValueError(f'{whole!r} may be {found[0]} or {found[1]}')
+                raise ValueError(f'{whole!r} may be {found[0]} or {found[1]}; name its folder too')
         hint = '' if suffix or pathlib.PurePosixPath(path).suffix else "; if names lack their suffix, say suffix='.jpg'"
         raise ValueError(f'there is no {whole!r} in {self._root}{hint}')
 

@@ -73,12 +73,12 @@ def split(
         of_class = positions[labels == label]
         if len(np.unique(of_class)) < 2:
             raise ValueError(
-                f'{source}: class {class_names[label]!r} has {len(of_class)} images, too few to hold one '
-                'out: images of one owner and identical images stay together.'
+                f'{source}: class {class_names[label]!r} has too few images to hold one out: '
+                'images of one owner and identical images stay together.'
             )
         raise ValueError(
             f'{source}: no image of class {class_names[label]!r} would be {part} with '
-            f'held_out_fraction={held_out_fraction}; choose another held_out_fraction.'
+            f'held_out_fraction={held_out_fraction}; choose another held_out_fraction, or say the parts yourself.'
         )
     return train, held_out
 

@@ -51,6 +51,7 @@ class Survey:
       has_grey: Whether any image is grey.
       has_colour: Whether any image is in colour.
       needs_window: Whether any image has grey levels of 16 bits (DICOM: and no window of its own): a source needs one.
+      takes_window: Whether a source takes a window: of grey levels of 16 bits, and of grey DICOM files.
       has_alpha: Whether any image may be transparent, for which a source needs a background.
       has_palette: Whether any image has a palette.
       num_prefix_owners: How many owners there are if the name of each file is OWNER_ANYTHING (owner_from='prefix'); 0
@@ -62,6 +63,8 @@ class Survey:
       label_columns: Those that may be the label, the likeliest first.
       owner_columns: Those that may name owners (of DICOM files: patients), and how many each names.
       has_unlisted: Whether there are images that the table does not list: a source is to be told to pass them over.
+      passed_over: The folders and files beside train and test, or beside the class folders, in which images lie that
+        no source reads.
       problems: What is wrong with single files, a line each: a source refuses them.
     """
 
@@ -74,6 +77,7 @@ class Survey:
     has_grey: bool = False
     has_colour: bool = False
     needs_window: bool = False
+    takes_window: bool = False
     has_alpha: bool = False
     has_palette: bool = False
     num_prefix_owners: int = 0
@@ -84,6 +88,7 @@ class Survey:
     label_columns: tuple[str, ...] = ()
     owner_columns: Mapping[str, int] = dataclasses.field(default_factory=dict)
     has_unlisted: bool = False
+    passed_over: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
     def check(self) -> None:
@@ -150,6 +155,12 @@ def _of_folder(folder: pathlib.Path) -> Survey:
         return Survey(folder, refusal=f'{folder} holds {len(archives)} .npz files; give the one that is meant.')
     kinds = collections.Counter(file.suffix.lower() or 'files without a suffix' for file in files)
     named = ', '.join(f'{count:,} {kind}' for kind, count in kinds.most_common(_NAMED))
+    if '.npy' in kinds:
+        return Survey(
+            folder,
+            refusal=f'{folder} holds .npy files; call them train_images.npy and train_labels.npy, with '
+            'held_out_images.npy and held_out_labels.npy of images that are not trained on.',
+        )
     if any('tfrecord' in file.name for file in files):
         return Survey(folder, refusal=f'{folder} holds TFRecord files; see tfrecord_images, or tfds_images.')
     return Survey(
@@ -175,7 +186,7 @@ def _of_dicom(folder: pathlib.Path, files: Sequence[pathlib.Path]) -> Survey:
     headers, problems = _read_headers(files, dicom.read_header)
     patients = {file: header.patient for file, header in headers.items()}
     names = _dicom_classes(folder, files, patients)
-    found = _look_for_table(folder, files, patients=set(patients.values()) - {''})
+    found, _ = _look_for_table(folder, files, patients=set(patients.values()) - {''})
     refusal = '' if headers else f'none of the {len(files):,} DICOM files in {folder} can be read: {problems[0]}'
     return Survey(
         folder,
@@ -187,6 +198,7 @@ def _of_dicom(folder: pathlib.Path, files: Sequence[pathlib.Path]) -> Survey:
         has_grey=any(header.channels == 1 for header in headers.values()),
         has_colour=any(header.channels == 3 for header in headers.values()),
         needs_window=any(header.channels == 1 and header.window is None for header in headers.values()),
+        takes_window=any(header.channels == 1 for header in headers.values()),
         has_owners=bool(headers) and all(patients.values()),
         problems=tuple(problems),
         **_facts(found),
@@ -263,19 +275,27 @@ class _Columns:
 
 def _of_pictures(folder: pathlib.Path, pictures: Sequence[pathlib.Path], chosen: pathlib.Path | None) -> Survey:
     """Returns what pictures are; chosen: the table that says so, or None: one is looked for."""
-    found = _look_for_table(folder, pictures, chosen)
+    found, unused = _look_for_table(folder, pictures, chosen)
     path, source, refusal, names, read = folder, *_class_folders(folder, pictures)
-    # A table beside class folders may tell the owners alone.
-    if found and (chosen or refusal or found.table.name in tables.METADATA or _is_label(found.label_columns)):
+    # A table beside class folders may tell the owners alone; one folder is rather that of all images than a class.
+    tells_classes = found is not None and (
+        found.table.name in tables.METADATA
+        or any(map(is_label, found.label_columns))
+        or (len(names) < 2 and bool(found.label_columns))
+    )
+    if found and (chosen or refusal or tells_classes):
         path, source, refusal, names, read = found.path, 'table', '', found.class_names, pictures
         if not found.file_columns:
             refusal = f'no column of {found.table} names the images in {folder}; it has {", ".join(found.columns)}.'
         elif not found.label_columns:
             refusal = f'no column of {found.table} looks like the label; it has {", ".join(found.columns)}.'
+    if refusal and unused:
+        refusal = f'{refusal.rstrip(".")}. {unused}'
     by_file, problems = _read_headers(read, _read_picture)
     headers = list(by_file.values())
     if not refusal and not headers:
         refusal = f'none of the {len(read):,} images in {folder} can be read: {problems[0]}'
+    refusal = refusal or _refuse_mixed_depth(by_file)
     return Survey(
         path,
         '' if refusal else source,
@@ -286,12 +306,32 @@ def _of_pictures(folder: pathlib.Path, pictures: Sequence[pathlib.Path], chosen:
         has_grey=any(header.channels == 1 for header in headers),
         has_colour=any(header.channels == 3 for header in headers),
         needs_window=any(header.bits > 8 for header in headers),
+        takes_window=any(header.bits > 8 for header in headers),
         has_alpha=any(header.has_alpha for header in headers),
         has_palette=any(header.has_palette for header in headers),
         num_prefix_owners=_count_prefixes(read),
+        passed_over=_passed_over(folder, pictures, read),
         problems=tuple(problems),
         **_facts(found),
     )
+
+
+def _refuse_mixed_depth(headers: Mapping[pathlib.Path, decoding.Header]) -> str:
+    """Returns why images of both depths can't be read together, or ''."""
+    first = {header.bits > 8: file for file, header in reversed(list(headers.items()))}
+    if len(first) < 2:
+        return ''
+    return (
+        f'{first[True]} has 16 bits a channel, and {first[False]} has 8: no window is for both. Convert all of one '
+        'kind to the other.'
+    )
+
+
+def _passed_over(
+    folder: pathlib.Path, pictures: Sequence[pathlib.Path], read: Sequence[pathlib.Path]
+) -> tuple[str, ...]:
+    others = set(pictures) - set(read)
+    return tuple(sorted({file.relative_to(folder).parts[0] for file in others}))
 
 
 def _facts(found: _Columns | None) -> dict[str, Any]:
@@ -312,12 +352,18 @@ def _class_folders(
     if deep:
         top = tops[0]
         common = pathlib.Path(os.path.commonpath([file.parent.parent for file in parts]))
-        cure = f'give {common}' if common != top and not in_classes and common in deep.parents else 'move them up'
+        cure = 'move them up, or list them in a table'
+        if common != top and not in_classes and common in deep.parents:
+            cure = f'give {common}'
+        elif not has_train:
+            cure = _spell_parts({file.relative_to(folder).parts[0] for file in files}) or cure
         return '', f'{deep} lies too deep: images lie in {top}/CLASS; {cure}.', (), files
     if not in_classes:
         return (
             '',
-            f'{folder} holds images, and neither class folders nor a table that says of which class they are.',
+            f'{folder} holds images, and neither class folders nor a table that says of which class they are: put '
+            'those of each class (or all, if there is only one) into a folder in it, or a table with a column of their '
+            'names beside them.',
             (),
             files,
         )
@@ -325,30 +371,41 @@ def _class_folders(
     return 'train_test_class_folders' if has_train else 'class_folders', '', names, in_classes
 
 
+def _spell_parts(names: Set[str]) -> str:
+    """Returns how to call folders that seem to be parts, or ''."""
+    train = next((name for name in sorted(names) if name.lower().startswith('train')), None)
+    test = next((name for name in sorted(names) if name.lower().startswith('test')), None)
+    renamed = [f'{name} to {part}' for name, part in ((train, 'train'), (test, 'test')) if name and name != part]
+    return f'if these are the parts, rename {" and ".join(renamed)}' if train and renamed else ''
+
+
 def _look_for_table(
     folder: pathlib.Path,
     pictures: Sequence[pathlib.Path],
     chosen: pathlib.Path | None = None,
     patients: Set[str] = frozenset(),
-) -> _Columns | None:
-    """Returns what the first table says that names the pictures, or the patients, or None."""
+) -> tuple[_Columns | None, str]:
+    """Returns what the first table says that names the pictures, or the patients, or None and why a table does not."""
     if chosen:
-        return _read_columns(folder, pictures, chosen, chosen)
+        return _read_columns(folder, pictures, chosen, chosen), ''
     try:
         metadata = tables.find_tables(folder)[0]
         inside = [file for file in pictures if file.is_relative_to(metadata.parent)]
-        return _read_columns(metadata.parent, inside, metadata, folder)
+        return _read_columns(metadata.parent, inside, metadata, folder), ''
     except FileNotFoundError:
         pass
+    unused = ''
     for file in listed.visible(folder):
         if file.suffix.lower() in table_lib.SUFFIXES:
             try:
                 found = _read_columns(folder, pictures, file, file, patients)
-            except ValueError:
-                continue  # No table; what is not asked for need not be one.
+            except ValueError as error:  # What is not asked for need not be a table.
+                unused = unused or str(error)
+                continue
             if found.file_columns or (patients and found.owner_columns):
-                return found
-    return None
+                return found, ''
+            unused = unused or f'No column of {file} names most of the images, each once.'
+    return None, unused
 
 
 def _read_columns(
@@ -391,15 +448,16 @@ def _read_columns(
         for name, values in rest.items()
         if name not in owners and 1 <= len(values) <= min(_MOST_CLASSES, max(2, len(table) // 2))
     ]
-    labels.sort(key=lambda name: (not _LABEL.search(name), len(rest[name]) < 2))
+    labels.sort(key=lambda name: (not is_label(name), len(rest[name]) < 2))
     names = tables.order_classes(tuple({name.strip() for name in rest[labels[0]]}), str(file)) if labels else ()
     listed_files = {index.find(value) for value in texts[files[0]] if index.holds(value)} if files else set()
     has_unlisted = bool(files) and len(listed_files) < len(pictures)
     return _Columns(path, file, tuple(table.values), tuple(files), tuple(labels), owners, has_unlisted, names)
 
 
-def _is_label(columns: Sequence[str]) -> bool:
-    return bool(columns) and bool(_LABEL.search(columns[0]))
+def is_label(column: str) -> bool:
+    """Returns whether the name of a column is that of a label."""
+    return bool(_LABEL.search(column))
 
 
 def _read_headers(
@@ -423,6 +481,8 @@ def _read_headers(
 
 
 def _read_picture(file: pathlib.Path) -> decoding.Header:
+    if not file.is_file():  # A pipe would be waited for.
+        raise ValueError(f'{file} is no file.')
     with file.open('rb') as opened:
         return decoding.read_header(opened, str(file))
 

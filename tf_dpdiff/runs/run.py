@@ -142,6 +142,8 @@ def train(
     released_configuration = release.cut_paths(configuration)
     workers = replicas.workers
     prepared = prepare(recipe, workdir, say=say, is_first=workers.is_first)
+    if workers.is_first and not anyway:
+        _check_can_work(prepared.build, workdir)
 
     def on_release(released: class_means.NoisyMeans | warm_start_lib.ChosenImages) -> None:
         release.draw_released(workdir, released)
@@ -155,7 +157,6 @@ def train(
                 training = prepared.build.make_training(
                     workdir, recipe.data.train if recipe.data else None, on_release=on_release, replicas=replicas
                 )
-            _check_can_work(training, anyway)
             account = _Account(recipe, workdir, training, say)
             if workers.is_first:
                 kept.enter_context(clock.kept_in(workdir))
@@ -171,14 +172,17 @@ def train(
     return done
 
 
-def _check_can_work(training: build_lib.RunTraining, anyway: bool) -> None:
-    """Refuses to begin a run that would spend its budget for noise; on public images nothing is lost."""
-    recipe, trainer = training.build.recipe, training.trainer
-    if anyway or trainer.resumed or recipe.data is None or recipe.data.is_public:
+def _check_can_work(build: build_lib.Build, workdir: pathlib.Path) -> None:
+    """Refuses to begin a run that would spend its budget for noise; on public images nothing is lost.
+
+    Before it has left anything: the checkpoint with which a run begins would make the next try one that goes on.
+    """
+    recipe = build.recipe
+    if recipe.data is None or recipe.data.is_public or checkpoints.read_run(workdir / checkpoints.FOLDER):
         return
     assert recipe.finetuning is not None
-    trained = denoiser.select_variables(trainer.model, recipe.finetuning.trainable)
-    forecast.check_can_work(forecast.forecast(training.build, forecast.count_parameters(trained)))
+    trained = denoiser.select_variables(build.make_network(), recipe.finetuning.trainable)
+    forecast.check_can_work(forecast.forecast(build, forecast.count_parameters(trained)))
 
 
 class _Account:
