@@ -233,7 +233,7 @@ def _source_lines(found: survey_lib.Survey, asked: Wishes) -> list:
             )
         owners = found.num_prefix_owners or max(found.owner_columns.values(), default=0)
         if owners:
-            why = f'CHECK: someone with k images gets k times epsilon. With --unit=patient: {owners:,} owners in all.'
+            why = f'CHECK: one image, not someone with several. --unit=patient: {owners:,} owners in all.'
             lines.append((f"{source}.unit = 'one image'", why))
         return lines
     lines += _owner_lines(found, source, unit)
