@@ -12,7 +12,6 @@ import numpy as np
 from tf_dpdiff import files
 from tf_dpdiff import progress
 from tf_dpdiff.evaluation import utility as utility_lib
-from tf_dpdiff.networks import denoiser
 from tf_dpdiff.privacy import budget as budget_lib
 from tf_dpdiff.privacy import cautions
 from tf_dpdiff.privacy import class_means
@@ -180,9 +179,7 @@ def _check_can_work(build: build_lib.Build, workdir: pathlib.Path) -> None:
     recipe = build.recipe
     if recipe.data is None or recipe.data.is_public or checkpoints.read_run(workdir / checkpoints.FOLDER):
         return
-    assert recipe.finetuning is not None
-    trained = denoiser.select_variables(build.make_network(), recipe.finetuning.trainable)
-    forecast.check_can_work(forecast.forecast(build, forecast.count_parameters(trained)))
+    forecast.check_can_work(forecast.forecast_of(build))
 
 
 class _Account:
