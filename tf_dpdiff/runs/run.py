@@ -26,6 +26,7 @@ from tf_dpdiff.runs import forecast
 from tf_dpdiff.runs import recipe as recipe_lib
 from tf_dpdiff.runs import release
 from tf_dpdiff.runs import tensorboard
+from tf_dpdiff.sampling import shared_work
 from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import interruption
 from tf_dpdiff.training import pretrained
@@ -141,8 +142,6 @@ def train(
     released_configuration = release.cut_paths(configuration)
     workers = replicas.workers
     prepared = prepare(recipe, workdir, say=say, is_first=workers.is_first)
-    if workers.is_first and not anyway:
-        _check_can_work(prepared.build, workdir)
 
     def on_release(released: class_means.NoisyMeans | warm_start_lib.ChosenImages) -> None:
         release.draw_released(workdir, released)
@@ -152,6 +151,7 @@ def train(
     done = None
     with contextlib.ExitStack() as kept:
         with replicas.working() as stop:
+            shared_work.at_first(workers, lambda: anyway or _check_can_work(prepared.build, workdir))
             with progress.working('train', 'reading and comparing the images, building the network'):
                 training = prepared.build.make_training(
                     workdir, recipe.data.train if recipe.data else None, on_release=on_release, replicas=replicas
