@@ -151,7 +151,7 @@ def train(
     done = None
     with contextlib.ExitStack() as kept:
         with replicas.working() as stop:
-            shared_work.at_first(workers, lambda: anyway or _check_can_work(prepared.build, workdir))
+            shared_work.at_first(workers, lambda: _check_can_work(prepared.build, workdir, anyway))
             with progress.working('train', 'reading and comparing the images, building the network'):
                 training = prepared.build.make_training(
                     workdir, recipe.data.train if recipe.data else None, on_release=on_release, replicas=replicas
@@ -171,15 +171,16 @@ def train(
     return done
 
 
-def _check_can_work(build: build_lib.Build, workdir: pathlib.Path) -> None:
+def _check_can_work(build: build_lib.Build, workdir: pathlib.Path, anyway: bool) -> None:
     """Refuses to begin a run that would spend its budget for noise; on public images nothing is lost.
 
     Before it has left anything: the checkpoint with which a run begins would make the next try one that goes on.
     """
     recipe = build.recipe
-    if recipe.data is None or recipe.data.is_public or checkpoints.read_run(workdir / checkpoints.FOLDER):
+    if anyway or recipe.data is None or recipe.data.is_public:
         return
-    forecast.check_can_work(forecast.forecast_of(build))
+    if not checkpoints.read_run(workdir / checkpoints.FOLDER):
+        forecast.check_can_work(forecast.forecast_of(build))
 
 
 class _Account:
