@@ -44,7 +44,7 @@ def call(*flags):
 
 
 def test_what_is_written_is_short_and_runs_as_it_is(tmp_path, capsys):
-    folder, output = write_folder(tmp_path / 'scans'), tmp_path / 'mine.gin'
+    folder, output = write_folder(tmp_path / 'scans', counts=(150, 150)), tmp_path / 'mine.gin'
     assert call(folder, f'--output={output}', '--epsilon=3') == command.DONE
     said = capsys.readouterr().out
     lines = output.read_text().splitlines()
@@ -167,11 +167,13 @@ def test_wishes_that_mean_nothing_are_refused(tmp_path, capsys, flags, message):
         (('--delta=0.5',), 'delta = 0.5 is not below 1 /'),
         (('--window=0,4095',), 'drop --window'),
         (('--label_column=grade',), 'drop --label_column'),
-        (('--output={folder}/ill/000.png/mine.gin',), 'no folder that can be written to'),
+        (('--output={folder}/ill/mine.gin',), 'lies among the images'),
+        (('--output={folder}.txt/mine.gin',), 'no folder that can be written to'),
     ],
 )
 def test_wishes_that_do_not_fit_the_images_are_refused_and_nothing_is_written(tmp_path, capsys, flags, message):
     folder = write_folder(tmp_path / 'scans', sizes=((32, 32),))
+    (tmp_path / 'scans.txt').touch()
     flags = [flag.format(folder=folder) for flag in flags]
     outputs = [] if flags[0].startswith('--output') else [f'--output={tmp_path / "mine.gin"}']
     before = sorted(tmp_path.rglob('*'))
@@ -200,6 +202,14 @@ def test_what_a_source_passes_over_is_told(tmp_path):
     assert 'CHECK: images beside train and test are not read.' in text
     shutil.rmtree(tmp_path / 'scans' / 'val')
     assert 'CHECK' not in tf_dpdiff.configure(tmp_path / 'scans')
+
+
+def test_a_run_that_cannot_work_is_written_and_says_so(tmp_path, capsys):
+    folder, output = write_folder(tmp_path / 'scans', sizes=((8, 8),)), tmp_path / 'mine.gin'
+    assert call(folder, f'--output={output}', '--epsilon=0.01') == command.DONE
+    assert 'asks for --anyway' in output.read_text() and 'runs as it is' not in output.read_text()
+    said = ' '.join(capsys.readouterr().out.split())
+    assert 'This cannot work' in said and 'or the budget buys noise' in said and 'bin/train --gin_file' not in said
 
 
 def test_a_run_that_takes_longer_than_asked_for_says_so(tmp_path):

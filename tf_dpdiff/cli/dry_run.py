@@ -22,10 +22,8 @@ from tf_dpdiff.training import memory
 from tf_dpdiff.training import planner
 
 
-def show_in_short(recipe: recipe_lib.Recipe) -> None:
+def show_in_short(build: build_lib.Build) -> None:
     """Prints what a private run would promise and cost, and whether it can work."""
-    with progress.working('init', 'calibrating the noise'):
-        build = build_lib.Build(recipe)
     rich_console.Console().print(_in_short(build, build.make_network(), None, 'init'))
 
 

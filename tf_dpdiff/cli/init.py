@@ -109,13 +109,11 @@ def configure(path: str | os.PathLike, **wishes) -> str:
       FileNotFoundError: if there is nothing.
       ValueError: if the images can't be read so, or the budget can't be met; says what to do.
     """
-    text, recipe = _configure(path, Wishes(**wishes))
-    build_lib.Build(recipe)  # Refuses a budget that makes no sense.
-    return text
+    return _configure(path, Wishes(**wishes))[0]
 
 
-def _configure(path: str | os.PathLike, asked: Wishes) -> tuple[str, recipe_lib.Recipe]:
-    """Returns the text of a configuration, and its recipe."""
+def _configure(path: str | os.PathLike, asked: Wishes) -> tuple[str, build_lib.Build]:
+    """Returns the text of a configuration, and what it builds."""
     with progress.working('init', f'looking at {path}'):
         found = survey_lib.survey(pathlib.Path(path).expanduser().absolute())
         found.check()
@@ -140,8 +138,10 @@ def _configure(path: str | os.PathLike, asked: Wishes) -> tuple[str, recipe_lib.
         choice = own_images.choose(facts)
     lines += [*_start_lines(spec), *_decided(facts, choice, asked)]
     recipe = _recipe(lines)
+    with progress.working('init', 'calibrating the noise'):
+        build = build_lib.Build(recipe)  # Refuses a budget that makes no sense.
     hours = forecast_lib.training_secs(recipe, speed) / 3600.0
-    return _text([*_head(found, spec, asked, hours), *lines]), recipe
+    return _text([*_head(found, build, asked, hours), *lines]), build
 
 
 def _recipe(lines: list) -> recipe_lib.Recipe:
@@ -164,12 +164,15 @@ _UNDECIDED = [
 ]
 
 
-def _head(found: survey_lib.Survey, spec: datasets.DatasetSpec, asked: Wishes, hours: float) -> list[str]:
+def _head(found: survey_lib.Survey, build: build_lib.Build, asked: Wishes, hours: float) -> list[str]:
+    spec, works = build.spec, 'It runs as it is'
+    if forecast_lib.forecast_of(build).is_hopeless:
+        works = 'Its noise hides all, see --dry_run, and this asks for --anyway'
     but = f', and takes about {hours:.1g} all the same' if hours > _MOST_OVERTIME * asked.hours else ''
     is_hashed = found.source == 'npz' and not spec.has_owners
     seen = 'Pixels had no say but in which images are held out' if is_hashed else 'No pixel was read'
     return [
-        f'# Made by bin/init for {asked.hours:g} hour(s) on the machine that it ran on{but}. It runs as it is:',
+        f'# Made by bin/init for {asked.hours:g} hour(s) on the machine that it ran on{but}. {works}:',
         '#     bin/train --gin_file=FILE --workdir=runs/mine',
         f'# Treated as public: the number of units ({spec.num_units:,}, each {spec.unit}), the classes, the sizes in',
         f'# the headers. {seen}, and nothing was counted a class.',
@@ -436,6 +439,9 @@ def main(flags) -> int:
     classes.check_text('--output', str(output))  # It stands in a comment.
     if output.exists():
         raise command.UsageError(f'{output} exists; name another --output.')
+    place, data = output.resolve().parent, pathlib.Path(flags.path).expanduser().resolve()
+    if data in place.parents:
+        raise command.UsageError(f'{output} lies among the images of {data}; name another --output.')
     parent = next(folder for folder in output.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise command.UsageError(f'{parent} is no folder that can be written to; name another --output.')
@@ -449,11 +455,14 @@ def main(flags) -> int:
         label_column=flags.label_column,
         held_out_fraction=flags.held_out_fraction,
     )
-    text, recipe = _configure(flags.path, wishes)
-    dry_run.show_in_short(recipe)  # Or refuse it, before anything is written.
+    text, build = _configure(flags.path, wishes)
+    dry_run.show_in_short(build)  # Or refuse it, before anything is written.
     quoted = shlex.quote(str(output))
     files.write_text(output, text.replace('--gin_file=FILE', f'--gin_file={quoted}'))
-    print(f'Written to {output}; read it, then: bin/train --gin_file={quoted} --workdir=runs/mine')
+    then = f'bin/train --gin_file={quoted} --workdir=runs/mine'
+    if forecast_lib.forecast_of(build).is_hopeless:
+        then = 'change what the verdict says, or the budget buys noise'
+    print(f'Written to {output}; read it, then: {then}')
     return command.DONE
 
 

@@ -157,6 +157,13 @@ def forecast(build: build_lib.Build, num_trained: int) -> Forecast:
     return dataclasses.replace(told, cures=tuple(_cures(told, build, num_trained)))
 
 
+def forecast_of(build: build_lib.Build) -> Forecast:
+    """Returns `forecast` of a private run, for the parameters that its network would have."""
+    finetuning = build.recipe.finetuning
+    assert finetuning is not None
+    return forecast(build, count_parameters(denoiser.select_variables(build.make_network(), finetuning.trainable)))
+
+
 def gradient_share(noise_multiplier: float, num_steps: int, expected_batch_size: int, num_trained: int) -> float:
     """Returns the longest that the sum of all clipped gradients could be beside the expected length of all noise.
 

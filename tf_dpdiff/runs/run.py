@@ -12,7 +12,6 @@ import numpy as np
 from tf_dpdiff import files
 from tf_dpdiff import progress
 from tf_dpdiff.evaluation import utility as utility_lib
-from tf_dpdiff.networks import denoiser
 from tf_dpdiff.privacy import budget as budget_lib
 from tf_dpdiff.privacy import cautions
 from tf_dpdiff.privacy import class_means
@@ -27,6 +26,7 @@ from tf_dpdiff.runs import forecast
 from tf_dpdiff.runs import recipe as recipe_lib
 from tf_dpdiff.runs import release
 from tf_dpdiff.runs import tensorboard
+from tf_dpdiff.sampling import shared_work
 from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import interruption
 from tf_dpdiff.training import pretrained
@@ -142,8 +142,6 @@ def train(
     released_configuration = release.cut_paths(configuration)
     workers = replicas.workers
     prepared = prepare(recipe, workdir, say=say, is_first=workers.is_first)
-    if workers.is_first and not anyway:
-        _check_can_work(prepared.build, workdir)
 
     def on_release(released: class_means.NoisyMeans | warm_start_lib.ChosenImages) -> None:
         release.draw_released(workdir, released)
@@ -153,6 +151,7 @@ def train(
     done = None
     with contextlib.ExitStack() as kept:
         with replicas.working() as stop:
+            shared_work.at_first(workers, lambda: _check_can_work(prepared.build, workdir, anyway))
             with progress.working('train', 'reading and comparing the images, building the network'):
                 training = prepared.build.make_training(
                     workdir, recipe.data.train if recipe.data else None, on_release=on_release, replicas=replicas
@@ -172,17 +171,16 @@ def train(
     return done
 
 
-def _check_can_work(build: build_lib.Build, workdir: pathlib.Path) -> None:
+def _check_can_work(build: build_lib.Build, workdir: pathlib.Path, anyway: bool) -> None:
     """Refuses to begin a run that would spend its budget for noise; on public images nothing is lost.
 
     Before it has left anything: the checkpoint with which a run begins would make the next try one that goes on.
     """
     recipe = build.recipe
-    if recipe.data is None or recipe.data.is_public or checkpoints.read_run(workdir / checkpoints.FOLDER):
+    if anyway or recipe.data is None or recipe.data.is_public:
         return
-    assert recipe.finetuning is not None
-    trained = denoiser.select_variables(build.make_network(), recipe.finetuning.trainable)
-    forecast.check_can_work(forecast.forecast(build, forecast.count_parameters(trained)))
+    if not checkpoints.read_run(workdir / checkpoints.FOLDER):
+        forecast.check_can_work(forecast.forecast_of(build))
 
 
 class _Account:
