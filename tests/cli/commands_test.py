@@ -75,7 +75,7 @@ def test_released_files_hold_no_accuracy_and_no_secret(run):
 
 
 def test_operative_configuration_alone_repeats_the_dry_run(run, capsys):
-    assert call('train', f'--gin_file={run / "operative_config.gin"}', '--dry_run') == command.DONE
+    assert call('train', f'--gin_file={run / "operative_config.gin"}', '--dry_run', '--show_config') == command.DONE
     assert 'AUGMENTATION_MULTIPLICITY = 2' in capsys.readouterr().out
 
 
@@ -101,7 +101,11 @@ def test_export_makes_versions_with_the_sampler_asked_for(run, tmp_path):
 
 
 def test_dry_run_says_what_the_run_would_be_and_writes_nothing(tmp_path, capsys):
-    assert call('train', '--gin_file=gin/digits.gin', f'--workdir={tmp_path / "none"}', '--dry_run') == command.DONE
+    flags = ('--gin_file=gin/digits.gin', f'--workdir={tmp_path / "none"}', '--dry_run')
+    assert call('train', *flags) == command.DONE
+    in_short = capsys.readouterr().out
+    assert 'DpSgdConfig.target_epsilon' not in in_short and in_short.index('verdict') < in_short.index('parameters')
+    assert call('train', *flags, '--show_config') == command.DONE
     out = capsys.readouterr().out
     for fact in (
         'DpSgdConfig.target_epsilon',

@@ -189,7 +189,7 @@ def test_dry_run_reads_the_same_data_from_any_folder(tmp_path, monkeypatch, caps
     (tmp_path / 'elsewhere').mkdir()
     np.savez(tmp_path / 'elsewhere' / 'own.npz', images=images[:100], labels=np.arange(100) % 10)
     monkeypatch.chdir(tmp_path / folder)
-    assert verbs.call(train, f'--gin_file={path}', '--workdir=run', '--dry_run') == command.DONE
+    assert verbs.call(train, f'--gin_file={path}', '--workdir=run', '--dry_run', '--show_config') == command.DONE
     said = capsys.readouterr().out
     assert 'of 8x8x1, 10 classes' in said and f"npz_images.path = '{tmp_path / 'own.npz'}'" in said.replace(
         '\\\n    ', ''

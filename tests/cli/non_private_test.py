@@ -61,7 +61,8 @@ def with_more(my_gin, name, *bindings):
 
 
 def run(path, workdir, *bindings):
-    return verbs.call(train, f'--gin_file={path}', f'--workdir={workdir}', *(f'--gin_param={b}' for b in bindings))
+    flags = [f'--gin_file={path}', f'--workdir={workdir}', '--anyway', *(f'--gin_param={b}' for b in bindings)]
+    return verbs.call(train, *flags)
 
 
 def words(printed):

@@ -894,8 +894,8 @@ MUTANTS = (
     Mutant(
         'an owner counts once for each image in the class means of a run',
         'training/warm_start.py',
-        'owners=private.owners,\n            )\n            written',
-        'owners=None,\n            )\n            written',
+        'owners=private.owners,\n                )\n            written',
+        'owners=None,\n                )\n            written',
         CLASS_MEANS,
     ),
     Mutant(

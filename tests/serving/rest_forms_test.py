@@ -139,7 +139,8 @@ FORMS = {
     'capitals': (post(_GOOD, path=f'/V1/MODELS/{toy_models.NAME}:predict'), 200),
     'verb in capitals': (post(_GOOD, path=f'{_MODEL}:PREDICT'), 400),
     'whole address': (('GET', f'http://localhost{_MODEL}', {}, None), 200),
-    'elsewhere': (('GET', '/', {}, None), 404),
+    'page for browsers': (('GET', '/', {}, None), 200),
+    'elsewhere': (('GET', '/elsewhere', {}, None), 404),
     'nearly there': (('GET', '/v1', {}, None), 404),
     'another version of the protocol': (post(_GOOD, path=f'/v2/models/{toy_models.NAME}:predict'), 404),
 }
