@@ -40,20 +40,7 @@ _MOST_OVERTIME = 1.5  # Of the hours that were asked for; beyond it, it is said.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Wishes:
-    """What a person asks for.
-
-    Attributes:
-      epsilon: The privacy budget, > 0.
-      delta: In (0, 1); None: at most 1 / (10 N), rounded down to one digit.
-      hours: That the run may take on this machine, > 0.
-      unit: What is protected: 'image', or a word for the owner of several images, such as 'patient'; None: an image,
-        but where the images name their owners.
-      image_size: (height, width) to bring images to, in pixels; None: those of the public model.
-      window: (low, high): the grey levels of 16-bit images that become 0 and 255; such images need it.
-      label_column: Of the table that lists the images: their class; None: the one that looks like it.
-      held_out_fraction: About the share of the units that is held out, in (0, 1), where there is no test part; None:
-        that of the source.
-    """
+    """What a person asks for; see `configure`."""
 
     epsilon: float = 10.0
     delta: float | None = None
@@ -90,7 +77,18 @@ class Wishes:
         images_lib.Fit(window=self.window)  # Refuses what no source takes.
 
 
-def configure(path: str | os.PathLike, **wishes) -> str:
+def configure(
+    path: str | os.PathLike,
+    *,
+    epsilon: float = 10.0,
+    delta: float | None = None,
+    hours: float = 1.0,
+    unit: str | None = None,
+    image_size: tuple[int, int] | None = None,
+    window: tuple[float, float] | None = None,
+    label_column: str | None = None,
+    held_out_fraction: float | None = None,
+) -> str:
     """Returns a configuration for a folder of one's own images, which runs as it is.
 
     It goes by public facts alone: the number of images or owners, the classes, the sizes that are in the headers, the
@@ -99,8 +97,16 @@ def configure(path: str | os.PathLike, **wishes) -> str:
 
     Args:
       path: A folder, a table or an .npz file, as `survey` reads them.
-      **wishes: epsilon (10.0), delta, hours (1.0), unit ('image', or such as 'patient'), image_size (height, width),
-        window (low, high), label_column, held_out_fraction.
+      epsilon: The privacy budget, > 0.
+      delta: In (0, 1); None: at most 1 / (10 N), rounded down to one digit.
+      hours: That the run may take on this machine, > 0.
+      unit: What is protected: 'image', or a word for the owner of several images, such as 'patient'; None: an image,
+        but where the images name their owners.
+      image_size: (height, width) to bring images to, in pixels; None: those of the public model.
+      window: (low, high): the grey levels of 16-bit images that become 0 and 255; such images need it.
+      label_column: Of the table that lists the images: their class; None: the one that looks like it.
+      held_out_fraction: About the share of the units that is held out, in (0, 1), where there is no test part; None:
+        that of the source.
 
     Returns:
       The text of a configuration file.
@@ -109,7 +115,17 @@ def configure(path: str | os.PathLike, **wishes) -> str:
       FileNotFoundError: if there is nothing.
       ValueError: if the images can't be read so, or the budget can't be met; says what to do.
     """
-    return _configure(path, Wishes(**wishes))[0]
+    asked = Wishes(
+        epsilon=epsilon,
+        delta=delta,
+        hours=hours,
+        unit=unit,
+        image_size=image_size,
+        window=window,
+        label_column=label_column,
+        held_out_fraction=held_out_fraction,
+    )
+    return _configure(path, asked)[0]
 
 
 def _configure(path: str | os.PathLike, asked: Wishes) -> tuple[str, build_lib.Build]:
