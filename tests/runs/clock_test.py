@@ -72,8 +72,10 @@ def test_full_disk_is_left_to_what_it_hurts(tmp_path, monkeypatch):
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr(clock_lib.files, 'write_text', fail)
-    with clock_lib.Clock().kept_in(tmp_path):
-        pass
+    clock = clock_lib.Clock()
+    with clock.kept_in(tmp_path):
+        assert clock.describe() == '0.0 minutes'
+    assert not (tmp_path / checkpoints.FOLDER / 'seconds.json').exists()
 
 
 class StopAtOnce(interruption.StopRequest):

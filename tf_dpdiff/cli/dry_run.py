@@ -6,6 +6,7 @@ import pathlib
 import gin
 from rich import console as rich_console
 
+from tf_dpdiff import keras
 from tf_dpdiff import progress
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import planner_rows
@@ -22,9 +23,11 @@ from tf_dpdiff.training import memory
 from tf_dpdiff.training import planner
 
 
-def show_in_short(build: build_lib.Build) -> None:
+def show_in_short(
+    build: build_lib.Build, model: keras.Model, speed: forecast_lib.Speed, told: forecast_lib.Forecast
+) -> None:
     """Prints what a private run would promise and cost, and whether it can work."""
-    rich_console.Console().print(_in_short(build, build.make_network(), None, 'init'))
+    rich_console.Console().print(_in_short(build, model, told, _describe_time(build.recipe, speed)))
 
 
 def show(
@@ -56,7 +59,12 @@ def show(
     if show_config:
         print(gin.operative_config_str())
     if build.plan is not None:
-        rich_console.Console().print(_in_short(build, model, hardware))
+        assert recipe.finetuning is not None
+        time, told = '', forecast_lib.forecast_of(build, model)
+        if hardware is None:  # Else the planner reckons for its devices.
+            with progress.working('train', 'measuring the speed of this machine'):
+                time = _describe_time(recipe, forecast_lib.measure_speed(model, recipe.finetuning.trainable))
+        rich_console.Console().print(_in_short(build, model, told, time))
     table = command.facts_table('what would be done')
     if build.plan is None:
         _add_rows(table, _public_rows(build, model, hardware))
@@ -73,8 +81,20 @@ def show(
         raise FileNotFoundError(f'the run would stop at its start: {missing}')
 
 
-def _in_short(build: build_lib.Build, model, hardware: planner.Hardware | None, verb: str = 'train'):
-    """Returns a table of the claim, the cost, and what the noise leaves to be learnt."""
+def _num_trained(build: build_lib.Build, model) -> int:
+    assert build.recipe.finetuning is not None
+    return forecast_lib.count_parameters(denoiser.select_variables(model, build.recipe.finetuning.trainable))
+
+
+def _describe_time(recipe: recipe_lib.Recipe, speed: forecast_lib.Speed | None) -> str:
+    if speed is None:
+        return 'not measured: so large a network is for accelerators; give --views_per_second or --device_tflops'
+    hours = forecast_lib.training_secs(recipe, speed) / 3600.0
+    return f'about {hours:.2g} hours on this machine, as fast as it is now, samples included'
+
+
+def _in_short(build: build_lib.Build, model, told: forecast_lib.Forecast, time: str):
+    """Returns a table of the claim, the cost, and what the noise leaves to be learnt; time: '' where none is told."""
     recipe, plan = build.recipe, build.plan
     assert plan is not None and recipe.finetuning is not None
     table = command.facts_table('in short')
@@ -84,17 +104,10 @@ def _in_short(build: build_lib.Build, model, hardware: planner.Hardware | None, 
         claim = f'epsilon = {rounding.round_up(epsilon)} at delta = {rounding.exact(config.target_delta)}'
         claim = f'{claim} for {build.spec.unit}, of {build.spec.num_units:,}'
     table.add_row('privacy', claim)
-    if hardware is None:  # Else the planner reckons for its devices.
-        with progress.working(verb, 'measuring the speed of this machine'):
-            speed = forecast_lib.measure_speed(model, recipe.finetuning.trainable)
-        time = 'not measured: so large a network is for accelerators; give --views_per_second or --device_tflops'
-        if speed:
-            hours = forecast_lib.training_secs(recipe, speed) / 3600.0
-            time = f'about {hours:.2g} hours on this machine, as fast as it is now, samples included'
+    if time:
         table.add_row('time', time)
-    num_trained = forecast_lib.count_parameters(denoiser.select_variables(model, recipe.finetuning.trainable))
+    num_trained = _num_trained(build, model)
     table.add_row('memory', _describe_memory(model, num_trained, config.expected_batch_size, recipe.finetuning))
-    told = forecast_lib.forecast(build, num_trained)
     for name, meaning in told.numbers():
         table.add_row(name, meaning)
     table.add_row('VERDICT' if told.is_hopeless else 'verdict', told.verdict())
@@ -130,7 +143,7 @@ def _private_rows(build: build_lib.Build, model, starts_from, hardware) -> plann
     recipe, plan = build.recipe, build.plan
     pretraining, finetuning = recipe.pretraining, recipe.finetuning
     assert plan is not None and finetuning is not None
-    num_trained = forecast_lib.count_parameters(denoiser.select_variables(model, finetuning.trainable))
+    num_trained = _num_trained(build, model)
     num_steps, batch_size = plan.config.num_steps, plan.config.expected_batch_size
     num_views = finetuning.views.augmentation_multiplicity
     rows = [

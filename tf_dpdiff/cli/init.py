@@ -7,8 +7,10 @@ import pathlib
 import shlex
 import sys
 import tempfile
+from typing import NamedTuple
 
 from tf_dpdiff import files
+from tf_dpdiff import keras
 from tf_dpdiff import progress
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import dry_run
@@ -21,6 +23,7 @@ from tf_dpdiff.data import problems as problems_lib
 from tf_dpdiff.data import splitting
 from tf_dpdiff.data import survey as survey_lib
 from tf_dpdiff.networks import denoiser
+from tf_dpdiff.privacy import relations
 from tf_dpdiff.runs import build as build_lib
 from tf_dpdiff.runs import forecast as forecast_lib
 from tf_dpdiff.runs import own_images
@@ -125,11 +128,20 @@ def configure(
         label_column=label_column,
         held_out_fraction=held_out_fraction,
     )
-    return _configure(path, asked)[0]
+    return _configure(path, asked).text
 
 
-def _configure(path: str | os.PathLike, asked: Wishes) -> tuple[str, build_lib.Build]:
-    """Returns the text of a configuration, and what it builds."""
+class _Configured(NamedTuple):
+    """A configuration, what it builds, and what was measured for it."""
+
+    text: str
+    build: build_lib.Build
+    model: keras.Model
+    speed: forecast_lib.Speed
+    told: forecast_lib.Forecast
+
+
+def _configure(path: str | os.PathLike, asked: Wishes) -> _Configured:
     with progress.working('init', f'looking at {path}'):
         found = survey_lib.survey(pathlib.Path(path).expanduser().absolute())
         found.check()
@@ -157,7 +169,10 @@ def _configure(path: str | os.PathLike, asked: Wishes) -> tuple[str, build_lib.B
     with progress.working('init', 'calibrating the noise'):
         build = build_lib.Build(recipe)  # Refuses a budget that makes no sense.
     hours = forecast_lib.training_secs(recipe, speed) / 3600.0
-    return _text([*_head(found, build, asked, hours), *lines]), build
+    # What gin/own_images.gin says of the means is what the rules reckoned with.
+    assert recipe.warm_start is not None and recipe.warm_start.release == choice.release
+    told = forecast_lib.forecast_of(build, model)
+    return _Configured(_text([*_head(found, build, told, asked, hours), *lines]), build, model, speed, told)
 
 
 def _recipe(lines: list) -> recipe_lib.Recipe:
@@ -180,9 +195,11 @@ _UNDECIDED = [
 ]
 
 
-def _head(found: survey_lib.Survey, build: build_lib.Build, asked: Wishes, hours: float) -> list[str]:
+def _head(
+    found: survey_lib.Survey, build: build_lib.Build, told: forecast_lib.Forecast, asked: Wishes, hours: float
+) -> list[str]:
     spec, works = build.spec, 'It runs as it is'
-    if forecast_lib.forecast_of(build).is_hopeless:
+    if told.is_hopeless:
         works = 'Its noise hides all, see --dry_run, and this asks for --anyway'
     but = f', and takes about {hours:.1g} all the same' if hours > _MOST_OVERTIME * asked.hours else ''
     is_hashed = found.source == 'npz' and not spec.has_owners
@@ -387,7 +404,7 @@ def _spread(numbers: list[int]) -> str:
 def _decided(facts: own_images.Facts, choice: own_images.Choice, asked: Wishes) -> list:
     """Returns the lines that say what the budget buys."""
     release, num_units = choice.release, facts.num_units
-    noise = forecast_lib.noise_on_means(release, num_units, facts.num_classes, 'replace_with_zero')
+    noise = forecast_lib.noise_on_means(release, num_units, facts.num_classes, relations.REPLACE_WITH_ZERO)
     rounds = f'in {release.num_rounds} rounds' if release.num_rounds > 1 else 'at once'
     height, width, channels = facts.image_shape
     lines: list = [
@@ -471,12 +488,12 @@ def main(flags) -> int:
         label_column=flags.label_column,
         held_out_fraction=flags.held_out_fraction,
     )
-    text, build = _configure(flags.path, wishes)
-    dry_run.show_in_short(build)  # Or refuse it, before anything is written.
+    text, build, model, speed, told = _configure(flags.path, wishes)
+    dry_run.show_in_short(build, model, speed, told)
     quoted = shlex.quote(str(output))
     files.write_text(output, text.replace('--gin_file=FILE', f'--gin_file={quoted}'))
     then = f'bin/train --gin_file={quoted} --workdir=runs/mine'
-    if forecast_lib.forecast_of(build).is_hopeless:
+    if told.is_hopeless:
         then = 'change what the verdict says, or the budget buys noise'
     print(f'Written to {output}; read it, then: {then}')
     return command.DONE

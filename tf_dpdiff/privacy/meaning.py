@@ -24,7 +24,6 @@ _RENYI_DELTAS = np.concatenate([np.geomspace(1e-30, 0.5, 120), 1.0 - np.geomspac
 _MU_RATES = np.geomspace(1e-4, 0.5, 24)
 # More than what rounding in float64 takes off a few operations.
 _ROUNDING = 1e-12
-_MOST_PARAMETERS = 1e10  # For the bound on the tail of the noise, which hardly grows with them.
 
 
 def right_guesses_bound(false_positive_rate: float, epsilons: np.ndarray, deltas: np.ndarray) -> float:
@@ -185,7 +184,7 @@ def tail_delta(ledger: ledger_lib.Ledger, num_units: int, *, generator: str) -> 
     return noise.tail_delta(
         least / num_units,
         num_draws=sum(release.count for release in ledger.releases),
-        num_numbers=_MOST_PARAMETERS,
+        num_numbers=noise.MOST_PARAMETERS,
         generator=generator,
     )
 

@@ -15,6 +15,7 @@ GENERATORS = ('philox', 'shake256')
 PURPOSE = 'noise'
 # A noisy count of so many standard deviations is not noise alone.
 SURE = 3.0
+MOST_PARAMETERS = 1e10  # Of a network, for the bound on the tail of the noise, which hardly grows with them.
 _LARGEST_UNIFORM = 1.0 - 2.0**-24  # The largest float32 below 1.
 # The largest radius of a pair of numbers, where the probability of a larger one is 2^-65 and 2^-54.
 _LOG2_OF_TAIL = {'philox': -65, 'shake256': -54}

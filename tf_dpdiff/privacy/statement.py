@@ -38,7 +38,6 @@ _GENERATORS = {
     'philox': 'Philox, a statistical generator with a secret seed',
     'shake256': 'SHAKE-256, a cryptographic generator with a secret key',
 }
-_MOST_PARAMETERS = 1e10  # For the bound on the tail of the noise, which hardly grows with them.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +112,10 @@ class PrivacyStatement:
         if not num_steps or not config.noise_multiplier:
             return 0.0
         return noise.tail_delta(
-            config.noise_multiplier, num_draws=num_steps, num_numbers=_MOST_PARAMETERS, generator=config.noise_generator
+            config.noise_multiplier,
+            num_draws=num_steps,
+            num_numbers=noise.MOST_PARAMETERS,
+            generator=config.noise_generator,
         )
 
     def _why_nothing_is_claimed(self) -> str:

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from tf_dpdiff import keras
 from tf_dpdiff.networks import denoiser
+from tf_dpdiff.privacy import cautions
 from tf_dpdiff.privacy import class_means
 from tf_dpdiff.runs import build as build_lib
 from tf_dpdiff.runs import recipe as recipe_lib
@@ -157,11 +158,12 @@ def forecast(build: build_lib.Build, num_trained: int) -> Forecast:
     return dataclasses.replace(told, cures=tuple(_cures(told, build, num_trained)))
 
 
-def forecast_of(build: build_lib.Build) -> Forecast:
-    """Returns `forecast` of a private run, for the parameters that its network would have."""
+def forecast_of(build: build_lib.Build, model: keras.Model | None = None) -> Forecast:
+    """Returns `forecast` of a private run, for the parameters of its network; model: it, where it is there already."""
     finetuning = build.recipe.finetuning
     assert finetuning is not None
-    return forecast(build, count_parameters(denoiser.select_variables(build.make_network(), finetuning.trainable)))
+    trained = denoiser.select_variables(model or build.make_network(), finetuning.trainable)
+    return forecast(build, count_parameters(trained))
 
 
 def gradient_share(noise_multiplier: float, num_steps: int, expected_batch_size: int, num_trained: int) -> float:
@@ -212,8 +214,8 @@ def _cures(told: Forecast, build: build_lib.Build, num_trained: int) -> Iterator
         )
     yield f'Gather about {math.ceil(10.0 * factor) / 10.0:g} times as many units.'
     target = build.plan.config.target_epsilon if build.plan else None
-    if target is not None and target < 10.0:
-        yield f'Allow a larger epsilon: about {min(10.0, math.ceil(target * factor)):g}.'
+    if target is not None and target < cautions.LARGE_EPSILON:
+        yield f'Allow a larger epsilon: about {min(cautions.LARGE_EPSILON, math.ceil(target * factor)):g}.'
 
 
 def check_can_work(told: Forecast) -> None:
