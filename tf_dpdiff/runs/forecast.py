@@ -15,6 +15,7 @@ from tf_dpdiff import keras
 from tf_dpdiff.networks import denoiser
 from tf_dpdiff.privacy import cautions
 from tf_dpdiff.privacy import class_means
+from tf_dpdiff.privacy import rounding
 from tf_dpdiff.runs import build as build_lib
 from tf_dpdiff.runs import recipe as recipe_lib
 
@@ -215,7 +216,8 @@ def _cures(told: Forecast, build: build_lib.Build, num_trained: int) -> Iterator
     yield f'Gather about {math.ceil(10.0 * factor) / 10.0:g} times as many units.'
     target = build.plan.config.target_epsilon if build.plan else None
     if target is not None and target < cautions.LARGE_EPSILON:
-        yield f'Allow a larger epsilon: about {min(cautions.LARGE_EPSILON, math.ceil(target * factor)):g}.'
+        larger = min(cautions.LARGE_EPSILON, math.ceil(target * factor))
+        yield f'Allow a larger epsilon: about {rounding.exact(larger)}.'
 
 
 def check_can_work(told: Forecast) -> None:
