@@ -3,8 +3,7 @@
     .venv/bin/python -I docs/generate.py
     .venv/bin/python -I docs/generate.py --check
 
-A block of numbers stands between `<!-- numbers: NAME -->` and `<!-- /numbers -->`. With --check nothing is written: what
-is stale is named, and the exit code is then 1.
+A block of numbers stands between `<!-- numbers: NAME -->` and `<!-- /numbers -->`. With --check nothing X
 """
 
 import argparse
