@@ -15,6 +15,7 @@ from tf_dpdiff.cli import gin_files
 from tf_dpdiff.cli import gin_usage
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+_WRITERS = ('configure.py', 'own_image_lines.py')  # Of what bin/init writes.
 PAGE = pathlib.Path('docs/reference/configuration.md')
 
 # In the order of the page.
@@ -113,9 +114,8 @@ def _often_changed(parsed, known) -> set[tuple[str, str]]:
         for binding in bindings:
             if path.parent == _ROOT / 'gin' or gin_usage.is_macro(binding.value):
                 often.add((binding.selector.rpartition('.')[2], binding.parameter))
-    for name, parameter in re.findall(
-        r"[f]?'(\w+|\{source\})\.(\w+) = ", (_ROOT / 'tf_dpdiff/cli/init.py').read_text()
-    ):
+    written = ''.join((_ROOT / 'tf_dpdiff' / 'cli' / name).read_text() for name in _WRITERS)
+    for name, parameter in re.findall(r"'(\w+|\{source\})\.(\w+) = ", written):
         of = GROUPS['Data'] if name == '{source}' else (name,)
         often |= {(of_name, parameter) for of_name in of if parameter in inspect.signature(known[of_name]).parameters}
     return often

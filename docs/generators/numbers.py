@@ -9,7 +9,6 @@ import statistics
 from benchmarks import end_to_end
 from benchmarks import results
 from benchmarks import sampling
-from benchmarks import scale
 from docs.generators import published
 
 _FOLDER = pathlib.Path(results.__file__).resolve().parent
@@ -226,73 +225,40 @@ def _serving_load():
     return _markdown(['requests at a time', *(f'{row["concurrency"]}' for row in batching['on'])], lines)
 
 
-def _as_printed(benchmark, name):
-    """Returns the tables that a benchmark prints with --markdown, each under its title."""
-    return '\n\n'.join(
-        f'{table.title[0].upper()}{table.title[1:]}:\n\n{table.markdown()}' for table in benchmark.tables(_read(name))
+def _scale():
+    networks = _read('scale')['sweeps']['network']
+    first, *rest = [f'{row["private_over_plain"]:.2f}' for row in networks]
+    return _markdown(
+        ['parameters', *(row['network'] for row in networks)],
+        [['private step beside the plain one', f'{first} times as long', *rest]],
     )
 
 
-def _costs():
-    """Returns the costs of parts in one table: of what scale, sampling, data and end_to_end measured."""
-    scales, drawn, shares, whole = (_read(name) for name in ('scale', 'sampling', 'data', 'end_to_end'))
-    networks = scales['sweeps']['network']
-    solver = {
-        row['implementation']: row['images_per_sec']
-        for row in drawn['rows']
-        if row['sampler'] == 'dpmpp_2m' and row['num_steps'] == 10
+def _sampling():
+    speeds = {
+        row['implementation']: f'{row["images_per_sec"]:.0f}'
+        for row in _read('sampling')['rows']
+        if (row['sampler'], row['num_steps']) == ('dpmpp_2m', 10)
     }
-    of_data = {
-        network: sum(
-            # Digits are of another size than the images of the step.
-            max(row['share_of_step'][network] for name, row in shares[kind].items() if name != 'digits')
-            for kind in ('batches', 'views')
-        )
-        for network in shares['steps']
-    }
-    steps = {step['views']: end_to_end.outside_gradients(step) for step in whole['steps'] if ', K = ' in step['name']}
-    names, ratios = (' / '.join(texts) for texts in zip(*map(_beside_plain, networks)))
-    lines = [
-        [
-            f'private step beside the plain one, {names} parameters, K = {networks[0]["views"]}',
-            f'{ratios} times as long',
-            '`scale.py --large 4 32`',
-        ],
-        [
-            f'samples, {drawn["network"]} parameters at 28x28, DPM-Solver++ with 10 steps',
-            f"{solver[sampling.LIBRARY]:.0f} images a second; diffusers' UNet2DModel of that size on PyTorch: "
-            f'{solver[sampling.DIFFUSERS]:.0f}',
-            '`sampling.py`',
-        ],
-        [
-            f'batches and views drawn, {" / ".join(of_data)} parameters',
-            f'at most {" / ".join(f"{share:.1%}" for share in of_data.values())} of a step',
-            '`data.py`',
-        ],
-        [
-            f'parts of a step but forward and backward: K = {" / ".join(map(str, steps))}, 1.1M parameters',
-            ' / '.join(f'{share:.0%}' if share >= 0.01 else 'less than 1%' for share in steps.values()),
-            '`end_to_end.py`',
-        ],
-        *map(_whole_run, whole['runs']),
+    columns = ['tf_dpdiff, DPM-Solver++ with 10 steps', "diffusers' UNet2DModel of that size, on PyTorch"]
+    return _markdown(columns, [[speeds[sampling.LIBRARY], speeds[sampling.DIFFUSERS]]])
+
+
+def _end_to_end():
+    found = _read('end_to_end')
+    shares = {step['views']: end_to_end.outside_gradients(step) for step in found['steps'] if ', K = ' in step['name']}
+    of_parts = [
+        f'parts of a step but forward and backward: K = {" / ".join(map(str, shares))}, 1.1M parameters',
+        ' / '.join(f'{share:.0%}' if share >= 0.01 else 'less than 1%' for share in shares.values()),
     ]
-    return _markdown(['what', 'measured, on the same two cores', 'command in `benchmarks/`'], lines)
-
-
-def _beside_plain(row):
-    return row['network'], f'{row["private_over_plain"]:.2f}'
+    return _markdown(['what', 'measured'], [of_parts, *map(_whole_run, found['runs'])])
 
 
 def _whole_run(run):
-    secs = run['wall_secs']
+    secs, parts = run['wall_secs'], end_to_end.by_group(run)
     time = f'{secs:.0f} s' if secs < 600.0 else f'{secs / 60.0:.0f} minutes'
-    parts = end_to_end.by_group(run)
     groups = sorted(('steps', 'tracing', 'sampling', 'start'), key=lambda group: -parts[group])
-    return [
-        f'`{run["command"]}`, {time}\\*',
-        ', '.join(f'{group} {parts[group] / secs:.0%}' for group in groups),
-        '`end_to_end.py`',
-    ]
+    return [f'`{run["command"]}`, {time}', ', '.join(f'{group} {parts[group] / secs:.0%}' for group in groups)]
 
 
 TABLES = {
@@ -303,8 +269,7 @@ TABLES = {
     'settings': _settings,
     'scaling': _scaling,
     'serving_load': _serving_load,
-    'sampling': lambda: _as_printed(sampling, 'sampling'),
-    'end_to_end': lambda: _as_printed(end_to_end, 'end_to_end'),
-    'scale': lambda: _as_printed(scale, 'scale'),
-    'costs': _costs,
+    'sampling': _sampling,
+    'end_to_end': _end_to_end,
+    'scale': _scale,
 }
