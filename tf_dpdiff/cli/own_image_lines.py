@@ -151,6 +151,11 @@ def _owner_lines(found: survey_lib.Survey, source: str, unit: str) -> list:
         return lines
     if source == 'image_folder' and found.num_prefix_owners:
         return [(f"{source}.owner_from = 'prefix'", f'The {unit} of NAME_anything.png is NAME.')]
+    if found.unprefixed:
+        raise ValueError(
+            f'{found.unprefixed} does not say of which {unit} it is, as most files in {found.path} do by '
+            f'{unit.upper()}_ANYTHING: rename it and others like it, or say --unit=image.'
+        )
     raise ValueError(
         f'nothing in {found.path} says of which {unit} each image is: name every file {unit.upper()}_ANYTHING, several '
         f'of one {unit} and of several, or put a table with a column of owners beside them; or say --unit=image.'

@@ -56,6 +56,7 @@ class Survey:
       has_palette: Whether any image has a palette.
       num_prefix_owners: How many owners there are if the name of each file is OWNER_ANYTHING (owner_from='prefix'); 0
         where names do not look so.
+      unprefixed: Of files of which most are called OWNER_ANYTHING: the first that is not, or None.
       has_owners: Whether the file or the DICOM headers name owners.
       table: The table beside the images, or None.
       columns: Of the table.
@@ -83,6 +84,7 @@ class Survey:
     has_alpha: bool = False
     has_palette: bool = False
     num_prefix_owners: int = 0
+    unprefixed: pathlib.Path | None = None
     has_owners: bool = False
     table: pathlib.Path | None = None
     columns: tuple[str, ...] = ()
@@ -314,6 +316,7 @@ def _of_pictures(folder: pathlib.Path, pictures: Sequence[pathlib.Path], chosen:
         has_alpha=any(header.has_alpha for header in headers),
         has_palette=any(header.has_palette for header in headers),
         num_prefix_owners=_count_prefixes(read),
+        unprefixed=_find_unprefixed(read),
         passed_over=_passed_over(folder, pictures, read),
         problems=tuple(problems),
         **_facts(found),
@@ -503,6 +506,12 @@ def _read_picture(file: pathlib.Path) -> decoding.Header:
         raise ValueError(f'{file} is no file.')
     with file.open('rb') as opened:
         return decoding.read_header(opened, str(file))
+
+
+def _find_unprefixed(files: Sequence[pathlib.Path]) -> pathlib.Path | None:
+    """Returns the first file that is not called OWNER_ANYTHING, where most are."""
+    odd = [file for file in files if not re.match('[^_]+_', file.name)]
+    return odd[0] if odd and len(odd) < _FOUND_SHARE * len(files) else None
 
 
 def _count_prefixes(files: Sequence[pathlib.Path]) -> int:
