@@ -1,4 +1,4 @@
-"""Makes the README's results on real images: trains each row, evaluates its samples, collects what came out.
+"""Makes the results on real images of docs/results.md: trains each row, evaluates its samples, collects what came out.
 
     .venv/bin/python -I benchmarks/results.py --output=benchmarks/results.json --rows mnist mnist_eps1
     .venv/bin/python -I benchmarks/results.py --output=benchmarks/results.json --rows mnist --runs=3
