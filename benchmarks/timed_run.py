@@ -187,7 +187,7 @@ def _time_output(timers):
     from tf_dpdiff.evaluation import utility
     from tf_dpdiff.privacy import statement
     from tf_dpdiff.runs import folder
-    from tf_dpdiff.runs import release
+    from tf_dpdiff.runs import outcome
     from tf_dpdiff.runs import report
     from tf_dpdiff.runs import tensorboard
     from tf_dpdiff.sampling import draw as draw_lib
@@ -204,7 +204,7 @@ def _time_output(timers):
     timers.wrap(TENSORBOARD, tensorboard, 'write_settings', 'write_timesteps', 'write_epsilon')
     make_grid_drawer = tensorboard.make_grid_drawer
     tensorboard.make_grid_drawer = lambda model: timers.timed_from_second(FIRST_GRID, GRIDS, make_grid_drawer(model))
-    timers.wrap(SAMPLING, release, 'draw')
+    timers.wrap(SAMPLING, outcome, 'draw')
     draw = draw_lib.in_pieces
 
     @functools.wraps(draw)
@@ -216,7 +216,7 @@ def _time_output(timers):
             yield from pieces
 
     draw_lib.in_pieces = timed_draw
-    timers.wrap(PICTURES, release, 'write')
+    timers.wrap(PICTURES, outcome, 'write')
     timers.wrap(REPORT, report, 'write')
     timers.wrap(REPORT, folder, 'write_statement')
     timers.wrap(EPSILON, statement.PrivacyStatement, 'to_dict', 'epsilon_over_steps')

@@ -22,7 +22,7 @@ from tf_dpdiff.privacy import budget as budget_lib
 from tf_dpdiff.privacy import rounding
 from tf_dpdiff.runs import budget as budget_file
 from tf_dpdiff.runs import folder as folder_lib
-from tf_dpdiff.runs import release
+from tf_dpdiff.runs import outcome
 from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import divergence
 
@@ -128,7 +128,7 @@ def test_trained_run_that_cannot_be_sampled_leaves_its_statement_and_nothing_els
 
     workdir, bindings = tmp_path / 'run', ('train.pretraining = None', 'train.warm_start = None')
     with monkeypatch.context() as patched:
-        patched.setattr(release, 'draw', refuse)
+        patched.setattr(outcome, 'draw', refuse)
         code, line = run(workdir, capsys, *bindings, budget=budget)
     assert (code, line) == (command.FAILED, 'train: error: nothing can be sampled')
     statement = json.loads((workdir / 'privacy_statement.json').read_text())

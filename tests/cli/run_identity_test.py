@@ -12,7 +12,7 @@ from tf_dpdiff.cli import command
 from tf_dpdiff.cli import export
 from tf_dpdiff.cli import train
 from tf_dpdiff.privacy import seeds
-from tf_dpdiff.runs import release
+from tf_dpdiff.runs import outcome
 from tf_dpdiff.training import checkpoints
 
 TINY = 'tests/cli/tiny_digits.gin'
@@ -86,4 +86,4 @@ def test_released_run_whose_checkpoints_fell_back_is_not_trained_and_released_an
     ],
 )
 def test_configuration_that_is_sent_on_holds_no_paths(written, shown):
-    assert release.cut_paths(written) == shown
+    assert outcome.cut_paths(written) == shown

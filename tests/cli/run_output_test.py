@@ -17,7 +17,7 @@ from tf_dpdiff.diffusion import schedules
 from tf_dpdiff.networks import denoiser
 from tf_dpdiff.networks import unet
 from tf_dpdiff.runs import folder as folder_lib
-from tf_dpdiff.runs import release
+from tf_dpdiff.runs import outcome
 from tf_dpdiff.sampling import draw as draw_lib
 from tf_dpdiff.sampling import shared_work
 from tf_dpdiff.training import interruption
@@ -42,7 +42,7 @@ def fixture_model(small_network):
 
 def draw(model, workers, stop=GO_ON, samples=SAMPLES, **changes):
     description, network = model
-    return release.draw(network, description._replace(**changes), samples, workdir=NOWHERE, stop=stop, workers=workers)
+    return outcome.draw(network, description._replace(**changes), samples, workdir=NOWHERE, stop=stop, workers=workers)
 
 
 @pytest.mark.parametrize('labelled', [True, False])
@@ -50,7 +50,7 @@ def draw(model, workers, stop=GO_ON, samples=SAMPLES, **changes):
 def test_samples_are_those_of_the_network_on_any_devices_and_workers(model, monkeypatch, num_devices, labelled):
     monkeypatch.setattr(shared_work, '_own_devices', lambda kind: ['CPU:0'] * num_devices)
     description, network = model
-    sampler = release.make_image_sampler(network, description._replace(labelled=labelled), NOWHERE)
+    sampler = outcome.make_image_sampler(network, description._replace(labelled=labelled), NOWHERE)
     seeds = np.arange(30)
     labels = (seeds % 3 if labelled else np.full(30, 3)).astype(np.int32)
     expected = np.concatenate(
@@ -82,7 +82,7 @@ def test_workers_of_other_settings_draw_nothing_together(model, at_second):
 
 
 def test_worker_that_cannot_load_the_network_leaves_none_waiting(model, monkeypatch):
-    make, failing = release.make_image_sampler, threading.local()
+    make, failing = outcome.make_image_sampler, threading.local()
 
     def make_or_fail(*arguments):
         if getattr(failing, 'here', False):
@@ -93,7 +93,7 @@ def test_worker_that_cannot_load_the_network_leaves_none_waiting(model, monkeypa
         failing.here = workers.index == 1
         return draw(model, workers)
 
-    monkeypatch.setattr(release, 'make_image_sampler', make_or_fail)
+    monkeypatch.setattr(outcome, 'make_image_sampler', make_or_fail)
     first, second = fake_workers.play(draw_or_fail)
     assert isinstance(second, MemoryError) and isinstance(first, workers_lib.WorkerLostError)
     assert 'another worker failed, and says itself why' in str(first)

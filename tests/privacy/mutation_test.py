@@ -846,7 +846,7 @@ MUTANTS = (
     Mutant(
         'folders of this machine are released',
         'runs/run.py',
-        'released_configuration = release.cut_paths(configuration)',
+        'released_configuration = outcome.cut_paths(configuration)',
         'released_configuration = configuration',
         SECRET,
     ),
@@ -1283,7 +1283,7 @@ MUTANTS = (
     ),
     Mutant(
         'models that are of no use are exported',
-        'runs/release.py',
+        'runs/outcome.py',
         'divergence.check_released(average, model.image_shape, len(model.class_names))',
         'pass',
         'cli/divergence_test.py',

@@ -18,7 +18,7 @@ from tf_dpdiff.data import datasets
 from tf_dpdiff.networks import kinds
 from tf_dpdiff.runs import handover
 from tf_dpdiff.runs import library
-from tf_dpdiff.runs import release
+from tf_dpdiff.runs import outcome
 from tf_dpdiff.runs import source as source_lib
 from tf_dpdiff.sampling import store
 
@@ -103,7 +103,7 @@ def test_record_does_not_tell_how_many_images_the_owners_have():
 def test_folders_of_this_machine_are_cut_from_what_is_released(kind):
     text = make_recipe(budget_file=kind('/data/ward 3/our.budget')).to_text()
     assert "train.budget_file = '/data/ward 3/our.budget'" in text
-    assert "train.budget_file = '.../our.budget'" in release.cut_paths(text)
+    assert "train.budget_file = '.../our.budget'" in outcome.cut_paths(text)
 
 
 def test_run_of_a_program_is_gone_on_with_and_refused_as_by_the_command(run, tmp_path):

@@ -18,7 +18,7 @@ from tf_dpdiff.diffusion import samplers
 from tf_dpdiff.networks import denoiser
 from tf_dpdiff.privacy import statement as statement_lib
 from tf_dpdiff.runs import folder as folder_lib
-from tf_dpdiff.runs import release
+from tf_dpdiff.runs import outcome
 from tf_dpdiff.serving import client
 from tf_dpdiff.serving import compatibility
 from tf_dpdiff.serving import export
@@ -210,7 +210,7 @@ def test_a_run_that_is_exported_again_by_training_goes_through_the_same_check(to
     statement = statement_lib.PublicStatement(('toys',), 10)
     images, labels = np.zeros([3, 4, 4, 1], np.uint8), np.arange(3, dtype=np.int32)
     with pytest.raises(ValueError, match="clients of .*saved_model/2 could.*'num_steps' is gone.*bin/export --allow"):
-        release.write(
+        outcome.write(
             run, 'toys', {}, statement, description, network, summaries.Summaries(run), images, labels, configuration=''
         )
     assert version_folders.numbers(run / 'saved_model') == [2, 1]

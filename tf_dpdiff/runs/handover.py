@@ -33,7 +33,7 @@ from tf_dpdiff.runs import facts as facts_lib
 from tf_dpdiff.runs import folder
 from tf_dpdiff.runs import leaks
 from tf_dpdiff.runs import model_card
-from tf_dpdiff.runs import release
+from tf_dpdiff.runs import outcome
 from tf_dpdiff.runs import report
 from tf_dpdiff.runs import run as run_lib
 from tf_dpdiff.runs import source as source_lib
@@ -138,7 +138,7 @@ def make(
         for name in [*_COPIED, *([folder.RELEASED_ACCURACY] if accuracy else [])]:
             shutil.copyfile(workdir / name, temporary / name)
         _copy_model(export.find_version(workdir / folder.SAVED_MODEL), temporary / folder.SAVED_MODEL / '1')
-        release.write_samples(temporary, images, labels, facts.description.class_names)
+        outcome.write_samples(temporary, images, labels, facts.description.class_names)
         _write_papers(temporary, facts)
         _refuse_leaks(temporary, forbidden.but_for(temporary / folder.SAMPLES_PICTURE))
         files.write_text(temporary / folder.SHA256SUMS, _sums(temporary))

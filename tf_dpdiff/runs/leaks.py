@@ -18,7 +18,7 @@ from tf_dpdiff.data import decoding
 from tf_dpdiff.privacy import noise
 from tf_dpdiff.privacy import seeds
 from tf_dpdiff.runs import folder
-from tf_dpdiff.runs import release
+from tf_dpdiff.runs import outcome
 from tf_dpdiff.training import checkpoints
 
 _PICTURE_IN_PAGE = re.compile(rb'data:image/[a-z]+;base64,([A-Za-z0-9+/=]+)')
@@ -62,7 +62,7 @@ def collect(workdir: pathlib.Path, images_uint8: Sequence[np.ndarray] | None) ->
     secret = checkpoints.read_secret(workdir / checkpoints.FOLDER)
     configuration = workdir / folder.OPERATIVE_CONFIG
     text = configuration.read_text(encoding='utf-8') if configuration.exists() else ''
-    places = {str(workdir.resolve()), str(workdir.absolute()), str(pathlib.Path.home()), *release.absolute_paths(text)}
+    places = {str(workdir.resolve()), str(workdir.absolute()), str(pathlib.Path.home()), *outcome.absolute_paths(text)}
     private = [
         path
         for name in (checkpoints.FOLDER, folder.NON_PRIVATE)

@@ -23,8 +23,8 @@ from tf_dpdiff.runs import build as build_lib
 from tf_dpdiff.runs import clock as clock_lib
 from tf_dpdiff.runs import folder
 from tf_dpdiff.runs import forecast
+from tf_dpdiff.runs import outcome
 from tf_dpdiff.runs import recipe as recipe_lib
-from tf_dpdiff.runs import release
 from tf_dpdiff.runs import tensorboard
 from tf_dpdiff.sampling import shared_work
 from tf_dpdiff.training import checkpoints
@@ -139,12 +139,12 @@ def train(
     """
     clock = clock or clock_lib.Clock()
     configuration = recipe.to_text()
-    released_configuration = release.cut_paths(configuration)
+    released_configuration = outcome.cut_paths(configuration)
     workers = replicas.workers
     prepared = prepare(recipe, workdir, say=say, is_first=workers.is_first)
 
     def on_release(released: class_means.NoisyMeans | warm_start_lib.ChosenImages) -> None:
-        release.draw_released(workdir, released)
+        outcome.draw_released(workdir, released)
         if isinstance(released, warm_start_lib.ChosenImages):
             show_chosen(released)
 
@@ -251,7 +251,7 @@ def _train_and_draw(
         if workers.is_first:
             checkpoint.write(workdir / pretrained.FOLDER)
     try:
-        drawn = release.draw(
+        drawn = outcome.draw(
             released, training.model, recipe.samples, workdir=workdir, stop=stop, workers=trainer.replicas.workers
         )
     except FloatingPointError:
@@ -275,7 +275,7 @@ def _finish(
     statement, summaries = training.statement(), training.trainer.summaries
     kind = 'private generator' if recipe.is_private else 'public model'
     with progress.working('train', 'writing statement, report and exported model'):
-        version = release.write(
+        version = outcome.write(
             workdir,
             f'tf_dpdiff: a {kind} of {training.build.spec.name}',
             _facts(statement, recipe),

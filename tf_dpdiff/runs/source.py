@@ -11,7 +11,7 @@ from typing import Any
 from tf_dpdiff.networks import denoiser
 from tf_dpdiff.networks import kinds
 from tf_dpdiff.runs import folder as folder_lib
-from tf_dpdiff.runs import release
+from tf_dpdiff.runs import outcome
 from tf_dpdiff.sampling import draw
 from tf_dpdiff.sampling import shared_work
 from tf_dpdiff.serving import client
@@ -109,7 +109,7 @@ def load_run(
     """
     model = denoiser.build(description.network, description.image_shape, len(description.class_names))
     checkpoints.load_average(workdir / checkpoints.FOLDER, model)
-    sampler = release.make_image_sampler(model, description, workdir)
+    sampler = outcome.make_image_sampler(model, description, workdir)
     return sampler.with_step_counts(step_counts) if len(step_counts) > 1 else sampler
 
 
