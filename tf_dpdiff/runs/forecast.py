@@ -125,17 +125,19 @@ class Forecast:
         cure = f' {self.cures[0]}' if self.cures else ''
         if self.is_hopeless:
             return f'This cannot work: the budget would buy noise.{cure}'
-        added = 'what the private steps add' if self.mean_noise is not None else 'what the private steps learn'
+        added = 'detail from the private steps'
         if self.steps_hidden:
-            added = 'next to nothing of the private steps'
+            added = 'almost no detail from the private steps'
         elif self.gradient_share < CLEAR_STEPS:
-            added = 'a part of what the private steps could add'
+            added = 'some detail from the private steps'
         if self.mean_noise is None:
-            return f'Expect {added}; without a warm start few steps tell classes apart.{cure}'
+            return f'Expect {added}. Without a warm start they hardly learn to tell the classes apart.{cure}'
         shown = 'coarse shapes and colours of each class'
         if self.means_clear:
             shown = (
-                f'{self.num_means} looks of each class' if self.num_means > 1 else 'one blurred average of each class'
+                f'{self.num_means} variants of each class'
+                if self.num_means > 1
+                else 'one blurred average of each class'
             )
         return f'Expect {shown}, and {added}.{cure}'
 
