@@ -22,6 +22,7 @@ RUNNABLE = ('sh', 'python')
 LEFT_OUT = {
     r'\b(sbatch|kubectl|docker)\b': 'wants a cluster, or Docker',
     r'\bpip install\b': 'changes the environment',
+    r'^bin/test$': 'runs the tests that run this',
     r'gin/(mnist8|digits_from_mnist)\.gin': 'MNIST is not in the repository',
     r'gin/cifar10\.gin(?!.*--dry_run)': 'wants eight GPUs, and CIFAR-10',
     r'^TF_DPDIFF_PYTHON=': 'makes an environment of another Python',

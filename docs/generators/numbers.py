@@ -261,7 +261,28 @@ def _whole_run(run):
     return [f'`{run["command"]}`, {time}', ', '.join(f'{group} {parts[group] / secs:.0%}' for group in groups)]
 
 
+def _summary():
+    def row(label, name, minutes, command, real):
+        runs = _results_of(name)
+        epsilon = f'{math.ceil(max(run["epsilon"] for run in runs))}'
+        on_real = _mean([{'accuracies': _results_of(real)[0]['accuracies_of_real']}], 'small_cnn')
+        return [label, epsilon, _mean(runs, 'small_cnn'), on_real, minutes, f'`{command}`']
+
+    return _markdown(
+        ['private data', 'epsilon', 'trained on samples', 'trained on real images', 'minutes', 'command'],
+        [
+            row('MNIST', 'mnist', '29 to 50', 'bin/train --gin_file=gin/mnist_cpu.gin', 'mnist'),
+            row('MNIST', 'mnist_eps1', '17 to 31', 'bin/train --gin_file=gin/mnist_cpu_eps1.gin', 'mnist'),
+            row("MNIST, the paper's method alone", 'mnist_plain', '40', 'benchmarks/results.py', 'mnist'),
+            row('CIFAR-10', 'cifar10', '58 to 99', 'bin/train --gin_file=gin/cifar10_cpu.gin', 'cifar10'),
+            published.DIGITS,
+            published.CELLS,
+        ],
+    )
+
+
 TABLES = {
+    'summary': _summary,
     'results_mnist': _results_mnist,
     'results_cifar10': _results_cifar10,
     'results_ablations': _results_ablations,
