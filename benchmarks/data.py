@@ -135,7 +135,7 @@ def tables(results):
             ]
         )
     title = (
-        f'{results["units_a_step"]} units a step, K = {results["views_a_unit"]}, {results["num_images"]:,} images; '
+        f'{results["units_a_step"]} units per step, K = {results["views_a_unit"]}, {results["num_images"]:,} images; '
         'shares are of a step of the network of so many parameters'
     )
     return [

@@ -130,7 +130,7 @@ def measure_large(units):
 
 
 _TITLES = {
-    'batch': ('units a step', lambda row: f'{row["units"]:,}'),
+    'batch': ('units per step', lambda row: f'{row["units"]:,}'),
     'views': ('K', lambda row: str(row['views'])),
     'network': ('parameters', lambda row: row['network']),
 }
@@ -142,8 +142,8 @@ def _describe(name, rows):
     held = first['units_per_chunk'] * first['views']
     what = {
         'batch': f'{first["network"]} parameters, K = {first["views"]}',
-        'views': f'{first["network"]} parameters, {first["units"] * first["views"]} views a step',
-        'network': f'{last["units"]} units a step, K = {last["views"]}',
+        'views': f'{first["network"]} parameters, {first["units"] * first["views"]} views per step',
+        'network': f'{last["units"]} units per step, K = {last["views"]}',
     }[name]
     return f'{what}; {held} views in memory at a time'
 
@@ -168,7 +168,7 @@ def tables(results):
             ['first step with tracing, s', *(f'{row["first_step_secs"]:.0f}' for row in rows)],
         ]
         title = f'{rows[0]["parameters"]:,} parameters, 32x32, K = {rows[0]["views"]}'
-        found.append(reporting.Table(title, ['units a step', *(f'{row["units"]:,}' for row in rows)], lines))
+        found.append(reporting.Table(title, ['units per step', *(f'{row["units"]:,}' for row in rows)], lines))
     return found
 
 

@@ -40,7 +40,7 @@ def test_its_card_says_what_it_is(folder):
         f'{described["num_parameters"]:,} parameters',
         f'{model.num_images:,} images',
         f'{model.num_steps:,} steps',
-        f'{model.batch_size} images a step',
+        f'{model.batch_size} images per step',
         f'loss {model.loss:.4f}',
     ):
         assert fact in card, fact

@@ -104,7 +104,7 @@ def test_pictures_are_shown(run, board, shown_run, tag, picture):
     if picture:
         np.testing.assert_array_equal(pixels[0].squeeze(), np.asarray(Image.open(run / picture)))
     else:
-        # A row a class: ten of four images of 8x8, each with a line beside it and below it.
+        # One row per class: ten of four images of 8x8, each with a line beside it and below it.
         assert len({image.shape for image in pixels}) == 1
         assert pixels[0].shape[0] / pixels[0].shape[1] == 10 / 4
         assert not np.array_equal(pixels[0], pixels[-1])

@@ -41,7 +41,7 @@ def test_noise_on_means_is_that_of_released_means(num_means):
     # The clip does not bite at 2 of images whose norm is 2.4 to 3 but for their length: only the spread counts.
     means = released.images[:, 0].reshape(num_classes, -1)
     assert np.std(means - means.mean(axis=1, keepdims=True)) == pytest.approx(told, rel=0.25)
-    # With several means a class, each has as many images fewer.
+    # With several means per class, each has as many images fewer.
     several = class_means.ClassMeansConfig(3.0, 2.0, num_means, 1 if num_means == 1 else 2, count_weight=0.2)
     assert forecast.noise_on_means(several, num_units, num_classes, RELATION) == pytest.approx(num_means * told)
 

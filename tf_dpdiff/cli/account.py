@@ -28,7 +28,7 @@ _SETTINGS = {
     'noise_multiplier': (float, "noise's standard deviation / sensitivity"),
     'num_steps': (int, 'private steps'),
     'num_units': (int, "the private data set's size"),
-    'expected_batch_size': (int, 'expected units a step; needs --num_units'),
+    'expected_batch_size': (int, 'expected units per step; needs --num_units'),
     'sampling_probability': (float, 'of each unit in each step; in place of --expected_batch_size'),
     'warm_start_noise_multiplier': (float, 'a release for a warm start, composed with the steps'),
     'warm_start_num_rounds': (int, 'rounds of that release, each with this noise (default: 1)'),

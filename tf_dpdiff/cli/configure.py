@@ -49,7 +49,7 @@ def configure(
 
     It goes by public facts alone: the number of images or owners, the classes, the sizes that are in the headers, the
     budget, and the speed of this machine, measured for some seconds on random numbers. No pixel is read, and nothing
-    is counted a class.
+    is counted per class.
 
     Args:
       path: A folder, a table or an .npz file, as `survey` reads them.
@@ -154,7 +154,7 @@ def _head(
         f'# Made by bin/init for {asked.hours:g} hour(s) on the machine that it ran on{but}. {works}:',
         '#     bin/train --gin_file=FILE --workdir=runs/mine',
         f'# Treated as public: the number of units ({spec.num_units:,}, each {spec.unit}), the classes, the sizes in',
-        f'# the headers. {seen}, and nothing was counted a class.',
+        f'# the headers. {seen}, and nothing was counted per class.',
         _INCLUDE,
     ]
 
@@ -181,7 +181,7 @@ def _decided(facts: own_images.Facts, choice: own_images.Choice, asked: wishes.W
         ),
     ]
     if release.num_rounds > 1:
-        why = 'As many a class as the noise permits.'
+        why = 'As many per class as the noise permits.'
         lines.append((f'ClassMeansConfig.means_per_class = {release.means_per_class}', why))
         lines.append(f'ClassMeansConfig.num_rounds = {release.num_rounds}')
     batch = choice.expected_batch_size
@@ -189,7 +189,7 @@ def _decided(facts: own_images.Facts, choice: own_images.Choice, asked: wishes.W
         (f'WarmStartConfig.num_steps = {choice.warm_start_steps}', 'A fifth of the time, within limits.'),
         (f'EXPECTED_BATCH_SIZE = {batch}', f'Of {num_units:,} units; large batches cost least noise.'),
         f'NUM_STEPS = {choice.num_steps}',
-        (f'AUGMENTATION_MULTIPLICITY = {choice.num_views}', 'Views of a unit a step: they cost time, and no privacy.'),
+        (f'AUGMENTATION_MULTIPLICITY = {choice.num_views}', 'Views per unit: they cost time, and no privacy.'),
         f'GenerateConfig.num_images = {choice.num_samples}',
     ]
     return lines

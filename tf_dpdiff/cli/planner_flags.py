@@ -10,7 +10,7 @@ _FLAGS = (
         'views_per_second',
         float,
         'R',
-        'measured, of one device in private training: expected batch x views a unit x '
+        'measured, of one device in private training: expected batch x views per unit x '
         'steps a second / devices, with the steps a second of the progress bar',
     ),
     ('public_views_per_second', float, 'R', 'the same in pre-training and warm start (default: as private training)'),

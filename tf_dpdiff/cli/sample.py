@@ -164,7 +164,7 @@ def run(argv: list[str] | None = None) -> None:
     parser.add_argument(
         '--format',
         choices=formats.FORMATS,
-        help='tfds: a data set for tfds.load(NAME, data_dir=OUTPUT); png: a folder a class; npz: arrays '
+        help='tfds: a data set for tfds.load(NAME, data_dir=OUTPUT); png: one folder per class; npz: arrays '
         '(default: npz if OUTPUT ends in .npz, else png)',
     )
     parser.add_argument(

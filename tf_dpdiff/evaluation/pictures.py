@@ -27,7 +27,7 @@ _TICKS = (0.01, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 90.0)  # Of errors, i
 def class_grid(
     images: np.ndarray, labels: np.ndarray, *, columns: int = 12, max_rows: int = 20, pixels: int = 480
 ) -> np.ndarray:
-    """Returns a picture with a row a class.
+    """Returns a picture with one row per class.
 
     Args:
       images: uint8 [images, height, width, channels].

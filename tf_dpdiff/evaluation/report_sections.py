@@ -61,7 +61,7 @@ def utility(result: dict, *, confusion_png: pathlib.Path, curve_png: pathlib.Pat
     if curve_png:
         body += report.heading('Accuracy against the number of samples') + report.picture(
             curve_png,
-            alt='Accuracy over the number of samples, a line a classifier',
+            alt='Accuracy over the number of samples, one line per classifier',
             caption='More samples cost no privacy.'
             + (' Dashed: the same classifier trained on the real images.' if real else ''),
             pixelated=False,

@@ -61,7 +61,7 @@ class ClassMeansConfig:
       l2_norm_clip: R > 0, the norm to which an image (pixels in [0, 1] minus center, flattened) is clipped. Public:
         choose it from public images or from the number of pixels, not from the private images.
       means_per_class: How many means a class is given, >= 1.
-      num_rounds: Releases in all, >= 1; more than 1 if and only if there are several means a class.
+      num_rounds: Releases in all, >= 1; more than 1 if and only if there are several means per class.
       count_weight: w, in (0, 1]: what a count has of the release beside the pixels of an image. Where classes have
         hundreds of images, less of it makes means with less noise.
       center: The grey level in [0, 1] that an image is clipped towards. Seen from mid-grey (0.5) an image is no longer

@@ -33,8 +33,8 @@ class DpSgdConfig:
 
     Attributes:
       target_delta: In (0, 1), and below 1 / number of units unless accept_large_delta.
-      expected_batch_size: Expected units a step, >= 1. The sampling probability is this divided by the number of units,
-        and the noisy sum is divided by it.
+      expected_batch_size: Units per step on average, >= 1. The sampling probability is this divided by the number of
+        units, and the noisy sum is divided by it.
       num_steps: Private steps, >= 1.
       l2_norm_clip: The bound C of each unit's gradient, in [1e-10, 1e10], where float32 carries it.
       target_epsilon: > 0. The noise multiplier is calibrated to it where none is given, and the plan is refused where

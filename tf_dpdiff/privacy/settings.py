@@ -41,7 +41,7 @@ class RunSettings:
 
     @property
     def expected_batch_size(self) -> float | None:
-        """Expected units a step, where the data set's size is known."""
+        """Expected units per step, where the data set's size is known."""
         if not self.num_units:
             return self.num_units
         assert self.sampling_probability is not None

@@ -232,7 +232,7 @@ def _write_report(workdir, folder, samples_path, results, sections) -> None:
     """Writes the private page: what the run's own page holds, if there is one, and what was measured."""
     facts = {'samples': f'{results["num_samples"]:,} in {samples_path}'}
     grid = report.picture(
-        folder / 'samples.png', alt='Samples, one row a class', caption='The first samples of each class.'
+        folder / 'samples.png', alt='Samples, one row per class', caption='The first samples of each class.'
     )
     before, after = [report.Section('Samples', grid)], []
     if (workdir / folder_lib.REPORT_FIELDS).exists():

@@ -215,8 +215,8 @@ class Facts:
         stated = f'{most} (public, by the curator)' if most else curator.NOT_STATED
         bound = 'the gradient of a unit, averaged over its images and views, is clipped, so its number of images is not'
         if self.statement['unit_is'] == _PER_IMAGE:
-            return f'One image a unit, its gradient clipped. Largest number of images of one person: {stated}.'
-        return f'No limit is needed: {bound} part of the bound. Largest number of images a unit: {stated}.'
+            return f'One image per unit, its gradient clipped. Largest number of images of one person: {stated}.'
+        return f'No limit is needed: {bound} part of the bound. Largest number of images per unit: {stated}.'
 
     @property
     def post_processing(self) -> str:

@@ -20,7 +20,7 @@ from tf_dpdiff.runs import build as build_lib
 from tf_dpdiff.runs import recipe as recipe_lib
 
 # Standard deviation of the noise on a pixel in [0, 1] of a mean, up to which it hides little of it, and from which
-# on it hides the classes. Measured on images that are public, one mean a class, by which held-out images are told apart
+# on it hides the classes. Measured on public images, one mean per class, by which held-out images are told apart
 # (the share of them put right, of exact means and of noisy ones):
 #   smoothed            exact   0.03   0.1    0.2    0.4    0.8    1.6
 #   digits 8x8          0.91    0.91   0.89   0.74   0.32   0.15   0.11
@@ -48,7 +48,7 @@ _MEASURED_SECS = 2.0
 _LARGEST_MEASURED = 20_000_000  # Parameters; a larger network is not tried out on whatever machine plans the run.
 _START_SECS = 90.0  # Of imports, calibration, tracing, export and report.
 FORWARD_SHARE = 1.0 / 3.0  # Of the time of forward and backward pass.
-# Of the speed of plain passes that private steps reach with several views a unit; see benchmarks/.
+# Of the speed of plain passes that private steps reach with several views per unit; see benchmarks/.
 _PRIVATE_EFFICIENCY = 0.85
 
 

@@ -63,7 +63,7 @@ def _blocks(facts: facts_lib.Facts, files: Sequence[tuple[str, str]]) -> Iterato
     say = facts.answers.say
     yield f'# {_plain(facts.name)}'
     yield from _top(facts)
-    yield f'![Samples of the generator, one row a class]({folder.SAMPLES_PICTURE})'
+    yield f'![Samples of the generator, one row per class]({folder.SAMPLES_PICTURE})'
     yield '## Model Details'
     yield _list(
         [

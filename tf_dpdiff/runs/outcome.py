@@ -157,7 +157,7 @@ def draw(
 
 
 def draw_released(workdir: pathlib.Path, released: class_means.NoisyMeans | warm_start.ChosenImages) -> None:
-    """Draws what a warm start has released, or chosen by it, a row a class."""
+    """Draws what a warm start has released, or chosen by it, one row per class."""
     if isinstance(released, class_means.NoisyMeans):
         _draw_class_means(workdir, released)
         return
@@ -166,7 +166,7 @@ def draw_released(workdir: pathlib.Path, released: class_means.NoisyMeans | warm
 
 
 def _draw_class_means(workdir: pathlib.Path, means: class_means.NoisyMeans) -> None:
-    """Draws released means, a row a class where a class has several; black: those without images."""
+    """Draws released means, one row per class where a class has several; black: those without images."""
     num_classes, num_means = means.counts.shape
     rows, columns = (num_classes, num_means) if num_means > 1 else (1, num_classes)
     drawn = np.where(means.counts[..., None, None, None] > 0.0, np.clip(means.images, 0.0, 1.0), 0.0)
@@ -220,7 +220,7 @@ def write_samples(
       The picture, uint8 [height, width, channels].
     """
     store.write_file(directory / folder.SAMPLES, images, labels, class_names)
-    # A row a class, of no more columns than a class has samples; rows mean nothing where there are no classes.
+    # One row per class, of no more columns than a class has samples; rows mean nothing where there are no classes.
     rows = labels if labels.max() < len(class_names) else np.arange(len(labels)) % 10
     grid = pictures.class_grid(images, rows, columns=min(12, int(np.bincount(rows).max())))
     pictures.write_png(directory / folder.SAMPLES_PICTURE, grid)

@@ -119,7 +119,7 @@ def choose(facts: Facts) -> Choice:
 
 
 def _class_means(facts: Facts, squared_budget: float) -> class_means.ClassMeansConfig:
-    """Returns the release that spends a part of the budget: several means a class where there is room for them.
+    """Returns the release that spends a part of the budget: several means per class where there is room for them.
 
     Args:
       facts: What is known.

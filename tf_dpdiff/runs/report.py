@@ -54,8 +54,8 @@ def write_page(workdir: pathlib.Path) -> None:
     fields = read(workdir)
     grid = report.picture(
         workdir / folder.SAMPLES_PICTURE,
-        alt='Samples, one row a class',
-        caption='Samples of the released model, one row a class.',
+        alt='Samples, one row per class',
+        caption='Samples of the released model, one row per class.',
     )
     sections = [
         report.Section('Samples', grid),

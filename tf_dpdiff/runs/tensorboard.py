@@ -32,7 +32,7 @@ _EPSILON = 'privacy/epsilon'
 
 
 def make_grid_drawer(model: folder.ModelDescription) -> loop_lib.DrawGrid:
-    """Returns a function that draws samples of a network, a row a class; each time of the same labels and seeds."""
+    """Returns a function that draws samples of a network, one row per class; each time of the same labels and seeds."""
     num_classes = len(model.class_names)
     rows = np.repeat(np.arange(min(num_classes, _GRID_CLASSES), dtype=np.int32), _GRID_COLUMNS)
     labels = tf.constant(rows if model.labelled else np.full_like(rows, num_classes))

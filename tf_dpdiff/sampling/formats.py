@@ -197,7 +197,7 @@ class _Records(Layout):
 
 
 class _ClassFolders(Layout):
-    """A folder a class, with a PNG file an image that is called by its seed."""
+    """One folder per class, with a PNG file an image that is called by its seed."""
 
     def check_names(self):
         for name in map(self._spec.name_of, self._spec.choice.classes):

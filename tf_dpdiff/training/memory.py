@@ -73,7 +73,7 @@ def choose_chunk_sizes(
     Args:
       model: The network.
       variables: Those that are trained.
-      num_views: K, views a unit.
+      num_views: K, views per unit.
       num_units: Units expected in a step; more at a time would be of no use.
       memory_budget_bytes: For per-unit gradients and activations; weights, optimizer and the sum come on top.
       on_accelerator: Whether a GPU or TPU computes; None: as on this machine.
