@@ -1,4 +1,4 @@
-"""How dp_step.py shows what it measured: tables for the terminal and the README, and a picture."""
+"""How dp_step.py shows what it measured: tables for the terminal and as Markdown, and a picture."""
 
 import collections
 

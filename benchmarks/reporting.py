@@ -39,7 +39,7 @@ class Table:
         out.print(table)
 
     def markdown(self):
-        """Returns it for the README."""
+        """Returns it as Markdown."""
         lines = [self.columns, ['---', *['--:'] * (len(self.columns) - 1)], *self.rows]
         return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
@@ -74,7 +74,7 @@ def run(parser, *, measure, tables, draw):
     """
     parser.add_argument('--output', type=pathlib.Path, help='JSON file of the results (default: print only)')
     parser.add_argument(
-        '--markdown', action='store_true', help="print the README's tables of --output, measure nothing"
+        '--markdown', action='store_true', help='print the tables of --output as Markdown, measure nothing'
     )
     parser.add_argument('--picture', type=pathlib.Path, help='draw --output to this PNG file, measure nothing')
     flags = parser.parse_args()

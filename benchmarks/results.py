@@ -1,4 +1,4 @@
-"""Makes the README's results on real images: trains each row, evaluates its samples, collects what came out.
+"""Makes the results on real images of docs/results.md: trains each row, evaluates its samples, collects what came out.
 
     .venv/bin/python -I benchmarks/results.py --output=benchmarks/results.json --rows mnist mnist_eps1
     .venv/bin/python -I benchmarks/results.py --output=benchmarks/results.json --rows mnist --runs=3
@@ -233,7 +233,7 @@ def _chosen(flags):
     return (flags.folder / 'ablations', ABLATIONS) if flags.ablations else (flags.folder, ROWS)
 
 
-def _spread(values, form):
+def spread(values, form):
     """Returns the mean, and the range where there are several values; nothing where there are none."""
     if not values:
         return ''
@@ -244,17 +244,17 @@ def _spread(values, form):
 def tables(results):
     """Returns a row a run, the ablations in a table of their own."""
     titles = 'accuracy on real test images after training on samples', 'the same of ablations, MNIST, equal views'
-    groups = _runs(results, ROWS), _runs(results, ABLATIONS)
+    groups = runs_of(results, ROWS), runs_of(results, ABLATIONS)
     return [_table(title, rows) for title, rows in zip(titles, groups) if rows]
 
 
-def _runs(results, names):
+def runs_of(results, names):
     """Returns the runs of each row that was measured."""
     found = [[row for key, row in results['rows'].items() if key.partition('.')[0] == name] for name in names]
     return [runs for runs in found if runs]
 
 
-def _accuracies(runs, classifier):
+def accuracies_of(runs, classifier):
     """Returns the accuracy of each run, means over seeds of the classifier; of each seed, where there is one run."""
     of_seeds = [run['accuracies'][classifier] for run in runs if classifier in run['accuracies']]
     return of_seeds[0] if len(of_seeds) == 1 else [statistics.mean(values) for values in of_seeds]
@@ -269,14 +269,14 @@ def _table(title, rows):
 def _line(runs, classifiers):
     hours = [run['hours'].get('train', 0.0) for run in runs]
     fids = [run['fid']['synthetic'] for run in runs]
-    accuracies = [_spread(_accuracies(runs, name), '.1%') for name in classifiers]
+    accuracies = [spread(accuracies_of(runs, name), '.1%') for name in classifiers]
     epsilon = rounding.round_up(max(run['epsilon'] for run in runs))
-    return [runs[0]['title'], str(len(runs)), epsilon, _spread(hours, '.2f'), _spread(fids, '.2f'), *accuracies]
+    return [runs[0]['title'], str(len(runs)), epsilon, spread(hours, '.2f'), spread(fids, '.2f'), *accuracies]
 
 
 def draw(results, path):
     """Draws the accuracies of all rows."""
-    rows = _runs(results, (*ROWS, *ABLATIONS))
+    rows = runs_of(results, (*ROWS, *ABLATIONS))
     names = list(dict.fromkeys(name for runs in rows for run in runs for name in run['accuracies']))
     figure, panels = pictures.new_panels(1, 1, 4.0)
     colors = (pictures.OURS, pictures.OTHER, pictures.THIRD)
@@ -285,7 +285,7 @@ def draw(results, path):
             colors[index % len(colors)],
             [
                 100.0 * statistics.mean(values) if values else None
-                for values in (_accuracies(runs, name) for runs in rows)
+                for values in (accuracies_of(runs, name) for runs in rows)
             ],
         )
         for index, name in enumerate(names)

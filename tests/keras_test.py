@@ -27,7 +27,7 @@ def run(program, **environment):
     [
         ('import tensorflow as tf; tf.keras.layers', {}),
         pytest.param('from tensorflow.keras import layers', {}, marks=pytest.mark.long),
-        ('pass', {'TF_USE_LEGACY_KERAS': '0'}),
+        pytest.param('pass', {'TF_USE_LEGACY_KERAS': '0'}, marks=pytest.mark.long),
     ],
 )
 def test_whoever_uses_keras_3_before_us_is_told_what_to_do(program, environment):

@@ -1,8 +1,8 @@
 # The public library, by name: what is here is promised, and nothing else. Each name is imported when it is first used.
 # Configurations and sources of images have the same names in configuration files (cli/gin_config.py registers them).
 
+from .cli.configure import configure as configure
 from .cli.gin_config import recipe as recipe
-from .cli.init import configure as configure
 from .data.augmentation import AugmentationConfig as AugmentationConfig
 from .data.camelyon17 import wilds_camelyon17 as wilds_camelyon17
 from .data.datasets import digits as digits

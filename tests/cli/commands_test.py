@@ -230,7 +230,9 @@ def test_damaged_file_of_a_run_is_one_line_that_names_it(run, tmp_path, capsys, 
     assert re.search(f'{name} {message}', error) and '\n' not in error
 
 
-@pytest.mark.parametrize('verb', ['sample', 'evaluate', pytest.param('select', marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    'verb', ['sample', *(pytest.param(verb, marks=pytest.mark.long) for verb in ('evaluate', 'select'))]
+)
 def test_error_is_all_that_a_process_says(tmp_path, verb):
     environment = {name: value for name, value in os.environ.items() if name != 'TF_CPP_MIN_LOG_LEVEL'}
     ended = subprocess.run(

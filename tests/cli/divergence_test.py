@@ -147,9 +147,9 @@ def test_public_run_that_diverges_leaves_no_checkpoint_to_start_from(tmp_path, c
     bindings = (
         'OptimizationConfig.learning_rate = 1e30',
         'PUBLIC_DATA = @npz_images()',
-        'NUM_STEPS = 5',
+        'PRETRAINING_STEPS = 5',
         f'npz_images.path = "{tmp_path / "public.npz"}"',
-        'BATCH_SIZE = 4',
+        'PRETRAINING_BATCH_SIZE = 4',
     )
     flags = ['--gin_file=gin/grey28.gin', *(f'--gin_param={binding}' for binding in bindings)]
     assert verbs.call(train, *flags, f'--workdir={tmp_path / "run"}') == command.FAILED

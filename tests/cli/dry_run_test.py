@@ -184,7 +184,7 @@ def test_plan_names_the_first_ten_bad_files_and_counts_the_rest(small_network, t
     code = run('--gin_file=gin/digits.gin', '--dry_run', *(f'--gin_param={line}' for line in (*OWN, *more)))
     lines = capsys.readouterr().err.strip().splitlines()[-12:]
     assert code == command.WRONG_USE and lines[0].startswith('train: error: 13 problems with the images of')
-    assert lines[1:11] == [f'  {file} is no PNG, JPEG, TIFF or BMP image.' for file in files[:10]]
+    assert lines[1:11] == [f'  {file} is no PNG, JPEG, TIFF, BMP or WebP image.' for file in files[:10]]
     assert lines[11] == '  ... and 3 more.'
 
 

@@ -106,6 +106,28 @@ def test_a_table_beside_a_flat_folder_is_read(tmp_path):
     assert spec.class_names == ('a', 'b') and spec.has_owners
 
 
+def test_a_file_that_names_no_owner_among_those_that_do_is_named(tmp_path):
+    folder = write_folder(tmp_path / 'scans', name='p{owner}_{i}.png', counts=(20, 20))
+    next((folder / 'well').glob('*_025.png')).rename(folder / 'well' / 'scan25.png')
+    with pytest.raises(ValueError, match=r'well/scan25.png does not say of which patient it is'):
+        tf_dpdiff.configure(folder, unit='patient')
+
+
+def test_a_table_with_a_column_for_each_class_is_read(tmp_path):
+    folder = write_folder(tmp_path / 'scans', classes=('images',), counts=(30,))
+    names = sorted(file.stem for file in (folder / 'images').iterdir())
+    rows = [f'{name},{int(i % 3 == 0)}.0,{int(i % 3 == 1)}.0,{int(i % 3 == 2)}.0' for i, name in enumerate(names)]
+    (folder / 'truth.csv').write_text('\n'.join(['image,MEL,NV,BCC', *rows]) + '\n')
+    text = tf_dpdiff.configure(folder)
+    assert "csv_images.label_columns = ('MEL', 'NV', 'BCC')" in text and 'CHECK' in text
+    (tmp_path / 'mine.gin').write_text(text)
+    assert gin_config.recipe(str(tmp_path / 'mine.gin')).data.spec.class_names == ('BCC', 'MEL', 'NV')
+    # Control: of rows of two classes nothing is guessed.
+    (folder / 'truth.csv').write_text('\n'.join(['image,MEL,NV,BCC', *rows[1:], f'{names[0]},1.0,1.0,0.0']) + '\n')
+    with pytest.raises(ValueError, match='Say it by --label_column'):
+        tf_dpdiff.configure(folder)
+
+
 @pytest.mark.parametrize(
     'sizes, mode, expected, model',
     [

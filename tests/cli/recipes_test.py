@@ -27,19 +27,18 @@ SMALL = (
     'UNetConfig.attention_resolutions = ()',
     'UNetConfig.middle_attention = False',
     'UNetConfig.groups = 2',
-    'NUM_STEPS = 2',
     'SamplerConfig.num_steps = 2',
     'GenerateConfig.num_images = 20',
     'GenerateConfig.chunk_size = 20',
     'TrainerConfig.grids_per_stage = 0',  # They would be traced beside the samples.
 )
-SMALL_PUBLIC = SMALL + ('BATCH_SIZE = 4', 'PretrainingConfig.images_per_chunk = 2')
+SMALL_PUBLIC = SMALL + ('PRETRAINING_STEPS = 2', 'PRETRAINING_BATCH_SIZE = 4', 'PretrainingConfig.images_per_chunk = 2')
 SMALL_PRIVATE = SMALL + (
+    'NUM_STEPS = 2',
     'EXPECTED_BATCH_SIZE = 4',
     'AUGMENTATION_MULTIPLICITY = 2',
     'DpSgdConfig.noise_multiplier = 9.0',
 )
-SMALL_RECIPES = {'cifar10_cpu.gin', 'colour32.gin', 'grey28.gin', 'mnist_cpu.gin', 'mnist_cpu_eps1.gin'}
 
 
 def run(*flags):
@@ -209,9 +208,10 @@ def test_digits_start_from_a_model_of_another_public_set(tmp_path, small_network
     del small_network
     bindings = write_images(tmp_path / 'public.npz', (28, 28, 1), seed=1)[1:] + ['PUBLIC_DATA = @npz_images()']
     public = tmp_path / 'public'
-    assert run(*flags_of('mnist8.gin', public, [*SMALL, 'BATCH_SIZE = 4', *bindings])) == command.DONE
+    assert run(*flags_of('mnist8.gin', public, [*SMALL_PUBLIC, *bindings])) == command.DONE
     bindings = [
         'EXPECTED_BATCH_SIZE = 4',
+        'NUM_STEPS = 2',
         f'FinetuningConfig.init_from = "{public}"',
         'train.utility = None',
         'DpSgdConfig.noise_multiplier = 9.0',
@@ -222,6 +222,7 @@ def test_digits_start_from_a_model_of_another_public_set(tmp_path, small_network
 
 def test_digits_run_with_a_transformer_and_the_run_says_so(tmp_path, capsys):
     bindings = [binding for binding in SMALL if not binding.startswith('UNetConfig')] + [
+        'NUM_STEPS = 2',
         'DiTConfig.hidden_size = 8',
         'DiTConfig.depth = 1',
         'DiTConfig.num_heads = 2',
@@ -269,11 +270,16 @@ def test_privacy_file_after_a_run_file_sets_its_budget(name, epsilon):
     assert gin.query_parameter('TARGET_EPSILON/gin.macro.value') == epsilon
 
 
-def test_recipes_say_what_is_unconfirmed_and_what_they_need():
-    for name in set(RUN_FILES) - verbs.DIGITS:
-        header = (ROOT / 'gin' / name).read_text().split('\ninclude')[0]
-        assert 'Needs: ' in header, name
-        assert 'unconfirmed' in header.lower() or name in SMALL_RECIPES, name
+@pytest.mark.parametrize('name', RUN_FILES)
+def test_head_of_a_run_file_says_its_command_needs_hours_and_result(name):
+    head = (ROOT / 'gin' / name).read_text().split('\n\n')[0].splitlines()
+    assert [line.split(':')[0] for line in head] == ['# Command', '# Needs', '# Hours', '# Result']
+    texts = [line.split(':', 1)[1].strip() for line in head]
+    verb = name.split('_')[0] if name.startswith(('audit', 'select')) else 'train'
+    assert texts[0].startswith(f'bin/{verb} --gin_file=gin/{name} --workdir=runs/') and all(texts)
+    assert max(map(len, head)) <= 140
+    if texts[2].startswith(('not run', 'days')):  # The paper's.
+        assert 'confirmed' in texts[3] or 'unconfirmed' in texts[3]
 
 
 @pytest.mark.parametrize(

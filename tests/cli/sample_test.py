@@ -53,9 +53,10 @@ def test_classes_are_drawn_by_their_weights(toy_run, tmp_path):
 @pytest.mark.parametrize(
     'changes',
     [
-        {'name': 'ancestral'},
-        {'num_steps': 1},
-        {'guidance_scale': 3.0},
+        *(
+            pytest.param(each, marks=pytest.mark.long)
+            for each in ({'name': 'ancestral'}, {'num_steps': 1}, {'guidance_scale': 3.0})
+        ),
         {'name': 'dpmpp_2m', 'num_steps': 3, 'guidance_scale': 2.0},
     ],
 )

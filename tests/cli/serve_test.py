@@ -99,7 +99,7 @@ def spin_answers(server, stop, answered, lost):
             connection.close()
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('number', [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_stop_under_load_answers_requests_that_have_begun(folder, number):
     with Process(folder, '--max_batch_size=4') as server:
         prediction, _ = toy_models.stubs(server)

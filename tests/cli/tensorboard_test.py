@@ -203,7 +203,7 @@ def test_wrong_use_is_one_clear_line_and_exit_code_2(tmp_path, capfd, flags, mes
     assert len(error.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize('number', [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_command_says_where_it_listens_and_ends_cleanly(tmp_path, number):
     run, temporary = make_run(tmp_path / 'run', value=2.5, private=True), tmp_path / 'temporary'
     temporary.mkdir()

@@ -87,6 +87,7 @@ def stop_the_second(workdir):
     return stopped_at
 
 
+@pytest.mark.long
 def test_two_workers_stop_together_with_everything_saved(tmp_path):
     assert 1 <= stop_the_second(tmp_path) < 60
 

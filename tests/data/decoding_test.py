@@ -13,6 +13,7 @@ from tf_dpdiff.data import decoding
 from tf_dpdiff.data import images
 
 KINDS = [(mode, kind) for mode in ('1', 'L', 'P', 'RGB') for kind in ('PNG', 'BMP', 'TIFF')]
+KINDS += [('L', 'WEBP'), ('RGB', 'WEBP'), ('RGBA', 'WEBP')]
 KINDS += [('L', 'JPEG'), ('RGB', 'JPEG'), ('LA', 'PNG'), ('RGBA', 'PNG'), ('LA', 'TIFF'), ('RGBA', 'TIFF')]
 
 
@@ -44,7 +45,7 @@ def test_shape_is_that_of_the_decoded_image(mode, kind, size):
     assert shape_of(encoded) == decoding.decode(encoded, 'a.png').shape
 
 
-@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'TIFF'])
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'TIFF', 'WEBP'])
 @pytest.mark.parametrize('orientation', range(1, 9))
 def test_turned_photograph_has_the_shape_that_it_has_upright(kind, orientation):
     encoded = encode(kind=kind, orientation=orientation)
@@ -161,10 +162,10 @@ def test_grey_levels_of_16_bits_are_mapped_linearly_and_clipped(kind, low, high)
     np.testing.assert_array_equal(colour, np.repeat(expected[..., None], 3, -1))
 
 
-def two_pages():
+def two_pages(kind):
     stream = io.BytesIO()
-    pages = [Image.new('L', (7, 4), level) for level in (1, 2)]
-    pages[0].save(stream, 'TIFF', save_all=True, append_images=pages[1:])
+    pages = [Image.new('L', (7, 4), level) for level in (0, 255)]
+    pages[0].save(stream, kind, save_all=True, append_images=pages[1:])
     return stream.getvalue()
 
 
@@ -179,11 +180,12 @@ def deep_colour_tiff():
 @pytest.mark.parametrize(
     'encoded, fit, message',
     [
-        (two_pages(), images.Fit(), 'a has 2 pages; save the one that is meant'),
+        (two_pages('TIFF'), images.Fit(), 'a has 2 pages; save the one that is meant'),
+        (two_pages('WEBP'), images.Fit(), 'a has 2 pages; save the one that is meant'),
         (encode_tiff(DEEP), images.Fit(), r'a has 16 bits a channel; .* window = \(0, 4095\), for instance'),
         (encode(), WINDOW, r'a has 8 bits a channel, and window=\(1000, 40000\) is for 16-bit grey images'),
         (deep_colour_tiff(), WINDOW, 'a has 16 bits a channel and is not plain grey; convert it to 8'),
-        (big_endian_tiff(DEEP).replace(b'MM\0*', b'XX\0*'), WINDOW, 'a is no PNG, JPEG, TIFF or BMP image'),
+        (big_endian_tiff(DEEP).replace(b'MM\0*', b'XX\0*'), WINDOW, 'a is no PNG, JPEG, TIFF, BMP or WebP image'),
         (encode_tiff(DEEP, tiffinfo={262: 0}), WINDOW, 'a has 16 bits a channel and white stored as 0'),
         (encode_tiff(DEEP.astype(np.float32)), WINDOW, 'a is of mode F'),
         (encode_tiff(DEEP.astype(np.int32)), WINDOW, 'a is of mode I;'),

@@ -284,4 +284,4 @@ def test_options_that_mean_nothing_are_named(tmp_path, options, message):
 
 def test_missing_pydicom_is_one_line_that_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'pydicom', None)
-    assert "pip install 'tf_dpdiff[medical]'" in error_of(dicom.dicom_folder, tmp_path)
+    assert "pip install 'pydicom>=3,<4'" in error_of(dicom.dicom_folder, tmp_path)

@@ -48,6 +48,7 @@ TURNED[0x0112] = 6  # A quarter turn.
     [
         (encode(COLOUR), PIXELS),
         (encode(COLOUR, 'BMP'), PIXELS),
+        (encode(COLOUR, 'WEBP', lossless=True), PIXELS),
         (encode(Image.fromarray(GREY)), GREY[..., None]),
         (encode(COLOUR.convert('RGBA')), PIXELS),
         (encode(Image.fromarray(GREY).convert('LA')), GREY[..., None]),
@@ -55,7 +56,7 @@ TURNED[0x0112] = 6  # A quarter turn.
         (encode(Image.fromarray(GREY > 99)), (GREY > 99)[..., None] * 255),
         (encode(COLOUR, exif=TURNED), np.rot90(PIXELS, -1)),
     ],
-    ids=['png', 'bmp', 'grey', 'opaque', 'opaque grey', 'palette', 'black and white', 'turned'],
+    ids=['png', 'bmp', 'webp', 'grey', 'opaque', 'opaque grey', 'palette', 'black and white', 'turned'],
 )
 def test_decoded_pixels_are_those_that_were_stored(encoded, expected):
     decoded = decoding.decode(encoded, 'a file')
@@ -67,8 +68,8 @@ def test_decoded_pixels_are_those_that_were_stored(encoded, expected):
     'encoded, message',
     [
         (b'', 'a file is an empty file'),
-        (b'GIF89a', 'a file is no PNG, JPEG, TIFF or BMP image'),
-        (encode(COLOUR, 'GIF'), 'a file is no PNG, JPEG, TIFF or BMP image'),
+        (b'GIF89a', 'a file is no PNG, JPEG, TIFF, BMP or WebP image'),
+        (encode(COLOUR, 'GIF'), 'a file is no PNG, JPEG, TIFF, BMP or WebP image'),
         (encode(COLOUR)[:-80], 'a file is a damaged image: '),
         (encode(COLOUR, 'JPEG')[:-80], 'a file is a damaged image: .*truncated'),
         (encode(COLOUR)[:60] + bytes(20) + encode(COLOUR)[80:], 'a file is a damaged image: '),

@@ -146,6 +146,36 @@ def test_name_that_several_files_have_is_refused(tmp_path):
     assert len(said) == 2 and "line 26: 'x.png' may be" in said[0] and 'b/x.png is not listed' in said[1]
 
 
+ONE_HOT = ('image', 'nevus', 'melanoma', 'other')
+
+
+def write_one_hot(folder, rows):
+    """Writes images scan0, scan1, ... and a table as ISIC has them: a column for each class."""
+    for i in range(len(rows)):
+        save(folder / f'scan{i}.png', i)
+    return write_csv(folder / 'truth.csv', [(f'scan{i}', *row) for i, row in enumerate(rows)], columns=ONE_HOT)
+
+
+@pytest.mark.parametrize('zero, one', [('0', '1'), ('0.0', '1.0')])
+def test_table_may_have_a_column_for_each_class(tmp_path, zero, one):
+    file = write_one_hot(tmp_path / 'scans', [[one if i % 3 == j else zero for j in range(3)] for i in range(COUNT)])
+    data = tables.csv_images(file, file_column='image', label_columns=ONE_HOT[1:])
+    assert data.spec.class_names == ('melanoma', 'nevus', 'other')
+    expected = {i: ONE_HOT[1 + i % 3] for i in range(COUNT)}
+    assert {i: name for i, (name, _, _) in whole(data).items()} == expected
+
+
+def test_rows_that_are_not_of_one_class_are_refused(tmp_path):
+    rows = [(1, 0, 0), (0, 1, 0), (0, 0, 0), (1, 1, 0), (0.5, 0.5, 0), ('', 1, 0)]
+    file = write_one_hot(tmp_path / 'scans', rows)
+    lines = refusal(file, file_column='image', label_columns=ONE_HOT[1:])
+    for line in (4, 5, 6, 7):
+        assert f'truth.csv, line {line}: one of nevus, melanoma, other must be 1 and all others 0.' in '\n'.join(lines)
+    assert "truth.csv has no row in which 'other' is 1" in '\n'.join(lines)
+    assert 'line 2' not in '\n'.join(lines)
+    assert 'the columns of two classes or more' in '\n'.join(refusal(file, file_column='image', label_columns='nevus'))
+
+
 def test_images_may_lie_elsewhere(tmp_path):
     write(tmp_path / 'images')
     (tmp_path / 'images' / 'metadata.csv').rename(tmp_path / 't.csv')

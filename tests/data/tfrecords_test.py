@@ -195,7 +195,7 @@ def changed(**changes):
         (changed(**{'image/class/label': 3}), {}, 'the labels have gaps: .* no image has the label 2'),
         (changed(**{'image/class/label': 3}), {'class_names': ('a', 'b')}, r'image 3 has label 3, .* not in \[0, 2\)'),
         (rows_of(), {'class_names': ('a', 'b', 'c')}, "class 'c' has no training image"),
-        (changed(**{'image/encoded': b'no image'}), {}, 'record 3 is no PNG, JPEG, TIFF or BMP image'),
+        (changed(**{'image/encoded': b'no image'}), {}, 'record 3 is no PNG, JPEG, TIFF, BMP or WebP image'),
         (changed(**{'image/encoded': png(picture(3))[:-40]}), {}, 'record 3 is a damaged image'),
         (
             changed(**{'image/encoded': png(picture(3, (5, 6, 3)))}),

@@ -50,6 +50,13 @@ def root(recipe_class: type, verb: str) -> None:
     gin.register(verb, module='tf_dpdiff')(recipe_class)
 
 
+def configurables() -> dict[str, Callable]:
+    """Returns what a configuration file may bind, by name: configurations, sources of images, and roots of verbs."""
+    for name in _VERBS_WITH_ROOTS:  # One file may configure several verbs.
+        importlib.import_module(f'tf_dpdiff.cli.{name}')
+    return {**{function.__name__: function for function in _REGISTERED}, **_roots}
+
+
 def make(verb: str, **arguments):
     """Calls what a verb is configured by, with what `parse` has read and with `arguments`.
 
@@ -93,10 +100,8 @@ def parse(files: Sequence[str], bindings: Sequence[str], verb: str | None = None
     """
     if not files:
         raise command.UsageError('give a configuration, for instance --gin_file=gin/digits.gin.')
-    for name in _VERBS_WITH_ROOTS:  # One file may configure several verbs.
-        importlib.import_module(f'tf_dpdiff.cli.{name}')
+    known = configurables()
     gin.clear_config()
-    known = {**{function.__name__: function for function in _REGISTERED}, **_roots}
     parsed = gin_files.read(
         files, bindings, {name: list(inspect.signature(function).parameters) for name, function in known.items()}
     )

@@ -18,9 +18,10 @@ from PIL import ImageOps
 
 from tf_dpdiff.data import images as images_lib
 
-SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff')
+SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 
-FORMATS = ('BMP', 'JPEG', 'PNG', 'TIFF')
+FORMATS = ('BMP', 'JPEG', 'PNG', 'TIFF', 'WEBP')
+_PAGED = ('TIFF', 'WEBP')  # Of which one file may be several pictures.
 _GREY, _COLOUR, _DEEP = ('1', 'L', 'LA'), ('P', 'RGB', 'RGBA', 'PA'), ('I;16', 'I;16B')
 _ALPHA = ('LA', 'PA', 'RGBA')
 _ORIENTATION = ExifTags.Base.Orientation  # Among the tags of EXIF, all that changes a pixel.
@@ -101,7 +102,7 @@ class Header:
 
 
 def read_header(file: BinaryIO, source: str) -> Header:
-    """Reads the header of a PNG, JPEG, TIFF or BMP file.
+    """Reads the header of a PNG, JPEG, TIFF, BMP or WebP file.
 
     Args:
       file: The file, at its beginning.
@@ -119,7 +120,7 @@ def read_header(file: BinaryIO, source: str) -> Header:
         # Asked by the picture's own method, a PNG file would be decoded for what may stand behind its pixels.
         orientation = Image.Image.getexif(image).get(_ORIENTATION)
         (width, height), mode, tags = image.size, image.mode, getattr(image, 'tag_v2', {})
-        num_pages = getattr(image, 'n_frames', 1) if image.format == 'TIFF' else 1
+        num_pages = getattr(image, 'n_frames', 1) if image.format in _PAGED else 1
         has_alpha = mode in _ALPHA or 'transparency' in image.info
         is_upright = image.format == 'TIFF'  # Pillow tells the size of the others as they are stored.
     if num_pages != 1:
@@ -177,7 +178,7 @@ def check_shape(
 def decode(
     encoded: bytes, source: str, fit: images_lib.Fit = images_lib.Fit(), *, drop_alpha: bool = False
 ) -> np.ndarray:
-    """Decodes a PNG, JPEG, TIFF or BMP file.
+    """Decodes a PNG, JPEG, TIFF, BMP or WebP file.
 
     Palettes become colour, black-and-white becomes grey, opaque alpha is dropped, and a photograph is turned as its
     EXIF orientation says. What would lose information unseen is refused: transparency without a background, 16 bits a
@@ -265,7 +266,7 @@ def _errors_of(source: str, start: bytes) -> Iterator[None]:
         with _pillow_warnings:
             yield
     except Image.UnidentifiedImageError as error:
-        raise ValueError(f'{source} is no PNG, JPEG, TIFF or BMP image.') from error
+        raise ValueError(f'{source} is no PNG, JPEG, TIFF, BMP or WebP image.') from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ValueError(f'{source} is too large ({images_lib.one_line(error).split(",")[0]}); shrink it.') from error
     except UserWarning as error:

@@ -435,7 +435,9 @@ def _pydicom() -> Any:
     try:
         import pydicom
     except ImportError:
-        raise ValueError("DICOM files need pydicom: pip install 'tf_dpdiff[medical]'.") from None
+        raise ValueError(
+            "DICOM files need pydicom: pip install 'pydicom>=3,<4', or the extra 'medical' of tf_dpdiff."
+        ) from None
     logging.getLogger('pydicom').setLevel(logging.CRITICAL)
     return pydicom
 

@@ -44,7 +44,7 @@ def image_folder(
     class folders are passed over; anything but an image inside a class folder is an error, and so is a link to nothing.
 
     Args:
-      path: The folder. Images are PNG, JPEG, TIFF or BMP; `decoding.decode` says what is refused.
+      path: The folder. Images are PNG, JPEG, TIFF, BMP or WebP; `decoding.decode` says what is refused.
       held_out_fraction: About the share of the images or, where owners are named, of the owners that is held out for
         evaluation where there is no PATH/test, in (0, 1). Each decides for itself by a hash of the owner's name, or
         else of CLASS/NAME of the file: the split is fixed, others do not change it, and nobody is on both sides.

@@ -70,7 +70,7 @@ class Kind:
 
 
 def pictures(fit: images_lib.Fit) -> Kind:
-    """Returns how PNG, JPEG, TIFF and BMP files are read."""
+    """Returns how PNG, JPEG, TIFF, BMP and WebP files are read."""
 
     def read(file):
         return fit.apply(decoding.decode(file.read_bytes(), str(file), fit))

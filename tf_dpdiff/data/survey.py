@@ -56,11 +56,14 @@ class Survey:
       has_palette: Whether any image has a palette.
       num_prefix_owners: How many owners there are if the name of each file is OWNER_ANYTHING (owner_from='prefix'); 0
         where names do not look so.
+      unprefixed: Of files of which most are called OWNER_ANYTHING: the first that is not, or None.
       has_owners: Whether the file or the DICOM headers name owners.
       table: The table beside the images, or None.
       columns: Of the table.
       file_columns: Those that may name the files, the likeliest first.
       label_columns: Those that may be the label, the likeliest first.
+      one_hot_columns: Those of which just one holds 1 in each row, and the others 0, where no column is called as a
+        label is: a column for each class; or ().
       owner_columns: Those that may name owners (of DICOM files: patients), and how many each names.
       has_unlisted: Whether there are images that the table does not list: a source is to be told to pass them over.
       passed_over: The folders and files beside train and test, or beside the class folders, in which images lie that
@@ -81,11 +84,13 @@ class Survey:
     has_alpha: bool = False
     has_palette: bool = False
     num_prefix_owners: int = 0
+    unprefixed: pathlib.Path | None = None
     has_owners: bool = False
     table: pathlib.Path | None = None
     columns: tuple[str, ...] = ()
     file_columns: tuple[str, ...] = ()
     label_columns: tuple[str, ...] = ()
+    one_hot_columns: tuple[str, ...] = ()
     owner_columns: Mapping[str, int] = dataclasses.field(default_factory=dict)
     has_unlisted: bool = False
     passed_over: tuple[str, ...] = ()
@@ -268,6 +273,7 @@ class _Columns:
     columns: tuple[str, ...]
     file_columns: tuple[str, ...]
     label_columns: tuple[str, ...]
+    one_hot_columns: tuple[str, ...]
     owner_columns: Mapping[str, int]
     has_unlisted: bool
     class_names: tuple[str, ...]
@@ -281,13 +287,13 @@ def _of_pictures(folder: pathlib.Path, pictures: Sequence[pathlib.Path], chosen:
     tells_classes = found is not None and (
         found.table.name in tables.METADATA
         or any(map(is_label, found.label_columns))
-        or (len(names) < 2 and bool(found.label_columns))
+        or (len(names) < 2 and bool(found.label_columns or found.one_hot_columns))
     )
     if found and (chosen or refusal or tells_classes):
         path, source, refusal, names, read = found.path, 'table', '', found.class_names, pictures
         if not found.file_columns:
             refusal = f'no column of {found.table} names the images in {folder}; it has {", ".join(found.columns)}.'
-        elif not found.label_columns:
+        elif not found.label_columns and not found.one_hot_columns:
             refusal = f'no column of {found.table} looks like the label; it has {", ".join(found.columns)}.'
     if refusal and unused:
         refusal = f'{refusal.rstrip(".")}. {unused}'
@@ -310,6 +316,7 @@ def _of_pictures(folder: pathlib.Path, pictures: Sequence[pathlib.Path], chosen:
         has_alpha=any(header.has_alpha for header in headers),
         has_palette=any(header.has_palette for header in headers),
         num_prefix_owners=_count_prefixes(read),
+        unprefixed=_find_unprefixed(read),
         passed_over=_passed_over(folder, pictures, read),
         problems=tuple(problems),
         **_facts(found),
@@ -336,7 +343,7 @@ def _passed_over(
 
 def _facts(found: _Columns | None) -> dict[str, Any]:
     """Returns the fields of Survey that a table fills."""
-    names = ('table', 'columns', 'file_columns', 'label_columns', 'owner_columns', 'has_unlisted')
+    names = ('table', 'columns', 'file_columns', 'label_columns', 'one_hot_columns', 'owner_columns', 'has_unlisted')
     return {} if found is None else {name: getattr(found, name) for name in names}
 
 
@@ -449,10 +456,24 @@ def _read_columns(
         if name not in owners and 1 <= len(values) <= min(_MOST_CLASSES, max(2, len(table) // 2))
     ]
     labels.sort(key=lambda name: (not is_label(name), len(rest[name]) < 2))
-    names = tables.order_classes(tuple({name.strip() for name in rest[labels[0]]}), str(file)) if labels else ()
+    one_hot = _find_one_hot({name: texts[name] for name in rest if name not in owners})
+    if one_hot and not any(is_label(name) for name in labels if name not in one_hot):
+        labels = []
+    else:
+        one_hot = ()
+    found_names = one_hot or tuple({name.strip() for name in rest[labels[0]]} if labels else ())
+    names = tables.order_classes(found_names, str(file))
     listed_files = {index.find(value) for value in texts[files[0]] if index.holds(value)} if files else set()
     has_unlisted = bool(files) and len(listed_files) < len(pictures)
-    return _Columns(path, file, tuple(table.values), tuple(files), tuple(labels), owners, has_unlisted, names)
+    return _Columns(path, file, tuple(table.values), tuple(files), tuple(labels), one_hot, owners, has_unlisted, names)
+
+
+def _find_one_hot(texts: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """Returns the columns of zeros and ones if in each row just one of them holds 1, or ()."""
+    columns = tuple(name for name, values in texts.items() if set(map(str.strip, values)) == {'0', '1'})
+    columns = columns or tuple(name for name, values in texts.items() if set(map(str.strip, values)) == {'0.0', '1.0'})
+    rows = zip(*(texts[name] for name in columns))
+    return columns if len(columns) > 1 and all(tables.one_hot_label(columns, row) for row in rows) else ()
 
 
 def is_label(column: str) -> bool:
@@ -485,6 +506,12 @@ def _read_picture(file: pathlib.Path) -> decoding.Header:
         raise ValueError(f'{file} is no file.')
     with file.open('rb') as opened:
         return decoding.read_header(opened, str(file))
+
+
+def _find_unprefixed(files: Sequence[pathlib.Path]) -> pathlib.Path | None:
+    """Returns the first file that is not called OWNER_ANYTHING, where most are."""
+    odd = [file for file in files if not re.match('[^_]+_', file.name)]
+    return odd[0] if odd and len(odd) < _FOUND_SHARE * len(files) else None
 
 
 def _count_prefixes(files: Sequence[pathlib.Path]) -> int:

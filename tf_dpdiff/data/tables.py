@@ -18,6 +18,7 @@ from tf_dpdiff.data import table as table_lib
 METADATA = ('metadata.csv', 'metadata.jsonl')
 PARTS = ('train', 'test')
 
+_BITS = {'0': 0, '0.0': 0, '1': 1, '1.0': 1}  # As spreadsheets and pandas write them.
 _NO_LABEL = ('', 'nan', '<na>', '#n/a', 'null')  # In lower case; 'none' and 'NA' may well be classes.
 
 
@@ -26,6 +27,7 @@ def csv_images(
     *,
     file_column: str = 'file_name',
     label_column: str = 'label',
+    label_columns: Sequence[str] | None = None,
     owner_column: str | None = None,
     root: str | None = None,
     suffix: str | None = None,
@@ -51,6 +53,8 @@ def csv_images(
       file_column: Names the file: its path below `root` or, where only one file has it, its name alone; with or
         without suffix.
       label_column: The class, in any words or numbers.
+      label_columns: In place of it, a column for each class, called as the class is: 1 in the rows of the class, 0 in
+        all others. None: `label_column` says it.
       owner_column: Whose image it is, in any words or numbers. Nobody may be in both train and test. None: each image
         is a unit of its own.
       root: The folder of the images, and of folders of them; None: that of the table.
@@ -92,10 +96,15 @@ def csv_images(
         if unlisted == 'refuse':
             for picture in sorted(set(pictures) - set(rows)):
                 problems.add(f"{picture} is not listed in {file}; unlisted = 'pass_over' leaves such images out.")
-        names.append(labels_of(table, label_column, problems))
+        if label_columns is None:
+            names.append(labels_of(table, label_column, problems))
+        else:
+            names.append(labels_of_columns(table, label_columns, problems))
         owners = owners_of(table, owner_column, problems) if owner_column else None
         if owner_column is None and unit is None:
-            arrays_lib.note_unread_owners(str(file), set(table.values) - {file_column, label_column}, 'owner_column')
+            arrays_lib.note_unread_owners(
+                str(file), set(table.values) - {file_column, label_column, *(label_columns or ())}, 'owner_column'
+            )
         parts.append((folder, rows, names[-1], owners))
     class_names = order_classes(names[0], str(files[0]), problems)
     for file, others in zip(files[1:], names[1:]):
@@ -180,6 +189,26 @@ def labels_of(table: table_lib.Table, column: str, problems: problems_lib.Proble
             problems.add(f'{table.line(row)}: the label is missing, got {label!r}.')
             labels[row] = ''
     return labels
+
+
+def labels_of_columns(table: table_lib.Table, columns: Sequence[str], problems: problems_lib.Problems) -> list[str]:
+    """Returns the label of each row from a column for each class; takes down rows that are not of one class."""
+    if isinstance(columns, str) or len(columns) < 2:
+        raise ValueError(f'label_columns must be the columns of two classes or more, got {columns!r}.')
+    of_rows = zip(*(table.column(name) for name in columns))
+    labels = [one_hot_label(columns, values) for values in of_rows]
+    for row, label in enumerate(labels):
+        if not label:
+            problems.add(f'{table.line(row)}: one of {", ".join(columns)} must be 1 and all others 0.')
+    for name in sorted(set(columns) - set(labels)):
+        problems.add(f'{table.file} has no row in which {name!r} is 1: no image is of this class.')
+    return labels
+
+
+def one_hot_label(columns: Sequence[str], values: Sequence[str]) -> str:
+    """Returns the column that holds 1 where all others hold 0, or ''."""
+    bits = [_BITS.get(value.strip()) for value in values]
+    return columns[bits.index(1)] if None not in bits and sum(filter(None, bits)) == 1 else ''
 
 
 def owners_of(table: table_lib.Table, column: str, problems: problems_lib.Problems) -> np.ndarray:

@@ -70,7 +70,7 @@ def tfrecord_images(
       held_out_fraction: About the share of the images or, where owners are named, of the owners that is split off, in
         (0, 1). Each decides for itself by a hash of the owner's name, or else of the bytes of the image and the label:
         the split is fixed, others do not change it, identical records are on one side, and nobody is on both.
-      image_key: Feature with one string of bytes: a PNG, JPEG, TIFF or BMP file, or raw pixels.
+      image_key: Feature with one string of bytes: a PNG, JPEG, TIFF, BMP or WebP file, or raw pixels.
       label_key: Feature with one int64: the class, from 0.
       owner_key: Feature with one int64 or string that says whose image it is, or None. Nobody may have records in both
         `pattern` and `held_out_pattern`.

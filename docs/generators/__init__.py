@@ -1,0 +1,1 @@
+"""What pages hold that no person writes: the reference of configurations, and measured numbers."""

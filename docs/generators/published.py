@@ -1,0 +1,79 @@
+"""Facts of tables that no benchmark measured: what others published, and what a person noted of our own runs."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """A result of others, as they published it; nothing of it was measured here.
+
+    Attributes:
+      of: Whose it is.
+      epsilon: At delta = 1e-5, or as published.
+      accuracy: On real test images, of a classifier trained on samples.
+      on: What it was computed on.
+      source: Where it was published.
+    """
+
+    of: str
+    epsilon: str
+    accuracy: str
+    on: str
+    source: str
+
+
+_DPIMAGEBENCH = 'DPImageBench (CCS 2025)'
+_PAPER = 'Ghalebikesabi et al. 2023, arXiv 2302.13861'
+
+MNIST = (
+    Published(
+        "DPImageBench's re-implementation of the paper's method", '10 / 1', '97.4% / 94.5%', 'four GPUs', _DPIMAGEBENCH
+    ),
+    Published('the paper, no public images (unconfirmed)', '10', 'about 98.6%', 'accelerators', _PAPER),
+)
+CIFAR10 = (
+    Published('DP-MERF / DPDM, measured by DPImageBench', '10', '29.0% / 36.8%', 'four GPUs', _DPIMAGEBENCH),
+    Published(
+        "DPImageBench's re-implementation of the paper's method, 3.8M parameters",
+        '10',
+        '70.1%',
+        'four GPUs',
+        _DPIMAGEBENCH,
+    ),
+    Published('the paper, 80M parameters', '10', '88.0%', 'accelerators', _PAPER),
+)
+
+# Rows of results.json of which the clock does not tell all: the minutes of the first run that count, and the footnote.
+MINUTES = {
+    'mnist_eps1': '17\\*\\*',  # 26 by the clock, of which the process was stopped for 10.
+    'mnist_plain': '40\\*\\*\\*',  # Beside other work.
+}
+
+# Rows of the README that results.json does not have: what docs/results.md and docs/own_images.md tell of our own runs.
+DIGITS = [
+    'digits, 8x8, support vector machine',
+    '10',
+    '92.5% to 94.4%',
+    '98.3%',
+    '3 to 9',
+    '`bin/train --gin_file=gin/digits.gin`',
+]
+CELLS = [
+    'blood cells of other patients, logistic regression',
+    '10',
+    '63.6%',
+    '71.2%',
+    '22',
+    '`bin/init` with `--hours=0.5`, nothing tuned',
+]
+
+# Cells of dp_step.json (network, units, views) that were measured on a day when the machine ran at its full speed.
+FULL_SPEED = {('1.1M', 16, 64), ('1.1M', 16, 16), ('1.1M', 64, 16), ('1.1M', 256, 4)}
+
+# What the settings of settings.json are, beside how fast.
+OF_SETTINGS = {
+    'bfloat16': "an option, `UNetConfig.compute_dtype = 'mixed_bfloat16'`",
+    'units at a time': 'what a run holds follows from its memory budget',
+    'GroupNormalization': 'norm, SiLU, 3x3 convolution alone',
+    'channels first': '3x3 convolutions alone',
+}

@@ -1,0 +1,206 @@
+"""From a folder of one's own images to a configuration that runs as it is."""
+
+import os
+import pathlib
+import tempfile
+from typing import NamedTuple
+
+from tf_dpdiff import keras
+from tf_dpdiff import progress
+from tf_dpdiff.cli import gin_config
+from tf_dpdiff.cli import own_image_lines
+from tf_dpdiff.cli import wishes
+from tf_dpdiff.data import problems as problems_lib
+from tf_dpdiff.data import survey as survey_lib
+from tf_dpdiff.networks import denoiser
+from tf_dpdiff.privacy import relations
+from tf_dpdiff.runs import build as build_lib
+from tf_dpdiff.runs import forecast as forecast_lib
+from tf_dpdiff.runs import own_images
+from tf_dpdiff.runs import recipe as recipe_lib
+
+_COMMENT_COLUMN = 48
+_MOST_OVERTIME = 1.5  # Of the hours that were asked for; beyond it, it is said.
+_INCLUDE = "include 'own_images.gin'"
+# What nothing is known of before the images are, for a configuration that can be read.
+_UNDECIDED = [
+    'TARGET_EPSILON = 1.0',
+    'TARGET_DELTA = 1e-30',
+    'EXPECTED_BATCH_SIZE = 1',
+    'ClassMeansConfig.noise_multiplier = 1.0',
+    'ClassMeansConfig.l2_norm_clip = 1.0',
+    'WarmStartConfig.num_steps = 1',
+]
+
+
+def configure(
+    path: str | os.PathLike,
+    *,
+    epsilon: float = 10.0,
+    delta: float | None = None,
+    hours: float = 1.0,
+    unit: str | None = None,
+    image_size: tuple[int, int] | None = None,
+    window: tuple[float, float] | None = None,
+    label_column: str | None = None,
+    held_out_fraction: float | None = None,
+) -> str:
+    """Returns a configuration for a folder of one's own images, which runs as it is.
+
+    It goes by public facts alone: the number of images or owners, the classes, the sizes that are in the headers, the
+    budget, and the speed of this machine, measured for some seconds on random numbers. No pixel is read, and nothing
+    is counted a class.
+
+    Args:
+      path: A folder, a table or an .npz file, as `survey` reads them.
+      epsilon: The privacy budget, > 0.
+      delta: In (0, 1); None: at most 1 / (10 N), rounded down to one digit.
+      hours: That the run may take on this machine, > 0.
+      unit: What is protected: 'image', or a word for the owner of several images, such as 'patient'; None: an image,
+        but where the images name their owners.
+      image_size: (height, width) to bring images to, in pixels; None: those of the public model.
+      window: (low, high): the grey levels of 16-bit images that become 0 and 255; such images need it.
+      label_column: Of the table that lists the images: their class; None: the one that looks like it.
+      held_out_fraction: About the share of the units that is held out, in (0, 1), where there is no test part; None:
+        that of the source.
+
+    Returns:
+      The text of a configuration file.
+
+    Raises:
+      FileNotFoundError: if there is nothing.
+      ValueError: if the images can't be read so, or the budget can't be met; says what to do.
+    """
+    asked = wishes.Wishes(
+        epsilon=epsilon,
+        delta=delta,
+        hours=hours,
+        unit=unit,
+        image_size=image_size,
+        window=window,
+        label_column=label_column,
+        held_out_fraction=held_out_fraction,
+    )
+    return configured(path, asked).text
+
+
+class Configured(NamedTuple):
+    """A configuration, what it builds, and what was measured for it."""
+
+    text: str
+    build: build_lib.Build
+    model: keras.Model
+    speed: forecast_lib.Speed
+    told: forecast_lib.Forecast
+
+
+def configured(path: str | os.PathLike, asked: wishes.Wishes) -> Configured:
+    """Returns what `configure` makes of a folder, and what it measured and built on the way.
+
+    Raises:
+      FileNotFoundError: if there is nothing.
+      ValueError: as `configure`.
+    """
+    with progress.working('init', f'looking at {path}'):
+        found = survey_lib.survey(pathlib.Path(path).expanduser().absolute())
+        found.check()
+    if found.problems:
+        problems = problems_lib.Problems(str(found.path))
+        for problem in found.problems:
+            problems.add(problem)
+        problems.check()
+    lines = own_image_lines.of_images(found, asked)
+    recipe = _recipe([*lines, *_UNDECIDED])
+    assert recipe.data is not None and recipe.finetuning is not None
+    spec = recipe.data.spec
+    delta = asked.delta or own_images.choose_delta(spec.num_units)
+    model = denoiser.build(recipe.network, spec.image_shape, spec.num_classes)
+    with progress.working('init', 'measuring the speed of this machine'):
+        speed = forecast_lib.measure_speed(model, recipe.finetuning.trainable)
+    assert speed is not None  # The models are small.
+    facts = own_images.Facts(
+        spec.num_units, spec.num_classes, spec.image_shape, asked.epsilon, delta, asked.hours, speed
+    )
+    with progress.working('init', 'dividing the budget'):
+        choice = own_images.choose(facts)
+    lines += [*own_image_lines.of_start(spec), *_decided(facts, choice, asked)]
+    recipe = _recipe(lines)
+    with progress.working('init', 'calibrating the noise'):
+        build = build_lib.Build(recipe)  # Refuses a budget that makes no sense.
+    hours = forecast_lib.training_secs(recipe, speed) / 3600.0
+    # What gin/own_images.gin says of the means is what the rules reckoned with.
+    assert recipe.warm_start is not None and recipe.warm_start.release == choice.release
+    told = forecast_lib.forecast_of(build, model)
+    return Configured(_text([*_head(found, build, told, asked, hours), *lines]), build, model, speed, told)
+
+
+def _recipe(lines: list) -> recipe_lib.Recipe:
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder) / 'draft.gin'
+        file.write_text(_text([_INCLUDE, *lines]), encoding='utf-8')
+        return gin_config.recipe(str(file))
+
+
+def _head(
+    found: survey_lib.Survey, build: build_lib.Build, told: forecast_lib.Forecast, asked: wishes.Wishes, hours: float
+) -> list[str]:
+    spec, works = build.spec, 'It runs as it is'
+    if told.is_hopeless:
+        works = 'Its noise hides all, see --dry_run, and this asks for --anyway'
+    but = f', and takes about {hours:.1g} all the same' if hours > _MOST_OVERTIME * asked.hours else ''
+    is_hashed = found.source == 'npz' and not spec.has_owners
+    seen = 'Pixels had no say but in which images are held out' if is_hashed else 'No pixel was read'
+    return [
+        f'# Made by bin/init for {asked.hours:g} hour(s) on the machine that it ran on{but}. {works}:',
+        '#     bin/train --gin_file=FILE --workdir=runs/mine',
+        f'# Treated as public: the number of units ({spec.num_units:,}, each {spec.unit}), the classes, the sizes in',
+        f'# the headers. {seen}, and nothing was counted a class.',
+        _INCLUDE,
+    ]
+
+
+def _decided(facts: own_images.Facts, choice: own_images.Choice, asked: wishes.Wishes) -> list:
+    """Returns the lines that say what the budget buys."""
+    release, num_units = choice.release, facts.num_units
+    noise = forecast_lib.noise_on_means(release, num_units, facts.num_classes, relations.REPLACE_WITH_ZERO)
+    rounds = f'in {release.num_rounds} rounds' if release.num_rounds > 1 else 'at once'
+    height, width, channels = facts.image_shape
+    lines: list = [
+        f'TARGET_EPSILON = {facts.epsilon!r}',
+        (
+            f'TARGET_DELTA = {facts.delta!r}',
+            'As given.' if asked.delta else f'At most 1 / (10 x {num_units:,}), rounded down.',
+        ),
+        (
+            f'ClassMeansConfig.noise_multiplier = {release.noise_multiplier!r}',
+            f'{choice.warm_start_share:.0%} of the budget, {rounds}; noise {noise:.2g} a pixel of a mean.',
+        ),
+        (
+            f'ClassMeansConfig.l2_norm_clip = {release.l2_norm_clip!r}',
+            f'0.3 of the root of {height} x {width} x {channels}; no image is above 0.5.',
+        ),
+    ]
+    if release.num_rounds > 1:
+        why = 'As many a class as the noise permits.'
+        lines.append((f'ClassMeansConfig.means_per_class = {release.means_per_class}', why))
+        lines.append(f'ClassMeansConfig.num_rounds = {release.num_rounds}')
+    batch = choice.expected_batch_size
+    lines += [
+        (f'WarmStartConfig.num_steps = {choice.warm_start_steps}', 'A fifth of the time, within limits.'),
+        (f'EXPECTED_BATCH_SIZE = {batch}', f'Of {num_units:,} units; large batches cost least noise.'),
+        f'NUM_STEPS = {choice.num_steps}',
+        (f'AUGMENTATION_MULTIPLICITY = {choice.num_views}', 'Views of a unit a step: they cost time, and no privacy.'),
+        f'GenerateConfig.num_images = {choice.num_samples}',
+    ]
+    return lines
+
+
+def _text(lines: list) -> str:
+    """Returns lines as a file, each reason behind its binding."""
+    written = []
+    for line in lines:
+        if isinstance(line, tuple):
+            binding, why = line
+            line = f'{binding:<{_COMMENT_COLUMN}}  # {why}'
+        written.append(line)
+    return '\n'.join(written) + '\n'
