@@ -43,6 +43,7 @@ from .runs.library import train as train
 from .runs.recipe import Recipe as Recipe
 from .sampling.draw import GenerateConfig as GenerateConfig
 from .training.finetuning import FinetuningConfig as FinetuningConfig
+from .training.interruption import Interrupted as Interrupted
 from .training.loop import TrainerConfig as TrainerConfig
 from .training.optimization import OptimizationConfig as OptimizationConfig
 from .training.pretraining import PretrainingConfig as PretrainingConfig

@@ -27,6 +27,7 @@ _NOT_CONFIGURED = {
     '__version__',
     'Generator',
     'EvaluationRecipe',
+    'Interrupted',
     'Recipe',
     'Run',
     'Statement',

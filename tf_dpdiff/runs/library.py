@@ -193,7 +193,7 @@ def train(
 
     Raises:
       ValueError: if the recipe, the folder or the budget refuses the run; says what to do.
-      interruption.Interrupted: if the process was asked to stop; everything is saved, and the same call goes on.
+      tf_dpdiff.Interrupted: if the process was asked to stop; everything is saved, and the same call goes on.
       FloatingPointError: if the run diverged; what it had released is on record.
     """
     replicas = strategies.start(strategy) if strategy else strategies.ONE
