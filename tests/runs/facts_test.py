@@ -15,7 +15,9 @@ from tf_dpdiff.runs import folder
 from tf_dpdiff.runs import model_card
 
 
-def make_facts(*, target_epsilon=1.0, has_owners=False, relation='replace_with_zero', sampling='poisson', **answers):
+def make_facts(
+    *, target_epsilon=1.0, has_owners=False, relation='replace_with_zero', sampling='poisson', preparation='', **answers
+):
     config = plan_lib.DpSgdConfig(
         target_delta=1e-5,
         expected_batch_size=100,
@@ -26,8 +28,9 @@ def make_facts(*, target_epsilon=1.0, has_owners=False, relation='replace_with_z
         **({'target_epsilon': target_epsilon} if sampling == 'poisson' else {'noise_multiplier': 2.0}),
     )
     plan = plan_lib.make_plan(config, 5000)
+    unit = 'one patient' if has_owners else 'one image'
     statement = statement_lib.PrivacyStatement(
-        'one patient' if has_owners else 'one image', 'scans', plan, plan.planned_ledger(), 4, has_owners=has_owners
+        unit, 'scans', plan, plan.planned_ledger(), 4, has_owners=has_owners, preparation=preparation
     )
     network = unet.UNetConfig(base_channels=4, channel_multipliers=(1,), middle_attention=False, groups=2)
     process = process_lib.DiffusionProcess(schedules.Schedule('cosine', 50), 'v')
@@ -52,6 +55,14 @@ def test_several_images_of_one_person_cost_more_until_nothing_useful_is_left():
     assert shown == sorted(shown) and shown[0] > 1.5 * facts.statement['epsilon'] and shown[-1] <= 20.0
     assert costs[-1] == 'no useful bound is proven' and counts[-1].endswith(' or more')
     assert f'| 2 | {costs[0]} |' in model_card.write(facts, [])
+
+
+def test_what_was_done_to_images_is_told_beside_what_the_curator_says():
+    name = 'Preprocessing of the private images'
+    assert dict(make_facts().to_judge_by())[name] == 'not stated'
+    facts = make_facts(preparation='resized to 28x28 (cropped)', preprocessing='Names were cut off.')
+    told = dict(facts.to_judge_by())[name]
+    assert told == 'When it was read, each was resized to 28x28 (cropped). Before that: Names were cut off.'
 
 
 def test_owner_with_all_images_is_one_unit():

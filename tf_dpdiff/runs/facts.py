@@ -260,6 +260,8 @@ class Facts:
         say, fields = self.answers.say, self.statement
         generator = {'philox': 'Philox, a statistical generator', 'shake256': 'SHAKE-256, a cryptographic generator'}
         released = f'; {self.accuracy["text"]}' if self.accuracy else ''
+        preparation = fields.get('image_preparation')
+        prepared = f'When it was read, each was {preparation}. Before that: ' if preparation else ''
         by_image = self.statement['unit_is'] == _PER_IMAGE
         groups = '; '.join(f'{count} images: {cost}' for count, cost in self.groups)
         return [
@@ -278,7 +280,7 @@ class Facts:
             ('Mechanisms', self.mechanisms),
             ('Composition, privacy budget', self.composition),
             ('Unprotected quantities', self.unprotected),
-            ('Preprocessing of the private images', say('preprocessing')),
+            ('Preprocessing of the private images', f'{prepared}{say("preprocessing")}'),
             ('Tuning of settings', say('tuning')),
             ('Post-processing', self.post_processing),
             ('Utility', f'{say("utility")}{released}'),
