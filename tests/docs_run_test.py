@@ -25,7 +25,6 @@ LEFT_OUT = {
     r'^bin/test$': 'runs the tests that run this',
     r'gin/(mnist8|digits_from_mnist)\.gin': 'MNIST is not in the repository',
     r'gin/cifar10\.gin(?!.*--dry_run)': 'wants eight GPUs, and CIFAR-10',
-    r'^TF_DPDIFF_PYTHON=': 'makes an environment of another Python',
 }
 # Commands that are changed, and why: pattern, what takes its place, reason.
 CHANGED = {
