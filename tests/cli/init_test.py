@@ -236,7 +236,7 @@ def test_a_run_that_cannot_work_is_written_and_says_so(tmp_path, capsys):
 
 def test_a_run_that_takes_longer_than_asked_for_says_so(tmp_path):
     folder = write_folder(tmp_path / 'scans', sizes=((8, 8),), mode='L')
-    assert 'all the same' in tf_dpdiff.configure(folder, hours=1e-6)
+    assert 'it will rather take' in tf_dpdiff.configure(folder, hours=1e-6)
     assert 'all the same' not in tf_dpdiff.configure(folder, hours=10.0)
 
 

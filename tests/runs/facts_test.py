@@ -65,6 +65,21 @@ def test_what_was_done_to_images_is_told_beside_what_the_curator_says():
     assert told == 'When it was read, each was resized to 28x28 (cropped). Before that: Names were cut off.'
 
 
+def test_people_of_whom_nothing_is_proven_are_a_caution_at_the_top():
+    facts = make_facts(target_epsilon=10.0, max_images_per_unit=10)
+    (caution,) = facts.cautions
+    assert 'One person can have 10 images' in caution and 'not for people' in caution
+    card = model_card.write(facts, [])
+    assert card.index(caution) < card.index('## Model Details')
+    assert not make_facts(target_epsilon=10.0, max_images_per_unit=1).cautions
+    assert (
+        not make_facts(target_epsilon=10.0).cautions
+        and not make_facts(target_epsilon=0.1, max_images_per_unit=2).cautions
+    )
+    assert not make_facts(target_epsilon=10.0, has_owners=True, max_images_per_unit=10).cautions
+    assert not make_facts(sampling='shuffled_batches', max_images_per_unit=10).cautions
+
+
 def test_owner_with_all_images_is_one_unit():
     facts = make_facts(has_owners=True)
     judged = dict(facts.to_judge_by())

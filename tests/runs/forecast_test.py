@@ -17,13 +17,16 @@ from tf_dpdiff.runs import forecast
 RELATION = 'replace_with_zero'
 
 
-def planned(*, num_units=1000, release=None, noise_multiplier=1.0, owners=False, trainable=(), **config):
+def planned(
+    *, num_units=1000, release=None, warm_start_steps=1000, noise_multiplier=1.0, owners=False, trainable=(), **config
+):
     """Returns as much of a build as a forecast reads."""
     settings = {'target_delta': 1e-9, 'expected_batch_size': 10, 'num_steps': 100, 'l2_norm_clip': 1.0, **config}
     plan = plan_lib.make_plan(plan_lib.DpSgdConfig(noise_multiplier=noise_multiplier, **settings), num_units, release)
     unit = 'one patient' if owners else datasets.ONE_IMAGE
     spec = datasets.DatasetSpec('scans', (16, 16, 1), ('a', 'b'), num_units, num_units, unit, owners)
-    recipe = types.SimpleNamespace(finetuning=types.SimpleNamespace(trainable=trainable))
+    warm_start = types.SimpleNamespace(num_steps=warm_start_steps) if release else None
+    recipe = types.SimpleNamespace(finetuning=types.SimpleNamespace(trainable=trainable), warm_start=warm_start)
     return types.SimpleNamespace(plan=plan, spec=spec, recipe=recipe)
 
 
@@ -76,7 +79,7 @@ def test_few_owners_of_large_images_are_told_that_nothing_shows():
     with pytest.raises(ValueError, match='cannot work.*costs nothing.*--anyway') as error:
         forecast.check_can_work(told)
     assert '\n' not in str(error.value)
-    assert any('Protect one image in place of one patient' in cure for cure in told.cures)
+    assert any('One image as the unit in place of one patient' in cure for cure in told.cures)
 
 
 @pytest.mark.parametrize(
@@ -84,13 +87,21 @@ def test_few_owners_of_large_images_are_told_that_nothing_shows():
     [
         ({'noise_multiplier': 50.0}, 10**6, 'Train fewer weights'),
         ({'noise_multiplier': 50.0, 'trainable': ('norm',)}, 10**6, 'times as many units'),
-        ({'noise_multiplier': 50.0, 'trainable': ('norm',), 'owners': True}, 10**6, 'Protect one image'),
+        ({'noise_multiplier': 50.0, 'trainable': ('norm',), 'owners': True}, 10**6, 'times as many units'),
         ({'release': class_means.ClassMeansConfig(12.0, 8.0, smooth=True)}, 10, 'Make the images smaller'),
     ],
 )
 def test_the_cheapest_cure_comes_first(settings, num_trained, cure):
     told = forecast.forecast(planned(**settings), num_trained)
     assert cure in told.cures[0] and told.cures[0] in told.verdict()
+
+
+def test_short_warm_start_is_told_and_wants_more_time():
+    release = class_means.ClassMeansConfig(1.0, 8.0, smooth=True)
+    build = planned(num_units=100000, release=release, warm_start_steps=200, expected_batch_size=5000)
+    told = forecast.forecast(build, 100)
+    assert 'hardly told apart, since a warm start of 200 steps' in told.verdict() and 'more time' in told.cures[0]
+    assert not told.is_hopeless
 
 
 def test_more_epsilon_is_a_cure_only_below_ten():

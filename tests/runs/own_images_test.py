@@ -61,6 +61,23 @@ def test_what_is_chosen_keeps_the_budget_and_fits_the_data(changes):
         assert views / facts.speed.private <= 3600.0 * facts.hours
 
 
+def test_warm_start_comes_first_and_batches_before_steps():
+    choices = [own_images.choose(dataclasses.replace(FACTS, hours=hours)) for hours in (0.1, 0.3, 1.0, 3.0, 30.0)]
+    steps, batches, views = zip(
+        *((choice.num_steps, choice.expected_batch_size, choice.num_views) for choice in choices)
+    )
+    assert list(steps) == sorted(steps) and steps[0] == 20 and steps[-1] == 100
+    assert list(batches) == sorted(batches) and batches[-1] == 4096
+    for choice in choices:
+        if choice.expected_batch_size < 4000:
+            assert choice.num_steps == 20
+        if choice.num_steps < 100:
+            assert choice.num_views <= 5
+    of_a_third_hour = 0.45 * 3600.0 * 0.3 * FACTS.speed.public / own_images.WARM_START_BATCH
+    assert 0.9 * of_a_third_hour <= choices[1].warm_start_steps <= of_a_third_hour
+    assert views[-1] == 16 and choices[-1].warm_start_steps == 3000
+
+
 def test_more_units_buy_more_means_and_few_units_one():
     numbers = [
         own_images.choose(dataclasses.replace(FACTS, num_units=num_units)).release.means_per_class

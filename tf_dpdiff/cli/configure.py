@@ -147,14 +147,14 @@ def _head(
     spec, works = build.spec, 'It runs as it is'
     if told.is_hopeless:
         works = 'Its noise hides all, see --dry_run, and this asks for --anyway'
-    but = f', and takes about {hours:.1g} all the same' if hours > _MOST_OVERTIME * asked.hours else ''
+    but = f' (it will rather take {hours:.1g})' if hours > _MOST_OVERTIME * asked.hours else ''
     is_hashed = found.source == 'npz' and not spec.has_owners
     seen = 'Pixels had no say but in which images are held out' if is_hashed else 'No pixel was read'
     return [
         f'# Made by bin/init for {asked.hours:g} hour(s) on the machine that it ran on{but}. {works}:',
         '#     bin/train --gin_file=FILE --workdir=runs/mine',
-        f'# Treated as public: the number of units ({spec.num_units:,}, each {spec.unit}), the classes, the sizes in',
-        f'# the headers. {seen}, and nothing was counted per class.',
+        f'# Treated as public: the name {spec.name!r}, that there are {spec.num_units:,} units (each {spec.unit}), the',
+        f'# classes, the sizes in the headers. {seen}, and nothing was counted per class.',
         _INCLUDE,
     ]
 
@@ -163,7 +163,7 @@ def _decided(facts: own_images.Facts, choice: own_images.Choice, asked: wishes.W
     """Returns the lines that say what the budget buys."""
     release, num_units = choice.release, facts.num_units
     noise = forecast_lib.noise_on_means(release, num_units, facts.num_classes, relations.REPLACE_WITH_ZERO)
-    rounds = f'in {release.num_rounds} rounds' if release.num_rounds > 1 else 'at once'
+    rounds = f'in {release.num_rounds} rounds' if release.num_rounds > 1 else 'in one release'
     height, width, channels = facts.image_shape
     lines: list = [
         f'TARGET_EPSILON = {facts.epsilon!r}',
@@ -177,7 +177,7 @@ def _decided(facts: own_images.Facts, choice: own_images.Choice, asked: wishes.W
         ),
         (
             f'ClassMeansConfig.l2_norm_clip = {release.l2_norm_clip!r}',
-            f'0.3 of the root of {height} x {width} x {channels}; no image is above 0.5.',
+            f'Longer images are shortened to it: 0.3 x sqrt({height} x {width} x {channels}).',
         ),
     ]
     if release.num_rounds > 1:
@@ -186,8 +186,8 @@ def _decided(facts: own_images.Facts, choice: own_images.Choice, asked: wishes.W
         lines.append(f'ClassMeansConfig.num_rounds = {release.num_rounds}')
     batch = choice.expected_batch_size
     lines += [
-        (f'WarmStartConfig.num_steps = {choice.warm_start_steps}', 'A fifth of the time, within limits.'),
-        (f'EXPECTED_BATCH_SIZE = {batch}', f'Of {num_units:,} units; large batches cost least noise.'),
+        (f'WarmStartConfig.num_steps = {choice.warm_start_steps}', 'Up to 45% of the time.'),
+        (f'EXPECTED_BATCH_SIZE = {batch}', f'Of {num_units:,} units; the larger, the less noise in all.'),
         f'NUM_STEPS = {choice.num_steps}',
         (f'AUGMENTATION_MULTIPLICITY = {choice.num_views}', 'Views per unit: they cost time, and no privacy.'),
         f'GenerateConfig.num_images = {choice.num_samples}',

@@ -14,8 +14,10 @@ from tf_dpdiff.data import augmentation
 from tf_dpdiff.data import public as public_lib
 from tf_dpdiff.networks import denoiser
 from tf_dpdiff.privacy import ledger as ledger_lib
+from tf_dpdiff.privacy import meaning
 from tf_dpdiff.privacy import rounding
 from tf_dpdiff.runs import build as build_lib
+from tf_dpdiff.runs import facts
 from tf_dpdiff.runs import forecast as forecast_lib
 from tf_dpdiff.runs import recipe as recipe_lib
 from tf_dpdiff.runs import run as run_lib
@@ -104,14 +106,29 @@ def _in_short(build: build_lib.Build, model, told: forecast_lib.Forecast, time: 
         claim = f'epsilon = {rounding.round_up(epsilon)} at delta = {rounding.exact(config.target_delta)}'
         claim = f'{claim} for {build.spec.unit}, of {build.spec.num_units:,}'
     table.add_row('privacy', claim)
+    table.add_row('protects', _describe_unit(build))
     if time:
         table.add_row('time', time)
     num_trained = _num_trained(build, model)
     table.add_row('memory', _describe_memory(model, num_trained, config.expected_batch_size, recipe.finetuning))
-    for name, meaning in told.numbers():
-        table.add_row(name, meaning)
+    for name, text in told.numbers():
+        table.add_row(name, text)
     table.add_row('VERDICT' if told.is_hopeless else 'verdict', told.verdict())
     return table
+
+
+def _describe_unit(build: build_lib.Build) -> str:
+    """Returns whom the claim is about, and what it says of a person with several images."""
+    assert build.plan is not None
+    if not math.isfinite(build.plan.epsilon()):
+        return 'nobody'
+    if build.spec.has_owners:
+        return f'{build.spec.unit}, with all of their images'
+    epsilon = meaning.group_epsilon(build.plan.dp_event(), 2, build.plan.config.target_delta)
+    of_two = f'of someone with two of them epsilon = {rounding.round_up(epsilon)}'
+    if epsilon > facts.LARGEST_EPSILON_OF_GROUPS:
+        of_two = 'of someone with two of them or more NOTHING USEFUL IS PROVEN'
+    return f'single images; {of_two}. To protect people, name the owner of each image (bin/init: --unit=patient)'
 
 
 def _look_at_images(recipe: recipe_lib.Recipe, *, looks_at_held_out: bool) -> None:

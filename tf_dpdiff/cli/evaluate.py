@@ -12,6 +12,7 @@ from tf_dpdiff.cli import gin_config
 from tf_dpdiff.cli import strategy_flags
 from tf_dpdiff.evaluation import metrics
 from tf_dpdiff.evaluation import report_sections
+from tf_dpdiff.evaluation import utility
 from tf_dpdiff.runs import clock as clock_lib
 from tf_dpdiff.runs import evaluate as evaluate_lib
 from tf_dpdiff.runs import folder as folder_lib
@@ -34,6 +35,13 @@ def _print_results(results, folder, workdir) -> None:
         )
         rows = report_sections.utility_rows(results['utility'])
         console.print(command.numbers_table(title, report_sections.UTILITY_HEADER, rows))
+        if guessing := utility.no_better_than_guessing(results['utility']):
+            console.print(
+                f'Trained on samples, {", ".join(guessing)} did no better than naming the most frequent class for all '
+                f'images: the samples do not tell the classes apart ({command.NOT_TO_BE_RELEASED}).',
+                highlight=False,
+                soft_wrap=True,
+            )
     if 'neighbors' in results:
         console.print(
             f'Nearest neighbours ({command.NOT_TO_BE_RELEASED}): {results["neighbors"]["verdict"]}',

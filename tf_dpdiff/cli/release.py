@@ -48,7 +48,7 @@ def _release(flags) -> int:
         private_data=private_data,
     )
     unread = [f'they could not be read: {reason}'] if reason and made.not_checked else []
-    command.say('release', [*made.not_checked, *unread])
+    command.say('release', [*made.not_checked, *unread, *(f'CAUTION: {caution}' for caution in made.cautions)])
     if made.missing:
         keys = ', '.join(question.key for question in made.missing)
         command.say(
@@ -83,6 +83,7 @@ def _verify(path: pathlib.Path) -> int:
     if digest:
         print(f'SHA-256 of {folder_lib.SHA256SUMS}: {digest} (compare it with what the sender says)')
     if all(check.is_good for check in checks):
+        print(handover.claim_of(path))
         print(f'{path} is whole and of one piece.')
         return command.DONE
     print(f'{path} is not to be relied on: get it anew.')

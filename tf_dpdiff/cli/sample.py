@@ -51,7 +51,23 @@ def main(flags) -> int:
             f'{spec.num_images:,} images of {kinds} {"class" if kinds == 1 else "classes"} in {output} ({spec.format}).'
         )
         print(store.describe(source.statements[1]))
+        if note := _note_on_seeds(flags, spec):
+            print(note)
     return command.DONE
+
+
+def _note_on_seeds(flags, spec: formats.Spec) -> str:
+    """Returns where seeds begin that the run itself has not drawn, if these are not among them; else ''."""
+    of_run = _path(flags.workdir or (None if flags.saved_model else 'runs/latest'))
+    if of_run is None or not (of_run / folder_lib.SAMPLES).is_file():
+        return ''
+    num_drawn = len(store.read(of_run / folder_lib.SAMPLES).labels)
+    if spec.seed >= num_drawn:
+        return ''
+    return (
+        f'The run itself has drawn seeds 0 to {num_drawn - 1:,}: of these, images of the same class are those that '
+        f'{folder_lib.SAMPLES} holds. --seed={num_drawn} draws new ones alone.'
+    )
 
 
 def _prepare(flags) -> tuple[pathlib.Path, formats.Spec, source_lib.Source]:

@@ -70,6 +70,12 @@ def _print_results(done: run_lib.TrainedRun) -> None:
     table.add_row('statement', str(workdir / folder.STATEMENT_TEXT))
     table.add_row('report', str(workdir / folder.REPORT))
     table.add_row('time', done.time)
+    if not done.checkpoint:
+        table.add_row(
+            'next',
+            f'look at {picture}; bin/evaluate measures what samples are worth; bin/release --workdir={workdir} '
+            'puts together what may be handed over',
+        )
     rich_console.Console().print(table)
 
 

@@ -320,6 +320,16 @@ def _train(
     return predict(test_images), np.mean(predict(validation[0]).argmax(axis=-1) == validation[1])
 
 
+def no_better_than_guessing(fields: dict) -> list[str]:
+    """Returns the classifiers that, trained on samples, are no better than naming the most frequent class always."""
+    found = []
+    for entry in fields.get('classifiers', []):
+        counts = [of_class['images'] for of_class in entry['synthetic_images']['per_class']]
+        if len(counts) > 1 and entry['synthetic_images']['accuracy_mean'] <= max(counts) / sum(counts):
+            found.append(entry['classifier'])
+    return found
+
+
 def accuracies(fields: dict) -> list[tuple[str, str, float]]:
     """Returns (classifier, what it was trained on, its accuracy) of what `measure` has written down."""
     return [

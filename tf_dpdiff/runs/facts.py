@@ -17,7 +17,7 @@ from tf_dpdiff.runs import folder
 FALSE_POSITIVE_RATES = ((0.001, '1 in 1,000'), (0.01, '1 in 100'))
 _GROUPS = (2, 3, 5, 10)
 # At odds of e^20, half a billion to one, nothing is left to be said.
-_LARGEST_EPSILON_OF_GROUPS = 20.0
+LARGEST_EPSILON_OF_GROUPS = 20.0
 NO_GUARANTEE = 'NO PRIVACY GUARANTEE'
 _PER_IMAGE = 'each single image'
 
@@ -125,7 +125,7 @@ class Facts:
         costs: list[tuple[str, str]] = []
         for count in sorted({*_GROUPS, *([most] if most and most > 1 else [])}):
             epsilon = meaning.group_epsilon(self._all_released.dp_event(), count, delta, added_delta=self._tail)
-            if epsilon > _LARGEST_EPSILON_OF_GROUPS:
+            if epsilon > LARGEST_EPSILON_OF_GROUPS:
                 return [*costs, (f'{count} or more', 'no useful bound is proven')]
             costs.append((str(count), rounding.round_up(epsilon)))
         return costs
@@ -249,7 +249,15 @@ class Facts:
     @property
     def cautions(self) -> list[str]:
         """What a person must be told before they rely on the claim."""
-        return list(self.statement.get('cautions', []))
+        cautions, most = list(self.statement.get('cautions', [])), self.answers.given.get('max_images_per_unit')
+        groups = self.groups if self.has_guarantee and most and most > 1 else []
+        unbounded = groups[-1][0].removesuffix(' or more') if groups else ''
+        if most and groups and unbounded != groups[-1][0] and int(unbounded) <= most:
+            cautions.append(
+                f'One person can have {most} images here, and of people with {unbounded} or more nothing useful is '
+                'proven: the guarantee is for single images, and not for people.'
+            )
+        return cautions
 
     def to_judge_by(self) -> list[tuple[str, str]]:
         """Returns what is needed to judge a guarantee, each with what is known of it.

@@ -47,6 +47,9 @@ _MEASURED_VIEWS = 16
 _MEASURED_SECS = 2.0
 _LARGEST_MEASURED = 20_000_000  # Parameters; a larger network is not tried out on whatever machine plans the run.
 _START_SECS = 90.0  # Of imports, calibration, tracing, export and report.
+# Steps of a warm start of 128 images below which classes are hardly told apart. Seen with 200 and 240 steps (pictures
+# of hands and of faces: accuracy of chance), while 400 taught the digits of MNIST (docs/ablations.md).
+_SHORT_WARM_START = 400
 FORWARD_SHARE = 1.0 / 3.0  # Of the time of forward and backward pass.
 # Of the speed of plain passes that private steps reach with several views per unit; see benchmarks/.
 _PRIVATE_EFFICIENCY = 0.85
@@ -74,6 +77,7 @@ class Forecast:
         have the same number of images; None: no means are released.
       num_means: How many means a class has; 0: none.
       smooth: Whether that noise is then reduced.
+      warm_start_steps: Steps of plain training on variations of the means; 0: none.
       gradient_share: The longest that the sum of all clipped gradients of the private steps could be, which takes that
         all of them point the same way, beside the expected length of all their noise; infinite without noise.
       cures: What would help, the cheapest first; empty where nothing is wrong.
@@ -82,6 +86,7 @@ class Forecast:
     mean_noise: float | None
     num_means: int
     smooth: bool
+    warm_start_steps: int
     gradient_share: float
     cures: tuple[str, ...]
 
@@ -103,6 +108,11 @@ class Forecast:
         return self.gradient_share < HIDDEN_STEPS
 
     @property
+    def is_short(self) -> bool:
+        """Whether the warm start is too short to teach the classes that the means show."""
+        return self.mean_noise is not None and self.warm_start_steps < _SHORT_WARM_START
+
+    @property
     def is_hopeless(self) -> bool:
         """Whether the budget would be spent for noise."""
         return self.means_hidden or (self.mean_noise is None and self.steps_hidden)
@@ -113,12 +123,11 @@ class Forecast:
             seen = 'the classes show clearly' if self.means_clear else 'only coarse shapes and colours show'
             seen = 'NOTHING OF A CLASS SHOWS' if self.means_hidden else seen
             yield 'noise on the means', f'{self.mean_noise:.2g} a pixel, on pixels in [0, 1]: {seen}'
-        times = (
-            'have no noise' if math.isinf(self.gradient_share) else f'are {self.gradient_share:.2g} times as long as it'
-        )
-        learnt = 'it takes little' if self.gradient_share >= CLEAR_STEPS else 'it takes a part'
-        learnt = 'IT TAKES MOST' if self.steps_hidden else learnt
-        yield 'noise on the steps', f'all gradients, at their longest, {times}: {learnt} of what is learnt'
+        times = f'the gradients add up to at most {self.gradient_share:.2g} times its length'
+        times = 'there is none' if math.isinf(self.gradient_share) else times
+        hides = 'it hides little' if self.gradient_share >= CLEAR_STEPS else 'it hides a part of what is learnt'
+        hides = 'IT HIDES MOST OF WHAT IS LEARNT' if self.steps_hidden else hides
+        yield 'noise on the steps', f'{times}: {hides}'
 
     def verdict(self) -> str:
         """Returns what to expect, in a sentence or two, and the cheapest cure where something is wrong."""
@@ -129,11 +138,14 @@ class Forecast:
         if self.steps_hidden:
             added = 'almost no detail from the private steps'
         elif self.gradient_share < CLEAR_STEPS:
-            added = 'some detail from the private steps'
+            added = 'some detail and some grain from the private steps'
         if self.mean_noise is None:
             return f'Expect {added}. Without a warm start they hardly learn to tell the classes apart.{cure}'
         shown = 'coarse shapes and colours of each class'
-        if self.means_clear:
+        if self.is_short:
+            steps = f'{self.warm_start_steps:,} steps'
+            shown = f'classes that are hardly told apart, since a warm start of {steps} is too short'
+        elif self.means_clear:
             shown = (
                 f'{self.num_means} variants of each class'
                 if self.num_means > 1
@@ -151,13 +163,14 @@ def forecast(build: build_lib.Build, num_trained: int) -> Forecast:
     """
     plan, spec = build.plan, build.spec
     assert plan is not None
-    release, mean_noise, num_means, smooth = plan.warm_start_release, None, 0, False
+    release, warm_start = plan.warm_start_release, build.recipe.warm_start
+    mean_noise, num_means, smooth = None, 0, False
     if isinstance(release, class_means.ClassMeansConfig):
         mean_noise = noise_on_means(release, spec.num_units, spec.num_classes, plan.config.neighboring_relation)
         num_means, smooth = release.means_per_class, release.smooth
     config = plan.config
     share = gradient_share(plan.noise_multiplier, config.num_steps, config.expected_batch_size, num_trained)
-    told = Forecast(mean_noise, num_means, smooth, share, ())
+    told = Forecast(mean_noise, num_means, smooth, warm_start.num_steps if warm_start else 0, share, ())
     return dataclasses.replace(told, cures=tuple(_cures(told, build, num_trained)))
 
 
@@ -191,6 +204,11 @@ def noise_on_means(
 def _cures(told: Forecast, build: build_lib.Build, num_trained: int) -> Iterator[str]:
     """Yields what would help, the cheapest first, where the noise hides something."""
     means = told.mean_noise is not None and not told.means_clear
+    if told.is_short:
+        yield (
+            f'Give the run more time: from {_SHORT_WARM_START:,} steps on a warm start begins to tell classes apart '
+            '(WarmStartConfig.num_steps; bin/init by --hours).'
+        )
     if not means and told.gradient_share >= CLEAR_STEPS:
         return
     # By which factor there is too much noise; more units and, up to epsilon 10 or so, more epsilon count as much.
@@ -210,12 +228,12 @@ def _cures(told: Forecast, build: build_lib.Build, num_trained: int) -> Iterator
     finetuning = build.recipe.finetuning
     if not means and finetuning is not None and not finetuning.trainable:
         yield "Train fewer weights: FinetuningConfig.trainable = ('norm', 'embedding')."
+    yield f'Gather about {math.ceil(10.0 * factor) / 10.0:g} times as many units, so that noise hides little.'
     if build.spec.has_owners:
         yield (
-            f'Protect one image in place of {build.spec.unit}, which makes a unit of each image; someone with several '
-            'images is then protected less, the less the more images are theirs.'
+            f'One image as the unit in place of {build.spec.unit} would take less noise. But the statement would then '
+            'promise little or nothing to anyone with several images.'
         )
-    yield f'Gather about {math.ceil(10.0 * factor) / 10.0:g} times as many units.'
     target = build.plan.config.target_epsilon if build.plan else None
     if target is not None and target < cautions.LARGE_EPSILON:
         larger = min(cautions.LARGE_EPSILON, math.ceil(target * factor))

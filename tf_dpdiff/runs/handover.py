@@ -78,6 +78,7 @@ class HandedOver(NamedTuple):
       digest: SHA-256 of SHA256SUMS, to be told to the receiver by another way.
       missing: The questions that the curator has not answered.
       not_checked: What could not be looked for, a sentence each.
+      cautions: What its card tells first, a sentence each.
     """
 
     directory: pathlib.Path
@@ -86,6 +87,7 @@ class HandedOver(NamedTuple):
     digest: str
     missing: list[curator.Question]
     not_checked: list[str]
+    cautions: list[str]
 
 
 def make(
@@ -144,7 +146,8 @@ def make(
         files.write_text(temporary / folder.SHA256SUMS, _sums(temporary))
         _write_archive(temporary, temporary_archive, output.name)
     missing = answers.missing(is_private=facts.is_private)
-    return HandedOver(output, archive, len(images), _sha256(output / folder.SHA256SUMS), missing, not_checked)
+    digest = _sha256(output / folder.SHA256SUMS)
+    return HandedOver(output, archive, len(images), digest, missing, not_checked, facts.cautions)
 
 
 def _check_output(output: pathlib.Path) -> pathlib.Path:
@@ -317,6 +320,12 @@ def digest_of(path: pathlib.Path) -> str | None:
     with _opened(path) as directory:
         sums = directory / folder.SHA256SUMS
         return _sha256(sums) if sums.is_file() else None
+
+
+def claim_of(path: pathlib.Path) -> str:
+    """Returns in a sentence what the statement of a release claims."""
+    with _opened(path) as directory:
+        return store.describe(directory / folder.STATEMENT_JSON)
 
 
 @contextlib.contextmanager

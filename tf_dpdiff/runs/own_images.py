@@ -24,11 +24,13 @@ _MOST_MEANS, _ROUNDS = 40, 5
 # Of what one Gaussian release of the whole budget would be: the warm start's part where it buys many means, and else.
 # MNIST at epsilon 10 and at 1 is so in its own recipes: what tells classes apart comes from the means first.
 _WARM_START_SHARES, _MANY_MEANS = (0.3, 0.8), 10
-_NUM_STEPS = 100
+# Private steps: fewer where time permits no large batches, since a large batch costs less noise than many steps.
+_FEWEST_STEPS, _MOST_STEPS = 20, 100
 _LARGEST_BATCH, _BATCH_SHARE = 4096, 0.5
 _FEWEST_VIEWS, _MOST_VIEWS = 4, 16  # Of a unit, where time permits.
-# Parts of the time; the rest is a margin.
-_WARM_START_TIME, _PRIVATE_TIME, _SAMPLES_TIME = 0.2, 0.45, 0.2
+# Parts of the time; the rest is a margin. The warm start comes first: private steps do not teach classes that it has
+# not taught. What it does not need is theirs.
+_WARM_START_TIME, _TRAINING_TIME, _SAMPLES_TIME = 0.45, 0.65, 0.2
 WARM_START_BATCH, EVALUATIONS_PER_SAMPLE = 128, 20
 _FEWEST_WARM_START_STEPS, _MOST_WARM_START_STEPS = 200, 3000
 _FEWEST_SAMPLES, _MOST_SAMPLES = 500, 20000
@@ -103,15 +105,18 @@ def choose(facts: Facts) -> Choice:
         release = _class_means(facts, share / alone**2)
         if release.means_per_class >= _MANY_MEANS:
             break
-    batch_size, num_views = _private_steps(facts)
     secs, public = 3600.0 * facts.hours, facts.speed.public
-    warm_start_steps = int(secs * _WARM_START_TIME * public / WARM_START_BATCH)
+    affordable = int(secs * _WARM_START_TIME * public / WARM_START_BATCH)
+    warm_start_steps = _round_down(_between(affordable, _FEWEST_WARM_START_STEPS, _MOST_WARM_START_STEPS))
+    rest = secs * _TRAINING_TIME - warm_start_steps * WARM_START_BATCH / public
+    least = secs * (_TRAINING_TIME - _WARM_START_TIME)
+    num_steps, batch_size, num_views = _private_steps(facts, max(rest, least))
     num_samples = int(secs * _SAMPLES_TIME * public / (forecast_lib.FORWARD_SHARE * EVALUATIONS_PER_SAMPLE))
     return Choice(
         release,
         share,
-        _round_down(_between(warm_start_steps, _FEWEST_WARM_START_STEPS, _MOST_WARM_START_STEPS)),
-        _NUM_STEPS,
+        warm_start_steps,
+        num_steps,
         batch_size,
         num_views,
         _round_down(_between(num_samples, _FEWEST_SAMPLES, _MOST_SAMPLES)),
@@ -146,17 +151,19 @@ def _class_means(facts: Facts, squared_budget: float) -> class_means.ClassMeansC
     return release(of_rounds, num_means) if num_means > 2 else release(of_one, 1)
 
 
-def _private_steps(facts: Facts) -> tuple[int, int]:
-    """Returns the expected batch size and the views a unit that fit the time.
+def _private_steps(facts: Facts, secs: float) -> tuple[int, int, int]:
+    """Returns the steps, the expected batch size and the views per unit that fit some seconds.
 
     A larger batch costs less noise than more steps, and more views cost none: the batch comes first, up to half of the
-    units, then K, up to 16.
+    units, then steps, up to 100, then K, up to 16.
     """
-    views_a_step = 3600.0 * facts.hours * _PRIVATE_TIME * facts.speed.private / _NUM_STEPS
+    views = secs * facts.speed.private
     most = max(1, min(_LARGEST_BATCH, math.floor(_BATCH_SHARE * facts.num_units)))
+    num_steps = _between(math.floor(views / (most * _FEWEST_VIEWS)), _FEWEST_STEPS, _MOST_STEPS)
+    views_a_step = views / num_steps
     batch_size = min(most, _round_down(max(1, math.floor(views_a_step / _FEWEST_VIEWS))))
     num_views = _between(math.floor(views_a_step / batch_size), 1, _MOST_VIEWS)
-    return batch_size, num_views
+    return num_steps, batch_size, num_views
 
 
 def _between(value: int, least: int, most: int) -> int:
