@@ -14,6 +14,7 @@ from tf_dpdiff import progress
 from tf_dpdiff.data import datasets
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.evaluation import canaries as canaries_lib
+from tf_dpdiff.evaluation import gradient_canaries as gradient_canaries_lib
 from tf_dpdiff.evaluation import membership
 from tf_dpdiff.evaluation import pictures
 from tf_dpdiff.networks import denoiser
@@ -52,6 +53,7 @@ class AuditRecipe:
       pretraining: The public stage, or None.
       warm_start: The stage on what a noisy release tells of the classes, or None.
       canaries: Which canaries, and how they are looked for.
+      gradient_canaries: Which canaries of an audit by gradients; see `gradient_audit`.
       loop: Settings of the loop.
     """
 
@@ -63,6 +65,7 @@ class AuditRecipe:
     pretraining: pretraining_lib.PretrainingConfig | None = None
     warm_start: warm_start_lib.WarmStartConfig | None = None
     canaries: canaries_lib.AuditConfig = canaries_lib.AuditConfig()
+    gradient_canaries: gradient_canaries_lib.GradientAuditConfig = gradient_canaries_lib.GradientAuditConfig()
     loop: loop_lib.TrainerConfig = loop_lib.TrainerConfig()
 
     def __post_init__(self):
