@@ -1,24 +1,20 @@
 """Tests of audits by gradient canaries: a correct program stays below its claim, each fault put into it is found."""
 
 import dataclasses
-import functools
 import json
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
+from tests.privacy import faults
 from tf_dpdiff.data import datasets
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.evaluation import canaries as canaries_lib
 from tf_dpdiff.evaluation import gradient_canaries
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import accounting
-from tf_dpdiff.privacy import clipping
 from tf_dpdiff.privacy import ledger as ledger_lib
-from tf_dpdiff.privacy import noise as noise_lib
 from tf_dpdiff.privacy import plan as plan_lib
-from tf_dpdiff.privacy import sampling
 from tf_dpdiff.privacy import seeds
 from tf_dpdiff.runs import audit as audit_lib
 from tf_dpdiff.runs import gradient_audit
@@ -86,68 +82,10 @@ def test_program_as_it_is_stays_below_its_claim_and_comes_near_to_it(sound):
     assert 'no fault was found' in result.to_text()
 
 
-def with_noise(change):
-    """Returns a fault: noise that is added otherwise."""
-    add = noise_lib.GaussianNoise.add
-
-    def fault(monkeypatch):
-        monkeypatch.setattr(noise_lib.GaussianNoise, 'add', functools.partialmethod(change, add))
-
-    return fault
-
-
-def scaled(self, add, sums, *, seed, step, factor):
-    return add(dataclasses.replace(self, stddev=factor * self.stddev), sums, seed=seed, step=step)
-
-
-def same_in_two_steps(self, add, sums, *, seed, step):
-    return add(self, sums, seed=seed, step=step - step % 2)
-
-
-def forgotten_in_one_variable(self, add, sums, *, seed, step):
-    noisy = add(self, sums, seed=seed, step=step)
-    return [sums[0], *noisy[1:]]
-
-
-def with_clipping(change):
-    """Returns a fault: units that are clipped otherwise."""
-    clip_and_sum = clipping.PerUnitClipper.clip_and_sum
-
-    def fault(monkeypatch):
-        monkeypatch.setattr(clipping.PerUnitClipper, 'clip_and_sum', functools.partialmethod(change, clip_and_sum))
-
-    return fault
-
-
-def each_variable_alone(self, clip_and_sum, gradients, is_padding, layers=None):
-    parts = [clip_and_sum(self, [gradient], is_padding, layers and ['']) for gradient in gradients]
-    return parts[0]._replace(sums=[part.sums[0] for part in parts])
-
-
-def not_the_first_unit_of_a_chunk(self, clip_and_sum, gradients, is_padding, layers=None):
-    clipped = clip_and_sum(self, gradients, is_padding, layers)
-    others = clip_and_sum(self, gradients, tf.concat([[True], is_padding[1:]], 0), layers)
-    counts = tf.where(is_padding[0], 0.0, 1.0)
-    return clipped._replace(sums=[s + counts * g[0] for s, g in zip(others.sums, gradients)])
-
-
-def sampled_too_often(monkeypatch):
-    sample = sampling.PoissonSampler.sample
-    monkeypatch.setattr(
-        sampling.PoissonSampler,
-        'sample',
-        lambda self, *arguments, **options: sample(sampling.PoissonSampler(1.0), *arguments, **options),
-    )
-
-
 def one_canary_is_never_clipped(monkeypatch):
-    """One of all units, whose gradient is ten times too long: added to the sum as it is."""
+    """One of all units, whose gradient is ten times too long, is added as it is."""
     monkeypatch.setattr(gradient_canaries, 'CanaryViews', _OneIsLonger)
-    monkeypatch.setattr(
-        clipping.PerUnitClipper,
-        'clip_and_sum',
-        functools.partialmethod(_clip_all_but_that_one, clipping.PerUnitClipper.clip_and_sum),
-    )
+    faults.long_units_not_clipped(monkeypatch, 5.0)
 
 
 class _OneIsLonger(gradient_canaries.CanaryViews):
@@ -157,25 +95,17 @@ class _OneIsLonger(gradient_canaries.CanaryViews):
         super().__init__(directions, slots, num_units, lengths, variables, num_views)
 
 
-def _clip_all_but_that_one(self, clip_and_sum, gradients, is_padding, layers=None):
-    clipped = clip_and_sum(self, gradients, is_padding, layers)
-    is_that_one = clipped.norms > 5.0 * self.l2_norm_clip
-    others = clip_and_sum(self, gradients, tf.logical_or(is_padding, is_that_one), layers)
-    weights = tf.cast(tf.logical_and(is_that_one, tf.logical_not(is_padding)), tf.float32)
-    return clipped._replace(sums=[s + tf.tensordot(weights, g, 1) for s, g in zip(others.sums, gradients)])
-
-
 ABOVE, TOO_LITTLE = 'above the claim', 'refuted: noise is as large'
 TWICE, TOO_LONG = 'refuted: no noise is used twice', 'refuted: no unit is longer'
 FAULTS = {
-    'two thirds of the noise': (with_noise(functools.partial(scaled, factor=2 / 3)), {ABOVE, TOO_LITTLE}),
-    'half of the variance': (with_noise(functools.partial(scaled, factor=0.5**0.5)), {ABOVE, TOO_LITTLE}),
-    'noise forgotten in one variable': (with_noise(forgotten_in_one_variable), {TOO_LITTLE}),
-    'the same noise in two steps': (with_noise(same_in_two_steps), {TWICE}),
-    'each variable clipped alone': (with_clipping(each_variable_alone), {ABOVE}),
-    'first unit of each chunk not clipped': (with_clipping(not_the_first_unit_of_a_chunk), {TOO_LONG}),
+    'two thirds of the noise': (faults.TWO_THIRDS_OF_THE_NOISE, {ABOVE, TOO_LITTLE}),
+    'half of the variance': (faults.HALF_OF_THE_VARIANCE, {ABOVE, TOO_LITTLE}),
+    'noise forgotten in one variable': (faults.no_noise_in_one_variable, {TOO_LITTLE}),
+    'the same noise in two steps': (faults.same_noise_in_two_steps, {TWICE}),
+    'each variable clipped alone': (faults.each_variable_clipped_alone, {ABOVE}),
+    'first unit of each chunk not clipped': (faults.first_unit_of_a_chunk_not_clipped, {TOO_LONG}),
     'one unit of all not clipped': (one_canary_is_never_clipped, {TOO_LONG}),
-    'all units in every step': (sampled_too_often, {ABOVE}),
+    'all units in every step': (faults.all_units_in_every_step, {ABOVE}),
 }
 # Each takes a few seconds.
 QUICK = {

@@ -225,7 +225,7 @@ class Listener:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Listening(optimization.OptimizationConfig):
+class Listening(optimization.OptimizationConfig):
     """As the optimization of a run, but listened to."""
 
     def make_optimizer(self, num_steps: int) -> Any:
@@ -323,7 +323,7 @@ class GradientCanaries:
             variables,
             finetuning.views.augmentation_multiplicity,
         )
-        listening = _Listening(**dataclasses.asdict(finetuning.optimization))
+        listening = Listening(**dataclasses.asdict(finetuning.optimization))
         finetuning = dataclasses.replace(finetuning, optimization=listening)
         training = training._replace(make_view_sampler=lambda unused_views: views)
         return finetuning_lib.make_stage(finetuning, training, self._plan, data, state), directions
