@@ -138,6 +138,22 @@ def test_everything_is_in_the_private_folders(leak, data):
     assert read(leak)['membership_attack']['num_non_members'] == num_of(data, 'held_out')
 
 
+def test_summary_is_written_of_public_images_alone(leak, data, tmp_path, monkeypatch):
+    assert not (leak / 'audit_summary.json').exists()  # Control: nothing says that these images are public.
+    read_npz = datasets.npz_images
+    source = datasets.PrivateData.__init__
+
+    def public(self, **options):
+        source(self, **{**options, 'is_public': True})
+
+    monkeypatch.setattr(datasets.PrivateData, '__init__', public)
+    assert read_npz(str(data)).is_public
+    assert verbs.call(audit, *tiny(data, tmp_path, *NO_NOISE, 'NUM_STEPS = 2')) == command.DONE
+    summary = json.loads((tmp_path / 'audit_summary.json').read_text())
+    assert summary['is_public'] and summary['audit'] == read(tmp_path)['audit']
+    assert 'membership_attack' not in summary and (tmp_path / 'audit_summary.txt').exists()
+
+
 def test_same_command_on_a_finished_audit_finds_the_same(leak, data, capsys):
     before = read(leak)
     assert verbs.call(audit, *tiny(data, leak, *NO_NOISE)) == command.DONE

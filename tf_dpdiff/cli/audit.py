@@ -77,6 +77,8 @@ def _print_results(workdir: pathlib.Path, kind: str, done: audit_lib.FinishedAud
     table.add_row('verdict', verdict)
     _add_attack(table, done.attack, workdir / folder.NON_PRIVATE / audit_lib.AUDIT)
     table.add_row('time', done.time)
+    if done.is_public:
+        table.add_row('may be published', f'{workdir / folder.AUDIT_SUMMARY}, .txt')
     rich_console.Console().print(table)
     if result.is_violation:
         print(
@@ -129,7 +131,7 @@ def _print_gradient_audit(
         verdict = 'nothing is claimed'
     table.add_row('verdict', verdict)
     table.add_row('time', clock.describe())
-    table.add_row('may be published', f'{workdir / gradient_audit_lib.SUMMARY}.json, .txt')
+    table.add_row('may be published', f'{workdir / folder.AUDIT_SUMMARY}, .txt')
     rich_console.Console().print(table)
     if result.is_violation:
         print(

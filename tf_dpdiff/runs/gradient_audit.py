@@ -5,13 +5,11 @@ Of the private data nothing is read but how many units there are, which is publi
 
 from collections.abc import Callable
 import dataclasses
-import json
 import pathlib
 from typing import NamedTuple
 
 from tf_dpdiff import files
 from tf_dpdiff import progress
-from tf_dpdiff import version
 from tf_dpdiff.evaluation import canaries as canaries_lib
 from tf_dpdiff.evaluation import gradient_audit as judging
 from tf_dpdiff.evaluation import gradient_canaries
@@ -19,6 +17,7 @@ from tf_dpdiff.networks import denoiser
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import seeds
 from tf_dpdiff.runs import audit as audit_lib
+from tf_dpdiff.runs import audit_summary
 from tf_dpdiff.runs import build as build_lib
 from tf_dpdiff.runs import folder
 from tf_dpdiff.runs import recipe as recipe_lib
@@ -26,7 +25,6 @@ from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import interruption
 from tf_dpdiff.training import strategies
 
-SUMMARY = 'audit_summary'  # .json and .txt, in the folder of the audit.
 _NOTE = (
     'An audit of the private steps by gradient canaries. No private image was read for it, and canaries, seeds and '
     'noise were drawn for it alone: it may be published.'
@@ -120,7 +118,6 @@ def audit(
     with progress.working('audit', 'bounding epsilon'):
         result = prepared.judge.judge(heard, included, state.ledger)
     files.write_text(workdir / folder.OPERATIVE_CONFIG, configuration)
-    facts = {'note': _NOTE, 'is_public': True, 'version': version.__version__, 'summary': result.to_text()}
     settings = {
         'private_data': prepared.build.spec.name,
         'num_units': prepared.plan.num_units,
@@ -128,11 +125,14 @@ def audit(
         'privacy': prepared.plan.fingerprint(),
         'gradient_canaries': dataclasses.asdict(recipe.gradient_canaries),
     }
-    files.write_text(
-        workdir / f'{SUMMARY}.json',
-        json.dumps({**facts, 'settings': settings, 'audit': result.to_dict()}, indent=2) + '\n',
+    audit_summary.write(
+        workdir,
+        note=_NOTE,
+        what='gradient canaries in the private steps',
+        summary=result.to_text(),
+        settings=settings,
+        audit=result.to_dict(),
     )
-    files.write_text(workdir / f'{SUMMARY}.txt', f'{result.to_text()}\n')
     return result
 
 
