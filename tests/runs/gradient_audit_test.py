@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -25,6 +28,7 @@ from tf_dpdiff.training import optimization
 from tf_dpdiff.training import views as views_lib
 
 pytestmark = pytest.mark.usefixtures('small_network')
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 NUM_CANARIES = 600
 PRIVACY = plan_lib.DpSgdConfig(
     target_delta=1e-4, expected_batch_size=310, num_steps=8, l2_norm_clip=1e-2, noise_multiplier=1.0
@@ -130,6 +134,33 @@ def test_fault_is_found_by_what_is_there_to_find_it(monkeypatch, tmp_path, name)
     if ABOVE in expected:
         assert result.found.independent > result.proven_epsilon
     assert 'FAULTS WERE FOUND' in (tmp_path / 'audit_summary.txt').read_text()
+
+
+@pytest.mark.long
+def test_two_devices_together_stay_below_the_claim(tmp_path):
+    settings = (
+        'GradientAuditConfig.num_canaries = 600',
+        'GradientAuditConfig.confidence = 0.9999',
+        'EXPECTED_BATCH_SIZE = 1018',
+        'NUM_STEPS = 8',
+        'DpSgdConfig.noise_multiplier = 1.0',
+        'TARGET_EPSILON = None',
+        'StrategyConfig.logical_cpus = 2',
+    )
+    # A program of its own, since the number of devices is chosen before anything else.
+    subprocess.run(
+        [
+            *(sys.executable, '-m', 'tf_dpdiff.cli', 'audit', '--gin_file=gin/audit_gradients_digits.gin'),
+            *('--gradient_canaries', '--strategy=mirrored', f'--workdir={tmp_path}'),
+            *(f'--gin_param={setting}' for setting in settings),
+        ],
+        check=True,
+        cwd=ROOT,
+    )
+    summary = json.loads((tmp_path / 'audit_summary.json').read_text())
+    found = summary['audit']
+    assert summary['settings']['num_replicas'] == 2 and not found['is_violation']
+    assert 0.3 * found['proven_epsilon'] < found['found']['independent'] < found['proven_epsilon']
 
 
 def test_accounting_that_forgets_steps_is_found(monkeypatch, tmp_path):
