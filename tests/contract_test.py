@@ -227,6 +227,7 @@ def test_line_6_steps_stop_before_the_budget_would_be_passed():
         {'l2_norm_clip': 0.2},
         {'target_delta': 2e-4},
         {'clipping': 'per_layer'},
+        {'clipping': 'normalized'},
         'other data',
     ],
 )

@@ -24,6 +24,7 @@ from .diffusion.timesteps import TimestepMixture as TimestepMixture
 from .evaluation.canaries import AuditConfig as AuditConfig
 from .evaluation.classifiers import ClassifierConfig as ClassifierConfig
 from .evaluation.features import FeaturesConfig as FeaturesConfig
+from .evaluation.gradient_canaries import GradientAuditConfig as GradientAuditConfig
 from .evaluation.metrics import QualityConfig as QualityConfig
 from .evaluation.neighbors import NeighborsConfig as NeighborsConfig
 from .evaluation.selection import SelectionConfig as SelectionConfig

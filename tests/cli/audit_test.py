@@ -138,6 +138,22 @@ def test_everything_is_in_the_private_folders(leak, data):
     assert read(leak)['membership_attack']['num_non_members'] == num_of(data, 'held_out')
 
 
+def test_summary_is_written_of_public_images_alone(leak, data, tmp_path, monkeypatch):
+    assert not (leak / 'audit_summary.json').exists()  # Control: nothing says that these images are public.
+    read_npz = datasets.npz_images
+    source = datasets.PrivateData.__init__
+
+    def public(self, **options):
+        source(self, **{**options, 'is_public': True})
+
+    monkeypatch.setattr(datasets.PrivateData, '__init__', public)
+    assert read_npz(str(data)).is_public
+    assert verbs.call(audit, *tiny(data, tmp_path, *NO_NOISE, 'NUM_STEPS = 2')) == command.DONE
+    summary = json.loads((tmp_path / 'audit_summary.json').read_text())
+    assert summary['is_public'] and summary['audit'] == read(tmp_path)['audit']
+    assert 'membership_attack' not in summary and (tmp_path / 'audit_summary.txt').exists()
+
+
 def test_same_command_on_a_finished_audit_finds_the_same(leak, data, capsys):
     before = read(leak)
     assert verbs.call(audit, *tiny(data, leak, *NO_NOISE)) == command.DONE
@@ -280,3 +296,65 @@ def test_wrong_folders_are_one_clear_line(run, leak, data, tmp_path, capsys):
         assert verbs.call(audit, *flags) == command.WRONG_USE
         error = capsys.readouterr().err.strip()
         assert message in error and '\n' not in error
+
+
+GRADIENTS = (
+    'FinetuningConfig.trainable = ()',
+    'UNetConfig.base_channels = 32',
+    'NUM_STEPS = 3',
+    'GradientAuditConfig.num_canaries = 300',
+)
+
+
+def gradients(data, workdir, *more):
+    # Epsilon is not calibrated to: that takes a while.
+    noise = ('DpSgdConfig.noise_multiplier = 0.8', 'TARGET_EPSILON = None', 'EXPECTED_BATCH_SIZE = 190')
+    flags = tiny(data, workdir, 'audit.gradient_canaries = @GradientAuditConfig()', *GRADIENTS, *noise, *more)
+    return ['--gradient_canaries', *flags]
+
+
+def test_gradient_canaries_give_a_bound_below_the_claim_and_a_summary_to_publish(data, tmp_path, capsys):
+    confidence = (
+        'GradientAuditConfig.confidence = 0.99999'  # Or else a correct program is accused once in a hundred times.
+    )
+    assert verbs.call(audit, *gradients(data, tmp_path, confidence)) == command.DONE
+    out = words(capsys.readouterr().out)
+    for fact in ('proven epsilon', 'independent canaries', 'for any program', 'no fault was found', 'may be published'):
+        assert fact in out
+    summary = json.loads((tmp_path / 'audit_summary.json').read_text())
+    assert summary['is_public'] and summary['audit']['num_canaries'] == 300
+    assert 0.0 < summary['audit']['epsilon_lower_bound'] < summary['audit']['proven_epsilon']
+    assert not (tmp_path / 'non_private').exists() and not (tmp_path / 'checkpoints').exists()
+
+
+def test_gradient_canaries_find_half_of_the_noise(data, tmp_path, capsys, monkeypatch):
+    add = noise.GaussianNoise.add
+    monkeypatch.setattr(
+        noise.GaussianNoise,
+        'add',
+        lambda self, sums, **options: add(noise.GaussianNoise(0.5 * self.stddev), sums, **options),
+    )
+    assert verbs.call(audit, *gradients(data, tmp_path)) == command.FAILED
+    said = capsys.readouterr()
+    assert 'DO NOT RELEASE' in words(said.out) and 'above the claim' in said.err
+    assert json.loads((tmp_path / 'audit_summary.json').read_text())['audit']['is_violation']
+
+
+def test_dry_run_of_gradient_canaries_says_what_to_expect_and_writes_nothing(data, tmp_path, capsys):
+    assert verbs.call(audit, *gradients(data, tmp_path / 'none'), '--dry_run') == command.DONE
+    out = words(capsys.readouterr().out)
+    assert '300 are gradient canaries' in out and 'to be expected' in out
+    assert not (tmp_path / 'none').exists()
+
+
+def test_gradient_canaries_and_membership_are_two_audits_and_too_many_canaries_are_one_clear_line(
+    data, tmp_path, capsys
+):
+    wrong = [
+        ([*gradients(data, tmp_path), '--membership'], 'are two audits: ask for one of them'),
+        (gradients(data, tmp_path, 'GradientAuditConfig.num_canaries = 5000'), 'take at most '),
+    ]
+    for flags, message in wrong:
+        assert verbs.call(audit, *flags) == command.WRONG_USE
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert message in error

@@ -157,7 +157,7 @@ def test_unit_that_would_not_be_protected_is_refused(tmp_path, capsys):
         (['--gin_file=gin/base/private.gin'], 'REQUIRED'),
         (
             ['--gin_file=nowhere.gin'],
-            'no such configuration: nowhere.gin; the project has audit_digits.gin, camelyon.gin',
+            'no such configuration: nowhere.gin; the project has audit_digits.gin, audit_gradients_digits.gin, ',
         ),
         ([], 'give a configuration'),
         (['--gin_fil=gin/digits.gin'], 'unrecognized arguments: --gin_fil'),

@@ -121,6 +121,23 @@ def test_what_may_go_out_is_in_it_and_nothing_else(released):
         assert sorted(samples) == ['class_names', 'images', 'labels'] and len(samples['images']) == 120
 
 
+def test_summary_of_an_audit_goes_out_where_it_is_named_and_public(run, tmp_path, capsys):
+    summary = {'note': '', 'is_public': True, 'version': '0', 'what': '', 'summary': '', 'settings': {}}
+    for is_public, is_violation, message in (
+        (False, False, 'does not say that it is public'),
+        (True, True, 'tells of faults'),
+    ):
+        audit = {**summary, 'is_public': is_public, 'audit': {'is_violation': is_violation}}
+        (tmp_path / 'audit.json').write_text(json.dumps(audit))
+        assert call(run[0], tmp_path / 'out', f'--audit={tmp_path / "audit.json"}') == command.WRONG_USE
+        assert message in capsys.readouterr().err and not (tmp_path / 'out').exists()
+    (tmp_path / 'audit.json').write_text(json.dumps({**summary, 'audit': {'is_violation': False}}))
+    assert call(run[0], tmp_path / 'out', f'--audit={tmp_path / "audit.json"}') == command.DONE
+    assert {path.name for path in (tmp_path / 'out').iterdir()} == {*NAMES, 'audit_summary.json'}
+    assert 'audit_summary.json' in (tmp_path / 'out' / 'README.md').read_text()
+    assert verbs.call(release, f'--verify={tmp_path / "out"}') == command.DONE
+
+
 def test_digests_are_in_the_form_of_sha256sum_and_of_all_files(released):
     lines = (released / 'SHA256SUMS').read_text().splitlines()
     listed = dict(reversed(line.split('  ', 1)) for line in lines)

@@ -5,6 +5,7 @@ import pytest
 
 DIGITS = {
     'audit_digits.gin',
+    'audit_gradients_digits.gin',
     'digits.gin',
     'digits_dit.gin',
     'digits_from_mnist.gin',

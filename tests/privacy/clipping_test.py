@@ -188,6 +188,72 @@ def test_neighbours_differ_by_at_most_the_sensitivity(kind, change, adversarial,
     assert difference > 0.3 * clip  # Or the bound would hold for a clipper that does nothing.
 
 
+NORMALIZED = functools.partial(clipping.PerUnitClipper, normalized=True)
+
+
+@pytest.mark.parametrize('kind', ['dense', 'conv'])
+@pytest.mark.parametrize('units_per_chunk', [1, 3, 50])
+def test_normalized_sum_equals_a_loop_however_it_is_cut(kind, units_per_chunk):
+    model = make_model(kind)
+    batch = make_batch(model, 7)
+    total = 0.0
+    for x, y in zip(*batch):
+        with tf.GradientTape() as tape:
+            loss = unit_loss(model)((x, y))
+        gradient = np.concatenate([g.numpy().ravel() for g in tape.gradient(loss, model.trainable_variables)])
+        total = total + 0.5 * gradient / (np.linalg.norm(gradient.astype(np.float64)) + 0.01)
+    found, diagnostics = clipped_sum(model, batch, clip=0.5, cls=NORMALIZED, units_per_chunk=units_per_chunk)
+    np.testing.assert_allclose(found, total, rtol=2e-4, atol=1e-6)
+    assert float(diagnostics['num_nonfinite']) == 0.0
+
+
+@pytest.mark.parametrize('scale', [1e-3, 1.0, 1e6])
+@pytest.mark.parametrize('clip', [1e-10, 1e-3, 1.0, 1e10])
+def test_normalized_gradient_is_never_longer_than_the_clip_and_a_long_one_is_nearly_as_long(clip, scale):
+    generator = np.random.default_rng(0)
+    gradient = (scale * generator.standard_normal([1, 30, 7])).astype(np.float32)
+    clipped = NORMALIZED(clip).clip_and_sum([gradient], tf.constant([False]))
+    norm = np.linalg.norm(clipped.sums[0].numpy().astype(np.float64))
+    length = np.linalg.norm(gradient.astype(np.float64))
+    assert norm <= clip and norm == pytest.approx(clip * length / (length + 0.01), rel=1e-4)
+
+
+@pytest.mark.parametrize('kind', ['dense', 'conv'])
+@pytest.mark.parametrize('change', RELATION_OF_CHANGE)
+@pytest.mark.parametrize('adversarial', [1e-3, 1.0, 1e5, float('nan'), float('inf')])
+def test_normalized_neighbours_differ_by_at_most_the_sensitivity(kind, change, adversarial):
+    difference, clip = neighbouring_sums(kind, change, adversarial=adversarial, cls=NORMALIZED)
+    assert difference <= NORMALIZED(clip).sensitivity(RELATION_OF_CHANGE[change]) * (1.0 + 1e-5)
+    assert difference > 0.3 * clip
+
+
+def test_normalized_gradients_of_zero_and_those_that_are_not_finite_contribute_zero_and_change_no_other():
+    rows = np.array([[3.0, 4.0], [0.0, 0.0], [np.nan, 1.0], [np.inf, 1.0], [1e-30, 0.0], [3e38, 3e38]], np.float32)
+    clipped = NORMALIZED(2.0).clip_and_sum([rows], tf.constant([False] * 6))
+    np.testing.assert_allclose(clipped.sums[0], 2.0 * np.array([3.0, 4.0]) / 5.01, rtol=1e-5)
+    np.testing.assert_array_equal(clipped.is_kept, [True, True, False, False, True, False])
+    padded = NORMALIZED(2.0).clip_and_sum([rows], tf.constant([True] * 6))
+    np.testing.assert_array_equal(padded.sums[0], 0.0)
+
+
+def test_control_without_the_constant_a_gradient_of_zero_poisons_the_sum(monkeypatch):
+    monkeypatch.setattr(clipping, 'STABILITY', 0.0)
+    clipped = NORMALIZED(2.0).clip_and_sum([np.zeros([2, 2], np.float32)], tf.constant([False] * 2))
+    assert not np.all(np.isfinite(clipped.sums[0]))
+
+
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        ({'per_layer': True}, 'layer by layer or normalized, not both'),
+        ({'l2_norm_clip': float('inf')}, 'need a finite l2_norm_clip'),
+    ],
+)
+def test_what_cannot_be_normalized_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        NORMALIZED(**{'l2_norm_clip': 1.0, **options})
+
+
 class SkipsLargeUnits(clipping.PerUnitClipper):
     def clip_and_sum(self, gradients, *arguments):
         clipped = super().clip_and_sum(gradients, *arguments)

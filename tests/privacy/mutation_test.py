@@ -83,6 +83,27 @@ MUTANTS = (
         'self.l2_norm_clip)[0]',
         CLIPPING,
     ),
+    Mutant(
+        'normalized gradients that are long again where they are short',
+        'privacy/clipping.py',
+        'scale = bound / (layer_norms + STABILITY)',
+        'scale = bound / tf.minimum(layer_norms, STABILITY)',
+        CLIPPING,
+    ),
+    Mutant(
+        'gradients of zero are divided by nothing',
+        'privacy/clipping.py',
+        'scale = bound / (layer_norms + STABILITY)',
+        'scale = bound / layer_norms',
+        CLIPPING,
+    ),
+    Mutant(
+        'normalized plans only clip',
+        'privacy/plan.py',
+        "normalized=config.clipping == 'normalized'",
+        'normalized=False',
+        PLAN,
+    ),
     Mutant('bound without a margin for rounding', 'privacy/clipping.py', '(1.0 - margin)', '(1.0 + margin)', CLIPPING),
     Mutant(
         'squares added up in float32 however many there are',

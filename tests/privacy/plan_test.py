@@ -47,8 +47,9 @@ def test_noise_is_the_multiplier_times_what_a_unit_adds_however_it_is_clipped(cl
         make_plan().config, clipping=clipping, neighboring_relation=relation, noise_multiplier=50.0, l2_norm_clip=0.3
     )
     plan = plan_lib.make_plan(config, 1000)
-    # Layer by layer or as a whole, a unit adds at most C: the clipper's tests show it.
+    # Layer by layer, as a whole or normalized, a unit adds at most C: the clipper's tests show it.
     assert plan.clipper.per_layer == (clipping == 'per_layer')
+    assert plan.clipper.normalized == (clipping == 'normalized')
     assert plan.noise.stddev == pytest.approx(50.0 * 0.3) == 50.0 * plan.clipper.sensitivity(relation)
 
 

@@ -81,6 +81,14 @@ def test_statement_names_what_a_reader_needs():
         assert fact in text
 
 
+@pytest.mark.parametrize(
+    'clipping, words', [('per_layer', '(per layer)'), ('normalized', '(normalized: a shorter one')]
+)
+def test_statement_says_how_gradients_are_clipped(clipping, words):
+    made = make_statement(config=dataclasses.replace(CONFIG, clipping=clipping))
+    assert words in made.to_text() and made.to_dict()['clipping'] == clipping
+
+
 def test_statement_says_what_was_done_to_the_images_and_nothing_where_nothing_was():
     plain, prepared = make_statement(), make_statement(preparation='resized to 32x32 (cropped)')
     assert prepared.to_dict() == {**plain.to_dict(), 'image_preparation': 'resized to 32x32 (cropped)'}

@@ -1,4 +1,4 @@
-"""bin/audit: is the implementation as private as it claims? A run with canaries, and attacks on its model."""
+"""bin/audit: is the implementation as private as it claims? Runs with canaries, and attacks on what they release."""
 
 import math
 import pathlib
@@ -11,12 +11,14 @@ from tf_dpdiff import progress
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import gin_config
 from tf_dpdiff.cli import strategy_flags
+from tf_dpdiff.evaluation import gradient_audit as gradient_audit_result
 from tf_dpdiff.evaluation import membership
 from tf_dpdiff.privacy import auditing
 from tf_dpdiff.privacy import rounding
 from tf_dpdiff.runs import audit as audit_lib
 from tf_dpdiff.runs import clock as clock_lib
 from tf_dpdiff.runs import folder
+from tf_dpdiff.runs import gradient_audit as gradient_audit_lib
 from tf_dpdiff.training import strategies
 
 gin_config.root(audit_lib.AuditRecipe, 'audit')
@@ -75,6 +77,8 @@ def _print_results(workdir: pathlib.Path, kind: str, done: audit_lib.FinishedAud
     table.add_row('verdict', verdict)
     _add_attack(table, done.attack, workdir / folder.NON_PRIVATE / audit_lib.AUDIT)
     table.add_row('time', done.time)
+    if done.is_public:
+        table.add_row('may be published', f'{workdir / folder.AUDIT_SUMMARY}, .txt')
     rich_console.Console().print(table)
     if result.is_violation:
         print(
@@ -82,6 +86,57 @@ def _print_results(workdir: pathlib.Path, kind: str, done: audit_lib.FinishedAud
             f'{rounding.round_up(result.proven_epsilon)}: the implementation or the accounting is wrong; do not '
             f'release. (At {rounding.percent(result.confidence)} confidence a correct one may be accused by chance: a '
             'second audit tells.)',
+            file=sys.stderr,
+        )
+
+
+def _show_gradient_audit(recipe: audit_lib.AuditRecipe) -> None:
+    """Prints what an audit by gradients would do."""
+    prepared = gradient_audit_lib.prepare(recipe, say=progress.sayer('audit'))
+    plan, confidence = prepared.plan.config, rounding.percent(recipe.gradient_canaries.confidence)
+    table = command.facts_table('what would be done')
+    table.add_row('units', f'{prepared.plan.num_units:,}, of which {len(prepared.canaries):,} are gradient canaries')
+    table.add_row('private steps', f'{plan.num_steps:,} of {plan.expected_batch_size:,} expected units')
+    table.add_row('proven epsilon', _claim(prepared.plan.epsilon(), plan.target_delta))
+    expected = prepared.judge.expected()
+    if expected is not None:
+        table.add_row('to be expected', f'epsilon >= {rounding.round_down(expected)} at {confidence} confidence')
+    table.add_row('most that can be shown', f'epsilon >= {rounding.round_down(prepared.judge.most())}')
+    print(gin.operative_config_str())
+    rich_console.Console().print(table)
+
+
+def _print_gradient_audit(
+    workdir: pathlib.Path, result: gradient_audit_result.GradientAuditResult, clock: clock_lib.Clock
+) -> None:
+    found, confidence = result.found, rounding.percent(result.confidence)
+    table = command.facts_table('audit by gradient canaries')
+    table.add_row('proven epsilon', _claim(result.proven_epsilon, result.delta))
+    table.add_row('lower bound', f'epsilon >= {rounding.round_down(found.independent)} at {confidence} confidence')
+    table.add_row(
+        '', f'from {found.num_correct:,} of {result.num_canaries:,} right guesses, about independent canaries'
+    )
+    table.add_row('', f'epsilon >= {rounding.round_down(found.one_run)} without independence, for this mechanism')
+    table.add_row('', f'epsilon >= {rounding.round_down(found.any_program)} for any program')
+    if result.expected is not None:
+        table.add_row('to be expected', f'epsilon >= {rounding.round_down(result.expected)} of a correct program')
+    table.add_row('most that can be shown', f'epsilon >= {rounding.round_down(result.most_that_can_be_shown)}')
+    for claim, p_value in result.p_values.items():
+        kept = 'not refuted' if p_value >= gradient_audit_result.SMALLEST_P_VALUE else 'REFUTED'
+        table.add_row('check', f'{claim}: {kept} (p = {p_value:.2g})')
+    verdict = 'no fault was found'
+    if result.is_violation:
+        verdict = 'THE IMPLEMENTATION OR THE ACCOUNTING IS WRONG; DO NOT RELEASE'
+    elif not math.isfinite(result.proven_epsilon):
+        verdict = 'nothing is claimed'
+    table.add_row('verdict', verdict)
+    table.add_row('time', clock.describe())
+    table.add_row('may be published', f'{workdir / folder.AUDIT_SUMMARY}, .txt')
+    rich_console.Console().print(table)
+    if result.is_violation:
+        print(
+            f'audit: {"; ".join(result.faults)}: the implementation or the accounting is wrong; do not release. (At '
+            f'{confidence} confidence a correct one may be accused by chance: a second audit tells.)',
             file=sys.stderr,
         )
 
@@ -112,6 +167,8 @@ def main(flags) -> int:
     gin_config.parse(flags.gin_file, flags.gin_param, 'audit', given=strategy_flags.given(flags))
     if flags.membership and flags.dry_run:
         raise command.UsageError('--membership trains nothing, so it has no --dry_run.')
+    if flags.membership and flags.gradient_canaries:
+        raise command.UsageError('--membership and --gradient_canaries are two audits: ask for one of them.')
     strategy = strategy_flags.configured(flags.strategy)
     num_workers = strategies.check(strategy)
     if num_workers > 1:
@@ -119,7 +176,8 @@ def main(flags) -> int:
             f"an audit is for one process, got {num_workers} workers: use the strategy 'default' or 'mirrored'."
         )
     if flags.dry_run:
-        _show(gin_config.make('audit'))
+        show = _show_gradient_audit if flags.gradient_canaries else _show
+        show(gin_config.make('audit'))
         return command.DONE
     if flags.membership:
         recipe, workdir = gin_config.make('audit'), pathlib.Path(flags.workdir).expanduser()
@@ -131,6 +189,12 @@ def main(flags) -> int:
     replicas = strategies.start(strategy)
     with folder.training_in(flags.workdir) as workdir, command.stopping('audit'):
         recipe = gin_config.make('audit')
+        if flags.gradient_canaries:
+            result = gradient_audit_lib.audit(
+                recipe, workdir, configuration=gin.operative_config_str(), replicas=replicas
+            )
+            _print_gradient_audit(workdir, result, clock)
+            return command.FAILED if result.is_violation else command.DONE
         done = audit_lib.audit(
             recipe, workdir, configuration=gin.operative_config_str(), replicas=replicas, clock=clock
         )
@@ -147,6 +211,11 @@ def run(argv: list[str] | None = None) -> None:
     parser.add_argument('--workdir', default='runs/audit', help='folder of the audit (default: %(default)s)')
     parser.add_argument(
         '--membership', action='store_true', help='only attack the model of the run in --workdir; trains nothing'
+    )
+    parser.add_argument(
+        '--gradient_canaries',
+        action='store_true',
+        help='attack the private steps by units whose gradients are known; reads no image',
     )
     parser.add_argument('--dry_run', action='store_true', help='print configuration and claim, and exit')
     sys.exit(command.run(parser, main, sys.argv[1:] if argv is None else argv))

@@ -15,7 +15,7 @@ from tf_dpdiff.runs import curator
 from tf_dpdiff.runs import folder as folder_lib
 from tf_dpdiff.runs import handover
 
-_OF_RELEASES = ('workdir', 'output', 'curator', 'num_images', 'budget_file', 'without_guarantee')
+_OF_RELEASES = ('workdir', 'output', 'curator', 'num_images', 'budget_file', 'without_guarantee', 'audit')
 
 
 def main(flags) -> int:
@@ -45,6 +45,7 @@ def _release(flags) -> int:
         num_images=flags.num_images,
         budget_path=flags.budget_file,
         without_guarantee=flags.without_guarantee,
+        audit_path=pathlib.Path(flags.audit).expanduser() if flags.audit else None,
         private_data=private_data,
     )
     unread = [f'they could not be read: {reason}'] if reason and made.not_checked else []
@@ -115,6 +116,9 @@ def run(argv: list[str] | None = None) -> None:
         '--without_guarantee',
         action='store_true',
         help='hand over a run that has no privacy guarantee; its card says so first',
+    )
+    parser.add_argument(
+        '--audit', metavar='FILE', help='audit_summary.json of bin/audit, which says of itself that it is public'
     )
     parser.add_argument('--template', metavar='FILE', help='write an example of a --curator file, and nothing else')
     parser.add_argument('--verify', metavar='RELEASE', help='check a folder or zip that has arrived, and nothing else')

@@ -26,6 +26,8 @@ The modules in reading order, which is the order of the algorithm:
     model_check       refuses networks that mix the examples of a batch
     statement         the claim, in words and as JSON
     auditing          the claim put to the test: a lower bound on epsilon
+    tradeoffs         sharper lower bounds, by the trade-off curve of the mechanism that is claimed
+    sum_checks        exact tests of what the steps release
 
 This package imports numpy, scipy, tensorflow, keras and dp_accounting, and nothing else of this project.
 """

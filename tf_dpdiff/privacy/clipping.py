@@ -12,6 +12,8 @@ from tf_dpdiff.privacy import relations
 # for 10^10 of them and the smallest norm it is a share of 1e-8 of the squared norm.
 SMALLEST_NORM, LARGEST_NORM = 1e-10, 1e10
 _FLOAT32_ROUNDING = 2.0**-24  # Relative error of one operation.
+# Added to the norm that a gradient is divided by: gradients well above it all come out with the same norm.
+STABILITY = 0.01
 # Squares are added up in float32 along the innermost axis up to this size, and in float64 beyond it and along all
 # others.
 _MOST_FLOAT32_TERMS = 4096
@@ -60,17 +62,26 @@ class PerUnitClipper:
         (and the sensitivity is then infinite).
       per_layer: False: flat clipping, the gradient over all variables together to C. True: the gradient of each of L
         layers to C / sqrt(L), so that the whole is bounded by C too; useful where a few layers hold most of the norm.
+      normalized: Whether a gradient g becomes C g / (|g| + STABILITY), of norm below C, also where it is shorter than
+        C (automatic clipping): C is then no more than a factor of the learning rate, and is not searched for. Not
+        together with per_layer.
 
     References: Abadi et al. 2016, arXiv:1607.00133, Algorithm 1, "Clip gradient"; McMahan et al. 2018,
       arXiv:1710.06963, section 3.2, for flat and per-layer clipping; De et al. 2022, arXiv:2204.13650, section 3.2, for
-      averaging a unit's augmentations before clipping.
+      averaging a unit's augmentations before clipping; Bu et al. 2022, arXiv:2206.07136, equation 3.2, for automatic
+      clipping (AUTO-S).
     """
 
     l2_norm_clip: float
     per_layer: bool = False
+    normalized: bool = False
 
     def __post_init__(self):
         check_norm(self.l2_norm_clip)
+        if self.normalized and self.per_layer:
+            raise ValueError('gradients are clipped layer by layer or normalized, not both.')
+        if self.normalized and self.l2_norm_clip == float('inf'):
+            raise ValueError('normalized gradients need a finite l2_norm_clip, which they are brought to.')
 
     def sensitivity(self, neighboring_relation: str) -> float:
         """Returns the largest change of `sums` between neighbouring data sets, in L2 norm.
@@ -111,7 +122,10 @@ class PerUnitClipper:
         scales = {}
         for name in dict.fromkeys(names):
             layer_norms = _total_norms([s for s, n in zip(squares, names) if n == name])
-            scale = tf.where(layer_norms > bound, bound / layer_norms, tf.ones_like(layer_norms))
+            if self.normalized:
+                scale = bound / (layer_norms + STABILITY)
+            else:
+                scale = tf.where(layer_norms > bound, bound / layer_norms, tf.ones_like(layer_norms))
             scales[name] = tf.where(is_kept, tf.cast(scale, tf.float32), 0.0)
         # A unit that does not count adds zero, even if its gradient is NaN. No product of matrices, which accelerators
         # round to 10 or 7 bits (TF32, bfloat16): a unit's share of the sum would be longer than the bound.

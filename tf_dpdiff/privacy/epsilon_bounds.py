@@ -155,7 +155,9 @@ def by_pld(
     return min(_pld_epsilon(steps, delta - rounding, grid), by_other)
 
 
-def deltas_by_pld(steps: tuple[Steps, ...], epsilons: np.ndarray) -> np.ndarray | None:
+def deltas_by_pld(
+    steps: tuple[Steps, ...], epsilons: np.ndarray, *, interval: float | None = None
+) -> np.ndarray | None:
     """Returns upper bounds of delta at many epsilons, by privacy loss distribution.
 
     Guarantee: never below the true deltas: what rounding may hide, in Fourier transforms and in sums over the points of
@@ -164,11 +166,12 @@ def deltas_by_pld(steps: tuple[Steps, ...], epsilons: np.ndarray) -> np.ndarray 
     Args:
       steps: What is released, not empty.
       epsilons: float64 [epsilons], at least 0 and at most 700, in ascending order.
+      interval: As for `by_pld`.
 
     Returns:
       float64 [epsilons]; None where no grid that takes a second is fine enough to tell.
     """
-    grid = _grid(steps, _DELTA_OF_A_CURVE, None, False)
+    grid = _grid(steps, _DELTA_OF_A_CURVE, interval, False)
     if grid is None:
         return None
     # dp_accounting adds up probabilities and takes one sum from the other: each addition rounds.

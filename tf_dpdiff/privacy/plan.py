@@ -18,7 +18,7 @@ from tf_dpdiff.privacy import rounding
 from tf_dpdiff.privacy import sampling
 
 SAMPLINGS = ('poisson', 'shuffled_batches')
-CLIPPINGS = ('flat', 'per_layer')
+CLIPPINGS = ('flat', 'per_layer', 'normalized')
 
 # Settings of a release that came later, and what was done before there were such choices.
 _ADDED_TO_RELEASES = {'center': 0.0, 'smooth': False}
@@ -43,8 +43,8 @@ class DpSgdConfig:
       neighboring_relation: Which data sets the claim compares: 'replace_with_zero' (one unit replaced with a null
         record, at a public number of units) or 'add_or_remove_one'; see `relations`. Both cost the same.
       sampling: 'poisson', or 'shuffled_batches', which trains but claims no epsilon.
-      clipping: 'flat' (the whole gradient to l2_norm_clip) or 'per_layer' (each layer's to an equal part of it); the
-        sensitivity is the same.
+      clipping: 'flat' (the whole gradient to l2_norm_clip), 'per_layer' (each layer's to an equal part of it) or
+        'normalized' (the whole gradient to nearly l2_norm_clip, also a shorter one); the sensitivity is the same.
       noise_generator: 'philox' or 'shake256'; see `noise.GaussianNoise`.
       accept_large_delta: Accepts a target_delta of 1 / number of units or more: with probability up to delta anything
         may be released, which over N units may mean whole images of about delta * N people. The statement says so.
@@ -209,7 +209,9 @@ def make_plan(config: DpSgdConfig, num_units: int, warm_start_release: WarmStart
         sampler = sampling.PoissonSampler(config.expected_batch_size / num_units)
     else:
         sampler = sampling.ShuffledBatches(config.expected_batch_size)
-    clipper = clipping.PerUnitClipper(config.l2_norm_clip, per_layer=config.clipping == 'per_layer')
+    clipper = clipping.PerUnitClipper(
+        config.l2_norm_clip, per_layer=config.clipping == 'per_layer', normalized=config.clipping == 'normalized'
+    )
 
     def plan_with(noise_multiplier: float) -> DpSgdPlan:
         stddev = 0.0

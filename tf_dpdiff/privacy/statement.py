@@ -38,6 +38,11 @@ _GENERATORS = {
     'philox': 'Philox, a statistical generator with a secret seed',
     'shake256': 'SHAKE-256, a cryptographic generator with a secret key',
 }
+_CLIPPINGS = {
+    'flat': 'flat',
+    'per_layer': 'per layer',
+    'normalized': 'normalized: a shorter one is lengthened to nearly as much',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +181,7 @@ class PrivacyStatement:
         lines += [
             '',
             f'Each step clips the gradient of a unit to an L2 norm of {fields["l2_norm_clip"]:g} '
-            f'({fields["clipping"].replace("_", " ")}) after averaging its',
+            f'({_CLIPPINGS[fields["clipping"]]}) after averaging its',
             f'{self.augmentation_multiplicity} view(s), adds up, adds noise once, and divides by the expected batch',
             f'size of {fields["expected_batch_size"]}.',
             f'The noise comes from {_GENERATORS[fields["noise_generator"]]}; its tail is cut, which adds at',

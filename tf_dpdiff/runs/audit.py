@@ -14,11 +14,13 @@ from tf_dpdiff import progress
 from tf_dpdiff.data import datasets
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.evaluation import canaries as canaries_lib
+from tf_dpdiff.evaluation import gradient_canaries as gradient_canaries_lib
 from tf_dpdiff.evaluation import membership
 from tf_dpdiff.evaluation import pictures
 from tf_dpdiff.networks import denoiser
 from tf_dpdiff.privacy import auditing
 from tf_dpdiff.privacy import plan as plan_lib
+from tf_dpdiff.runs import audit_summary
 from tf_dpdiff.runs import build as build_lib
 from tf_dpdiff.runs import clock as clock_lib
 from tf_dpdiff.runs import folder
@@ -37,6 +39,10 @@ _NOTE = (
     'Measured on private images without noise: not to be released. The audited model was trained with a privacy '
     'budget of its own; publishing anything made from it would cost that budget on top.'
 )
+_NOTE_OF_PUBLIC = (
+    'An audit of a training run with canaries, on images that say of themselves that they are public: it may be '
+    'published.'
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,6 +58,7 @@ class AuditRecipe:
       pretraining: The public stage, or None.
       warm_start: The stage on what a noisy release tells of the classes, or None.
       canaries: Which canaries, and how they are looked for.
+      gradient_canaries: Which canaries of an audit by gradients; see `gradient_audit`.
       loop: Settings of the loop.
     """
 
@@ -63,6 +70,7 @@ class AuditRecipe:
     pretraining: pretraining_lib.PretrainingConfig | None = None
     warm_start: warm_start_lib.WarmStartConfig | None = None
     canaries: canaries_lib.AuditConfig = canaries_lib.AuditConfig()
+    gradient_canaries: gradient_canaries_lib.GradientAuditConfig = gradient_canaries_lib.GradientAuditConfig()
     loop: loop_lib.TrainerConfig = loop_lib.TrainerConfig()
 
     def __post_init__(self):
@@ -117,11 +125,13 @@ class FinishedAudit(NamedTuple):
       result: What the canaries tell of epsilon.
       attack: What the losses of real images tell of who took part.
       time: How long it took, in words.
+      is_public: Whether the images are public, and a summary that may be shown was written.
     """
 
     result: auditing.AuditResult
     attack: membership.MembershipAttack
     time: str
+    is_public: bool
 
 
 def prepare(recipe: AuditRecipe, *, say: Callable[[str], None]) -> PreparedAudit:
@@ -183,7 +193,22 @@ def audit(
         result, attack = _look_for_canaries(
             workdir, prepared, included, image_loss, prepared.plan.epsilon(trainer.state.ledger)
         )
-        return FinishedAudit(result, attack, clock.describe())
+        is_public = recipe.data.is_public
+        if is_public:
+            audit_summary.write(
+                workdir,
+                note=_NOTE_OF_PUBLIC,
+                what=f'canaries of kind {recipe.canaries.kind!r} in a training run',
+                summary=result.to_text(),
+                settings={
+                    'private_data': prepared.build.spec.name,
+                    'num_units': prepared.plan.num_units,
+                    'privacy': prepared.plan.fingerprint(),
+                    'canaries': dataclasses.asdict(recipe.canaries),
+                },
+                audit=result.to_dict(),
+            )
+        return FinishedAudit(result, attack, clock.describe(), is_public)
 
 
 def attack_run(

@@ -192,7 +192,7 @@ class Build:
         state = checkpoints.resume_or_begin(
             workdir / checkpoints.FOLDER, configuration, is_private=plan is not None, workers=replicas.workers
         )
-        training = self._make_networks(origin, state, replicas)
+        training = self.make_networks(origin, state, replicas)
         summaries = summaries_lib.Summaries(workdir)
         with replicas.scope():
             stages = list(self._make_stages(training, state, summaries, workdir, private, on_release))
@@ -231,7 +231,7 @@ class Build:
             configuration['finetuning'] = {**_describe(recipe.finetuning), **init_from}
         return configuration
 
-    def _make_networks(
+    def make_networks(
         self, origin: pretrained.PretrainedModel | None, state: checkpoints.RunState, replicas: strategies.Replicas
     ) -> stage_lib.Training:
         """Returns what the stages share: networks that a run begins with, and a resumed one fills from its folder."""

@@ -30,6 +30,7 @@ SAMPLES, SAMPLES_PICTURE, DENOISING_PICTURE = 'samples.npz', 'samples.png', 'den
 CLASS_MEANS_PICTURE, CHOSEN_IMAGES_PICTURE = 'noisy_class_means.png', 'chosen_public_images.png'
 REPORT, REPORT_FIELDS, EPSILON_PICTURE = 'report.html', 'report.json', 'epsilon.png'
 RELEASED_ACCURACY = 'released_accuracy.json'
+AUDIT_SUMMARY, AUDIT_SUMMARY_TEXT = 'audit_summary.json', 'audit_summary.txt'
 SAVED_MODEL = 'saved_model'
 NON_PRIVATE = summaries.NON_PRIVATE
 # What bin/release adds to what goes out.

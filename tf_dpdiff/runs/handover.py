@@ -25,6 +25,7 @@ from tf_dpdiff import files
 from tf_dpdiff.data import datasets
 from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import ledger as ledger_lib
+from tf_dpdiff.runs import audit_summary
 from tf_dpdiff.runs import budget as budget_file
 from tf_dpdiff.runs import curator
 from tf_dpdiff.runs import data_sheet
@@ -59,6 +60,7 @@ _FILES = {
     folder.SAVED_MODEL: 'the generator, for TensorFlow and TensorFlow Serving',
     folder.MODEL: 'its shape and classes',
     folder.RELEASED_ACCURACY: 'accuracies on private images, released with noise',
+    folder.AUDIT_SUMMARY: 'an audit of the implementation, on no private image',
     folder.DATA_SHEET: 'the data sheet of the samples, in the Croissant format',
     folder.DEPLOYMENT_RECORD: "the record for OpenDP's registry of deployments",
     folder.SHA256SUMS: 'the digest of each file',
@@ -98,6 +100,7 @@ def make(
     num_images: int | None = None,
     budget_path: str | os.PathLike | None = None,
     without_guarantee: bool = False,
+    audit_path: pathlib.Path | None = None,
     private_data: datasets.PrivateData | None = None,
 ) -> HandedOver:
     """Writes what is handed over, to a new folder and a zip of it; each appears whole or not at all.
@@ -112,6 +115,7 @@ def make(
       num_images: How many samples to draw from the released model, with seeds from 0; None: the run's own samples.
       budget_path: The budget file of the data, of which the total is told.
       without_guarantee: Whether a run without a guarantee may go out; its card says so first.
+      audit_path: The summary of an audit that goes out too, public by its own words; None: none does.
       private_data: The run's private images, read only to look for them; None: they are not looked for.
 
     Raises:
@@ -120,6 +124,7 @@ def make(
       ValueError: if the run is not finished, has no guarantee, or would let out what must stay; says what to do.
     """
     archive = _check_output(output)
+    audit = audit_summary.read(audit_path) if audit_path is not None else None
     source, accuracy, budget = _check_run(workdir, budget_path, without_guarantee)
     images, labels = _samples(workdir, source, num_images)
     answers = answers or curator.Answers()
@@ -139,6 +144,8 @@ def make(
         temporary.mkdir()
         for name in [*_COPIED, *([folder.RELEASED_ACCURACY] if accuracy else [])]:
             shutil.copyfile(workdir / name, temporary / name)
+        if audit is not None:
+            files.write_text(temporary / folder.AUDIT_SUMMARY, audit)
         _copy_model(export.find_version(workdir / folder.SAVED_MODEL), temporary / folder.SAVED_MODEL / '1')
         outcome.write_samples(temporary, images, labels, facts.description.class_names)
         _write_papers(temporary, facts)

@@ -117,7 +117,7 @@ def compile_private_step(
       which updates model, average and optimizer, and returns diagnostics: private, not to be released.
     """
     image_shape = model.inputs[0].shape[1:].as_list()
-    unit_loss = views_lib.unit_loss_fn(model)
+    unit_loss = view_sampler.unit_loss_fn(model)
     view_seed = tf.constant(private_seed.derive('views'), tf.int64)
     optimizer.build(variables)
 

@@ -98,6 +98,10 @@ class ViewSampler:
         """K, the views of a unit."""
         return self._config.augmentation_multiplicity
 
+    def unit_loss_fn(self, model: keras.Model) -> Callable[[Views], tf.Tensor]:
+        """Returns the function from the K views of ONE unit to its loss; see the function of that name."""
+        return unit_loss_fn(model)
+
     def draw_for_units(
         self, images_uint8: tf.Tensor, labels: tf.Tensor, units: tf.Tensor, *, seed: tf.Tensor, step: tf.Tensor
     ) -> Views:
