@@ -57,6 +57,7 @@ GROUPS = {
         'ClassifierConfig',
         'SelectionConfig',
         'AuditConfig',
+        'GradientAuditConfig',
     ),
 }
 
