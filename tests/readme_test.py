@@ -22,6 +22,7 @@ from tf_dpdiff.cli import select
 from tf_dpdiff.cli import serve
 from tf_dpdiff.cli import tensorboard
 from tf_dpdiff.cli import train
+from tf_dpdiff.cli import tune
 from tf_dpdiff.data import datasets
 from tf_dpdiff.runs import forecast
 
@@ -33,6 +34,7 @@ VERBS = {
     'sample': sample,
     'evaluate': evaluate,
     'select': select,
+    'tune': tune,
     'export': export,
     'release': release,
     'account': account,

@@ -18,7 +18,7 @@ from tf_dpdiff.cli import select
 from tf_dpdiff.cli import train
 
 TINY = pathlib.Path(__file__).resolve().parent / 'tiny_digits.gin'
-VERBS = {'train': train, 'evaluate': evaluate, 'select': select, 'audit': audit}
+VERBS = {'train': train, 'evaluate': evaluate, 'select': select, 'audit': audit, 'tune': tune}
 
 
 def parse(tmp_path, content, *flags, verb='train'):
