@@ -63,16 +63,16 @@ def _show(prepared: tune_lib.PreparedChoice) -> None:
         f'epsilon = {rounding.round_up(tune_lib.cost_of_one_run(plan))} by RDP, were it the only one, and without a '
         'score',
     )
-    likely = ', '.join(
-        f'at most {tuning.num_runs.quantile(share):,} in {rounding.percent(share)}' for share in _SHARES
-    )
+    likely = ', '.join(f'at most {tuning.num_runs.quantile(share):,} in {rounding.percent(share)}' for share in _SHARES)
     table.add_row('runs', f'{tuning.num_runs.mean:g} on average; {likely} of all draws; how many stays secret')
     table.add_row('distribution', f'truncated negative binomial, eta {tuning.num_runs.eta:g}')
     for phrase in tuning.candidates:
         table.add_row('candidate', phrase)
     noise = tuning.score_noise_multiplier
     table.add_row('score', tuning.score + (f', noise multiplier {noise:g}' if noise else ', which costs nothing'))
-    table.add_row('private steps', f'{plan.config.num_steps:,} in each run, noise multiplier {plan.noise_multiplier:.4f}')
+    table.add_row(
+        'private steps', f'{plan.config.num_steps:,} in each run, noise multiplier {plan.noise_multiplier:.4f}'
+    )
     if speed:
         hours = max(forecast_lib.training_secs(build.recipe, speed) for build in prepared.builds) / 3600.0
         table.add_row(

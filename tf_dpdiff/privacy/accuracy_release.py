@@ -109,8 +109,8 @@ class AccuracyReleaseConfig:
     ) -> float:
         """Returns the noisy accuracy of one classifier as it is, by which runs are compared: PRIVATE where they lose.
 
-        Guarantee: that of `release`. It is not clipped: two that are above 1 still differ. Of one secret, another vector
-          gets other noise, so that a score that is computed again after a crash tells no difference of the two.
+        Guarantee: that of `release`. It is not clipped: two that are above 1 still differ. Of one secret, another
+          vector gets other noise, so that a score that is computed again after a crash tells no difference of the two.
 
         Args:
           correct: bool [images, 1].

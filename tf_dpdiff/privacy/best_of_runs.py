@@ -24,9 +24,9 @@ _ROUNDING = 1e-11
 class NumRuns:
     """The distribution of the number of runs: truncated negative binomial, 1 or more.
 
-    P[K = k] is proportional to (1 - gamma)^k times the product of (l + eta) / (l + 1) over l from 0 to k - 1, for k = 1,
-    2, 3, and so on; for eta = 0 to (1 - gamma)^k / k. It has no longest number: it is never cut, since the theorem is
-    for the whole of it.
+    P[K = k] is proportional to (1 - gamma)^k times the product of (l + eta) / (l + 1) over l from 0 to k - 1, for k
+    from 1 on; for eta = 0 to (1 - gamma)^k / k. It has no largest number: it is never cut, since the theorem is for the
+    whole of it.
 
     Attributes:
       mean: The expected number of runs, in (1, 1000]; gamma follows from it.
@@ -100,10 +100,10 @@ class NumRuns:
     def renyi_of_best(self, orders: np.ndarray, of_a_run: np.ndarray) -> np.ndarray:
         """Returns Renyi divergences of the best of a random number of runs, from those of a run.
 
-        Guarantee: if a run with its score satisfies (order, of_a_run)-RDP for each order, and K runs are made, each with
-          draws of its own, where K is drawn from this distribution whatever the data are, then what the best of them
-          gives out, by a total order of what runs give out that is fixed beforehand, satisfies (order, result)-RDP, and
-          nothing else is given out. With lambda and lambda-hat among the orders,
+        Guarantee: if a run with its score satisfies (order, of_a_run)-RDP for each order, and K runs are made, each
+          with draws of its own, where K is drawn from this distribution whatever the data are, then what the best of
+          them gives out, by a total order of what runs give out that is fixed beforehand, satisfies (order, result)-RDP
+          where nothing else is given out. With lambda and lambda-hat among the orders,
 
               result(lambda) = of_a_run(lambda) + (1 + eta) (1 - 1 / lambda-hat) of_a_run(lambda-hat)
                                + (1 + eta) log(1 / gamma) / lambda-hat + log E[K] / (lambda - 1)

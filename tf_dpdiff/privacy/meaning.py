@@ -70,8 +70,8 @@ def true_positive_rate(event: dp_accounting.DpEvent, false_positive_rate: float,
     Args:
       event: What is released.
       false_positive_rate: In (0, 1).
-      added_delta: What is to be added to each delta, as by the cut tail of the noise (`tail_delta`). It is added to the
-        false positive rate too: what is released may differ by so much in total variation from what the event says.
+      added_delta: What is to be added to each delta, as by the cut tail of the noise (`tail_delta`). It is added to
+        both rates too: what is released may differ by so much in total variation from what the event says.
 
     Returns:
       In [false_positive_rate, 1]; 1 where no guarantee is known.
@@ -88,7 +88,9 @@ def true_positive_rate(event: dp_accounting.DpEvent, false_positive_rate: float,
     else:
         epsilons, deltas = _curve(steps)
     rate = false_positive_rate + added_delta
-    return right_guesses_bound(rate, epsilons, np.minimum(deltas + added_delta, 1.0)) if rate < 1.0 else 1.0
+    if false_positive_rate < 1.0 <= rate:
+        return 1.0
+    return min(1.0, right_guesses_bound(rate, epsilons, np.minimum(deltas + added_delta, 1.0)) + added_delta)
 
 
 def group_epsilon(

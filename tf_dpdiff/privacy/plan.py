@@ -125,7 +125,7 @@ class DpSgdPlan:
         return getattr(self.sampler, 'sampling_probability', None)
 
     def dp_event(self, num_steps: int | None = None) -> dp_accounting.DpEvent:
-        """Returns the event of the whole plan, or of its first num_steps steps; of a choice among runs, of all of it."""
+        """Returns the event of the whole plan, or of its first num_steps steps where it is no choice among runs."""
         return self.planned_ledger(None if self.tuning else num_steps).dp_event()
 
     def planned_ledger(self, num_steps: int | None = None) -> ledger_lib.Ledger:
@@ -226,8 +226,8 @@ def make_plan(
         run.
 
     Raises:
-      ValueError: if runs of which nothing is claimed are to be chosen among, if the batch is larger than the data set, if delta is 1 / num_units or more and was not accepted, or
-        if float32 would lose the noise beside the sum.
+      ValueError: if runs of which nothing is claimed are to be chosen among, if the batch is larger than the data set,
+        if delta is 1 / num_units or more and was not accepted, or if float32 would lose the noise beside the sum.
       accounting.BudgetError: if the target cannot be met, or there is so little noise that no epsilon is known.
     """
     if tuning and (config.sampling != 'poisson' or config.noise_multiplier == 0.0):

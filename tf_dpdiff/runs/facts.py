@@ -19,6 +19,7 @@ FALSE_POSITIVE_RATES = ((0.001, '1 in 1,000'), (0.01, '1 in 100'))
 _GROUPS = (2, 3, 5, 10)
 # At odds of e^20, half a billion to one, nothing is left to be said.
 _LARGEST_EPSILON_OF_GROUPS = 20.0
+_EPSILONS_OF_GROUPS = (2.0, 5.0, 10.0, _LARGEST_EPSILON_OF_GROUPS)
 NO_GUARANTEE = 'NO PRIVACY GUARANTEE'
 _PER_IMAGE = 'each single image'
 
@@ -105,10 +106,21 @@ class Facts:
     def _tail(self, num_units: int) -> float:
         return meaning.tail_delta(self._all_released, num_units, generator=self.statement['noise_generator'])
 
-    def _tail_of_group(self, num_units: int) -> float:
-        """What the tail adds to delta: more where runs were chosen among, by an epsilon of which no larger is told."""
-        factor = 1.0 if self._ledger.is_plain else 1.0 + math.exp(_LARGEST_EPSILON_OF_GROUPS)
-        return min(1.0, factor * self._tail(num_units))
+    def _group_epsilon(self, count: int) -> float:
+        """Returns epsilon of several units; more than _LARGEST_EPSILON_OF_GROUPS where no useful bound is proven."""
+        event, delta = self._all_released.dp_event(), self.statement['delta']
+        if self._all_released.is_plain:
+            return meaning.group_epsilon(event, count, delta, added_delta=self._tail)
+        # Where runs were chosen among, the tail adds 1 + e^epsilon times as much: by an epsilon that is not passed.
+        for most in _EPSILONS_OF_GROUPS:
+
+            def added_delta(num_units: int, factor: float = 1.0 + math.exp(most)) -> float:
+                return min(1.0, factor * self._tail(num_units))
+
+            found = meaning.group_epsilon(event, count, delta, added_delta=added_delta)
+            if found <= most:
+                return found
+        return math.inf
 
     @functools.cached_property
     def right_guesses(self) -> list[tuple[str, str]]:
@@ -127,10 +139,10 @@ class Facts:
         """
         if self.statement['unit_is'] != _PER_IMAGE:
             return []
-        most, delta = self.answers.given.get('max_images_per_unit'), self.statement['delta']
+        most = self.answers.given.get('max_images_per_unit')
         costs: list[tuple[str, str]] = []
         for count in sorted({*_GROUPS, *([most] if most and most > 1 else [])}):
-            epsilon = meaning.group_epsilon(self._all_released.dp_event(), count, delta, added_delta=self._tail_of_group)
+            epsilon = self._group_epsilon(count)
             if epsilon > _LARGEST_EPSILON_OF_GROUPS:
                 return [*costs, (f'{count} or more', 'no useful bound is proven')]
             costs.append((str(count), rounding.round_up(epsilon)))

@@ -136,7 +136,7 @@ def train(
       show_chosen: Called with the public images that a warm start chose.
       anyway: Whether to go on where the noise would hide all that could be learnt, see `forecast`.
       clock: Measures this call; None: from now on.
-      one_of_several: The choice among runs in which it takes part, which is charged as a whole by who makes it; or None.
+      one_of_several: The choice among runs in which it takes part, charged as a whole by who makes it; or None.
 
     Returns:
       What came out; None at the other workers than the first.

@@ -61,8 +61,8 @@ class TuneConfig:
       score: What the largest of is released: 'held_out' (accuracy on held-out private images of a classifier that is
         trained on the run's samples, with noise, which is charged), or 'samples' (accuracy on a fifth of the samples
         after training on the others, which costs nothing, and tells less).
-      score_noise_multiplier: Of the score where it is 'held_out', > 0: the noise on the number of held-out units that are
-        right has this standard deviation.
+      score_noise_multiplier: Of the score where it is 'held_out', > 0: the noise on the number of held-out units that
+        are right has this standard deviation.
       classifier: That classifier: its name in `classifiers.CLASSIFIERS`, (name, options), or a ClassifierConfig.
     """
 
@@ -205,8 +205,8 @@ def prepare(
 def check_same_cost(builds: Sequence[build_lib.Build], phrases: Sequence[str]) -> None:
     """Refuses candidates that do not release the same of the same private data.
 
-    Guarantee: where it returns, each of the candidates makes the very releases of the first one, by the same mechanisms,
-      noise multipliers, sampling probabilities and numbers, so that one bound is that of all of them.
+    Guarantee: where it returns, each of the candidates makes the very releases of the first one, by the same
+      mechanisms, noise multipliers, sampling probabilities and numbers, so that one bound is that of all of them.
 
     Args:
       builds: One a candidate.
@@ -348,7 +348,8 @@ def _check_data(prepared: PreparedChoice, say: run_lib.Say) -> dict[str, Any]:
     data, config = prepared.data, prepared.config
     fingerprint, uses_held_out = data.train.fingerprint(), config.score == _HELD_OUT
     held_out = data.held_out.fingerprint() if uses_held_out else None
-    if uses_held_out and data.held_out.unit != data.spec.unit:  # The noise would be for one, the claim is for the other.
+    # The noise would be for one, the claim is for the other.
+    if uses_held_out and data.held_out.unit != data.spec.unit:
         raise ValueError(
             f'the claim protects {data.spec.unit!r}, but the held-out images name no owners, so a score on them would '
             f"protect no more than {data.held_out.unit!r}: name their owners too, or set TuneConfig.score = 'samples'."
@@ -386,11 +387,11 @@ def _is_made(workdir: pathlib.Path) -> bool:
     if (directory / _STATE).exists():
         return False
     if directory.exists():
-        left = [path.name for path in directory.iterdir() if path.name != _README]
-        if left:
+        # A file that was being written has a name that begins with a dot. Runs are begun once the state is there.
+        if any(path.name != _README and not path.name.startswith('.') for path in directory.iterdir()):
             raise ValueError(
-                f'{directory / _STATE} is missing: without it the choice cannot go on. Put it back from a copy, or name '
-                'another --workdir; the privacy that was spent stays spent.'
+                f'{directory / _STATE} is missing: without it the choice cannot go on. Put it back from a copy, or '
+                'name another --workdir; the privacy that was spent stays spent.'
             )
         shutil.rmtree(directory)
     statement, found = folder.statement_paths(workdir)[1], checkpoints.read_run(workdir / checkpoints.FOLDER)
@@ -487,8 +488,8 @@ class _Choice:
     def judge(self, score: float) -> None:
         """Keeps the run that was made where it is the best so far, else deletes it.
 
-        Runs are in a total order: of equal scores a number decides that each run draws. A run that has diverged is below
-        all others, and never kept.
+        Runs are in a total order: of equal scores a number decides that each run draws. A run that has diverged is
+        below all others, and never kept.
         """
         if math.isnan(score):
             raise ValueError('a score that is no number orders nothing.')
