@@ -361,7 +361,7 @@ def test_score_on_images_without_owners_does_not_stand_for_owners(tmp_path):
     prepared = prepared_of(tmp_path / 'unused')
     part = prepared.data.held_out
     tune_lib._check_data(prepared, say=print)  # Control.
-    prepared.data._parts['held_out'] = dataclasses.replace(part, unit='one scan')
+    prepared.data._parts['held_out'] = dataclasses.replace(part, unit='one scan', owners=np.arange(len(part)))
     with pytest.raises(ValueError, match="would protect no more than 'one scan'"):
         tune_lib._check_data(prepared, say=print)
 
