@@ -344,13 +344,14 @@ def test_candidate_that_costs_the_same_is_let_in(tmp_path, binding):
     assert call(tmp_path / 'tuned', '--dry_run', bindings=[f'TuneConfig.candidates = ((), ({binding!r},))']) == 0
 
 
-def test_images_that_differ_in_pixels_alone_are_told_apart(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize('part', ['digits', 'digits held out'])
+def test_images_that_differ_in_pixels_alone_are_told_apart(tmp_path, monkeypatch, capsys, part):
     """Of two sets of one size and name: plans do not differ, fingerprints do."""
     fingerprint, asked = datasets.ImageDataset.fingerprint, []
 
     def other(self):
         asked.append(self)
-        return f'{fingerprint(self)}{len(asked)}'
+        return f'{fingerprint(self)}{len(asked) if self.name == part else ""}'
 
     monkeypatch.setattr(datasets.ImageDataset, 'fingerprint', other)
     assert call(tmp_path / 'tuned') == command.WRONG_USE
@@ -428,8 +429,8 @@ def begin(directory):
     return tune_lib._Choice.resume_or_begin(directory / 'tuning', {'any': 1}, TUNING)
 
 
-def play(directory, scores):
-    """Plays a choice in which runs are files, from wherever it stands, to its end."""
+def play(directory, scores, trained=None):
+    """Plays a choice in which runs are files, from wherever it stands, to its end; notes which runs are made anew."""
     choice = begin(directory)
     while choice.phase == 'running':
         choice.tidy()
@@ -437,6 +438,8 @@ def play(directory, scores):
             choice.end()
             continue
         number = choice._state['num_judged']
+        if trained is not None and not (directory / 'tuning' / 'run' / 'two').exists():
+            trained.append(number)
         (directory / 'tuning' / 'run').mkdir(exist_ok=True)
         (directory / 'tuning' / 'run' / 'one').write_text(str(number))
         (directory / 'tuning' / 'run' / 'two').write_text(str(number))
@@ -454,7 +457,7 @@ def test_killed_at_any_change_of_a_file_it_goes_on(tmp_path, monkeypatch, scores
     names = [(os, 'rename'), (os, 'replace'), (os, 'unlink'), (os, 'rmdir')]
     real = {name: getattr(module, name) for module, name in names}
     for after in range(200):
-        directory, left, is_killed = tmp_path / str(after), [after], False
+        directory, left, is_killed, trained = tmp_path / str(after), [after], False, []
 
         def guarded(name, left=left):
             def change(*arguments, **options):
@@ -469,12 +472,13 @@ def test_killed_at_any_change_of_a_file_it_goes_on(tmp_path, monkeypatch, scores
             for module, name in names:
                 patch.setattr(module, name, guarded(name))
             try:
-                play(directory, scores)
+                play(directory, scores, trained)
             except Killed:
                 is_killed = True
         if (directory / 'tuning' / 'choice.json').exists():
             assert is_killed
-            play(directory, scores)
+            play(directory, scores, trained)
+        assert len(set(trained)) == len(trained)  # A run that is made again has other draws, and another score.
         # It was killed before its secret was on disk, or when all was done; what it then finds it tidies up.
         assert not tune_lib._is_made(directory) and not (directory / 'tuning').exists()
         done = sorted(path.name for path in directory.iterdir() if not path.name.startswith('.'))
