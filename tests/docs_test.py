@@ -35,6 +35,7 @@ from tf_dpdiff.cli import select
 from tf_dpdiff.cli import serve
 from tf_dpdiff.cli import tensorboard
 from tf_dpdiff.cli import train
+from tf_dpdiff.cli import tune
 from tf_dpdiff.data import datasets
 from tf_dpdiff.runs import forecast
 
@@ -44,6 +45,7 @@ VERBS = {
     'sample': sample,
     'evaluate': evaluate,
     'select': select,
+    'tune': tune,
     'export': export,
     'release': release,
     'account': account,
@@ -51,7 +53,7 @@ VERBS = {
     'serve': serve,
     'tensorboard': tensorboard,
 }
-CONFIGURED = ('train', 'evaluate', 'select', 'audit')
+CONFIGURED = ('train', 'evaluate', 'select', 'audit', 'tune')
 MOST_WORDS = 1000
 MISSPELT = {'DpSgdConfig.num_step = 10'}  # On purpose: pages say what is refused.
 # Pages in which one looks up an answer, and does not read them through.

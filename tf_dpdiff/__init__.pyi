@@ -42,6 +42,7 @@ from .runs.library import Run as Run
 from .runs.library import Statement as Statement
 from .runs.library import train as train
 from .runs.recipe import Recipe as Recipe
+from .runs.tune import TuneConfig as TuneConfig
 from .sampling.draw import GenerateConfig as GenerateConfig
 from .training.finetuning import FinetuningConfig as FinetuningConfig
 from .training.interruption import Interrupted as Interrupted

@@ -20,7 +20,7 @@ PAGE = pathlib.Path('docs/reference/configuration.md')
 
 # In the order of the page.
 GROUPS = {
-    'Run': ('train', 'evaluate', 'select', 'audit', 'TrainerConfig', 'StrategyConfig'),
+    'Run': ('train', 'evaluate', 'select', 'tune', 'audit', 'TuneConfig', 'TrainerConfig', 'StrategyConfig'),
     'Data': (
         'image_folder',
         'csv_images',
@@ -69,7 +69,7 @@ _HEAD = """\
 A configuration file binds parameters by name: `DpSgdConfig.num_steps = 100`. So does a flag:
 `--gin_param='DpSgdConfig.num_steps = 100'`. [Configuration](../configuration.md) explains files, macros and scopes.
 Python has the same names with the same parameters, such as `tf_dpdiff.DpSgdConfig(num_steps=100, ...)`. Below,
-`train`, `evaluate`, `select` and `audit` stand for what the commands of these names take.
+`train`, `evaluate`, `select`, `tune` and `audit` stand for what the commands of these names take.
 
 *Must be given* marks a parameter without a default. *Often changed* marks one that a run file of `gin/` binds, that a
 macro sets, or that `bin/init` writes.

@@ -23,6 +23,7 @@ _VERBS = (
     'sample',
     'evaluate',
     'select',
+    'tune',
     'export',
     'release',
     'account',

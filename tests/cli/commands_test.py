@@ -301,7 +301,7 @@ def test_every_run_file_parses_and_names_its_command(name):
     gin.clear_config()
     gin_config.parse([f'gin/{name}'], [])
     header = (ROOT / 'gin' / name).read_text().split('include')[0]
-    verb = next((verb for verb in ('audit', 'select') if name.startswith(f'{verb}_')), 'train')
+    verb = next((verb for verb in ('audit', 'select', 'tune') if name.startswith(f'{verb}_')), 'train')
     assert f'bin/{verb} --gin_file=gin/{name}' in header
 
 

@@ -16,9 +16,10 @@ from tf_dpdiff.cli import gin_files
 from tf_dpdiff.cli import gin_usage
 from tf_dpdiff.cli import select
 from tf_dpdiff.cli import train
+from tf_dpdiff.cli import tune
 
 TINY = pathlib.Path(__file__).resolve().parent / 'tiny_digits.gin'
-VERBS = {'train': train, 'evaluate': evaluate, 'select': select, 'audit': audit}
+VERBS = {'train': train, 'evaluate': evaluate, 'select': select, 'audit': audit, 'tune': tune}
 
 
 def parse(tmp_path, content, *flags, verb='train'):
@@ -175,7 +176,7 @@ def test_what_a_base_leaves_open_must_be_bound_only_where_it_is_read(tmp_path):
     ids=lambda path: path.name,
 )
 def test_run_files_of_the_project_bind_nothing_in_vain(path):
-    verb = next((verb for verb in ('audit', 'select') if path.name.startswith(f'{verb}_')), 'train')
+    verb = next((verb for verb in ('audit', 'select', 'tune') if path.name.startswith(f'{verb}_')), 'train')
     gin_config.parse([str(path)], [], verb)
     with pytest.raises(command.UsageError, match='is not used'):  # Control.
         gin_config.parse([str(path)], ['NUMBER_OF_STEPS = 3'], verb)

@@ -275,7 +275,7 @@ def test_head_of_a_run_file_says_its_command_needs_hours_and_result(name):
     head = (ROOT / 'gin' / name).read_text().split('\n\n')[0].splitlines()
     assert [line.split(':')[0] for line in head] == ['# Command', '# Needs', '# Hours', '# Result']
     texts = [line.split(':', 1)[1].strip() for line in head]
-    verb = name.split('_')[0] if name.startswith(('audit', 'select')) else 'train'
+    verb = name.split('_')[0] if name.startswith(('audit', 'select', 'tune')) else 'train'
     assert texts[0].startswith(f'bin/{verb} --gin_file=gin/{name} --workdir=runs/') and all(texts)
     assert max(map(len, head)) <= 140
     if texts[2].startswith(('not run', 'days')):  # The paper's.

@@ -11,6 +11,7 @@ DIGITS = {
     'digits_from_mnist.gin',
     'mnist8.gin',
     'select_digits.gin',
+    'tune_digits.gin',
 }  # Run files that are not the paper's.
 INCLUDED = {'own_images.gin'}  # Which a person's own file completes.
 

@@ -1,4 +1,4 @@
-"""The command line: gin_config and one thin module a verb (train, sample, evaluate, select, audit, export, release)."""
+"""The command line: gin_config and one thin module a verb (train, sample, evaluate, select, tune, audit, release)."""
 
 import contextlib
 import importlib.util

@@ -9,6 +9,7 @@ VERBS = (
     'sample',
     'evaluate',
     'select',
+    'tune',
     'export',
     'release',
     'account',

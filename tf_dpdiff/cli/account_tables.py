@@ -71,7 +71,10 @@ def _shown(epsilon: Callable[[str], float]) -> tuple[str, str]:
     return '–' if stands_in else rounding.round_up(pld), rounding.round_up(rdp)
 
 
-def _describe(release: ledger_lib.Release) -> str:
+def _describe(release: ledger_lib.Release | ledger_lib.BestOfRuns) -> str:
+    if isinstance(release, ledger_lib.BestOfRuns):
+        lines = '\n  '.join(map(_describe, release.releases))
+        return f'the best of {release.num_runs.mean:g} runs on average, each\n  {lines}'
     times = '' if release.count == 1 else f'{release.count:,} x '
     q = release.sampling_probability
     drawn = ', not Poisson-sampled' if q is None else '' if q == 1.0 else f', q {q:.4g}'

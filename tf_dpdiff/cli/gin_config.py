@@ -41,7 +41,8 @@ _REGISTERED = tuple(getattr(tf_dpdiff, name) for name in dir(tf_dpdiff) if name 
 for _registered in _REGISTERED:
     gin.register(_registered)
 
-_VERBS_WITH_ROOTS = ('train', 'evaluate', 'select', 'audit')
+_VERBS_WITH_ROOTS = ('train', 'evaluate', 'select', 'audit', 'tune')
+_ALSO_READS = {'tune': ('train',)}  # Verbs that are configured by what another one is too.
 _roots: dict[str, type] = {}
 
 
@@ -133,7 +134,8 @@ def _check(
     strategy = gin_files.whole_name(strategies.StrategyConfig.__name__)  # All verbs read it.
     gin_usage.check_no_commands(parsed.bindings, verbs)
     by_all = gin_usage.Reached(configuration, [*verbs, strategy])
-    now = gin_usage.Reached(configuration, [gin_files.whole_name(verb), strategy], given) if verb else by_all
+    read = [gin_files.whole_name(name) for name in (verb, *_ALSO_READS.get(verb, ()))] if verb else verbs
+    now = gin_usage.Reached(configuration, [*read, strategy], given)
     gin_usage.check_used(parsed, by_all, now, verb)
     gin_usage.check_scopes(by_all)
     gin_usage.check_complete(now)

@@ -226,7 +226,7 @@ class _Tries:
         self._exact: dict[float, float] = {}
         self._coarse_points: list[float] = []
         self._exact_points: list[float] = []
-        self._last_key: tuple[list[tuple[float, float]], list[str]] | None = None
+        self._last_key: tuple[list[tuple], list[str]] | None = None
 
     def rough(self, value: float) -> float:
         """Returns the excess within a few percent, in milliseconds."""

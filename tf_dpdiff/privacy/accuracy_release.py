@@ -103,3 +103,33 @@ class AccuracyReleaseConfig:
         stddev = self.noise_multiplier * self.sensitivity(len(vector))
         vector = vector + stddev * noise.standard_normal(seed, HELD_OUT_ACCURACY, vector.shape, generator)
         return np.clip(vector / num_units, 0.0, 1.0)  # Post-processing.
+
+    def score(
+        self, correct: np.ndarray, *, seed: seeds.PrivateSeed, num_units: int, owners: np.ndarray | None, generator: str
+    ) -> float:
+        """Returns the noisy accuracy of one classifier as it is, by which runs are compared: PRIVATE where they lose.
+
+        Guarantee: that of `release`. It is not clipped: two that are above 1 still differ. Of one secret, another
+          vector gets other noise, so that a score that is computed again after a crash tells no difference of the two.
+
+        Args:
+          correct: bool [images, 1].
+          seed: A secret of the score of this run alone.
+          num_units: Number of units, public.
+          owners: As for `release`.
+          generator: Of the noise.
+
+        Raises:
+          ValueError: for several classifiers.
+        """
+        vector = self.exact_vector(correct, owners)
+        if len(vector) != 1:
+            raise ValueError(f'a score is the accuracy of one classifier, got {len(vector)}.')
+        noisy = noise.add_to_release(
+            vector,
+            self.noise_multiplier * self.sensitivity(len(vector)),
+            seed=seed,
+            purpose=HELD_OUT_ACCURACY,
+            generator=generator,
+        )
+        return float(noisy[0]) / num_units

@@ -10,10 +10,12 @@ import math
 from typing import NamedTuple
 
 import dp_accounting
+from dp_accounting import dp_event
 from dp_accounting import rdp
 from dp_accounting.pld import privacy_loss_distribution
 import numpy as np
 
+from tf_dpdiff.privacy import best_of_runs
 from tf_dpdiff.privacy import renyi
 
 # Less noise hides nothing: one step on the whole data set costs an epsilon of 500,000. It counts as no noise.
@@ -83,40 +85,81 @@ class Steps(NamedTuple):
     times: int
 
 
-def steps_of(event: dp_accounting.DpEvent) -> tuple[Steps, ...] | None:
+class BestOf(NamedTuple):
+    """The best of a random number of runs. No privacy loss distribution of it is known: it has a Renyi bound alone.
+
+    Attributes:
+      of_a_run: What each run releases, its score too.
+      num_runs: The distribution of their number.
+      times: How many such choices, at least 1.
+    """
+
+    of_a_run: tuple[Steps, ...]
+    num_runs: best_of_runs.NumRuns
+    times: int
+
+
+Part = Steps | BestOf
+
+
+def steps_of(event: dp_accounting.DpEvent) -> tuple[Part, ...] | None:
     """Returns the parts of an event, equal steps counted together; None where no epsilon is known for a part.
 
     Raises:
-      ValueError: if it holds something else than (Poisson-sampled) Gaussian releases.
+      ValueError: if it holds something else than (Poisson-sampled) Gaussian releases, and choices among runs of them.
     """
-    counts: dict[tuple[float, float], int] = {}
-    for noise_multiplier, sampling_probability, count in _parts(event, 1):
-        if not noise_multiplier >= SMALLEST_NOISE_MULTIPLIER:
+    counts: dict[Part, int] = {}
+    for key, count in _parts(event, 1):
+        if key is None:
             return None
-        key = float(noise_multiplier), float(sampling_probability)
         counts[key] = counts.get(key, 0) + count
-    return tuple(Steps(*key, count) for key, count in counts.items())
+    return tuple(key._replace(times=count) for key, count in counts.items())
 
 
-def _parts(event: dp_accounting.DpEvent, count: int) -> Iterator[tuple[float, float, int]]:
+def _parts(event: dp_accounting.DpEvent, count: int) -> Iterator[tuple[Part | None, int]]:
+    """Yields parts, each once, and how often they are released; None in place of one for which no epsilon is known."""
     if isinstance(event, dp_accounting.NonPrivateDpEvent):
-        yield 0.0, 1.0, count
+        yield None, count
     elif isinstance(event, dp_accounting.SelfComposedDpEvent):
         yield from _parts(event.event, count * event.count)
     elif isinstance(event, dp_accounting.ComposedDpEvent):
         for part in event.events:
             yield from _parts(part, count)
     elif isinstance(event, dp_accounting.GaussianDpEvent):
-        yield event.noise_multiplier, 1.0, count
+        yield _gaussian(event.noise_multiplier, 1.0), count
     elif isinstance(event, dp_accounting.PoissonSampledDpEvent) and isinstance(
         event.event, dp_accounting.GaussianDpEvent
     ):
-        yield event.event.noise_multiplier, event.sampling_probability, count
+        yield _gaussian(event.event.noise_multiplier, event.sampling_probability), count
+    elif isinstance(event, dp_event.RepeatAndSelectDpEvent):
+        yield _best_of(event), count
     elif not isinstance(event, dp_accounting.NoOpDpEvent):
         raise ValueError(f'only Gaussian releases and Poisson-sampled ones can be accounted for, got {event!r}.')
 
 
-def by_rdp(steps: tuple[Steps, ...], delta: float, *, rough: bool = False) -> float:
+def _gaussian(noise_multiplier: float, sampling_probability: float) -> Steps | None:
+    if not noise_multiplier >= SMALLEST_NOISE_MULTIPLIER:
+        return None
+    return Steps(float(noise_multiplier), float(sampling_probability), 1)
+
+
+def _best_of(event: dp_event.RepeatAndSelectDpEvent) -> BestOf | None:
+    of_a_run = steps_of(event.event)
+    if of_a_run is None:
+        return None
+    steps = _all_steps(of_a_run)
+    if not steps:
+        raise ValueError(f'the runs of a choice make Gaussian releases, and no choices of their own, got {event!r}.')
+    return BestOf(steps, best_of_runs.NumRuns(float(event.mean), float(event.shape)), 1)
+
+
+def _all_steps(parts: tuple[Part, ...]) -> tuple[Steps, ...] | None:
+    """Returns the same parts; None where a choice among runs is one of them."""
+    steps = tuple(part for part in parts if isinstance(part, Steps))
+    return steps if len(steps) == len(parts) else None
+
+
+def by_rdp(steps: tuple[Part, ...], delta: float, *, rough: bool = False) -> float:
     """Returns an upper bound of epsilon by Renyi differential privacy.
 
     Guarantee: never below the true epsilon: what rounding may take off the moments is added to them.
@@ -130,12 +173,12 @@ def by_rdp(steps: tuple[Steps, ...], delta: float, *, rough: bool = False) -> fl
 
 
 def by_pld(
-    steps: tuple[Steps, ...], delta: float, *, interval: float | None = None, for_a_search: bool = False
+    steps: tuple[Part, ...], delta: float, *, interval: float | None = None, for_a_search: bool = False
 ) -> float:
     """Returns an upper bound of epsilon by privacy loss distribution, or by Renyi differential privacy in its place.
 
-    The latter where float64 numbers do not resolve delta (below 10^-12, or with very many steps), or where no grid that
-    takes a second is fine enough to tell more.
+    The latter where float64 numbers do not resolve delta (below 10^-12, or with very many steps), where no grid that
+    takes a second is fine enough to tell more, or where the best of several runs was released.
 
     Guarantee: never below the true epsilon, unless it is for a search: what rounding may hide is taken off delta.
 
@@ -147,17 +190,16 @@ def by_pld(
         are of use.
       for_a_search: Whether it may be coarser, and rounding may make it smaller: what is found so is to be checked.
     """
-    grid = _grid(steps, delta, interval, for_a_search)
     by_other = by_rdp(steps, delta, rough=for_a_search)
-    if grid is None:
+    plain = _all_steps(steps)
+    grid = None if plain is None else _grid(plain, delta, interval, for_a_search)
+    if plain is None or grid is None:
         return by_other
-    rounding = 0.0 if for_a_search else _PLD_ROUNDING * _num_composed(steps)
-    return min(_pld_epsilon(steps, delta - rounding, grid), by_other)
+    rounding = 0.0 if for_a_search else _PLD_ROUNDING * _num_composed(plain)
+    return min(_pld_epsilon(plain, delta - rounding, grid), by_other)
 
 
-def deltas_by_pld(
-    steps: tuple[Steps, ...], epsilons: np.ndarray, *, interval: float | None = None
-) -> np.ndarray | None:
+def deltas_by_pld(steps: tuple[Part, ...], epsilons: np.ndarray, *, interval: float | None = None) -> np.ndarray | None:
     """Returns upper bounds of delta at many epsilons, by privacy loss distribution.
 
     Guarantee: never below the true deltas: what rounding may hide, in Fourier transforms and in sums over the points of
@@ -169,26 +211,29 @@ def deltas_by_pld(
       interval: As for `by_pld`.
 
     Returns:
-      float64 [epsilons]; None where no grid that takes a second is fine enough to tell.
+      float64 [epsilons]; None where no grid that takes a second is fine enough to tell, or where the best of several
+      runs was released.
     """
-    grid = _grid(steps, _DELTA_OF_A_CURVE, interval, False)
-    if grid is None:
+    plain = _all_steps(steps)
+    grid = None if plain is None else _grid(plain, _DELTA_OF_A_CURVE, interval, False)
+    if plain is None or grid is None:
         return None
     # dp_accounting adds up probabilities and takes one sum from the other: each addition rounds.
-    rounding = _PLD_ROUNDING * (_num_composed(steps) + 5.0 * _spans(steps) / grid)
-    found = _compose(steps, grid).get_delta_for_epsilon(epsilons)
+    rounding = _PLD_ROUNDING * (_num_composed(plain) + 5.0 * _spans(plain) / grid)
+    found = _compose(plain, grid).get_delta_for_epsilon(epsilons)
     return np.minimum(np.maximum(found, 0.0) + rounding, 1.0)
 
 
 def num_points(
-    steps: tuple[Steps, ...], delta: float, *, interval: float | None = None, for_a_search: bool = False
+    steps: tuple[Part, ...], delta: float, *, interval: float | None = None, for_a_search: bool = False
 ) -> int:
     """Returns the number of grid points that `by_pld` looks at, a measure of its work; 0 where it needs none.
 
     The points of a composition count as a fifth.
     """
-    grid = _grid(steps, delta, interval, for_a_search)
-    return 0 if grid is None else math.ceil(_spans(steps) / grid)
+    plain = _all_steps(steps)
+    grid = None if plain is None else _grid(plain, delta, interval, for_a_search)
+    return 0 if plain is None or grid is None else math.ceil(_spans(plain) / grid)
 
 
 def _num_composed(steps: tuple[Steps, ...]) -> int:
@@ -253,12 +298,21 @@ def _variance(noise_multiplier: float, q: float) -> float:
 
 
 @functools.lru_cache(maxsize=256)
-def _rdp_epsilon(steps: tuple[Steps, ...], delta: float, orders: tuple[float, ...]) -> float:
+def _rdp_epsilon(steps: tuple[Part, ...], delta: float, orders: tuple[float, ...]) -> float:
+    return float(rdp.compute_epsilon(orders, _renyi(steps, orders), delta)[0])
+
+
+def _renyi(steps: tuple[Part, ...], orders: tuple[float, ...]) -> np.ndarray:
+    """Returns the Renyi divergences of all parts together, an upper bound at each order."""
     total = np.zeros(len(orders))
-    for noise_multiplier, sampling_probability, count in steps:
-        of_a_step = _step_log_moments(noise_multiplier, sampling_probability, orders)
-        total += count * (of_a_step + _RDP_ROUNDING * np.maximum(of_a_step, 1.0)) / (np.array(orders) - 1.0)
-    return float(rdp.compute_epsilon(orders, total, delta)[0])
+    for step in steps:
+        if isinstance(step, BestOf):
+            total += step.times * step.num_runs.renyi_of_best(np.array(orders), _renyi(step.of_a_run, orders))
+        else:
+            of_a_step = _step_log_moments(step.noise_multiplier, step.sampling_probability, orders)
+            of_a_step = (of_a_step + _RDP_ROUNDING * np.maximum(of_a_step, 1.0)) / (np.array(orders) - 1.0)
+            total += step.times * of_a_step
+    return total
 
 
 _step_log_moments = functools.lru_cache(maxsize=64)(renyi.log_moments)  # Of a curve over steps all points share it.

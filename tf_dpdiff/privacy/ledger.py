@@ -9,8 +9,12 @@ import json
 import math
 
 import dp_accounting
+from dp_accounting import dp_event as dp_event_lib
+
+from tf_dpdiff.privacy import best_of_runs
 
 DP_SGD_STEP = 'dp_sgd_step'  # The mechanism of a private step.
+BEST_OF_RUNS = 'best_of_runs'  # Stands for a choice among several runs.
 
 
 def dp_event(noise_multiplier: float, sampling_probability: float | None, count: int) -> dp_accounting.DpEvent:
@@ -55,7 +59,7 @@ class Release:
     count: int
 
     def __post_init__(self):
-        if not isinstance(self.mechanism, str) or not self.mechanism:
+        if not isinstance(self.mechanism, str) or not self.mechanism or self.mechanism == BEST_OF_RUNS:
             raise ValueError(f'mechanism must be a name, got {self.mechanism!r}.')
         if not 0.0 <= self.noise_multiplier < math.inf:
             raise ValueError(f'noise_multiplier must be finite and at least 0, got {self.noise_multiplier}.')
@@ -67,6 +71,35 @@ class Release:
     def dp_event(self) -> dp_accounting.DpEvent:
         """Returns the event of all applications."""
         return dp_event(self.noise_multiplier, self.sampling_probability, self.count)
+
+
+@dataclasses.dataclass(frozen=True)
+class BestOfRuns:
+    """The best of several runs was released, and nothing of the others.
+
+    Attributes:
+      num_runs: The distribution of the number of runs that were made, which is secret.
+      releases: Of each of them, its score among them: at most, since a run may have ended early.
+      count: How many such choices, at least 1.
+    """
+
+    num_runs: best_of_runs.NumRuns
+    releases: tuple[Release, ...]
+    count: int = 1
+
+    mechanism = BEST_OF_RUNS
+
+    def __post_init__(self):
+        if not self.releases or not all(isinstance(release, Release) for release in self.releases):
+            raise ValueError(f'runs of a choice release something each, and hold no other choice: {self.releases!r}.')
+        if int(self.count) != self.count or self.count < 1:
+            raise ValueError(f'count must be a whole number of at least 1, got {self.count}.')
+
+    def dp_event(self) -> dp_accounting.DpEvent:
+        """Returns the event of all choices."""
+        of_a_run = dp_accounting.ComposedDpEvent([release.dp_event() for release in self.releases])
+        chosen = dp_event_lib.RepeatAndSelectDpEvent(of_a_run, self.num_runs.mean, self.num_runs.eta)
+        return dp_accounting.SelfComposedDpEvent(chosen, self.count)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +118,42 @@ class Ledger:
         True
     """
 
-    releases: tuple[Release, ...] = ()
+    releases: tuple[Release | BestOfRuns, ...] = ()
+
+    @property
+    def of_single_runs(self) -> tuple[Release, ...]:
+        """The releases, and in place of a choice among runs those of each run: not to be added up."""
+        return tuple(
+            part
+            for release in self.releases
+            for part in (release.releases if isinstance(release, BestOfRuns) else (release,))
+        )
+
+    def of_each_run(self, num_runs: best_of_runs.NumRuns) -> 'Ledger':
+        """Returns the ledger of a single run where this one is of a choice among runs; empty where it is empty.
+
+        Raises:
+          ValueError: if it holds something else.
+        """
+        if not self.releases:
+            return self
+        only = self.releases[0]
+        if len(self.releases) > 1 or not isinstance(only, BestOfRuns) or (only.num_runs, only.count) != (num_runs, 1):
+            raise ValueError('the ledger is not that of a run of this choice among runs.')
+        return Ledger(only.releases)
+
+    def best_of(self, num_runs: best_of_runs.NumRuns) -> 'Ledger':
+        """Returns the ledger of the best of several runs, of each of which this is the ledger.
+
+        Raises:
+          ValueError: if it is empty, or of such a choice itself.
+        """
+        return Ledger((BestOfRuns(num_runs, self.of_single_runs if self.is_plain else ()),))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it holds no choice among runs."""
+        return all(isinstance(release, Release) for release in self.releases)
 
     def record(
         self, mechanism: str, noise_multiplier: float, sampling_probability: float | None, count: int = 1
@@ -96,20 +164,20 @@ class Ledger:
         release = Release(mechanism, noise_multiplier, sampling_probability, count)
         if self.releases:
             last = self.releases[-1]
-            if dataclasses.replace(last, count=count) == release:
+            if isinstance(last, Release) and dataclasses.replace(last, count=count) == release:
                 return Ledger(self.releases[:-1] + (dataclasses.replace(last, count=last.count + count),))
         return Ledger(self.releases + (release,))
 
     def count(self, mechanism: str) -> int:
-        """Returns the number of applications of a mechanism."""
-        return sum(r.count for r in self.releases if r.mechanism == mechanism)
+        """Returns the number of applications of a mechanism; where runs were chosen among, in each of them."""
+        return sum(r.count for r in self.of_single_runs if r.mechanism == mechanism)
 
     def first(self, mechanism: str, count: int) -> 'Ledger':
-        """Returns the ledger with only the first applications of a mechanism; other releases stay."""
-        kept: list[Release] = []
+        """Returns the ledger with only the first applications of a mechanism; others, and choices among runs, stay."""
+        kept: list[Release | BestOfRuns] = []
         for release in self.releases:
-            part: Release | None = release
-            if release.mechanism == mechanism:
+            part: Release | BestOfRuns | None = release
+            if isinstance(release, Release) and release.mechanism == mechanism:
                 part = dataclasses.replace(release, count=min(release.count, count)) if count else None
                 count -= part.count if part else 0
             kept += [part] if part else []
@@ -144,17 +212,32 @@ class Ledger:
 
     def to_json(self) -> str:
         """Returns the ledger as JSON; holds nothing that depends on pixels or on the private seed."""
-        return json.dumps([dataclasses.asdict(r) for r in self.releases])
+        return json.dumps(
+            [
+                {'mechanism': BEST_OF_RUNS, **dataclasses.asdict(release)}
+                if isinstance(release, BestOfRuns)
+                else dataclasses.asdict(release)
+                for release in self.releases
+            ]
+        )
 
     @classmethod
     def from_json(cls, text: str) -> 'Ledger':
         """Inverse of `to_json`."""
-        return cls(tuple(Release(**fields) for fields in json.loads(text)))
+        return cls(tuple(map(_release_from, json.loads(text))))
 
 
-def _counts(ledger: Ledger) -> dict[Release, int]:
+def _release_from(fields: dict) -> Release | BestOfRuns:
+    if fields['mechanism'] != BEST_OF_RUNS:
+        return Release(**fields)
+    fields = {name: value for name, value in fields.items() if name != 'mechanism'}
+    of_each_run = tuple(Release(**release) for release in fields.pop('releases'))
+    return BestOfRuns(num_runs=best_of_runs.NumRuns(**fields.pop('num_runs')), releases=of_each_run, **fields)
+
+
+def _counts(ledger: Ledger) -> dict[Release | BestOfRuns, int]:
     """Returns the number of applications of each release, whatever came between."""
-    counts: dict[Release, int] = {}
+    counts: dict[Release | BestOfRuns, int] = {}
     for release in ledger.releases:
         one = dataclasses.replace(release, count=1)
         counts[one] = counts.get(one, 0) + release.count

@@ -70,7 +70,8 @@ def true_positive_rate(event: dp_accounting.DpEvent, false_positive_rate: float,
     Args:
       event: What is released.
       false_positive_rate: In (0, 1).
-      added_delta: What is to be added to each delta, as by the cut tail of the noise (`tail_delta`).
+      added_delta: What is to be added to each delta, as by the cut tail of the noise (`tail_delta`). It is added to
+        both rates too: what is released may differ by so much in total variation from what the event says.
 
     Returns:
       In [false_positive_rate, 1]; 1 where no guarantee is known.
@@ -86,7 +87,10 @@ def true_positive_rate(event: dp_accounting.DpEvent, false_positive_rate: float,
         epsilons, deltas = np.array([0.0 if steps is not None else math.inf]), np.zeros(1)
     else:
         epsilons, deltas = _curve(steps)
-    return right_guesses_bound(false_positive_rate, epsilons, np.minimum(deltas + added_delta, 1.0))
+    rate = false_positive_rate + added_delta
+    if false_positive_rate < 1.0 <= rate:
+        return 1.0
+    return min(1.0, right_guesses_bound(rate, epsilons, np.minimum(deltas + added_delta, 1.0)) + added_delta)
 
 
 def group_epsilon(
@@ -104,7 +108,8 @@ def group_epsilon(
       most 1 / sigma standard deviations of the noise. So any of them takes part with q' = 1 - (1 - q)^k, and
       then they move it by at most k / sigma. The output is a mixture over which of them do; a hockey-stick divergence
       is jointly convex and grows with the shift, so a step is bounded by that of one unit with probability q' and noise
-      multiplier sigma / k, in both directions, whatever was released before. These compose as steps of one unit do.
+      multiplier sigma / k, in both directions, whatever was released before. These compose as steps of one unit do, and
+      the best of several runs of them costs what the theorem says of such runs.
 
       By group privacy: if one unit costs (e, d), k of them cost (k e, d (e^(k e) - 1) / (e^e - 1)); d is chosen so that
       delta is met.
@@ -160,8 +165,9 @@ def gaussian_mu(event: dp_accounting.DpEvent) -> GaussianMu | None:
     steps = epsilon_bounds.steps_of(event)
     if steps is None:
         return None
-    if all(step.sampling_probability == 1.0 for step in steps):
-        mu = math.sqrt(math.fsum(step.times / step.noise_multiplier**2 for step in steps))
+    gaussian = [step for step in steps if isinstance(step, epsilon_bounds.Steps) and step.sampling_probability == 1.0]
+    if len(gaussian) == len(steps):
+        mu = math.sqrt(math.fsum(step.times / step.noise_multiplier**2 for step in gaussian))
         return GaussianMu(mu * (1.0 + _ROUNDING), True)
     rates = np.array([true_positive_rate(event, rate) for rate in _MU_RATES])
     mu = float(np.max(special.ndtri(rates) - special.ndtri(_MU_RATES)))
@@ -171,6 +177,10 @@ def gaussian_mu(event: dp_accounting.DpEvent) -> GaussianMu | None:
 def tail_delta(ledger: ledger_lib.Ledger, num_units: int, *, generator: str) -> float:
     """Bounds what the cut tail of the noise adds to delta, all releases together; see `noise.tail_delta`.
 
+    Where the best of several runs was released, the proof there does not reach beyond a run. It shows that what a run
+    gives out differs by so much in total variation from what is as private as the Gaussian's, so that the best of K
+    differs by at most E[K] times as much: here that is returned, and (1 + e^epsilon) times as much adds to delta.
+
     Args:
       ledger: What was released.
       num_units: In how many units neighbouring data sets differ: they move a sum by so many times as much.
@@ -178,19 +188,26 @@ def tail_delta(ledger: ledger_lib.Ledger, num_units: int, *, generator: str) -> 
     """
     if not ledger.releases:
         return 0.0
-    least = min(release.noise_multiplier for release in ledger.releases)
+    least = min(release.noise_multiplier for release in ledger.of_single_runs)
     if not least:
         return 1.0
     return noise.tail_delta(
         least / num_units,
-        num_draws=sum(release.count for release in ledger.releases),
+        num_draws=sum(map(_expected_draws, ledger.releases)),
         num_numbers=noise.MOST_PARAMETERS,
         generator=generator,
     )
 
 
+def _expected_draws(release: ledger_lib.Release | ledger_lib.BestOfRuns) -> float:
+    if isinstance(release, ledger_lib.Release):
+        return release.count
+    # A mean that is drawn from may be above the one given by a rounding.
+    return release.count * release.num_runs.mean * (1.0 + 1e-9) * sum(of_a_run.count for of_a_run in release.releases)
+
+
 @functools.lru_cache(maxsize=8)
-def _curve(steps: tuple[epsilon_bounds.Steps, ...]) -> tuple[np.ndarray, np.ndarray]:
+def _curve(steps: tuple[epsilon_bounds.Part, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Returns epsilons and the deltas at which they hold."""
     by_rdp = np.array([epsilon_bounds.by_rdp(steps, float(delta)) for delta in _RENYI_DELTAS])
     largest = epsilon_bounds.by_rdp(steps, _SMALLEST_DELTA_OF_EPSILONS, rough=True)
@@ -201,22 +218,44 @@ def _curve(steps: tuple[epsilon_bounds.Steps, ...]) -> tuple[np.ndarray, np.ndar
     return np.concatenate([epsilons, by_rdp]), np.concatenate([by_pld, _RENYI_DELTAS])
 
 
-def _by_composition(steps: tuple[epsilon_bounds.Steps, ...], num_units: int, delta: float) -> float:
+def _by_composition(steps: tuple[epsilon_bounds.Part, ...], num_units: int, delta: float) -> float:
     if delta <= 0.0:
         return math.inf
+    grouped = _grouped(steps, num_units)
+    return math.inf if grouped is None else epsilon_bounds.by_pld(grouped, delta)
+
+
+def _grouped(steps: tuple[epsilon_bounds.Part, ...], num_units: int) -> tuple[epsilon_bounds.Part, ...] | None:
+    """Returns what bounds the same releases for data sets that differ in several units; None: nothing that is known."""
+    grouped: list[epsilon_bounds.Part] = []
+    for step in steps:
+        if isinstance(step, epsilon_bounds.BestOf):
+            of_a_run = _grouped_steps(step.of_a_run, num_units)
+            if of_a_run is None:
+                return None
+            grouped.append(step._replace(of_a_run=of_a_run))
+        else:
+            single = _grouped_steps((step,), num_units)
+            if single is None:
+                return None
+            grouped += single
+    return tuple(grouped)
+
+
+def _grouped_steps(steps: tuple[epsilon_bounds.Steps, ...], num_units: int) -> tuple[epsilon_bounds.Steps, ...] | None:
     grouped = []
     for noise_multiplier, probability, times in steps:
         noise_multiplier *= (1.0 - _ROUNDING) / num_units
         if noise_multiplier < epsilon_bounds.SMALLEST_NOISE_MULTIPLIER:
-            return math.inf
+            return None
         if probability < 1.0:
             probability = min(1.0, -math.expm1(num_units * math.log1p(-probability)) * (1.0 + _ROUNDING))
         grouped.append(epsilon_bounds.Steps(noise_multiplier, probability, times))
-    return epsilon_bounds.by_pld(tuple(grouped), delta)
+    return tuple(grouped)
 
 
 def _by_group_privacy(
-    steps: tuple[epsilon_bounds.Steps, ...], num_units: int, delta: float, added_delta: float
+    steps: tuple[epsilon_bounds.Part, ...], num_units: int, delta: float, added_delta: float
 ) -> float:
     epsilons, deltas = _curve(steps)
     # In logarithms: the factor may be beyond float64. It is the sum of e^(j epsilon) over j below the number of units.

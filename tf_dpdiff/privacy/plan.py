@@ -1,11 +1,14 @@
 """The only place where sampler, clipper, noise and accountant are put together."""
 
+from collections.abc import Callable
 import dataclasses
 import math
 
 import dp_accounting
 
 from tf_dpdiff.privacy import accounting
+from tf_dpdiff.privacy import accuracy_release
+from tf_dpdiff.privacy import best_of_runs
 from tf_dpdiff.privacy import cautions
 from tf_dpdiff.privacy import class_means
 from tf_dpdiff.privacy import clipping
@@ -90,7 +93,7 @@ class DpSgdPlan:
 
     Guarantee: running all of it (num_steps steps and the warm start's release, where planned) on data sets that differ
       in one unit is (achieved_epsilon, target_delta)-indistinguishable, and achieved_epsilon <= target_epsilon where a
-      target is set.
+      target is set. Of a run that is chosen among several all of that is said of the choice as a whole.
 
     Attributes:
       config: What it was made from, with the noise multiplier filled in.
@@ -99,6 +102,7 @@ class DpSgdPlan:
       clipper: Clips and sums.
       noise: Added once to the sum over all chunks and replicas.
       warm_start_release: The other release, or None.
+      tuning: The choice among runs, of which one is made by this plan; None: the run is released in any case.
     """
 
     config: DpSgdConfig
@@ -107,6 +111,7 @@ class DpSgdPlan:
     clipper: clipping.PerUnitClipper
     noise: noise.GaussianNoise
     warm_start_release: WarmStartRelease | None
+    tuning: best_of_runs.Tuning | None = None
 
     @property
     def noise_multiplier(self) -> float:
@@ -120,8 +125,8 @@ class DpSgdPlan:
         return getattr(self.sampler, 'sampling_probability', None)
 
     def dp_event(self, num_steps: int | None = None) -> dp_accounting.DpEvent:
-        """Returns the event of the whole plan, or of its first num_steps steps."""
-        return self.planned_ledger(num_steps).dp_event()
+        """Returns the event of the whole plan, or of its first num_steps steps where it is no choice among runs."""
+        return self.planned_ledger(None if self.tuning else num_steps).dp_event()
 
     def planned_ledger(self, num_steps: int | None = None) -> ledger_lib.Ledger:
         """Returns the ledger that a run of the plan will end with."""
@@ -134,7 +139,7 @@ class DpSgdPlan:
     def record_warm_start_release(self, ledger: ledger_lib.Ledger) -> ledger_lib.Ledger:
         """Returns the ledger with all rounds of the warm start's release."""
         assert self.warm_start_release is not None
-        return self.warm_start_release.record(ledger)
+        return self._record(ledger, self.warm_start_release.record)
 
     def record_step(self, ledger: ledger_lib.Ledger) -> ledger_lib.Ledger:
         """Returns the ledger with one more step.
@@ -149,16 +154,38 @@ class DpSgdPlan:
         return self._record_steps(ledger, 1)
 
     def _record_steps(self, ledger: ledger_lib.Ledger, count: int) -> ledger_lib.Ledger:
-        return ledger.record(ledger_lib.DP_SGD_STEP, self.noise_multiplier, self.sampling_probability, count=count)
+        return self._record(
+            ledger,
+            lambda of_a_run: of_a_run.record(
+                ledger_lib.DP_SGD_STEP, self.noise_multiplier, self.sampling_probability, count=count
+            ),
+        )
+
+    def _record(
+        self, ledger: ledger_lib.Ledger, record: Callable[[ledger_lib.Ledger], ledger_lib.Ledger]
+    ) -> ledger_lib.Ledger:
+        """Returns the ledger with what a run releases: a choice among runs is charged for each of them.
+
+        The score of a run is charged together with the first release: it comes last, and whether it does may depend on
+        how far the run gets.
+        """
+        if self.tuning is None:
+            return record(ledger)
+        of_a_run = ledger.of_each_run(self.tuning.num_runs)
+        if not of_a_run.releases and self.tuning.score_noise_multiplier is not None:
+            of_a_run = of_a_run.record(accuracy_release.HELD_OUT_ACCURACY, self.tuning.score_noise_multiplier, 1.0)
+        of_a_run = record(of_a_run)
+        return of_a_run.best_of(self.tuning.num_runs) if of_a_run.releases else ledger
 
     def epsilon(self, ledger: ledger_lib.Ledger | None = None, **options) -> float:
         """Returns epsilon at target_delta of what is in the ledger, or of the whole plan; infinity: no guarantee.
 
         Args:
-          ledger: What was released; the whole plan where None.
+          ledger: What was released; the whole plan where None. Of a choice among runs it is that of the whole plan
+            always: how far one run is says nothing of the others.
           **options: `accountant` and `discretization_interval` of `accounting.epsilon`.
         """
-        event = (self.planned_ledger() if ledger is None else ledger).dp_event()
+        event = (self.planned_ledger() if ledger is None or self.tuning else ledger).dp_event()
         return accounting.epsilon(event, self.config.target_delta, **options)
 
     def cautions(self, ledger: ledger_lib.Ledger | None = None) -> list[str]:
@@ -174,25 +201,40 @@ class DpSgdPlan:
         fields['sampling_probability'] = self.sampling_probability
         release = self.warm_start_release
         fields['warm_start_release'] = release and {'mechanism': release.mechanism, **dataclasses.asdict(release)}
+        if self.tuning:
+            fields['tuning'] = dataclasses.asdict(self.tuning)
         for name, default in _ADDED_TO_RELEASES.items():
             if release and fields['warm_start_release'].get(name) == default:
                 del fields['warm_start_release'][name]  # As above.
         return fields
 
 
-def make_plan(config: DpSgdConfig, num_units: int, warm_start_release: WarmStartRelease | None = None) -> DpSgdPlan:
+def make_plan(
+    config: DpSgdConfig,
+    num_units: int,
+    warm_start_release: WarmStartRelease | None = None,
+    *,
+    tuning: best_of_runs.Tuning | None = None,
+) -> DpSgdPlan:
     """Makes a plan, calibrating the noise where it is not given.
 
     Args:
       config: What was chosen.
       num_units: Units of the private data set, treated as public, >= 1.
       warm_start_release: Another release to be paid from the same budget, or None.
+      tuning: The choice among runs that is paid from the budget as a whole, of which this is a run; None: there is one
+        run.
 
     Raises:
-      ValueError: if the batch is larger than the data set, if delta is 1 / num_units or more and was not accepted, or
-        if float32 would lose the noise beside the sum.
+      ValueError: if runs of which nothing is claimed are to be chosen among, if the batch is larger than the data set,
+        if delta is 1 / num_units or more and was not accepted, or if float32 would lose the noise beside the sum.
       accounting.BudgetError: if the target cannot be met, or there is so little noise that no epsilon is known.
     """
+    if tuning and (config.sampling != 'poisson' or config.noise_multiplier == 0.0):
+        raise ValueError(
+            'runs can be chosen among in private only where each has a guarantee: take noise, and '
+            f"sampling='poisson', got noise_multiplier={config.noise_multiplier} and sampling={config.sampling!r}."
+        )
     if config.expected_batch_size > num_units:
         raise ValueError(
             f'expected_batch_size={config.expected_batch_size} is larger than the data set of {num_units} units; '
@@ -224,6 +266,7 @@ def make_plan(config: DpSgdConfig, num_units: int, warm_start_release: WarmStart
             clipper=clipper,
             noise=noise.GaussianNoise(stddev, config.noise_generator),
             warm_start_release=warm_start_release,
+            tuning=tuning,
         )
 
     if config.noise_multiplier is not None:

@@ -11,9 +11,11 @@ import numpy as np
 import tensorflow as tf
 
 from tf_dpdiff.privacy import accounting
+from tf_dpdiff.privacy import best_of_runs
 from tf_dpdiff.privacy import curves
 from tf_dpdiff.privacy import epsilon_bounds
 from tf_dpdiff.privacy import ledger as ledger_lib
+from tf_dpdiff.privacy import meaning
 from tf_dpdiff.privacy import noise
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import relations
@@ -21,8 +23,9 @@ from tf_dpdiff.privacy import rounding
 from tf_dpdiff.privacy import sampling
 
 _WIDTH = 95
+_TUNING = 'choices of settings made by looking at the private data (tuning)'
+_OTHER_TUNING = 'choices made by looking at the private data, other than that among the candidates (tuning)'
 _NOT_COVERED = (
-    'choices of settings made by looking at the private data (tuning)',
     'evaluation against private images, and whatever is filed under non_private/',
     'other releases from the same data, which add to this epsilon',
     'the rounding of floating-point numbers: the proof is for real numbers',
@@ -63,6 +66,10 @@ class PrivacyStatement:
       has_owners: Whether a unit is an owner with all of its images; else each image is a unit, whatever it is called.
       preparation: What was done to each private image when it was read, by settings alone, such as 'resized to 32x32
         (cropped)'; told only where there is something to tell.
+      candidate: Which of the candidates the run took, where it was chosen among several runs; else None.
+
+    Raises:
+      ValueError: if the candidate is none of those of the plan.
     """
 
     unit: str
@@ -74,6 +81,14 @@ class PrivacyStatement:
     public_data: tuple[str, ...] = ()
     has_owners: bool = False
     preparation: str = ''
+    candidate: int | None = None
+
+    def __post_init__(self):
+        tuning = self.plan.tuning
+        if (tuning is None) != (self.candidate is None):
+            raise ValueError(f'a run has a candidate where it was chosen among several, got {self.candidate}.')
+        if tuning and self.candidate is not None and not 0 <= self.candidate < len(tuning.candidates):
+            raise ValueError(f'candidate must be in [0, {len(tuning.candidates)}), got {self.candidate}.')
 
     def to_dict(self) -> dict:
         """Returns the statement as plain JSON values; an epsilon of None means that none is claimed."""
@@ -103,6 +118,7 @@ class PrivacyStatement:
             'l2_norm_clip': config.l2_norm_clip,
             'clipping': config.clipping,
             'steps_run': self.ledger.count(ledger_lib.DP_SGD_STEP),
+            **({'best_of_runs': self._of_tuning(self.plan.tuning)} if self.plan.tuning else {}),
             'augmentation_multiplicity': self.augmentation_multiplicity,
             'releases': json.loads(self.ledger.to_json()),
             'dp_event': repr(event),
@@ -111,8 +127,27 @@ class PrivacyStatement:
             'versions': _versions(),
         }
 
+    def _of_tuning(self, tuning: best_of_runs.Tuning) -> dict:
+        """Returns what is public of a choice among runs: not how many there were, nor anything of the others."""
+        assert self.candidate is not None
+        return {
+            'distribution_of_number_of_runs': 'truncated negative binomial',
+            'mean': tuning.num_runs.mean,
+            'eta': tuning.num_runs.eta,
+            'gamma': tuning.num_runs.gamma,
+            'score': tuning.score,
+            'score_noise_multiplier': tuning.score_noise_multiplier,
+            'candidates': list(tuning.candidates),
+            'released_candidate': tuning.candidates[self.candidate],
+            'accounting': 'Papernot and Steinke 2022, arXiv:2110.03620, theorem 2',
+        }
+
     def _tail_delta(self) -> float:
         """Returns a bound on what the cut tail of the noise adds to delta; 0 where no noise was drawn."""
+        if self.plan.tuning:
+            tail = meaning.tail_delta(self.ledger, 1, generator=self.plan.config.noise_generator)
+            epsilon = self.plan.epsilon(self.ledger)
+            return min(1.0, tail * (1.0 + math.exp(epsilon))) if epsilon < 700.0 else 1.0
         config, num_steps = self.plan.config, self.ledger.count(ledger_lib.DP_SGD_STEP)
         if not num_steps or not config.noise_multiplier:
             return 0.0
@@ -125,27 +160,53 @@ class PrivacyStatement:
 
     def _why_nothing_is_claimed(self) -> str:
         """Returns the reasons why no epsilon is known."""
-        reasons = []
-        if any(release.noise_multiplier < epsilon_bounds.SMALLEST_NOISE_MULTIPLIER for release in self.ledger.releases):
+        reasons, of_runs = [], self.ledger.of_single_runs
+        if any(release.noise_multiplier < epsilon_bounds.SMALLEST_NOISE_MULTIPLIER for release in of_runs):
             reasons.append('it was trained without noise, or with next to none')
-        if any(release.sampling_probability is None for release in self.ledger.releases):
+        if any(release.sampling_probability is None for release in of_runs):
             reasons.append('its batches were not Poisson-sampled')
         return ', and '.join(reasons)
 
     def _not_covered(self) -> list[str]:
         public = [f'the public images it was trained on before: {phrase}' for phrase in self.public_data]
-        return public + [_ALSO_PUBLIC] * bool(public) + list(_NOT_COVERED)
+        tuning = _OTHER_TUNING if self.plan.tuning else _TUNING
+        return public + [_ALSO_PUBLIC] * bool(public) + [tuning, *_NOT_COVERED]
 
     def epsilon_over_steps(self) -> list[curves.CurvePoint]:
-        """Returns the cost over the steps that were run, the claim last; empty where nothing is claimed."""
+        """Returns the cost over the steps that were run, the claim last; empty where nothing is claimed.
+
+        Empty also of a run that was chosen among several: no step of one tells what all of them have cost.
+        """
         num_steps = self.ledger.count(ledger_lib.DP_SGD_STEP)
-        if not num_steps or _finite(self.plan.epsilon(self.ledger)) is None:
+        if self.plan.tuning or not num_steps or _finite(self.plan.epsilon(self.ledger)) is None:
             return []
         return curves.epsilon_over_steps(
             lambda count: self.ledger.first(ledger_lib.DP_SGD_STEP, count).dp_event(),
             num_steps,
             self.plan.config.target_delta,
         )
+
+    def _describe_tuning(self, tuning: best_of_runs.Tuning) -> list[str]:
+        """Returns lines on a choice among runs."""
+        assert self.candidate is not None
+        num_runs = tuning.num_runs
+        paid = (
+            f'; that score had Gaussian noise of noise multiplier {tuning.score_noise_multiplier:.6g}'
+            if tuning.score_noise_multiplier is not None
+            else ', which reads no private image'
+        )
+        said = (
+            'Epsilon covers a choice: several runs were made, and this is the best of them. Their number was drawn at '
+            'random, and stays secret, from a truncated negative binomial distribution with mean '
+            f'{num_runs.mean:g}, eta {num_runs.eta:g} and gamma {num_runs.gamma:.6g}. Each run took one of the '
+            f'candidates below, all equally likely. The best is that with the largest {tuning.score}{paid}. Of the '
+            'other runs nothing is released. Accounted by Papernot and Steinke 2022 (arXiv:2110.03620), theorem 2.'
+        )
+        listed = [
+            f'{phrase}{" (this one)" if number == self.candidate else ""}'
+            for number, phrase in enumerate(tuning.candidates)
+        ]
+        return ['', *textwrap.wrap(said, _WIDTH), 'Candidates:', *(f'  - {phrase}' for phrase in listed)]
 
     def to_json(self) -> str:
         """Returns the statement as indented JSON."""
@@ -168,7 +229,7 @@ class PrivacyStatement:
                 *textwrap.wrap(
                     f'Neighbouring data sets: {relations.ACCOUNTED[fields["neighboring_relation"]]}.', _WIDTH
                 ),
-                *_describe_accountants(**fields['epsilon_by_accountant']),
+                *_describe_accountants(**fields['epsilon_by_accountant'], is_choice=bool(self.plan.tuning)),
             ]
         else:
             lines += [
@@ -176,8 +237,12 @@ class PrivacyStatement:
                 '',
                 f'Unit: {self.unit} ({fields["unit_is"]}). Data set: {self.dataset!r}.',
             ]
-        lines += ['', 'What was released from the private data:']
-        lines += [f'  - {_describe(release)}' for release in self.ledger.releases] or ['  - nothing']
+        if self.plan.tuning:
+            lines += self._describe_tuning(self.plan.tuning)
+            lines += ['', 'What each of the runs made of the private data:']
+        else:
+            lines += ['', 'What was released from the private data:']
+        lines += [f'  - {_describe(release)}' for release in self.ledger.of_single_runs] or ['  - nothing']
         lines += [
             '',
             f'Each step clips the gradient of a unit to an L2 norm of {fields["l2_norm_clip"]:g} '
@@ -268,8 +333,13 @@ def _describe(release: ledger_lib.Release) -> str:
     return f'{release.mechanism.replace("_", " ")}, {times}: all units, noise multiplier {release.noise_multiplier:.6g}'
 
 
-def _describe_accountants(pld: float, rdp: float) -> list[str]:
+def _describe_accountants(pld: float, rdp: float, *, is_choice: bool) -> list[str]:
     by_pld, by_rdp = rounding.round_up(pld), rounding.round_up(rdp)
+    if is_choice:
+        return [
+            f'Accountant: Renyi (RDP), an upper bound, {by_rdp}; of a choice among runs no privacy loss',
+            'distribution (PLD) is known, which would bound it once more.',
+        ]
     if 0.0 < pld == rdp:
         return [
             f'Accountant: Renyi (RDP), an upper bound, {by_rdp}; a privacy loss distribution (PLD) is beyond',

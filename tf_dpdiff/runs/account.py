@@ -1,6 +1,5 @@
 """What a planned run would cost, what a finished one has cost, and a budget: as plain values, and drawn."""
 
-import dataclasses
 import json
 import math
 import pathlib
@@ -69,7 +68,7 @@ def budget_fields(budget: budget_lib.Budget) -> dict[str, Any]:
                 'dataset': entry.dataset,
                 'time': entry.time,
                 'status': entry.status,
-                'releases': [dataclasses.asdict(release) for release in entry.ledger.releases],
+                'releases': json.loads(entry.ledger.to_json()),
                 'epsilon_by_accountant': _finite(epsilons(entry.ledger, budget.delta)),
             }
             for entry in budget.entries

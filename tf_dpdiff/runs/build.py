@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterator
 import dataclasses
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 from tf_dpdiff import keras
 from tf_dpdiff.data import datasets
 from tf_dpdiff.data import overlap
 from tf_dpdiff.networks import denoiser
 from tf_dpdiff.networks import kinds
+from tf_dpdiff.privacy import best_of_runs
 from tf_dpdiff.privacy import feature_means
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import plan as plan_lib
@@ -32,6 +33,20 @@ from tf_dpdiff.training import warm_start
 _CHUNKS = ('units_per_chunk', 'memory_budget_gib', 'images_per_chunk')
 
 
+class OneOfSeveral(NamedTuple):
+    """What a run knows of the choice among runs in which it takes part.
+
+    Attributes:
+      tuning: The choice.
+      candidate: Which of its candidates the run takes.
+      run_id: The public name of whichever run is released.
+    """
+
+    tuning: best_of_runs.Tuning
+    candidate: int
+    run_id: str | None
+
+
 class Build:
     """A run that is ready to begin: all that follows from its recipe alone.
 
@@ -40,6 +55,7 @@ class Build:
     Args:
       recipe: What was chosen.
       spec: What is known of the private images, where it is not what the recipe's data say; None: it is.
+      one_of_several: The choice among runs in which it takes part, or None.
 
     Attributes:
       recipe: What was chosen.
@@ -52,8 +68,14 @@ class Build:
       accounting.BudgetError: if the budget can't be met.
     """
 
-    def __init__(self, recipe: recipe_lib.Recipe, spec: datasets.DatasetSpec | None = None):
-        self.recipe = recipe
+    def __init__(
+        self,
+        recipe: recipe_lib.Recipe,
+        spec: datasets.DatasetSpec | None = None,
+        *,
+        one_of_several: OneOfSeveral | None = None,
+    ):
+        self.recipe, self._one_of_several = recipe, one_of_several
         last_stage, images = recipe.finetuning or recipe.pretraining, recipe.data or recipe.pretraining
         assert last_stage is not None and images is not None  # One of the two stages there is in every recipe.
         self.spec = spec or images.spec
@@ -69,7 +91,8 @@ class Build:
         self.plan: plan_lib.DpSgdPlan | None = None
         if recipe.privacy:
             release = recipe.warm_start.release if recipe.warm_start else None
-            self.plan = plan_lib.make_plan(recipe.privacy, self.spec.num_units, release)
+            tuning = one_of_several.tuning if one_of_several else None
+            self.plan = plan_lib.make_plan(recipe.privacy, self.spec.num_units, release, tuning=tuning)
 
     def make_network(self) -> keras.Model:
         """Returns a new network."""
@@ -144,6 +167,7 @@ class Build:
             public_data=public_data,
             has_owners=self.spec.has_owners,
             preparation=self.spec.preparation,
+            candidate=self._one_of_several.candidate if self._one_of_several else None,
         )
 
     def make_training(
@@ -183,14 +207,18 @@ class Build:
                 )
         origin = self.open_origin()
         self.check(replicas.workers.count)
-        num_public = self._count_private_images_that_are_public(origin, private) if private is not None else 0
+        num_public = self.count_private_images_that_are_public(origin, private) if private is not None else 0
         model = self.model
         if not recipe.is_private:
             assert recipe.pretraining is not None
             model = model._replace(labelled=not _is_unlabelled(recipe.pretraining.images))
         configuration = self._configuration(origin, private)
         state = checkpoints.resume_or_begin(
-            workdir / checkpoints.FOLDER, configuration, is_private=plan is not None, workers=replicas.workers
+            workdir / checkpoints.FOLDER,
+            configuration,
+            is_private=plan is not None,
+            run_id=self._one_of_several.run_id if self._one_of_several else None,
+            workers=replicas.workers,
         )
         training = self.make_networks(origin, state, replicas)
         summaries = summaries_lib.Summaries(workdir)
@@ -292,7 +320,9 @@ class Build:
             )
         release.check_enough(self.spec.num_units, self.spec.num_classes, self.plan.config.neighboring_relation)
 
-    def _count_private_images_that_are_public(self, origin, private: datasets.ImageDataset) -> int:
+    def count_private_images_that_are_public(
+        self, origin: pretrained.PretrainedModel | None, private: datasets.ImageDataset
+    ) -> int:
         """Refuses public images that are the private ones; returns how many of those are among them: PRIVATE."""
         recipe, digests = self.recipe, [origin.image_digests] if origin else []
         if recipe.pretraining:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 import dataclasses
 import functools
 import json
+import math
 from typing import Any
 
 from tf_dpdiff import version
@@ -18,6 +19,7 @@ FALSE_POSITIVE_RATES = ((0.001, '1 in 1,000'), (0.01, '1 in 100'))
 _GROUPS = (2, 3, 5, 10)
 # At odds of e^20, half a billion to one, nothing is left to be said.
 LARGEST_EPSILON_OF_GROUPS = 20.0
+_EPSILONS_OF_GROUPS = (2.0, 5.0, 10.0, LARGEST_EPSILON_OF_GROUPS)
 NO_GUARANTEE = 'NO PRIVACY GUARANTEE'
 _PER_IMAGE = 'each single image'
 
@@ -104,6 +106,22 @@ class Facts:
     def _tail(self, num_units: int) -> float:
         return meaning.tail_delta(self._all_released, num_units, generator=self.statement['noise_generator'])
 
+    def _group_epsilon(self, count: int) -> float:
+        """Returns epsilon of several units; more than LARGEST_EPSILON_OF_GROUPS where no useful bound is proven."""
+        event, delta = self._all_released.dp_event(), self.statement['delta']
+        if self._all_released.is_plain:
+            return meaning.group_epsilon(event, count, delta, added_delta=self._tail)
+        # Where runs were chosen among, the tail adds 1 + e^epsilon times as much: by an epsilon that is not passed.
+        for most in _EPSILONS_OF_GROUPS:
+
+            def added_delta(num_units: int, factor: float = 1.0 + math.exp(most)) -> float:
+                return min(1.0, factor * self._tail(num_units))
+
+            found = meaning.group_epsilon(event, count, delta, added_delta=added_delta)
+            if found <= most:
+                return found
+        return math.inf
+
     @functools.cached_property
     def right_guesses(self) -> list[tuple[str, str]]:
         """How often an attacker may be wrong, and how often they can be right at most: in words, and in percent."""
@@ -121,10 +139,10 @@ class Facts:
         """
         if self.statement['unit_is'] != _PER_IMAGE:
             return []
-        most, delta = self.answers.given.get('max_images_per_unit'), self.statement['delta']
+        most = self.answers.given.get('max_images_per_unit')
         costs: list[tuple[str, str]] = []
         for count in sorted({*_GROUPS, *([most] if most and most > 1 else [])}):
-            epsilon = meaning.group_epsilon(self._all_released.dp_event(), count, delta, added_delta=self._tail)
+            epsilon = self._group_epsilon(count)
             if epsilon > LARGEST_EPSILON_OF_GROUPS:
                 return [*costs, (f'{count} or more', 'no useful bound is proven')]
             costs.append((str(count), rounding.round_up(epsilon)))
@@ -161,14 +179,20 @@ class Facts:
     @property
     def mechanisms(self) -> str:
         """What was released by which mechanism."""
-        listed = '; '.join(self._describe_releases())
+        listed, choice = '; '.join(self._describe_releases()), ''
+        if not self._ledger.is_plain:
+            best = self.statement['best_of_runs']
+            choice = (
+                f'The best of several runs, by {best["score"]}; their number was drawn at random, with mean '
+                f'{best["mean"]:g}, and stays secret. Each of them: '
+            )
         return (
-            f'Gaussian mechanism: {listed}. Each step of DP-SGD clips the gradient of a unit to an L2 norm of '
+            f'{choice}Gaussian mechanism: {listed}. Each step of DP-SGD clips the gradient of a unit to an L2 norm of '
             f'{self.statement["l2_norm_clip"]:g}, adds up, and adds noise once.'
         )
 
     def _describe_releases(self) -> Iterator[str]:
-        for release in self._ledger.releases:
+        for release in self._ledger.of_single_runs:
             times = 'once' if release.count == 1 else f'{release.count:,} times'
             probability = release.sampling_probability
             units = (
@@ -185,6 +209,12 @@ class Facts:
     def composition(self) -> str:
         """How the releases are added up."""
         by = self.statement['epsilon_by_accountant']
+        if not self._ledger.is_plain:
+            return (
+                'All releases of a run, its score among them, are composed by Renyi accounting, and the choice among '
+                f'runs by theorem 2 of Papernot and Steinke (2022): {rounding.round_up(by["rdp"])}, an upper bound. Of '
+                f'such a choice no privacy loss distribution is known. {self.of_other_releases}'
+            )
         return (
             'All releases of the run are composed in one accountant, by privacy loss distributions '
             f'({rounding.round_up(by["pld"])}); an independent upper bound by Renyi accounting is '

@@ -333,4 +333,4 @@ def _releases_of(statement: dict) -> ledger_lib.Ledger:
 
 
 def _count(ledger: ledger_lib.Ledger) -> int:
-    return sum(release.count for release in ledger.releases)
+    return sum(release.count for release in ledger.of_single_runs)

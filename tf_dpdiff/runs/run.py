@@ -76,7 +76,13 @@ class PreparedRun:
 
 
 def prepare(
-    recipe: recipe_lib.Recipe, workdir: pathlib.Path, *, say: Say, is_first: bool = True, dry_run: bool = False
+    recipe: recipe_lib.Recipe,
+    workdir: pathlib.Path,
+    *,
+    say: Say,
+    is_first: bool = True,
+    dry_run: bool = False,
+    one_of_several: build_lib.OneOfSeveral | None = None,
 ) -> PreparedRun:
     """Builds a run, and refuses what its folder or budget would not let in; reads no image.
 
@@ -86,6 +92,7 @@ def prepare(
       say: Tells what a person must know beforehand.
       is_first: Whether this is the first worker, which alone looks into the folder and the budget.
       dry_run: Whether nothing is to be written; otherwise what the run in the folder has released goes on record.
+      one_of_several: The choice among runs in which it takes part, or None.
 
     Raises:
       ValueError: if the run is refused; says what to do.
@@ -96,7 +103,7 @@ def prepare(
         return PreparedRun(build_lib.Build(recipe), None, None)
     utility, left_out = utility_lib.fitting(recipe.utility, recipe.data, recipe.samples.num_images)
     with progress.working('train', 'calibrating the noise'):
-        build = build_lib.Build(recipe)
+        build = build_lib.Build(recipe, one_of_several=one_of_several)
         budget = _planned_budget(recipe, build, workdir, dry_run) if is_first and recipe.budget_file else None
     if is_first:
         for sentence in left_out:
@@ -117,6 +124,7 @@ def train(
     show_chosen: Callable[[warm_start_lib.ChosenImages], None] = lambda unused_chosen: None,
     anyway: bool = False,
     clock: clock_lib.Clock | None = None,
+    one_of_several: build_lib.OneOfSeveral | None = None,
 ) -> TrainedRun | None:
     """Trains, samples, exports and evaluates; resumes where the folder holds an unfinished run.
 
@@ -128,6 +136,7 @@ def train(
       show_chosen: Called with the public images that a warm start chose.
       anyway: Whether to go on where the noise would hide all that could be learnt, see `forecast`.
       clock: Measures this call; None: from now on.
+      one_of_several: The choice among runs in which it takes part, charged as a whole by who makes it; or None.
 
     Returns:
       What came out; None at the other workers than the first.
@@ -141,7 +150,9 @@ def train(
     configuration = recipe.to_text()
     released_configuration = outcome.cut_paths(configuration)
     workers = replicas.workers
-    prepared = prepare(recipe, workdir, say=say, is_first=workers.is_first)
+    if one_of_several and recipe.budget_file:
+        raise ValueError('a choice among runs is charged as a whole: none of its runs has a budget file of its own.')
+    prepared = prepare(recipe, workdir, say=say, is_first=workers.is_first, one_of_several=one_of_several)
 
     def on_release(released: class_means.NoisyMeans | warm_start_lib.ChosenImages) -> None:
         outcome.draw_released(workdir, released)
@@ -216,15 +227,20 @@ class _Account:
             self._say(f'{done} in {self._path}: {describe_spent(budget)}.')
 
 
-def _begin(recipe, workdir, training: build_lib.RunTraining, released_configuration: str, say: Say) -> None:
-    """Writes what is known before its first step, and says where a resumed run stands."""
-    trainer, count = training.trainer, training.num_private_images_that_are_public
+def tell_overlap(count: int, say: Say) -> None:
+    """Says how many private images are among the public ones, which is private, where there are any."""
     if count:
         say(
             f'{count:,} of the private images are among the public ones too: the guarantee covers what '
             'the private stages do with them, and not what the public stages show. This number is private: do not '
             'release it.'
         )
+
+
+def _begin(recipe, workdir, training: build_lib.RunTraining, released_configuration: str, say: Say) -> None:
+    """Writes what is known before its first step, and says where a resumed run stands."""
+    trainer = training.trainer
+    tell_overlap(training.num_private_images_that_are_public, say)
     training.model.write(workdir)
     tensorboard.write_begin(trainer, training.model, recipe, training.build.plan, released_configuration)
     if trainer.resumed:

@@ -42,6 +42,11 @@ class CheckpointDamagedError(ValueError):
     """A run has no checkpoint that is as it was written."""
 
 
+def new_run_id() -> str:
+    """Returns the public name of a new run, drawn at random."""
+    return secrets.token_hex(8)
+
+
 class RunState:
     """Where a run stands; everything in it is saved in one file, so that no two parts can disagree.
 
@@ -53,9 +58,9 @@ class RunState:
       step: Steps done in the stage.
     """
 
-    def __init__(self, private_seed: seeds.PrivateSeed | None):
+    def __init__(self, private_seed: seeds.PrivateSeed | None, run_id: str | None = None):
         self.private_seed = private_seed
-        self.run_id = secrets.token_hex(8)
+        self.run_id = run_id or new_run_id()
         self.ledger = ledger_lib.Ledger()
         self.stage = ''
         self.step = 0
@@ -259,7 +264,12 @@ def read_state(directory: pathlib.Path, configuration: dict) -> RunState | None:
 
 
 def resume_or_begin(
-    directory: pathlib.Path, configuration: dict, *, is_private: bool, workers: workers_lib.Workers = workers_lib.ALONE
+    directory: pathlib.Path,
+    configuration: dict,
+    *,
+    is_private: bool,
+    run_id: str | None = None,
+    workers: workers_lib.Workers = workers_lib.ALONE,
 ) -> RunState:
     """Returns the state of the run in a folder of checkpoints, or where there is none that of a new one.
 
@@ -267,6 +277,7 @@ def resume_or_begin(
       directory: The folder of checkpoints.
       configuration: As given to RunCheckpoint.
       is_private: Whether the run reads private images, and so has a secret.
+      run_id: The public name that the run must have, that of a choice in which it takes part; None: a new one.
       workers: The processes of the run, all of which call this and get what the first one found.
 
     Raises:
@@ -278,7 +289,9 @@ def resume_or_begin(
     found = None
     if workers.is_first:
         state = read_state(directory, configuration)
-        state = state or RunState(seeds.PrivateSeed.from_os_entropy() if is_private else None)
+        state = state or RunState(seeds.PrivateSeed.from_os_entropy() if is_private else None, run_id)
+        if run_id is not None and state.run_id != run_id:
+            raise CheckpointMismatchError(f'the run in {directory.parent} is another one; name another --workdir.')
         found = state.to_json().encode()
     # The secret goes the same way as the sums without noise do: both need a network that can be trusted.
     state = RunState.from_json(workers.broadcast(found).decode())
