@@ -229,6 +229,7 @@ class Listening(optimization.OptimizationConfig):
     """As the optimization of a run, but listened to."""
 
     def make_optimizer(self, num_steps: int) -> Any:
+        """Returns a new optimizer for num_steps steps, within a Listener."""
         return Listener(super().make_optimizer(num_steps))
 
 
