@@ -16,7 +16,9 @@ from tf_dpdiff.evaluation import canaries as canaries_lib
 from tf_dpdiff.evaluation import gradient_canaries
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import accounting
+from tf_dpdiff.privacy import epsilon_bounds
 from tf_dpdiff.privacy import ledger as ledger_lib
+from tf_dpdiff.privacy import noise as noise_lib
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import seeds
 from tf_dpdiff.runs import audit as audit_lib
@@ -206,6 +208,21 @@ def test_claim_is_that_of_the_steps_which_were_run(sound):
     event = ledger_lib.dp_event(1.0, 0.5, 8)
     assert sound[1].proven_epsilon == pytest.approx(accounting.epsilon(event, 1e-4))
     assert sound[1].num_steps == 8 and sound[1].sampling_probability == 0.5
+
+
+def test_sums_that_are_not_finite_are_no_result(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        noise_lib.GaussianNoise, 'add', lambda self, sums, **unused_options: [sums[0] * np.nan, *sums[1:]]
+    )
+    with pytest.raises(FloatingPointError, match='private step 0 of the audit released numbers that are not finite'):
+        audit(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_claim_whose_curve_is_not_known_is_refused_beforehand(monkeypatch):
+    monkeypatch.setattr(epsilon_bounds, 'deltas_by_pld', lambda *unused_arguments, **unused_options: None)
+    with pytest.raises(ValueError, match='trade-off curve of the claim would take too long'):
+        gradient_audit.prepare(make_recipe(), say=lambda text: None)
 
 
 def test_stop_ends_the_audit_and_keeps_nothing(tmp_path, monkeypatch):

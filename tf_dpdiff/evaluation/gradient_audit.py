@@ -131,6 +131,9 @@ class Judge:
     Attributes:
       num_guesses: About how many canaries is guessed where they are not taken as independent: found beforehand, as what
         is best for a program that does what it claims.
+
+    Raises:
+      ValueError: if there is a claim whose trade-off curve is not known, so that it could not be refuted.
     """
 
     def __init__(self, canaries: gradient_canaries.GradientCanaries, plan: plan_lib.DpSgdPlan, confidence: float):
@@ -145,6 +148,8 @@ class Judge:
         self._imagined = None
         self.num_guesses = int(_GUESS_FRACTION_OF_NO_CLAIM * len(canaries))
         if plan.noise_multiplier:
+            if self._family.curve(plan.noise_multiplier) is None:
+                raise ValueError('the trade-off curve of the claim would take too long to compute: audit fewer steps.')
             self._imagined = canaries.imagine(np.random.default_rng(_SEED_OF_EXPECTATIONS))
             self.num_guesses = max(
                 (max(1, int(fraction * len(canaries))) for fraction in _GUESS_FRACTIONS), key=self._largest_mu
@@ -230,9 +235,13 @@ class Judge:
         plan = self._plan
         probability = plan.sampling_probability
         assert probability is not None  # As was seen to.
-        bounds = self.bounds(self._canaries.scores(heard.products), included)
+        bounds = self.bounds(heard.scores, included)
         proven = plan.epsilon(ledger)
         claimed = tradeoffs.curve_of(ledger.dp_event())
+        if claimed is None and math.isfinite(proven):
+            raise ValueError(
+                'the trade-off curve of what was released would take too long to compute: audit fewer steps.'
+            )
         faults, p_values = [], {}
         if claimed is not None and self._rejects_independent(bounds.num_correct)(claimed):
             faults.append(f'epsilon is at least {rounding.round_down(bounds.independent)}, above the claim')
@@ -252,9 +261,9 @@ class Judge:
                 ),
                 'no noise is used twice': sum_checks.repeated_noise(heard.noise, *heard.firsts.values()),
                 'no unit is longer than the clipping norm': sum_checks.too_long_unit(
-                    heard.products.sum(axis=0),
+                    heard.totals,
                     stddev=plan.noise_multiplier,
-                    num_steps=len(heard.products),
+                    num_steps=heard.num_steps,
                     sampling_probability=probability,
                 ),
             }
@@ -264,7 +273,7 @@ class Judge:
             delta=plan.config.target_delta,
             confidence=self._confidence,
             num_canaries=len(self._canaries),
-            num_steps=len(heard.products),
+            num_steps=heard.num_steps,
             sampling_probability=probability,
             noise_multiplier=plan.noise_multiplier,
             found=bounds,

@@ -25,6 +25,7 @@ from tf_dpdiff.training import views as views_lib
 _NUM_FIRST = 16
 # Share of the other numbers that is no canary's either, and how many of them are kept of a step.
 _FREE_SHARE, _MOST_FREE = 0.2, 20_000
+_MOST_DRAWS = 4000  # Of noise that are held against one another: the first ones.
 _LEAST_NOISE = 1e-3  # Noise multiplier that scores are computed for: with less they would be infinite.
 
 
@@ -229,20 +230,26 @@ class Listening(optimization.OptimizationConfig):
     """As the optimization of a run, but listened to."""
 
     def make_optimizer(self, num_steps: int) -> Any:
+        """Returns a new optimizer for num_steps steps, within a Listener."""
         return Listener(super().make_optimizer(num_steps))
 
 
 class Heard(NamedTuple):
-    """What an attacker sees of all steps, in clipping norms.
+    """What an attacker makes of all steps; in clipping norms.
 
     Attributes:
-      products: float64 [steps, canaries], each canary's direction with the noisy sum.
-      noise: float32 [steps, free], the noisy sums where no unit moves them.
+      scores: float64 [canaries], above 0 for "in": the log-likelihood ratios of all steps, added up.
+      totals: float64 [canaries], the inner products of each canary's direction with the noisy sums, added up.
+      num_steps: How many there were.
+      noise: float32 [steps, free], the noisy sums where no unit moves them, of the first 4,000 steps.
       variables: int64 [free], the variable of each of these numbers.
-      firsts: By the size of variables, float32 [steps * variables, 16], what the noisy sums begin with.
+      firsts: By the size of variables, float32 [steps * variables, 16], what the noisy sums begin with, of the first
+        steps too.
     """
 
-    products: np.ndarray
+    scores: np.ndarray
+    totals: np.ndarray
+    num_steps: int
     noise: np.ndarray
     variables: np.ndarray
     firsts: dict[int, np.ndarray]
@@ -335,38 +342,42 @@ class GradientCanaries:
           stage: Of `make_stage`.
           directions: As well.
           on_step: Called after each step, with the number of steps made.
+
+        Raises:
+          FloatingPointError: if a step releases numbers that are not finite, of which no test could tell anything.
         """
         owners, values = (np.concatenate([np.ravel(part) for part in parts]) for parts in directions[:2])
         owned = np.flatnonzero(owners >= 0)
         scale = self._plan.config.expected_batch_size / self._plan.config.l2_norm_clip
-        products, noise = [], []
+        probability = self._plan.sampling_probability
+        assert probability is not None  # See __init__.
+        scores, totals = np.zeros(len(self)), np.zeros(len(self))
+        noise: list[np.ndarray] = []
         firsts: dict[int, list[np.ndarray]] = {size: [] for size in directions.firsts}
         stage.begin(lambda: None)
         for step in range(stage.num_steps):
             stage.run_step(step)
             flat = np.concatenate([np.ravel(kept.numpy()) for kept in stage.optimizer.heard]) * np.float32(scale)
+            if not np.all(np.isfinite(flat)):
+                raise FloatingPointError(f'private step {step} of the audit released numbers that are not finite.')
             weighted = values[owned].astype(np.float64) * flat[owned]
-            products.append(np.bincount(owners[owned], weighted, minlength=len(self)))
-            noise.append(flat[directions.free])
+            products = np.bincount(owners[owned], weighted, minlength=len(self))
+            scores += log_likelihood_ratios(products, self._plan.noise_multiplier, probability)
+            totals += products
+            if step < _MOST_DRAWS:
+                noise.append(flat[directions.free])
             for size, first in directions.firsts.items():
-                firsts[size].append(flat[first])
+                if step * len(first) < _MOST_DRAWS:
+                    firsts[size].append(flat[first])
             on_step(step + 1)
         return Heard(
-            products=np.stack(products),
+            scores=scores,
+            totals=totals,
+            num_steps=stage.num_steps,
             noise=np.stack(noise),
             variables=directions.variables,
             firsts={size: np.concatenate(parts) for size, parts in firsts.items()},
         )
-
-    def scores(self, products: np.ndarray) -> np.ndarray:
-        """Returns the score of each canary, float64 [canaries]: above 0 speaks for "in".
-
-        Args:
-          products: float64 [steps, canaries], in clipping norms.
-        """
-        probability = self._plan.sampling_probability
-        assert probability is not None  # See __init__.
-        return log_likelihood_ratios(products, self._plan.noise_multiplier, probability).sum(axis=0)
 
     def imagine(self, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Returns scores and inclusions as they are of a program that does what it claims; it is not run."""

@@ -5,8 +5,7 @@ A guess about canaries shows how much is lost in all. These look for what it doe
 longer than the clipping norm. Each returns a p-value: where the mechanism is as claimed it is below p with probability
 at most p. They test the program as it is, not a claim of differential privacy: what fails here may still be private.
 
-References: Kasiviswanathan and Smith 2014, arXiv:0803.3946 (what a mechanism owes); Abadi et al. 2016,
-  arXiv:1607.00133, Algorithm 1 (the mechanism).
+References: Abadi et al. 2016, arXiv:1607.00133, Algorithm 1 (the mechanism).
 """
 
 import math
