@@ -134,7 +134,8 @@ def test_fault_is_found_by_what_is_there_to_find_it(monkeypatch, tmp_path, name)
     found = '; '.join(result.faults)
     assert all(words in found for words in expected), found
     if ABOVE in expected:
-        assert result.found.independent > result.proven_epsilon
+        # Of less noise the bound is well above, since scores go by the noise as it is.
+        assert result.found.independent > (1.15 if TOO_LITTLE in expected else 1.0) * result.proven_epsilon
     assert 'FAULTS WERE FOUND' in (tmp_path / 'audit_summary.txt').read_text()
 
 

@@ -362,10 +362,14 @@ class GradientCanaries:
                 raise FloatingPointError(f'private step {step} of the audit released numbers that are not finite.')
             weighted = values[owned].astype(np.float64) * flat[owned]
             products = np.bincount(owners[owned], weighted, minlength=len(self))
-            scores += log_likelihood_ratios(products, self._plan.noise_multiplier, probability)
+            # By the noise as it is, and not as it is said to be: of less noise than that a better score is to be had.
+            # It is seen where no canary is, so scores stay as independent of one another as they were.
+            of_step = flat[directions.free]
+            scale_of_noise = float(np.sqrt(np.mean(np.square(of_step, dtype=np.float64))))
+            scores += log_likelihood_ratios(products, scale_of_noise, probability)
             totals += products
             if step < _MOST_DRAWS:
-                noise.append(flat[directions.free])
+                noise.append(of_step)
             for size, first in directions.firsts.items():
                 if step * len(first) < _MOST_DRAWS:
                     firsts[size].append(flat[first])
