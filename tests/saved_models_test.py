@@ -52,6 +52,6 @@ def test_its_card_names_the_command_that_makes_it(folder):
     gin.clear_config()
     gin_config.parse([name], [])
     model = pretrained.read(folder)
-    for macro, value in (('NUM_STEPS', model.num_steps), ('BATCH_SIZE', model.batch_size)):
+    for macro, value in (('PRETRAINING_STEPS', model.num_steps), ('PRETRAINING_BATCH_SIZE', model.batch_size)):
         assert gin.query_parameter(f'{macro}/gin.macro.value') == value
     assert gin.query_parameter('UNetConfig.base_channels') == model.network.base_channels
