@@ -69,12 +69,7 @@ def _print_results(workdir: pathlib.Path, kind: str, done: audit_lib.FinishedAud
         'canaries',
         f'{result.num_canaries} of kind {kind!r}; {result.num_correct} of {result.num_guesses} guesses were correct',
     )
-    verdict = 'no fault was found'
-    if result.is_violation:
-        verdict = 'THE IMPLEMENTATION OR THE ACCOUNTING IS WRONG; DO NOT RELEASE'
-    elif not math.isfinite(result.proven_epsilon):
-        verdict = 'nothing is claimed'
-    table.add_row('verdict', verdict)
+    table.add_row('verdict', _verdict(result.is_violation, result.proven_epsilon))
     _add_attack(table, done.attack, workdir / folder.NON_PRIVATE / audit_lib.AUDIT)
     table.add_row('time', done.time)
     if done.is_public:
@@ -124,12 +119,7 @@ def _print_gradient_audit(
     for claim, p_value in result.p_values.items():
         kept = 'not refuted' if p_value >= gradient_audit_result.SMALLEST_P_VALUE else 'REFUTED'
         table.add_row('check', f'{claim}: {kept} (p = {p_value:.2g})')
-    verdict = 'no fault was found'
-    if result.is_violation:
-        verdict = 'THE IMPLEMENTATION OR THE ACCOUNTING IS WRONG; DO NOT RELEASE'
-    elif not math.isfinite(result.proven_epsilon):
-        verdict = 'nothing is claimed'
-    table.add_row('verdict', verdict)
+    table.add_row('verdict', _verdict(result.is_violation, result.proven_epsilon))
     table.add_row('time', clock.describe())
     table.add_row('may be published', f'{workdir / folder.AUDIT_SUMMARY}, .txt')
     rich_console.Console().print(table)
@@ -139,6 +129,12 @@ def _print_gradient_audit(
             f'{confidence} confidence a correct one may be accused by chance: a second audit tells.)',
             file=sys.stderr,
         )
+
+
+def _verdict(is_violation: bool, proven_epsilon: float) -> str:
+    if is_violation:
+        return 'THE IMPLEMENTATION OR THE ACCOUNTING IS WRONG; DO NOT RELEASE'
+    return 'no fault was found' if math.isfinite(proven_epsilon) else 'nothing is claimed'
 
 
 def _claim(epsilon: float, delta: float) -> str:
