@@ -58,14 +58,7 @@ DIGITS = [
     '3 to 9',
     '`bin/train --gin_file=gin/digits.gin`',
 ]
-CELLS = [
-    'blood cells of other patients',
-    '10',
-    '60.0%',
-    '94.4%',
-    '13',
-    '`bin/init` with `--hours=0.3`, nothing tuned',
-]
+CELLS = ['blood cells of other patients', '10', '60.0%', '94.4%', '13', '`bin/init` with `--hours=0.3`, nothing tuned']
 
 # Cells of dp_step.json (network, units, views) that were measured on a day when the machine ran at its full speed.
 FULL_SPEED = {('1.1M', 16, 64), ('1.1M', 16, 16), ('1.1M', 64, 16), ('1.1M', 256, 4)}
