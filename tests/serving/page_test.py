@@ -8,6 +8,7 @@ import io
 import json
 import re
 import shutil
+import urllib.parse
 
 import numpy as np
 from PIL import Image
@@ -162,6 +163,11 @@ def test_browser_shows_what_the_model_draws_and_what_it_promises(models, served,
     assert not troubles(browser)
     asked = [one['params']['request']['url'] for one in browser.events if one['method'] == 'Network.requestWillBeSent']
     assert asked and all(url.startswith((served[name], 'data:', 'about:')) for url in asked)
+
+
+def test_link_may_name_a_class_by_what_it_is_called(served, browser):
+    browser.open(f'{served["grey"]}?class={urllib.parse.quote("öwl")}&seed=1&number=2', 'done')
+    assert [row['label'] for row in shown(browser)[1]] == ['1', '1']
 
 
 def test_classes_in_turn_are_those_of_the_sampling_command(models, served, browser, tmp_path):
