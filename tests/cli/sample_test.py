@@ -33,6 +33,24 @@ def test_classes_are_drawn_in_equal_parts_and_with_seeds_that_count_up(toy_run, 
     assert '360 images of 3 classes in ' in capsys.readouterr().out
 
 
+def test_seeds_that_the_run_may_have_drawn_itself_are_pointed_out(toy_run, tmp_path, capsys):
+    run = tmp_path / 'run'
+    shutil.copytree(toy_run, run)
+
+    def said(**flags):
+        shutil.rmtree(tmp_path / 'set', ignore_errors=True)
+        assert sampling.call(run, tmp_path / 'set', num_images=3, **flags) == command.DONE
+        return capsys.readouterr().out
+
+    assert '--seed=' not in said()  # There are no samples of the run.
+    np.savez(run / folder_lib.SAMPLES, images=np.zeros([50, 4, 4, 1], np.uint8), labels=np.zeros([50], np.int32))
+    assert '--seed=50 draws others' in said(seed=49)
+    assert '--seed=' not in said(seed=50)
+    assert '--seed=' not in said(num_steps=1)  # Another sampler draws other images.
+    (run / folder_lib.SAMPLES).write_bytes(b'damaged')
+    assert '--seed=' not in said()
+
+
 @pytest.mark.parametrize(
     'classes, labels', [('dog, cat', (2, 0)), ('öwl', (1,)), ('no_class', (3,)), ('no_class,cat', (3, 0))]
 )

@@ -106,7 +106,7 @@ def _in_short(build: build_lib.Build, model, told: forecast_lib.Forecast, time: 
         claim = f'epsilon = {rounding.round_up(epsilon)} at delta = {rounding.exact(config.target_delta)}'
         claim = f'{claim} for {build.spec.unit}, of {build.spec.num_units:,}'
     table.add_row('privacy', claim)
-    table.add_row('protects', _describe_unit(build))
+    table.add_row('protects', _describe_unit(build) if math.isfinite(epsilon) else 'nobody')
     if time:
         table.add_row('time', time)
     num_trained = _num_trained(build, model)
@@ -120,8 +120,6 @@ def _in_short(build: build_lib.Build, model, told: forecast_lib.Forecast, time: 
 def _describe_unit(build: build_lib.Build) -> str:
     """Returns whom the claim is about, and what it says of a person with several images."""
     assert build.plan is not None
-    if not math.isfinite(build.plan.epsilon()):
-        return 'nobody'
     if build.spec.has_owners:
         return f'{build.spec.unit}, with all of their images'
     epsilon = meaning.group_epsilon(build.plan.dp_event(), 2, build.plan.config.target_delta)

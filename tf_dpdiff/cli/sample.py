@@ -12,6 +12,9 @@ import json
 import pathlib
 import re
 import sys
+import zipfile
+
+import numpy as np
 
 from tf_dpdiff import progress
 from tf_dpdiff.cli import command
@@ -56,24 +59,31 @@ def main(flags) -> int:
     return command.DONE
 
 
+def _run_folder(flags) -> pathlib.Path | None:
+    return _path(flags.workdir or (None if flags.saved_model else 'runs/latest'))
+
+
 def _note_on_seeds(flags, spec: formats.Spec) -> str:
-    """Returns where seeds begin that the run itself has not drawn, if these are not among them; else ''."""
-    of_run = _path(flags.workdir or (None if flags.saved_model else 'runs/latest'))
-    if of_run is None or not (of_run / folder_lib.SAMPLES).is_file():
+    """Returns how images differ from those that the run has drawn itself, if some of these may be among them; or ''."""
+    folder = _run_folder(flags)
+    if folder is None or sampler_flags.changes(flags):  # Another sampler makes other images of the same seeds.
         return ''
-    num_drawn = len(store.read(of_run / folder_lib.SAMPLES).labels)
+    try:
+        with np.load(folder / folder_lib.SAMPLES) as arrays:
+            num_drawn = len(arrays['labels'])  # The images are not read.
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # Of no matter to what was drawn here.
+        return ''
     if spec.seed >= num_drawn:
         return ''
     return (
-        f'The run itself has drawn seeds 0 to {num_drawn - 1:,}: of these, images of the same class are those that '
-        f'{folder_lib.SAMPLES} holds. --seed={num_drawn} draws new ones alone.'
+        f'{folder_lib.SAMPLES} of the run holds seeds from 0 on, unless GenerateConfig.seed said otherwise: the same '
+        f'class and seed are the same image. --seed={num_drawn} draws others.'
     )
 
 
 def _prepare(flags) -> tuple[pathlib.Path, formats.Spec, source_lib.Source]:
     """Returns the output, the images that are to be there, and the model that they come from."""
-    saved_model = _path(flags.saved_model)
-    workdir = _path(flags.workdir or (None if saved_model else 'runs/latest'))
+    saved_model, workdir = _path(flags.saved_model), _run_folder(flags)
     source = source_lib.find(workdir, saved_model, flags.endpoint, sampler_flags.changes(flags))
     output = _path(flags.output) or _default_output(flags, workdir)
     kind = flags.format or ('npz' if store.is_single_file(output) else 'png')
