@@ -35,6 +35,7 @@ from .privacy.accuracy_release import AccuracyReleaseConfig as AccuracyReleaseCo
 from .privacy.class_means import ClassMeansConfig as ClassMeansConfig
 from .privacy.feature_means import FeatureMeansConfig as FeatureMeansConfig
 from .privacy.plan import DpSgdConfig as DpSgdConfig
+from .privacy.teacher import TeacherConfig as TeacherConfig
 from .runs.evaluate import EvaluationRecipe as EvaluationRecipe
 from .runs.library import Generator as Generator
 from .runs.library import load as load

@@ -36,7 +36,7 @@ GROUPS = {
         'random_strokes',
         'AugmentationConfig',
     ),
-    'Privacy': ('DpSgdConfig', 'ClassMeansConfig', 'FeatureMeansConfig', 'AccuracyReleaseConfig'),
+    'Privacy': ('DpSgdConfig', 'ClassMeansConfig', 'FeatureMeansConfig', 'TeacherConfig', 'AccuracyReleaseConfig'),
     'Network': ('UNetConfig', 'DiTConfig', 'DiffusionProcess', 'Schedule'),
     'Stages': (
         'PretrainingConfig',

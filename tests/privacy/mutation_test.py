@@ -41,6 +41,7 @@ CLIPPING, NOISE, PLAN = 'privacy/clipping_test.py', 'privacy/noise_test.py', 'pr
 ACCOUNTING, CONTRACT = 'privacy/accounting_test.py', 'contract_test.py'
 REPLICAS = 'privacy/replicas_test.py'
 FEATURES = 'privacy/feature_means_test.py'
+TEACHER, TEACHER_STAGE = 'privacy/teacher_test.py', 'training/teacher_test.py'
 OPTIMIZER, STEP = 'privacy/optimizer_test.py', 'training/train_step_test.py'
 OPTIMIZER_CONTRACT = 'privacy/optimizer_contract_test.py'
 STRATEGIES = 'training/strategies_test.py'
@@ -579,9 +580,9 @@ MUTANTS = (
         PLAN,
     ),
     Mutant(
-        'release of the warm start forgotten by the accountant',
+        'releases before the steps forgotten by the accountant',
         'privacy/plan.py',
-        'planned = self.record_warm_start_release(planned)',
+        'planned = self.record_release(planned, release)',
         'pass',
         PLAN,
     ),
@@ -675,6 +676,98 @@ MUTANTS = (
         'owners_lib.shares(len(features), owners)',
         'np.ones([len(features)])',
         FEATURES,
+    ),
+    Mutant(
+        'a teacher with noise x 2/3',
+        'privacy/teacher.py',
+        'return noise.add_to_release(total, stddev,',
+        'return noise.add_to_release(total, 2.0 / 3.0 * stddev,',
+        TEACHER,
+    ),
+    Mutant(
+        'noise of the gradients on the mean of the teacher',
+        'privacy/teacher.py',
+        'self.sensitivity(neighboring_relation, is_first=number == 0)',
+        'self.sensitivity(neighboring_relation)',
+        TEACHER,
+    ),
+    Mutant(
+        'gradients of the teacher without clipping',
+        'privacy/teacher.py',
+        'shares[part] / np.maximum(1.0, norms / self.l2_norm_clip)',
+        'shares[part]',
+        TEACHER,
+    ),
+    Mutant(
+        'gradients of the teacher clipped by half of their norm',
+        'privacy/teacher.py',
+        'np.linalg.norm(residuals, axis=1) * np.linalg.norm(inputs[part], axis=1)',
+        'np.linalg.norm(residuals, axis=1) / 2.0',
+        TEACHER,
+    ),
+    Mutant(
+        'an owner adds to the gradients of the teacher once for each image',
+        'privacy/teacher.py',
+        'owners_lib.shares(len(inputs), owners)',
+        'np.ones([len(inputs)])',
+        TEACHER,
+    ),
+    Mutant(
+        'an owner adds to the mean of the teacher once for each image',
+        'privacy/teacher.py',
+        'owners_lib.shares(len(features), owners)',
+        'np.ones([len(features)])',
+        TEACHER,
+    ),
+    Mutant(
+        'the mean of the teacher is of features of any length',
+        'privacy/teacher.py',
+        'shares[part] @ feature_means.directions(features[part])',
+        'shares[part] @ np.nan_to_num(features[part])',
+        TEACHER,
+    ),
+    Mutant(
+        'the teacher is centred by the exact mean',
+        'privacy/teacher.py',
+        'center = with_noise(self.exact_directions(features, owners), 0) / num_units',
+        'center = self.exact_directions(features, owners) / num_units',
+        TEACHER,
+    ),
+    Mutant(
+        'one round of the teacher too few on the ledger',
+        'privacy/teacher.py',
+        '1.0, count=self.num_rounds)',
+        '1.0, count=self.num_rounds - 1)',
+        TEACHER,
+    ),
+    Mutant(
+        'the rounds of the teacher share their noise',
+        'privacy/teacher.py',
+        'total = with_noise(self.exact_gradient(inputs, labels, weights, owners), number)',
+        'exact = self.exact_gradient(inputs, labels, weights, owners)\n'
+        '            total = exact + with_noise(0.0 * exact, 1)',
+        TEACHER,
+    ),
+    Mutant(
+        'the teacher forgotten by the accountant',
+        'privacy/plan.py',
+        'for release in (self.teacher, self.warm_start_release) if',
+        'for release in (self.warm_start_release,) if',
+        TEACHER_STAGE,
+    ),
+    Mutant(
+        'a resumed run does not find its teacher',
+        'training/teacher.py',
+        "if str(stored['run_id']) != run_id:",
+        'if True:',
+        TEACHER_STAGE,
+    ),
+    Mutant(
+        'a teacher of another run is read',
+        'training/teacher.py',
+        "if str(stored['run_id']) != run_id:",
+        'if False:',
+        TEACHER_STAGE,
     ),
     Mutant(
         'feature means that differ share their noise',

@@ -12,6 +12,7 @@ from tf_dpdiff.privacy import feature_means
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import relations
+from tf_dpdiff.privacy import teacher as teacher_lib
 
 CONFIG = plan_lib.DpSgdConfig(
     target_delta=1e-4, expected_batch_size=200, num_steps=50, l2_norm_clip=0.1, target_epsilon=4.0
@@ -20,8 +21,8 @@ GIVEN = dataclasses.replace(CONFIG, target_epsilon=None, noise_multiplier=50.0) 
 
 
 @functools.lru_cache  # Calibration takes seconds.
-def make_plan(config=CONFIG, release=None):
-    return plan_lib.make_plan(config, 1000, release)
+def make_plan(config=CONFIG, release=None, **options):
+    return plan_lib.make_plan(config, 1000, release, **options)
 
 
 def test_parts_of_a_plan_agree():
@@ -93,6 +94,18 @@ def test_feature_means_are_paid_from_the_same_budget():
     assert plan.config.noise_multiplier > make_plan().config.noise_multiplier and plan.epsilon() <= 4.0
 
 
+def test_teacher_and_warm_start_are_paid_together_from_the_same_budget():
+    teacher, means = teacher_lib.TeacherConfig(30.0, num_rounds=100), class_means.ClassMeansConfig(3.0, 1.0)
+    plan = make_plan(CONFIG, means, teacher=teacher)
+    releases = [(r.mechanism, r.noise_multiplier, r.count) for r in plan.planned_ledger().releases]
+    assert releases[:2] == [('teacher_gradients', 30.0, 100), ('noisy_class_means', 3.0, 1)]
+    # A hundred rounds with noise of 30 cost as much as one release with noise of 3.
+    as_one = make_plan(CONFIG, means, teacher=teacher_lib.TeacherConfig(2.0**0.5 * 3.0, num_rounds=2))
+    assert plan.config.noise_multiplier == pytest.approx(as_one.config.noise_multiplier, rel=1e-3)
+    assert plan.config.noise_multiplier > make_plan(CONFIG, means).config.noise_multiplier
+    assert plan.epsilon() <= 4.0
+
+
 def test_kind_of_the_warm_start_and_its_settings_are_in_the_fingerprint():
     releases = [
         None,
@@ -127,7 +140,7 @@ def test_no_step_beyond_the_plan_is_recorded():
 @pytest.mark.parametrize('several', [(), (10, 4)])
 def test_ledger_of_all_steps_equals_the_planned_one(several):
     plan = make_plan(GIVEN, class_means.ClassMeansConfig(3.0, 1.0, *several))
-    ledger = plan.record_warm_start_release(ledger_lib.Ledger())
+    ledger = plan.record_release(ledger_lib.Ledger(), plan.warm_start_release)
     for _ in range(50):
         ledger = plan.record_step(ledger)
     assert ledger == plan.planned_ledger()

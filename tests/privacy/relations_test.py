@@ -19,11 +19,14 @@ from tf_dpdiff.privacy import feature_means
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import relations
+from tf_dpdiff.privacy import teacher as teacher_lib
 
 SENSITIVITIES = {
     'clipper': clipping.PerUnitClipper(1.0).sensitivity,
     'class means': class_means.ClassMeansConfig(1.0, 2.0).sensitivity,
     'feature means': feature_means.FeatureMeansConfig(1.0).sensitivity,
+    'teacher': teacher_lib.TeacherConfig(1.0).sensitivity,
+    'mean of the teacher': lambda relation: teacher_lib.TeacherConfig(1.0).sensitivity(relation, is_first=True),
     'accuracy': lambda relation: accuracy_release.AccuracyReleaseConfig(1.0).sensitivity(1, relation),
 }
 each_mechanism = pytest.mark.parametrize('sensitivity', SENSITIVITIES.values(), ids=list(SENSITIVITIES))
@@ -125,10 +128,13 @@ def vector_of(mechanism, rows):
     if mechanism == 'feature means':
         flat = images.reshape([len(images), -1]).astype(np.float64)
         return feature_means.FeatureMeansConfig(1.0).exact_vector(flat, labels, 2, owners)
+    if mechanism == 'teacher':
+        inputs = teacher_lib.make_inputs(images.reshape([len(images), -1]), np.full([9], 0.1)).astype(np.float64)
+        return teacher_lib.TeacherConfig(1.0).exact_gradient(inputs, labels, np.zeros([2, 10]), owners)
     return accuracy_release.AccuracyReleaseConfig(1.0).exact_vector(labels[:, None] == 1, owners)
 
 
-@pytest.mark.parametrize('mechanism', ['class means', 'feature means', 'accuracy'])
+@pytest.mark.parametrize('mechanism', ['class means', 'feature means', 'teacher', 'accuracy'])
 @pytest.mark.parametrize('owner', range(5))
 def test_null_record_takes_part_in_no_release_and_moves_none_by_more_than_the_sensitivity(mechanism, owner):
     rows = np.flatnonzero(OWNERS != owner)

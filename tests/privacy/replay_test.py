@@ -26,6 +26,7 @@ from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import relations
 from tf_dpdiff.privacy import seeds
 from tf_dpdiff.privacy import sum_checks
+from tf_dpdiff.privacy import teacher as teacher_lib
 
 pytestmark = pytest.mark.usefixtures('small_network')
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -192,6 +193,27 @@ def test_feature_means_release_no_more_of_a_unit_than_the_ledger_charges(monkeyp
     (charged,) = config.record(ledger_lib.Ledger()).releases
     assert find_faults(noise, contributions, charged.noise_multiplier) == set() and np.max(contributions) > 0.99
     assert 'too much' in find_faults(noise / 1.5, contributions, charged.noise_multiplier)
+
+
+@pytest.mark.parametrize('unit', OWNERS)
+def test_teacher_releases_no_more_of_a_unit_in_any_round_than_the_ledger_charges(monkeypatch, unit):
+    config = teacher_lib.TeacherConfig(noise_multiplier=2.0, num_rounds=3, l2_norm_clip=0.2)
+    features = 100.0 * np.random.default_rng(0).standard_normal([NUM_IMAGES, 200])
+    relation = relations.REPLACE_WITH_ZERO
+
+    def release(is_kept):
+        seen, labels, owners = kept([features, LABELS, OWNERS[unit]], is_kept)
+        config.release(
+            seen, labels, NUM_CLASSES, num_units=20, seed=SECRET, neighboring_relation=relation, owners=owners
+        )
+
+    (charged,) = config.record(ledger_lib.Ledger()).releases
+    rounds = replay_releases(monkeypatch, release, NUM_IMAGES, OWNERS[unit])
+    assert len(rounds) == charged.count == 3
+    for number, (noise, contributions) in enumerate(rounds):
+        assert find_faults(noise, contributions, charged.noise_multiplier) == set()
+        assert np.max(contributions) > 0.5 * config.sensitivity(relation, is_first=number == 0)
+        assert 'too much' in find_faults(noise, 3.0 * contributions, charged.noise_multiplier)
 
 
 @pytest.mark.parametrize('unit', OWNERS)

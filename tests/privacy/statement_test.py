@@ -189,7 +189,7 @@ def test_epsilon_over_steps_begins_with_the_class_means_and_ends_with_the_claim(
     assert points[0].pld == pytest.approx(accounting.epsilon(dp_accounting.GaussianDpEvent(3.0), 1e-4), rel=1e-2)
     assert [point.pld for point in points] == sorted(point.pld for point in points)
     middle = points[len(points) // 2]
-    ledger = made.plan.record_warm_start_release(ledger_lib.Ledger())
+    ledger = made.plan.record_release(ledger_lib.Ledger(), made.plan.warm_start_release)
     for _ in range(middle.num_steps):
         ledger = made.plan.record_step(ledger)
     exact = accounting.epsilon(ledger.dp_event(), 1e-4)

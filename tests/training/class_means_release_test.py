@@ -65,7 +65,7 @@ def test_run_that_was_killed_before_the_ledger_was_saved_reads_the_means(tmp_pat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(plan_lib.DpSgdPlan, 'record_warm_start_release', killed)
+        patched.setattr(plan_lib.DpSgdPlan, 'record_release', killed)
         with pytest.raises(KeyboardInterrupt):
             make_trainer(tmp_path).run(NEVER)
     resumed = make_trainer(tmp_path)

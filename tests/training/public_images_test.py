@@ -145,7 +145,7 @@ def test_run_that_was_killed_before_the_ledger_was_saved_reads_the_release(tmp_p
 
     trainer = make_trainer(tmp_path)  # Its plan asks what the release will cost.
     with monkeypatch.context() as patched:
-        patched.setattr(plan_lib.DpSgdPlan, 'record_warm_start_release', killed)
+        patched.setattr(plan_lib.DpSgdPlan, 'record_release', killed)
         with pytest.raises(KeyboardInterrupt):
             trainer.run(NEVER)
     before = read_means(tmp_path)

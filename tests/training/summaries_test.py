@@ -249,13 +249,13 @@ def make_trainer_without_steps(workdir, **changes):
 
 
 @pytest.mark.parametrize(
-    'forgotten, hidden', [('record_step', {'finetuning'}), ('record_warm_start_release', {'warm_start', 'finetuning'})]
+    'forgotten, hidden', [('record_step', {'finetuning'}), ('record_release', {'warm_start', 'finetuning'})]
 )
 def test_no_grid_is_shown_of_weights_that_the_ledger_does_not_hold(tmp_path, monkeypatch, forgotten, hidden):
     trainer = make_trainer_without_steps(tmp_path)
     planned = [trainer.plan.planned_ledger(number) for number in range(toy.STEPS['finetuning'] + 1)]
     monkeypatch.setattr(plan_lib.DpSgdPlan, 'planned_ledger', lambda unused_plan, number: planned[number])
-    monkeypatch.setattr(plan_lib.DpSgdPlan, forgotten, lambda unused_plan, ledger: ledger)
+    monkeypatch.setattr(plan_lib.DpSgdPlan, forgotten, lambda unused_plan, ledger, *unused_release: ledger)
     trainer.run(NEVER)
     grids = {tag.split('/')[0] for tag in steps(tmp_path) if tag.endswith('/samples')}
     assert grids == set(toy.STEPS) - hidden

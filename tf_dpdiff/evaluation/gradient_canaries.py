@@ -355,6 +355,7 @@ class GradientCanaries:
         noise: list[np.ndarray] = []
         firsts: dict[int, list[np.ndarray]] = {size: [] for size in directions.firsts}
         stage.begin(lambda: None)
+        assert stage.optimizer is not None  # A private stage has one.
         for step in range(stage.num_steps):
             stage.run_step(step)
             flat = np.concatenate([np.ravel(kept.numpy()) for kept in stage.optimizer.heard]) * np.float32(scale)

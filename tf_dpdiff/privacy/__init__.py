@@ -10,6 +10,7 @@ The modules in reading order, which is the order of the algorithm:
     noise             one Gaussian draw on that sum
     class_means       another release: noisy per-class sums of images
     feature_means     another one: noisy per-class means of what a public network sees
+    teacher           another one: the rounds in which a linear classifier of fixed features learns
     accuracy_release  another one: noisy numbers of right answers on held-out images
     best_of_runs      how many runs are made to release the best of them, and what that costs
     ledger            which releases really happened, and what each is charged as

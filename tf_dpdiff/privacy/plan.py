@@ -19,6 +19,7 @@ from tf_dpdiff.privacy import noise
 from tf_dpdiff.privacy import relations
 from tf_dpdiff.privacy import rounding
 from tf_dpdiff.privacy import sampling
+from tf_dpdiff.privacy import teacher as teacher_lib
 
 SAMPLINGS = ('poisson', 'shuffled_batches')
 CLIPPINGS = ('flat', 'per_layer', 'normalized')
@@ -28,6 +29,7 @@ _ADDED_TO_RELEASES = {'center': 0.0, 'smooth': False}
 
 # What may come before the first step, paid from the same budget.
 WarmStartRelease = class_means.ClassMeansConfig | feature_means.FeatureMeansConfig
+OtherRelease = WarmStartRelease | teacher_lib.TeacherConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +93,8 @@ class DpSgdConfig:
 class DpSgdPlan:
     """A calibrated run: the parts agree with one another since `make_plan` made them from one config.
 
-    Guarantee: running all of it (num_steps steps and the warm start's release, where planned) on data sets that differ
-      in one unit is (achieved_epsilon, target_delta)-indistinguishable, and achieved_epsilon <= target_epsilon where a
+    Guarantee: running all of it (num_steps steps and the other releases, where planned) on data sets that differ in
+      one unit is (achieved_epsilon, target_delta)-indistinguishable, and achieved_epsilon <= target_epsilon where a
       target is set. Of a run that is chosen among several all of that is said of the choice as a whole.
 
     Attributes:
@@ -101,7 +103,8 @@ class DpSgdPlan:
       sampler: Draws the units of a step.
       clipper: Clips and sums.
       noise: Added once to the sum over all chunks and replicas.
-      warm_start_release: The other release, or None.
+      warm_start_release: The release of the warm start, or None.
+      teacher: The release of the teacher, or None.
       tuning: The choice among runs, of which one is made by this plan; None: the run is released in any case.
     """
 
@@ -111,6 +114,7 @@ class DpSgdPlan:
     clipper: clipping.PerUnitClipper
     noise: noise.GaussianNoise
     warm_start_release: WarmStartRelease | None
+    teacher: teacher_lib.TeacherConfig | None = None
     tuning: best_of_runs.Tuning | None = None
 
     @property
@@ -132,14 +136,24 @@ class DpSgdPlan:
         """Returns the ledger that a run of the plan will end with."""
         count = self.config.num_steps if num_steps is None else num_steps
         planned = ledger_lib.Ledger()
-        if self.warm_start_release:
-            planned = self.record_warm_start_release(planned)
+        for release in self.other_releases:
+            planned = self.record_release(planned, release)
         return self._record_steps(planned, count)
 
-    def record_warm_start_release(self, ledger: ledger_lib.Ledger) -> ledger_lib.Ledger:
-        """Returns the ledger with all rounds of the warm start's release."""
-        assert self.warm_start_release is not None
-        return self._record(ledger, self.warm_start_release.record)
+    @property
+    def other_releases(self) -> tuple[OtherRelease, ...]:
+        """What a run of the plan releases before its first step, in order."""
+        return tuple(release for release in (self.teacher, self.warm_start_release) if release is not None)
+
+    def record_release(self, ledger: ledger_lib.Ledger, release: OtherRelease) -> ledger_lib.Ledger:
+        """Returns the ledger with all rounds of one of the other releases.
+
+        Raises:
+          ValueError: if it is none of them.
+        """
+        if release not in self.other_releases:
+            raise ValueError(f'{release} is not among the releases of the plan: {self.other_releases}.')
+        return self._record(ledger, release.record)
 
     def record_step(self, ledger: ledger_lib.Ledger) -> ledger_lib.Ledger:
         """Returns the ledger with one more step.
@@ -201,6 +215,8 @@ class DpSgdPlan:
         fields['sampling_probability'] = self.sampling_probability
         release = self.warm_start_release
         fields['warm_start_release'] = release and {'mechanism': release.mechanism, **dataclasses.asdict(release)}
+        if self.teacher:
+            fields['teacher'] = dataclasses.asdict(self.teacher)
         if self.tuning:
             fields['tuning'] = dataclasses.asdict(self.tuning)
         for name, default in _ADDED_TO_RELEASES.items():
@@ -214,6 +230,7 @@ def make_plan(
     num_units: int,
     warm_start_release: WarmStartRelease | None = None,
     *,
+    teacher: teacher_lib.TeacherConfig | None = None,
     tuning: best_of_runs.Tuning | None = None,
 ) -> DpSgdPlan:
     """Makes a plan, calibrating the noise where it is not given.
@@ -221,7 +238,8 @@ def make_plan(
     Args:
       config: What was chosen.
       num_units: Units of the private data set, treated as public, >= 1.
-      warm_start_release: Another release to be paid from the same budget, or None.
+      warm_start_release: Of the warm start, to be paid from the same budget, or None.
+      teacher: Of the teacher, to be paid from the same budget, or None.
       tuning: The choice among runs that is paid from the budget as a whole, of which this is a run; None: there is one
         run.
 
@@ -266,6 +284,7 @@ def make_plan(
             clipper=clipper,
             noise=noise.GaussianNoise(stddev, config.noise_generator),
             warm_start_release=warm_start_release,
+            teacher=teacher,
             tuning=tuning,
         )
 
@@ -294,6 +313,7 @@ def make_plan(
     if plan.noise_multiplier and config.sampling == 'poisson' and math.isinf(plan.epsilon()):
         raise accounting.BudgetError(
             f'no epsilon is known for a noise multiplier below {epsilon_bounds.SMALLEST_NOISE_MULTIPLIER}, of the '
-            'steps or of the warm start: it would hide nothing. Take more noise, or noise_multiplier=0 for no claim.'
+            'steps or of what comes before them: it would hide nothing. Take more noise, or noise_multiplier=0 for no '
+            'claim.'
         )
     return plan

@@ -10,6 +10,7 @@ from tf_dpdiff.data import datasets
 from tf_dpdiff.data import overlap
 from tf_dpdiff.networks import denoiser
 from tf_dpdiff.networks import kinds
+from tf_dpdiff.networks import scattering
 from tf_dpdiff.privacy import best_of_runs
 from tf_dpdiff.privacy import feature_means
 from tf_dpdiff.privacy import ledger as ledger_lib
@@ -26,6 +27,7 @@ from tf_dpdiff.training import pretraining
 from tf_dpdiff.training import stage as stage_lib
 from tf_dpdiff.training import strategies
 from tf_dpdiff.training import summaries as summaries_lib
+from tf_dpdiff.training import teacher as teacher_stage
 from tf_dpdiff.training import views as views_lib
 from tf_dpdiff.training import warm_start
 
@@ -87,12 +89,15 @@ class Build:
             recipe.sampler,
             last_stage.views.label_drop_probability,
             has_feature_means=bool(recipe.warm_start and recipe.warm_start.has_public_images),
+            has_teacher=recipe.teacher is not None,
         ).with_sampler(recipe.sampler)
         self.plan: plan_lib.DpSgdPlan | None = None
         if recipe.privacy:
             release = recipe.warm_start.release if recipe.warm_start else None
             tuning = one_of_several.tuning if one_of_several else None
-            self.plan = plan_lib.make_plan(recipe.privacy, self.spec.num_units, release, tuning=tuning)
+            self.plan = plan_lib.make_plan(
+                recipe.privacy, self.spec.num_units, release, teacher=recipe.teacher, tuning=tuning
+            )
 
     def make_network(self) -> keras.Model:
         """Returns a new network."""
@@ -115,6 +120,7 @@ class Build:
             return
         if self.recipe.pretraining:
             _check_public_shape(self.recipe.pretraining.spec, self.spec)
+        self._check_teacher(num_workers)
         self._check_warm_start(num_workers)
 
     def check_network(self, model: keras.Model) -> None:
@@ -205,6 +211,10 @@ class Build:
                     f'the warm start makes another release, {recipe.warm_start.release}, than the plan accounts for: '
                     f'{plan.warm_start_release}.'
                 )
+            if recipe.teacher != plan.teacher:
+                raise ValueError(
+                    f'the teacher, {recipe.teacher}, is not the one that the plan accounts for: {plan.teacher}.'
+                )
         origin = self.open_origin()
         self.check(replicas.workers.count)
         num_public = self.count_private_images_that_are_public(origin, private) if private is not None else 0
@@ -280,6 +290,9 @@ class Build:
             self.check_network(training.model)
         if recipe.pretraining:
             yield pretraining.make_stage(recipe.pretraining, training)
+        if recipe.teacher:
+            assert self.plan is not None
+            yield teacher_stage.make_stage(recipe.teacher, self.plan, private, state, workdir=workdir)
         if recipe.warm_start:
             assert self.plan is not None
             yield warm_start.make_stage(
@@ -296,6 +309,22 @@ class Build:
             every = recipe.loop.log_every_steps
             log = finetuning.diagnostics_writer(summaries, every) if recipe.loop.log_non_private and is_first else None
             yield finetuning.make_stage(recipe.finetuning, training, self.plan, private, state, log)
+
+    def _check_teacher(self, num_workers: int) -> None:
+        """Refuses a teacher where there is nothing to be told apart, or in several processes."""
+        if not self.recipe.teacher:
+            return
+        if self.spec.num_classes < 2:
+            raise ValueError(
+                f'a teacher tells classes apart, and {self.spec.name!r} has one: set train.teacher = None.'
+            )
+        scattering.Scattering(self.spec.image_shape)  # Refuses images that are too small.
+        if num_workers > 1:
+            # Each would make a release of its own: sums that are rounded otherwise, and other samples chosen.
+            raise ValueError(
+                f"a teacher is for one process, got {num_workers} workers: use the strategy 'default' or 'mirrored', "
+                'or set train.teacher = None.'
+            )
 
     def _check_warm_start(self, num_workers: int) -> None:
         """Refuses a warm start on public images that do not fit the private ones, in noise or in several processes."""

@@ -51,6 +51,7 @@ class ModelDescription(NamedTuple):
       label_drop_probability: Share of the training views that had no label; above 0, samples may be guided.
       labelled: Whether the images that the last stage trained on had labels; if not, samples are of "no class".
       has_feature_means: Whether the run releases feature means, by which a sampler can choose among candidates.
+      has_teacher: Whether the run releases a teacher, by which it does so better.
     """
 
     image_shape: tuple[int, int, int]
@@ -61,6 +62,7 @@ class ModelDescription(NamedTuple):
     label_drop_probability: float = 0.0
     labelled: bool = True
     has_feature_means: bool = False
+    has_teacher: bool = False
 
     @property
     def labels(self) -> range:
@@ -121,10 +123,11 @@ class ModelDescription(NamedTuple):
                 f'guidance_scale={sampler.guidance_scale:g} of the sampler needs a model that was trained '
                 'with label_drop_probability > 0 in its last ViewsConfig, and this one is not.'
             )
-        if sampler.num_candidates > 1 and not self.has_feature_means:
+        if sampler.num_candidates > 1 and not (self.has_teacher or self.has_feature_means):
             raise ValueError(
-                f'num_candidates={sampler.num_candidates} of the sampler needs a run whose warm start released '
-                'feature means to choose by (WarmStartConfig.release = @FeatureMeansConfig()).'
+                f'num_candidates={sampler.num_candidates} of the sampler needs a run with a teacher to choose by '
+                '(train.teacher = @TeacherConfig()), or one whose warm start released feature means '
+                '(WarmStartConfig.release = @FeatureMeansConfig()).'
             )
         return self._replace(sampler=sampler)
 

@@ -31,6 +31,7 @@ from tf_dpdiff.serving import export
 from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import divergence
 from tf_dpdiff.training import interruption
+from tf_dpdiff.training import teacher
 from tf_dpdiff.training import warm_start
 
 # Rows and columns of the denoising picture: few, since each evaluation of the network is called on its own.
@@ -89,7 +90,7 @@ def make_image_sampler(average, model: folder.ModelDescription, workdir: pathlib
     Args:
       average: The averaged network.
       model: The run.
-      workdir: The run's folder, where the feature means are by which a sampler chooses among candidates.
+      workdir: The run's folder, where that is by which a sampler chooses among candidates.
 
     Raises:
       divergence.DivergedError: if the network is of no use.
@@ -101,7 +102,8 @@ def make_image_sampler(average, model: folder.ModelDescription, workdir: pathlib
     if model.sampler.num_candidates > 1:
         run = checkpoints.read_run(workdir / checkpoints.FOLDER)
         assert run is not None
-        score = warm_start.read_scorer(workdir, run.run_id, model.image_shape)
+        read_scorer = teacher.read_scorer if model.has_teacher else warm_start.read_scorer
+        score = read_scorer(workdir, run.run_id, model.image_shape)
     return export.ImageSampler(average, model.process, model.sampler, score_classes=score, labels=model.labels)
 
 

@@ -12,13 +12,14 @@ from tf_dpdiff.diffusion import samplers
 from tf_dpdiff.evaluation import utility as utility_lib
 from tf_dpdiff.networks import denoiser
 from tf_dpdiff.privacy import plan as plan_lib
+from tf_dpdiff.privacy import teacher as teacher_lib
 from tf_dpdiff.sampling import draw as draw_lib
 from tf_dpdiff.training import finetuning as finetuning_lib
 from tf_dpdiff.training import loop as loop_lib
 from tf_dpdiff.training import pretraining as pretraining_lib
 from tf_dpdiff.training import warm_start as warm_start_lib
 
-_OF_PRIVATE_RUNS = ('privacy', 'finetuning', 'warm_start', 'utility', 'budget_file')
+_OF_PRIVATE_RUNS = ('privacy', 'finetuning', 'teacher', 'warm_start', 'utility', 'budget_file')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,6 +34,7 @@ class Recipe:
       privacy: The privacy budget and how it is spent; of a private run.
       finetuning: The DP-SGD stage; of a private run.
       pretraining: The public stage, or None.
+      teacher: The private classifier that samples are chosen by, where several candidates are drawn for each, or None.
       warm_start: The stage on what a noisy release tells of the classes, or None.
       sampler: How images are drawn.
       samples: How many images are drawn at the end.
@@ -51,6 +53,7 @@ class Recipe:
     privacy: plan_lib.DpSgdConfig | None = None
     finetuning: finetuning_lib.FinetuningConfig | None = None
     pretraining: pretraining_lib.PretrainingConfig | None = None
+    teacher: teacher_lib.TeacherConfig | None = None
     warm_start: warm_start_lib.WarmStartConfig | None = None
     sampler: samplers.SamplerConfig = samplers.SamplerConfig()
     samples: draw_lib.GenerateConfig = draw_lib.GenerateConfig()

@@ -163,6 +163,8 @@ def key_numbers(
     if plan:
         fields = ('noise_multiplier', 'l2_norm_clip', 'target_delta', 'expected_batch_size', 'num_steps')
         numbers.update({name: getattr(plan.config, name) for name in fields})
+        if plan.teacher:
+            numbers['teacher_noise_multiplier'] = plan.teacher.noise_multiplier
     for name, config in of_stages.items():
         if name == finetuning.NAME:
             numbers.update(

@@ -131,7 +131,7 @@ class Trainer:
             max_to_keep=config.checkpoints_to_keep,
             model=self.model,
             average=self.average,
-            **{f'{stage.name}_optimizer': stage.optimizer for stage in stages},
+            **{f'{stage.name}_optimizer': stage.optimizer for stage in stages if stage.optimizer is not None},
         )
         if not self.resumed:
             self.state.stage = stages[0].name
@@ -313,7 +313,7 @@ class Trainer:
 
         In a private run: whether the ledger holds everything private that these weights were computed from.
 
-        What the accountant composes is the whole sequence of noisy sums (and the warm start's release), each chosen
+        What the accountant composes is the whole sequence of noisy sums (and the releases before them), each chosen
         knowing those before it: epsilon covers someone who sees all of them, not the last weights alone. The averaged
         weights after s steps are a function of public things and of the first s sums; a grid is a function of these
         weights and of public seeds. So all grids and the final model together are post-processing of what the ledger
@@ -327,9 +327,8 @@ class Trainer:
             return True
         ledger = self.state.ledger
         steps = self.state.step if stage.name == finetuning.NAME else 0
-        release = self.plan.warm_start_release
-        recorded = ledger.count(ledger_lib.DP_SGD_STEP) == steps and (
-            release is None or ledger.count(release.mechanism) == release.num_rounds
+        recorded = ledger.count(ledger_lib.DP_SGD_STEP) == steps and all(
+            ledger.count(release.mechanism) == release.num_rounds for release in self.plan.other_releases
         )
         return recorded and math.isfinite(self._epsilon_spent() or 0.0)
 

@@ -43,8 +43,8 @@ class Stage:
 
     Attributes:
       name: For checkpoints, progress and summaries.
-      num_steps: Steps in all.
-      optimizer: Saved with the run.
+      num_steps: Steps in all; 0: all that the stage does is to begin.
+      optimizer: Saved with the run, or None.
       begin: Called before the first step that this process runs, also after a resume, with what saves the run.
       run_step: Runs one step, counted from 0, and returns scalars that may be released.
       end: Called after the last step, before the next stage begins.
@@ -52,7 +52,7 @@ class Stage:
 
     name: str
     num_steps: int
-    optimizer: keras.optimizers.Optimizer
+    optimizer: keras.optimizers.Optimizer | None
     begin: Callable[[Save], None]
     run_step: Callable[[int], dict[str, float]]
     end: Callable[[], None] = lambda: None

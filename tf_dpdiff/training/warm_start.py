@@ -4,13 +4,11 @@ What comes of a release is post-processing, at no further cost.
 """
 
 import collections
-from collections.abc import Callable, Iterator
-import contextlib
+from collections.abc import Callable
 import dataclasses
 import io
 import pathlib
 from typing import Any, NamedTuple
-import zipfile
 
 import numpy as np
 
@@ -25,6 +23,7 @@ from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import optimization as optimization_lib
 from tf_dpdiff.training import public_classifier
 from tf_dpdiff.training import public_features
+from tf_dpdiff.training import released_files
 from tf_dpdiff.training import stage as stage_lib
 from tf_dpdiff.training import views as views_lib
 
@@ -33,10 +32,6 @@ NAME = 'warm_start'
 _OF_CLASS_MEANS = ('num_images', 'sharpening', 'threshold')
 _OF_PUBLIC_IMAGES = ('public', 'images_per_class', 'classifier')
 MEANS_FILE, FEATURE_MEANS_FILE = 'noisy_class_means.npz', 'noisy_feature_means.npz'
-_CURE = (
-    'it must not be made again. Put the file back from a copy, or name another --workdir; the privacy that the run '
-    'has spent stays spent.'
-)
 
 
 class ChosenImages(NamedTuple):
@@ -184,9 +179,8 @@ def release_class_means(
 ) -> class_means.NoisyMeans:
     """Releases noisy class means, once in the life of a run and at one worker, or returns those released before.
 
-    On another machine sums may be rounded otherwise, and an image as near to one mean as to another may join the other
-    one: that would be one more release, and the ledger holds one. So the first worker makes it, writes it to a file
-    before anything is made from it, and tells the others; whoever resumes reads the file.
+    The first worker makes it, writes it to a file before anything is made from it, and tells the others: on another
+    machine an image as near to one mean as to another may join the other one. See `released_files`.
 
     Args:
       config: The release.
@@ -206,7 +200,9 @@ def release_class_means(
         shape = (private.num_classes, config.means_per_class, *private.image_shape)
         written = _read_means(path, state.run_id, shape)
         if written is None:
-            _check_not_released(config.mechanism, state, f'the noisy class means of this run are not in {path}')
+            released_files.check_not_released(
+                config.mechanism, state, f'the noisy class means of this run are not in {path}'
+            )
             assert state.private_seed is not None
             with progress.working(NAME, 'releasing noisy means of each class'):
                 means = config.release(
@@ -222,23 +218,8 @@ def release_class_means(
             with files.replacing(path) as temporary:
                 temporary.write_bytes(written)
     means, _ = _means_from_bytes(workers.broadcast(written))
-    _record_once(plan, state, save)
+    released_files.record_once(plan, config, state, save)
     return means
-
-
-def _check_not_released(mechanism: str, state: checkpoints.RunState, what_is_missing: str) -> None:
-    """Refuses to make a release that the ledger holds."""
-    if state.ledger.count(mechanism):
-        raise FileNotFoundError(f'{what_is_missing}: {_CURE}')
-
-
-def _record_once(plan: plan_lib.DpSgdPlan, state: checkpoints.RunState, save: stage_lib.Save) -> None:
-    """Puts a release whose file is written into the ledger, where it is not yet."""
-    assert plan.warm_start_release is not None
-    if not state.ledger.count(plan.warm_start_release.mechanism):
-        # Saved at once: from here on a run without the file is refused, and not before it has it.
-        state.ledger = plan.record_warm_start_release(state.ledger)
-        save()
 
 
 def _means_to_bytes(means: class_means.NoisyMeans, run_id: str) -> bytes:
@@ -257,7 +238,7 @@ def _read_means(path: pathlib.Path, run_id: str, shape: tuple[int, ...]) -> byte
     """Returns the file of a run's noisy means, of that shape; None where there is none of this run."""
     if not path.exists():
         return None
-    with _telling_of_damage(path, f', and holds a release: {_CURE}'):
+    with released_files.telling_of_damage(path, f', and holds a release: {released_files.CURE}'):
         written = path.read_bytes()
         means, of_run = _means_from_bytes(written)
         if of_run != run_id:
@@ -265,15 +246,6 @@ def _read_means(path: pathlib.Path, run_id: str, shape: tuple[int, ...]) -> byte
         if means.images.shape != shape or means.counts.shape != shape[:2]:
             raise ValueError(f'the means have the shape {means.images.shape}, not {shape}')
         return written
-
-
-@contextlib.contextmanager
-def _telling_of_damage(path: pathlib.Path, then: str) -> Iterator[None]:
-    """A context in which what goes wrong with a file of arrays is one line that names it, and ends as `then` says."""
-    try:
-        yield
-    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f'{path} is not as it was written ({error}){then}') from error
 
 
 def images_from_class_means(
@@ -338,9 +310,7 @@ def choose_public_images(
 ) -> ChosenImages:
     """Chooses public images by noisy means of the private images' features, released once in the life of a run.
 
-    A classifier that is trained anew, perhaps on another machine, gives other features: that would be one more release,
-    and the ledger holds one. So the release is in a file before anything is made from it, with what it chose, and
-    whoever resumes reads it there. The file of another run is not read, since this one's statement would not cover it.
+    The file holds what it chose too: a classifier that is trained anew gives other features. See `released_files`.
 
     Args:
       config: The stage.
@@ -360,7 +330,9 @@ def choose_public_images(
     path = workdir / FEATURE_MEANS_FILE
     arrays = _read_feature_means(path, state.run_id, private.num_classes, public)
     if arrays is None:
-        _check_not_released(release.mechanism, state, f'the noisy feature means of this run are not in {path}')
+        released_files.check_not_released(
+            release.mechanism, state, f'the noisy feature means of this run are not in {path}'
+        )
         model = public_classifier.train(config.classifier_or_default, public)
         features = public_features.fit(model, public)
         relation = plan.config.neighboring_relation
@@ -380,7 +352,7 @@ def choose_public_images(
         with files.replacing(path) as temporary:
             saved: dict[str, Any] = {**arrays, **public_features.to_arrays(features, means)}
             np.savez(temporary, run_id=state.run_id, **saved)
-    _record_once(plan, state, save)
+    released_files.record_once(plan, release, state, save)
     return _gather_chosen(arrays['rows'], arrays['labels'], public, private.class_names)
 
 
@@ -402,7 +374,7 @@ def read_scorer(workdir: pathlib.Path, run_id: str, image_shape: tuple[int, int,
             f'{path} is missing, by which a run chooses among candidates: put it back from a copy, '
             'or sample with num_candidates = 1.'
         )
-    with _telling_of_damage(path, ': put it back from a copy.'):
+    with released_files.telling_of_damage(path, ': put it back from a copy.'):
         with np.load(path, allow_pickle=False) as stored:
             if str(stored['run_id']) != run_id:
                 raise ValueError('it is of another run')
@@ -432,7 +404,7 @@ def _read_feature_means(
     """Returns the noisy sums of a run, rows and labels of what they chose; None where there are none of this run."""
     if not path.exists():
         return None
-    with _telling_of_damage(path, f', and holds a release: {_CURE}'):
+    with released_files.telling_of_damage(path, f', and holds a release: {released_files.CURE}'):
         with np.load(path, allow_pickle=False) as stored:
             if str(stored['run_id']) != run_id:
                 return None

@@ -1,0 +1,49 @@
+"""Releases that are made once in the life of a run, and kept in a file of its folder.
+
+On another machine sums may be rounded otherwise, and what is computed anew would be one more release, where the ledger
+holds one. So a release is in a file before anything is made from it, and whoever resumes reads it there. The file of
+another run is not read, since this one's statement would not cover it.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import pathlib
+import zipfile
+
+from tf_dpdiff.privacy import plan as plan_lib
+from tf_dpdiff.training import checkpoints
+from tf_dpdiff.training import stage as stage_lib
+
+CURE = (
+    'it must not be made again. Put the file back from a copy, or name another --workdir; the privacy that the run '
+    'has spent stays spent.'
+)
+
+
+def check_not_released(mechanism: str, state: checkpoints.RunState, what_is_missing: str) -> None:
+    """Refuses to make a release that the ledger holds.
+
+    Raises:
+      FileNotFoundError: if it does.
+    """
+    if state.ledger.count(mechanism):
+        raise FileNotFoundError(f'{what_is_missing}: {CURE}')
+
+
+def record_once(
+    plan: plan_lib.DpSgdPlan, release: plan_lib.OtherRelease, state: checkpoints.RunState, save: stage_lib.Save
+) -> None:
+    """Puts a release whose file is written into the ledger, where it is not yet."""
+    if not state.ledger.count(release.mechanism):
+        # Saved at once: from here on a run without the file is refused, and not before it has it.
+        state.ledger = plan.record_release(state.ledger, release)
+        save()
+
+
+@contextlib.contextmanager
+def telling_of_damage(path: pathlib.Path, then: str) -> Iterator[None]:
+    """A context in which what goes wrong with a file of arrays is one line that names it, and ends as `then` says."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f'{path} is not as it was written ({error}){then}') from error

@@ -1,0 +1,195 @@
+"""The stage that teaches a private classifier, and what that classifier says of images."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tf_dpdiff import files
+from tf_dpdiff import progress
+from tf_dpdiff.data import datasets
+from tf_dpdiff.data import procedural
+from tf_dpdiff.networks import scattering
+from tf_dpdiff.privacy import plan as plan_lib
+from tf_dpdiff.privacy import teacher as teacher_lib
+from tf_dpdiff.training import checkpoints
+from tf_dpdiff.training import released_files
+from tf_dpdiff.training import stage as stage_lib
+
+NAME = 'teacher'
+FILE = 'teacher.npz'
+_IMAGES_AT_A_TIME = 256
+_NUM_REFERENCE_IMAGES = 1024
+# Beside the spread of a typical feature over the reference images: there are some in which these hardly vary.
+_LEAST_SPREAD = 0.1
+_LARGEST = 5.0  # A standardized feature is cut there: private images may lie far from the reference.
+
+
+class TeacherFeatures(tf.Module):
+    """Scattering features, each on the scale on which it varies among images that are drawn by a procedure.
+
+    They depend on their own image and on public things alone, and need no public images at hand.
+
+    Args:
+      image_shape: (height, width, channels).
+      mean: float [features], of the scattering features of the reference images.
+      spread: float [features], > 0, their standard deviations.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], mean: np.ndarray, spread: np.ndarray):
+        super().__init__()
+        self._image_shape, self._scattering = image_shape, scattering.Scattering(image_shape)
+        if not mean.shape == spread.shape == (self._scattering.num_features,):
+            raise ValueError(f'there are {self._scattering.num_features} features of {image_shape}, got {mean.shape}.')
+        self._mean, self._spread = np.asarray(mean, np.float32), np.asarray(spread, np.float32)
+
+    def compute(self, images_uint8: tf.Tensor) -> tf.Tensor:
+        """Returns the features, float32 [images, features], of images, uint8 [images, height, width, channels]."""
+        features = (self._scattering(images_uint8) - self._mean) / self._spread
+        return tf.clip_by_value(features, -_LARGEST, _LARGEST)
+
+    def __call__(self, images_uint8: np.ndarray) -> np.ndarray:
+        """Returns the features of any number of images, float32 [images, features]: PRIVATE where the images are.
+
+        All batches have one size, the last one padded: of another size an image's might be rounded in another way.
+        """
+        return _in_batches(self.compute, images_uint8, len(self._mean))
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Returns the arrays that they consist of, by name."""
+        return {'mean': self._mean, 'spread': self._spread}
+
+
+def _in_batches(compute, images_uint8: np.ndarray, num_features: int) -> np.ndarray:
+    shape = [_IMAGES_AT_A_TIME, *images_uint8.shape[1:]]
+    of_batch = tf.function(compute, input_signature=[tf.TensorSpec(shape, tf.uint8)])
+    features = np.zeros([len(images_uint8), num_features], np.float32)
+    with progress.bar(len(images_uint8), 'features', 'image', delay_secs=1.0) as bar:
+        for start in range(0, len(images_uint8), _IMAGES_AT_A_TIME):
+            part = images_uint8[start : start + _IMAGES_AT_A_TIME]
+            padded = np.zeros(shape, np.uint8)
+            padded[: len(part)] = part
+            features[start : start + len(part)] = of_batch(tf.constant(padded)).numpy()[: len(part)]
+            bar.update(len(part))
+    return features
+
+
+def make_features(image_shape: tuple[int, int, int]) -> TeacherFeatures:
+    """Returns the features of images of a shape; takes seconds."""
+    height, width, channels = image_shape
+    drawn = procedural.random_shapes(
+        num_images=_NUM_REFERENCE_IMAGES, image_size=(height, width), channels=channels, num_classes=1
+    )
+    transform = scattering.Scattering(image_shape)
+    features = _in_batches(transform, drawn.images_uint8, transform.num_features).astype(np.float64)
+    spread = np.std(features, axis=0)
+    spread = np.hypot(spread, _LEAST_SPREAD * np.median(spread))
+    return TeacherFeatures(image_shape, np.mean(features, axis=0), spread)
+
+
+class TeacherScorer(tf.Module):
+    """Scores images by what a released teacher takes them for; a ClassScorer's place in a sampler.
+
+    Args:
+      features: Of images.
+      teacher: As released; nothing else that is known here depends on private images.
+    """
+
+    def __init__(self, features: TeacherFeatures, teacher: teacher_lib.Teacher):
+        super().__init__()
+        self._features = features
+        self._center = teacher.center.astype(np.float32)
+        self._kernel = teacher.weights[:, :-1].T.astype(np.float32) * np.sqrt(1.0 - teacher_lib.INTERCEPT**2)
+        self._bias = teacher.weights[:, -1].astype(np.float32) * teacher_lib.INTERCEPT
+
+    def __call__(self, images_uint8: tf.Tensor) -> tf.Tensor:
+        """Returns the logits of images, float32 [images, num_classes].
+
+        Args:
+          images_uint8: uint8 [images, height, width, channels].
+        """
+        directions = tf.math.l2_normalize(self._features.compute(images_uint8), axis=-1)
+        inputs = tf.math.l2_normalize(directions - self._center, axis=-1)
+        return inputs @ tf.constant(self._kernel, tf.float32) + self._bias
+
+
+def make_stage(
+    config: teacher_lib.TeacherConfig,
+    plan: plan_lib.DpSgdPlan,
+    private: datasets.ImageDataset,
+    state: checkpoints.RunState,
+    *,
+    workdir: pathlib.Path,
+) -> stage_lib.Stage:
+    """Returns the stage that makes the release as it begins, where the run has not made it yet; it has no steps.
+
+    Args:
+      config: The release.
+      plan: The privacy plan, which the release is part of.
+      private: The private images.
+      state: Where the run stands; its ledger holds the release in the end.
+      workdir: The run's folder.
+    """
+
+    def begin(save: stage_lib.Save) -> None:
+        path = workdir / FILE
+        if _read(path, state.run_id, private.image_shape, f', and holds a release: {released_files.CURE}') is None:
+            what = f'the teacher of this run is not in {path}'
+            released_files.check_not_released(config.mechanism, state, what)
+            assert state.private_seed is not None
+            features = make_features(private.image_shape)
+            seen = features(private.images_uint8)
+            with progress.working(NAME, 'learning to tell the classes apart'):
+                teacher = config.release(
+                    seen,
+                    private.labels,
+                    private.num_classes,
+                    num_units=plan.num_units,
+                    seed=state.private_seed,
+                    neighboring_relation=plan.config.neighboring_relation,
+                    generator=plan.config.noise_generator,
+                    owners=private.owners,
+                )
+            arrays: dict[str, Any] = {**teacher._asdict(), **features.to_arrays(), 'run_id': state.run_id}
+            with files.replacing(path) as temporary:
+                np.savez(temporary, **arrays)
+        released_files.record_once(plan, config, state, save)
+
+    return stage_lib.Stage(NAME, 0, None, begin, run_step=lambda unused_step: {})
+
+
+def read_scorer(workdir: pathlib.Path, run_id: str, image_shape: tuple[int, int, int]) -> TeacherScorer:
+    """Returns what the teacher of a run says of images.
+
+    Args:
+      workdir: The run's folder.
+      run_id: Of the run: what another one released is not covered by this one's statement.
+      image_shape: (height, width, channels).
+
+    Raises:
+      FileNotFoundError: if the run has released no teacher.
+      ValueError: if the file is not as it was written.
+    """
+    path = workdir / FILE
+    scorer = _read(path, run_id, image_shape, ': put it back from a copy.')
+    if scorer is None:
+        raise FileNotFoundError(
+            f'{path} is missing or of another run, by which a run chooses among candidates: put it back from a copy, '
+            'or sample with num_candidates = 1.'
+        )
+    return scorer
+
+
+def _read(path: pathlib.Path, run_id: str, image_shape: tuple[int, int, int], then: str) -> TeacherScorer | None:
+    """Returns the scorer in a file; None where there is none of this run."""
+    if not path.exists():
+        return None
+    with released_files.telling_of_damage(path, then), np.load(path, allow_pickle=False) as stored:
+        if str(stored['run_id']) != run_id:
+            return None
+        features = TeacherFeatures(image_shape, stored['mean'], stored['spread'])
+        teacher = teacher_lib.Teacher(stored['center'], stored['weights'])
+        if teacher.center.shape != stored['mean'].shape or teacher.weights.shape[1] != len(teacher.center) + 1:
+            raise ValueError(f'the weights have the shape {teacher.weights.shape} for {len(teacher.center)} features')
+        return TeacherScorer(features, teacher)
