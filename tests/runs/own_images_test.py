@@ -47,7 +47,7 @@ def test_what_is_chosen_keeps_the_budget_and_fits_the_data(changes):
         l2_norm_clip=1e-3,
         target_epsilon=facts.epsilon,
     )
-    plan = plan_lib.make_plan(config, facts.num_units, choice.release)
+    plan = plan_lib.make_plan(config, facts.num_units, choice.release, teacher=choice.teacher)
     assert plan.epsilon() <= facts.epsilon
     assert 1 <= choice.expected_batch_size <= max(1, facts.num_units // 2)
     assert 1 <= choice.num_views <= 16
@@ -84,6 +84,17 @@ def test_more_units_buy_more_means_and_few_units_one():
         for num_units in (200, 2000, 20000)
     ]
     assert numbers == sorted(numbers) and numbers[0] == 1 < numbers[-1]
+
+
+def test_there_is_a_teacher_where_noise_leaves_it_something_to_say():
+    def teacher(**changes):
+        return own_images.choose(dataclasses.replace(FACTS, **changes)).teacher
+
+    many = teacher()
+    assert many is not None and many.noise_share(20000, 2 * 4861) < 0.02
+    assert teacher(epsilon=1.0) is not None
+    assert teacher(num_units=160, delta=6e-4) is None
+    assert teacher(num_classes=1) is None and teacher(image_shape=(4, 4, 3)) is None
 
 
 def test_where_there_is_room_for_few_means_they_get_most_of_the_budget():

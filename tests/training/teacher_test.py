@@ -181,3 +181,13 @@ def test_one_class_has_no_use_for_a_teacher(tmp_path):
 def test_images_that_are_too_small_are_refused(tmp_path):
     with pytest.raises(ValueError, match='of at least 8x8 pixels, got 4x4'):
         toy.make_trainer(tmp_path, teacher=CONFIG, pretraining=None)
+
+
+def test_labels_of_the_teacher_are_its_likeliest_classes(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.run(NEVER)
+    images = np.random.default_rng(1).integers(0, 256, [300, *PRIVATE.image_shape], np.uint8)
+    arguments = tmp_path, trainer.state.run_id, PRIVATE.image_shape
+    expected = np.argmax(teacher_stage.read_scorer(*arguments)(tf.constant(images)), axis=1)
+    np.testing.assert_array_equal(teacher_stage.read_labels(*arguments)(images), expected)
+    assert teacher_stage.read_labels(*arguments)(images).dtype == np.int32

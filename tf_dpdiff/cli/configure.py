@@ -184,6 +184,15 @@ def _decided(facts: own_images.Facts, choice: own_images.Choice, asked: wishes.W
         why = 'As many per class as the noise permits.'
         lines.append((f'ClassMeansConfig.means_per_class = {release.means_per_class}', why))
         lines.append(f'ClassMeansConfig.num_rounds = {release.num_rounds}')
+    if choice.teacher:
+        lines += [
+            'train.teacher = @TeacherConfig()',
+            (
+                f'TeacherConfig.noise_multiplier = {choice.teacher.noise_multiplier!r}',
+                f'15% of the budget, in {choice.teacher.num_rounds} rounds, for a classifier ...',
+            ),
+            ("GenerateConfig.labels = 'teacher'", '... that says which class a sample is of.'),
+        ]
     batch = choice.expected_batch_size
     lines += [
         (f'WarmStartConfig.num_steps = {choice.warm_start_steps}', 'Up to 45% of the time.'),

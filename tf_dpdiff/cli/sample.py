@@ -44,7 +44,14 @@ def main(flags) -> int:
         )
         if writer:
             command.say('sample', _found(output, spec, writer))
-        if not writer_lib.complete(writer, spec, source.load, workers=workers, should_stop=lambda: stop.requested):
+        if not writer_lib.complete(
+            writer,
+            spec,
+            source.load,
+            load_labels=source.load_labels,
+            workers=workers,
+            should_stop=lambda: stop.requested,
+        ):
             if writer:
                 command.say('sample', [f'stopped; {writer.progress} and kept. The same command goes on'])
             return command.FAILED
@@ -87,6 +94,11 @@ def _prepare(flags) -> tuple[pathlib.Path, formats.Spec, source_lib.Source]:
     source = source_lib.find(workdir, saved_model, flags.endpoint, sampler_flags.changes(flags))
     output = _path(flags.output) or _default_output(flags, workdir)
     kind = flags.format or ('npz' if store.is_single_file(output) else 'png')
+    if kind == 'png' and source.load_labels:
+        raise command.UsageError(
+            'the teacher of the run labels its samples, and folders of PNG files are for labels that are known before: '
+            'say --format=npz or --format=tfds.'
+        )
     if flags.name and kind != 'tfds':
         raise command.UsageError(f'--name={flags.name} is for --format=tfds.')
     spec = formats.Spec(

@@ -257,9 +257,14 @@ class Facts:
             if sampler.num_candidates > 1
             else ''
         )
+        labelled = (
+            ' The samples are labelled by a classifier that was released too.'
+            if self.description.labels_by_teacher
+            else ''
+        )
         return (
             'A moving average of the weights is exported; samples are drawn from it by '
-            f'{sampler.name} in {sampler.num_steps} steps{chosen}, and rounded to 8 bits. None of this reads a private '
+            f'{sampler.name} in {sampler.num_steps} steps{chosen}, and rounded to 8 bits.{labelled} None of this reads a private '
             'image, so it costs nothing, however many samples are drawn.'
         )
 

@@ -52,6 +52,7 @@ class ModelDescription(NamedTuple):
       labelled: Whether the images that the last stage trained on had labels; if not, samples are of "no class".
       has_feature_means: Whether the run releases feature means, by which a sampler can choose among candidates.
       has_teacher: Whether the run releases a teacher, by which it does so better.
+      labels_by_teacher: Whether the teacher labels the run's samples; see `draw.GenerateConfig`.
     """
 
     image_shape: tuple[int, int, int]
@@ -63,6 +64,7 @@ class ModelDescription(NamedTuple):
     labelled: bool = True
     has_feature_means: bool = False
     has_teacher: bool = False
+    labels_by_teacher: bool = False
 
     @property
     def labels(self) -> range:

@@ -46,6 +46,8 @@ HIDDEN_STEPS, CLEAR_STEPS = 0.3, 15.0
 _MEASURED_VIEWS = 16
 _MEASURED_SECS = 2.0
 _LARGEST_MEASURED = 20_000_000  # Parameters; a larger network is not tried out on whatever machine plans the run.
+# Channels of 32x32 pixels of which two cores compute the scattering features in a second.
+_TEACHER_CHANNELS_PER_SEC = 500.0
 _START_SECS = 90.0  # Of imports, calibration, tracing, export and report.
 # Steps of a warm start of 128 images below which classes are hardly told apart. Seen with 200 and 240 steps (pictures
 # of hands and of faces: accuracy of chance), while 400 taught the digits of MNIST (docs/ablations.md).
@@ -301,5 +303,8 @@ def training_secs(recipe: recipe_lib.Recipe, speed: Speed) -> float:
     for config in (recipe.pretraining, recipe.warm_start):
         if config:
             seconds += config.num_steps * config.batch_size * config.views.augmentation_multiplicity / speed.public
+    if recipe.teacher and recipe.data:
+        spec = recipe.data.spec
+        seconds += (spec.num_units + recipe.samples.num_images) * spec.image_shape[-1] / _TEACHER_CHANNELS_PER_SEC
     evaluations = recipe.samples.num_images * recipe.sampler.evaluations_per_image
     return seconds + evaluations * FORWARD_SHARE / speed.public

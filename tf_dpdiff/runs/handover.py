@@ -212,7 +212,10 @@ def _samples(workdir: pathlib.Path, source: source_lib.Source, num_images: int |
         return samples.images, samples.labels
     classes = tuple(range(len(model.class_names))) if model.labelled else (len(model.class_names),)
     drawn = draw_lib.at_once(
-        source.load(), draw_lib.GenerateConfig(num_images=num_images), choice=draw_lib.ClassChoice(classes)
+        source.load(),
+        draw_lib.GenerateConfig(num_images=num_images),
+        choice=draw_lib.ClassChoice(classes),
+        label_images=source.load_labels() if source.load_labels else None,
     )
     assert drawn is not None  # Nobody asks it to stop.
     return drawn

@@ -160,7 +160,8 @@ class Generator:
 
         Returns:
           Images, uint8 [num_images, height, width, channels], and labels, int32 [num_images]; the number of classes
-          stands for "no class", which a model that was trained without labels draws.
+          stands for "no class", which a model that was trained without labels draws. Where the run's teacher labels its
+          samples, it labels these too.
 
         Raises:
           ValueError: if a number is out of range, if there is no such class, or if the model was not trained on it.
@@ -168,7 +169,8 @@ class Generator:
         description = self._source.description
         labels = description.named_labels if classes is None else description.labels_of(classes)
         config = draw.GenerateConfig(num_images=num_images, seed=seed)
-        drawn = draw.at_once(self._sample_fns, config, choice=draw.ClassChoice(labels))
+        label_images = self._source.load_labels() if self._source.load_labels else None
+        drawn = draw.at_once(self._sample_fns, config, choice=draw.ClassChoice(labels), label_images=label_images)
         assert drawn is not None  # Nobody asks it to stop.
         return drawn
 

@@ -107,6 +107,15 @@ def make_image_sampler(average, model: folder.ModelDescription, workdir: pathlib
     return export.ImageSampler(average, model.process, model.sampler, score_classes=score, labels=model.labels)
 
 
+def read_labels(model: folder.ModelDescription, workdir: pathlib.Path) -> draw_lib.LabelFn | None:
+    """Returns what labels the samples of a run anew; None where they have the labels that they were drawn for."""
+    if not model.labels_by_teacher:
+        return None
+    run = checkpoints.read_run(workdir / checkpoints.FOLDER)
+    assert run is not None
+    return teacher.read_labels(workdir, run.run_id, model.image_shape)
+
+
 def draw(
     released,
     model: folder.ModelDescription,
@@ -150,6 +159,7 @@ def draw(
         shared_work.all_or_none(workers, lambda: shared_work.on_each_device(load)),
         samples,
         choice=draw_lib.ClassChoice(tuple(range(num_classes)) if model.labelled else (num_classes,)),
+        label_images=read_labels(model, workdir),
         should_stop=lambda: stop.requested,
         workers=workers,
     )

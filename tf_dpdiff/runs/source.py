@@ -28,12 +28,14 @@ class Source:
       statements: Its privacy statement, as text and as JSON.
       origin: What identifies it and its sampler, as plain JSON values.
       load: Returns functions for `draw.in_pieces`.
+      load_labels: Returns what labels images anew; None: their labels are those that they were drawn for.
     """
 
     description: folder_lib.ModelDescription
     statements: Sequence[pathlib.Path]
     origin: dict[str, Any]
     load: Callable[[], list[draw.SampleFn]]
+    load_labels: Callable[[], draw.LabelFn] | None = None
 
 
 def find(
@@ -144,7 +146,16 @@ def _checkpoint(workdir: pathlib.Path, description: folder_lib.ModelDescription)
 
     statements = folder_lib.statement_paths(workdir)
     origin = _origin('a checkpoint', digest.hexdigest(), statements, description)
-    return Source(description, statements, origin, functools.partial(shared_work.on_each_device, load))
+    source = Source(description, statements, origin, functools.partial(shared_work.on_each_device, load))
+    return _labelled_by_run(source, workdir)
+
+
+def _labelled_by_run(source: Source, workdir: pathlib.Path) -> Source:
+    """Returns the source of a run, whose teacher labels the images where it does so in the run."""
+    label_images = outcome.read_labels(source.description, workdir)
+    if label_images is None:
+        return source
+    return dataclasses.replace(source, origin={**source.origin, 'labels': 'teacher'}, load_labels=lambda: label_images)
 
 
 def _exported(workdir: pathlib.Path | None, version: pathlib.Path, num_steps: int | None = None) -> Source:
@@ -177,7 +188,8 @@ def _exported(workdir: pathlib.Path | None, version: pathlib.Path, num_steps: in
         load_sample_fn = functools.partial(load_sample_fn, num_steps=num_steps)
     origin = _origin('an exported model', export.fingerprint(version), statements, description if described else None)
     load = functools.partial(shared_work.on_each_device, load_sample_fn)
-    return Source(description, statements, origin, load)
+    source = Source(description, statements, origin, load)
+    return source if workdir is None else _labelled_by_run(source, workdir)
 
 
 def _served(local: Source, endpoint: client.Endpoint) -> Source:

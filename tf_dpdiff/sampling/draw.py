@@ -22,6 +22,8 @@ CHUNK_SIZE = 250
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 SampleFn = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+LabelFn = Callable[[np.ndarray], np.ndarray]  # From images, uint8 [images, ...], to labels, int32 [images].
+LABELS = ('asked', 'teacher')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,14 +92,20 @@ class GenerateConfig:
       num_images: How many, in equal parts of each class up to one.
       seed: Image i has the seed seed + i: the same call gives the same images.
       chunk_size: Images sampled at a time. Fixed inside, since a network's last bits depend on the size of its batch.
+      labels: 'asked': an image has the label that it was drawn for. 'teacher': it has the label that the run's teacher
+        gives it, which is right more often where the network does not follow its labels well; classes are then as
+        frequent as the teacher finds them.
     """
 
     num_images: int = 5000
     seed: int = 0
     chunk_size: int = CHUNK_SIZE
+    labels: str = 'asked'
 
     def __post_init__(self):
-        check_numbers(**dataclasses.asdict(self))
+        check_numbers(seed=self.seed, num_images=self.num_images, chunk_size=self.chunk_size)
+        if self.labels not in LABELS:
+            raise ValueError(f'labels of the samples must be one of {LABELS}, got {self.labels!r}.')
 
 
 class Piece(NamedTuple):
@@ -119,6 +127,7 @@ def at_once(
     config: GenerateConfig,
     *,
     choice: ClassChoice,
+    label_images: LabelFn | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     workers: workers_lib.Workers = workers_lib.ALONE,
 ) -> tuple[np.ndarray, np.ndarray] | None:
@@ -128,6 +137,7 @@ def at_once(
       sample_fns: See `in_pieces`.
       config: How many.
       choice: The class of each seed.
+      label_images: Labels them anew; None: their labels are those that they were drawn for.
       should_stop: Asked before each round of chunks, and in the end.
       workers: All of them call this.
 
@@ -140,6 +150,7 @@ def at_once(
         choice,
         [(config.seed, config.seed + config.num_images)],
         config.chunk_size,
+        label_images=label_images,
         workers=workers,
         should_stop=should_stop,
         shown_total=config.num_images,
@@ -158,6 +169,7 @@ def in_pieces(
     ranges: Sequence[tuple[int, int]],
     chunk_size: int,
     *,
+    label_images: LabelFn | None = None,
     workers: workers_lib.Workers = workers_lib.ALONE,
     should_stop: Callable[[], bool] = lambda: False,
     shown_total: int | None = None,
@@ -174,6 +186,7 @@ def in_pieces(
       choice: The class of each seed.
       ranges: (first seed, the one after the last), ascending.
       chunk_size: Images drawn together.
+      label_images: Labels the images of a chunk anew; None: their labels are those that they were drawn for.
       workers: All of them call this and take all pieces, and each draws its share of the chunks.
       should_stop: Asked before each round of chunks, one of each worker.
       shown_total: Images of the whole set, for a progress bar at the first worker; those outside the ranges count as
@@ -188,7 +201,7 @@ def in_pieces(
       workers_lib.WorkerLostError: if another worker is gone or failed.
     """
     numbers = itertools.islice(_chunks_of(ranges, chunk_size), workers.index, None, workers.count)
-    own = _draw_chunks(sample_fns, choice, numbers, chunk_size)
+    own = _draw_chunks(sample_fns, choice, numbers, chunk_size, label_images)
     num_chunks, num_left = sum(1 for _ in _chunks_of(ranges, chunk_size)), sum(end - first for first, end in ranges)
     hidden = shown_total is None or not workers.is_first
     bar = progress.bar(shown_total, 'sampling', 'image', initial=(shown_total or num_left) - num_left, disable=hidden)
@@ -214,7 +227,11 @@ def _chunks_of(ranges: Sequence[tuple[int, int]], chunk_size: int) -> Iterator[i
 
 
 def _draw_chunks(
-    sample_fns: Sequence[SampleFn], choice: ClassChoice, numbers: Iterable[int], chunk_size: int
+    sample_fns: Sequence[SampleFn],
+    choice: ClassChoice,
+    numbers: Iterable[int],
+    chunk_size: int,
+    label_images: LabelFn | None,
 ) -> Generator[Piece, None, None]:
     """Yields whole chunks in order."""
 
@@ -222,6 +239,7 @@ def _draw_chunks(
         seeds = np.arange(number * chunk_size, (number + 1) * chunk_size, dtype=np.int64)
         labels = choice.labels(seeds)
         with samplers.telling_of_divergence():
-            return Piece(seeds, labels, sample_fn(tf.constant(labels), tf.constant(seeds)).numpy())
+            images = sample_fn(tf.constant(labels), tf.constant(seeds)).numpy()
+        return Piece(seeds, labels if label_images is None else label_images(images), images)
 
     return shared_work.run_ahead(sample_fns, numbers, draw_chunk)

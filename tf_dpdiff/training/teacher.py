@@ -1,5 +1,7 @@
 """The stage that teaches a private classifier, and what that classifier says of images."""
 
+from collections.abc import Callable
+import math
 import pathlib
 from typing import Any
 
@@ -61,11 +63,11 @@ class TeacherFeatures(tf.Module):
         return {'mean': self._mean, 'spread': self._spread}
 
 
-def _in_batches(compute, images_uint8: np.ndarray, num_features: int) -> np.ndarray:
+def _in_batches(compute, images_uint8: np.ndarray, num_features: int, delay_secs: float = 1.0) -> np.ndarray:
     shape = [_IMAGES_AT_A_TIME, *images_uint8.shape[1:]]
     of_batch = tf.function(compute, input_signature=[tf.TensorSpec(shape, tf.uint8)])
     features = np.zeros([len(images_uint8), num_features], np.float32)
-    with progress.bar(len(images_uint8), 'features', 'image', delay_secs=1.0) as bar:
+    with progress.bar(len(images_uint8), 'features', 'image', delay_secs=delay_secs) as bar:
         for start in range(0, len(images_uint8), _IMAGES_AT_A_TIME):
             part = images_uint8[start : start + _IMAGES_AT_A_TIME]
             padded = np.zeros(shape, np.uint8)
@@ -94,6 +96,9 @@ class TeacherScorer(tf.Module):
     Args:
       features: Of images.
       teacher: As released; nothing else that is known here depends on private images.
+
+    Attributes:
+      num_classes: That it tells apart.
     """
 
     def __init__(self, features: TeacherFeatures, teacher: teacher_lib.Teacher):
@@ -102,6 +107,7 @@ class TeacherScorer(tf.Module):
         self._center = teacher.center.astype(np.float32)
         self._kernel = teacher.weights[:, :-1].T.astype(np.float32) * np.sqrt(1.0 - teacher_lib.INTERCEPT**2)
         self._bias = teacher.weights[:, -1].astype(np.float32) * teacher_lib.INTERCEPT
+        self.num_classes = len(teacher.weights)
 
     def __call__(self, images_uint8: tf.Tensor) -> tf.Tensor:
         """Returns the logits of images, float32 [images, num_classes].
@@ -179,6 +185,17 @@ def read_scorer(workdir: pathlib.Path, run_id: str, image_shape: tuple[int, int,
             'or sample with num_candidates = 1.'
         )
     return scorer
+
+
+def read_labels(workdir: pathlib.Path, run_id: str, image_shape: tuple[int, int, int]) -> Callable:
+    """Returns what labels images by the teacher of a run: from uint8 [images, ...] to int32 [images].
+
+    Args, Raises: as of `read_scorer`.
+    """
+    scorer = read_scorer(workdir, run_id, image_shape)
+    return lambda images_uint8: np.argmax(
+        _in_batches(scorer, images_uint8, scorer.num_classes, delay_secs=math.inf), axis=1
+    ).astype(np.int32)
 
 
 def _read(path: pathlib.Path, run_id: str, image_shape: tuple[int, int, int], then: str) -> TeacherScorer | None:

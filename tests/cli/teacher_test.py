@@ -1,0 +1,122 @@
+"""Tests of a run of bin/train, from a file, whose samples are chosen and labelled by a private teacher."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from tests.cli import verbs
+from tf_dpdiff.cli import command
+from tf_dpdiff.cli import export
+from tf_dpdiff.cli import sample
+from tf_dpdiff.cli import train
+from tf_dpdiff.training import teacher as teacher_stage
+
+pytestmark = pytest.mark.usefixtures('small_network')
+TINY = pathlib.Path(__file__).resolve().parent / 'tiny_digits.gin'
+BINDINGS = [
+    'train.teacher = @TeacherConfig()',
+    'TeacherConfig.noise_multiplier = 20.0',
+    'TeacherConfig.num_rounds = 10',
+    "GenerateConfig.labels = 'teacher'",
+    'SamplerConfig.num_candidates = 2',
+    'train.pretraining = None',
+    'TrainerConfig.grids_per_stage = 1',
+]
+
+
+def flags(*bindings):
+    return [f'--gin_file={TINY}', *(f'--gin_param={binding}' for binding in [*BINDINGS, *bindings])]
+
+
+@pytest.fixture(name='run', scope='module')
+def fixture_run(tmp_path_factory, small_network):
+    """A whole run, to be copied."""
+    del small_network
+    workdir = tmp_path_factory.mktemp('runs') / 'run'
+    assert verbs.call(train, *flags(), f'--workdir={workdir}') == command.DONE
+    return workdir
+
+
+def teacher_labels(workdir, images):
+    run_id = json.loads((workdir / 'privacy_statement.json').read_text())['run_id']
+    return teacher_stage.read_labels(workdir, run_id, images.shape[1:])(images)
+
+
+def test_samples_have_the_labels_that_the_teacher_gives_them(run):
+    with np.load(run / 'samples.npz') as samples:
+        images, labels = samples['images'], samples['labels']
+    np.testing.assert_array_equal(labels, teacher_labels(run, images))
+    assert not np.array_equal(labels, np.arange(120) % 10)
+
+
+def test_statement_and_report_tell_of_the_teacher(run):
+    statement = json.loads((run / 'privacy_statement.json').read_text())
+    assert [(release['mechanism'], release['count']) for release in statement['releases']] == [
+        ('teacher_gradients', 10),
+        ('noisy_class_means', 1),
+        ('dp_sgd_step', 3),
+    ]
+    assert 'teacher gradients, 10 times: all units, noise multiplier 20' in (run / 'privacy_statement.txt').read_text()
+
+
+def test_every_way_to_sample_gives_the_same_images_and_a_run_the_labels_too(run, tmp_path, capsys):
+    run, exported = shutil.copytree(run, tmp_path / 'run'), tmp_path / 'exported'
+    with np.load(run / 'samples.npz') as samples:
+        expected = dict(samples)
+    assert verbs.call(export, f'--workdir={run}', f'--output={exported}', '--warmup_batch_sizes=none') == command.DONE
+    for source, labels in (
+        (f'--workdir={run}', expected['labels']),
+        # An exported model draws images of the labels that it is asked for.
+        (f'--saved_model={exported}', np.arange(120) % 10),
+    ):
+        path = tmp_path / 'drawn.npz'
+        assert verbs.call(sample, source, '--num_images=120', f'--output={path}') == command.DONE
+        with np.load(path) as samples:
+            np.testing.assert_array_equal(samples['images'], expected['images'])
+            np.testing.assert_array_equal(samples['labels'], labels)
+        for left in tmp_path.glob('drawn*'):
+            left.unlink()
+    capsys.readouterr()
+    given = [f'--workdir={run}', '--num_images=10', '--format=png', f'--output={tmp_path / "folders"}']
+    assert verbs.call(sample, *given) == command.WRONG_USE
+    assert 'say --format=npz or --format=tfds' in capsys.readouterr().err
+    (run / teacher_stage.FILE).unlink()
+    given = [f'--workdir={run}', '--num_images=10', f'--output={tmp_path / "none.npz"}']
+    assert verbs.call(sample, *given) != command.DONE
+    assert 'teacher.npz is missing' in capsys.readouterr().err and not (tmp_path / 'none.npz').exists()
+
+
+def test_a_set_of_samples_can_be_read_back_with_the_labels_of_the_teacher(run, tmp_path):
+    path = tmp_path / 'set'
+    given = [f'--workdir={run}', '--num_images=30', '--format=tfds', f'--output={path}']
+    assert verbs.call(sample, *given) == command.DONE
+    found = sample.store.read(path)
+    np.testing.assert_array_equal(found.labels, teacher_labels(run, found.images))
+    assert verbs.call(sample, *given) == command.DONE  # It is complete.
+
+
+@pytest.mark.parametrize(
+    'binding, message',
+    [
+        ('train.teacher = None', 'needs a teacher'),
+        ("GenerateConfig.labels = 'guessed'", 'labels of the samples must be one of'),
+        ('TeacherConfig.num_rounds = 1', 'num_rounds of the teacher must be a whole number of at least 2'),
+    ],
+)
+def test_wrong_configuration_is_one_clear_line(tmp_path, capsys, binding, message):
+    workdir = tmp_path / 'none'
+    changed = flags(binding)
+    if binding.startswith('train.teacher'):
+        changed = [flag for flag in changed if 'TeacherConfig' not in flag]
+    assert verbs.call(train, *changed, f'--workdir={workdir}') == command.WRONG_USE
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not (workdir / 'checkpoints').exists()
+
+
+def test_candidates_want_a_teacher_or_feature_means(tmp_path, capsys):
+    given = [f'--gin_file={TINY}', '--gin_param=SamplerConfig.num_candidates = 2', f'--workdir={tmp_path / "none"}']
+    assert verbs.call(train, *given) == command.WRONG_USE
+    assert 'needs a run with a teacher to choose by' in capsys.readouterr().err
