@@ -264,8 +264,8 @@ class Facts:
         )
         return (
             'A moving average of the weights is exported; samples are drawn from it by '
-            f'{sampler.name} in {sampler.num_steps} steps{chosen}, and rounded to 8 bits.{labelled} None of this reads a private '
-            'image, so it costs nothing, however many samples are drawn.'
+            f'{sampler.name} in {sampler.num_steps} steps{chosen}, and rounded to 8 bits.{labelled} None of this '
+            'reads a private image, so it costs nothing, however many samples are drawn.'
         )
 
     @property

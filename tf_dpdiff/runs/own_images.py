@@ -26,10 +26,8 @@ _MOST_MEANS, _ROUNDS = 40, 5
 # Of what one Gaussian release of the whole budget would be: the warm start's part where it buys many means, and else.
 # MNIST at epsilon 10 and at 1 is so in its own recipes: what tells classes apart comes from the means first.
 _WARM_START_SHARES, _MANY_MEANS = (0.3, 0.65), 10
-# The teacher's part, and the noise (`TeacherConfig.noise_share`) up to which its labels are better than those that the
-# samples were drawn for. Digits, MNIST and blood cells are told apart with a noise of 0.02 nearly as without any, and
-# with 0.16 in 65% to 85% of cases.
-_TEACHER_SHARE, _MOST_TEACHER_NOISE = 0.15, 0.2
+# The teacher's part. From 0.02 of `forecast.Forecast.teacher_noise` on, less noise hardly makes it better.
+_TEACHER_SHARE = 0.15
 # Private steps: fewer where time permits no large batches, since a large batch costs less noise than many steps.
 _FEWEST_STEPS, _MOST_STEPS = 20, 100
 _LARGEST_BATCH, _BATCH_SHARE = 4096, 0.5
@@ -142,7 +140,7 @@ def _teacher(facts: Facts, squared_budget: float) -> teacher_lib.TeacherConfig |
     config = teacher_lib.TeacherConfig(1.0)
     config = dataclasses.replace(config, noise_multiplier=_round_up(math.sqrt(config.num_rounds / squared_budget)))
     num_parameters = facts.num_classes * (scattering.Scattering(facts.image_shape).num_features + 1)
-    return config if config.noise_share(facts.num_units, num_parameters) <= _MOST_TEACHER_NOISE else None
+    return config if config.noise_share(facts.num_units, num_parameters) <= forecast_lib.HIDDEN_TEACHER else None
 
 
 def _class_means(facts: Facts, squared_budget: float) -> class_means.ClassMeansConfig:
