@@ -27,6 +27,7 @@ from .evaluation.features import FeaturesConfig as FeaturesConfig
 from .evaluation.gradient_canaries import GradientAuditConfig as GradientAuditConfig
 from .evaluation.metrics import QualityConfig as QualityConfig
 from .evaluation.neighbors import NeighborsConfig as NeighborsConfig
+from .evaluation.sample_attacks import SampleAttackConfig as SampleAttackConfig
 from .evaluation.selection import SelectionConfig as SelectionConfig
 from .evaluation.utility import UtilityConfig as UtilityConfig
 from .networks.dit import DiTConfig as DiTConfig

@@ -58,6 +58,7 @@ GROUPS = {
         'SelectionConfig',
         'AuditConfig',
         'GradientAuditConfig',
+        'SampleAttackConfig',
     ),
 }
 

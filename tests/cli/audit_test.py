@@ -250,6 +250,25 @@ def test_membership_attack_with_other_images_is_refused(run, tmp_path, capsys):
     assert 'was made for images of (4, 4, 1) and 2 classes' in capsys.readouterr().err
 
 
+def test_attack_on_samples_of_a_run_is_written_to_its_folder_and_other_images_are_refused(run, data, tmp_path, capsys):
+    def arguments(images):
+        flags = [flag for flag in tiny(images, run) if not flag.startswith('--workdir')]
+        return [*flags, f'--samples={run}', '--gin_param=SampleAttackConfig.features = None']
+
+    assert verbs.call(audit, *arguments(data)) == command.DONE
+    found = read(run, 'sample_attacks_samples')
+    assert (
+        found['num_samples'] == 4
+        and found['epsilon'] <= 1.0
+        and found['attacks'][0]['num_members'] == num_of(data, 'train')
+    )
+    assert 'permits a true positive rate' in words(capsys.readouterr().out)
+    images = np.random.default_rng(1).integers(0, 100, [100, 4, 4, 1]).astype(np.uint8)
+    np.savez(tmp_path / 'other.npz', images=images, labels=np.arange(100) % 2)
+    assert verbs.call(audit, *arguments(tmp_path / 'other.npz')) == command.WRONG_USE
+    assert 'was trained on other images' in capsys.readouterr().err
+
+
 def test_dry_run_says_what_can_be_shown_and_writes_nothing(data, tmp_path, capsys):
     assert verbs.call(audit, *tiny(data, tmp_path / 'none'), '--dry_run') == command.DONE
     out = capsys.readouterr().out

@@ -13,15 +13,19 @@ from tf_dpdiff.cli import gin_config
 from tf_dpdiff.cli import strategy_flags
 from tf_dpdiff.evaluation import gradient_audit as gradient_audit_result
 from tf_dpdiff.evaluation import membership
+from tf_dpdiff.evaluation import sample_attacks
 from tf_dpdiff.privacy import auditing
 from tf_dpdiff.privacy import rounding
 from tf_dpdiff.runs import audit as audit_lib
 from tf_dpdiff.runs import clock as clock_lib
 from tf_dpdiff.runs import folder
 from tf_dpdiff.runs import gradient_audit as gradient_audit_lib
+from tf_dpdiff.runs import sample_audit
 from tf_dpdiff.training import strategies
 
 gin_config.root(audit_lib.AuditRecipe, 'audit')
+
+_DEFAULT_WORKDIR = 'runs/audit'
 
 
 def _show(recipe: audit_lib.AuditRecipe) -> None:
@@ -144,16 +148,46 @@ def _claim(epsilon: float, delta: float) -> str:
 
 
 def _add_attack(table, attack: membership.MembershipAttack, written: pathlib.Path) -> None:
-    table.add_row(
-        'attack on real images',
-        f'AUC {attack.auc:.3f} (0.5 is guessing), {attack.num_members:,} members and '
-        f'{attack.num_non_members:,} non-members',
-    )
-    for rate, value in zip(membership.FALSE_POSITIVE_RATES, attack.true_positive_rates):
-        table.add_row('', f'true positive rate {value:.2%} at a false positive rate of {rate:.1%}')
+    _add_rates(table, 'attack on real images', attack)
     for caveat in attack.caveats():
         table.add_row('', f'({caveat})')
     table.add_row('not to be released', f'{written}.json, .png')
+
+
+def _add_rates(table, name: str, attack: membership.MembershipAttack) -> None:
+    table.add_row(
+        name,
+        f'AUC {attack.auc:.3f} (guessing: 0.5 ± {attack.auc_by_chance:.3f}), {attack.num_members:,} members and '
+        f'{attack.num_non_members:,} non-members',
+    )
+    for rate, value, interval in zip(
+        membership.FALSE_POSITIVE_RATES, attack.true_positive_rates, attack.true_positive_intervals
+    ):
+        table.add_row(
+            '',
+            f'true positive rate {value:.2%} ({interval[0]:.2%} to {interval[1]:.2%}) at a false positive rate of '
+            f'{rate:.1%}',
+        )
+
+
+def _print_sample_attacks(found: sample_attacks.SampleAttacks, written: pathlib.Path) -> None:
+    table = command.facts_table(f'attacks on samples alone ({command.NOT_TO_BE_RELEASED})')
+    table.add_row('samples', f'{found.num_samples:,}; a target is {found.unit}')
+    table.add_row('claim', found.claim_text())
+    table.add_row('reference', found.reference)
+    for attack in found.attacks:
+        _add_rates(table, f'{attack.name}, {attack.space}', attack.found)
+    for caveat in found.attacks[0].found.caveats():
+        table.add_row('', f'({caveat})')
+    table.add_row('verdict', found.verdict)
+    table.add_row('not to be released', str(written))
+    rich_console.Console().print(table)
+    if found.faults:
+        print(
+            f'audit: {found.verdict}; do not release before you know which. (A correct program is accused by chance '
+            f'in one of twenty such audits at most.)',
+            file=sys.stderr,
+        )
 
 
 def main(flags) -> int:
@@ -163,8 +197,12 @@ def main(flags) -> int:
     gin_config.parse(flags.gin_file, flags.gin_param, 'audit', given=strategy_flags.given(flags))
     if flags.membership and flags.dry_run:
         raise command.UsageError('--membership trains nothing, so it has no --dry_run.')
-    if flags.membership and flags.gradient_canaries:
-        raise command.UsageError('--membership and --gradient_canaries are two audits: ask for one of them.')
+    if flags.samples and flags.dry_run:
+        raise command.UsageError('--samples trains no model of images, so it has no --dry_run.')
+    asked = [f'--{name}' for name in ('membership', 'gradient_canaries', 'samples') if getattr(flags, name)]
+    if len(asked) > 1:
+        raise command.UsageError(f'{asked[0]} and {asked[1]} are two audits: ask for one of them.')
+    given_workdir, flags.workdir = flags.workdir, flags.workdir or _DEFAULT_WORKDIR
     strategy = strategy_flags.configured(flags.strategy)
     num_workers = strategies.check(strategy)
     if num_workers > 1:
@@ -182,6 +220,18 @@ def main(flags) -> int:
         _add_attack(table, attack, workdir / folder.NON_PRIVATE / audit_lib.MEMBERSHIP)
         rich_console.Console().print(table)
         return command.DONE
+    if flags.samples:
+        gin_config.leave_out('audit', 'pretraining', 'warm_start')  # Nothing is trained.
+        recipe = gin_config.make('audit')
+        found, written = sample_audit.attack_samples(
+            pathlib.Path(flags.samples),
+            recipe.data,
+            recipe.sample_attacks,
+            workdir=pathlib.Path(given_workdir).expanduser() if given_workdir else None,
+            default_workdir=pathlib.Path(_DEFAULT_WORKDIR),
+        )
+        _print_sample_attacks(found, written)
+        return command.FAILED if found.faults else command.DONE
     replicas = strategies.start(strategy)
     with folder.training_in(flags.workdir) as workdir, command.stopping('audit'):
         recipe = gin_config.make('audit')
@@ -204,7 +254,9 @@ def run(argv: list[str] | None = None) -> None:
     parser = command.Parser('audit', __doc__)
     parser.add_gin_flags()
     parser.add_strategy_flag()
-    parser.add_argument('--workdir', default='runs/audit', help='folder of the audit (default: %(default)s)')
+    parser.add_argument(
+        '--workdir', help=f'folder of the audit (default: {_DEFAULT_WORKDIR}, or the run that --samples lie in)'
+    )
     parser.add_argument(
         '--membership', action='store_true', help='only attack the model of the run in --workdir; trains nothing'
     )
@@ -212,6 +264,11 @@ def run(argv: list[str] | None = None) -> None:
         '--gradient_canaries',
         action='store_true',
         help='attack the private steps by units whose gradients are known; reads no image',
+    )
+    parser.add_argument(
+        '--samples',
+        metavar='PATH',
+        help='only attack samples, by what they look like: a file or folder of bin/sample, a run or a release',
     )
     parser.add_argument('--dry_run', action='store_true', help='print configuration and claim, and exit')
     sys.exit(command.run(parser, main, sys.argv[1:] if argv is None else argv))

@@ -1,4 +1,4 @@
-"""Which images was a model trained on? Diffusion losses as membership scores, and how well they tell.
+"""Which images was a model trained on? Diffusion losses as membership scores, and how well scores tell.
 
 All numbers made here come from private images without noise: they are for the owner of the data, not to be released.
 """
@@ -16,8 +16,10 @@ from tf_dpdiff.diffusion import losses
 from tf_dpdiff.diffusion import parameterization as parameterization_lib
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.networks import denoiser
+from tf_dpdiff.privacy import meaning
 
 FALSE_POSITIVE_RATES = (0.001, 0.01)
+CONFIDENCE = 0.95  # Of intervals.
 
 
 def check_timesteps(timesteps: Sequence[int], process: process_lib.DiffusionProcess) -> None:
@@ -106,29 +108,71 @@ class ImageLoss:
 
 @dataclasses.dataclass(frozen=True)
 class MembershipAttack:
-    """How well the losses tell images that were trained on from images that were not.
+    """How well scores tell images, or owners, that were trained on from those that were not.
 
     Attributes:
       auc: Area under the ROC curve: 0.5 tells nothing, 1 everything.
-      true_positive_rates: At each of FALSE_POSITIVE_RATES.
-      num_members: Images that were trained on.
-      num_non_members: Images that were not.
+      true_positives: Members that are said to be members, at each of FALSE_POSITIVE_RATES.
+      false_positives: Non-members that then are said to be members: no larger share of them than that rate.
+      num_members: Images, or owners, that were trained on.
+      num_non_members: Images, or owners, that were not.
       curve: The ROC curve, false and true positive rates.
     """
 
     auc: float
-    true_positive_rates: tuple[float, ...]
+    true_positives: tuple[int, ...]
+    false_positives: tuple[int, ...]
     num_members: int
     num_non_members: int
     curve: tuple[np.ndarray, np.ndarray]
 
+    @property
+    def true_positive_rates(self) -> tuple[float, ...]:
+        """At each of FALSE_POSITIVE_RATES."""
+        return tuple(count / self.num_members for count in self.true_positives)
+
+    @property
+    def true_positive_intervals(self) -> tuple[tuple[float, float], ...]:
+        """Where the rates would lie of all members that might have been attacked, at CONFIDENCE each."""
+        return tuple(binomial_interval(count, self.num_members, CONFIDENCE) for count in self.true_positives)
+
+    @property
+    def auc_by_chance(self) -> float:
+        """The standard deviation of the AUC of scores that tell nothing, and without ties."""
+        members, others = self.num_members, self.num_non_members
+        return float(np.sqrt((members + others + 1) / (12 * members * others)))
+
+    def exceeds(self, epsilon: float, delta: float, *, confidence: float) -> bool:
+        """Returns whether a rate is above what is permitted, even where chance is allowed for.
+
+        The lower end of the true positive rate is held against what is permitted at the upper end of the false positive
+        rate, since both rates are known by counting alone. Targets are taken as independent of one another.
+
+        Args:
+          epsilon: Of the claim, at least 0.
+          delta: Of the claim.
+          confidence: Of each of the two intervals, in (0, 1).
+        """
+        for true_positives, false_positives in zip(self.true_positives, self.false_positives):
+            least = binomial_interval(true_positives, self.num_members, confidence)[0]
+            most_false = binomial_interval(false_positives, self.num_non_members, confidence)[1]
+            if least > permitted(epsilon, delta, most_false):
+                return True
+        return False
+
     def to_dict(self) -> dict:
         """Returns plain JSON values, without the curve."""
+        keys = [f'{rate:g}' for rate in FALSE_POSITIVE_RATES]
         return {
             'auc': self.auc,
-            'true_positive_rate_at_false_positive_rate': {
-                f'{rate:g}': value for rate, value in zip(FALSE_POSITIVE_RATES, self.true_positive_rates)
+            'auc_standard_deviation_by_chance': self.auc_by_chance,
+            'true_positive_rate_at_false_positive_rate': dict(zip(keys, self.true_positive_rates)),
+            'true_positive_rate_interval': {
+                'confidence': CONFIDENCE,
+                **{key: list(interval) for key, interval in zip(keys, self.true_positive_intervals)},
             },
+            'true_positives': dict(zip(keys, self.true_positives)),
+            'false_positives': dict(zip(keys, self.false_positives)),
             'num_members': self.num_members,
             'num_non_members': self.num_non_members,
             'caveats': self.caveats(),
@@ -144,28 +188,62 @@ class MembershipAttack:
         ]
 
 
-def attack(member_losses: np.ndarray, non_member_losses: np.ndarray) -> MembershipAttack:
-    """Attacks by the threshold on the loss: a low one speaks for "trained on".
-
-    scikit-learn draws the curve: the attack module of tensorflow_privacy 0.9.0 forwards to a package that its wheel
-    leaves out.
+def binomial_interval(count: int, total: int, confidence: float) -> tuple[float, float]:
+    """Returns the exact interval of a probability of which `count` of `total` independent tries came true.
 
     Args:
-      member_losses: float [images], finite.
-      non_member_losses: float [images], finite.
+      count: At least 0.
+      total: At least `count`, and 1.
+      confidence: In (0, 1); both ends are missed with the same probability, (1 - confidence) / 2 at most.
+
+    References: Clopper and Pearson 1934, The use of confidence or fiducial limits illustrated in the case of the
+      binomial.
+    """
+    from scipy import stats
+
+    interval = stats.binomtest(count, total).proportion_ci(confidence, method='exact')
+    return float(interval.low), float(interval.high)
+
+
+def permitted(epsilon: float, delta: float, false_positive_rate: float) -> float:
+    """Returns the largest true positive rate that an (epsilon, delta)-DP release permits at a false positive rate.
+
+    That is e^epsilon times the false positive rate plus delta, or less where the same of the complement says less.
+
+    Args:
+      epsilon: At least 0.
+      delta: In [0, 1].
+      false_positive_rate: In (0, 1).
+    """
+    return meaning.right_guesses_bound(false_positive_rate, np.array([epsilon]), np.array([delta]))
+
+
+def attack(member_scores: np.ndarray, non_member_scores: np.ndarray) -> MembershipAttack:
+    """Attacks by a threshold on a loss, or on any other score of which low values speak for "trained on".
+
+    scikit-learn draws the curve: the attack module of tensorflow_privacy 0.9.0 forwards to a package that its wheel
+    leaves out, and wants tensorflow_estimator, which has no maintainer.
+
+    Args:
+      member_scores: float [members], finite.
+      non_member_scores: float [non-members], finite.
 
     References: Carlini et al. 2022, arXiv:2112.03570, for true positive rates at low false positive rates; Duan et al.
       2023, arXiv:2302.01316, for attacks by the diffusion loss.
     """
     from sklearn import metrics
 
-    truth = np.repeat([1, 0], [len(member_losses), len(non_member_losses)])
-    scores = -np.concatenate([member_losses, non_member_losses])
+    num_members, num_non_members = len(member_scores), len(non_member_scores)
+    truth = np.repeat([1, 0], [num_members, num_non_members])
+    scores = -np.concatenate([member_scores, non_member_scores])
     false_rates, true_rates, _ = metrics.roc_curve(truth, scores, drop_intermediate=False)
+    # Both rise, so the last threshold that is allowed finds the most.
+    last = [int(np.flatnonzero(false_rates <= rate)[-1]) for rate in FALSE_POSITIVE_RATES]
     return MembershipAttack(
         auc=float(metrics.roc_auc_score(truth, scores)),
-        true_positive_rates=tuple(float(true_rates[false_rates <= rate].max()) for rate in FALSE_POSITIVE_RATES),
-        num_members=len(member_losses),
-        num_non_members=len(non_member_losses),
+        true_positives=tuple(round(true_rates[row] * num_members) for row in last),
+        false_positives=tuple(round(false_rates[row] * num_non_members) for row in last),
+        num_members=num_members,
+        num_non_members=num_non_members,
         curve=(false_rates, true_rates),
     )

@@ -202,7 +202,7 @@ def find(
     count = min(_NEIGHBORS_SHOWN, len(train))
     points: dict[str, tuple[list[np.ndarray], np.ndarray, Callable[[np.ndarray], np.ndarray]]] = {
         'features': ([extractor(images).pool for images in queries], extractor(train.images_uint8).pool, np.asarray),
-        'pixels': (queries, train.images_uint8, _pixels),
+        'pixels': (queries, train.images_uint8, pixels),
     }
     if not extractor.workers.is_first:
         return None
@@ -221,6 +221,11 @@ def find(
         num_train=len(train),
         picture=_draw_picture(train.images_uint8, *shown),
     )
+
+
+def pixels(images_uint8: np.ndarray) -> np.ndarray:
+    """Returns the pixels of images, uint8 [images, ...], as points, float32 [images, pixels], in [0, 1]."""
+    return images_uint8.reshape(len(images_uint8), -1).astype(np.float32) / np.float32(255.0)
 
 
 def nearest(
@@ -267,10 +272,6 @@ def nearest(
 
 def _draw(num_images: int, max_images: int) -> np.ndarray:
     return np.sort(np.random.default_rng(0).permutation(num_images)[:max_images])
-
-
-def _pixels(images_uint8: np.ndarray) -> np.ndarray:
-    return images_uint8.reshape(len(images_uint8), -1).astype(np.float32) / np.float32(255.0)
 
 
 def _rank(level: float, count: int) -> int:

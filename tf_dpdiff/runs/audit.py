@@ -17,6 +17,7 @@ from tf_dpdiff.evaluation import canaries as canaries_lib
 from tf_dpdiff.evaluation import gradient_canaries as gradient_canaries_lib
 from tf_dpdiff.evaluation import membership
 from tf_dpdiff.evaluation import pictures
+from tf_dpdiff.evaluation import sample_attacks as sample_attacks_lib
 from tf_dpdiff.networks import denoiser
 from tf_dpdiff.privacy import auditing
 from tf_dpdiff.privacy import plan as plan_lib
@@ -59,6 +60,7 @@ class AuditRecipe:
       warm_start: The stage on what a noisy release tells of the classes, or None.
       canaries: Which canaries, and how they are looked for.
       gradient_canaries: Which canaries of an audit by gradients; see `gradient_audit`.
+      sample_attacks: How samples are attacked; see `sample_audit`.
       loop: Settings of the loop.
     """
 
@@ -71,6 +73,7 @@ class AuditRecipe:
     warm_start: warm_start_lib.WarmStartConfig | None = None
     canaries: canaries_lib.AuditConfig = canaries_lib.AuditConfig()
     gradient_canaries: gradient_canaries_lib.GradientAuditConfig = gradient_canaries_lib.GradientAuditConfig()
+    sample_attacks: sample_attacks_lib.SampleAttackConfig = sample_attacks_lib.SampleAttackConfig()
     loop: loop_lib.TrainerConfig = loop_lib.TrainerConfig()
 
     def __post_init__(self):

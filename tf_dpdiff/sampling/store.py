@@ -30,12 +30,14 @@ class Samples(NamedTuple):
       labels: int32 [images]; the number of classes stands for "no class".
       class_names: One a class.
       statement_text: The privacy statement that came with them, or None where none did.
+      statement_json: The same for programs.
     """
 
     images: np.ndarray
     labels: np.ndarray
     class_names: tuple[str, ...]
     statement_text: str | None
+    statement_json: str | None = None
 
     def check_classified(self, path: pathlib.Path) -> None:
         """Raises ValueError if a sample has no class; `path` names the set."""
@@ -146,7 +148,7 @@ def _read_folder(root: pathlib.Path, limit: int | None) -> Samples:
         _check_whole(paths, record['shards'][str(shard)], root / layout.title(shard))
         pieces.append(layout.read(shard, root))
     _, labels, images = map(np.concatenate, zip(*pieces))
-    return Samples(images[:limit], labels[:limit], spec.class_names, _text_of(root / STATEMENTS[0]))
+    return Samples(images[:limit], labels[:limit], spec.class_names, *(_text_of(root / name) for name in STATEMENTS))
 
 
 def _read_file(path: pathlib.Path, limit: int | None) -> Samples:
@@ -166,10 +168,10 @@ def _read_file(path: pathlib.Path, limit: int | None) -> Samples:
             f'{"images" if names is None else "classes"}.'
         )
     class_names = tuple(map(str, range(int(labels.max()) + 1) if names is None else names))
-    text = _text_of(path.with_name(f'{path.stem}.{STATEMENTS[0]}'))
-    if text is None and path.name == 'samples.npz':  # What bin/train writes.
-        text = _text_of(path.with_name(STATEMENTS[0]))
-    return Samples(images[:limit], labels[:limit].astype(np.int32), class_names, text)
+    statements = [_text_of(path.with_name(f'{path.stem}.{name}')) for name in STATEMENTS]
+    if statements == [None, None] and path.name == 'samples.npz':  # What bin/train writes.
+        statements = [_text_of(path.with_name(name)) for name in STATEMENTS]
+    return Samples(images[:limit], labels[:limit].astype(np.int32), class_names, *statements)
 
 
 def _read_arrays(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
