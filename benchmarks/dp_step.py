@@ -55,11 +55,12 @@ class NetworkBenchmark:
       cells: What is measured, of one network.
       pythons: Of each environment, by its name; or the CaseError that says why it is not there.
       reference: What reference.py wrote.
+      beside: Cases that take part in each round, and are no engines.
     """
 
-    def __init__(self, flags, cells, pythons, reference):
+    def __init__(self, flags, cells, pythons, reference, beside=()):
         self._flags, self._cells = flags, cells
-        self._pythons, self._reference = pythons, reference
+        self._pythons, self._reference, self._beside = pythons, reference, beside
         self._budget_gib = _SHARE_OF_MEMORY * engines_lib.available_memory_gib()
         self._memory = {key: {} for key in flags.engines}  # GiB by size, see engines.size.
         self._choices = {}
@@ -209,9 +210,11 @@ class NetworkBenchmark:
         rounds = min([self._flags.rounds, *limits])
         while True:
             try:
-                return measuring.take_turns(measuring.steps_of(cases), rounds)
+                return measuring.take_turns(measuring.steps_of([*cases, *self._beside]), rounds)
             except measuring.CaseError as error:
                 failed = str(error).partition(':')[0]
+                if failed not in [case.name for case in cases]:
+                    raise
                 rows.setdefault(failed, {'reason': _reason(error)})
                 cases = [case for case in cases if case.name != failed]
 
@@ -232,6 +235,8 @@ class NetworkBenchmark:
             row['views_at_a_time'] = cell.views
         else:
             row['views_at_a_time'] = choice.units_per_chunk(cell) * cell.views
+        if self._beside:
+            row['beside'] = {other.name: seconds[other.name] for other in self._beside}
         if 'ours' in seconds:
             row['ours_times_as_fast'] = measuring.median_ratio(own, seconds['ours'])
         plain = engines_lib.PLAIN_OF[engine.framework]

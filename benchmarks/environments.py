@@ -9,6 +9,7 @@ from benchmarks import measuring
 
 FOLDER = measuring.ROOT / '.environments'
 _PEERS = measuring.ROOT / 'benchmarks' / 'peers'
+_MADE_OF = 'made_of.txt'
 
 
 def make(name, folder=FOLDER):
@@ -22,8 +23,8 @@ def make(name, folder=FOLDER):
       CaseError: if it can't be made, for instance without a network.
     """
     place, requirements = pathlib.Path(folder) / name, _PEERS / f'{name}.txt'
-    python, made_of = place / 'bin' / 'python', place / 'made_of.txt'
-    if made_of.exists() and made_of.read_text() == requirements.read_text():
+    python = place / 'bin' / 'python'
+    if is_made(name, folder):
         return python
     print(f'making {place} of {requirements.name} ...', file=sys.stderr, flush=True)
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -45,8 +46,14 @@ def make(name, folder=FOLDER):
         if done.returncode:
             said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
             raise measuring.CaseError(f'no environment {name!r}: {said[-1][:200] if said else done.returncode}')
-    made_of.write_text(requirements.read_text())
+    (place / _MADE_OF).write_text(requirements.read_text())
     return python
+
+
+def is_made(name, folder=FOLDER):
+    """Tells if an environment is there, of the requirements of today."""
+    made_of = pathlib.Path(folder) / name / _MADE_OF
+    return made_of.exists() and made_of.read_text() == (_PEERS / f'{name}.txt').read_text()
 
 
 def versions(python):

@@ -24,19 +24,24 @@ class CaseError(RuntimeError):
     """A case can't be measured; the message says why."""
 
 
-def serve(step, **facts):
+def serve(step, *, peak_device_memory=lambda: None, **facts):
     """Reports that a case is ready, then runs a step whenever the benchmark asks for one, until its input ends.
 
     Args:
       step: Called without arguments; returns when its result is there. Called once before the case is ready: what
         libraries do at the first call (tracing, compiling) is not part of the steps.
+      peak_device_memory: Returns the GiB that were held on an accelerator at most; None: there is none.
       **facts: JSON-able values that the benchmark is to know.
     """
     step = timed(step)
-    _report({**facts, 'first_step_secs': step(), 'peak_memory_gib': peak_memory_gib()})
+
+    def memory():
+        return {'peak_memory_gib': peak_memory_gib(), 'peak_device_memory_gib': peak_device_memory()}
+
+    _report({**facts, 'first_step_secs': step(), **memory()})
     for _ in sys.stdin:
         gc.collect()
-        _report({'secs': step(), 'peak_memory_gib': peak_memory_gib()})
+        _report({'secs': step(), **memory()})
 
 
 def _report(values):
@@ -63,6 +68,7 @@ class Case:
     Attributes:
       facts: What the program said when it was ready.
       peak_memory_gib: Of its process so far.
+      peak_device_memory_gib: On the accelerator so far; None: there is none.
     """
 
     def __init__(self, name, program, *arguments, python=sys.executable, timeout_secs=900.0, environment=None):
@@ -76,7 +82,7 @@ class Case:
         self._reader = threading.Thread(target=lambda: self._errors.extend(self._process.stderr), daemon=True)
         self._reader.start()
         self.facts = self._read()
-        self.peak_memory_gib = self.facts.pop('peak_memory_gib')
+        self._take_memory(self.facts)
 
     def step(self):
         """Runs a step and returns its seconds."""
@@ -86,8 +92,12 @@ class Case:
         except BrokenPipeError:
             pass  # It has died; reading says of what.
         measured = self._read()
-        self.peak_memory_gib = measured['peak_memory_gib']
+        self._take_memory(measured)
         return measured['secs']
+
+    def _take_memory(self, said):
+        self.peak_memory_gib = said.pop('peak_memory_gib')
+        self.peak_device_memory_gib = said.pop('peak_device_memory_gib')
 
     def _read(self):
         expired = threading.Timer(self._timeout_secs, self._process.kill)

@@ -12,7 +12,9 @@ from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import seeds
 from tf_dpdiff.training import finetuning as finetuning_lib
+from tf_dpdiff.training import memory
 from tf_dpdiff.training import optimization
+from tf_dpdiff.training import planner
 from tf_dpdiff.training import strategies
 from tf_dpdiff.training import train_step
 from tf_dpdiff.training import views
@@ -42,11 +44,13 @@ class OurStep:
       run: Makes the step number i and returns when it is done.
       parameters: Of the network.
       chunk: (units, views) held in memory at a time.
+      planned_bytes: Of memory that the step takes, as the planner says.
     """
 
     run: object
     parameters: int
     chunk: tuple
+    planned_bytes: int
 
 
 def _make_networks(name, compute_dtype):
@@ -123,23 +127,35 @@ def private_batch(name, num_units, first_unit=0):
     return images[:, None], labels[:, None], first_unit + np.arange(num_units)
 
 
-def private_step(name, num_units, num_views, **settings):
-    """Returns the private step with a batch of num_units; for the settings see `make_private_parts`."""
+def private_step(name, num_units, num_views, *, jit_compile=False, **settings):
+    """Returns the private step with a batch of num_units; for the settings see `make_private_parts`.
+
+    jit_compile: whether XLA compiles it whole.
+    """
     parts = make_private_parts(name, num_units, num_views, **settings)
-    step, batch = compile_private_step(parts), private_batch(name, num_units)
+    step, batch = _by_xla(compile_private_step(parts), jit_compile), private_batch(name, num_units)
 
     def run(number):
         diagnostics = step([batch], tf.constant(number, tf.int64))
         if float(diagnostics['num_units']) != num_units or float(diagnostics['num_nonfinite']):
             raise RuntimeError('the step did not take all units')
 
-    return OurStep(run, parts['model'].count_params(), tuple(parts['chunk_sizes']))
+    model, chunk = parts['model'], parts['chunk_sizes']
+    num_parameters = model.count_params()
+    planned = planner.private_memory(
+        num_parameters=num_parameters,
+        num_trained=num_parameters,
+        num_optimizer_states=2 * num_parameters,
+        chunk=chunk,
+        activation_bytes=memory.activation_bytes_per_view(model),
+    )
+    return OurStep(run, num_parameters, tuple(chunk), planned.total)
 
 
-def plain_step(name, num_units, num_views, *, views_per_chunk, compute_dtype='float32'):
+def plain_step(name, num_units, num_views, *, views_per_chunk, compute_dtype='float32', jit_compile=False):
     """Returns the step of plain training on as many views, views_per_chunk of them in memory at a time.
 
-    Both are whole numbers of units: views_per_chunk is a multiple of num_views.
+    Both are whole numbers of units: views_per_chunk is a multiple of num_views. jit_compile: as in `private_step`.
     """
     network, image_shape, model, average = _make_networks(name, compute_dtype)
     images_per_chunk = views_per_chunk // num_views
@@ -156,6 +172,7 @@ def plain_step(name, num_units, num_views, *, views_per_chunk, compute_dtype='fl
         images_per_chunk=images_per_chunk,
         seed=0,
     )
+    step = _by_xla(step, jit_compile)
     images, labels = _draw_images(num_units, image_shape)
     batch = images, labels, np.arange(num_units, dtype=np.int32)
 
@@ -163,7 +180,19 @@ def plain_step(name, num_units, num_views, *, views_per_chunk, compute_dtype='fl
         if not np.isfinite(float(step([batch], tf.constant(number, tf.int64)))):
             raise RuntimeError('the loss is not finite')
 
-    return OurStep(run, model.count_params(), (images_per_chunk, num_views))
+    num_parameters = model.count_params()
+    planned = planner.public_memory(
+        num_parameters=num_parameters,
+        num_optimizer_states=2 * num_parameters,
+        views_at_a_time=views_per_chunk,
+        activation_bytes=memory.activation_bytes_per_view(model),
+    )
+    return OurStep(run, num_parameters, (images_per_chunk, num_views), planned.total)
+
+
+def _by_xla(step, jit_compile):
+    """Returns the step as it is, or as XLA compiles it."""
+    return tf.function(step, jit_compile=True, autograph=False) if jit_compile else step
 
 
 def _draw_images(count, image_shape):

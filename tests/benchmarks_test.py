@@ -1,6 +1,7 @@
 """Tests that the benchmarks run."""
 
 import argparse
+import contextlib
 import importlib
 import json
 import math
@@ -11,10 +12,15 @@ import types
 
 import gin
 import pytest
+import tensorflow as tf
 
 from benchmarks import results
 from benchmarks import settings
+from docs.generators import numbers
 from tf_dpdiff.cli import gin_config
+from tf_dpdiff.networks import denoiser
+from tf_dpdiff.networks import unet
+from tf_dpdiff.training import flops
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -294,6 +300,8 @@ def test_commands_of_a_row_read_what_they_are_given(row):
         ('settings', ['--units=8'], '--units must be a multiple of 16'),
         ('scale', ['--views=3'], '--views_in_all must be whole units'),
         ('scale', ['--output=missing/scale.json'], 'no such folder: missing'),
+        ('limit', ['--add'], '--add needs --output'),
+        ('gpu', ['--units=0'], 'numbers must be at least 1'),
     ],
 )
 def test_wrong_use_of_a_benchmark_is_said_in_one_line(call_benchmark, name, arguments, said, capsys):
@@ -541,3 +549,230 @@ def test_settings_are_measured_beside_the_step_as_it_is(tmp_path):
     assert len(rows) == len(settings.SETTINGS)
     assert all(row['times_as_fast'] > 0.0 and row['peak_memory_gib'] > 0.0 for row in rows.values())
     assert rows['private step', '4 units at a time']['chunk'] == [4, 1]
+
+
+def test_layers_that_are_counted_take_the_operations_of_the_whole_network():
+    counting, image_shape = from_benchmarks('counting'), (8, 8, 1)
+    config = unet.UNetConfig(base_channels=8, channel_multipliers=(1, 2), head_channels=8, groups=4)
+    model = denoiser.build(config, image_shape, 3)
+    layers, counted = counting.count_layers(model), flops.flops_per_view(model, model.trainable_variables)
+    assert sum(layer.calls * layer.forward_flops for layer in layers) == counted.forward
+    assert sum(layer.calls * layer.training_flops for layer in layers) == counted.training
+    # Embeddings of classes and sinusoids, and all that has weights.
+    assert sum(layer.calls * layer.parameters for layer in layers) == model.count_params()
+    for layer in layers:
+        function, variables = layer.make()
+        assert function(tf.zeros([2, *layer.input_shape])).shape == (2, *layer.output_shape)
+        assert sum(variable.shape.num_elements() for variable in variables) == layer.parameters
+
+
+COUNTED = {
+    'parameters': 100,
+    'forward_flops': 40,
+    'training_flops': 120,
+    'layers': [
+        {
+            'label': '3x3 convolution, 8x8',
+            'bound': 'convolution',
+            'calls': 2,
+            'training_flops': 60,
+            'values_moved': 1,
+            'parameters': 0,
+        },
+        {
+            'label': 'normalization, 8x8',
+            'bound': 'memory',
+            'calls': 1,
+            'training_flops': 0,
+            'values_moved': 5,
+            'parameters': 0,
+        },
+    ],
+}
+
+
+def limit_results(rows):
+    """Returns results of limit.py: peaks of 10 operations and 20 bytes a second, layers of 4 views."""
+    seconds = {'forward': [6.0], 'both': [24.0], 'per unit': [48.0]}
+    return {
+        'machine': {'processor': 'toy', 'cores': 2},
+        'versions': {'tensorflow': '2.21'},
+        'counts': {'1.1M': COUNTED},
+        'peaks': {
+            'convolution': {'float32': {'size': 8, 'per_sec': 10.0}, 'bfloat16': {'reason': 'too slow'}},
+            'memory': {'float32': {'size': 64, 'per_sec': 20.0}},
+        },
+        'layers': {
+            '1.1M': {
+                'units': 2,
+                'views': 2,
+                'peaks': {name: {'work': work, 'seconds': [1.0]} for name, work in PEAK_WORK.items()},
+                'whole': [100.0],
+                'layers': [seconds, seconds],
+            }
+        },
+        'rows': rows,
+    }
+
+
+PEAK_WORK = {'convolution': 10, 'memory': 20}
+
+
+def test_share_of_the_limit_is_taken_within_a_round_from_operations_and_memory(tmp_path, monkeypatch):
+    limit = from_benchmarks('limit')
+    # The limit of 4 views: 2 x 4 x 60 operations at 10 a second, 4 x 5 x 4 bytes at 20 a second.
+    row = {'network': '1.1M', 'units': 2, 'views': 2, 'views_at_a_time': 4, 'seconds': [104.0, 104.0, 208.0]}
+    row['beside'] = {'convolution': [1.0, 2.0, 2.0], 'memory': [1.0, 2.0, 2.0]}
+    found = limit.compare(row, COUNTED, PEAK_WORK)
+    assert found['share_of_limit'] == pytest.approx(0.5)  # Of 0.5, 1 and 0.5.
+    assert found['limit_views_per_sec'] == pytest.approx(4 / 104.0)
+    assert found['share_of_peak'] == pytest.approx(480 / 104.0 / 10.0)
+    results = limit_results([{**row, **found, 'engine': 'ours'}, {**row, 'engine': 'opacus', 'reason': 'too large'}])
+    rows, rest = limit.by_label('1.1M', results)
+    assert [row['label'] for row in rows] == ['3x3 convolution, 8x8', 'normalization, 8x8']
+    assert [row['share_of_time'] for row in rows] == [0.48, 0.24] and rest == pytest.approx(0.28)
+    assert [row['share_of_limit'] for row in rows] == [1.0, pytest.approx(4.0 / 24.0)]
+    assert [row['share_of_peak'] for row in rows] == [1.0, None] and rows[0]['per_unit_times_as_long'] == 2.0
+    shown = '\n'.join(table.markdown() for table in limit.tables(results))
+    assert '| 2 x 2 | 0.0385 | 50% | too large |' in shown and '| convolution, bfloat16 | - | too slow |' in shown
+    assert '| 3x3 convolution, 8x8 | 2 | 48.0% | 25% | 100% | 100% | 2.00 |' in shown
+    assert '| between the layers |  | 28.0% |' in shown
+    monkeypatch.setattr(numbers, '_read', lambda unused_name: results)
+    assert '| 1.1M | 2 x 2 | 0 | 50% | too large |' in numbers.TABLES['limit']()
+    assert '| 3x3 convolution, 8x8 | 2 | 48% | 100% | 2.0 times as long |' in numbers.TABLES['limit_layers']()
+    assert '| 3x3 convolution | 1e-08 GFLOP/s | |' in numbers.TABLES['limit_peaks']()
+    limit.draw(results, tmp_path / 'limit.png')
+    assert (tmp_path / 'limit.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_interrupted_measurement_of_the_limit_goes_on_where_it_was(tmp_path, monkeypatch):
+    limit = from_benchmarks('limit')
+    output, ran = tmp_path / 'limit.json', []
+    flags = argparse.Namespace(
+        networks=['0.26M'],
+        count=['80.4M'],
+        units=[2],
+        views=[1, 2],
+        max_views=4,
+        rounds=1,
+        layer_units=2,
+        layer_views=2,
+        peak_sizes=None,
+        engines=['ours'],
+        environments=tmp_path,
+        count_only=False,
+        add=True,
+        output=output,
+    )
+
+    def run_layers(network, *arguments):
+        ran.append((network, bool(arguments)))
+        return {'counted': COUNTED, 'measured': limit_results([])['layers']['1.1M'] if arguments else None}
+
+    def measure_peak(kind, dtype, sizes):
+        ran.append((kind, dtype))
+        return {'size': 8, 'work': 10, 'per_sec': 10.0, 'seconds': [1.0]}
+
+    def measure_network(flags, network, cells, *unused):
+        for cell in cells:
+            ran.append((cell.units, cell.views))
+            if cell.views == 2 and interrupted:
+                raise KeyboardInterrupt
+            yield [{'network': network, 'units': cell.units, 'views': cell.views, 'engine': 'ours', 'reason': 'none'}]
+
+    for name, function in (
+        ('run_layers', run_layers),
+        ('measure_peak', measure_peak),
+        ('measure_network', measure_network),
+    ):
+        monkeypatch.setattr(limit, name, function)
+    interrupted = True
+    with pytest.raises(KeyboardInterrupt):
+        limit.measure(flags)
+    assert ran[:2] == [('0.26M', False), ('80.4M', False)] and ran[-3:] == [('0.26M', True), (2, 1), (2, 2)]
+    assert len(ran) == 2 + 5 + 1 + 2  # Networks, peaks, layers, cells.
+    ran.clear()
+    interrupted = False
+    found = limit.measure(flags)
+    assert ran == [(2, 2)] and [row['views'] for row in found['rows']] == [1, 2]
+    stored = json.loads(output.read_text())
+    output.write_text(json.dumps({**stored, 'machine': {**stored['machine'], 'cores': 1024}}))
+    with pytest.raises(from_benchmarks('measuring').CaseError, match='machine of .* measure it whole'):
+        limit.measure(flags)
+
+
+def test_ladder_of_a_gpu_ends_where_its_memory_does_and_goes_on_after_an_interruption(tmp_path, monkeypatch, capsys):
+    gpu, measuring = from_benchmarks('gpu'), from_benchmarks('measuring')
+    output, started = tmp_path / 'gpu.json', []
+
+    def start(ladder, units, flags):
+        started.append((ladder.kind, ladder.compiler, units))
+        if units == 16:
+            raise measuring.CaseError(f'{ladder}: out of memory')
+        if units == interrupted_at:
+            raise KeyboardInterrupt
+        facts = {'first_step_secs': 9.0, 'parameters': 7, 'planned_memory_gib': 2.0}
+        memory = {'peak_memory_gib': 1.0, 'peak_device_memory_gib': 1.5}
+        case = types.SimpleNamespace(step=lambda: 0.5, facts=facts, **memory)
+        return contextlib.nullcontext(case)
+
+    monkeypatch.setattr(gpu.Ladder, 'start', start)
+    monkeypatch.setattr(gpu, 'devices_of_tensorflow', lambda: {'gpus': [{'device_name': 'toy'}]})
+    flags = argparse.Namespace(
+        device='gpu',
+        networks=['0.26M'],
+        compute_dtypes=['float32'],
+        kinds=['private'],
+        compilers=['TensorFlow', 'XLA'],
+        units=[1, 4, 16, 64],
+        views=2,
+        rounds=3,
+        add=True,
+        output=output,
+        timeout_secs=1.0,
+    )
+    interrupted_at = 4
+    with pytest.raises(KeyboardInterrupt):
+        gpu.measure(flags)
+    interrupted_at = None
+    results = gpu.measure(flags)
+    assert started == [
+        *[('private', 'TensorFlow', units) for units in (1, 4, 4, 16)],
+        *[('private', 'XLA', units) for units in (1, 4, 16)],
+    ]
+    assert [row.get('views_per_sec', row.get('reason')) for row in results['rows']] == [4.0, 16.0, 'out of memory'] * 2
+    shown = '\n'.join(table.markdown() for table in gpu.tables(results))
+    assert '| private, XLA | 4 | 16 | out of memory |' in shown
+    assert '| private, TensorFlow | 1.50 (2.00); 9 | 1.50 (2.00); 9 | out of memory |' in shown
+    gpu.draw(results, tmp_path / 'gpu.png')
+    assert (tmp_path / 'gpu.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_without_a_gpu_its_benchmark_says_what_to_do(call_benchmark, monkeypatch):
+    gpu = from_benchmarks('gpu')
+    monkeypatch.setattr(gpu, 'devices_of_tensorflow', lambda: {'gpus': []})
+    with pytest.raises(SystemExit) as ended:
+        call_benchmark('gpu')
+    assert 'TensorFlow sees no GPU here: install its CUDA libraries' in str(ended.value.code)
+
+
+@pytest.mark.long(in_share=False)
+def test_limit_is_measured_beside_the_steps(tmp_path):
+    tiny = ['--networks=0.26M', '--units=2', '--views=2', '--rounds=1', '--layer_units=2', '--layer_views=2', '--count']
+    measured = measure_and_present('limit', tmp_path, *tiny, '--peak_sizes=16', '--engines', 'ours', 'ours_plain')
+    assert [row['engine'] for row in measured['rows']] == ['ours', 'ours_plain']
+    assert all(row['share_of_limit'] > 0.0 for row in measured['rows'])
+    assert set(measured['peaks']) == {'product', 'convolution', 'memory'}
+    assert len(measured['layers']['0.26M']['layers']) == len(measured['counts']['0.26M']['layers'])
+
+
+@pytest.mark.long(in_share=False)
+def test_steps_of_a_gpu_are_measured_on_the_cpu_in_the_same_way(tmp_path):
+    tiny = ['--networks=0.26M', '--units', '1', '2', '--views=1', '--rounds=1', '--compute_dtypes=float32']
+    measured = measure_and_present('gpu', tmp_path, '--device=cpu', *tiny)
+    ladders = [(kind, compiler) for kind in ('plain', 'private') for compiler in ('TensorFlow', 'XLA')]
+    found = [(row['kind'], row['compiler'], row['units']) for row in measured['rows']]
+    assert found == [(*ladder, units) for ladder in ladders for units in (1, 2)]
+    for row in measured['rows']:
+        assert row['views_per_sec'] > 0.0 and row['planned_memory_gib'] > 0.0, row
+        assert row['peak_device_memory_gib'] is None and row['peak_memory_gib'] > 0.1

@@ -7,17 +7,21 @@ durations.json holds what files, tests and shared fixtures took, where it was a 
 * `--quick`: tests that take less than two seconds, and whose shared fixtures do;
 * `--long_share=0.1 --long_seed=N`: a random tenth of the long tests, the same for the same seed. Those marked
   `long(in_share=False)` are never among them: they measure, take minutes, or repeat what the quick ones do.
+
+Tests marked `gpu` are skipped, with the reason, where TensorFlow sees no GPU.
 """
 
 import collections
 import gc
 import hashlib
 import json
+import os
 import pathlib
 import time
 
 import pytest
 
+USUAL = 'not long and not gpu'  # The mark expression of setup.cfg.
 DURATIONS = pathlib.Path(__file__).with_name('durations.json')
 RECORDED_SECS = 1.0  # What took less is not in the file.
 QUICK_SECS = 2.0
@@ -39,8 +43,23 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     """Starts to record what tests take; lets garbage be, which a traced graph makes much of, for longer than usual."""
     gc.set_threshold(100_000, 20, 20)
+    # A process takes of a GPU what it needs, and not all: several take part in a test.
+    os.environ.setdefault('TF_FORCE_GPU_ALLOW_GROWTH', 'true')
     if config.option.record_durations:
         config.pluginmanager.register(Recorder(config))
+
+
+def pytest_runtest_setup(item):
+    """Skips the tests of a GPU where there is none."""
+    if item.get_closest_marker('gpu') and not has_gpu():
+        pytest.skip('TensorFlow sees no GPU on this machine')
+
+
+def has_gpu():
+    """Tells if TensorFlow sees a GPU."""
+    import tensorflow as tf
+
+    return bool(tf.config.list_physical_devices('GPU'))
 
 
 def read_durations():
@@ -143,7 +162,7 @@ class Recorder:
             self._config.workeroutput['durations'] = {kind: dict(found) for kind, found in self._found.items()}
             return
         durations = read_durations() if DURATIONS.exists() else {kind: {} for kind in self._found}
-        if self._config.args_source != self._config.ArgsSource.TESTPATHS or self._config.option.markexpr != 'not long':
+        if self._config.args_source != self._config.ArgsSource.TESTPATHS or self._config.option.markexpr != USUAL:
             self._found['files'] = {}  # Of a part of the tests.
         for kind, found in self._found.items():
             known = {

@@ -63,3 +63,17 @@ def test_what_is_not_long_or_stays_out_of_the_share_is_never_chosen():
 
 def test_file_of_durations_holds_what_is_read():
     assert set(lanes.read_durations()) == {'files', 'tests', 'fixtures'}
+
+
+@pytest.mark.parametrize('marked, has_gpu, skipped', [(True, False, True), (True, True, False), (False, False, False)])
+def test_tests_of_a_gpu_are_skipped_with_a_reason_where_there_is_none(marked, has_gpu, skipped, monkeypatch):
+    monkeypatch.setattr(lanes, 'has_gpu', lambda: has_gpu)
+    item = stand_in('test', mark=pytest.mark.gpu if marked else None)
+    if not skipped:
+        return lanes.pytest_runtest_setup(item)
+    with pytest.raises(pytest.skip.Exception, match='TensorFlow sees no GPU'):
+        lanes.pytest_runtest_setup(item)
+
+
+def test_neither_long_tests_nor_those_of_a_gpu_run_if_nothing_is_said(pytestconfig):
+    assert f'-m "{lanes.USUAL}"' in (pytestconfig.rootpath / 'setup.cfg').read_text()

@@ -7,13 +7,23 @@ import re
 import statistics
 
 from benchmarks import end_to_end
+from benchmarks import engines
+from benchmarks import limit
+from benchmarks import our_peak
 from benchmarks import results
 from benchmarks import sampling
 from docs.generators import published
+from tf_dpdiff.training import planner
 
 _FOLDER = pathlib.Path(results.__file__).resolve().parent
 _BLOCK = re.compile(r'^(<!-- numbers: (\w+) -->)\n(.*?)^(<!-- /numbers -->)$', re.M | re.S)
 _LOOSE = re.compile(r'<!--\s*/?\s*numbers\b[^>]*-->')
+_NOT_YET = 'not measured yet'
+_PEAKS = {
+    our_peak.PRODUCT: 'product of matrices',
+    our_peak.CONVOLUTION: '3x3 convolution',
+    our_peak.MEMORY: 'memory, `a += b`',
+}
 
 
 def rewrite(text: str) -> str:
@@ -261,6 +271,107 @@ def _whole_run(run):
     return [f'`{run["command"]}`, {time}', ', '.join(f'{group} {parts[group] / secs:.0%}' for group in groups)]
 
 
+def _limit():
+    found = _read('limit')
+    cells = {}
+    for row in found['rows']:
+        cells.setdefault((row['network'], row['units'], row['views']), {})[row['engine']] = row
+    shown = [key for key in engines.ENGINES if any(key in of_cell for of_cell in cells.values())] or [
+        'ours',
+        'ours_plain',
+    ]
+    lines = []
+    for (network, units, views), of_cell in cells.items():
+        limits = [row['limit_views_per_sec'] for row in of_cell.values() if 'limit_views_per_sec' in row]
+        shares = [
+            f'{of_cell[key]["share_of_limit"]:.0%}'
+            if 'share_of_limit' in of_cell.get(key, {})
+            else of_cell.get(key, {'reason': _NOT_YET})['reason'].partition(' (')[0]
+            for key in shown
+        ]
+        lines.append([network, f'{units} x {views}', f'{max(limits):.0f}' if limits else '', *shares])
+    columns = ['parameters', 'units x views', 'limit, views a second', *(engines.ENGINES[key].label for key in shown)]
+    return _markdown(columns, lines or [[_NOT_YET] + [''] * (len(columns) - 1)])
+
+
+def _limit_peaks():
+    found, lines = _read('limit'), []
+    machine = f'{found["machine"]["processor"]}, {found["machine"]["cores"]} cores'
+    for kind, of_dtype in found['peaks'].items():
+        unit = 'GB/s' if kind == our_peak.MEMORY else 'GFLOP/s'
+        cells = [
+            f'{of_dtype[dtype]["per_sec"] / 1e9:.3g} {unit}' if 'per_sec' in of_dtype.get(dtype, {}) else ''
+            for dtype in limit.DTYPES
+        ]
+        lines.append([_PEAKS[kind], *cells])
+    head = f'peak of {machine}, TensorFlow {found["versions"]["tensorflow"]}'
+    return _markdown([head, *limit.DTYPES], lines or [[_NOT_YET, '', '']])
+
+
+def _limit_layers():
+    found, network = _read('limit'), '1.1M'
+    columns = ['layers', 'how many', 'share of the time', 'share of their limit', 'with gradients of units']
+    if network not in found['layers']:
+        return _markdown(columns, [[_NOT_YET, '', '', '', '']])
+    rows, rest = limit.by_label(network, found)
+    lines = [
+        [
+            row['label'],
+            f'{row["calls"]}',
+            f'{row["share_of_time"]:.0%}',
+            f'{row["share_of_limit"]:.0%}',
+            f'{_times(row["per_unit_times_as_long"])} times as long',
+        ]
+        for row in rows
+        if row['share_of_time'] >= 0.01
+    ]
+    others = rest + sum(row['share_of_time'] for row in rows if row['share_of_time'] < 0.01)
+    return _markdown(columns, [*lines, ['all else', '', f'{others:.0%}', '', '']])
+
+
+def _accelerator():
+    device, value_bytes, share = published.H100, 2, planner.DEFAULT_UTILIZATION
+    peaks = {
+        our_peak.CONVOLUTION: device.bfloat16_flops,
+        our_peak.PRODUCT: device.bfloat16_flops,
+        our_peak.MEMORY: device.memory_bytes,
+    }
+    lines = []
+    for network, counted in _read('limit')['counts'].items():
+        moved = value_bytes * sum(layer['calls'] * layer['values_moved'] for layer in counted['layers'])
+        by_operations = counted['training_flops'] / device.bfloat16_flops
+        by_memory = moved / device.memory_bytes
+        views = 1024
+        secs = limit.limit_secs(
+            counted['layers'], views=views, views_at_a_time=views, per_sec=peaks, value_bytes=value_bytes
+        )
+        lines.append(
+            [
+                network,
+                _rounded(counted['training_flops'] / 1e9),
+                _rounded(moved / 1e6),
+                'memory' if by_memory > by_operations else 'operations',
+                _rounded(views / secs),
+                _rounded(share * views / secs),
+            ]
+        )
+    columns = [
+        'parameters',
+        'GFLOP a view',
+        'MB moved a view',
+        'bounded by',
+        f'limit of an {device.name}, views a second',
+        f'reckoned, at {share:.0%} of the limit',
+    ]
+    return _markdown(columns, lines)
+
+
+def _rounded(value):
+    """Returns a number with two digits that count: what is reckoned knows no more."""
+    digits = 1 - math.floor(math.log10(value))
+    return f'{round(value, digits):,.{max(0, digits)}f}'
+
+
 def _summary():
     def row(label, name, minutes, command, real):
         runs = _results_of(name)
@@ -293,4 +404,8 @@ TABLES = {
     'sampling': _sampling,
     'end_to_end': _end_to_end,
     'scale': _scale,
+    'limit': _limit,
+    'limit_peaks': _limit_peaks,
+    'limit_layers': _limit_layers,
+    'accelerator': _accelerator,
 }

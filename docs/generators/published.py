@@ -43,6 +43,27 @@ CIFAR10 = (
     Published('the paper, 80M parameters', '10', '88.0%', 'accelerators', _PAPER),
 )
 
+
+@dataclasses.dataclass(frozen=True)
+class Accelerator:
+    """What a maker states of an accelerator.
+
+    Attributes:
+      name: As the maker calls it.
+      bfloat16_flops: Of dense products, a second.
+      memory_bytes: That it reads or writes a second.
+      source: Where it is stated.
+    """
+
+    name: str
+    bfloat16_flops: float
+    memory_bytes: float
+    source: str
+
+
+# The numbers "with sparsity" are twice as high.
+H100 = Accelerator('H100 SXM', 989e12, 3.35e12, 'https://www.nvidia.com/en-us/data-center/h100/')
+
 # Rows of results.json of which the clock does not tell all: the minutes of the first run that count, and the footnote.
 MINUTES = {
     'mnist_eps1': '17\\*\\*',  # 26 by the clock, of which the process was stopped for 10.

@@ -1,6 +1,7 @@
 """A program that takes private and public steps on one, two or several replicas, and writes down what they did.
 
-python -m tests.training.replica_steps STRATEGY OUTPUT.npz, with TF_CONFIG where there are several workers.
+python -m tests.training.replica_steps STRATEGY OUTPUT [gpus], with TF_CONFIG where there are several workers. The
+strategy 'mirrored' splits the CPU into two devices, or takes all GPUs.
 """
 
 import itertools
@@ -30,6 +31,7 @@ from tf_dpdiff.training import views as views_lib
 NETWORK = unet.UNetConfig(base_channels=4, channel_multipliers=(1,), middle_attention=False, groups=2)
 NUM_UNITS, NUM_CLASSES, NUM_STEPS = 40, 3, 3
 CLIP_NORM, NOISE_MULTIPLIER, EXPECTED_BATCH_SIZE = 0.05, 2.0, 10
+GPUS = 'gpus'
 SECRET = seeds.PrivateSeed(bytes(range(32)))
 
 
@@ -194,12 +196,12 @@ def measure(replicas):
     }
 
 
-def main(strategy, output):
-    logical_cpus = 2 if strategy == strategies.MIRRORED else None
+def main(strategy, output, devices=None):
+    logical_cpus = 2 if strategy == strategies.MIRRORED and devices != GPUS else None
     replicas = strategies.start(strategies.StrategyConfig(strategy, logical_cpus=logical_cpus))
     measured = measure(replicas)
     np.savez(f'{output}.{replicas.workers.index}.npz', num_replicas=replicas.count, **measured)
 
 
 if __name__ == '__main__':
-    main(sys.argv[1], sys.argv[2])
+    main(*sys.argv[1:])
