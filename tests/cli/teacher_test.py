@@ -52,6 +52,27 @@ def test_samples_have_the_labels_that_the_teacher_gives_them(run):
     assert not np.array_equal(labels, np.arange(120) % 10)
 
 
+def test_labels_are_chosen_by_what_the_teacher_sees_of_them(tmp_path, capsys, monkeypatch):
+    for share, kept in ((0.0, False), (0.6, True)):
+        workdir, said = tmp_path / str(share), []
+
+        def label(images, share=share, said=said):
+            said.append(len(images))
+            asked = np.arange(len(images)) % 10
+            return np.where(np.arange(len(images)) < share * len(images), asked, 3).astype(np.int32)
+
+        monkeypatch.setattr(teacher_stage, 'read_labels', lambda *unused, label=label: label)
+        given = [*flags("GenerateConfig.labels = 'auto'"), f'--workdir={workdir}']
+        assert verbs.call(train, *given) == command.DONE
+        told = ' '.join(capsys.readouterr().err.split())
+        assert ('they keep these labels' in told) == kept and ('it labels them anew' in told) != kept
+        with np.load(workdir / 'samples.npz') as samples:
+            labels = samples['labels']
+        np.testing.assert_array_equal(labels, np.arange(120) % 10 if kept else 3)
+        assert json.loads((workdir / 'model.json').read_text())['labels_by_teacher'] != kept
+        assert said == [120]
+
+
 def test_statement_and_report_tell_of_the_teacher(run):
     statement = json.loads((run / 'privacy_statement.json').read_text())
     assert [(release['mechanism'], release['count']) for release in statement['releases']] == [

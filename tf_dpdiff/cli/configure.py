@@ -191,7 +191,7 @@ def _decided(facts: own_images.Facts, choice: own_images.Choice, asked: wishes.W
                 f'TeacherConfig.noise_multiplier = {choice.teacher.noise_multiplier!r}',
                 f'15% of the budget, in {choice.teacher.num_rounds} rounds, for a classifier ...',
             ),
-            ("GenerateConfig.labels = 'teacher'", '... that says which class a sample is of.'),
+            ("GenerateConfig.labels = 'auto'", '... that labels the samples where their own labels tell little.'),
         ]
     batch = choice.expected_batch_size
     lines += [

@@ -64,10 +64,10 @@ class Recipe:
     _configuration: str | None = dataclasses.field(default=None, init=False, repr=False)
 
     def __post_init__(self):
-        if self.samples.labels == 'teacher' and self.teacher is None:
+        if self.samples.labels != 'asked' and self.teacher is None:
             raise ValueError(
-                "GenerateConfig.labels = 'teacher' needs a teacher: bind train.teacher = @TeacherConfig(), or leave "
-                'the labels out.'
+                f'GenerateConfig.labels = {self.samples.labels!r} needs a teacher: bind train.teacher = @TeacherConfig(), '
+                'or leave the labels out.'
             )
         if self.is_private:
             if not (self.privacy and self.finetuning):

@@ -176,7 +176,16 @@ def train(
             released, checkpoint, drawn = _train_and_draw(recipe, workdir, training, account, stop)
         if workers.is_first:
             done = _finish(
-                recipe, workdir, training, prepared.utility, released_configuration, released, checkpoint, drawn, clock
+                recipe,
+                workdir,
+                training,
+                prepared.utility,
+                released_configuration,
+                released,
+                checkpoint,
+                drawn,
+                clock,
+                say,
             )
     workers.wait_for_all()  # None ends as done while the first one may yet fail.
     return done
@@ -286,9 +295,17 @@ def _finish(
     checkpoint,
     drawn: tuple[np.ndarray, np.ndarray],
     clock: clock_lib.Clock,
+    say: Say,
 ) -> TrainedRun:
     """Writes what may be released and, apart from it, what was measured on private images."""
     statement, summaries = training.statement(), training.trainer.summaries
+    model = training.model
+    if recipe.samples.labels == 'auto':
+        images, asked = drawn
+        model, labels, chosen = outcome.choose_labels(model, workdir, images, asked)
+        model.write(workdir)
+        drawn = images, labels
+        say(f'{chosen}.')
     kind = 'private generator' if recipe.is_private else 'public model'
     with progress.working('train', 'writing statement, report and exported model'):
         version = outcome.write(
@@ -296,7 +313,7 @@ def _finish(
             f'tf_dpdiff: a {kind} of {training.build.spec.name}',
             _facts(statement, recipe),
             statement,
-            training.model,
+            model,
             released,
             summaries,
             *drawn,

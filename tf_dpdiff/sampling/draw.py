@@ -23,7 +23,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 SampleFn = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 LabelFn = Callable[[np.ndarray], np.ndarray]  # From images, uint8 [images, ...], to labels, int32 [images].
-LABELS = ('asked', 'teacher')
+LABELS = ('asked', 'teacher', 'auto')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +93,8 @@ class GenerateConfig:
       seed: Image i has the seed seed + i: the same call gives the same images.
       chunk_size: Images sampled at a time. Fixed inside, since a network's last bits depend on the size of its batch.
       labels: 'asked': an image has the label that it was drawn for. 'teacher': it has the label that the run's teacher
-        gives it, which is right more often where the network does not follow its labels well; classes are then as
-        frequent as the teacher finds them.
+        gives it, and classes are as frequent as the teacher finds them. 'auto': 'teacher' where it sees next to nothing
+        of the labels that the images were drawn for, so that these are not worth much; else 'asked'.
     """
 
     num_images: int = 5000
