@@ -66,8 +66,8 @@ class Recipe:
     def __post_init__(self):
         if self.samples.labels != 'asked' and self.teacher is None:
             raise ValueError(
-                f'GenerateConfig.labels = {self.samples.labels!r} needs a teacher: bind train.teacher = @TeacherConfig(), '
-                'or leave the labels out.'
+                f'GenerateConfig.labels = {self.samples.labels!r} needs a teacher: bind '
+                'train.teacher = @TeacherConfig(), or leave the labels out.'
             )
         if self.is_private:
             if not (self.privacy and self.finetuning):
