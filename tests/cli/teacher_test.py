@@ -42,7 +42,8 @@ def fixture_run(tmp_path_factory, small_network):
 
 def teacher_labels(workdir, images):
     run_id = json.loads((workdir / 'privacy_statement.json').read_text())['run_id']
-    return teacher_stage.read_labels(workdir, run_id, images.shape[1:])(images)
+    bias = json.loads((workdir / 'model.json').read_text())['label_bias']
+    return teacher_stage.read_labeller(workdir, run_id, images.shape[1:], bias)(images)
 
 
 def test_samples_have_the_labels_that_the_teacher_gives_them(run):
@@ -50,27 +51,26 @@ def test_samples_have_the_labels_that_the_teacher_gives_them(run):
         images, labels = samples['images'], samples['labels']
     np.testing.assert_array_equal(labels, teacher_labels(run, images))
     assert not np.array_equal(labels, np.arange(120) % 10)
+    # Each class as often as it was asked for, nearly.
+    assert np.abs(np.bincount(labels, minlength=10) - 12).max() <= 4
 
 
-def test_labels_are_chosen_by_what_the_teacher_sees_of_them(tmp_path, capsys, monkeypatch):
-    for share, kept in ((0.0, False), (0.6, True)):
-        workdir, said = tmp_path / str(share), []
+@pytest.mark.parametrize('share', [0.0, 0.6])
+def test_labels_are_chosen_by_what_the_teacher_sees_of_them(tmp_path, capsys, monkeypatch, share):
+    kept, generator = share > 0.5, np.random.default_rng(0)
 
-        def label(images, share=share, said=said):
-            said.append(len(images))
-            asked = np.arange(len(images)) % 10
-            return np.where(np.arange(len(images)) < share * len(images), asked, 3).astype(np.int32)
+    def logits(unused_labeller, images):
+        told = np.where(generator.random(len(images)) < share, np.arange(len(images)), generator.permutation(120)) % 10
+        return 5.0 * np.eye(10, dtype=np.float32)[told] + generator.normal(size=[len(images), 10]).astype(np.float32)
 
-        monkeypatch.setattr(teacher_stage, 'read_labels', lambda *unused, label=label: label)
-        given = [*flags("GenerateConfig.labels = 'auto'"), f'--workdir={workdir}']
-        assert verbs.call(train, *given) == command.DONE
-        told = ' '.join(capsys.readouterr().err.split())
-        assert ('they keep these labels' in told) == kept and ('it labels them anew' in told) != kept
-        with np.load(workdir / 'samples.npz') as samples:
-            labels = samples['labels']
-        np.testing.assert_array_equal(labels, np.arange(120) % 10 if kept else 3)
-        assert json.loads((workdir / 'model.json').read_text())['labels_by_teacher'] != kept
-        assert said == [120]
+    monkeypatch.setattr(teacher_stage.Labeller, 'logits', logits)
+    workdir = tmp_path / 'run'
+    assert verbs.call(train, *flags("GenerateConfig.labels = 'auto'"), f'--workdir={workdir}') == command.DONE
+    told = ' '.join(capsys.readouterr().err.split())
+    assert ('they keep these labels' in told) == kept and ('labels them anew' in told) != kept
+    with np.load(workdir / 'samples.npz') as samples:
+        assert np.array_equal(samples['labels'], np.arange(120) % 10) == kept
+    assert (json.loads((workdir / 'model.json').read_text())['label_bias'] is None) == kept
 
 
 def test_statement_and_report_tell_of_the_teacher(run):

@@ -188,6 +188,16 @@ def test_labels_of_the_teacher_are_its_likeliest_classes(tmp_path):
     trainer.run(NEVER)
     images = np.random.default_rng(1).integers(0, 256, [300, *PRIVATE.image_shape], np.uint8)
     arguments = tmp_path, trainer.state.run_id, PRIVATE.image_shape
-    expected = np.argmax(teacher_stage.read_scorer(*arguments)(tf.constant(images)), axis=1)
-    np.testing.assert_array_equal(teacher_stage.read_labels(*arguments)(images), expected)
-    assert teacher_stage.read_labels(*arguments)(images).dtype == np.int32
+    logits, bias = teacher_stage.read_scorer(*arguments)(tf.constant(images)).numpy(), (0.0, 0.5, -0.5)
+    labels = teacher_stage.read_labeller(*arguments, bias)(images)
+    np.testing.assert_array_equal(labels, np.argmax(logits + bias, axis=1))
+    assert labels.dtype == np.int32 and not np.array_equal(labels, np.argmax(logits, axis=1))
+
+
+@pytest.mark.parametrize('counts', [(200, 200, 200), (300, 200, 100), (600, 0, 0)])
+def test_balanced_logits_make_classes_as_frequent_as_they_should_be(counts):
+    logits = np.random.default_rng(0).normal(size=[600, 3]) + [3.0, 0.0, -5.0]
+    bias = teacher_stage.balance(logits, np.array(counts))
+    found = np.bincount(np.argmax(logits + bias, axis=1), minlength=3)
+    np.testing.assert_allclose(found, counts, atol=6)
+    assert abs(bias.sum()) < 1e-9

@@ -90,7 +90,6 @@ class Build:
             last_stage.views.label_drop_probability,
             has_feature_means=bool(recipe.warm_start and recipe.warm_start.has_public_images),
             has_teacher=recipe.teacher is not None,
-            labels_by_teacher=recipe.samples.labels == 'teacher',
         ).with_sampler(recipe.sampler)
         self.plan: plan_lib.DpSgdPlan | None = None
         if recipe.privacy:

@@ -259,7 +259,7 @@ class Facts:
         )
         labelled = (
             ' The samples are labelled by a classifier that was released too.'
-            if self.description.labels_by_teacher
+            if self.description.label_bias is not None
             else ''
         )
         return (

@@ -52,7 +52,7 @@ class ModelDescription(NamedTuple):
       labelled: Whether the images that the last stage trained on had labels; if not, samples are of "no class".
       has_feature_means: Whether the run releases feature means, by which a sampler can choose among candidates.
       has_teacher: Whether the run releases a teacher, by which it does so better.
-      labels_by_teacher: Whether the teacher labels the run's samples; see `draw.GenerateConfig`.
+      label_bias: Added to the teacher's logits, one a class, where it labels the run's samples; None: it does not.
     """
 
     image_shape: tuple[int, int, int]
@@ -64,7 +64,7 @@ class ModelDescription(NamedTuple):
     labelled: bool = True
     has_feature_means: bool = False
     has_teacher: bool = False
-    labels_by_teacher: bool = False
+    label_bias: tuple[float, ...] | None = None
 
     @property
     def labels(self) -> range:
@@ -168,6 +168,7 @@ def read_model(workdir: pathlib.Path) -> ModelDescription:
             network=kinds.from_json(fields['network']),
             process=process_lib.from_json(fields['process']),
             sampler=samplers.SamplerConfig(**fields['sampler']),
+            label_bias=fields.get('label_bias') and tuple(fields['label_bias']),
         )
         return ModelDescription(**fields)
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -111,19 +111,19 @@ def make_image_sampler(average, model: folder.ModelDescription, workdir: pathlib
     return export.ImageSampler(average, model.process, model.sampler, score_classes=score, labels=model.labels)
 
 
-def read_labels(model: folder.ModelDescription, workdir: pathlib.Path) -> draw_lib.LabelFn | None:
+def read_labeller(model: folder.ModelDescription, workdir: pathlib.Path) -> teacher.Labeller | None:
     """Returns what labels the samples of a run anew; None where they have the labels that they were drawn for."""
-    if not model.labels_by_teacher:
+    if model.label_bias is None:
         return None
     run = checkpoints.read_run(workdir / checkpoints.FOLDER)
     assert run is not None
-    return teacher.read_labels(workdir, run.run_id, model.image_shape)
+    return teacher.read_labeller(workdir, run.run_id, model.image_shape, model.label_bias)
 
 
 def choose_labels(
-    model: folder.ModelDescription, workdir: pathlib.Path, images: np.ndarray, asked: np.ndarray
+    model: folder.ModelDescription, workdir: pathlib.Path, images: np.ndarray, asked: np.ndarray, *, how: str
 ) -> tuple[folder.ModelDescription, np.ndarray, str]:
-    """Lets the teacher of a run label its samples where it sees next to nothing of the labels they were drawn for.
+    """Lets the teacher of a run label its samples: each class as often as it was asked for.
 
     Post-processing: the samples and the teacher have been released.
 
@@ -132,21 +132,22 @@ def choose_labels(
       workdir: The run's folder.
       images: uint8 [images, height, width, channels], its samples.
       asked: int32 [images], the labels that they were drawn for.
+      how: 'teacher', or 'auto': only where it sees next to nothing of the labels that they were drawn for.
 
     Returns:
       The run with what was chosen, the labels, and a sentence on what was chosen and why.
     """
     from sklearn import metrics
 
-    model = model._replace(labels_by_teacher=True)
-    label_images = read_labels(model, workdir)
-    assert label_images is not None
-    told = label_images(images)
-    kappa = metrics.cohen_kappa_score(asked, told) if len(np.unique(np.append(asked, told))) > 1 else 0.0
+    labeller = read_labeller(model._replace(label_bias=(0.0,) * len(model.class_names)), workdir)
+    assert labeller is not None
+    logits = labeller.logits(images)
+    bias = teacher.balance(logits, np.bincount(asked, minlength=len(model.class_names))).astype(np.float32)
+    told = np.argmax(logits + bias, axis=1).astype(np.int32)
     found = f'the teacher takes {np.mean(asked == told):.0%} of the samples for what they were drawn for'
-    if kappa < _SMALLEST_KAPPA:
-        return model, told, f'{found}, hardly more than by chance: it labels them anew'
-    return model._replace(labels_by_teacher=False), asked, f'{found}, more than by chance: they keep these labels'
+    if how == 'teacher' or metrics.cohen_kappa_score(asked, told) < _SMALLEST_KAPPA:
+        return model._replace(label_bias=tuple(map(float, bias))), told, f'{found}, and labels them anew'
+    return model, asked, f'{found}, which is more than by chance: they keep these labels'
 
 
 def draw(
@@ -192,7 +193,6 @@ def draw(
         shared_work.all_or_none(workers, lambda: shared_work.on_each_device(load)),
         samples,
         choice=draw_lib.ClassChoice(tuple(range(num_classes)) if model.labelled else (num_classes,)),
-        label_images=read_labels(model, workdir),
         should_stop=lambda: stop.requested,
         workers=workers,
     )

@@ -300,9 +300,9 @@ def _finish(
     """Writes what may be released and, apart from it, what was measured on private images."""
     statement, summaries = training.statement(), training.trainer.summaries
     model = training.model
-    if recipe.samples.labels == 'auto':
+    if recipe.samples.labels != 'asked':
         images, asked = drawn
-        model, labels, chosen = outcome.choose_labels(model, workdir, images, asked)
+        model, labels, chosen = outcome.choose_labels(model, workdir, images, asked, how=recipe.samples.labels)
         model.write(workdir)
         drawn = images, labels
         say(f'{chosen}.')

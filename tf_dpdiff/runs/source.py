@@ -152,10 +152,10 @@ def _checkpoint(workdir: pathlib.Path, description: folder_lib.ModelDescription)
 
 def _labelled_by_run(source: Source, workdir: pathlib.Path) -> Source:
     """Returns the source of a run, whose teacher labels the images where it does so in the run."""
-    label_images = outcome.read_labels(source.description, workdir)
-    if label_images is None:
+    labeller = outcome.read_labeller(source.description, workdir)
+    if labeller is None:
         return source
-    return dataclasses.replace(source, origin={**source.origin, 'labels': 'teacher'}, load_labels=lambda: label_images)
+    return dataclasses.replace(source, origin={**source.origin, 'labels': 'teacher'}, load_labels=lambda: labeller)
 
 
 def _exported(workdir: pathlib.Path | None, version: pathlib.Path, num_steps: int | None = None) -> Source:

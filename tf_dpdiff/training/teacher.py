@@ -1,6 +1,6 @@
 """The stage that teaches a private classifier, and what that classifier says of images."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 import math
 import pathlib
 from typing import Any
@@ -25,6 +25,7 @@ _IMAGES_AT_A_TIME = 256
 _NUM_REFERENCE_IMAGES = 1024
 # Beside the spread of a typical feature over the reference images: there are some in which these hardly vary.
 _LEAST_SPREAD = 0.1
+_BALANCING_STEPS = 1000
 _LARGEST = 5.0  # A standardized feature is cut there: private images may lie far from the reference.
 
 
@@ -187,15 +188,54 @@ def read_scorer(workdir: pathlib.Path, run_id: str, image_shape: tuple[int, int,
     return scorer
 
 
-def read_labels(workdir: pathlib.Path, run_id: str, image_shape: tuple[int, int, int]) -> Callable:
-    """Returns what labels images by the teacher of a run: from uint8 [images, ...] to int32 [images].
+class Labeller:
+    """Labels images by the teacher of a run.
 
-    Args, Raises: as of `read_scorer`.
+    Args:
+      scorer: The teacher.
+      bias: Added to its logits, one a class; see `balance`.
     """
-    scorer = read_scorer(workdir, run_id, image_shape)
-    return lambda images_uint8: np.argmax(
-        _in_batches(scorer, images_uint8, scorer.num_classes, delay_secs=math.inf), axis=1
-    ).astype(np.int32)
+
+    def __init__(self, scorer: TeacherScorer, bias: Sequence[float]):
+        self._scorer, self._bias = scorer, np.asarray(bias, np.float32)
+
+    def logits(self, images_uint8: np.ndarray) -> np.ndarray:
+        """Returns the logits of images, uint8 [images, height, width, channels], as float32 [images, num_classes]."""
+        return _in_batches(self._scorer, images_uint8, self._scorer.num_classes, delay_secs=math.inf)
+
+    def __call__(self, images_uint8: np.ndarray) -> np.ndarray:
+        """Returns the labels of images, int32 [images]."""
+        return np.argmax(self.logits(images_uint8) + self._bias, axis=1).astype(np.int32)
+
+
+def read_labeller(
+    workdir: pathlib.Path, run_id: str, image_shape: tuple[int, int, int], bias: Sequence[float]
+) -> Labeller:
+    """Returns what labels images by the teacher of a run.
+
+    Args, Raises: as of `read_scorer` and `Labeller`.
+    """
+    return Labeller(read_scorer(workdir, run_id, image_shape), bias)
+
+
+def balance(logits: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Returns what to add to logits so that each class is the likeliest as often as it should be, nearly.
+
+    Samples have a texture of their own, by which a teacher of real images takes too many of them for one class.
+
+    Args:
+      logits: float [images, num_classes].
+      counts: How often each class should be, [num_classes]; they add up to the number of images.
+
+    Returns:
+      float64 [num_classes], of mean 0.
+    """
+    wanted = np.asarray(counts) / len(logits)
+    bias, step = np.zeros(len(wanted)), 2.0 * np.std(logits)
+    for number in range(_BALANCING_STEPS):
+        found = np.bincount(np.argmax(logits + bias, axis=1), minlength=len(wanted)) / len(logits)
+        bias -= step * (1.0 - number / _BALANCING_STEPS) * (found - wanted)
+    return bias - np.mean(bias)
 
 
 def _read(path: pathlib.Path, run_id: str, image_shape: tuple[int, int, int], then: str) -> TeacherScorer | None:
