@@ -229,7 +229,7 @@ def test_wrong_use_is_one_clear_line_and_writes_nothing(toy_run, tmp_path, capsy
 
 def test_candidates_of_a_run_without_feature_means_are_refused(toy_run, tmp_path, capsys):
     assert sampling.call(toy_run, tmp_path / 'set', num_candidates=2) == command.WRONG_USE
-    assert 'num_candidates=2 of the sampler needs a run whose warm start released' in sampling.error_of(capsys)
+    assert 'num_candidates=2 of the sampler needs a run with a teacher to choose by' in sampling.error_of(capsys)
     assert not (tmp_path / 'set').exists()
 
 

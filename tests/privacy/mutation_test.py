@@ -756,6 +756,20 @@ MUTANTS = (
         TEACHER_STAGE,
     ),
     Mutant(
+        'an owner counts once for each image in the teacher of a run',
+        'training/teacher.py',
+        'owners=private.owners',
+        'owners=None',
+        TEACHER_STAGE,
+    ),
+    Mutant(
+        'a teacher is released again where it is lost',
+        'training/released_files.py',
+        'if state.ledger.count(mechanism):',
+        'if False:',
+        TEACHER_STAGE,
+    ),
+    Mutant(
         'a resumed run does not find its teacher',
         'training/teacher.py',
         "if str(stored['run_id']) != run_id:",
@@ -792,7 +806,7 @@ MUTANTS = (
     ),
     Mutant(
         'feature means are released again where they are lost',
-        'training/warm_start.py',
+        'training/released_files.py',
         'if state.ledger.count(mechanism):',
         'if False:',
         'training/public_images_test.py',
@@ -806,7 +820,7 @@ MUTANTS = (
     ),
     Mutant(
         'class means are released again where they are lost',
-        'training/warm_start.py',
+        'training/released_files.py',
         'if state.ledger.count(mechanism):',
         'if False:',
         'training/class_means_release_test.py',

@@ -89,7 +89,7 @@ def updates(recipe, image_shape):
     return found
 
 
-@pytest.mark.long
+@pytest.mark.long(in_share=False)
 @pytest.mark.parametrize('name', RECIPES)
 def test_private_step_of_a_recipe_is_the_same_when_xla_compiles_it(name, tmp_path):
     expected, compiled = updates(read_recipe(name, tmp_path), RECIPES[name][0])

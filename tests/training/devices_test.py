@@ -18,7 +18,8 @@ from tests.training import replica_steps
 from tf_dpdiff.training import strategies
 
 each_device = pytest.mark.parametrize(
-    'device', [pytest.param('CPU:0', marks=pytest.mark.long), pytest.param('GPU:0', marks=pytest.mark.gpu)]
+    'device',
+    [pytest.param('CPU:0', marks=pytest.mark.long(in_share=False)), pytest.param('GPU:0', marks=pytest.mark.gpu)],
 )
 
 

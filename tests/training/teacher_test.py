@@ -115,6 +115,21 @@ def stage_arguments(trainer):
     return trainer.plan, PRIVATE, trainer.state
 
 
+def test_owners_of_several_images_are_the_units_of_the_teacher(tmp_path, monkeypatch):
+    owners = np.arange(20) // 2
+    owned = dataclasses.replace(PRIVATE, owners=owners, unit='one patient')
+    given, release = {}, teacher_lib.TeacherConfig.release
+
+    def watched(self, *arguments, **options):
+        given.update(options)
+        return release(self, *arguments, **options)
+
+    monkeypatch.setattr(teacher_lib.TeacherConfig, 'release', watched)
+    toy.without_steps(toy.make_trainer(tmp_path, owned, pretraining=None, warm_start=None, teacher=CONFIG)).run(NEVER)
+    np.testing.assert_array_equal(given['owners'], owners)
+    assert given['num_units'] == 10
+
+
 def test_teacher_of_another_run_is_not_read(tmp_path, releases):
     make_trainer(tmp_path / 'first').run(NEVER)
     (tmp_path / 'second').mkdir()

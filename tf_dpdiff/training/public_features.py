@@ -1,5 +1,7 @@
 """What a classifier of public images sees in an image, and how like that is to the noisy mean of each private class."""
 
+from collections.abc import Callable
+
 import numpy as np
 import tensorflow as tf
 
@@ -57,22 +59,39 @@ class PublicFeatures:
         Returns:
           float32 [images, classes].
         """
-        shape = [_IMAGES_AT_A_TIME, *images_uint8.shape[1:]]
-        of_batch = tf.function(self.compute, input_signature=[tf.TensorSpec(shape, tf.uint8)])
-        features = np.zeros([len(images_uint8), len(self._mean)], np.float32)
-        with progress.bar(len(images_uint8), 'features', 'image', delay_secs=1.0) as bar:
-            for start in range(0, len(images_uint8), _IMAGES_AT_A_TIME):
-                part = images_uint8[start : start + _IMAGES_AT_A_TIME]
-                padded = np.zeros(shape, np.uint8)
-                padded[: len(part)] = part
-                features[start : start + len(part)] = of_batch(tf.constant(padded)).numpy()[: len(part)]
-                bar.update(len(part))
-        return features
+        return in_batches(self.compute, images_uint8, len(self._mean))
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Returns the arrays that they consist of, by name."""
         weights = {f'{_WEIGHT}{number}': weight for number, weight in enumerate(self._model.get_weights())}
         return {'feature_mean': self._mean, 'whitening': self._whitening, **weights}
+
+
+def in_batches(
+    compute: Callable[[tf.Tensor], tf.Tensor], images_uint8: np.ndarray, num_columns: int, *, delay_secs: float = 1.0
+) -> np.ndarray:
+    """Returns what is computed from images, batch by batch, all of one size; the last one is padded.
+
+    Args:
+      compute: Maps images, uint8 [batch, height, width, channels], to float32 [batch, num_columns], each by itself.
+      images_uint8: uint8 [images, height, width, channels].
+      num_columns: See above.
+      delay_secs: What takes less shows no progress bar.
+
+    Returns:
+      float32 [images, num_columns].
+    """
+    shape = [_IMAGES_AT_A_TIME, *images_uint8.shape[1:]]
+    of_batch = tf.function(compute, input_signature=[tf.TensorSpec(shape, tf.uint8)])
+    rows = np.zeros([len(images_uint8), num_columns], np.float32)
+    with progress.bar(len(images_uint8), 'features', 'image', delay_secs=delay_secs) as bar:
+        for start in range(0, len(images_uint8), _IMAGES_AT_A_TIME):
+            part = images_uint8[start : start + _IMAGES_AT_A_TIME]
+            padded = np.zeros(shape, np.uint8)
+            padded[: len(part)] = part
+            rows[start : start + len(part)] = of_batch(tf.constant(padded)).numpy()[: len(part)]
+            bar.update(len(part))
+    return rows
 
 
 def fit(model: keras.Model, public: datasets.ImageDataset) -> PublicFeatures:

@@ -16,12 +16,12 @@ from tf_dpdiff.networks import scattering
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import teacher as teacher_lib
 from tf_dpdiff.training import checkpoints
+from tf_dpdiff.training import public_features
 from tf_dpdiff.training import released_files
 from tf_dpdiff.training import stage as stage_lib
 
 NAME = 'teacher'
 FILE = 'teacher.npz'
-_IMAGES_AT_A_TIME = 256
 _NUM_REFERENCE_IMAGES = 1024
 # Beside the spread of a typical feature over the reference images: there are some in which these hardly vary.
 _LEAST_SPREAD = 0.1
@@ -57,25 +57,11 @@ class TeacherFeatures(tf.Module):
 
         All batches have one size, the last one padded: of another size an image's might be rounded in another way.
         """
-        return _in_batches(self.compute, images_uint8, len(self._mean))
+        return public_features.in_batches(self.compute, images_uint8, len(self._mean))
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Returns the arrays that they consist of, by name."""
         return {'mean': self._mean, 'spread': self._spread}
-
-
-def _in_batches(compute, images_uint8: np.ndarray, num_features: int, delay_secs: float = 1.0) -> np.ndarray:
-    shape = [_IMAGES_AT_A_TIME, *images_uint8.shape[1:]]
-    of_batch = tf.function(compute, input_signature=[tf.TensorSpec(shape, tf.uint8)])
-    features = np.zeros([len(images_uint8), num_features], np.float32)
-    with progress.bar(len(images_uint8), 'features', 'image', delay_secs=delay_secs) as bar:
-        for start in range(0, len(images_uint8), _IMAGES_AT_A_TIME):
-            part = images_uint8[start : start + _IMAGES_AT_A_TIME]
-            padded = np.zeros(shape, np.uint8)
-            padded[: len(part)] = part
-            features[start : start + len(part)] = of_batch(tf.constant(padded)).numpy()[: len(part)]
-            bar.update(len(part))
-    return features
 
 
 def make_features(image_shape: tuple[int, int, int]) -> TeacherFeatures:
@@ -85,7 +71,7 @@ def make_features(image_shape: tuple[int, int, int]) -> TeacherFeatures:
         num_images=_NUM_REFERENCE_IMAGES, image_size=(height, width), channels=channels, num_classes=1
     )
     transform = scattering.Scattering(image_shape)
-    features = _in_batches(transform, drawn.images_uint8, transform.num_features).astype(np.float64)
+    features = public_features.in_batches(transform, drawn.images_uint8, transform.num_features).astype(np.float64)
     spread = np.std(features, axis=0)
     spread = np.hypot(spread, _LEAST_SPREAD * np.median(spread))
     return TeacherFeatures(image_shape, np.mean(features, axis=0), spread)
@@ -201,7 +187,7 @@ class Labeller:
 
     def logits(self, images_uint8: np.ndarray) -> np.ndarray:
         """Returns the logits of images, uint8 [images, height, width, channels], as float32 [images, num_classes]."""
-        return _in_batches(self._scorer, images_uint8, self._scorer.num_classes, delay_secs=math.inf)
+        return public_features.in_batches(self._scorer, images_uint8, self._scorer.num_classes, delay_secs=math.inf)
 
     def __call__(self, images_uint8: np.ndarray) -> np.ndarray:
         """Returns the labels of images, int32 [images]."""
