@@ -7,25 +7,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from tests.privacy.feature_means_test import make_images
+from tests.privacy.feature_means_test import NUM_CLASSES
+from tests.privacy.feature_means_test import NUM_FEATURES
+from tests.privacy.feature_means_test import RELATION
+from tests.privacy.feature_means_test import secret
 from tf_dpdiff.privacy import ledger as ledger_lib
-from tf_dpdiff.privacy import seeds
 from tf_dpdiff.privacy import teacher as teacher_lib
 
-RELATION = 'add_or_remove_one'
-NUM_CLASSES, NUM_FEATURES = 3, 7
 CONFIG = teacher_lib.TeacherConfig(3.0, num_rounds=4, l2_norm_clip=0.2, learning_rate=0.5)
-
-
-def secret(number):
-    return seeds.PrivateSeed(bytes([number] * 32))
-
-
-def make_images(num_images=40, seed=0):
-    """Returns features of all sizes, a few of them unfit, and labels."""
-    generator = np.random.default_rng(seed)
-    features = generator.normal(size=[num_images, NUM_FEATURES]) * 10.0 ** generator.uniform(-3, 3, [num_images, 1])
-    features[0, 0], features[1], features[2, 3], features[3], features[4] = np.nan, 0.0, np.inf, 1e200, 1e-200
-    return features, generator.integers(0, NUM_CLASSES, num_images)
 
 
 def make_round(seed=0):

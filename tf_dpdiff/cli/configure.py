@@ -189,7 +189,8 @@ def _decided(facts: own_images.Facts, choice: own_images.Choice, asked: wishes.W
             'train.teacher = @TeacherConfig()',
             (
                 f'TeacherConfig.noise_multiplier = {choice.teacher.noise_multiplier!r}',
-                f'15% of the budget, in {choice.teacher.num_rounds} rounds, for a classifier ...',
+                f'{own_images.TEACHER_SHARE:.0%} of the budget, in {choice.teacher.num_rounds} rounds, for a '
+                'classifier ...',
             ),
             ("GenerateConfig.labels = 'auto'", '... that labels the samples where their own labels tell little.'),
         ]

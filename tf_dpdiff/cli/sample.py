@@ -48,7 +48,7 @@ def main(flags) -> int:
             writer,
             spec,
             source.load,
-            load_labels=source.load_labels,
+            label_images=source.label_images,
             workers=workers,
             should_stop=lambda: stop.requested,
         ):
@@ -94,7 +94,7 @@ def _prepare(flags) -> tuple[pathlib.Path, formats.Spec, source_lib.Source]:
     source = source_lib.find(workdir, saved_model, flags.endpoint, sampler_flags.changes(flags))
     output = _path(flags.output) or _default_output(flags, workdir)
     kind = flags.format or ('npz' if store.is_single_file(output) else 'png')
-    if kind == 'png' and source.load_labels:
+    if kind == 'png' and source.label_images:
         raise command.UsageError(
             'the teacher of the run labels its samples, and folders of PNG files are for labels that are known before: '
             'say --format=npz or --format=tfds.'

@@ -17,6 +17,7 @@ from tf_dpdiff.networks import scattering
 from tf_dpdiff.privacy import cautions
 from tf_dpdiff.privacy import class_means
 from tf_dpdiff.privacy import rounding
+from tf_dpdiff.privacy import teacher as teacher_lib
 from tf_dpdiff.runs import build as build_lib
 from tf_dpdiff.runs import recipe as recipe_lib
 
@@ -192,8 +193,7 @@ def forecast(build: build_lib.Build, num_trained: int) -> Forecast:
     share = gradient_share(plan.noise_multiplier, config.num_steps, config.expected_batch_size, num_trained)
     teacher_noise = None
     if plan.teacher:
-        num_parameters = spec.num_classes * (scattering.Scattering(spec.image_shape).num_features + 1)
-        teacher_noise = plan.teacher.noise_share(spec.num_units, num_parameters)
+        teacher_noise = noise_on_teacher(plan.teacher, spec.num_units, spec.num_classes, spec.image_shape)
     steps = warm_start.num_steps if warm_start else 0
     told = Forecast(mean_noise, num_means, smooth, steps, teacher_noise, share, ())
     return dataclasses.replace(told, cures=tuple(_cures(told, build, num_trained)))
@@ -224,6 +224,14 @@ def noise_on_means(
     """Returns the standard deviation of the noise on a pixel in [0, 1] of each mean, of classes of the same size."""
     stddev = release.noise_multiplier * release.sensitivity(neighboring_relation) * release.l2_norm_clip
     return stddev * num_classes * release.means_per_class / num_units
+
+
+def noise_on_teacher(
+    teacher: teacher_lib.TeacherConfig, num_units: int, num_classes: int, image_shape: tuple[int, int, int]
+) -> float:
+    """Returns the length of the noise on a teacher beside the longest that its gradients could be."""
+    num_parameters = num_classes * (scattering.Scattering(image_shape).num_features + 1)
+    return teacher.noise_share(num_units, num_parameters)
 
 
 def _cures(told: Forecast, build: build_lib.Build, num_trained: int) -> Iterator[str]:

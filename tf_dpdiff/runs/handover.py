@@ -215,7 +215,7 @@ def _samples(workdir: pathlib.Path, source: source_lib.Source, num_images: int |
         source.load(),
         draw_lib.GenerateConfig(num_images=num_images),
         choice=draw_lib.ClassChoice(classes),
-        label_images=source.load_labels() if source.load_labels else None,
+        label_images=source.label_images,
     )
     assert drawn is not None  # Nobody asks it to stop.
     return drawn

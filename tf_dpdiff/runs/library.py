@@ -169,8 +169,9 @@ class Generator:
         description = self._source.description
         labels = description.named_labels if classes is None else description.labels_of(classes)
         config = draw.GenerateConfig(num_images=num_images, seed=seed)
-        label_images = self._source.load_labels() if self._source.load_labels else None
-        drawn = draw.at_once(self._sample_fns, config, choice=draw.ClassChoice(labels), label_images=label_images)
+        drawn = draw.at_once(
+            self._sample_fns, config, choice=draw.ClassChoice(labels), label_images=self._source.label_images
+        )
         assert drawn is not None  # Nobody asks it to stop.
         return drawn
 

@@ -104,10 +104,8 @@ def make_image_sampler(average, model: folder.ModelDescription, workdir: pathlib
         average, _ = transfer.merge_adapters(average, model.network)
     score = None
     if model.sampler.num_candidates > 1:
-        run = checkpoints.read_run(workdir / checkpoints.FOLDER)
-        assert run is not None
         read_scorer = teacher.read_scorer if model.has_teacher else warm_start.read_scorer
-        score = read_scorer(workdir, run.run_id, model.image_shape)
+        score = read_scorer(workdir, _run_id(workdir), model.image_shape)
     return export.ImageSampler(average, model.process, model.sampler, score_classes=score, labels=model.labels)
 
 
@@ -115,9 +113,13 @@ def read_labeller(model: folder.ModelDescription, workdir: pathlib.Path) -> teac
     """Returns what labels the samples of a run anew; None where they have the labels that they were drawn for."""
     if model.label_bias is None:
         return None
+    return teacher.read_labeller(workdir, _run_id(workdir), model.image_shape, model.label_bias)
+
+
+def _run_id(workdir: pathlib.Path) -> str:
     run = checkpoints.read_run(workdir / checkpoints.FOLDER)
     assert run is not None
-    return teacher.read_labeller(workdir, run.run_id, model.image_shape, model.label_bias)
+    return run.run_id
 
 
 def choose_labels(
@@ -139,9 +141,8 @@ def choose_labels(
     """
     from sklearn import metrics
 
-    labeller = read_labeller(model._replace(label_bias=(0.0,) * len(model.class_names)), workdir)
-    assert labeller is not None
-    logits = labeller.logits(images)
+    no_bias = (0.0,) * len(model.class_names)
+    logits = teacher.read_labeller(workdir, _run_id(workdir), model.image_shape, no_bias).logits(images)
     bias = teacher.balance(logits, np.bincount(asked, minlength=len(model.class_names))).astype(np.float32)
     told = np.argmax(logits + bias, axis=1).astype(np.int32)
     found = f'the teacher takes {np.mean(asked == told):.0%} of the samples for what they were drawn for'

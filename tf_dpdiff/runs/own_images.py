@@ -27,7 +27,7 @@ _MOST_MEANS, _ROUNDS = 40, 5
 # MNIST at epsilon 10 and at 1 is so in its own recipes: what tells classes apart comes from the means first.
 _WARM_START_SHARES, _MANY_MEANS = (0.3, 0.65), 10
 # The teacher's part. From 0.02 of `forecast.Forecast.teacher_noise` on, less noise hardly makes it better.
-_TEACHER_SHARE = 0.15
+TEACHER_SHARE = 0.15
 # Private steps: fewer where time permits no large batches, since a large batch costs less noise than many steps.
 _FEWEST_STEPS, _MOST_STEPS = 20, 100
 _LARGEST_BATCH, _BATCH_SHARE = 4096, 0.5
@@ -119,7 +119,7 @@ def choose(facts: Facts) -> Choice:
     num_steps, batch_size, num_views = _private_steps(facts, max(rest, least))
     num_samples = int(secs * _SAMPLES_TIME * public / (forecast_lib.FORWARD_SHARE * EVALUATIONS_PER_SAMPLE))
     return Choice(
-        _teacher(facts, _TEACHER_SHARE / alone**2),
+        _teacher(facts, TEACHER_SHARE / alone**2),
         release,
         share,
         warm_start_steps,
@@ -139,8 +139,8 @@ def _teacher(facts: Facts, squared_budget: float) -> teacher_lib.TeacherConfig |
         return None
     config = teacher_lib.TeacherConfig(1.0)
     config = dataclasses.replace(config, noise_multiplier=_round_up(math.sqrt(config.num_rounds / squared_budget)))
-    num_parameters = facts.num_classes * (scattering.Scattering(facts.image_shape).num_features + 1)
-    return config if config.noise_share(facts.num_units, num_parameters) <= forecast_lib.HIDDEN_TEACHER else None
+    noise = forecast_lib.noise_on_teacher(config, facts.num_units, facts.num_classes, facts.image_shape)
+    return config if noise <= forecast_lib.HIDDEN_TEACHER else None
 
 
 def _class_means(facts: Facts, squared_budget: float) -> class_means.ClassMeansConfig:

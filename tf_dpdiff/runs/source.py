@@ -28,14 +28,14 @@ class Source:
       statements: Its privacy statement, as text and as JSON.
       origin: What identifies it and its sampler, as plain JSON values.
       load: Returns functions for `draw.in_pieces`.
-      load_labels: Returns what labels images anew; None: their labels are those that they were drawn for.
+      label_images: Labels the images anew; None: their labels are those that they were drawn for.
     """
 
     description: folder_lib.ModelDescription
     statements: Sequence[pathlib.Path]
     origin: dict[str, Any]
     load: Callable[[], list[draw.SampleFn]]
-    load_labels: Callable[[], draw.LabelFn] | None = None
+    label_images: draw.LabelFn | None = None
 
 
 def find(
@@ -155,7 +155,7 @@ def _labelled_by_run(source: Source, workdir: pathlib.Path) -> Source:
     labeller = outcome.read_labeller(source.description, workdir)
     if labeller is None:
         return source
-    return dataclasses.replace(source, origin={**source.origin, 'labels': 'teacher'}, load_labels=lambda: labeller)
+    return dataclasses.replace(source, origin={**source.origin, 'labels': 'teacher'}, label_images=labeller)
 
 
 def _exported(workdir: pathlib.Path | None, version: pathlib.Path, num_steps: int | None = None) -> Source:

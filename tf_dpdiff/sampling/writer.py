@@ -284,7 +284,7 @@ def complete(
     spec: formats.Spec,
     load: Callable[[], Sequence[draw.SampleFn]],
     *,
-    load_labels: Callable[[], draw.LabelFn] | None = None,
+    label_images: draw.LabelFn | None = None,
     workers: workers_lib.Workers = workers_lib.ALONE,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> bool:
@@ -294,7 +294,7 @@ def complete(
       writer: The set; None at the other workers, which draw for the first.
       spec: What is sampled.
       load: Returns the functions that draw, see `draw.in_pieces`; called if anything is to be drawn.
-      load_labels: Returns what labels the images anew; None: their labels are those that they were drawn for.
+      label_images: Labels the images anew; None: their labels are those that they were drawn for.
       workers: All of them call this.
       should_stop: Asked before each round of chunks and, at the first worker, before each piece.
 
@@ -311,7 +311,7 @@ def complete(
         spec.choice,
         ranges,
         spec.chunk_size,
-        label_images=load_labels() if load_labels and ranges else None,
+        label_images=label_images,
         workers=workers,
         should_stop=should_stop,
         shown_total=spec.num_images,

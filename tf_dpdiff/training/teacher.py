@@ -42,7 +42,7 @@ class TeacherFeatures(tf.Module):
 
     def __init__(self, image_shape: tuple[int, int, int], mean: np.ndarray, spread: np.ndarray):
         super().__init__()
-        self._image_shape, self._scattering = image_shape, scattering.Scattering(image_shape)
+        self._scattering = scattering.Scattering(image_shape)
         if not mean.shape == spread.shape == (self._scattering.num_features,):
             raise ValueError(f'there are {self._scattering.num_features} features of {image_shape}, got {mean.shape}.')
         self._mean, self._spread = np.asarray(mean, np.float32), np.asarray(spread, np.float32)
