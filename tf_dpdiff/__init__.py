@@ -13,5 +13,8 @@ import lazy_loader
 
 # Read when TensorFlow's Keras is first used; see keras.py.
 os.environ.setdefault('TF_USE_LEGACY_KERAS', '1')
+# Read when TensorFlow is loaded, which by itself uses oneDNN on processors with AVX-512 VNNI alone, and slower kernels
+# on others.
+os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

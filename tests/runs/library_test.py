@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import math
+import os
 import pathlib
 import shutil
 import subprocess
@@ -54,6 +55,16 @@ def test_importing_the_package_imports_no_tensorflow():
     program = 'import sys, tf_dpdiff; print("tensorflow" in sys.modules, len(dir(tf_dpdiff)))'
     done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.split() == ['False', str(len(tf_dpdiff.__all__))]
+
+
+@pytest.mark.parametrize('given, expected', [({}, '1'), ({'TF_ENABLE_ONEDNN_OPTS': '0'}, '0')])
+def test_fast_kernels_are_asked_for_on_every_processor_unless_someone_says_otherwise(given, expected):
+    program = 'import os, tf_dpdiff; print(os.environ["TF_ENABLE_ONEDNN_OPTS"])'
+    others = {name: value for name, value in os.environ.items() if name != 'TF_ENABLE_ONEDNN_OPTS'}
+    done = subprocess.run(
+        [sys.executable, '-c', program], capture_output=True, text=True, check=True, cwd=ROOT, env={**others, **given}
+    )
+    assert done.stdout.split() == [expected]
 
 
 def test_every_promised_name_is_there_and_documented():

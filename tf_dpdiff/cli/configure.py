@@ -184,6 +184,10 @@ def _decided(facts: own_images.Facts, choice: own_images.Choice, asked: wishes.W
         why = 'As many per class as the noise permits.'
         lines.append((f'ClassMeansConfig.means_per_class = {release.means_per_class}', why))
         lines.append(f'ClassMeansConfig.num_rounds = {release.num_rounds}')
+    if release.locate:
+        lines.append(
+            ('ClassMeansConfig.locate = True', 'Small details that tell classes apart count, wherever they lie.')
+        )
     if choice.teacher:
         lines += [
             'train.teacher = @TeacherConfig()',
