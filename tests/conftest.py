@@ -57,11 +57,18 @@ def build_small_network(config, image_shape, num_classes):
     return keras.Model([x_t, t, labels], keras.layers.Conv2D(image_shape[-1], 1, name='conv_out')(h))
 
 
+@contextlib.contextmanager
+def small_networks():
+    """Makes every network a small one."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(denoiser, 'build', build_small_network)
+        yield
+
+
 @pytest.fixture(name='small_network', scope='module')
 def fixture_small_network():
     """Makes every network of a module a small one: what is tested does not depend on it, and a UNet traces slowly."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(denoiser, 'build', build_small_network)
+    with small_networks():
         yield
 
 

@@ -5,8 +5,9 @@ durations.json holds what files, tests and shared fixtures took, where it was a 
 
 * the order of files: the longest first, so that no process is left with a long file at the end;
 * `--quick`: tests that take less than two seconds, and whose shared fixtures do;
-* `--long_share=0.1 --long_seed=N`: a random tenth of the long tests, the same for the same seed. Those marked
-  `long(in_share=False)` are never among them: they measure, take minutes, or repeat what the quick ones do.
+* `--long_secs=240 --long_seed=N`: a random part of the long tests that takes about 240 seconds, the same for the same
+  seed. Those marked `long(in_share=False)` are never among them: they measure, take minutes, or repeat what the quick
+  ones do.
 
 Tests marked `gpu` are skipped, with the reason, where TensorFlow sees no GPU.
 """
@@ -15,6 +16,7 @@ import collections
 import gc
 import hashlib
 import json
+import math
 import os
 import pathlib
 import time
@@ -25,9 +27,10 @@ USUAL = 'not long and not gpu'  # The mark expression of setup.cfg.
 DURATIONS = pathlib.Path(__file__).with_name('durations.json')
 RECORDED_SECS = 1.0  # What took less is not in the file.
 QUICK_SECS = 2.0
-# A long test that takes longer than this is chosen less often, so that each costs as much on average ...
-USUAL_LONG_SECS = 10.0
-# ... and one that takes longer than this never: CI would not end in time.
+# What a long test is taken to take that nobody has measured: most are mutants, which import TensorFlow. One that takes
+# longer is chosen less often, so that a few of them do not use up all the time ...
+USUAL_LONG_SECS = 15.0
+# ... and one that takes longer than this never: the other process would wait for it.
 MOST_LONG_SECS = 120.0
 
 
@@ -35,7 +38,7 @@ def pytest_addoption(parser):
     """Adds the options of the lanes."""
     group = parser.getgroup('lanes')
     group.addoption('--quick', action='store_true', help=f'leave out tests that take {QUICK_SECS:g} s and more')
-    group.addoption('--long_share', type=float, metavar='SHARE', help='run this share of the long tests, at random')
+    group.addoption('--long_secs', type=float, metavar='SECS', help='run long tests of so many seconds, at random')
     group.addoption('--long_seed', type=int, default=0, metavar='N', help='which of them; the same for the same number')
     group.addoption('--record_durations', action='store_true', help=f'write what tests take to {DURATIONS.name}')
 
@@ -75,8 +78,8 @@ def pytest_collection_modifyitems(config, items):
     kept = items
     if config.option.quick:
         kept = [item for item in items if is_quick(item, durations)]
-    if config.option.long_share is not None:
-        kept = [item for item in kept if is_chosen(item, durations, config.option)]
+    if config.option.long_secs is not None:
+        kept = choose_long(kept, durations, config.option)
     if len(kept) < len(items):
         config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
         items[:] = kept
@@ -84,12 +87,12 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_report_collectionfinish(config, items):
     """Says which long tests were chosen, and how to choose them again."""
-    if config.option.long_share is None:
+    if config.option.long_secs is None:
         return []
-    share, seed = config.option.long_share, config.option.long_seed
+    secs, seed = config.option.long_secs, config.option.long_seed
     return [
-        f'--long_share={share:g} --long_seed={seed} chose {len(items)} long tests, each with a chance of {share:g},',
-        f'less where it takes more than {USUAL_LONG_SECS:g} s and none where more than {MOST_LONG_SECS:g} s:',
+        f'--long_secs={secs:g} --long_seed={seed} chose {len(items)} long tests, as many as take {secs:g} s in all,',
+        f'fewer of those known to take more than {USUAL_LONG_SECS:g} s and none of more than {MOST_LONG_SECS:g} s:',
         *(f'  {item.nodeid}' for item in items),
     ]
 
@@ -105,14 +108,25 @@ def is_quick(item, durations):
     return max(taken) < QUICK_SECS
 
 
-def is_chosen(item, durations, option):
-    """Tells if a test is in the share of the long tests that the seed stands for."""
-    secs = durations['tests'].get(item.nodeid, USUAL_LONG_SECS)
-    mark = item.get_closest_marker('long')
-    if not mark or not mark.kwargs.get('in_share', True) or secs > MOST_LONG_SECS:
-        return False
-    digest = hashlib.sha256(f'{option.long_seed} {item.nodeid}'.encode()).digest()
-    return int.from_bytes(digest[:8], 'big') / 2**64 < option.long_share * min(1.0, USUAL_LONG_SECS / secs)
+def choose_long(items, durations, option):
+    """Returns the long tests that the seed stands for: in a random order, those that the time is enough for.
+
+    Each comes first with a chance that is in proportion to its weight (Efraimidis and Spirakis 2006), which is less for
+    what takes long: all have a chance, and the order of one does not depend on what other tests there are.
+    """
+    left, chosen, drawn = option.long_secs, set(), []
+    for item in items:
+        secs = durations['tests'].get(item.nodeid, USUAL_LONG_SECS)
+        mark = item.get_closest_marker('long')
+        if mark and mark.kwargs.get('in_share', True) and secs <= MOST_LONG_SECS:
+            digest = hashlib.sha256(f'{option.long_seed} {item.nodeid}'.encode()).digest()
+            uniform = (int.from_bytes(digest[:6], 'big') + 0.5) / 2**48
+            drawn.append((math.log(uniform) / min(1.0, USUAL_LONG_SECS / secs), item.nodeid, secs))
+    for _, nodeid, secs in sorted(drawn, reverse=True):
+        if secs <= left:
+            left -= secs
+            chosen.add(nodeid)
+    return [item for item in items if item.nodeid in chosen]
 
 
 def name_of(fixturedef):

@@ -35,30 +35,51 @@ def test_quick_lane_leaves_out_what_is_slow_or_waits_for_a_slow_fixture(test, qu
     assert lanes.is_quick(test, DURATIONS) == quick
 
 
-def chosen(tests, seed, secs=5.0, share=0.1):
-    durations = {'tests': {test.nodeid: secs for test in tests}}
-    option = types.SimpleNamespace(long_share=share, long_seed=seed)
-    return [test.nodeid for test in tests if lanes.is_chosen(test, durations, option)]
+def chosen(tests, seed, secs=5.0, long_secs=5000.0):
+    """Returns the names of the long tests that are chosen, where all take as long, or each as long as is said."""
+    taken = secs if isinstance(secs, dict) else {test.nodeid: secs for test in tests}
+    option = types.SimpleNamespace(long_secs=long_secs, long_seed=seed)
+    return [test.nodeid for test in lanes.choose_long(tests, {'tests': taken}, option)]
 
 
-def test_share_of_the_long_tests_is_random_and_the_same_for_a_seed():
+def test_part_of_the_long_tests_takes_the_time_that_there_is_at_random_and_the_same_for_a_seed():
     tests = [stand_in(f'test[{i}]') for i in range(10000)]
     first, again, other = (chosen(tests, seed) for seed in (1, 1, 2))
-    assert first == again and abs(len(first) - 1000) < 5 * 30.0
+    assert first == again and len(first) == len(other) == 1000
     assert abs(len({*first} & {*other}) - 100) < 5 * 10.0  # As two draws have that know nothing of one another.
-    assert {*chosen(tests, 1, share=0.05)} < {*first}
+    assert {*chosen(tests, 1, long_secs=2500.0)} < {*first}
+    assert first == [name for name in (test.nodeid for test in tests) if name in first]  # In the order of the files.
 
 
-def test_long_tests_that_take_longest_are_chosen_less_often_or_never():
-    tests = [stand_in(f'test[{i}]') for i in range(10000)]
-    assert len(chosen(tests, 1, secs=1.0)) == len(chosen(tests, 1, secs=lanes.USUAL_LONG_SECS))
-    assert abs(len(chosen(tests, 1, secs=4 * lanes.USUAL_LONG_SECS)) - 250) < 5 * 16.0
-    assert not chosen(tests, 1, secs=lanes.MOST_LONG_SECS + 1, share=1.0)
+def test_long_tests_that_take_longest_are_chosen_less_often_but_all_are_at_times():
+    tests = [stand_in(f'test[{i}]') for i in range(1000)]
+    secs = {test.nodeid: (1.0, 4 * lanes.USUAL_LONG_SECS)[i % 2] for i, test in enumerate(tests)}
+    found = [chosen(tests, seed, secs, long_secs=600.0) for seed in range(100)]
+    assert all(sum(secs[name] for name in names) <= 600.0 for names in found)
+    counts = [sum(secs[name] == taken for names in found for name in names) for taken in (1.0, max(secs.values()))]
+    # Four times as often, or more: where little time is left a short one still finds a place.
+    assert counts[0] > 3 * counts[1] > 100
+    some = tests[:20]
+    assert {name for seed in range(200) for name in chosen(some, seed, secs, long_secs=100.0)} == {
+        test.nodeid for test in some
+    }
+
+
+def test_long_tests_that_the_other_process_would_wait_for_are_never_chosen():
+    tests = [stand_in(f'test[{i}]') for i in range(10)]
+    assert not chosen(tests, 1, secs=lanes.MOST_LONG_SECS + 1)
+    assert len(chosen(tests, 1, secs=lanes.MOST_LONG_SECS)) == 10
+    assert not chosen(tests, 1, secs=60.0, long_secs=59.0)  # Nor those that there is no time for.
+
+
+def test_long_test_that_nobody_has_measured_takes_the_usual_time():
+    tests = [stand_in(f'test[{i}]') for i in range(100)]
+    assert len(chosen(tests, 1, secs={}, long_secs=10.5 * lanes.USUAL_LONG_SECS)) == 10
 
 
 def test_what_is_not_long_or_stays_out_of_the_share_is_never_chosen():
     marks = (pytest.mark.long, None, pytest.mark.long(in_share=False))
-    assert [len(chosen([stand_in('test', mark=mark)], 0, share=1.0)) for mark in marks] == [1, 0, 0]
+    assert [len(chosen([stand_in('test', mark=mark)], 0)) for mark in marks] == [1, 0, 0]
 
 
 def test_file_of_durations_holds_what_is_read():

@@ -24,6 +24,7 @@ from tf_dpdiff.privacy import rounding
 from tf_dpdiff.runs import budget as budget_file
 from tf_dpdiff.training import checkpoints
 
+pytestmark = pytest.mark.usefixtures('small_network')
 VERBS = {'account': account, 'train': train}
 TINY = pathlib.Path(__file__).resolve().parent / 'tiny_digits.gin'
 CIFAR10 = ('--num_units=50000', '--delta=1e-5', '--expected_batch_size=16384', '--num_steps=200')
@@ -158,7 +159,13 @@ EXTREME_PLANS = [
 ]
 
 
-@pytest.mark.parametrize('flags', EXTREME_PLANS)
+# What is slow of them is the accountant, which accounting_test asks as extreme questions.
+SLOW_PLANS = EXTREME_PLANS[3:5]
+
+
+@pytest.mark.parametrize(
+    'flags', [pytest.param(flags, marks=pytest.mark.long) if flags in SLOW_PLANS else flags for flags in EXTREME_PLANS]
+)
 def test_extreme_plan_is_answered_and_its_parts_agree(capsys, flags):
     fields = call_for_json(capsys, *flags)
     event = ledger_lib.dp_event(fields['noise_multiplier'], fields['sampling_probability'], fields['num_steps'])
@@ -297,6 +304,7 @@ def test_nothing_that_is_released_holds_the_fingerprint(charged, capsys):
         assert fingerprint not in (workdir / name).read_text()
 
 
+@pytest.mark.usefixtures('nothing_drawn_anew')
 def test_same_command_again_says_that_the_run_is_complete_and_charges_nothing(charged, capsys):
     path, workdir = charged
     before = path.read_text()
@@ -438,6 +446,7 @@ def test_finished_run_without_a_guarantee_overdraws_the_file_for_good(charged, t
     assert fields['epsilon_by_accountant'] == fields['runs'][1]['epsilon_by_accountant'] == {'pld': None, 'rdp': None}
 
 
+@pytest.mark.usefixtures('nothing_drawn_anew')
 def test_run_that_was_made_without_the_file_is_on_record_however_it_comes_to_it(charged, tmp_path, capsys):
     path = tmp_path / 'budget.json'
     _small_budget(path, charged)

@@ -1,5 +1,6 @@
 """Tests of the commands as a user calls them: what they make, and what they say when they cannot."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests import conftest
 from tests.cli import verbs
 from tf_dpdiff import cli
 from tf_dpdiff.cli import command
@@ -26,6 +28,7 @@ from tf_dpdiff.cli import train
 from tf_dpdiff.data import datasets
 from tf_dpdiff.training import strategies
 
+pytestmark = pytest.mark.usefixtures('small_network')
 VERBS = {'train': train, 'sample': sample, 'evaluate': evaluate, 'export': export, 'release': release}
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 TINY = ROOT / 'tests' / 'cli' / 'tiny_digits.gin'
@@ -177,7 +180,8 @@ def test_unit_that_would_not_be_protected_is_refused(tmp_path, capsys):
     ],
 )
 def test_wrong_use_is_one_clear_line_and_exit_code_2(tmp_path, capsys, flags, message):
-    assert call('train', *flags, f'--workdir={tmp_path / "run"}') == command.WRONG_USE
+    with conftest.whole_network() if 'halved' in message else contextlib.nullcontext():
+        assert call('train', *flags, f'--workdir={tmp_path / "run"}') == command.WRONG_USE
     error = capsys.readouterr().err.strip()
     assert message in error and error.startswith('train: error: ')
     assert '\n' not in error and 'Traceback' not in error

@@ -4,6 +4,7 @@ import fcntl
 import functools
 import pathlib
 
+import numpy as np
 import pytest
 
 from tests import conftest
@@ -13,7 +14,9 @@ from tf_dpdiff.cli import command
 from tf_dpdiff.cli import train
 from tf_dpdiff.privacy import budget as budget_lib
 from tf_dpdiff.runs import budget as budget_file
+from tf_dpdiff.runs import folder as folder_lib
 from tf_dpdiff.runs import forecast
+from tf_dpdiff.runs import outcome
 from tf_dpdiff.serving import export
 
 TINY = pathlib.Path(__file__).with_name('tiny_digits.gin')
@@ -27,7 +30,10 @@ def speed(monkeypatch):
 
 @pytest.fixture(name='tiny_run', scope='session')
 def fixture_tiny_run(tmp_path_factory, worker_id):
-    """A finished run of tiny_digits.gin, and the budget that it was charged to; to be copied, not changed."""
+    """A finished run of tiny_digits.gin with a small network, and the budget that it was charged to; to be copied.
+
+    Who builds its network again asks for `small_network` too.
+    """
     folder = tmp_path_factory.getbasetemp()
     if worker_id != 'master':  # One of the processes that share the tests: the first makes the run for all.
         folder = folder.parent
@@ -39,10 +45,27 @@ def fixture_tiny_run(tmp_path_factory, worker_id):
             budget_file.create(budget_path, budget_lib.Budget(3.5, 1e-5))
             logs = ('TrainerConfig.log_non_private = True', 'TrainerConfig.log_every_steps = 1')
             flags = [f'--gin_file={TINY}', f'--workdir={workdir}', f'--budget_file={budget_path}']
-            with conftest.whole_network():
+            with conftest.small_networks():
                 assert verbs.call(train, *flags, *(f'--gin_param={binding}' for binding in logs)) == command.DONE
             done.touch()
     return workdir, budget_path
+
+
+@pytest.fixture(name='nothing_drawn_anew')
+def fixture_nothing_drawn_anew(monkeypatch):
+    """Leaves the samples and the exported model of a run that is complete as they are: to trace both takes seconds."""
+
+    def draw(*unused_arguments, workdir, **unused_options):
+        with np.load(workdir / folder_lib.SAMPLES) as samples:
+            return samples['images'], samples['labels']
+
+    def write(workdir, title, facts, statement, *unused_arguments, **unused_options):
+        del title, facts
+        folder_lib.write_statement(workdir, statement)
+        return workdir / folder_lib.SAVED_MODEL / '1'
+
+    monkeypatch.setattr(outcome, 'draw', draw)
+    monkeypatch.setattr(outcome, 'write', write)
 
 
 @pytest.fixture(name='loaded_once', scope='module')

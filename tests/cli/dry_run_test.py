@@ -33,7 +33,8 @@ def words(table):
 AFTER_IMAGENET = ('cifar10.gin', 'camelyon.gin')  # They start from the checkpoint of a public run.
 # Facts of the paper's recipes: parameters, views, noise multiplier at epsilon 10.
 FACTS = [
-    ('mnist.gin', ('4,239,297', '2,097,152,000 views', '60,000 of 28x28x1'), 2.282),
+    # Their networks and their noise are looked at in presets_test and accounting_test.
+    pytest.param('mnist.gin', ('4,239,297', '2,097,152,000 views', '60,000 of 28x28x1'), 2.282, marks=pytest.mark.long),
     pytest.param(
         'fashion_mnist.gin', ('4,239,297', '2,097,152,000 views', '60,000 of 28x28x1'), 2.282, marks=pytest.mark.long
     ),
@@ -44,7 +45,12 @@ FACTS = [
         'camelyon.gin', ('80,385,027', '419,430,400 views', '302,436 of 32x32x3'), 0.763, marks=pytest.mark.long
     ),
     pytest.param('imagenet32.gin', ('81,151,491', '204,800,000', '1,281,167 of 32x32x3'), None, marks=pytest.mark.long),
-    ('mnist_cpu.gin', ('654,180', '983,040 views', '60,000, 20 steps of dpmpp_2m: 1,200,000 forward passes'), None),
+    pytest.param(
+        'mnist_cpu.gin',
+        ('654,180', '983,040 views', '60,000, 20 steps of dpmpp_2m: 1,200,000 forward passes'),
+        None,
+        marks=pytest.mark.long,  # But for its classes, the network of grey28.gin.
+    ),
     pytest.param('mnist_cpu_eps1.gin', ('654,180', '327,680 views'), None, marks=pytest.mark.long),  # The same network.
     (
         'cifar10_cpu.gin',

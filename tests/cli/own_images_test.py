@@ -15,6 +15,7 @@ from tf_dpdiff.cli import train
 from tf_dpdiff.privacy import budget as budget_lib
 from tf_dpdiff.runs import budget as budget_file
 
+pytestmark = pytest.mark.usefixtures('small_network')
 TINY = pathlib.Path(__file__).with_name('tiny_digits.gin')
 COUNT = 200
 

@@ -31,6 +31,7 @@ from tf_dpdiff.runs import leaks
 from tf_dpdiff.serving import export
 from tf_dpdiff.training import checkpoints
 
+pytestmark = pytest.mark.usefixtures('small_network')
 ANSWERS = """
 name: Synthetic digits
 data_curators: [University of Example, A. Example]

@@ -128,6 +128,7 @@ def test_stop_under_load_answers_requests_that_have_begun(folder, number):
             socket.create_connection(('127.0.0.1', server.rest_port), 5)
 
 
+@pytest.mark.long  # server_versions_test stops a server in this state without a process of its own.
 def test_stop_while_a_version_loads_is_no_error(folder, tmp_path):
     shutil.copytree(folder, tmp_path / toy_models.NAME)
     new = shutil.copytree(folder / '1', tmp_path / '2')
@@ -171,6 +172,7 @@ def check(port):
             return error.code()
 
 
+@pytest.mark.long  # health_test asks a server that drains without a process of its own.
 def test_probes_are_answered_on_a_port_of_their_own_until_the_last_answer_is_given(folder):
     with Process(folder, '--health_port=0', '--grace_secs=20', '--no_page') as server:
         (line,) = server.more

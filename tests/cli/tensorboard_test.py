@@ -22,6 +22,7 @@ from tf_dpdiff.cli import tensorboard
 from tf_dpdiff.runs import dashboard
 from tf_dpdiff.training import summaries as summaries_lib
 
+pytestmark = pytest.mark.usefixtures('small_network')
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 TINY = ROOT / 'tests' / 'cli' / 'tiny_digits.gin'
 

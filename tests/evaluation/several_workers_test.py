@@ -97,6 +97,7 @@ def test_classifiers_trained_by_two_workers_are_those_of_one(data, trainings):
     assert max(of_threads) - min(of_threads) <= 1
 
 
+@pytest.mark.long  # bin/select of two workers, in tests/cli/select_test.py, chooses what one does.
 def test_choice_of_several_workers_is_that_of_one(data):
     samples = make_images(90, seed=3)
     config = selection.SelectionConfig((*CLASSIFIERS, ('rbf_svm', {'C': 1e-3})), num_seeds=2)

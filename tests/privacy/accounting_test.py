@@ -121,7 +121,9 @@ def test_most_steps_are_found_and_one_more_would_pass_the_target(noise_multiplie
     assert direct_epsilon(noise_multiplier, 0.05, found) <= target < direct_epsilon(noise_multiplier, 0.05, found + 1)
 
 
-@pytest.mark.parametrize('num_units, target', [(50000, 2.0), (300, 2.0), (300, 0.5)])
+@pytest.mark.parametrize(
+    'num_units, target', [(50000, 2.0), pytest.param(300, 2.0, marks=pytest.mark.long), (300, 0.5)]
+)
 def test_largest_batch_is_found_and_one_unit_more_would_pass_the_target(num_units, target):
     found = accounting.solve_batch_size(lambda n: ledger_lib.dp_event(3.0, n / num_units, 100), target, 1e-5, num_units)
     assert isinstance(found, int) and 1 < found < num_units
@@ -158,7 +160,7 @@ def test_other_releases_leave_less_for_the_steps():
     'solve, message',
     [
         (
-            lambda: accounting.solve_num_steps(lambda n: ledger_lib.dp_event(2.0, 0.5, n), 0.1, 1e-5),
+            lambda: accounting.solve_num_steps(lambda n: ledger_lib.dp_event(4.0, 0.5, n), 0.1, 1e-5),
             'one step already costs',
         ),
         (
@@ -166,7 +168,7 @@ def test_other_releases_leave_less_for_the_steps():
             '1,000,000 steps and more meet',
         ),
         (
-            lambda: accounting.solve_batch_size(lambda b: ledger_lib.dp_event(1.0, b / 9, 9), 0.1, 1e-5, 9),
+            lambda: accounting.solve_batch_size(lambda b: ledger_lib.dp_event(3.0, b / 9, 9), 0.1, 1e-5, 9),
             'an expected batch of one unit already costs',
         ),
         (
@@ -319,7 +321,7 @@ EXTREMES = [
     (1e-3, 0.01, 1000),
     (0.03, 0.5, 10),
     (0.1, 0.01, 10**5),
-    (0.3, 1e-9, 10**6),
+    pytest.param(0.3, 1e-9, 10**6, marks=pytest.mark.long),  # As large a grid as there is, none larger than asked for.
     (1.0, 0.01, 10**7),
     (1.0, 1e-4, 10**9),
     (5.0, 0.5, 10**7),
@@ -374,7 +376,13 @@ def test_epsilon_is_not_below_a_lower_bound_and_close_to_it(noise_multiplier, sa
         (3, (1e-300, 1e-15, 1e-12, 1e-10, 1e-7, 1e-4, 0.1, 0.999), -1),
     ],
 )
-@pytest.mark.parametrize('others', [(1.0, 0.01, 1000, 1e-5), (30.0, 0.3, 1000, 1e-9), (0.4, 1e-3, 100, 1e-11)])
+@pytest.mark.parametrize(
+    'others',
+    [
+        (1.0, 0.01, 1000, 1e-5),
+        *(pytest.param(other, marks=pytest.mark.long) for other in ((30.0, 0.3, 1000, 1e-9), (0.4, 1e-3, 100, 1e-11))),
+    ],
+)
 def test_epsilon_is_monotone_over_extremes(axis, values, sign, others):
     spent = []
     for value in values:
@@ -414,8 +422,8 @@ def test_release_that_no_accountant_covers_is_refused_by_name():
         (1.0, 1e-300, 0.1, 10),
         (1e-3, 1e-5, 1e-6, 10),
         (3.0, 1e-5, 0.01, 10**7),
-        (1e6, 1e-5, 0.5, 10**7),
-        (1.0, 1e-6, 1e-3, 10**4),
+        pytest.param(1e6, 1e-5, 0.5, 10**7, marks=pytest.mark.long),  # A target of 1000 is met above.
+        pytest.param(1.0, 1e-6, 1e-3, 10**4, marks=pytest.mark.long),
         (0.5, 0.999, 0.3, 10),
     ],
 )
@@ -506,8 +514,13 @@ def test_budget_that_only_a_tiny_delta_makes_hard_is_met_with_little_more_noise(
     'solve',
     [
         lambda delta: accounting.solve_num_steps(lambda n: ledger_lib.dp_event(4.0, 0.02, n), 3.0, delta),
-        lambda delta: accounting.solve_batch_size(lambda b: ledger_lib.dp_event(1.5, b / 1000, 100), 3.0, delta, 1000),
-        lambda delta: accounting.solve_sampling_probability(lambda q: ledger_lib.dp_event(1.5, q, 100), 3.0, delta),
+        pytest.param(
+            lambda delta: accounting.solve_batch_size(
+                lambda b: ledger_lib.dp_event(4.0, b / 1000, 100), 3.0, delta, 1000
+            ),
+            marks=pytest.mark.long,  # A whole number is searched for as in the first.
+        ),
+        lambda delta: accounting.solve_sampling_probability(lambda q: ledger_lib.dp_event(4.0, q, 100), 3.0, delta),
     ],
 )
 def test_smaller_delta_leaves_less(solve):

@@ -93,11 +93,20 @@ def test_updates_at_noise_zero_equal_tensorflow_privacy(num_microbatches):
     assert not np.allclose(updated[0], flat(make_model().get_weights()), atol=1e-2)
 
 
+ADAM = optimizer_lib.VectorizedDPAdam, keras.optimizers.Adam
+SGD = optimizer_lib.VectorizedDPSGD, keras.optimizers.SGD
+
+
 @pytest.mark.parametrize(
-    'ours, plain',
-    [(optimizer_lib.VectorizedDPAdam, keras.optimizers.Adam), (optimizer_lib.VectorizedDPSGD, keras.optimizers.SGD)],
+    'ours, plain, cls',
+    [
+        (*ADAM, optimizer_lib.DpModel),
+        (*SGD, keras.Model),
+        # Each of the four is in one of those above.
+        pytest.param(*ADAM, keras.Model, marks=pytest.mark.long),
+        pytest.param(*SGD, optimizer_lib.DpModel, marks=pytest.mark.long),
+    ],
 )
-@pytest.mark.parametrize('cls', [keras.Model, optimizer_lib.DpModel])
 def test_fit_without_noise_and_clipping_equals_plain_keras(ours, plain, cls):
     x, y = make_data(24)
     private, expected = make_model(cls), make_model()

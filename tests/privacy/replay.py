@@ -1,7 +1,7 @@
 """Replays of a program's private steps on data sets that differ in one unit, with the same noise and from the same
 weights: all that differs in what is released is the unit's contribution.
 
-python -m tests.privacy.replay OUTPUT.npz replays on two devices.
+python -m tests.privacy.replay OUTPUT.npz CLIPPING ... replays on two devices.
 """
 
 import sys
@@ -131,10 +131,10 @@ def replay(steps):
     return noise, np.array(contributions), steps.charged_noise_multiplier
 
 
-def main(output):
+def main(output, *clippings):
     replicas = strategies.start(strategies.StrategyConfig(strategies.MIRRORED, logical_cpus=2))
     found = {}
-    for clipping in plan_lib.CLIPPINGS:
+    for clipping in clippings:
         noise, contributions, charged = replay(Steps(clipping, replicas=replicas))
         found |= {f'noise {clipping}': noise, f'contributions {clipping}': contributions, 'charged': charged}
     np.savez(output, num_replicas=replicas.count, **found)
@@ -144,4 +144,4 @@ if __name__ == '__main__':
     from tests import conftest
 
     denoiser.build = conftest.build_small_network
-    main(sys.argv[1])
+    main(*sys.argv[1:])

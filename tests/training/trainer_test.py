@@ -230,6 +230,7 @@ def test_step_lost_in_a_crash_is_repeated_with_the_same_draws_and_counted_once(t
     assert resumed.state.ledger == unbroken.trainer.state.ledger
 
 
+@pytest.mark.long  # The control of contract_test's line 7 is the same.
 def test_control_another_secret_gives_other_weights(tmp_path, unbroken):
     other = make_trainer(tmp_path)
     other.run(NEVER)

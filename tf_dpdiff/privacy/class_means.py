@@ -79,8 +79,8 @@ class ClassMeansConfig:
       smooth: Whether noise is reduced in each frequency band by itself, in the first round too, and the counts of that
         round are drawn towards their average. Means of images are smooth, and noise is not: what a fine band holds is
         mostly noise. Post-processing, at no cost.
-      locate: Whether the first round looks for small details that tell classes apart, wherever in an image they lie, and
-        the other rounds show them if there are any. It takes at least 4 means_per_class and 3 num_rounds.
+      locate: Whether the first round looks for small details that tell classes apart, wherever in an image they lie.
+        If there are any, the other rounds show them. It takes at least 4 means_per_class and 3 num_rounds.
 
     References: DP-FETA, Gong et al. 2025, arXiv:2504.01395 (the idea of noisy central images); Su et al. 2016,
       arXiv:1504.05998 (private Lloyd iterations); James and Stein 1961 (what `smooth` does in the first round).

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from typing import NamedTuple
+import weakref
 
 import tensorflow as tf
 
@@ -29,6 +30,10 @@ _HOLDS_NOTHING = {
 }
 
 
+# By model, what `activation_bytes_per_view` has found.
+_FOUND: weakref.WeakKeyDictionary[keras.Model, int] = weakref.WeakKeyDictionary()
+
+
 class ChunkSizes(NamedTuple):
     """How a batch is cut up.
 
@@ -44,19 +49,21 @@ class ChunkSizes(NamedTuple):
 def activation_bytes_per_view(model: keras.Model) -> int:
     """Returns about how many bytes the backward pass of one view needs: the size of all that the forward pass makes.
 
-    Traces the forward pass of the training loss; nothing is computed.
+    Traces the forward pass of the training loss, once for a model; nothing is computed.
     """
-    graph = (
-        tf.function(views_lib.unit_loss_fn(model), autograph=False)
-        .get_concrete_function(views_lib.spec_of_one_view(model))
-        .graph
-    )
-    return sum(
-        (tensor.shape.num_elements() or 0) * tensor.dtype.size
-        for operation in graph.get_operations()
-        if operation.type not in _HOLDS_NOTHING
-        for tensor in operation.outputs
-    )
+    if model not in _FOUND:
+        graph = (
+            tf.function(views_lib.unit_loss_fn(model), autograph=False)
+            .get_concrete_function(views_lib.spec_of_one_view(model))
+            .graph
+        )
+        _FOUND[model] = sum(
+            (tensor.shape.num_elements() or 0) * tensor.dtype.size
+            for operation in graph.get_operations()
+            if operation.type not in _HOLDS_NOTHING
+            for tensor in operation.outputs
+        )
+    return _FOUND[model]
 
 
 def choose_chunk_sizes(
