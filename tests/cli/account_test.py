@@ -49,6 +49,9 @@ def direct_epsilon(noise_multiplier, sampling_probability, num_steps, delta=1e-5
     return pld.PLDAccountant().compose(event).get_epsilon(delta)
 
 
+BOUNDS = (), ('--truncated_batch_size=110',)
+
+
 def test_noise_is_found_and_what_is_printed_meets_the_target(capsys):
     assert call('account', *CIFAR10, '--epsilon=10') == command.DONE
     out = capsys.readouterr().out
@@ -90,6 +93,20 @@ def test_class_means_are_paid_from_the_same_target(capsys):
     curve = beside['epsilon_over_steps']
     assert curve[0]['num_steps'] == 0 and curve[0]['pld'] > 0.2
     assert [point['pld'] for point in curve] == sorted(point['pld'] for point in curve)
+
+
+def test_bound_on_the_batch_is_paid_and_told(capsys):
+    flags = ('--num_units=1000', '--delta=1e-4', '--num_steps=50', '--epsilon=3')
+    plain, bounded = (call_for_json(capsys, *flags, '--expected_batch_size=100', *more) for more in BOUNDS)
+    assert set(bounded) - set(plain) == {'truncated_batch_size'} and bounded['truncated_batch_size'] == 110
+    assert bounded['noise_multiplier'] > 1.1 * plain['noise_multiplier'] and bounded['epsilon'] <= 3.0
+    noise = f'--noise_multiplier={bounded["noise_multiplier"]}'
+    # A batch that is computed is at most the bound, and about what it was.
+    found = call_for_json(capsys, *flags, noise, '--truncated_batch_size=110')
+    assert 100 <= found['expected_batch_size'] <= 101 and found['epsilon'] <= 3.0
+    assert call('account', *flags, noise, '--expected_batch_size=100', *BOUNDS[1]) == command.DONE
+    words = ' '.join(re.findall(r'[\w.,]+', capsys.readouterr().out))
+    assert '100 of 1,000 units, probability 0.1 of each unit, at most 110 ' in words
 
 
 def test_rounds_of_class_means_are_paid_each(capsys):
@@ -210,6 +227,14 @@ def test_work_that_takes_longer_shows_that_it_goes_on(capsys, monkeypatch):
             '--expected_batch_size=16384 is larger than the data set of 9 units',
         ),
         ((*CIFAR10, '--epsilon=1', '--sampling_probability=0.1'), 'say the same'),
+        (
+            (*CIFAR10, '--epsilon=1', '--truncated_batch_size=16383'),
+            'truncated_batch_size must be at least the expected batch size, 16384, got 16383',
+        ),
+        (
+            ('--delta=1e-5', '--sampling_probability=0.1', '--num_steps=9', '--epsilon=1', '--truncated_batch_size=9'),
+            '--truncated_batch_size needs --num_units',
+        ),
         ((*CIFAR10, '--epsilon=1', '--delta=1'), '--delta must be in (0, 1), got 1.0'),
         ((*CIFAR10, '--epsilon=1', '--num_steps=0'), '--num_steps must be at least 1, got 0'),
         ((*CIFAR10, '--epsilon=1', '--num_steps=1.5'), 'invalid int value'),

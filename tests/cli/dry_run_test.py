@@ -326,6 +326,12 @@ def test_plan_of_a_private_run_is_worked_out_for_its_devices(small_network, plan
     assert 'ESTIMATED' not in said
 
 
+def test_plan_of_truncated_batches_tells_the_bound_and_has_devices_share_them_equally(small_network, planned):
+    said = planned('digits.gin', '--devices=4', '--gin_param=DpSgdConfig.truncated_batch_size = 800')
+    # A quarter of the 700 units that are expected, in whole chunks of 16.
+    assert '; at most 800 units a step' in said and 'the largest of 4 has 176.0 on average' in said
+
+
 def test_plan_is_for_accelerators_whatever_this_machine_holds_at_a_time(small_network, planned, monkeypatch):
     binding = '--gin_param=FinetuningConfig.units_per_chunk = None'
     expected = planned('digits.gin', '--devices=8', binding)

@@ -52,6 +52,8 @@ def test_what_is_written_is_short_and_runs_as_it_is(tmp_path, capsys):
     recipe = gin_config.recipe(str(output))
     assert recipe.data.spec.image_shape == (32, 32, 3) and recipe.utility is None
     assert recipe.privacy.target_epsilon == 3.0
+    # Of 240 units the noise hides most.
+    assert 0.0 < recipe.finetuning.optimization.learning_rate < 1e-3
     # About a fifth of the images of a folder without a test part is held out.
     assert recipe.privacy.target_delta <= 1.0 / (10 * recipe.data.spec.num_units)
     for told in ('epsilon = ', 'noise on the means', 'noise on the steps', 'time', 'memory', 'verdict'):

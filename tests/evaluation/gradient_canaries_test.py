@@ -108,6 +108,11 @@ def test_data_hold_one_image_of_each_canary_that_is_in_and_as_many_units_whoever
     assert len(np.unique(canaries.slots)) == 30 and canaries.slots.max() < 50
 
 
+def test_plan_that_truncates_batches_is_refused():
+    with pytest.raises(ValueError, match='truncated_batch_size=40 does not go with .* truncated_batch_size=None'):
+        make_canaries(truncated_batch_size=40)
+
+
 def test_more_canaries_than_units_and_a_plan_that_does_not_clip_are_refused():
     with pytest.raises(ValueError, match='30 canaries are more than the 29 units'):
         make_canaries(29)

@@ -14,6 +14,7 @@ from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import meaning
 from tf_dpdiff.privacy import rounding
+from tf_dpdiff.privacy import truncation
 
 RATES = (1e-4, 1e-3, 1e-2, 0.1, 0.5, 0.9)
 # Some that hide much, some little, one that needs Renyi accounting.
@@ -183,3 +184,19 @@ def test_percentage_is_never_below_the_share(share):
     text = rounding.percent_up(share)
     distance = decimal.Decimal(text[:-1]) - 100 * decimal.Decimal(repr(float(share)))
     assert text[-1] == '%' and 0 <= distance < decimal.Decimal('1e-2')
+
+
+TRUNCATED = ledger_lib.dp_event(4.0, 0.3, 20, truncation.Truncation(200, 75))
+
+
+def test_truncated_batches_of_several_units_are_bounded_by_group_privacy_alone():
+    epsilons = [meaning.group_epsilon(TRUNCATED, count, 1e-4) for count in (1, 2)]
+    assert accounting.epsilon(TRUNCATED, 1e-4) <= epsilons[0] < 0.6 * epsilons[1] < math.inf
+    # What is proven for units that are drawn independently is not used.
+    assert meaning._grouped(meaning.epsilon_bounds.steps_of(TRUNCATED), 2) is None
+    assert not meaning.gaussian_mu(TRUNCATED).is_proven
+
+
+def test_truncated_batches_tell_an_attacker_more_than_whole_ones():
+    plain = ledger_lib.dp_event(4.0, 0.3, 20)
+    assert meaning.true_positive_rate(plain, 0.01) < meaning.true_positive_rate(TRUNCATED, 0.01) < 1.0

@@ -53,8 +53,10 @@ RENYI = 'privacy/renyi_test.py'
 MEANING = 'privacy/meaning_test.py'
 BEST, TUNE = 'privacy/best_of_runs_test.py', 'cli/tune_test.py'
 BUDGET, SEEDS = 'privacy/budget_test.py', 'privacy/seeds_test.py'
+SAMPLING, TRUNCATION = 'privacy/sampling_test.py', 'privacy/truncation_test.py'
+CANARIES, REPLAY = 'evaluation/gradient_canaries_test.py', 'privacy/replay_test.py'
 _PRIVATE_STEP = """        ledger = plan.record_step(state.ledger)
-        # Sample units, each replica those of its own shard.
+        # Sample units, each replica those of its own shard, or of its part of a truncated batch.
         sampled = [
             plan.sampler.sample(
                 plan.num_units, seed=sampling_seed, step=step, replica=replica, num_replicas=replicas.count
@@ -419,21 +421,21 @@ MUTANTS = (
         'privacy/sampling.py',
         'np.flatnonzero(numbers < self.sampling_probability)',
         'np.sort(np.argsort(numbers)[:int(self.sampling_probability * len(numbers))])',
-        'privacy/sampling_test.py',
+        SAMPLING,
     ),
     Mutant(
         'the same units in every step',
         'privacy/sampling.py',
         'key=np.array([seed, step], np.uint64)',
         'key=np.array([seed, 0], np.uint64)',
-        'privacy/sampling_test.py',
+        SAMPLING,
     ),
     Mutant(
         'replicas draw from the whole data set',
         'privacy/sampling.py',
-        'first, end = shard_bounds(num_units, replica, num_replicas)\n        bits',
-        'first, end = 0, num_units\n        bits',
-        'privacy/sampling_test.py',
+        'first, end = shard_bounds(num_units, replica, num_replicas)\n        numbers',
+        'first, end = 0, num_units\n        numbers',
+        SAMPLING,
     ),
     Mutant(
         'a relation that has no accountant is claimed for',
@@ -1184,14 +1186,14 @@ MUTANTS = (
         'privacy/sampling.py',
         'padded = np.full([padded_size], PADDING_INDEX, np.int64)',
         'padded = np.full([padded_size], indices[-1] if len(indices) else PADDING_INDEX, np.int64)',
-        'privacy/sampling_test.py',
+        SAMPLING,
     ),
     Mutant(
         'shards of replicas overlap',
         'privacy/sampling.py',
         'num_units * (replica + 1) // num_replicas',
         'min(num_units, num_units * (replica + 1) // num_replicas + 1)',
-        'privacy/sampling_test.py',
+        SAMPLING,
     ),
     Mutant(
         'all units of a step have the same views',
@@ -1641,6 +1643,121 @@ MUTANTS = (
         "run_id = begun['run_id'] if begun else 'not begun yet'",
         "run_id = 'not begun yet'",
         TUNE,
+    ),
+    Mutant(
+        'of too many units the first ones are kept',
+        'privacy/sampling.py',
+        "units[np.argsort(numbers, kind='stable')[: self.truncated_batch_size]]",
+        'units[: self.truncated_batch_size]',
+        SAMPLING,
+    ),
+    Mutant(
+        'a bound on the batch that does not bind',
+        'privacy/sampling.py',
+        'if len(units) > self.truncated_batch_size:',
+        'if False:',
+        SAMPLING,
+    ),
+    Mutant(
+        'each replica takes the whole truncated batch',
+        'privacy/sampling.py',
+        'first, end = shard_bounds(len(units), replica, num_replicas)',
+        'first, end = 0, len(units)',
+        SAMPLING,
+    ),
+    Mutant(
+        'truncated batches are charged as whole ones',
+        'privacy/plan.py',
+        'self.noise_multiplier, self.sampling_probability, count, self.truncation',
+        'self.noise_multiplier, self.sampling_probability, count',
+        PLAN,
+    ),
+    Mutant(
+        'the ledger charges truncated batches as whole ones',
+        'privacy/ledger.py',
+        'if truncation is not None:',
+        'if False:',
+        TRUNCATION,
+    ),
+    Mutant(
+        'Renyi divergences of whole batches stand for truncated ones',
+        'privacy/truncation.py',
+        'if is_met == 0.0:',
+        'if True:',
+        TRUNCATION,
+    ),
+    Mutant(
+        'the privacy loss of whole batches stands for truncated ones',
+        'privacy/epsilon_bounds.py',
+        'if isinstance(step, TruncatedSteps) and step.probabilities[0]:',
+        'if False:',
+        TRUNCATION,
+    ),
+    Mutant(
+        'a unit is drawn and kept less often than it is',
+        'privacy/truncation.py',
+        'stats.binom.sf(bound, num_units, q)',
+        'stats.binom.sf(bound + 1, num_units, q)',
+        TRUNCATION,
+    ),
+    Mutant(
+        'the bound is met less often than it is',
+        'privacy/truncation.py',
+        'stats.binom.sf(bound - 1, num_units - 1, q)',
+        'stats.binom.sf(bound, num_units - 1, q)',
+        TRUNCATION,
+    ),
+    Mutant(
+        'epsilon of truncated batches leaves out the rounding of their probabilities',
+        'privacy/epsilon_bounds.py',
+        '_pld_epsilon(plain, left, grid) + shift',
+        '_pld_epsilon(plain, left, grid)',
+        TRUNCATION,
+    ),
+    Mutant(
+        'bounds that are met rarely are forgotten',
+        'privacy/epsilon_bounds.py',
+        '- rounding - _never_met(plain)',
+        '- rounding',
+        TRUNCATION,
+    ),
+    Mutant(
+        'truncated batches are claimed for data sets of different sizes',
+        'privacy/plan.py',
+        'if self.neighboring_relation != relations.REPLACE_WITH_ZERO:',
+        'if False:',
+        PLAN,
+    ),
+    Mutant(
+        'a run goes on with another bound on its batches',
+        'privacy/plan.py',
+        'if fields[setting] == unset:',
+        'if True:',
+        PLAN,
+    ),
+    Mutant(
+        'runs with truncated batches are chosen among',
+        'privacy/plan.py',
+        'if tuning and config.truncated_batch_size is not None:',
+        'if False:',
+        PLAN,
+    ),
+    Mutant(
+        'several units of a truncated batch are taken as drawn independently',
+        'privacy/meaning.py',
+        '_grouped_steps((step,), num_units) if isinstance(step, epsilon_bounds.Steps) else None',
+        '_grouped_steps((epsilon_bounds.Steps(*step[:2], step.times),), num_units)',
+        MEANING,
+    ),
+    Mutant(
+        'gradient canaries take truncated batches for whole ones',
+        'evaluation/gradient_canaries.py',
+        'if plan.truncation:',
+        'if False:',
+        CANARIES,
+    ),
+    Mutant(
+        'truncated batches have no one shape', 'training/finetuning.py', 'if not plan.truncation:', 'if True:', REPLAY
     ),
 )
 

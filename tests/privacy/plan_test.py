@@ -7,12 +7,14 @@ import math
 import pytest
 
 from tf_dpdiff.privacy import accounting
+from tf_dpdiff.privacy import best_of_runs
 from tf_dpdiff.privacy import class_means
 from tf_dpdiff.privacy import feature_means
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import relations
 from tf_dpdiff.privacy import teacher as teacher_lib
+from tf_dpdiff.privacy import truncation
 
 CONFIG = plan_lib.DpSgdConfig(
     target_delta=1e-4, expected_batch_size=200, num_steps=50, l2_norm_clip=0.1, target_epsilon=4.0
@@ -189,11 +191,51 @@ def test_no_noise_trains_but_claims_nothing():
         ({'sampling': 'uniform'}, 'sampling must be one of'),
         ({'clipping': 'per_channel'}, 'clipping must be one of'),
         ({'noise_generator': 'mersenne'}, 'noise generator must be one of'),
+        ({'truncated_batch_size': 199}, 'truncated_batch_size must be .* of at least expected_batch_size=200, got 199'),
+        ({'truncated_batch_size': 250.5}, 'truncated_batch_size must be None or a whole number .* got 250.5'),
+        (
+            {'truncated_batch_size': 250, 'sampling': 'shuffled_batches'},
+            "truncated_batch_size=250 goes with sampling='poisson' alone, got 'shuffled_batches'",
+        ),
+        (
+            {'truncated_batch_size': 250, 'neighboring_relation': 'add_or_remove_one'},
+            "truncated_batch_size=250 .* neighboring_relation='replace_with_zero' alone, got 'add_or_remove_one'",
+        ),
     ],
 )
 def test_impossible_config_is_refused_naming_the_value(changes, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(CONFIG, **changes)
+
+
+TRUNCATED = dataclasses.replace(GIVEN, truncated_batch_size=220)
+
+
+def test_truncated_batches_are_drawn_charged_and_put_on_record():
+    plan, plain = make_plan(TRUNCATED), make_plan(GIVEN)
+    bound = truncation.Truncation(1000, 220)
+    (release,) = plan.planned_ledger().releases
+    assert plan.truncation == release.truncation == bound and plain.truncation is None
+    assert release == ledger_lib.Release(ledger_lib.DP_SGD_STEP, 50.0, 0.2, 50, bound)
+    assert plan.record_step(plan.planned_ledger(num_steps=49)) == plan.planned_ledger()
+    sizes = [len(plan.sampler.sample(1000, seed=1, step=step)) for step in range(60)]
+    assert max(sizes) == 220 > min(sizes) and plan.sampling_probability == 0.2
+    assert plan.noise == plain.noise and plan.clipper == plain.clipper
+    assert plan.epsilon() > plain.epsilon() and plan.epsilon(accountant='rdp') > plain.epsilon(accountant='rdp')
+
+
+def test_bound_is_in_the_fingerprint_and_that_of_a_run_from_before_stays():
+    before = make_plan(GIVEN).fingerprint()
+    assert 'truncated_batch_size' not in before
+    assert make_plan(TRUNCATED).fingerprint() == {**before, 'truncated_batch_size': 220}
+
+
+def test_runs_with_truncated_batches_are_not_chosen_among():
+    tuning = best_of_runs.Tuning(best_of_runs.NumRuns(4.0), 'a score', ('a', 'b'), None)
+    plan_lib.make_plan(GIVEN, 1000, tuning=tuning)
+    with pytest.raises(ValueError, match='truncated_batch_size=None, got 220') as error:
+        plan_lib.make_plan(TRUNCATED, 1000, tuning=tuning)
+    assert '\n' not in str(error.value)
 
 
 LARGE = dict(target_epsilon=None, noise_multiplier=5.0)
@@ -253,7 +295,7 @@ def test_runs_begun_before_releases_had_a_center_and_smoothing_go_on():
         return plan_lib.make_plan(CONFIG, 1000, release).fingerprint()['warm_start_release']
 
     before = release_of()
-    assert 'center' not in before and 'smooth' not in before
+    assert not {'center', 'smooth', 'locate'} & set(before)
     assert release_of(center=0.5, smooth=True) == {**before, 'center': 0.5, 'smooth': True}
 
 

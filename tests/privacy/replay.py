@@ -1,7 +1,7 @@
 """Replays of a program's private steps on data sets that differ in one unit, with the same noise and from the same
 weights: all that differs in what is released is the unit's contribution.
 
-python -m tests.privacy.replay OUTPUT.npz CLIPPING ... replays on two devices.
+python -m tests.privacy.replay OUTPUT.npz CASE ... replays on two devices.
 """
 
 import sys
@@ -25,6 +25,11 @@ from tf_dpdiff.training import views as views_lib
 
 NUM_UNITS, NUM_STEPS, CLIP_NORM, NOISE_MULTIPLIER = 9, 4, 1e-3, 2.0
 NETWORK = unet.UNetConfig(base_channels=8, groups=2)
+# What is replayed on two devices.
+CASES = {
+    **{clipping: {'clipping': clipping} for clipping in plan_lib.CLIPPINGS},
+    'truncated': {'truncated_batch_size': 6},
+}
 
 
 class _Present:
@@ -62,9 +67,12 @@ class Steps:
       clipping: Of the plan.
       images_per_unit: That each owner has.
       replicas: What computes the steps.
+      truncated_batch_size: Of the plan.
     """
 
-    def __init__(self, clipping='flat', images_per_unit=1, replicas=strategies.ONE, num_views=2):
+    def __init__(
+        self, clipping='flat', images_per_unit=1, replicas=strategies.ONE, num_views=2, truncated_batch_size=None
+    ):
         keras.utils.set_random_seed(1)
         with replicas.scope():
             self._model, average = (denoiser.build(NETWORK, (4, 4, 1), 2) for _ in range(2))
@@ -78,6 +86,7 @@ class Steps:
             l2_norm_clip=CLIP_NORM,
             noise_multiplier=NOISE_MULTIPLIER,
             clipping=clipping,
+            truncated_batch_size=truncated_batch_size,
         )
         self._plan, self._data = plan_lib.make_plan(config, NUM_UNITS), _Present(images_per_unit)
         self._state = checkpoints.RunState(seeds.PrivateSeed(bytes(range(32))))
@@ -111,10 +120,15 @@ class Steps:
         return self._plan.config.expected_batch_size * np.array(sums, np.float64)
 
     @property
-    def charged_noise_multiplier(self):
-        """The noise multiplier that the ledger charges the steps with."""
+    def charged(self):
+        """The release that the ledger charges the steps as."""
         (release,) = self._state.ledger.releases
-        return release.noise_multiplier
+        return release
+
+    def drawn(self):
+        """Returns the units of each step."""
+        seed = self._state.private_seed.derive('sampling')
+        return [self._plan.sampler.sample(NUM_UNITS, seed=seed, step=step) for step in range(NUM_STEPS)]
 
 
 def replay(steps):
@@ -128,15 +142,15 @@ def replay(steps):
     contributions = [
         np.linalg.norm(whole - steps.released(np.arange(NUM_UNITS) != unit), axis=1).max() for unit in range(NUM_UNITS)
     ]
-    return noise, np.array(contributions), steps.charged_noise_multiplier
+    return noise, np.array(contributions), steps.charged.noise_multiplier
 
 
-def main(output, *clippings):
+def main(output, *names):
     replicas = strategies.start(strategies.StrategyConfig(strategies.MIRRORED, logical_cpus=2))
     found = {}
-    for clipping in clippings:
-        noise, contributions, charged = replay(Steps(clipping, replicas=replicas))
-        found |= {f'noise {clipping}': noise, f'contributions {clipping}': contributions, 'charged': charged}
+    for name in names:
+        noise, contributions, charged = replay(Steps(**CASES[name], replicas=replicas))
+        found |= {f'noise {name}': noise, f'contributions {name}': contributions, 'charged': charged}
     np.savez(output, num_replicas=replicas.count, **found)
 
 

@@ -24,9 +24,12 @@ from tf_dpdiff.privacy import noise as noise_lib
 from tf_dpdiff.privacy import optimizer as optimizer_lib
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import relations
+from tf_dpdiff.privacy import sampling
 from tf_dpdiff.privacy import seeds
 from tf_dpdiff.privacy import sum_checks
 from tf_dpdiff.privacy import teacher as teacher_lib
+from tf_dpdiff.privacy import truncation
+from tf_dpdiff.training import train_step
 
 pytestmark = pytest.mark.usefixtures('small_network')
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -65,6 +68,39 @@ def test_step_releases_no_more_of_a_unit_than_the_ledger_charges(clipping, image
     assert np.all(contributions > 0.5 * replay.CLIP_NORM) and charged == replay.NOISE_MULTIPLIER
 
 
+def test_truncated_step_releases_no_more_of_a_unit_than_the_ledger_charges(monkeypatch):
+    bound, sizes = 6, []
+    gather = train_step.pipelines.gather_units
+
+    def gather_units(private, units, **options):
+        sizes.append(len(units))
+        return gather(private, units, **options)
+
+    monkeypatch.setattr(train_step.pipelines, 'gather_units', gather_units)
+    plain, steps = replay.Steps(), replay.Steps(truncated_batch_size=bound)
+    drawn, kept = plain.drawn(), steps.drawn()
+    # The bound is met, and the batches have one shape all the same.
+    assert max(map(len, drawn)) > bound >= max(map(len, kept)) and min(map(len, kept)) < bound
+    noise, contributions, charged = replay.replay(steps)
+    assert set(sizes) == {bound}
+    # A null record keeps its place in the draw: of two data sets with the same secret one unit's gradient differs.
+    assert find_faults(noise, contributions, charged) == set()
+    assert np.all(contributions > 0.5 * replay.CLIP_NORM)
+    assert steps.charged.truncation == truncation.Truncation(replay.NUM_UNITS, bound)
+    # Where the last unit is not drawn, another one may take its place: two change, and the sum by what both add.
+    everybody = np.ones([replay.NUM_UNITS], bool)
+    whole, sample = steps.released(everybody), sampling.TruncatedPoissonSampler.sample
+    monkeypatch.setattr(
+        sampling.TruncatedPoissonSampler, 'sample', lambda self, num_units, **draw: sample(self, num_units - 1, **draw)
+    )
+    moved = np.linalg.norm(whole - steps.released(everybody), axis=1)
+    num_changed = np.array([len(set(units) ^ set(others)) for units, others in zip(kept, steps.drawn())])
+    assert set(num_changed) == {0, 1, 2}
+    assert np.all(moved <= num_changed * replay.CLIP_NORM * (1.0 + ROUNDING) + 1e-9)
+    # The control: two units that change move the sum by more than the one of a plain step may.
+    assert np.all(moved[num_changed == 2] > 1.05 * replay.CLIP_NORM)
+
+
 FAULTS = {
     'two thirds of the noise': (faults.TWO_THIRDS_OF_THE_NOISE, 'too much'),
     'half of the variance': (faults.HALF_OF_THE_VARIANCE, 'too much'),
@@ -83,24 +119,28 @@ def test_control_fault_in_the_step_is_found(monkeypatch, name):
 
 
 # How a unit is clipped has nothing to do with the devices, and each way takes seconds to trace.
-@pytest.mark.parametrize('clippings', [['flat'], pytest.param(plan_lib.CLIPPINGS, marks=pytest.mark.long)])
-def test_steps_on_two_devices_release_no_more_of_a_unit_than_the_ledger_charges(tmp_path, clippings):
+@pytest.mark.parametrize('names', [['flat', 'truncated'], pytest.param(list(replay.CASES), marks=pytest.mark.long)])
+def test_steps_on_two_devices_release_no_more_of_a_unit_than_the_ledger_charges(tmp_path, names):
     output = tmp_path / 'replayed.npz'
     # A program of its own, since the number of devices is chosen before anything else.
     subprocess.run(
-        [sys.executable, '-m', 'tests.privacy.replay', str(output), *clippings],
+        [sys.executable, '-m', 'tests.privacy.replay', str(output), *names],
         check=True,
         cwd=ROOT,
         env={**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '3'},
     )
     found = np.load(output)
     assert found['num_replicas'] == 2
-    for clipping in clippings:
-        noise, contributions = (found[f'{what} {clipping}'] for what in ('noise', 'contributions'))
+    for name in names:
+        noise, contributions = (found[f'{what} {name}'] for what in ('noise', 'contributions'))
         assert find_faults(noise, contributions, float(found['charged'])) == set()
         assert np.all(contributions > 0.5 * replay.CLIP_NORM)
         # Control: noise of half of the replicas' sums.
         assert 'too much' in find_faults(0.5**0.5 * noise, contributions, float(found['charged']))
+    # Two devices share the units that one device would keep.
+    on_one, contributions, _ = replay.replay(replay.Steps(**replay.CASES['truncated']))
+    np.testing.assert_allclose(found['contributions truncated'], contributions, rtol=1e-3)
+    np.testing.assert_allclose(found['noise truncated'], on_one, rtol=1e-4, atol=1e-8)
 
 
 NUM_IMAGES, NUM_CLASSES = 12, 2

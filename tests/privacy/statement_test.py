@@ -89,6 +89,23 @@ def test_statement_says_how_gradients_are_clipped(clipping, words):
     assert words in made.to_text() and made.to_dict()['clipping'] == clipping
 
 
+def test_statement_says_how_many_units_are_kept_of_those_drawn_and_nothing_where_all_are():
+    given = dataclasses.replace(CONFIG, target_epsilon=None, noise_multiplier=5.0)
+    plain, truncated = (
+        make_statement(config=dataclasses.replace(given, truncated_batch_size=bound)) for bound in (None, 250)
+    )
+    fields, others = truncated.to_dict(), plain.to_dict()
+    assert fields['truncated_batch_size'] == 250 and set(fields) - set(others) == {'truncated_batch_size'}
+    assert fields['releases'][1].pop('truncation') == {'num_units': 1000, 'truncated_batch_size': 250}
+    assert fields['releases'] == others['releases'] and fields['epsilon'] > others['epsilon']
+    assert 'TruncatedSubsampledGaussianDpEvent(dataset_size=1000' in fields['dp_event']
+    said = ' '.join(truncated.to_text().split())
+    assert 'drawn with probability 0.2, at most 250 kept at random, noise multiplier 5' in said
+    assert 'which is public; the null record keeps its place in the draw of a step, where it may be kept' in said
+    assert not any(phrase in plain.to_text() for phrase in ('kept at random', 'keeps its place'))
+    assert ledger_lib.Ledger.from_json(json.dumps(truncated.to_dict()['releases'])) == truncated.ledger
+
+
 def test_statement_says_what_was_done_to_the_images_and_nothing_where_nothing_was():
     plain, prepared = make_statement(), make_statement(preparation='resized to 32x32 (cropped)')
     assert prepared.to_dict() == {**plain.to_dict(), 'image_preparation': 'resized to 32x32 (cropped)'}

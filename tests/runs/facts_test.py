@@ -16,7 +16,14 @@ from tf_dpdiff.runs import model_card
 
 
 def make_facts(
-    *, target_epsilon=1.0, has_owners=False, relation='replace_with_zero', sampling='poisson', preparation='', **answers
+    *,
+    target_epsilon=1.0,
+    has_owners=False,
+    relation='replace_with_zero',
+    sampling='poisson',
+    bound=None,
+    preparation='',
+    **answers,
 ):
     config = plan_lib.DpSgdConfig(
         target_delta=1e-5,
@@ -25,6 +32,7 @@ def make_facts(
         l2_norm_clip=1.0,
         sampling=sampling,
         neighboring_relation=relation,
+        truncated_batch_size=bound,
         **({'target_epsilon': target_epsilon} if sampling == 'poisson' else {'noise_multiplier': 2.0}),
     )
     plan = plan_lib.make_plan(config, 5000)
@@ -55,6 +63,15 @@ def test_several_images_of_one_person_cost_more_until_nothing_useful_is_left():
     assert shown == sorted(shown) and shown[0] > 1.5 * facts.statement['epsilon'] and shown[-1] <= 20.0
     assert costs[-1] == 'no useful bound is proven' and counts[-1].endswith(' or more')
     assert f'| 2 | {costs[0]} |' in model_card.write(facts, [])
+
+
+def test_bound_on_the_batch_and_what_a_null_record_does_there_are_told():
+    plain, bounded = (model_card.write(make_facts(target_epsilon=4.0, bound=bound), []) for bound in (None, 150))
+    for said in (
+        'each unit with probability 0.02, at most 150 kept at random',
+        'keeps its place in the draw of a step',
+    ):
+        assert said in ' '.join(bounded.split()) and said not in ' '.join(plain.split())
 
 
 def test_what_was_done_to_images_is_told_beside_what_the_curator_says():

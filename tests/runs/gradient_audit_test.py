@@ -164,11 +164,11 @@ def test_two_devices_together_stay_below_the_claim(tmp_path):
 def test_accounting_that_forgets_steps_is_found(monkeypatch, tmp_path):
     record = ledger_lib.Ledger.record
 
-    def forget(self, mechanism, noise_multiplier, sampling_probability, count=1):
+    def forget(self, mechanism, noise_multiplier, sampling_probability, count=1, truncation=None):
         return (
             self
             if self.count(mechanism) >= 2
-            else record(self, mechanism, noise_multiplier, sampling_probability, count)
+            else record(self, mechanism, noise_multiplier, sampling_probability, count, truncation)
         )
 
     monkeypatch.setattr(ledger_lib.Ledger, 'record', forget)

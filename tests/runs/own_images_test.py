@@ -110,3 +110,9 @@ def test_rules_see_no_image_and_no_count_a_class():
     }  # fmt: skip
     source = inspect.getsource(own_images)
     assert datasets.__name__ not in source and 'data import' not in source
+
+
+def test_learning_rate_falls_with_what_the_noise_leaves_of_the_gradients():
+    rates = [own_images.choose_learning_rate(share) for share in (0.01, 1.0, 7.6, 20.0, 30.0, 1000.0, math.inf)]
+    assert rates == sorted(rates) and rates[0] > 0.0
+    assert rates[4:] == [3e-3] * 3 and rates[2] <= 3e-4

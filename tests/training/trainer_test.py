@@ -217,6 +217,24 @@ def test_run_stopped_after_every_other_step_equals_one_never_stopped(tmp_path, f
     assert broken.state.ledger == unbroken.trainer.state.ledger == broken.plan.planned_ledger()
 
 
+def test_run_with_truncated_batches_that_was_stopped_equals_one_never_stopped(tmp_path, fixed_secret):
+    def make(name):
+        privacy = dataclasses.replace(PRIVACY, truncated_batch_size=8)
+        return make_trainer(tmp_path / name, pretraining=None, warm_start=None, privacy=privacy)
+
+    whole = make('whole')
+    whole.run(NEVER)
+    with pytest.raises(interruption.Interrupted):
+        make('stopped').run(StopAfter(1))
+    resumed = make('stopped')
+    assert resumed.resumed and 0 < resumed.state.ledger.count(ledger_lib.DP_SGD_STEP) < 3
+    resumed.run(NEVER)
+    np.testing.assert_array_equal(weights(resumed.average), weights(whole.average))
+    assert resumed.state.ledger == whole.state.ledger == whole.plan.planned_ledger()
+    (release,) = whole.state.ledger.releases
+    assert release.truncation == whole.plan.truncation
+
+
 def test_step_lost_in_a_crash_is_repeated_with_the_same_draws_and_counted_once(tmp_path, unbroken):
     workdir = tmp_path / 'run'
     shutil.copytree(unbroken.at_finetuning, workdir)  # Goes on from there.
@@ -254,6 +272,7 @@ def test_finished_run_does_nothing_more(unbroken):
         ({'l2_norm_clip': 1.0}, 'l2_norm_clip'),
         ({'target_delta': 1e-5}, 'target_delta'),
         ({'num_steps': 4}, 'num_steps'),
+        ({'truncated_batch_size': 12}, 'truncated_batch_size'),
     ],
 )
 def test_resuming_with_another_plan_is_refused_naming_the_difference(unbroken, change, message):

@@ -30,6 +30,7 @@ _SETTINGS = {
     'num_units': (int, "the private data set's size"),
     'expected_batch_size': (int, 'expected units per step; needs --num_units'),
     'sampling_probability': (float, 'of each unit in each step; in place of --expected_batch_size'),
+    'truncated_batch_size': (int, 'the most units of a step, of which the rest is left out; needs --num_units'),
     'warm_start_noise_multiplier': (float, 'a release for a warm start, composed with the steps'),
     'warm_start_num_rounds': (int, 'rounds of that release, each with this noise (default: 1)'),
 }
@@ -130,6 +131,7 @@ def _complete_settings(flags) -> tuple[settings_lib.RunSettings, str | None]:
         num_units=flags.num_units,
         warm_start_noise_multiplier=flags.warm_start_noise_multiplier,
         warm_start_num_rounds=flags.warm_start_num_rounds or 1,
+        truncated_batch_size=flags.truncated_batch_size,
     )
     if missing and flags.epsilon is not None:
         settings = settings_lib.complete(settings)
@@ -163,6 +165,8 @@ def _check_ranges(flags) -> None:
             )
     if flags.warm_start_num_rounds is not None and flags.warm_start_noise_multiplier is None:
         raise command.UsageError('--warm_start_num_rounds needs --warm_start_noise_multiplier, the noise of each.')
+    if flags.truncated_batch_size is not None and flags.num_units is None:
+        raise command.UsageError("--truncated_batch_size needs --num_units, the private data set's size.")
     if flags.expected_batch_size is not None:
         if flags.sampling_probability is not None:
             raise command.UsageError('--expected_batch_size and --sampling_probability say the same: give one of them.')

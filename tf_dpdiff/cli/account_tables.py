@@ -26,6 +26,8 @@ def run_tables(run: settings_lib.RunSettings, solved: str | None) -> list[rich_t
     batch = f'probability {run.sampling_probability:.6g} of each unit'
     if run.num_units:
         batch = f'{run.expected_batch_size:,.10g} of {run.num_units:,} units, {batch}'
+    if run.truncated_batch_size:
+        batch += f', at most {run.truncated_batch_size:,}'
     settings.add_row('expected batch', marked('batch', batch))
     if run.warm_start_noise_multiplier is not None:
         rounds = f', {run.warm_start_num_rounds} rounds' if run.warm_start_num_rounds > 1 else ''
@@ -78,6 +80,8 @@ def _describe(release: ledger_lib.Release | ledger_lib.BestOfRuns) -> str:
     times = '' if release.count == 1 else f'{release.count:,} x '
     q = release.sampling_probability
     drawn = ', not Poisson-sampled' if q is None else '' if q == 1.0 else f', q {q:.4g}'
+    if release.truncation:
+        drawn += f', at most {release.truncation.truncated_batch_size:,} units'
     return f'{times}{release.mechanism.replace("_", " ")}, noise {release.noise_multiplier:.5g}{drawn}'
 
 

@@ -22,6 +22,7 @@ from tf_dpdiff.runs import recipe as recipe_lib
 _COMMENT_COLUMN = 48
 _MOST_OVERTIME = 1.5  # Of the hours that were asked for; beyond it, it is said.
 _INCLUDE = "include 'own_images.gin'"
+_LEARNING_RATE = 'finetuning/OptimizationConfig.learning_rate'
 # What nothing is known of before the images are, for a configuration that can be read.
 _UNDECIDED = [
     'TARGET_EPSILON = 1.0',
@@ -131,6 +132,8 @@ def configured(path: str | os.PathLike, asked: wishes.Wishes) -> Configured:
     # What gin/own_images.gin says of the means is what the rules reckoned with.
     assert recipe.warm_start is not None and recipe.warm_start.release == choice.release
     told = forecast_lib.forecast_of(build, model)
+    rate = own_images.choose_learning_rate(told.gradient_share)  # It changes nothing of what was built to find it.
+    lines.append((f'{_LEARNING_RATE} = {rate!r}', 'The more the noise hides of the gradients, the less.'))
     return Configured(_text([*_head(found, build, told, asked, hours), *lines]), build, model, speed, told)
 
 

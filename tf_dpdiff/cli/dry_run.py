@@ -161,6 +161,7 @@ def _private_rows(build: build_lib.Build, model, starts_from, hardware) -> plann
     num_trained = _num_trained(build, model)
     num_steps, batch_size = plan.config.num_steps, plan.config.expected_batch_size
     num_views = finetuning.views.augmentation_multiplicity
+    bound = f'; at most {plan.truncation.truncated_batch_size:,} units a step' if plan.truncation else ''
     rows = [
         ('private images', _describe_images(build.spec)),
         ('parameters', f'{model.count_params():,}, of which {num_trained:,} are trained privately'),
@@ -177,7 +178,7 @@ def _private_rows(build: build_lib.Build, model, starts_from, hardware) -> plann
         (
             'private steps',
             f'{num_steps:,} of {batch_size:,} expected units x {num_views} views = '
-            f'{num_steps * batch_size * num_views:,} views',
+            f'{num_steps * batch_size * num_views:,} views{bound}',
         ),
         ('noise multiplier', f'{plan.config.noise_multiplier:.4f}'),
         ('augmentation', augmentation.Augmenter(finetuning.views.augmentation).describe()),

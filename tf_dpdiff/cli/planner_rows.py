@@ -57,8 +57,13 @@ def of_private_run(
         forecast_lib.count_parameters(model.trainable_variables),
     )
     chunk = _choose_chunk(hardware, model, finetuning, batch_size)
-    is_poisson = isinstance(plan.sampler, sampling.PoissonSampler)
-    largest = planner.largest_sampled_share(num_units, batch_size, hardware.devices, chunk.units, is_poisson=is_poisson)
+    is_poisson = isinstance(plan.sampler, sampling.PoissonSampler) and not plan.truncation
+    # Of truncated batches each device takes an equal part, in whole chunks.
+    largest: float = -(-batch_size // (hardware.devices * chunk.units)) * chunk.units
+    if not plan.truncation:
+        largest = planner.largest_sampled_share(
+            num_units, batch_size, hardware.devices, chunk.units, is_poisson=is_poisson
+        )
     work = planner.StageWork(
         'private steps',
         plan.config.num_steps,

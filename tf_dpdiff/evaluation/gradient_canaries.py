@@ -267,8 +267,8 @@ class GradientCanaries:
       lengths: float32 [canaries], of the gradients before clipping, in clipping norms.
 
     Raises:
-      ValueError: if there are fewer units than canaries, if the plan does not clip, or if it does not sample units by
-        Poisson's law, so that it claims nothing that could be tested.
+      ValueError: if there are fewer units than canaries, if the plan does not clip, if it does not sample units by
+        Poisson's law, so that it claims nothing that could be tested, or if it truncates batches.
     """
 
     def __init__(self, config: GradientAuditConfig, plan: plan_lib.DpSgdPlan):
@@ -279,6 +279,11 @@ class GradientCanaries:
         if plan.sampling_probability is None:
             raise ValueError(
                 f'sampling={plan.config.sampling!r} claims nothing, so there is nothing for gradient canaries to test.'
+            )
+        if plan.truncation:
+            raise ValueError(
+                f'truncated_batch_size={plan.config.truncated_batch_size} does not go with an audit by gradients, '
+                'which takes each canary as drawn whatever the others are: audit with truncated_batch_size=None.'
             )
         self._config, self._plan = config, plan
         # Scattered, so that each replica has its share of them.

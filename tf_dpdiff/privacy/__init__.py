@@ -16,6 +16,7 @@ The modules in reading order, which is the order of the algorithm:
     best_of_runs      how many runs are made to release the best of them, and what that costs
     ledger            which releases really happened, and what each is charged as
     renyi             Renyi divergence of a step
+    truncation        what a step costs whose batch has a bound
     epsilon_bounds    upper bounds of epsilon, rounding included
     accounting        what the releases cost together
     rounding          epsilon as people see it: never below the truth

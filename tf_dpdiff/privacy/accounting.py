@@ -38,7 +38,9 @@ class BudgetError(ValueError):
 def epsilon(
     event: dp_accounting.DpEvent, delta: float, *, accountant: str = 'pld', discretization_interval: float | None = None
 ) -> float:
-    """Returns an upper bound of epsilon at delta, for the add-or-remove-one relation.
+    """Returns an upper bound of epsilon at delta, for a unit that is replaced with a null record, or added or removed.
+
+    Where batches are truncated it is for the former alone; see `truncation`.
 
     The last results are kept: a statement that is shown three times is computed once.
 
@@ -56,7 +58,8 @@ def epsilon(
         fewer decimals are of use.
 
     Raises:
-      ValueError: for a delta outside (0, 1), an unknown accountant or a release that is not Gaussian.
+      ValueError: for a delta outside (0, 1), an unknown accountant, a release that is not Gaussian, or truncated
+        batches that no accountant is for.
     """
     if accountant not in ACCOUNTANTS:
         raise ValueError(f'accountant must be one of {ACCOUNTANTS}, got {accountant!r}.')
@@ -263,7 +266,7 @@ class _Tries:
     def _num_points(self, event: dp_accounting.DpEvent, **options) -> float:
         """Returns the work of a try, in points; a third where only the number of steps is new: the grid is at hand."""
         points = _bound(event, self.target_delta, epsilon_bounds.num_points, **options)
-        key = [step[:2] for step in epsilon_bounds.steps_of(event) or ()], sorted(options)
+        key = [step[:-1] for step in epsilon_bounds.steps_of(event) or ()], sorted(options)
         is_known, self._last_key = key == self._last_key, key
         return points / 3.0 if is_known else points
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from tf_dpdiff.privacy import best_of_runs
 from tf_dpdiff.privacy import renyi
+from tf_dpdiff.privacy import truncation as truncation_lib
 
 # Less noise hides nothing: one step on the whole data set costs an epsilon of 500,000. It counts as no noise.
 SMALLEST_NOISE_MULTIPLIER = 1e-3
@@ -65,6 +66,13 @@ _SMALL_GRID, _STEPS_PER_BLOCK = 2000, 10_000
 # precision of float64 a step: four times as much is taken off delta, and where that is not well below delta RDP takes
 # over. Besides, dp_accounting counts 1e-15 of delta as lost in each composition.
 _PLD_ROUNDING, _SMALLEST_PLD_DELTA_PER_STEP, _SMALLEST_PLD_DELTA = 2.0**-51, 2.0**-44, 1e-12
+# The probabilities of a truncated step round too. Where each is off by a share r, so are the densities of a step by at
+# most 4 r, since the bound is met in less than two thirds of the steps: a factor of e^(4 r) a step on delta, and 8 r on
+# epsilon, make up for it.
+_TRUNCATION_ROUNDING = 10.0 * truncation_lib.ROUNDING
+# A bound that is met less often than this is taken for one that is always left behind: infinite loss, which is taken
+# off delta. dp_accounting divides by the probability.
+_NEVER = 1e-30
 _DELTA_OF_A_CURVE = 1e-6  # For which the grid is chosen where many deltas are asked for.
 
 # Privacy losses from which on e^-loss is no normal number of 64 bits, and from which on it is 0.
@@ -85,6 +93,28 @@ class Steps(NamedTuple):
     times: int
 
 
+class TruncatedSteps(NamedTuple):
+    """Gaussian steps of Poisson-sampled units of which at most a given number are kept; see `truncation`.
+
+    Attributes:
+      noise_multiplier: Of each, at least SMALLEST_NOISE_MULTIPLIER.
+      sampling_probability: With which each unit is drawn, in (0, 1].
+      truncation: What is kept of those drawn; its bound can be met.
+      times: How many, at least 1.
+    """
+
+    noise_multiplier: float
+    sampling_probability: float
+    truncation: truncation_lib.Truncation
+    times: int
+
+    @property
+    def probabilities(self) -> tuple[float, float]:
+        """How often the bound is met, and how often a unit is drawn and kept then: both 0 where nearly never."""
+        is_met, is_kept = self.truncation.probabilities(self.sampling_probability)
+        return (is_met, is_kept) if is_met >= _NEVER else (0.0, 0.0)
+
+
 class BestOf(NamedTuple):
     """The best of a random number of runs. No privacy loss distribution of it is known: it has a Renyi bound alone.
 
@@ -99,14 +129,16 @@ class BestOf(NamedTuple):
     times: int
 
 
-Part = Steps | BestOf
+SingleSteps = Steps | TruncatedSteps  # Of which privacy loss distributions are known.
+Part = SingleSteps | BestOf
 
 
 def steps_of(event: dp_accounting.DpEvent) -> tuple[Part, ...] | None:
     """Returns the parts of an event, equal steps counted together; None where no epsilon is known for a part.
 
     Raises:
-      ValueError: if it holds something else than (Poisson-sampled) Gaussian releases, and choices among runs of them.
+      ValueError: if it holds something else than (Poisson-sampled, and perhaps truncated) Gaussian releases, and
+        choices among runs of releases that are not truncated.
     """
     counts: dict[Part, int] = {}
     for key, count in _parts(event, 1):
@@ -131,6 +163,8 @@ def _parts(event: dp_accounting.DpEvent, count: int) -> Iterator[tuple[Part | No
         event.event, dp_accounting.GaussianDpEvent
     ):
         yield _gaussian(event.event.noise_multiplier, event.sampling_probability), count
+    elif isinstance(event, dp_event.TruncatedSubsampledGaussianDpEvent):
+        yield _truncated(event), count
     elif isinstance(event, dp_event.RepeatAndSelectDpEvent):
         yield _best_of(event), count
     elif not isinstance(event, dp_accounting.NoOpDpEvent):
@@ -143,19 +177,30 @@ def _gaussian(noise_multiplier: float, sampling_probability: float) -> Steps | N
     return Steps(float(noise_multiplier), float(sampling_probability), 1)
 
 
+def _truncated(event: dp_event.TruncatedSubsampledGaussianDpEvent) -> SingleSteps | None:
+    plain = _gaussian(event.noise_multiplier, event.sampling_probability)
+    truncation = truncation_lib.Truncation(event.dataset_size, event.truncated_batch_size)
+    if plain is None or not truncation.can_be_met:
+        return plain
+    return TruncatedSteps(plain.noise_multiplier, plain.sampling_probability, truncation, 1)
+
+
 def _best_of(event: dp_event.RepeatAndSelectDpEvent) -> BestOf | None:
     of_a_run = steps_of(event.event)
     if of_a_run is None:
         return None
-    steps = _all_steps(of_a_run)
-    if not steps:
-        raise ValueError(f'the runs of a choice make Gaussian releases, and no choices of their own, got {event!r}.')
+    steps = tuple(part for part in of_a_run if isinstance(part, Steps))
+    if not steps or len(steps) < len(of_a_run):
+        raise ValueError(
+            'the runs of a choice make Gaussian releases that are not truncated, and no choices of their own, got '
+            f'{event!r}.'
+        )
     return BestOf(steps, best_of_runs.NumRuns(float(event.mean), float(event.shape)), 1)
 
 
-def _all_steps(parts: tuple[Part, ...]) -> tuple[Steps, ...] | None:
+def _all_steps(parts: tuple[Part, ...]) -> tuple[SingleSteps, ...] | None:
     """Returns the same parts; None where a choice among runs is one of them."""
-    steps = tuple(part for part in parts if isinstance(part, Steps))
+    steps = tuple(part for part in parts if isinstance(part, SingleSteps))
     return steps if len(steps) == len(parts) else None
 
 
@@ -196,7 +241,9 @@ def by_pld(
     if plain is None or grid is None:
         return by_other
     rounding = 0.0 if for_a_search else _PLD_ROUNDING * _num_composed(plain)
-    return min(_pld_epsilon(plain, delta - rounding, grid), by_other)
+    shift = _truncation_rounding(plain)
+    left = delta * math.exp(-shift) - rounding - _never_met(plain)
+    return min(_pld_epsilon(plain, left, grid) + shift, by_other)
 
 
 def deltas_by_pld(steps: tuple[Part, ...], epsilons: np.ndarray, *, interval: float | None = None) -> np.ndarray | None:
@@ -220,8 +267,10 @@ def deltas_by_pld(steps: tuple[Part, ...], epsilons: np.ndarray, *, interval: fl
         return None
     # dp_accounting adds up probabilities and takes one sum from the other: each addition rounds.
     rounding = _PLD_ROUNDING * (_num_composed(plain) + 5.0 * _spans(plain) / grid)
-    found = _compose(plain, grid).get_delta_for_epsilon(epsilons)
-    return np.minimum(np.maximum(found, 0.0) + rounding, 1.0)
+    shift = _truncation_rounding(plain)
+    found = np.maximum(_compose(plain, grid).get_delta_for_epsilon(np.maximum(epsilons - shift, 0.0)), 0.0)
+    found = found * math.exp(shift) + np.maximum(shift - epsilons, 0.0) + _never_met(plain)
+    return np.minimum(found + rounding, 1.0)
 
 
 def num_points(
@@ -236,11 +285,26 @@ def num_points(
     return 0 if plain is None or grid is None else math.ceil(_spans(plain) / grid)
 
 
-def _num_composed(steps: tuple[Steps, ...]) -> int:
-    return sum(count if probability < 1.0 else 1 for _, probability, count in steps)
+def _num_composed(steps: tuple[SingleSteps, ...]) -> int:
+    return sum(1 if _is_one_release(step) else step.times for step in steps)
 
 
-def _grid(steps: tuple[Steps, ...], delta: float, interval: float | None, for_a_search: bool) -> float | None:
+def _is_one_release(step: SingleSteps) -> bool:
+    """Whether all of the steps together are as one Gaussian release."""
+    return isinstance(step, Steps) and step.sampling_probability == 1.0
+
+
+def _truncation_rounding(steps: tuple[SingleSteps, ...]) -> float:
+    return _TRUNCATION_ROUNDING * sum(step.times for step in steps if isinstance(step, TruncatedSteps))
+
+
+def _never_met(steps: tuple[SingleSteps, ...]) -> float:
+    """Returns what delta is to make up for: bounds on the batch that are met so rarely that they are left out."""
+    left_out = (step for step in steps if isinstance(step, TruncatedSteps) and step.probabilities[0] == 0.0)
+    return _NEVER * sum(step.times for step in left_out)
+
+
+def _grid(steps: tuple[SingleSteps, ...], delta: float, interval: float | None, for_a_search: bool) -> float | None:
     """Returns the interval of the privacy loss that is looked at, None where Renyi differential privacy takes over."""
     num_composed = _num_composed(steps)
     if delta < max(_SMALLEST_PLD_DELTA, _SMALLEST_PLD_DELTA_PER_STEP * num_composed):
@@ -261,7 +325,7 @@ def search_interval(target_epsilon: float) -> float:
     return min(interval_for(target_epsilon) * min(10.0, max(1.0, target_epsilon)), _COARSER_INTERVALS[0][1])
 
 
-def _affordable_interval(steps: tuple[Steps, ...], wanted: float, max_points: int) -> float | None:
+def _affordable_interval(steps: tuple[SingleSteps, ...], wanted: float, max_points: int) -> float | None:
     """Returns the interval that is wanted, or one coarser by powers of ten whose grid is not too large; None: none."""
     spans, interval = _spans(steps), wanted
     while spans > max_points * interval:
@@ -269,18 +333,26 @@ def _affordable_interval(steps: tuple[Steps, ...], wanted: float, max_points: in
     return interval if interval <= max(wanted, _COARSEST_INTERVAL) else None
 
 
-def _spans(steps: tuple[Steps, ...]) -> float:
+def _spans(steps: tuple[SingleSteps, ...]) -> float:
     """Returns the range of privacy losses on the grids: of all different steps, or a fifth of the composition's."""
     span = sum(_span(step) for step in steps)
-    composed_span = 4.0 * span + _COMPOSED_TAIL * math.sqrt(sum(count * _variance(s, q) for s, q, count in steps))
+    composed_span = 4.0 * span + _COMPOSED_TAIL * math.sqrt(sum(step.times * _variance(step) for step in steps))
     return max(span, composed_span / 5.0)
 
 
-def _span(step: Steps) -> float:
+def _span(step: SingleSteps) -> float:
     """Returns the distance between the largest and the smallest privacy loss on a step's grid."""
-    noise_multiplier, q, count = step
+    noise_multiplier, q = step.noise_multiplier, step.sampling_probability
+    if isinstance(step, TruncatedSteps):
+        is_met, is_kept = step.probabilities
+        sides = 2.0 * _sampled_span(0.5 * noise_multiplier, is_kept / is_met) if is_met else 0.0
+        return _sampled_span(noise_multiplier, q) + sides
     if q == 1.0:
-        noise_multiplier /= math.sqrt(count)
+        noise_multiplier /= math.sqrt(step.times)
+    return _sampled_span(noise_multiplier, q)
+
+
+def _sampled_span(noise_multiplier: float, q: float) -> float:
     most = (_TAIL * noise_multiplier + 0.5) / noise_multiplier**2
     if q == 1.0:
         return 2.0 * most
@@ -288,10 +360,19 @@ def _span(step: Steps) -> float:
     return max(above, 0.0) + min(most, -math.log1p(-q))
 
 
-def _variance(noise_multiplier: float, q: float) -> float:
+def _variance(step: SingleSteps) -> float:
     """Returns the variance of the privacy loss of a step, rather too large; 0 for what is composed exactly."""
-    if q == 1.0:
+    if _is_one_release(step):
         return 0.0
+    found = _sampled_variance(step.noise_multiplier, step.sampling_probability)
+    if isinstance(step, TruncatedSteps):
+        is_met, is_kept = step.probabilities
+        # Of two sums that lie on both sides, with half of the noise.
+        found += 4.0 * is_met * _sampled_variance(0.5 * step.noise_multiplier, is_kept / is_met) if is_met else 0.0
+    return found
+
+
+def _sampled_variance(noise_multiplier: float, q: float) -> float:
     inverse = noise_multiplier**-2
     small = math.log1p(q**2 * math.expm1(min(inverse, 600.0)))
     return small + q * max(0.5 * inverse + math.log(q), 0.0) ** 2  # The second: in a share of q, the loss is so large.
@@ -309,17 +390,21 @@ def _renyi(steps: tuple[Part, ...], orders: tuple[float, ...]) -> np.ndarray:
         if isinstance(step, BestOf):
             total += step.times * step.num_runs.renyi_of_best(np.array(orders), _renyi(step.of_a_run, orders))
         else:
-            of_a_step = _step_log_moments(step.noise_multiplier, step.sampling_probability, orders)
+            if isinstance(step, TruncatedSteps):
+                of_a_step = _truncated_log_moments(*step[:-1], orders)
+            else:
+                of_a_step = _step_log_moments(step.noise_multiplier, step.sampling_probability, orders)
             of_a_step = (of_a_step + _RDP_ROUNDING * np.maximum(of_a_step, 1.0)) / (np.array(orders) - 1.0)
             total += step.times * of_a_step
     return total
 
 
 _step_log_moments = functools.lru_cache(maxsize=64)(renyi.log_moments)  # Of a curve over steps all points share it.
+_truncated_log_moments = functools.lru_cache(maxsize=64)(truncation_lib.log_moments)
 
 
 @functools.lru_cache(maxsize=256)
-def _pld_epsilon(steps: tuple[Steps, ...], delta: float, interval: float) -> float:
+def _pld_epsilon(steps: tuple[SingleSteps, ...], delta: float, interval: float) -> float:
     composed = _compose(steps, interval)
     with np.errstate(over='ignore'):  # Of a loss of 710 or so it makes infinity, and RDP takes over.
         found = float(composed.get_epsilon_for_delta(delta))
@@ -328,18 +413,21 @@ def _pld_epsilon(steps: tuple[Steps, ...], delta: float, interval: float) -> flo
 
 
 @functools.lru_cache(maxsize=2)  # Who asks for epsilon at many deltas asks for the same composition each time.
-def _compose(steps: tuple[Steps, ...], interval: float) -> privacy_loss_distribution.PrivacyLossDistribution:
+def _compose(steps: tuple[SingleSteps, ...], interval: float) -> privacy_loss_distribution.PrivacyLossDistribution:
     composed = privacy_loss_distribution.identity(interval)
     for step in steps:
         composed = composed.compose(_compose_steps(step, interval))
     return composed
 
 
-def _compose_steps(step: Steps, interval: float) -> privacy_loss_distribution.PrivacyLossDistribution:
-    noise_multiplier, sampling_probability, count = step
-    if sampling_probability == 1.0:
+def _compose_steps(step: SingleSteps, interval: float) -> privacy_loss_distribution.PrivacyLossDistribution:
+    noise_multiplier, sampling_probability, count = step.noise_multiplier, step.sampling_probability, step.times
+    if _is_one_release(step):
         return _step_pld(noise_multiplier / math.sqrt(count), 1.0, interval)
-    one = _step_pld(noise_multiplier, sampling_probability, interval)
+    if isinstance(step, TruncatedSteps) and step.probabilities[0]:
+        one = _truncated_pld(noise_multiplier, sampling_probability, step.truncation, interval)
+    else:
+        one = _step_pld(noise_multiplier, sampling_probability, interval)
     if count <= _STEPS_PER_BLOCK or _span(step) > _SMALL_GRID * interval:
         return one.self_compose(count)
     blocks, rest = divmod(count, _STEPS_PER_BLOCK)
@@ -353,4 +441,18 @@ def _step_pld(
 ) -> privacy_loss_distribution.PrivacyLossDistribution:
     return privacy_loss_distribution.from_gaussian_mechanism(
         noise_multiplier, value_discretization_interval=interval, sampling_prob=sampling_probability
+    )
+
+
+@functools.lru_cache(maxsize=8)  # As above.
+def _truncated_pld(
+    noise_multiplier: float, sampling_probability: float, truncation: truncation_lib.Truncation, interval: float
+) -> privacy_loss_distribution.PrivacyLossDistribution:
+    return privacy_loss_distribution.from_truncated_subsampled_gaussian_mechanism(
+        truncation.num_units,
+        sampling_probability,
+        truncation.truncated_batch_size,
+        noise_multiplier,
+        value_discretization_interval=interval,
+        neighboring_relation=dp_accounting.NeighboringRelation.REPLACE_SPECIAL,
     )

@@ -12,28 +12,41 @@ import dp_accounting
 from dp_accounting import dp_event as dp_event_lib
 
 from tf_dpdiff.privacy import best_of_runs
+from tf_dpdiff.privacy import truncation as truncation_lib
 
 DP_SGD_STEP = 'dp_sgd_step'  # The mechanism of a private step.
 BEST_OF_RUNS = 'best_of_runs'  # Stands for a choice among several runs.
 
 
-def dp_event(noise_multiplier: float, sampling_probability: float | None, count: int) -> dp_accounting.DpEvent:
+def dp_event(
+    noise_multiplier: float,
+    sampling_probability: float | None,
+    count: int,
+    truncation: truncation_lib.Truncation | None = None,
+) -> dp_accounting.DpEvent:
     """Returns the event that a Gaussian mechanism, applied `count` times, is charged as.
 
     Guarantee: a mechanism that adds Gaussian noise of standard deviation noise_multiplier times its sensitivity, each
       time to a sum over units that take part independently with the given probability, is the event returned. Without
-      noise, or without Poisson sampling, it is the event for which no epsilon holds.
+      noise, or without Poisson sampling, it is the event for which no epsilon holds. Where a random subset of those
+      drawn is kept, it is so for units that are replaced with a null record, at the number of units of the truncation.
 
     Args:
       noise_multiplier: Ratio of the noise's standard deviation to the sensitivity, at least 0.
       sampling_probability: Of each unit in each application, in (0, 1]; 1 where all units take part; None where units
         are not Poisson-sampled.
       count: How often it was applied, at least 0.
+      truncation: What is kept where more units are drawn; None: all that are drawn.
     """
     if count == 0:
         return dp_accounting.NoOpDpEvent()
     if sampling_probability is None or noise_multiplier == 0:
         return dp_accounting.NonPrivateDpEvent()
+    if truncation is not None:
+        once = dp_event_lib.TruncatedSubsampledGaussianDpEvent(
+            truncation.num_units, sampling_probability, truncation.truncated_batch_size, noise_multiplier
+        )
+        return dp_accounting.SelfComposedDpEvent(once, count)
     once = dp_accounting.GaussianDpEvent(noise_multiplier)
     if sampling_probability != 1.0:
         once = dp_accounting.PoissonSampledDpEvent(sampling_probability, once)
@@ -51,12 +64,14 @@ class Release:
       sampling_probability: Of each unit in each application; 1.0 where all units take part; None where units are not
         Poisson-sampled, for which no guarantee is claimed.
       count: How often it was applied, at least 1.
+      truncation: How many of the units that were drawn were kept at most, of how many units in all; None: all were.
     """
 
     mechanism: str
     noise_multiplier: float
     sampling_probability: float | None
     count: int
+    truncation: truncation_lib.Truncation | None = None
 
     def __post_init__(self):
         if not isinstance(self.mechanism, str) or not self.mechanism or self.mechanism == BEST_OF_RUNS:
@@ -67,10 +82,27 @@ class Release:
             raise ValueError(f'sampling_probability must be in (0, 1] or None, got {self.sampling_probability}.')
         if int(self.count) != self.count or self.count < 1:
             raise ValueError(f'count must be a whole number of at least 1, got {self.count}.')
+        if self.truncation is not None:
+            if self.sampling_probability is None:
+                raise ValueError(f'batches that are not Poisson-sampled are not truncated, got {self.truncation}.')
+            self.truncation.check(self.sampling_probability)
 
     def dp_event(self) -> dp_accounting.DpEvent:
         """Returns the event of all applications."""
-        return dp_event(self.noise_multiplier, self.sampling_probability, self.count)
+        return dp_event(self.noise_multiplier, self.sampling_probability, self.count, self.truncation)
+
+    def to_fields(self) -> dict:
+        """Returns the release as plain JSON values."""
+        fields = dataclasses.asdict(self)
+        if self.truncation is None:
+            del fields['truncation']  # Files that were written before there was such a choice stay as they are.
+        return fields
+
+    @classmethod
+    def from_fields(cls, fields: dict) -> 'Release':
+        """Inverse of `to_fields`."""
+        truncation = fields.get('truncation')
+        return cls(**{**fields, 'truncation': truncation and truncation_lib.Truncation(**truncation)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +132,10 @@ class BestOfRuns:
         of_a_run = dp_accounting.ComposedDpEvent([release.dp_event() for release in self.releases])
         chosen = dp_event_lib.RepeatAndSelectDpEvent(of_a_run, self.num_runs.mean, self.num_runs.eta)
         return dp_accounting.SelfComposedDpEvent(chosen, self.count)
+
+    def to_fields(self) -> dict:
+        """Returns the choice as plain JSON values."""
+        return {**dataclasses.asdict(self), 'releases': [release.to_fields() for release in self.releases]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,12 +192,17 @@ class Ledger:
         return all(isinstance(release, Release) for release in self.releases)
 
     def record(
-        self, mechanism: str, noise_multiplier: float, sampling_probability: float | None, count: int = 1
+        self,
+        mechanism: str,
+        noise_multiplier: float,
+        sampling_probability: float | None,
+        count: int = 1,
+        truncation: truncation_lib.Truncation | None = None,
     ) -> 'Ledger':
         """Returns the ledger with more applications of a mechanism, `count` of them; 0 adds nothing."""
         if count == 0:
             return self
-        release = Release(mechanism, noise_multiplier, sampling_probability, count)
+        release = Release(mechanism, noise_multiplier, sampling_probability, count, truncation)
         if self.releases:
             last = self.releases[-1]
             if isinstance(last, Release) and dataclasses.replace(last, count=count) == release:
@@ -214,9 +255,9 @@ class Ledger:
         """Returns the ledger as JSON; holds nothing that depends on pixels or on the private seed."""
         return json.dumps(
             [
-                {'mechanism': BEST_OF_RUNS, **dataclasses.asdict(release)}
+                {'mechanism': BEST_OF_RUNS, **release.to_fields()}
                 if isinstance(release, BestOfRuns)
-                else dataclasses.asdict(release)
+                else release.to_fields()
                 for release in self.releases
             ]
         )
@@ -229,9 +270,9 @@ class Ledger:
 
 def _release_from(fields: dict) -> Release | BestOfRuns:
     if fields['mechanism'] != BEST_OF_RUNS:
-        return Release(**fields)
+        return Release.from_fields(fields)
     fields = {name: value for name, value in fields.items() if name != 'mechanism'}
-    of_each_run = tuple(Release(**release) for release in fields.pop('releases'))
+    of_each_run = tuple(map(Release.from_fields, fields.pop('releases')))
     return BestOfRuns(num_runs=best_of_runs.NumRuns(**fields.pop('num_runs')), releases=of_each_run, **fields)
 
 

@@ -109,7 +109,7 @@ def group_epsilon(
       then they move it by at most k / sigma. The output is a mixture over which of them do; a hockey-stick divergence
       is jointly convex and grows with the shift, so a step is bounded by that of one unit with probability q' and noise
       multiplier sigma / k, in both directions, whatever was released before. These compose as steps of one unit do, and
-      the best of several runs of them costs what the theorem says of such runs.
+      the best of several runs of them costs what the theorem says of such runs. Not where batches are truncated.
 
       By group privacy: if one unit costs (e, d), k of them cost (k e, d (e^(k e) - 1) / (e^e - 1)); d is chosen so that
       delta is met.
@@ -235,7 +235,8 @@ def _grouped(steps: tuple[epsilon_bounds.Part, ...], num_units: int) -> tuple[ep
                 return None
             grouped.append(step._replace(of_a_run=of_a_run))
         else:
-            single = _grouped_steps((step,), num_units)
+            # The units of truncated batches are not drawn independently of one another.
+            single = _grouped_steps((step,), num_units) if isinstance(step, epsilon_bounds.Steps) else None
             if single is None:
                 return None
             grouped += single

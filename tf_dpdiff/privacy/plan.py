@@ -20,12 +20,14 @@ from tf_dpdiff.privacy import relations
 from tf_dpdiff.privacy import rounding
 from tf_dpdiff.privacy import sampling
 from tf_dpdiff.privacy import teacher as teacher_lib
+from tf_dpdiff.privacy import truncation as truncation_lib
 
 SAMPLINGS = ('poisson', 'shuffled_batches')
 CLIPPINGS = ('flat', 'per_layer', 'normalized')
 
-# Settings of a release that came later, and what was done before there were such choices.
-_ADDED_TO_RELEASES = {'center': 0.0, 'smooth': False}
+# Settings that came later, and what was done before there were such choices: runs that were begun then go on.
+_ADDED_SETTINGS: dict[str, bool | None] = {'accept_large_delta': False, 'truncated_batch_size': None}
+_ADDED_TO_RELEASES = {'center': 0.0, 'smooth': False, 'locate': False}
 
 # What may come before the first step, paid from the same budget.
 WarmStartRelease = class_means.ClassMeansConfig | feature_means.FeatureMeansConfig
@@ -51,6 +53,11 @@ class DpSgdConfig:
       clipping: 'flat' (the whole gradient to l2_norm_clip), 'per_layer' (each layer's to an equal part of it) or
         'normalized' (the whole gradient to nearly l2_norm_clip, also a shorter one); the sensitivity is the same.
       noise_generator: 'philox' or 'shake256'; see `noise.GaussianNoise`.
+      truncated_batch_size: The most units of a step, at least expected_batch_size: where more are drawn, a uniformly
+        random subset of that size is kept, so that steps have one shape (see `truncation`). The number of units counts
+        as public. For sampling='poisson' and neighboring_relation='replace_with_zero', and no choice among runs. Five
+        standard deviations (of about the root of expected_batch_size) above the expected number, it costs next to
+        nothing. None: no bound.
       accept_large_delta: Accepts a target_delta of 1 / number of units or more: with probability up to delta anything
         may be released, which over N units may mean whole images of about delta * N people. The statement says so.
     """
@@ -66,6 +73,7 @@ class DpSgdConfig:
     clipping: str = 'flat'
     noise_generator: str = 'philox'
     accept_large_delta: bool = False
+    truncated_batch_size: int | None = None
 
     def __post_init__(self):
         if not 0.0 < self.target_delta < 1.0:
@@ -87,6 +95,26 @@ class DpSgdConfig:
         if self.clipping not in CLIPPINGS:
             raise ValueError(f'clipping must be one of {CLIPPINGS}, got {self.clipping!r}.')
         noise.check_generator(self.noise_generator)
+        if self.truncated_batch_size is not None:
+            self._check_truncation(self.truncated_batch_size)
+
+    def _check_truncation(self, bound: int) -> None:
+        if int(bound) != bound or bound < self.expected_batch_size:
+            raise ValueError(
+                'truncated_batch_size must be None or a whole number of at least '
+                f'expected_batch_size={self.expected_batch_size}, got {bound}.'
+            )
+        if self.sampling != 'poisson':
+            raise ValueError(
+                f"truncated_batch_size={bound} goes with sampling='poisson' alone, got {self.sampling!r}, whose "
+                'batches have one size: leave it out.'
+            )
+        if self.neighboring_relation != relations.REPLACE_WITH_ZERO:
+            raise ValueError(
+                f'truncated_batch_size={bound} is accounted for under neighboring_relation='
+                f'{relations.REPLACE_WITH_ZERO!r} alone, got {self.neighboring_relation!r}: what it costs depends on '
+                'the number of units, which must be the same in both data sets.'
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +150,12 @@ class DpSgdPlan:
         """Ratio of the noise's standard deviation to the sensitivity; 0 for no noise."""
         assert self.config.noise_multiplier is not None  # `make_plan` fills it in.
         return self.config.noise_multiplier
+
+    @property
+    def truncation(self) -> truncation_lib.Truncation | None:
+        """What is kept of the units that are drawn; None: all of them."""
+        bound = self.config.truncated_batch_size
+        return None if bound is None else truncation_lib.Truncation(self.num_units, int(bound))
 
     @property
     def sampling_probability(self) -> float | None:
@@ -171,7 +205,7 @@ class DpSgdPlan:
         return self._record(
             ledger,
             lambda of_a_run: of_a_run.record(
-                ledger_lib.DP_SGD_STEP, self.noise_multiplier, self.sampling_probability, count=count
+                ledger_lib.DP_SGD_STEP, self.noise_multiplier, self.sampling_probability, count, self.truncation
             ),
         )
 
@@ -209,8 +243,9 @@ class DpSgdPlan:
     def fingerprint(self) -> dict:
         """Returns the settings that a resumed run must not change, as plain JSON values."""
         fields = dataclasses.asdict(self.config)
-        if not self.config.accept_large_delta:
-            del fields['accept_large_delta']  # Runs that were begun before there was such a choice go on.
+        for setting, unset in _ADDED_SETTINGS.items():
+            if fields[setting] == unset:
+                del fields[setting]
         fields['num_units'] = self.num_units
         fields['sampling_probability'] = self.sampling_probability
         release = self.warm_start_release
@@ -221,7 +256,7 @@ class DpSgdPlan:
             fields['tuning'] = dataclasses.asdict(self.tuning)
         for name, default in _ADDED_TO_RELEASES.items():
             if release and fields['warm_start_release'].get(name) == default:
-                del fields['warm_start_release'][name]  # As above.
+                del fields['warm_start_release'][name]
         return fields
 
 
@@ -244,14 +279,20 @@ def make_plan(
         run.
 
     Raises:
-      ValueError: if runs of which nothing is claimed are to be chosen among, if the batch is larger than the data set,
-        if delta is 1 / num_units or more and was not accepted, or if float32 would lose the noise beside the sum.
+      ValueError: if runs of which nothing is claimed, or with truncated batches, are to be chosen among, if the batch
+        is larger than the data set, if delta is 1 / num_units or more and was not accepted, or if float32 would lose
+        the noise beside the sum.
       accounting.BudgetError: if the target cannot be met, or there is so little noise that no epsilon is known.
     """
     if tuning and (config.sampling != 'poisson' or config.noise_multiplier == 0.0):
         raise ValueError(
             'runs can be chosen among in private only where each has a guarantee: take noise, and '
             f"sampling='poisson', got noise_multiplier={config.noise_multiplier} and sampling={config.sampling!r}."
+        )
+    if tuning and config.truncated_batch_size is not None:
+        raise ValueError(
+            'runs can be chosen among in private only where their batches are whole: set truncated_batch_size=None, '
+            f'got {config.truncated_batch_size}. A choice is accounted for by Renyi divergences alone.'
         )
     if config.expected_batch_size > num_units:
         raise ValueError(
@@ -265,7 +306,10 @@ def make_plan(
         accepted=config.accept_large_delta,
     )
     sampler: sampling.PoissonSampler | sampling.ShuffledBatches
-    if config.sampling == 'poisson':
+    if config.truncated_batch_size is not None:
+        probability = config.expected_batch_size / num_units
+        sampler = sampling.TruncatedPoissonSampler(probability, int(config.truncated_batch_size))
+    elif config.sampling == 'poisson':
         sampler = sampling.PoissonSampler(config.expected_batch_size / num_units)
     else:
         sampler = sampling.ShuffledBatches(config.expected_batch_size)

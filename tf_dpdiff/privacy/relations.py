@@ -25,7 +25,7 @@ this for the Poisson-sampled Gaussian under ADD_OR_REMOVE_ONE. Since 0.6 they do
 of this relation (Kairouz et al. 2021, definition 1.1), and by the same reduction: a record replaced by a zero record
 'results in the same privacy loss distribution' (privacy_loss_distribution.from_gaussian_mechanism). Tests hold what is
 computed here against theirs for REPLACE_SPECIAL, and against a numerical integral that knows neither. A release of all
-units is the case q = 1.
+units is the case q = 1. Where at most some number of the sampled units is kept, `truncation` has the proof.
 
 'add_or_remove_one' is accepted too, for those who must state it. It has the same sensitivity and epsilon for a q that
 is fixed beforehand; the statement then says that N, which differs between neighbours, is public and not protected.
@@ -60,6 +60,21 @@ def check(neighboring_relation: str) -> None:
     """
     if neighboring_relation not in RELATIONS:
         raise ValueError(f'neighboring_relation must be one of {RELATIONS}, got {neighboring_relation!r}.')
+
+
+def describe(neighboring_relation: str, *, is_truncated: bool = False) -> str:
+    """Returns a relation in words, without a full stop.
+
+    Args:
+      neighboring_relation: For which an epsilon can be claimed.
+      is_truncated: Whether at most some number of the units that a step draws is kept.
+    """
+    also = (
+        '; the null record keeps its place in the draw of a step, where it may be kept instead of another'
+        if is_truncated
+        else ''
+    )
+    return ACCOUNTED[neighboring_relation] + also
 
 
 def check_accounted(neighboring_relation: str) -> None:

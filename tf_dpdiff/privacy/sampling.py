@@ -33,8 +33,9 @@ def shard_bounds(num_units: int, replica: int, num_replicas: int) -> tuple[int, 
 class PoissonSampler:
     """Each unit takes part in a step with the same probability, independently of all others and of all other steps.
 
-    This is the sampling that privacy amplification by subsampling is proven for, hence the only one that this project
-    claims an epsilon for. It holds indices alone and never looks at an image, so the data set may be of any size.
+    This is the sampling that privacy amplification by subsampling is proven for, hence the only one, but for its
+    truncated form, that this project claims an epsilon for. It holds indices alone and never looks at an image, so the
+    data set may be of any size.
 
     Guarantee: the batch is a function of (num_units, seed, step) alone, so a step that is run again after a crash sees
       the same units. Over several replicas each samples its own shard at the same probability, and together they draw
@@ -70,11 +71,52 @@ class PoissonSampler:
           Sorted indices, int64 [sampled units], each in [0, num_units).
         """
         first, end = shard_bounds(num_units, replica, num_replicas)
-        bits = np.random.Philox(key=np.array([seed, step], np.uint64))
-        # Unit i always gets the i-th number of the step; the generator makes four at a time.
-        bits.advance(first // 4)
-        numbers = np.random.Generator(bits).random(first % 4 + end - first)[first % 4 :]
+        numbers = _numbers(first, end, seed=seed, step=step)
         return first + np.flatnonzero(numbers < self.sampling_probability)
+
+
+@dataclasses.dataclass(frozen=True)
+class TruncatedPoissonSampler(PoissonSampler):
+    """Poisson sampling of which at most a given number of units is kept, as devices with fixed shapes need it.
+
+    Where more are drawn, the kept ones are a uniformly random subset of them: those with the smallest of the numbers by
+    which units are drawn, which are independent and alike. It is a function of the secret seed, as the draw is.
+
+    Guarantee: that of `PoissonSampler`, but units are not independent of one another where the bound is met: one that
+      is drawn may push another one out. See `truncation` for what that costs. Each replica takes an equal part of what
+      is kept, in place of the units of its own shard: at most the bound over num_replicas, rounded upwards.
+
+    Attributes:
+      truncated_batch_size: The most units of a step, at least 1.
+
+    Example:
+        >>> len(TruncatedPoissonSampler(0.5, 3).sample(1000, seed=1, step=0))
+        3
+    """
+
+    truncated_batch_size: int
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.truncated_batch_size < 1:
+            raise ValueError(f'truncated_batch_size must be at least 1, got {self.truncated_batch_size}.')
+
+    def sample(self, num_units: int, *, seed: int, step: int, replica: int = 0, num_replicas: int = 1) -> np.ndarray:
+        """Returns the units of one step that a replica takes; arguments as for `PoissonSampler.sample`."""
+        units = super().sample(num_units, seed=seed, step=step)
+        if len(units) > self.truncated_batch_size:
+            numbers = _numbers(0, num_units, seed=seed, step=step)[units]
+            units = np.sort(units[np.argsort(numbers, kind='stable')[: self.truncated_batch_size]])
+        first, end = shard_bounds(len(units), replica, num_replicas)
+        return units[first:end]
+
+
+def _numbers(first: int, end: int, *, seed: int, step: int) -> np.ndarray:
+    """Returns the numbers in [0, 1) by which the units from first to end are drawn, float64 [end - first]."""
+    bits = np.random.Philox(key=np.array([seed, step], np.uint64))
+    # Unit i always gets the i-th number of the step; the generator makes four at a time.
+    bits.advance(first // 4)
+    return np.random.Generator(bits).random(first % 4 + end - first)[first % 4 :]
 
 
 @dataclasses.dataclass(frozen=True)

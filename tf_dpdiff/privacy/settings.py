@@ -9,6 +9,7 @@ from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import cautions
 from tf_dpdiff.privacy import curves
 from tf_dpdiff.privacy import ledger as ledger_lib
+from tf_dpdiff.privacy import truncation as truncation_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,8 @@ class RunSettings:
       num_units: Size of the data set, or None where only the probability is known.
       warm_start_noise_multiplier: Of each round of the other release, > 0, or None.
       warm_start_num_rounds: Its rounds, at least 1.
+      truncated_batch_size: The most units of a step, at least as many as are expected, or None; needs num_units, and
+        epsilon is then for units that are replaced with a null record.
     """
 
     delta: float
@@ -38,6 +41,7 @@ class RunSettings:
     num_units: int | None = None
     warm_start_noise_multiplier: float | None = None
     warm_start_num_rounds: int = 1
+    truncated_batch_size: int | None = None
 
     @property
     def expected_batch_size(self) -> float | None:
@@ -55,7 +59,13 @@ class RunSettings:
             ledger = ledger.record('warm_start_release', self.warm_start_noise_multiplier, 1.0, count=rounds)
         count = self.num_steps if num_steps is None else num_steps
         assert self.noise_multiplier is not None and count is not None
-        return ledger.record(ledger_lib.DP_SGD_STEP, self.noise_multiplier, self.sampling_probability, count=count)
+        truncation = None
+        if self.truncated_batch_size is not None:
+            assert self.num_units is not None
+            truncation = truncation_lib.Truncation(self.num_units, self.truncated_batch_size)
+        return ledger.record(
+            ledger_lib.DP_SGD_STEP, self.noise_multiplier, self.sampling_probability, count, truncation
+        )
 
     def epsilon(self, accountant: str = 'pld') -> float:
         """Returns the epsilon of the whole run."""
@@ -107,7 +117,8 @@ def complete(known: RunSettings) -> RunSettings:
         name, value = 'num_steps', accounting.solve_num_steps(event_with('num_steps'), *target)
     elif known.num_units:
         name, make_event, num_units = 'sampling_probability', event_with('sampling_probability'), known.num_units
-        value = accounting.solve_batch_size(lambda size: make_event(size / num_units), *target, num_units) / num_units
+        most = min(num_units, known.truncated_batch_size or num_units)
+        value = accounting.solve_batch_size(lambda size: make_event(size / num_units), *target, most) / num_units
     else:
         name, make_event = 'sampling_probability', event_with('sampling_probability')
         exact = accounting.solve_sampling_probability(make_event, *target)

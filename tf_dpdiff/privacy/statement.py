@@ -111,6 +111,7 @@ class PrivacyStatement:
             'sampling': config.sampling,
             'sampling_probability': self.plan.sampling_probability,
             'expected_batch_size': config.expected_batch_size,
+            **({'truncated_batch_size': config.truncated_batch_size} if self.plan.truncation else {}),
             'noise_multiplier': config.noise_multiplier,
             'noise_generator': config.noise_generator,
             'sampling_generator': sampling.GENERATOR,
@@ -215,6 +216,7 @@ class PrivacyStatement:
     def to_text(self) -> str:
         """Returns the statement as a page of English."""
         fields = self.to_dict()
+        relation = relations.describe(fields['neighboring_relation'], is_truncated=bool(self.plan.truncation))
         lines = ['PRIVACY STATEMENT', '']
         if fields['guarantee_claimed']:
             lines += [
@@ -226,9 +228,7 @@ class PrivacyStatement:
                 '',
                 *(textwrap.fill(f'CAUTION: {caution}', _WIDTH) + '\n' for caution in fields['cautions']),
                 f'Protected unit: {self.unit} ({fields["unit_is"]}).',
-                *textwrap.wrap(
-                    f'Neighbouring data sets: {relations.ACCOUNTED[fields["neighboring_relation"]]}.', _WIDTH
-                ),
+                *textwrap.wrap(f'Neighbouring data sets: {relation}.', _WIDTH),
                 *_describe_accountants(**fields['epsilon_by_accountant'], is_choice=bool(self.plan.tuning)),
             ]
         else:
@@ -329,6 +329,8 @@ def _describe(release: ledger_lib.Release) -> str:
             if release.sampling_probability is None
             else f'each unit drawn with probability {release.sampling_probability:.6g}'
         )
+        if release.truncation:
+            drawn += f', at most {release.truncation.truncated_batch_size} kept at random'
         return f'DP-SGD step, {times}: {drawn}, noise multiplier {release.noise_multiplier:.6g}'
     return f'{release.mechanism.replace("_", " ")}, {times}: all units, noise multiplier {release.noise_multiplier:.6g}'
 

@@ -29,6 +29,7 @@ def run_fields(run: settings_lib.RunSettings, solved: str | None) -> dict[str, A
         'sampling_probability': run.sampling_probability,
         'num_units': run.num_units,
         'expected_batch_size': run.expected_batch_size,
+        **({'truncated_batch_size': run.truncated_batch_size} if run.truncated_batch_size else {}),
         'warm_start_noise_multiplier': run.warm_start_noise_multiplier,
         'warm_start_num_rounds': run.warm_start_num_rounds,
         'epsilon_over_steps': [point._asdict() for point in run.curve()],
@@ -42,7 +43,8 @@ def draw_run(run: settings_lib.RunSettings, path: pathlib.Path) -> None:
         if run.num_units
         else f'sampling probability {run.sampling_probability:.6g}'
     )
-    title = f'noise multiplier {run.noise_multiplier:.6g}, {batch}'
+    bound = f', at most {run.truncated_batch_size:,}' if run.truncated_batch_size else ''
+    title = f'noise multiplier {run.noise_multiplier:.6g}, {batch}{bound}'
     if run.warm_start_noise_multiplier is not None:
         rounds = f' in {run.warm_start_num_rounds} rounds' if run.warm_start_num_rounds > 1 else ''
         title += f',\nwarm start with noise multiplier {run.warm_start_noise_multiplier:g}{rounds} before'

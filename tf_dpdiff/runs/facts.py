@@ -165,7 +165,9 @@ class Facts:
     @property
     def adjacency(self) -> str:
         """Which pairs of data sets are compared."""
-        relation = relations.ACCOUNTED[self.statement['neighboring_relation']]
+        relation = relations.describe(
+            self.statement['neighboring_relation'], is_truncated='truncated_batch_size' in self.statement
+        )
         whole = (
             'A unit is one image: several images of one person are several units.'
             if self.statement['unit_is'] == _PER_IMAGE
@@ -202,6 +204,8 @@ class Facts:
                 if probability == 1.0
                 else f'each unit with probability {probability:.6g}'
             )
+            if release.truncation:
+                units += f', at most {release.truncation.truncated_batch_size} kept at random'
             name = release.mechanism.replace('_', ' ').replace('dp sgd', 'DP-SGD')
             yield f'{name}, {times}, on {units}, noise multiplier {release.noise_multiplier:.6g}'
 

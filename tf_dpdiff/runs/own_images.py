@@ -32,6 +32,9 @@ TEACHER_SHARE = 0.15
 _FEWEST_STEPS, _MOST_STEPS = 20, 100
 _LARGEST_BATCH, _BATCH_SHARE = 4096, 0.5
 _FEWEST_VIEWS, _MOST_VIEWS = 4, 16  # Of a unit, where time permits.
+# The learning rate of the recipes for two cores, whose private steps have so much of `forecast.Forecast.gradient_share`
+# and more. Below that Adam follows the noise: at 7.6 this rate left confetti, and a tenth of it cells without grain.
+_FULL_RATE, _FULL_RATE_SHARE = 3e-3, 30.0
 # Parts of the time; the rest is a margin. The warm start comes first: private steps do not teach classes that it has
 # not taught. What it does not need is theirs.
 _WARM_START_TIME, _TRAINING_TIME, _SAMPLES_TIME = 0.45, 0.65, 0.2
@@ -128,6 +131,19 @@ def choose(facts: Facts) -> Choice:
         num_views,
         _round_down(_between(num_samples, _FEWEST_SAMPLES, _MOST_SAMPLES)),
     )
+
+
+def choose_learning_rate(gradient_share: float) -> float:
+    """Returns the learning rate of the private steps.
+
+    Args:
+      gradient_share: What the noise leaves of the gradients; see `forecast.Forecast`.
+
+    Example:
+        >>> choose_learning_rate(7.6), choose_learning_rate(130.0)
+        (0.00019, 0.003)
+    """
+    return _round_down(_FULL_RATE * min(1.0, gradient_share / _FULL_RATE_SHARE) ** 2)
 
 
 def _teacher(facts: Facts, squared_budget: float) -> teacher_lib.TeacherConfig | None:

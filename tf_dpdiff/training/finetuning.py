@@ -15,6 +15,7 @@ from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import memory
 from tf_dpdiff.training import optimization as optimization_lib
 from tf_dpdiff.training import stage as stage_lib
+from tf_dpdiff.training import strategies
 from tf_dpdiff.training import summaries as summaries_lib
 from tf_dpdiff.training import train_step
 from tf_dpdiff.training import views as views_lib
@@ -113,7 +114,7 @@ def make_stage(
         state,
         max_ema_decay=config.max_ema_decay,
         chunk_sizes=chunk_sizes,
-        padded_to=replicas.padded_size(units_per_replica, chunk_sizes.units),
+        padded_to=_padded_size(plan, replicas, chunk_sizes.units),
         replicas=replicas,
     )
 
@@ -131,6 +132,14 @@ def make_stage(
         }
 
     return stage_lib.Stage(NAME, plan.config.num_steps, optimizer, begin, run_step)
+
+
+def _padded_size(plan: plan_lib.DpSgdPlan, replicas: strategies.Replicas, units_per_chunk: int) -> int:
+    """Returns the size whose multiples the batches of a replica are padded to: truncated ones all have this size."""
+    if not plan.truncation:
+        return replicas.padded_size(-(-plan.config.expected_batch_size // replicas.count), units_per_chunk)
+    most = -(-min(plan.truncation.truncated_batch_size, plan.num_units) // replicas.count)
+    return -(-most // units_per_chunk) * units_per_chunk
 
 
 def diagnostics_writer(summaries: summaries_lib.Summaries, every_steps: int) -> Callable[[int, dict[str, float]], None]:

@@ -72,7 +72,7 @@ def make_private_step(
     def private_step(step: int) -> dict[str, tf.Tensor]:
         # Record the step: this refuses to pass the plan before anything is computed.
         ledger = plan.record_step(state.ledger)
-        # Sample units, each replica those of its own shard.
+        # Sample units, each replica those of its own shard, or of its part of a truncated batch.
         sampled = [
             plan.sampler.sample(
                 plan.num_units, seed=sampling_seed, step=step, replica=replica, num_replicas=replicas.count
