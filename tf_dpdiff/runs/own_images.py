@@ -22,7 +22,7 @@ COUNT_WEIGHT, CENTER = 0.2, 0.5  # Of the noisy means.
 _CLIP_SHARE = 0.3
 # The noise that means may have for there to be more of them; means of MNIST are best with as much (gin/mnist_cpu.gin).
 _MEAN_NOISE = 0.13
-_FEWEST_MEANS, _MOST_MEANS, _ROUNDS = 4, 40, 5
+_MOST_MEANS, _ROUNDS = 40, 5
 # Of what one Gaussian release of the whole budget would be: the warm start's part where it buys many means, and else.
 # MNIST at epsilon 10 and at 1 is so in its own recipes: what tells classes apart comes from the means first.
 _WARM_START_SHARES, _MANY_MEANS = (0.3, 0.65), 10
@@ -167,8 +167,6 @@ def _class_means(facts: Facts, squared_budget: float) -> class_means.ClassMeansC
       squared_budget: The part, as 1 / noise multiplier^2 of one Gaussian release.
     """
     clip = _round_down(_CLIP_SHARE * math.sqrt(math.prod(facts.image_shape)))
-    locate = facts.num_classes > 1  # A round more, to look for small details that tell them apart.
-    num_rounds = _ROUNDS + locate
     of_one, of_rounds = (_round_up(math.sqrt(rounds / squared_budget)) for rounds in (1, _ROUNDS))
 
     def release(noise_multiplier, num_means):
@@ -176,18 +174,17 @@ def _class_means(facts: Facts, squared_budget: float) -> class_means.ClassMeansC
             noise_multiplier,
             clip,
             num_means,
-            1 if num_means == 1 else num_rounds,
+            1 if num_means == 1 else _ROUNDS,
             count_weight=COUNT_WEIGHT,
             center=CENTER,
             smooth=True,
-            locate=locate and num_means > 1,
         )
 
     noise = forecast_lib.noise_on_means(
-        release(of_rounds, _FEWEST_MEANS), facts.num_units, facts.num_classes, relations.REPLACE_WITH_ZERO
+        release(of_rounds, 2), facts.num_units, facts.num_classes, relations.REPLACE_WITH_ZERO
     )
-    num_means = min(_MOST_MEANS, math.floor(_FEWEST_MEANS * _MEAN_NOISE / noise))
-    return release(of_rounds, num_means) if num_means >= _FEWEST_MEANS else release(of_one, 1)
+    num_means = min(_MOST_MEANS, math.floor(2.0 * _MEAN_NOISE / noise))
+    return release(of_rounds, num_means) if num_means > 2 else release(of_one, 1)
 
 
 def _private_steps(facts: Facts, secs: float) -> tuple[int, int, int]:
