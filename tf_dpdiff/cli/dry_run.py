@@ -171,7 +171,9 @@ def _private_rows(build: build_lib.Build, model, starts_from, hardware) -> plann
     if pretraining:
         rows.append(('pre-training', f'{pretraining.num_steps:,} steps of {pretraining.batch_size:,} of them'))
     if recipe.teacher:
-        rows.append(('teacher', f'{recipe.teacher.num_rounds:,} noisy releases of all units, to choose samples by'))
+        rows.append(
+            ('teacher', f'{recipe.teacher.num_rounds:,} noisy releases of all units, to choose and label samples')
+        )
     if recipe.warm_start:
         rows += _warm_start_rows(recipe.warm_start)
     rows += [

@@ -70,10 +70,7 @@ class Scattering(tf.Module):
 
         Each image's are computed from it alone.
         """
-        return self.of_pixels(tf.cast(images_uint8, tf.float32) / 255.0)
-
-    def of_pixels(self, images: tf.Tensor) -> tf.Tensor:
-        """Returns the same of images in [0, 1], float32 [images, height, width, channels]."""
+        images = tf.cast(images_uint8, tf.float32) / 255.0
         if tuple(images.shape[1:3]) != self._size:
             images = tf.image.resize(images, self._size, 'area')
         images = tf.pad(tf.transpose(images, [0, 3, 1, 2]), [(0, 0), (0, 0), *self._padding], 'REFLECT')
