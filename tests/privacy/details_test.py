@@ -54,11 +54,11 @@ def test_frequencies_of_any_image_are_a_vector_of_norm_1(shape, scale):
 def test_frequencies_and_places_of_an_image_depend_on_no_other():
     images, labels, _ = make_cells(20)
     told = np.random.default_rng(1).normal(size=[2, details.num_kinds(images.shape[1:])])
-    together, cells = details.center(images, labels, told, 4)
+    together, cells = details.align(images, labels, told, 4)
     for number in range(20):
         one = slice(number, number + 1)
         np.testing.assert_array_equal(details.frequencies(images)[one], details.frequencies(images[one]))
-        moved, cell = details.center(images[one], labels[one], told, 4)
+        moved, cell = details.align(images[one], labels[one], told, 4)
         np.testing.assert_array_equal(together[one], moved)
         np.testing.assert_array_equal(cells[one], cell)
 
@@ -68,7 +68,7 @@ def test_dots_of_one_class_are_found_and_moved_to_the_middle_of_their_cells(chan
     images, labels, places = make_cells(channels=channels)
     told = find(images, labels)
     assert told is not None
-    moved, cells = details.center(images, labels, told, 4)
+    moved, cells = details.align(images, labels, told, 4)
     with_dot = labels == 1
     middles = np.array([4, 12, 20, 28])
     expected = places[with_dot] // 8

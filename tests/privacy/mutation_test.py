@@ -419,8 +419,8 @@ MUTANTS = (
     Mutant(
         'Poisson sampling that shuffles',
         'privacy/sampling.py',
-        'np.flatnonzero(numbers < self.sampling_probability)',
-        'np.sort(np.argsort(numbers)[:int(self.sampling_probability * len(numbers))])',
+        'first + np.flatnonzero(numbers < self.sampling_probability)',
+        'first + np.sort(np.argsort(numbers)[:int(self.sampling_probability * len(numbers))])',
         SAMPLING,
     ),
     Mutant(
@@ -447,8 +447,8 @@ MUTANTS = (
     Mutant(
         'more units than planned: the sampling probability is doubled',
         'privacy/plan.py',
-        'sampler = sampling.PoissonSampler(config.expected_batch_size / num_units)',
-        'sampler = sampling.PoissonSampler(min(1.0, 2.0 * config.expected_batch_size / num_units))',
+        'return sampling.PoissonSampler(probability)',
+        'return sampling.PoissonSampler(min(1.0, 2.0 * probability))',
         PLAN,
     ),
     Mutant(
@@ -1647,7 +1647,7 @@ MUTANTS = (
     Mutant(
         'of too many units the first ones are kept',
         'privacy/sampling.py',
-        "units[np.argsort(numbers, kind='stable')[: self.truncated_batch_size]]",
+        "units[np.argsort(numbers[units], kind='stable')[: self.truncated_batch_size]]",
         'units[: self.truncated_batch_size]',
         SAMPLING,
     ),

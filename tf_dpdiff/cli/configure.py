@@ -22,7 +22,6 @@ from tf_dpdiff.runs import recipe as recipe_lib
 _COMMENT_COLUMN = 48
 _MOST_OVERTIME = 1.5  # Of the hours that were asked for; beyond it, it is said.
 _INCLUDE = "include 'own_images.gin'"
-_LEARNING_RATE = 'finetuning/OptimizationConfig.learning_rate'
 # What nothing is known of before the images are, for a configuration that can be read.
 _UNDECIDED = [
     'TARGET_EPSILON = 1.0',
@@ -133,7 +132,8 @@ def configured(path: str | os.PathLike, asked: wishes.Wishes) -> Configured:
     assert recipe.warm_start is not None and recipe.warm_start.release == choice.release
     told = forecast_lib.forecast_of(build, model)
     rate = own_images.choose_learning_rate(told.gradient_share)  # It changes nothing of what was built to find it.
-    lines.append((f'{_LEARNING_RATE} = {rate!r}', 'The more the noise hides of the gradients, the less.'))
+    why = 'The more the noise hides of the gradients, the less.'
+    lines.append((f'finetuning/OptimizationConfig.learning_rate = {rate!r}', why))
     return Configured(_text([*_head(found, build, told, asked, hours), *lines]), build, model, speed, told)
 
 
@@ -187,10 +187,6 @@ def _decided(facts: own_images.Facts, choice: own_images.Choice, asked: wishes.W
         why = 'As many per class as the noise permits.'
         lines.append((f'ClassMeansConfig.means_per_class = {release.means_per_class}', why))
         lines.append(f'ClassMeansConfig.num_rounds = {release.num_rounds}')
-    if release.locate:
-        lines.append(
-            ('ClassMeansConfig.locate = True', 'Small details that tell classes apart count, wherever they lie.')
-        )
     if choice.teacher:
         lines += [
             'train.teacher = @TeacherConfig()',

@@ -58,9 +58,10 @@ def of_private_run(
     )
     chunk = _choose_chunk(hardware, model, finetuning, batch_size)
     is_poisson = isinstance(plan.sampler, sampling.PoissonSampler) and not plan.truncation
-    # Of truncated batches each device takes an equal part, in whole chunks.
-    largest: float = -(-batch_size // (hardware.devices * chunk.units)) * chunk.units
-    if not plan.truncation:
+    largest: float
+    if plan.truncation:  # Devices take equal parts of what is kept, in whole chunks.
+        largest = -(-batch_size // (hardware.devices * chunk.units)) * chunk.units
+    else:
         largest = planner.largest_sampled_share(
             num_units, batch_size, hardware.devices, chunk.units, is_poisson=is_poisson
         )

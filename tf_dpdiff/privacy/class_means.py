@@ -175,7 +175,7 @@ class ClassMeansConfig:
         for pixels, of_part, shares in _parts(images, labels, owners):
             joined = np.zeros([len(pixels)], np.int64)
             if told is not None:
-                pixels, joined = details.center(pixels, of_part, told, self.cells_per_side)
+                pixels, joined = details.align(pixels, of_part, told, self.cells_per_side)
             flat = pixels.reshape([len(pixels), -1]) - self.center
             flat = flat / np.maximum(self.l2_norm_clip, np.linalg.norm(flat, axis=1, keepdims=True))
             if means is not None:
@@ -242,21 +242,20 @@ class ClassMeansConfig:
                 return self._located(np.mean(rounds, axis=0), stddev / math.sqrt(len(rounds)), images.shape[1:])
         first, means = int(self.locate), None
         for number in range(first, self.num_rounds):
+            is_first = number == first
             vector = with_noise(self.exact_vector(images, labels, num_classes, owners, means), number)
             # From here on it is post-processing of a private release.
             sums, counts = vector[..., :-1], vector[..., -1] / self.count_weight
             if self.smooth:
-                sums = _smooth(sums.reshape([-1, *images.shape[1:]]), stddev, is_first=number == first).reshape(
-                    sums.shape
-                )
-                if number == first:
+                sums = _smooth(sums.reshape([-1, *images.shape[1:]]), stddev, is_first=is_first).reshape(sums.shape)
+                if is_first:
                     counts = _towards_average(counts, stddev / self.count_weight)
-            elif number > first:
+            elif not is_first:
                 sums = _shrink(sums.reshape([-1, sums.shape[-1]]), stddev).reshape(sums.shape)
             means = sums * self.l2_norm_clip / np.maximum(counts, 1.0)[..., None]
             if self.num_rounds > 1:
                 counts = np.where(counts > noise.SURE * stddev / self.count_weight, counts, 0.0)
-            if number == first and self.num_rounds > 1:
+            if is_first and self.num_rounds > 1:
                 means = _spread(means[:, 0], images.shape[1:], self.means_per_class)
             elif number + 1 < self.num_rounds:
                 means = _split_largest(means, counts, images.shape[1:])

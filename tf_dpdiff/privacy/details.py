@@ -68,7 +68,7 @@ def find(noisy: np.ndarray, counts: np.ndarray, stddev: float) -> np.ndarray | N
     return told if 2 * np.sum(has_details) >= len(noisy) else None
 
 
-def center(
+def align(
     images: np.ndarray, labels: np.ndarray, told: np.ndarray, cells_per_side: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Moves the patch that tells most of the class of its image to the middle of the cell of a grid that it lies in.

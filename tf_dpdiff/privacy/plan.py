@@ -305,14 +305,7 @@ def make_plan(
         num_units,
         accepted=config.accept_large_delta,
     )
-    sampler: sampling.PoissonSampler | sampling.ShuffledBatches
-    if config.truncated_batch_size is not None:
-        probability = config.expected_batch_size / num_units
-        sampler = sampling.TruncatedPoissonSampler(probability, int(config.truncated_batch_size))
-    elif config.sampling == 'poisson':
-        sampler = sampling.PoissonSampler(config.expected_batch_size / num_units)
-    else:
-        sampler = sampling.ShuffledBatches(config.expected_batch_size)
+    sampler = _make_sampler(config, num_units)
     clipper = clipping.PerUnitClipper(
         config.l2_norm_clip, per_layer=config.clipping == 'per_layer', normalized=config.clipping == 'normalized'
     )
@@ -361,3 +354,12 @@ def make_plan(
             'claim.'
         )
     return plan
+
+
+def _make_sampler(config: DpSgdConfig, num_units: int) -> sampling.PoissonSampler | sampling.ShuffledBatches:
+    if config.sampling != 'poisson':
+        return sampling.ShuffledBatches(config.expected_batch_size)
+    probability = config.expected_batch_size / num_units
+    if config.truncated_batch_size is not None:
+        return sampling.TruncatedPoissonSampler(probability, int(config.truncated_batch_size))
+    return sampling.PoissonSampler(probability)

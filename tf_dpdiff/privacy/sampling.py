@@ -103,10 +103,10 @@ class TruncatedPoissonSampler(PoissonSampler):
 
     def sample(self, num_units: int, *, seed: int, step: int, replica: int = 0, num_replicas: int = 1) -> np.ndarray:
         """Returns the units of one step that a replica takes; arguments as for `PoissonSampler.sample`."""
-        units = super().sample(num_units, seed=seed, step=step)
+        numbers = _numbers(0, num_units, seed=seed, step=step)
+        units = np.flatnonzero(numbers < self.sampling_probability)
         if len(units) > self.truncated_batch_size:
-            numbers = _numbers(0, num_units, seed=seed, step=step)[units]
-            units = np.sort(units[np.argsort(numbers, kind='stable')[: self.truncated_batch_size]])
+            units = np.sort(units[np.argsort(numbers[units], kind='stable')[: self.truncated_batch_size]])
         first, end = shard_bounds(len(units), replica, num_replicas)
         return units[first:end]
 
