@@ -2,16 +2,24 @@
 
 import json
 import pathlib
+import re
 import shutil
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests.cli import verbs
 from tf_dpdiff.cli import command
+from tf_dpdiff.cli import evaluate
 from tf_dpdiff.cli import export
+from tf_dpdiff.cli import release
 from tf_dpdiff.cli import sample
 from tf_dpdiff.cli import train
+from tf_dpdiff.data import datasets
+from tf_dpdiff.runs import library
+from tf_dpdiff.serving import batching
+from tf_dpdiff.serving import servables
 from tf_dpdiff.training import teacher as teacher_stage
 
 pytestmark = pytest.mark.usefixtures('small_network')
@@ -83,21 +91,17 @@ def test_statement_and_report_tell_of_the_teacher(run):
     assert 'teacher gradients, 10 times: all units, noise multiplier 20' in (run / 'privacy_statement.txt').read_text()
 
 
-def test_every_way_to_sample_gives_the_same_images_and_a_run_the_labels_too(run, tmp_path, capsys):
+def test_every_way_to_sample_gives_the_same_images_and_labels(run, tmp_path, capsys):
     run, exported = shutil.copytree(run, tmp_path / 'run'), tmp_path / 'exported'
     with np.load(run / 'samples.npz') as samples:
         expected = dict(samples)
     assert verbs.call(export, f'--workdir={run}', f'--output={exported}', '--warmup_batch_sizes=none') == command.DONE
-    for source, labels in (
-        (f'--workdir={run}', expected['labels']),
-        # An exported model draws images of the labels that it is asked for.
-        (f'--saved_model={exported}', np.arange(120) % 10),
-    ):
+    for source in (f'--workdir={run}', f'--saved_model={exported}'):
         path = tmp_path / 'drawn.npz'
         assert verbs.call(sample, source, '--num_images=120', f'--output={path}') == command.DONE
         with np.load(path) as samples:
             np.testing.assert_array_equal(samples['images'], expected['images'])
-            np.testing.assert_array_equal(samples['labels'], labels)
+            np.testing.assert_array_equal(samples['labels'], expected['labels'])
         for left in tmp_path.glob('drawn*'):
             left.unlink()
     capsys.readouterr()
@@ -105,9 +109,58 @@ def test_every_way_to_sample_gives_the_same_images_and_a_run_the_labels_too(run,
     assert verbs.call(sample, *given) == command.WRONG_USE
     assert 'say --format=npz or --format=tfds' in capsys.readouterr().err
     (run / teacher_stage.FILE).unlink()
-    given = [f'--workdir={run}', '--num_images=10', f'--output={tmp_path / "none.npz"}']
+    # Another sampler draws from the checkpoint, which needs the file.
+    given = [f'--workdir={run}', '--num_steps=4', '--num_images=10', f'--output={tmp_path / "none.npz"}']
     assert verbs.call(sample, *given) != command.DONE
-    assert 'teacher.npz is missing' in capsys.readouterr().err and not (tmp_path / 'none.npz').exists()
+    assert (
+        'teacher.npz, the teacher of the run, is missing' in capsys.readouterr().err
+        and not (tmp_path / 'none.npz').exists()
+    )
+
+
+def test_teacher_goes_out_with_the_generator_and_says_what_the_run_s_says(run, tmp_path):
+    images = datasets.digits().held_out.images_uint8[:30]
+    run_id = json.loads((run / 'privacy_statement.json').read_text())['run_id']
+    logits = teacher_stage.read_scorer(run, run_id, images.shape[1:])(tf.constant(images))
+    expected, labels = tf.nn.softmax(logits).numpy(), np.argmax(logits, axis=1)
+    assert verbs.call(release, f'--workdir={run}', f'--output={tmp_path / "out"}') == command.DONE
+    for folder in (run, tmp_path / 'out' / 'saved_model'):
+        np.testing.assert_allclose(library.load(folder).classify(images), expected, atol=1e-5)
+    card = (tmp_path / 'out' / 'README.md').read_text()
+    assert "signatures['classify']" in card and 'The generator, the classifier beside it, and everything drawn' in card
+    # As a server has it, which has answered the warm-up requests by then.
+    servable = servables.Servable(tmp_path / 'out' / 'saved_model' / '1', batching.BatchingConfig())
+    found = servable.signature('classify').run({'images': images})
+    np.testing.assert_array_equal(found['labels'], labels)
+    np.testing.assert_array_equal(
+        servable.signature('label_samples').run({'images': images})['labels'], teacher_labels(run, images)
+    )
+    servable.close()
+
+
+@pytest.mark.parametrize('changed', [lambda images: images[:, :4], lambda images: images / 255.0])
+def test_teacher_takes_images_of_its_run_alone(run, changed):
+    images = datasets.digits().held_out.images_uint8[:3]
+    with pytest.raises(ValueError, match=r'images must be uint8 \[images, 8, 8, 1\], got'):
+        library.load(run).classify(changed(images))
+
+
+def test_model_without_a_teacher_says_so(tiny_run):
+    with pytest.raises(ValueError, match='the model has no classifier'):
+        library.load(tiny_run[0]).classify(np.zeros([1, 8, 8, 1], np.uint8))
+
+
+def test_accuracy_of_the_teacher_is_measured_and_private(run, tmp_path, capsys):
+    run, held_out = shutil.copytree(run, tmp_path / 'run'), datasets.digits().held_out
+    only = ('evaluate.quality = None', 'evaluate.neighbors = None', "UtilityConfig.classifiers = ('rbf_svm',)")
+    given = [f'--gin_file={TINY}', *(f'--gin_param={binding}' for binding in (*only, 'UtilityConfig.curve_sizes = ()'))]
+    assert verbs.call(evaluate, *given, f'--workdir={run}') == command.DONE
+    said = ' '.join(capsys.readouterr().out.split())
+    expected = np.mean(np.argmax(library.load(run).classify(held_out.images_uint8), axis=1) == held_out.labels)
+    assert re.search(rf'teacher of the run.* by itself: {expected:.1%} of the 360 held-out real images. \(.*not', said)
+    measured = json.loads((run / 'non_private' / 'evaluation_samples' / 'evaluation.json').read_text())
+    assert measured['utility']['teacher'] == expected
+    assert f'{expected:.1%}' in (run / 'non_private' / 'evaluation_samples' / 'report.html').read_text()
 
 
 def test_a_set_of_samples_can_be_read_back_with_the_labels_of_the_teacher(run, tmp_path):

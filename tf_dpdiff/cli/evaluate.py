@@ -35,6 +35,8 @@ def _print_results(results, folder, workdir) -> None:
         )
         rows = report_sections.utility_rows(results['utility'])
         console.print(command.numbers_table(title, report_sections.UTILITY_HEADER, rows))
+        if line := report_sections.teacher_line(results['utility']):
+            console.print(f'{line} ({command.NOT_TO_BE_RELEASED})', highlight=False, soft_wrap=True)
         if guessing := utility.no_better_than_guessing(results['utility']):
             console.print(
                 f'Trained on samples, {", ".join(guessing)} did no better than naming the most frequent class for all '

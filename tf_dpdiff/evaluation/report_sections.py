@@ -47,7 +47,7 @@ def utility(result: dict, *, confusion_png: pathlib.Path, curve_png: pathlib.Pat
     """Returns the section on classifiers: trained on samples, beside the same ones trained on real images.
 
     Args:
-      result: From `utility.measure`: its fields.
+      result: From `utility.measure`: its fields; 'teacher', where the run has one, is its accuracy.
       confusion_png: The picture of the confusion matrix of the classifier that `chosen` names.
       curve_png: The picture of accuracy over the number of samples, where that was measured.
     """
@@ -58,6 +58,8 @@ def utility(result: dict, *, confusion_png: pathlib.Path, curve_png: pathlib.Pat
         f'{result["num_synthetic"]:,} samples{real}; mean and standard deviation over seeds, and '
         'the ensemble of the seeds. ' + result['validation']
     )
+    if teacher_line(result):
+        body += report.paragraph(teacher_line(result))
     if curve_png:
         body += report.heading('Accuracy against the number of samples') + report.picture(
             curve_png,
@@ -80,6 +82,16 @@ def utility(result: dict, *, confusion_png: pathlib.Path, curve_png: pathlib.Pat
         pixelated=False,
     )
     return report.Section('Downstream accuracy', body)
+
+
+def teacher_line(result: dict) -> str:
+    """Returns a sentence on the classifier that the run releases beside its generator; empty where there is none."""
+    if result.get('teacher') is None:
+        return ''
+    return (
+        f'The private teacher of the run, which is released with the generator, by itself: {result["teacher"]:.1%} of '
+        f'the {result["num_test"]:,} held-out real images.'
+    )
 
 
 def chosen_classifier(result: dict) -> dict:

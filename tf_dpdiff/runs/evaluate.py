@@ -8,6 +8,8 @@ import pathlib
 import time
 from typing import Any
 
+import numpy as np
+
 from tf_dpdiff import files
 from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.data import datasets
@@ -24,6 +26,7 @@ from tf_dpdiff.runs import released_accuracy
 from tf_dpdiff.runs import report as run_report
 from tf_dpdiff.sampling import shared_work
 from tf_dpdiff.sampling import store
+from tf_dpdiff.serving import export
 
 _WARNING = (
     'PRIVATE: this page holds numbers and pictures made from private images without noise. It is for the owner of '
@@ -96,7 +99,7 @@ def evaluate(
     if quality:
         sections.append(_measure_quality(results, quality, extractor, samples, data))
     if utility:
-        section, predictions = _measure_utility(results, utility, samples, data, folder, workers)
+        section, predictions = _measure_utility(results, utility, samples, data, workdir, folder, workers)
         sections.append(section)
     if recipe.neighbors:
         sections.append(_search_neighbors(results, recipe.neighbors, extractor, samples, data, folder))
@@ -198,7 +201,7 @@ def _measure_quality(results, config, extractor, samples, data) -> report.Sectio
     return report_sections.quality(measured)
 
 
-def _measure_utility(results, config, samples, data, folder, workers):
+def _measure_utility(results, config, samples, data, workdir, folder, workers):
     """Returns a section, None at the other workers than the first, and what the classifiers trained on samples take
     the held-out images for."""
     started = time.monotonic()
@@ -206,6 +209,7 @@ def _measure_utility(results, config, samples, data, folder, workers):
     if not workers.is_first:
         return None, measured.predictions
     fields = results['utility'] = measured.fields
+    fields['teacher'] = _test_teacher(workdir, data.held_out)
     results['seconds']['utility'] = round(time.monotonic() - started, 1)
     pictures.draw_confusion(folder / 'confusion.png', fields, report_sections.chosen_classifier(fields))
     curve_png = None
@@ -214,6 +218,15 @@ def _measure_utility(results, config, samples, data, folder, workers):
         pictures.draw_utility_curve(curve_png, fields)
     section = report_sections.utility(fields, confusion_png=folder / 'confusion.png', curve_png=curve_png)
     return section, measured.predictions
+
+
+def _test_teacher(workdir: pathlib.Path, held_out: datasets.ImageDataset) -> float | None:
+    """Returns the accuracy of the classifier that a run releases with its generator; None where there is none."""
+    saved_model = workdir / folder_lib.SAVED_MODEL
+    if not saved_model.exists():
+        return None
+    classify = export.load_classifier(export.find_version(saved_model), export.CLASSIFY, 'labels')
+    return float(np.mean(classify(held_out.images_uint8) == held_out.labels)) if classify else None
 
 
 def _search_neighbors(results, config, extractor, samples, data, folder) -> report.Section | None:

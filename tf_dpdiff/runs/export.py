@@ -7,6 +7,7 @@ from typing import Any
 
 from tf_dpdiff import progress
 from tf_dpdiff.runs import folder
+from tf_dpdiff.runs import outcome
 from tf_dpdiff.runs import source
 from tf_dpdiff.serving import export
 from tf_dpdiff.serving import warmup
@@ -52,6 +53,7 @@ def export_run(
                 image_sampler,
                 directory,
                 folder.statement_paths(workdir) + [pathlib.Path(described) / folder.MODEL],
+                classifier=outcome.read_classifier(description, workdir),
                 warmup_batch_sizes=warmup_batch_sizes,
                 allow_incompatible=allow_incompatible,
             )

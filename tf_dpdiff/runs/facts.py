@@ -88,8 +88,9 @@ class Facts:
                 f'{NO_GUARANTEE} is claimed. What is released may tell of, or even show, private images of '
                 f'{self.statement["dataset"]!r}: treat it as you would treat those.'
             )
+        beside = ', the classifier beside it' if self.description.has_teacher else ''
         return (
-            f'The generator, and everything drawn from it, is (epsilon, delta)-differentially private towards '
+            f'The generator{beside}, and everything drawn from it, is (epsilon, delta)-differentially private towards '
             f'{self.statement["unit"]} of {self.statement["dataset"]!r}: {self.parameters}.'
         )
 

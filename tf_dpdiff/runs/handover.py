@@ -57,7 +57,7 @@ _FILES = {
     folder.REPORT: 'one page with samples, statement, what it has cost over time, and configuration',
     folder.SAMPLES: 'the samples, as NumPy arrays',
     folder.SAMPLES_PICTURE: 'a look at them',
-    folder.SAVED_MODEL: 'the generator, for TensorFlow and TensorFlow Serving',
+    folder.SAVED_MODEL: 'the generator, for TensorFlow and TensorFlow Serving; with it the teacher, if there is one',
     folder.MODEL: 'its shape and classes',
     folder.RELEASED_ACCURACY: 'accuracies on private images, released with noise',
     folder.AUDIT_SUMMARY: 'an audit of the implementation, on no private image',

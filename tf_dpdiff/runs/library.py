@@ -175,6 +175,30 @@ class Generator:
         assert drawn is not None  # Nobody asks it to stop.
         return drawn
 
+    def classify(self, images: np.ndarray) -> np.ndarray:
+        """Returns what the released teacher takes real images for; post-processing, which costs no privacy.
+
+        Args:
+          images: uint8 [images, height, width, channels], of `image_shape`, brought to that size in the same way as the
+            images that the run was trained on.
+
+        Returns:
+          Probabilities of the classes, float32 [images, classes]; each row adds up to 1. They are not calibrated.
+
+        Raises:
+          ValueError: if the run has no teacher, or if the images have another type or shape.
+        """
+        if self._source.classify is None:
+            raise ValueError(
+                'the model has no classifier: train with train.teacher = @TeacherConfig(), or export a run that was.'
+            )
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != tuple(self.image_shape):
+            raise ValueError(
+                f'images must be uint8 [images, {", ".join(map(str, self.image_shape))}], got {images.dtype} '
+                f'{list(images.shape)}.'
+            )
+        return self._source.classify(images)
+
 
 def train(
     recipe: recipe_lib.Recipe,

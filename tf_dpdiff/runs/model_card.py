@@ -13,6 +13,7 @@ from tf_dpdiff.privacy import rounding
 from tf_dpdiff.runs import curator
 from tf_dpdiff.runs import facts as facts_lib
 from tf_dpdiff.runs import folder
+from tf_dpdiff.serving import export
 
 _TAGS = ('differential-privacy', 'synthetic-data', 'diffusion', 'image-generation', 'tensorflow', 'saved-model')
 _CITATIONS = (
@@ -178,6 +179,16 @@ def _start(facts: facts_lib.Facts) -> Iterator[str]:
         "['images']  # uint8\n"
         '```'
     )
+    if facts.description.has_teacher:
+        height, width, channels = facts.description.image_shape
+        yield 'The classifier beside it takes real images of the same size:'
+        yield (
+            '```python\n'
+            f'images = tf.zeros([1, {height}, {width}, {channels}], tf.uint8)  # In place of your own.\n'
+            f"found = model.signatures['{export.CLASSIFY}'](images=images)\n"
+            "print(found['labels'], found['probabilities'])  # Not calibrated.\n"
+            '```'
+        )
     yield 'The same label and seed give the same image. Whether the release has arrived whole, and is of one piece:'
     yield (
         '```sh\nsha256sum --check SHA256SUMS\nbin/release --verify=.  # of tf_dpdiff; compares the statements too\n```'

@@ -116,6 +116,14 @@ def read_labeller(model: folder.ModelDescription, workdir: pathlib.Path) -> teac
     return teacher.read_labeller(workdir, _run_id(workdir), model.image_shape, model.label_bias)
 
 
+def read_classifier(model: folder.ModelDescription, workdir: pathlib.Path) -> export.ImageClassifier | None:
+    """Returns the teacher of a run as it is exported; None where the run has none."""
+    if not model.has_teacher:
+        return None
+    scorer = teacher.read_scorer(workdir, _run_id(workdir), model.image_shape)
+    return export.ImageClassifier(scorer, model.label_bias)
+
+
 def _run_id(workdir: pathlib.Path) -> str:
     run = checkpoints.read_run(workdir / checkpoints.FOLDER)
     assert run is not None
@@ -318,4 +326,9 @@ def write(
         configuration=configuration,
     )
     image_sampler = make_image_sampler(average, model, workdir)
-    return export.export_saved_model(image_sampler, workdir / folder.SAVED_MODEL, folder.paths_beside_model(workdir))
+    return export.export_saved_model(
+        image_sampler,
+        workdir / folder.SAVED_MODEL,
+        folder.paths_beside_model(workdir),
+        classifier=read_classifier(model, workdir),
+    )

@@ -8,6 +8,8 @@ import json
 import pathlib
 from typing import Any
 
+import numpy as np
+
 from tf_dpdiff.networks import denoiser
 from tf_dpdiff.networks import kinds
 from tf_dpdiff.runs import folder as folder_lib
@@ -29,6 +31,8 @@ class Source:
       origin: What identifies it and its sampler, as plain JSON values.
       load: Returns functions for `draw.in_pieces`.
       label_images: Labels the images anew; None: their labels are those that they were drawn for.
+      classify: Maps images, uint8 [images, height, width, channels], to the probabilities of their classes, float32
+        [images, classes]; None: the model was exported without a classifier.
     """
 
     description: folder_lib.ModelDescription
@@ -36,6 +40,7 @@ class Source:
     origin: dict[str, Any]
     load: Callable[[], list[draw.SampleFn]]
     label_images: draw.LabelFn | None = None
+    classify: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 def find(
@@ -153,9 +158,11 @@ def _checkpoint(workdir: pathlib.Path, description: folder_lib.ModelDescription)
 def _labelled_by_run(source: Source, workdir: pathlib.Path) -> Source:
     """Returns the source of a run, whose teacher labels the images where it does so in the run."""
     labeller = outcome.read_labeller(source.description, workdir)
-    if labeller is None:
-        return source
-    return dataclasses.replace(source, origin={**source.origin, 'labels': 'teacher'}, label_images=labeller)
+    return source if labeller is None else _labelled(source, labeller)
+
+
+def _labelled(source: Source, label_images: draw.LabelFn) -> Source:
+    return dataclasses.replace(source, origin={**source.origin, 'labels': 'teacher'}, label_images=label_images)
 
 
 def _exported(workdir: pathlib.Path | None, version: pathlib.Path, num_steps: int | None = None) -> Source:
@@ -188,8 +195,17 @@ def _exported(workdir: pathlib.Path | None, version: pathlib.Path, num_steps: in
         load_sample_fn = functools.partial(load_sample_fn, num_steps=num_steps)
     origin = _origin('an exported model', export.fingerprint(version), statements, description if described else None)
     load = functools.partial(shared_work.on_each_device, load_sample_fn)
-    source = Source(description, statements, origin, load)
-    return source if workdir is None else _labelled_by_run(source, workdir)
+    source = Source(
+        description,
+        statements,
+        origin,
+        load,
+        classify=export.load_classifier(version, export.CLASSIFY, 'probabilities'),
+    )
+    label_samples = export.load_classifier(version, export.LABEL_SAMPLES, 'labels')
+    if label_samples:
+        return _labelled(source, label_samples)
+    return source if workdir is None else _labelled_by_run(source, workdir)  # Exported by an earlier version.
 
 
 def _served(local: Source, endpoint: client.Endpoint) -> Source:

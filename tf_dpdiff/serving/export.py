@@ -11,7 +11,9 @@ import pathlib
 import shutil
 import sys
 import tempfile
+from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from tf_dpdiff import keras
@@ -28,6 +30,7 @@ STATEMENT_TEXT, STATEMENT_JSON = 'privacy_statement.txt', 'privacy_statement.jso
 MODEL = 'model.json'
 _STATEMENTS = {'json': STATEMENT_JSON, 'text': STATEMENT_TEXT}
 _STEP_COUNTS, _LABELS = 'num_steps.json', 'labels.json'
+_IMAGES_AT_A_TIME = 256
 # What is written there, besides what the caller lays there.
 EXTRA_FILES = (STATEMENT_TEXT, STATEMENT_JSON, _STEP_COUNTS, _LABELS, warmup.FILE)
 _INPUTS = (
@@ -36,7 +39,22 @@ _INPUTS = (
     tf.TensorSpec([None], tf.int32, name='num_steps'),
 )
 
+CLASSIFY, LABEL_SAMPLES = 'classify', 'label_samples'
+
 _SampleImages = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
+
+class ImageClassifier(NamedTuple):
+    """Tells classes apart, and is exported beside the sampler.
+
+    Attributes:
+      logits: Maps images, uint8 [batch, height, width, channels], to float32 [batch, num_classes], without variables.
+      sample_bias: Added to the logits where the model's own samples are labelled, one a class; None: these have the
+        labels that they were drawn for.
+    """
+
+    logits: Callable[[tf.Tensor], tf.Tensor]
+    sample_bias: Sequence[float] | None
 
 
 class ImageSampler(tf.Module):
@@ -57,6 +75,7 @@ class ImageSampler(tf.Module):
     Attributes:
       step_counts: See above.
       labels: See above.
+      image_shape: (height, width, channels).
 
     Raises:
       ValueError: if a step count is named twice, or there is no score where there are several candidates.
@@ -79,7 +98,7 @@ class ImageSampler(tf.Module):
             raise ValueError(f'step_counts of the sampler must differ, got {tuple(step_counts)}.')
         self._variables = model.variables  # And not the model: its optimizer would be exported with it.
         self._score_classes = score_classes if config.num_candidates > 1 else None
-        image_shape = tuple(model.inputs[0].shape[1:])
+        image_shape = self.image_shape = tuple(model.inputs[0].shape[1:])
         num_classes = denoiser.class_embedding(model).num_classes
         self.step_counts = tuple(step_counts)
         self.labels = range(num_classes + 1) if labels is None else labels
@@ -167,6 +186,7 @@ def export_saved_model(
     directory: pathlib.Path,
     released_files: Sequence[pathlib.Path],
     *,
+    classifier: ImageClassifier | None = None,
     warmup_batch_sizes: Sequence[int] = warmup.BATCH_SIZES,
     allow_incompatible: bool = False,
 ) -> pathlib.Path:
@@ -179,10 +199,15 @@ def export_saved_model(
     description: the names of the classes, the labels and step counts that a request may name, the shape of the images
     and the sampler. Each of these two is missing where the released files do not hold what it tells.
 
+    With a classifier there is `classify`, which maps images, uint8 [batch, height, width, channels], to probabilities,
+    float32 [batch, num_classes], and labels, int32 [batch], the likeliest class of each. Where it labels the samples of
+    the run too, `label_samples` maps images that this model has drawn to the labels that they have there.
+
     Args:
       sampler: What to export.
       directory: The servable's folder; versions are numbered sub-folders, as TF Serving expects them.
       released_files: The privacy statement and the description of the model; laid beside it, in `assets.extra/`.
+      classifier: Released with the model; None: there is none.
       warmup_batch_sizes: Of the requests that a server sends itself before it takes any, in
         `assets.extra/tf_serving_warmup_requests`; none for no such file.
       allow_incompatible: Whether it may take the place of a version whose clients it breaks.
@@ -195,6 +220,8 @@ def export_saved_model(
     """
     step_counts = sampler.step_counts
     signatures = {'serving_default': sampler.sample, 'sample_png': _png_signature(sampler)}
+    if classifier:
+        signatures.update(_classifier_signatures(classifier, sampler.image_shape))
     statements = {path.name: path for path in released_files if path.name in _STATEMENTS.values()}
     if len(statements) == len(_STATEMENTS):
         texts = {kind: statements[name].read_text(encoding='utf-8') for kind, name in _STATEMENTS.items()}
@@ -294,6 +321,28 @@ def _png_signature(sampler: ImageSampler) -> tf.types.experimental.GenericFuncti
     return sample_png
 
 
+def _classifier_signatures(
+    classifier: ImageClassifier, image_shape: tuple[int, int, int]
+) -> dict[str, tf.types.experimental.GenericFunction]:
+    """Returns the signatures of a classifier by name."""
+    images_spec = tf.TensorSpec([None, *image_shape], tf.uint8, name='images')
+
+    @tf.function(input_signature=[images_spec])
+    def classify(images):
+        probabilities = tf.nn.softmax(classifier.logits(images))
+        return {'probabilities': probabilities, 'labels': tf.argmax(probabilities, axis=1, output_type=tf.int32)}
+
+    if classifier.sample_bias is None:
+        return {CLASSIFY: classify}
+    bias = tf.constant(classifier.sample_bias, tf.float32)
+
+    @tf.function(input_signature=[images_spec])
+    def label_samples(images):
+        return {'labels': tf.argmax(classifier.logits(images) + bias, axis=1, output_type=tf.int32)}
+
+    return {CLASSIFY: classify, LABEL_SAMPLES: label_samples}
+
+
 def _describe_model(sampler: ImageSampler, path: pathlib.Path) -> str:
     """Returns as JSON what a client must know to ask for images and to name what it gets."""
     fields = json.loads(path.read_text(encoding='utf-8'))
@@ -370,3 +419,27 @@ def load_sample_fn(path: pathlib.Path, num_steps: int | None = None) -> _SampleI
     return lambda labels, seeds: signature(labels=labels, seeds=seeds, num_steps=tf.fill(tf.shape(labels), num_steps))[
         'images'
     ]
+
+
+def load_classifier(version: pathlib.Path, signature: str, output: str) -> Callable[[np.ndarray], np.ndarray] | None:
+    """Returns what an exported model says of images; the model is loaded at the first call.
+
+    Args:
+      version: The version's folder.
+      signature: CLASSIFY or LABEL_SAMPLES.
+      output: Of the signature.
+
+    Returns:
+      A function from images, uint8 [images, height, width, channels], to that output, [images, ...]; None where the
+      model has no such signature.
+    """
+    if signature not in version_folders.read_signature_defs(version):
+        return None
+    load = functools.cache(lambda: tf.saved_model.load(str(version)).signatures[signature])
+
+    def of_images(images_uint8: np.ndarray) -> np.ndarray:
+        starts = range(0, len(images_uint8), _IMAGES_AT_A_TIME)
+        parts = (tf.constant(images_uint8[start : start + _IMAGES_AT_A_TIME], tf.uint8) for start in starts)
+        return np.concatenate([load()(images=part)[output].numpy() for part in parts])
+
+    return of_images

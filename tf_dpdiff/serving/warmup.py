@@ -1,6 +1,6 @@
 """Requests that TF Serving sends itself before a model takes any: the first of each shape is slow."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import pathlib
 
 import numpy as np
@@ -14,7 +14,7 @@ BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 250)
 
 def write(
     folder: pathlib.Path,
-    signatures: Iterable[str],
+    signatures: Mapping[str, tf.types.experimental.GenericFunction],
     batch_sizes: Sequence[int],
     *,
     label: int = 0,
@@ -24,7 +24,7 @@ def write(
 
     Args:
       folder: The model's `assets.extra`.
-      signatures: Names of its signatures.
+      signatures: Its signatures by name; each says what its inputs are.
       batch_sizes: At least 1 each.
       label: One that the model was trained on.
       num_steps: The step count to ask for, if the model lets requests choose.
@@ -39,23 +39,28 @@ def write(
     except ImportError:
         return False
     with tf.io.TFRecordWriter(str(folder / FILE)) as records:
-        for signature in signatures:
+        for name, signature in signatures.items():
+            specs, _ = signature.get_concrete_function().structured_input_signature
             for size in batch_sizes:
                 log = prediction_log_pb2.PredictionLog()
                 request = log.predict_log.request
                 request.model_spec.name = 'warmup'  # A server goes by the folder.
-                request.model_spec.signature_name = signature
-                for name, values in _inputs(signature, size, label, num_steps):
-                    request.inputs[name].CopyFrom(tf.make_tensor_proto(values))
+                request.model_spec.signature_name = name
+                for key, values in _inputs(specs, size, label, num_steps).items():
+                    request.inputs[key].CopyFrom(tf.make_tensor_proto(values))
                 records.write(log.SerializeToString())
     return True
 
 
-def _inputs(signature: str, size: int, label: int, num_steps: int | None) -> Iterator[tuple[str, np.ndarray]]:
-    if signature in ('privacy_statement', 'model_description'):
-        yield 'format', np.full([size], b'json')
-        return
-    yield 'labels', np.full([size], label, np.int32)
-    yield 'seeds', np.arange(size, dtype=np.int64)
-    if num_steps is not None:
-        yield 'num_steps', np.full([size], num_steps, np.int32)
+def _inputs(specs: Iterable[tf.TensorSpec], size: int, label: int, num_steps: int | None) -> dict[str, np.ndarray]:
+    """Returns the inputs of a request of so many rows, by name."""
+    known = {
+        'format': np.full([size], b'json'),
+        'labels': np.full([size], label, np.int32),
+        'seeds': np.arange(size, dtype=np.int64),
+        'num_steps': np.full([size], num_steps or 0, np.int32),
+    }
+    return {
+        spec.name: np.zeros([size, *spec.shape[1:]], np.uint8) if spec.name == 'images' else known[spec.name]
+        for spec in specs
+    }

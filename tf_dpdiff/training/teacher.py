@@ -168,8 +168,7 @@ def read_scorer(workdir: pathlib.Path, run_id: str, image_shape: tuple[int, int,
     scorer = _read(path, run_id, image_shape, ': put it back from a copy.')
     if scorer is None:
         raise FileNotFoundError(
-            f'{path} is missing or of another run, by which a run chooses among candidates: put it back from a copy, '
-            'or sample with num_candidates = 1.'
+            f'{path}, the teacher of the run, is missing or of another run: put it back from a copy.'
         )
     return scorer
 
