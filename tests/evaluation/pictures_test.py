@@ -33,6 +33,24 @@ def test_grid_is_enlarged_by_whole_pixels(columns, pixels, factor):
     np.testing.assert_array_equal(large, np.kron(small, np.ones([factor, factor, 1], np.uint8)))
 
 
+@pytest.mark.parametrize('side, channels', [(2, 1), (8, 3), (64, 1)])
+def test_names_stand_beside_their_rows_and_change_nothing_else(side, channels):
+    images = np.random.default_rng(0).integers(0, 256, [6, side, side, channels]).astype(np.uint8)
+    labels, plain = np.arange(6) % 3, {'columns': 4, 'pixels': 200}
+    grid = pictures.class_grid(images, labels, **plain)
+    shown = {}
+    for names in (['a', 'b', 'c'], ['a', 'd', 'c'], ['a', 'b', 'ж' * 50], ['a', 'b', 'ж' * 60], ['', '', '']):
+        picture = pictures.class_grid(images, labels, names=names, **plain)
+        margin = picture.shape[1] - grid.shape[1]
+        np.testing.assert_array_equal(picture[:, margin:], grid)
+        shown[tuple(names)] = picture[:, :margin].reshape(3, -1, margin, channels)
+    one, other, cut, also_cut, none = shown.values()
+    np.testing.assert_array_equal(one[[0, 2]], other[[0, 2]])
+    assert (one[1] != other[1]).any() and all(row.max() > pictures.GREY for row in one)
+    np.testing.assert_array_equal(cut, also_cut)
+    assert none.max() == pictures.GREY
+
+
 @pytest.mark.parametrize('channels', [1, 3])
 def test_png_holds_the_pixels(tmp_path, channels):
     image = np.random.default_rng(0).integers(0, 256, [4, 5, channels]).astype(np.uint8)

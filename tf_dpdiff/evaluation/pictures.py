@@ -4,6 +4,7 @@ Those of accuracy, of a selection with real images and of an audit are PRIVATE, 
 """
 
 from collections.abc import Sequence
+import math
 import pathlib
 from typing import Any, TYPE_CHECKING
 
@@ -21,24 +22,32 @@ GREY = 96  # Between images.
 _MARKERS = 'os^Dvp*X'
 _IN, _OUT = '#c44e52', '#4c72b0'
 _MAX_CLASSES_WITH_NUMBERS = 20
+_FONT, _FONT_PIXELS, _LONGEST_NAME, _MARGIN = 'DejaVu Sans', 14, 20, 6
 _TICKS = (0.01, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 90.0)  # Of errors, in percent.
 
 
 def class_grid(
-    images: np.ndarray, labels: np.ndarray, *, columns: int = 12, max_rows: int = 20, pixels: int = 480
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    names: Sequence[str] = (),
+    columns: int = 12,
+    max_rows: int = 20,
+    pixels: int = 480,
 ) -> np.ndarray:
     """Returns a picture with one row per class.
 
     Args:
       images: uint8 [images, height, width, channels].
       labels: int [images].
+      names: Of the classes, written beside their rows; empty: none are.
       columns: Images a row.
       max_rows: How many classes are shown, the first ones, where there are more.
-      pixels: About how wide the picture becomes, by repeating whole pixels.
+      pixels: About how wide the picture becomes without the names, by repeating whole pixels.
 
     Returns:
       uint8 [rows * (height + 1) * k, columns * (width + 1) * k, channels]: below and right of each image is a grey
-      line; places without an image are black.
+      line; places without an image are black. With names it is wider: they stand on the left.
     """
     num_classes = min(int(labels.max()) + 1, max_rows)
     height, width, channels = images.shape[1:]
@@ -49,7 +58,26 @@ def class_grid(
         grid[label, : len(row), :height, :width] = row
     picture = grid.transpose(0, 2, 1, 3, 4).reshape(num_classes * (height + 1), columns * (width + 1), channels)
     factor = max(1, pixels // picture.shape[1])
-    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+    picture = picture.repeat(factor, axis=0).repeat(factor, axis=1)
+    return np.concatenate([_names_of_rows(names[:num_classes], picture), picture], axis=1) if names else picture
+
+
+def _names_of_rows(names: Sequence[str], picture: np.ndarray) -> np.ndarray:
+    """Returns what stands on the left of a picture that has as many rows: uint8 [height of the picture, width, ...]."""
+    from matplotlib import font_manager  # Its font has the letters of most alphabets.
+    from PIL import Image
+    from PIL import ImageDraw
+    from PIL import ImageFont
+
+    row_pixels = len(picture) // len(names)
+    font = ImageFont.truetype(font_manager.findfont(_FONT), min(_FONT_PIXELS, max(8, row_pixels - 2)))
+    cut = [name if len(name) <= _LONGEST_NAME else f'{name[: _LONGEST_NAME - 1]}…' for name in names]
+    width = math.ceil(max(font.getlength(name) for name in cut)) + 2 * _MARGIN
+    drawn = Image.new('L', (width, len(picture)), GREY)
+    for row, name in enumerate(cut):
+        middle = (row + 0.5) * row_pixels
+        ImageDraw.Draw(drawn).text((width - _MARGIN, middle), name, fill=255, font=font, anchor='rm')
+    return np.repeat(np.asarray(drawn)[..., None], picture.shape[-1], axis=-1)
 
 
 def write_png(path: pathlib.Path, image_uint8: np.ndarray) -> None:

@@ -187,7 +187,8 @@ def _begin(folder: pathlib.Path, samples: store.Samples) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob('*.png'):
         path.unlink()  # Of parts that are now switched off.
-    pictures.write_png(folder / 'samples.png', pictures.class_grid(samples.images, samples.labels))
+    names = samples.class_names if samples.labels.max() < len(samples.class_names) else ()
+    pictures.write_png(folder / 'samples.png', pictures.class_grid(samples.images, samples.labels, names=names))
 
 
 def _measure_quality(results, config, extractor, samples, data) -> report.Section | None:

@@ -210,23 +210,27 @@ def draw(
     return drawn
 
 
-def draw_released(workdir: pathlib.Path, released: class_means.NoisyMeans | warm_start.ChosenImages) -> None:
+def draw_released(
+    workdir: pathlib.Path, released: class_means.NoisyMeans | warm_start.ChosenImages, class_names: Sequence[str]
+) -> None:
     """Draws what a warm start has released, or chosen by it, one row per class."""
     if isinstance(released, class_means.NoisyMeans):
-        _draw_class_means(workdir, released)
+        _draw_class_means(workdir, released, class_names)
         return
     images, labels = released.images.images_uint8, released.images.labels
-    pictures.write_png(workdir / folder.CHOSEN_IMAGES_PICTURE, pictures.class_grid(images, labels))
+    picture = pictures.class_grid(images, labels, names=class_names)
+    pictures.write_png(workdir / folder.CHOSEN_IMAGES_PICTURE, picture)
 
 
-def _draw_class_means(workdir: pathlib.Path, means: class_means.NoisyMeans) -> None:
+def _draw_class_means(workdir: pathlib.Path, means: class_means.NoisyMeans, class_names: Sequence[str]) -> None:
     """Draws released means, one row per class where a class has several; black: those without images."""
     num_classes, num_means = means.counts.shape
     rows, columns = (num_classes, num_means) if num_means > 1 else (1, num_classes)
     drawn = np.where(means.counts[..., None, None, None] > 0.0, np.clip(means.images, 0.0, 1.0), 0.0)
     means_uint8 = np.round(drawn * 255.0).astype(np.uint8)
     flat = means_uint8.reshape([-1, *means_uint8.shape[2:]])
-    picture = pictures.class_grid(flat, np.repeat(np.arange(rows), columns), columns=columns)
+    names = class_names if num_means > 1 else ()
+    picture = pictures.class_grid(flat, np.repeat(np.arange(rows), columns), names=names, columns=columns)
     pictures.write_png(workdir / folder.CLASS_MEANS_PICTURE, picture)
 
 
@@ -275,8 +279,8 @@ def write_samples(
     """
     store.write_file(directory / folder.SAMPLES, images, labels, class_names)
     # One row per class, of no more columns than a class has samples; rows mean nothing where there are no classes.
-    rows = labels if labels.max() < len(class_names) else np.arange(len(labels)) % 10
-    grid = pictures.class_grid(images, rows, columns=min(12, int(np.bincount(rows).max())))
+    rows, names = (labels, class_names) if labels.max() < len(class_names) else (np.arange(len(labels)) % 10, ())
+    grid = pictures.class_grid(images, rows, names=names, columns=min(12, int(np.bincount(rows).max())))
     pictures.write_png(directory / folder.SAMPLES_PICTURE, grid)
     return grid
 

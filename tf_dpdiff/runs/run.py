@@ -155,7 +155,7 @@ def train(
     prepared = prepare(recipe, workdir, say=say, is_first=workers.is_first, one_of_several=one_of_several)
 
     def on_release(released: class_means.NoisyMeans | warm_start_lib.ChosenImages) -> None:
-        outcome.draw_released(workdir, released)
+        outcome.draw_released(workdir, released, prepared.build.model.class_names)
         if isinstance(released, warm_start_lib.ChosenImages):
             show_chosen(released)
 
