@@ -19,6 +19,7 @@ from tests.serving import browser as browser_lib
 from tests.serving import toy_models
 from tf_dpdiff.privacy import rounding
 from tf_dpdiff.runs import folder as folder_lib
+from tf_dpdiff.runs import report
 from tf_dpdiff.serving import export
 from tf_dpdiff.serving import page
 from tf_dpdiff.serving import predict
@@ -149,7 +150,8 @@ def test_browser_shows_what_the_model_draws_and_what_it_promises(models, served,
     assert rows == [{'seed': str(seed), 'label': '1'} for seed in range(1, 5)]
     assert 'öwl' in text_of(browser, 'images') and 'seed 4' in text_of(browser, 'images')
     statement = (run / folder_lib.STATEMENT_TEXT).read_text()
-    assert browser.evaluate('document.getElementById("statement").textContent') == statement
+    shown_text = browser.evaluate('document.getElementById("statement").textContent')
+    assert shown_text.rstrip('\n') == report.flowing(statement) and shown_text.split() == statement.split()
     fields = folder_lib.read_statement(run)
     assert text_of(browser, 'epsilon') == rounding.round_up(fields['epsilon'])
     assert text_of(browser, 'delta') == rounding.exact(fields['delta'])

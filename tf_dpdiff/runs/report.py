@@ -85,7 +85,23 @@ def read(workdir: pathlib.Path) -> dict:
 
 def shows(page: str, statement_text: str) -> bool:
     """Returns whether a page shows a privacy statement, word for word."""
-    return report.preformatted(statement_text) in page
+    return any(report.preformatted(text) in page for text in (flowing(statement_text), statement_text))
+
+
+def flowing(text: str) -> str:
+    """Returns text with one line a paragraph or item, so that a page breaks lines where it is as wide as that.
+
+    Example:
+        >>> flowing('All of\\nthis.\\n\\nItems:\\n  - one\\n  - two')
+        'All of this.\\n\\nItems:\\n  - one\\n  - two'
+    """
+    lines: list[str] = []
+    for line in text.splitlines():
+        if line and lines and lines[-1] and not line.startswith(' '):
+            lines[-1] += f' {line}'
+        else:
+            lines.append(line)
+    return '\n'.join(lines)
 
 
 def denoising_sections(workdir: pathlib.Path) -> list[report.Section]:
@@ -135,7 +151,7 @@ def privacy_sections(workdir: pathlib.Path) -> list[report.Section]:
                 'Epsilon over steps', picture + report.table(('steps', 'epsilon by PLD', 'epsilon by RDP'), rows)
             )
         )
-    statement = workdir / folder.STATEMENT_TEXT
-    sections.append(report.Section('Privacy statement', report.preformatted(statement.read_text(encoding='utf-8'))))
+    statement = flowing((workdir / folder.STATEMENT_TEXT).read_text(encoding='utf-8'))
+    sections.append(report.Section('Privacy statement', report.preformatted(statement)))
     sections.append(report.Section('Configuration', report.preformatted(fields['configuration'])))
     return sections
