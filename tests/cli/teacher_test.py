@@ -74,7 +74,9 @@ def test_labels_are_chosen_by_what_the_teacher_sees_of_them(tmp_path, capsys, mo
     monkeypatch.setattr(teacher_stage.Labeller, 'logits', logits)
     workdir = tmp_path / 'run'
     assert verbs.call(train, *flags("GenerateConfig.labels = 'auto'"), f'--workdir={workdir}') == command.DONE
-    told = ' '.join(capsys.readouterr().err.split())
+    printed = capsys.readouterr()
+    told = ' '.join(printed.err.split())
+    assert 'with the teacher (signature classify)' in ' '.join(printed.out.split())
     assert ('they keep these labels' in told) == kept and ('labels them anew' in told) != kept
     with np.load(workdir / 'samples.npz') as samples:
         assert np.array_equal(samples['labels'], np.arange(120) % 10) == kept

@@ -66,7 +66,8 @@ def _print_results(done: run_lib.TrainedRun) -> None:
         )
     samples, picture = workdir / folder.SAMPLES, workdir / folder.SAMPLES_PICTURE
     table.add_row('samples', f'{done.num_samples:,} in {samples}; a look: {picture}')
-    table.add_row('model', str(done.version))
+    with_teacher = ', with the teacher (signature classify)' if folder.read_model(workdir).has_teacher else ''
+    table.add_row('model', f'{done.version}{with_teacher}')
     table.add_row('statement', str(workdir / folder.STATEMENT_TEXT))
     table.add_row('report', str(workdir / folder.REPORT))
     table.add_row('time', done.time)

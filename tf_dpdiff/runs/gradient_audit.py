@@ -31,7 +31,7 @@ _NOTE = (
 )
 
 
-class PreparedAudit(NamedTuple):
+class PreparedGradientAudit(NamedTuple):
     """An audit that is ready to begin.
 
     Attributes:
@@ -49,7 +49,7 @@ class PreparedAudit(NamedTuple):
     judge: judging.Judge
 
 
-def prepare(recipe: audit_lib.AuditRecipe, *, say: Callable[[str], None]) -> PreparedAudit:
+def prepare(recipe: audit_lib.AuditRecipe, *, say: Callable[[str], None]) -> PreparedGradientAudit:
     """Calibrates the noise and finds out how to guess; says what a person must know beforehand.
 
     What is run are the private steps of the recipe, on as many units more as there are canaries; all others are null
@@ -79,7 +79,7 @@ def prepare(recipe: audit_lib.AuditRecipe, *, say: Callable[[str], None]) -> Pre
     made = gradient_canaries.GradientCanaries(config, build.plan)
     with progress.working('audit', 'finding the best number of guesses'):
         judge = judging.Judge(made, build.plan, config.confidence)
-    return PreparedAudit(recipe, made, build, build.plan, judge)
+    return PreparedGradientAudit(recipe, made, build, build.plan, judge)
 
 
 def audit(
@@ -136,7 +136,7 @@ def audit(
     return result
 
 
-def _run(prepared: PreparedAudit, included, replicas: strategies.Replicas, stop: interruption.StopRequest):
+def _run(prepared: PreparedGradientAudit, included, replicas: strategies.Replicas, stop: interruption.StopRequest):
     """Runs all private steps; returns what was heard of them and where the run stands."""
     build, finetuning = prepared.build, prepared.recipe.finetuning
     state = checkpoints.RunState(seeds.PrivateSeed.from_os_entropy())
