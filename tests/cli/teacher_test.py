@@ -120,12 +120,13 @@ def test_every_way_to_sample_gives_the_same_images_and_labels(run, tmp_path, cap
     )
 
 
-def test_teacher_goes_out_with_the_generator_and_says_what_the_run_s_says(run, tmp_path):
+def test_teacher_goes_out_with_the_generator_and_says_what_the_run_s_says(run, tmp_path, capsys):
     images = datasets.digits().held_out.images_uint8[:30]
     run_id = json.loads((run / 'privacy_statement.json').read_text())['run_id']
     logits = teacher_stage.read_scorer(run, run_id, images.shape[1:])(tf.constant(images))
     expected, labels = tf.nn.softmax(logits).numpy(), np.argmax(logits, axis=1)
     assert verbs.call(release, f'--workdir={run}', f'--output={tmp_path / "out"}') == command.DONE
+    assert 'not looked for' not in capsys.readouterr().err  # Private images: they were found by the configuration.
     for folder in (run, tmp_path / 'out' / 'saved_model'):
         np.testing.assert_allclose(library.load(folder).classify(images), expected, atol=1e-5)
     card = (tmp_path / 'out' / 'README.md').read_text()

@@ -67,7 +67,7 @@ def _private_data(workdir: pathlib.Path) -> tuple[datasets.PrivateData | None, s
         return None, ''
     try:
         gin_config.parse([str(configuration)], [], 'train')
-        gin_config.leave_out('train', 'pretraining', 'teacher', 'warm_start', 'utility', 'budget_file')
+        gin_config.leave_out('train', 'pretraining', 'warm_start', 'utility', 'budget_file')
         data = gin_config.make('train').data
         if data is not None:
             data.train, data.held_out  # noqa: B018  # They are read here.
