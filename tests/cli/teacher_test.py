@@ -110,6 +110,9 @@ def test_every_way_to_sample_gives_the_same_images_and_labels(run, tmp_path, cap
     given = [f'--workdir={run}', '--num_images=10', '--format=png', f'--output={tmp_path / "folders"}']
     assert verbs.call(sample, *given) == command.WRONG_USE
     assert 'say --format=npz or --format=tfds' in capsys.readouterr().err
+    given = [f'--workdir={run}', '--num_images=10', f'--output={tmp_path / "folder"}']  # No format, so no PNG files.
+    assert verbs.call(sample, *given) == command.DONE
+    np.testing.assert_array_equal(sample.store.read(tmp_path / 'folder').labels, expected['labels'][:10])
     (run / teacher_stage.FILE).unlink()
     # Another sampler draws from the checkpoint, which needs the file.
     given = [f'--workdir={run}', '--num_steps=4', '--num_images=10', f'--output={tmp_path / "none.npz"}']

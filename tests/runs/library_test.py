@@ -202,6 +202,14 @@ def test_release_holds_what_may_be_sent_on_and_nothing_else(run, tmp_path):
     assert all(check.is_good for check in handover.verify(tmp_path / 'released.zip'))
 
 
+def test_summary_of_an_audit_goes_out_where_it_is_named(run, tmp_path):
+    summary = tmp_path / 'audit_summary.json'
+    summary.write_text('{"is_public": false}')
+    with pytest.raises(ValueError, match='audit_summary.json'):
+        run.release(tmp_path / 'released', audit=summary)
+    assert [path.name for path in tmp_path.iterdir()] == ['audit_summary.json']
+
+
 def test_private_image_is_not_released_where_the_data_are_given(run, tmp_path):
     copied = tf_dpdiff.Run(shutil.copytree(run.workdir, tmp_path / 'run'))
     data = tf_dpdiff.digits()

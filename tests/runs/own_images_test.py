@@ -3,6 +3,8 @@
 import dataclasses
 import inspect
 import math
+import pathlib
+import re
 
 import hypothesis
 from hypothesis import strategies as st
@@ -76,6 +78,32 @@ def test_warm_start_comes_first_and_batches_before_steps():
     of_a_third_hour = 0.45 * 3600.0 * 0.3 * FACTS.speed.public / own_images.WARM_START_BATCH
     assert 0.9 * of_a_third_hour <= choices[1].warm_start_steps <= of_a_third_hour
     assert views[-1] == 16 and choices[-1].warm_start_steps == 3000
+
+
+def rows_of_page():
+    """Yields (shape, classes, epsilon, units) of the table that says how many images are needed."""
+    text = (pathlib.Path(__file__).resolve().parents[2] / 'docs' / 'questions.md').read_text()
+    section = text.partition('### How many images do I need?')[2].partition('###')[0]
+    epsilons = [float(epsilon) for epsilon in re.findall(r'epsilon (\d+)', section.partition('|---')[0])]
+    for shape, classes, *cells in re.findall(r'\| (grey|colour) .*, (two|ten) classes' + r' \| ([\d,]+)' * 3, section):
+        for epsilon, cell in zip(epsilons, cells, strict=True):
+            image_shape = {'grey': (28, 28, 1), 'colour': (32, 32, 3)}[shape]
+            yield image_shape, {'two': 2, 'ten': 10}[classes], epsilon, int(cell.replace(',', ''))
+
+
+def test_page_says_from_how_many_images_on_classes_show():
+    rows = list(rows_of_page())
+    assert len(rows) == 12
+    for image_shape, num_classes, epsilon, told in rows:
+        clear = []
+        for num_units in (round(told * 0.9), round(told * 1.1)):
+            facts = own_images.Facts(
+                num_units, num_classes, image_shape, epsilon, own_images.choose_delta(num_units), 1.0, FACTS.speed
+            )
+            release = own_images.choose(facts).release
+            noise = forecast.noise_on_means(release, num_units, num_classes, 'replace_with_zero')
+            clear.append(noise <= forecast._CLEAR_MEAN)
+        assert clear == [False, True], (image_shape, num_classes, epsilon, told)
 
 
 def test_more_units_buy_more_means_and_few_units_one():

@@ -74,7 +74,9 @@ def run(parser: Parser, main: Callable[..., int], argv: list[str]) -> int:
     except FloatingPointError as error:  # Training or sampling has left the finite numbers.
         return _fail(parser, flags, _one_line(error), FAILED)
     except MemoryError:
-        return _fail(parser, flags, 'out of memory; lower units_per_chunk or chunk_size', FAILED)
+        return _fail(
+            parser, flags, 'out of memory; lower FinetuningConfig.units_per_chunk or GenerateConfig.chunk_size', FAILED
+        )
     except OSError as error:
         where = f': {error.filename}' if error.filename else ''
         return _fail(parser, flags, f'{error.strerror or _one_line(error)}{where}', FAILED)

@@ -93,7 +93,8 @@ def _prepare(flags) -> tuple[pathlib.Path, formats.Spec, source_lib.Source]:
     saved_model, workdir = _path(flags.saved_model), _run_folder(flags)
     source = source_lib.find(workdir, saved_model, flags.endpoint, sampler_flags.changes(flags))
     output = _path(flags.output) or _default_output(flags, workdir)
-    kind = flags.format or ('npz' if store.is_single_file(output) else 'png')
+    # A file in the folder of a class has its label before a teacher could give it one.
+    kind = flags.format or ('npz' if store.is_single_file(output) or source.label_images else 'png')
     if kind == 'png' and source.label_images:
         raise command.UsageError(
             'the teacher of the run labels its samples, and folders of PNG files are for labels that are known before: '
@@ -203,7 +204,7 @@ def run(argv: list[str] | None = None) -> None:
         '--format',
         choices=formats.FORMATS,
         help='tfds: a data set for tfds.load(NAME, data_dir=OUTPUT); png: one folder per class; npz: arrays '
-        '(default: npz if OUTPUT ends in .npz, else png)',
+        '(default: npz if OUTPUT ends in .npz or a teacher labels the samples, else png)',
     )
     parser.add_argument(
         '--name', help='of the data set, with --format=tfds (default: synthetic_ and the name of the run)'

@@ -31,8 +31,8 @@ def add(parser: command.Parser, *, several_step_counts: bool = False) -> None:
     parser.add_argument(
         '--num_candidates',
         type=int,
-        help='drawn for each image, of which the one is taken that is most clearly of its class; for runs '
-        "whose warm start released feature means (default: the run's)",
+        help='drawn for each image, of which the one is taken that is most clearly of its class; for runs with a '
+        "teacher, or whose warm start released feature means (default: the run's)",
     )
 
 

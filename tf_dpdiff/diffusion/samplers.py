@@ -66,7 +66,8 @@ class SamplerConfig:
       thresholding: How a predicted image is kept within range: 'static', 'dynamic' (for strong guidance) or 'none'.
       dynamic_percentile: Share of an image's pixels that 'dynamic' does not cut off, in (0, 1].
       num_candidates: Drawn for each image of what is released, >= 1: of several, the one is taken that looks most like
-        its class to the noisy feature means of the run's warm start, see `candidates`. Costs so many times as much.
+        its class to the teacher of the run, or to the noisy feature means of its warm start; see `candidates`. Costs so
+        many times as much.
 
     References: `ddim`, `dpm_solver`, `edm_heun`, `guidance` and `thresholding` name those of the methods.
     """

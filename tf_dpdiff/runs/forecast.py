@@ -86,6 +86,7 @@ class Forecast:
     Attributes:
       mean_noise: Standard deviation of the noise on a pixel in [0, 1] of each noisy mean, as released, where all means
         have the same number of images; None: no means are released.
+      num_classes: How many classes there are.
       num_means: How many means a class has; 0: none.
       smooth: Whether that noise is then reduced.
       warm_start_steps: Steps of plain training on variations of the means; 0: none.
@@ -97,6 +98,7 @@ class Forecast:
     """
 
     mean_noise: float | None
+    num_classes: int
     num_means: int
     smooth: bool
     warm_start_steps: int
@@ -161,11 +163,13 @@ class Forecast:
         elif self.gradient_share < CLEAR_STEPS:
             added = 'some detail and some grain from the private steps'
         if self.mean_noise is None:
-            return f'Expect {added}. Without a warm start they hardly learn to tell the classes apart.{cure}'
+            taught = 'to tell the classes apart' if self.num_classes > 1 else 'anything else'
+            return f'Expect {added}. Without a warm start they hardly learn {taught}.{cure}'
         shown = 'coarse shapes and colours of each class'
         if self.is_short:
             steps = f'{self.warm_start_steps:,} steps'
-            shown = f'classes that are hardly told apart, since a warm start of {steps} is too short'
+            learnt = 'classes that are hardly told apart' if self.num_classes > 1 else 'images that are hardly learnt'
+            shown = f'{learnt}, since a warm start of {steps} is too short'
         elif self.means_clear:
             shown = (
                 f'{self.num_means} variants of each class'
@@ -195,7 +199,7 @@ def forecast(build: build_lib.Build, num_trained: int) -> Forecast:
     if plan.teacher:
         teacher_noise = noise_on_teacher(plan.teacher, spec.num_units, spec.num_classes, spec.image_shape)
     steps = warm_start.num_steps if warm_start else 0
-    told = Forecast(mean_noise, num_means, smooth, steps, teacher_noise, share, ())
+    told = Forecast(mean_noise, spec.num_classes, num_means, smooth, steps, teacher_noise, share, ())
     return dataclasses.replace(told, cures=tuple(_cures(told, build, num_trained)))
 
 

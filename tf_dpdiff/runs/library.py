@@ -95,6 +95,7 @@ class Run:
         num_images: int | None = None,
         budget_file: str | os.PathLike | None = None,
         without_guarantee: bool = False,
+        audit: str | os.PathLike | None = None,
         data: datasets.PrivateData | None = None,
     ) -> pathlib.Path:
         """Writes what is handed over, and nothing else, to a new folder and a zip of it, as `bin/release` does.
@@ -109,6 +110,7 @@ class Run:
           num_images: How many samples to draw from the released model; None: those of the run.
           budget_file: The budget of the data, of which the total is told.
           without_guarantee: Whether a run without a guarantee may go out; its card says so first.
+          audit: The summary of an audit (audit_summary.json) that goes out too.
           data: The run's private images, read only to look for them.
 
         Returns:
@@ -125,6 +127,7 @@ class Run:
             num_images=num_images,
             budget_path=budget_file,
             without_guarantee=without_guarantee,
+            audit_path=pathlib.Path(audit).expanduser() if audit is not None else None,
             private_data=data,
         )
         return made.directory

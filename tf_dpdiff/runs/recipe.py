@@ -34,7 +34,7 @@ class Recipe:
       privacy: The privacy budget and how it is spent; of a private run.
       finetuning: The DP-SGD stage; of a private run.
       pretraining: The public stage, or None.
-      teacher: The private classifier that samples are chosen by, where several candidates are drawn for each, or None.
+      teacher: The private classifier that is released too, may label samples, and chooses among candidates; or None.
       warm_start: The stage on what a noisy release tells of the classes, or None.
       sampler: How images are drawn.
       samples: How many images are drawn at the end.
