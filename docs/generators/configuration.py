@@ -15,7 +15,8 @@ from tf_dpdiff.cli import gin_files
 from tf_dpdiff.cli import gin_usage
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-_WRITERS = ('configure.py', 'own_image_lines.py')  # Of what bin/init writes.
+# What bin/init writes: bindings, and settings of whichever source reads the images.
+_BINDINGS, _SETTINGS = (_ROOT / 'tf_dpdiff' / name for name in ('cli/configure.py', 'runs/own_source.py'))
 PAGE = pathlib.Path('docs/reference/configuration.md')
 
 # In the order of the page.
@@ -105,8 +106,7 @@ def page() -> str:
 def _parse(path: pathlib.Path, known) -> list[gin_files.Binding]:
     """Returns what a file itself binds, without what it includes."""
     text = re.sub(r'^include .*$', '', path.read_text(), flags=re.M)
-    parameters = {name: list(inspect.signature(function).parameters) for name, function in known.items()}
-    return gin_files.read([], [text], parameters).bindings
+    return gin_files.read([], [text], known).bindings
 
 
 def _often_changed(parsed, known) -> set[tuple[str, str]]:
@@ -115,12 +115,15 @@ def _often_changed(parsed, known) -> set[tuple[str, str]]:
     for path, bindings in parsed.items():
         for binding in bindings:
             if path.parent == _ROOT / 'gin' or gin_usage.is_macro(binding.value):
-                often.add((binding.selector.rpartition('.')[2], binding.parameter))
-    written = ''.join((_ROOT / 'tf_dpdiff' / 'cli' / name).read_text() for name in _WRITERS)
-    for name, parameter in re.findall(r"'(\w+|\{source\})\.(\w+) = ", written):
-        of = GROUPS['Data'] if name == '{source}' else (name,)
-        often |= {(of_name, parameter) for of_name in of if parameter in inspect.signature(known[of_name]).parameters}
-    return often
+                often.add((gin_files.short_name(binding.selector), binding.parameter))
+    written = re.findall(r"'(?:\w+/)?(\w+)\.(\w+)(?: = |',)", _BINDINGS.read_text())
+    settings = re.findall(r"Setting\(\s*'(\w+)'", _SETTINGS.read_text())
+    of_sources = {(name, parameter) for name in GROUPS['Data'] for parameter in settings}
+    return often | {
+        (name, parameter)
+        for name, parameter in {*written, *of_sources}
+        if parameter in inspect.signature(known[name]).parameters
+    }
 
 
 def _macros(parsed) -> str:

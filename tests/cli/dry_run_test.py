@@ -11,7 +11,6 @@ import tensorflow as tf
 from tests.cli import verbs
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import planner_flags
-from tf_dpdiff.cli import planner_rows
 from tf_dpdiff.cli import train
 from tf_dpdiff.runs import forecast
 from tf_dpdiff.training import memory
@@ -284,9 +283,9 @@ def test_rate_of_a_kind_of_stage_that_a_run_has_not_is_refused(has_private_stage
     hardware = planner.Hardware(views_per_second=1.0, public_views_per_second=2.0)
     kinds = {'has_private_stage': has_private_stage, 'has_public_stage': has_public_stage}
     with pytest.raises(command.UsageError, match='public_views_per_second=2'):
-        planner_rows.check(hardware, **kinds)
-    planner_rows.check(planner.Hardware(views_per_second=1.0), **kinds)
-    planner_rows.check(hardware, has_private_stage=True, has_public_stage=True)
+        planner_flags.check(hardware, **kinds)
+    planner_flags.check(planner.Hardware(views_per_second=1.0), **kinds)
+    planner_flags.check(hardware, has_private_stage=True, has_public_stage=True)
 
 
 @pytest.fixture(name='planned')

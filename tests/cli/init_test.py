@@ -10,9 +10,12 @@ import pytest
 from tests.cli import verbs
 import tf_dpdiff
 from tf_dpdiff.cli import command
+from tf_dpdiff.cli import configure
 from tf_dpdiff.cli import gin_config
+from tf_dpdiff.cli import gin_files
 from tf_dpdiff.cli import init
 from tf_dpdiff.cli import train
+from tf_dpdiff.data import datasets
 from tf_dpdiff.runs import forecast
 
 
@@ -330,3 +333,15 @@ def test_dicom_files_protect_patients(tmp_path):
     (tmp_path / 'mine.gin').write_text(text)
     spec = gin_config.recipe(str(tmp_path / 'mine.gin')).data.spec
     assert spec.unit == 'one patient' and spec.image_shape == (28, 28, 1)
+
+
+@pytest.mark.parametrize('is_there', [True, False])
+def test_public_models_of_an_installed_package_lie_in_the_working_folder(tmp_path, monkeypatch, is_there):
+    monkeypatch.setattr(gin_files, 'gin_folder', lambda: pathlib.Path(tf_dpdiff.__file__).resolve().parent / 'gin')
+    monkeypatch.chdir(tmp_path)
+    if is_there:
+        (tmp_path / 'saved_models' / 'colour32').mkdir(parents=True)
+        (tmp_path / 'saved_models' / 'colour32' / 'pretrained.json').touch()
+    spec = datasets.DatasetSpec('scans', (32, 32, 3), ('ill', 'well'), 60, 60)
+    (line, *_) = configure._start(spec)
+    assert ("FinetuningConfig.init_from = 'saved_models/colour32'" in line) == is_there

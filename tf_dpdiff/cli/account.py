@@ -222,4 +222,4 @@ def run(argv: list[str] | None = None) -> None:
     )
     parser.add_argument('--workdir', metavar='RUN', help='a finished run, to be charged to the budget file')
     parser.add_argument('--json', action='store_true', help='print JSON in place of tables')
-    sys.exit(command.run(parser, main, sys.argv[1:] if argv is None else argv))
+    sys.exit(command.run(parser, main, argv))

@@ -6,6 +6,7 @@ import math
 
 from rich import table as rich_table
 
+from tf_dpdiff.cli import command
 from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import budget as budget_lib
 from tf_dpdiff.privacy import ledger as ledger_lib
@@ -20,7 +21,7 @@ def run_tables(run: settings_lib.RunSettings, solved: str | None) -> list[rich_t
     def marked(name: str, text: str) -> str:
         return f'{text}  (computed)' if solved == name else text
 
-    settings = rich_table.Table(title='the run', title_justify='left', show_header=False)
+    settings = command.facts_table('the run')
     settings.add_row('noise multiplier', marked('noise_multiplier', f'{run.noise_multiplier:.10g}'))
     settings.add_row('steps', marked('num_steps', f'{run.num_steps:,}'))
     batch = f'probability {run.sampling_probability:.6g} of each unit'
@@ -36,25 +37,22 @@ def run_tables(run: settings_lib.RunSettings, solved: str | None) -> list[rich_t
     if run.target_epsilon is not None:
         settings.add_row('epsilon allowed', rounding.exact(run.target_epsilon))
     settings.add_row(marked('epsilon', 'epsilon'), '{} by PLD    {} by RDP'.format(*_shown(run.epsilon)))
-    over_steps = _table('epsilon over steps', 'steps', 'by PLD', 'by RDP')
-    for point in run.curve():
-        over_steps.add_row(f'{point.num_steps:,}', *_shown(functools.partial(getattr, point)))
-    return [settings, over_steps]
+    over_steps = ((f'{point.num_steps:,}', *_shown(functools.partial(getattr, point))) for point in run.curve())
+    header = ('steps', 'by PLD', 'by RDP')
+    return [settings, command.numbers_table('epsilon over steps', header, over_steps, num_names=0)]
 
 
 def budget_tables(budget: budget_lib.Budget, path: str) -> list[rich_table.Table]:
     """Returns the runs with their cost, and what they cost together."""
-    runs = _table(f'runs in {path}', 'run', 'releases', 'PLD', 'RDP')
-    for entry in budget.entries:
-        releases = '\n'.join(_describe(release) for release in entry.ledger.releases)
-        runs.add_row(
+    runs = [
+        (
             f'{entry.run_id}\n{entry.dataset}\n{entry.time}\n{entry.status}',
-            releases,
+            '\n'.join(map(_describe, entry.ledger.releases)),
             *_shown(account_lib.epsilons(entry.ledger, budget.delta).__getitem__),
         )
-    together = rich_table.Table(
-        title=f'epsilon at delta = {rounding.exact(budget.delta)}', title_justify='left', show_header=False
-    )
+        for entry in budget.entries
+    ]
+    together = command.facts_table(f'epsilon at delta = {rounding.exact(budget.delta)}')
     spent = budget.epsilon()
     together.add_row('allowed', rounding.exact(budget.total_epsilon))
     together.add_row(f'{len(budget.entries)} run(s) composed', '{} by PLD    {} by RDP'.format(*_shown(budget.epsilon)))
@@ -63,7 +61,9 @@ def budget_tables(budget: budget_lib.Budget, path: str) -> list[rich_table.Table
         together.add_row('OVERDRAWN', f'by {rounding.round_up(budget.overdrawn_by())}: no further run is let in')
     if budget.unit is not None:
         together.add_row('protected unit', budget.unit)
-    return ([runs] if budget.entries else []) + [together]
+    header = ('run', 'releases', 'PLD', 'RDP')
+    of_runs = command.numbers_table(f'runs in {path}', header, runs, num_names=2)
+    return [of_runs, together] if runs else [together]
 
 
 def _shown(epsilon: Callable[[str], float]) -> tuple[str, str]:
@@ -83,10 +83,3 @@ def _describe(release: ledger_lib.Release | ledger_lib.BestOfRuns) -> str:
     if release.truncation:
         drawn += f', at most {release.truncation.truncated_batch_size:,} units'
     return f'{times}{release.mechanism.replace("_", " ")}, noise {release.noise_multiplier:.5g}{drawn}'
-
-
-def _table(title: str, *columns: str) -> rich_table.Table:
-    table = rich_table.Table(title=title, title_justify='left')
-    for column in columns:
-        table.add_column(column, justify='right' if column.startswith(('by', 'steps', 'PLD', 'RDP')) else 'left')
-    return table

@@ -23,8 +23,6 @@ from tf_dpdiff.runs import gradient_audit as gradient_audit_lib
 from tf_dpdiff.runs import sample_audit
 from tf_dpdiff.training import strategies
 
-gin_config.root(audit_lib.AuditRecipe, 'audit')
-
 _DEFAULT_WORKDIR = 'runs/audit'
 
 
@@ -51,10 +49,7 @@ def _show(recipe: audit_lib.AuditRecipe) -> None:
         f'{recipe.finetuning.views.augmentation_multiplicity} views',
     )
     table.add_row('proven epsilon', _claim(prepared.plan.epsilon(), plan.target_delta))
-    table.add_row(
-        'most that can be shown',
-        f'epsilon >= {rounding.round_down(most)} at {rounding.percent(canaries.confidence)} confidence',
-    )
+    table.add_row('most that can be shown', _at_least(most, canaries.confidence))
     print(gin.operative_config_str())
     rich_console.Console().print(table)
 
@@ -63,12 +58,8 @@ def _print_results(workdir: pathlib.Path, kind: str, done: audit_lib.FinishedAud
     result = done.result
     table = command.facts_table(f'audit ({command.NOT_TO_BE_RELEASED})')
     table.add_row('proven epsilon', _claim(result.proven_epsilon, result.delta))
-    table.add_row(
-        'lower bound',
-        f'epsilon >= {rounding.round_down(result.epsilon_lower_bound)} at {rounding.percent(result.confidence)} '
-        'confidence',
-    )
-    table.add_row('most that can be shown', f'epsilon >= {rounding.round_down(result.most_that_can_be_shown)}')
+    table.add_row('lower bound', _at_least(result.epsilon_lower_bound, result.confidence))
+    table.add_row('most that can be shown', _at_least(result.most_that_can_be_shown))
     table.add_row(
         'canaries',
         f'{result.num_canaries} of kind {kind!r}; {result.num_correct} of {result.num_guesses} guesses were correct',
@@ -80,27 +71,22 @@ def _print_results(workdir: pathlib.Path, kind: str, done: audit_lib.FinishedAud
         table.add_row('may be published', f'{workdir / folder.AUDIT_SUMMARY}, .txt')
     rich_console.Console().print(table)
     if result.is_violation:
-        print(
-            f'audit: the lower bound {rounding.round_down(result.epsilon_lower_bound)} exceeds the proven epsilon '
-            f'{rounding.round_up(result.proven_epsilon)}: the implementation or the accounting is wrong; do not '
-            f'release. (At {rounding.percent(result.confidence)} confidence a correct one may be accused by chance: a '
-            'second audit tells.)',
-            file=sys.stderr,
-        )
+        bound, proven = rounding.round_down(result.epsilon_lower_bound), rounding.round_up(result.proven_epsilon)
+        _accuse(f'the lower bound {bound} exceeds the proven epsilon {proven}', result.confidence)
 
 
 def _show_gradient_audit(recipe: audit_lib.AuditRecipe) -> None:
     """Prints what an audit by gradients would do."""
     prepared = gradient_audit_lib.prepare(recipe, say=progress.sayer('audit'))
-    plan, confidence = prepared.plan.config, rounding.percent(recipe.gradient_canaries.confidence)
+    plan = prepared.plan.config
     table = command.facts_table('what would be done')
     table.add_row('units', f'{prepared.plan.num_units:,}, of which {len(prepared.canaries):,} are gradient canaries')
     table.add_row('private steps', f'{plan.num_steps:,} of {plan.expected_batch_size:,} expected units')
     table.add_row('proven epsilon', _claim(prepared.plan.epsilon(), plan.target_delta))
     expected = prepared.judge.expected()
     if expected is not None:
-        table.add_row('to be expected', f'epsilon >= {rounding.round_down(expected)} at {confidence} confidence')
-    table.add_row('most that can be shown', f'epsilon >= {rounding.round_down(prepared.judge.most())}')
+        table.add_row('to be expected', _at_least(expected, recipe.gradient_canaries.confidence))
+    table.add_row('most that can be shown', _at_least(prepared.judge.most()))
     print(gin.operative_config_str())
     rich_console.Console().print(table)
 
@@ -108,18 +94,18 @@ def _show_gradient_audit(recipe: audit_lib.AuditRecipe) -> None:
 def _print_gradient_audit(
     workdir: pathlib.Path, result: gradient_audit_result.GradientAuditResult, clock: clock_lib.Clock
 ) -> None:
-    found, confidence = result.found, rounding.percent(result.confidence)
+    found = result.found
     table = command.facts_table('audit by gradient canaries')
     table.add_row('proven epsilon', _claim(result.proven_epsilon, result.delta))
-    table.add_row('lower bound', f'epsilon >= {rounding.round_down(found.independent)} at {confidence} confidence')
+    table.add_row('lower bound', _at_least(found.independent, result.confidence))
     table.add_row(
         '', f'from {found.num_correct:,} of {result.num_canaries:,} right guesses, about independent canaries'
     )
-    table.add_row('', f'epsilon >= {rounding.round_down(found.one_run)} without independence, for this mechanism')
-    table.add_row('', f'epsilon >= {rounding.round_down(found.any_program)} for any program')
+    table.add_row('', f'{_at_least(found.one_run)} without independence, for this mechanism')
+    table.add_row('', f'{_at_least(found.any_program)} for any program')
     if result.expected is not None:
-        table.add_row('to be expected', f'epsilon >= {rounding.round_down(result.expected)} of a correct program')
-    table.add_row('most that can be shown', f'epsilon >= {rounding.round_down(result.most_that_can_be_shown)}')
+        table.add_row('to be expected', f'{_at_least(result.expected)} of a correct program')
+    table.add_row('most that can be shown', _at_least(result.most_that_can_be_shown))
     for claim, p_value in result.p_values.items():
         kept = 'not refuted' if p_value >= gradient_audit_result.SMALLEST_P_VALUE else 'REFUTED'
         table.add_row('check', f'{claim}: {kept} (p = {p_value:.2g})')
@@ -128,17 +114,26 @@ def _print_gradient_audit(
     table.add_row('may be published', f'{workdir / folder.AUDIT_SUMMARY}, .txt')
     rich_console.Console().print(table)
     if result.is_violation:
-        print(
-            f'audit: {"; ".join(result.faults)}: the implementation or the accounting is wrong; do not release. (At '
-            f'{confidence} confidence a correct one may be accused by chance: a second audit tells.)',
-            file=sys.stderr,
-        )
+        _accuse('; '.join(result.faults), result.confidence)
+
+
+def _accuse(fault: str, confidence: float) -> None:
+    print(
+        f'audit: {fault}: the implementation or the accounting is wrong; do not release. (At '
+        f'{rounding.percent(confidence)} confidence a correct one may be accused by chance: a second audit tells.)',
+        file=sys.stderr,
+    )
 
 
 def _verdict(is_violation: bool, proven_epsilon: float) -> str:
     if is_violation:
         return 'THE IMPLEMENTATION OR THE ACCOUNTING IS WRONG; DO NOT RELEASE'
     return 'no fault was found' if math.isfinite(proven_epsilon) else 'nothing is claimed'
+
+
+def _at_least(epsilon: float, confidence: float | None = None) -> str:
+    bound = f'epsilon >= {rounding.round_down(epsilon)}'
+    return bound if confidence is None else f'{bound} at {rounding.percent(confidence)} confidence'
 
 
 def _claim(epsilon: float, delta: float) -> str:
@@ -194,7 +189,7 @@ def main(flags) -> int:
     """Runs the verb."""
     clock = clock_lib.Clock()
     command.quieten_libraries()
-    gin_config.parse(flags.gin_file, flags.gin_param, 'audit', given=strategy_flags.given(flags))
+    gin_config.parse_flags(flags, 'audit')
     if flags.membership and flags.dry_run:
         raise command.UsageError('--membership trains nothing, so it has no --dry_run.')
     if flags.samples and flags.dry_run:
@@ -203,12 +198,7 @@ def main(flags) -> int:
     if len(asked) > 1:
         raise command.UsageError(f'{asked[0]} and {asked[1]} are two audits: ask for one of them.')
     given_workdir, flags.workdir = flags.workdir, flags.workdir or _DEFAULT_WORKDIR
-    strategy = strategy_flags.configured(flags.strategy)
-    num_workers = strategies.check(strategy)
-    if num_workers > 1:
-        raise command.UsageError(
-            f"an audit is for one process, got {num_workers} workers: use the strategy 'default' or 'mirrored'."
-        )
+    strategy = strategy_flags.check_one_process(strategy_flags.configured(flags.strategy), 'an audit')
     if flags.dry_run:
         show = _show_gradient_audit if flags.gradient_canaries else _show
         show(gin_config.make('audit'))
@@ -253,7 +243,6 @@ def run(argv: list[str] | None = None) -> None:
     """Entry point of bin/audit."""
     parser = command.Parser('audit', __doc__)
     parser.add_gin_flags()
-    parser.add_strategy_flag()
     parser.add_argument(
         '--workdir', help=f'folder of the audit (default: {_DEFAULT_WORKDIR}, or the run that --samples lie in)'
     )
@@ -271,4 +260,4 @@ def run(argv: list[str] | None = None) -> None:
         help='only attack samples, by what they look like: a file or folder of bin/sample, a run or a release',
     )
     parser.add_argument('--dry_run', action='store_true', help='print configuration and claim, and exit')
-    sys.exit(command.run(parser, main, sys.argv[1:] if argv is None else argv))
+    sys.exit(command.run(parser, main, argv))

@@ -26,7 +26,7 @@ class Parser(argparse_flags.ArgumentParser):
         self.add_argument('--debug', action='store_true', help='show the traceback of an error')
 
     def add_gin_flags(self) -> None:
-        """Adds --gin_file and --gin_param."""
+        """Adds --gin_file, --gin_param and --strategy."""
         self.add_argument(
             '--gin_file',
             action='append',
@@ -41,9 +41,6 @@ class Parser(argparse_flags.ArgumentParser):
             metavar="'A.B=VALUE'",
             help='a binding that wins over the files; may be given several times, later ones win',
         )
-
-    def add_strategy_flag(self) -> None:
-        """Adds --strategy."""
         self.add_argument(
             '--strategy',
             metavar='NAME',
@@ -57,10 +54,15 @@ class Parser(argparse_flags.ArgumentParser):
         sys.exit(WRONG_USE)
 
 
-def run(parser: Parser, main: Callable[..., int], argv: list[str]) -> int:
+def run(parser: Parser, main: Callable[..., int], argv: list[str] | None) -> int:
     """Runs a verb and returns its exit code: 0 done, 1 failed, 2 wrong use.
 
     An error is shown as one line; with --debug its traceback goes before it.
+
+    Args:
+      parser: Of its flags.
+      main: The verb, by its flags.
+      argv: The flags; None: those of this process.
     """
     flags = parser.parse_args(argv)
     try:
@@ -107,23 +109,25 @@ def say(verb: str, sentences: Iterable[str]) -> None:
         print(f'{verb}: {sentence}.', file=sys.stderr)
 
 
-def facts_table(title: str):
-    """Returns a rich table of two columns, a name and a fact, to be filled by `add_row`."""
+def facts_table(title: str, rows: Iterable[tuple[str, str]] = ()):
+    """Returns a rich table of a name and a fact a row, to which `add_row` adds."""
     from rich import table as rich_table
 
     table = rich_table.Table(title=title, show_header=False, title_justify='left')
     table.add_column(no_wrap=True)
     table.add_column(overflow='fold')
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
-def numbers_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]] = ()):
-    """Returns a rich table of a name and numbers a row, below a header."""
+def numbers_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], *, num_names: int = 1):
+    """Returns a rich table of names and then numbers a row, below a header."""
     from rich import table as rich_table
 
     table = rich_table.Table(title=title, title_justify='left')
     for column, name in enumerate(header):
-        table.add_column(name, justify='right' if column else 'left', no_wrap=bool(column))
+        table.add_column(name, justify='left' if column < num_names else 'right', no_wrap=column >= num_names)
     for row in rows:
         table.add_row(*row)
     return table

@@ -3,13 +3,13 @@
 import os
 import pathlib
 import tempfile
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tf_dpdiff import keras
 from tf_dpdiff import progress
 from tf_dpdiff.cli import gin_config
-from tf_dpdiff.cli import own_image_lines
-from tf_dpdiff.cli import wishes
+from tf_dpdiff.cli import gin_files
+from tf_dpdiff.data import datasets
 from tf_dpdiff.data import problems as problems_lib
 from tf_dpdiff.data import survey as survey_lib
 from tf_dpdiff.networks import denoiser
@@ -17,6 +17,7 @@ from tf_dpdiff.privacy import relations
 from tf_dpdiff.runs import build as build_lib
 from tf_dpdiff.runs import forecast as forecast_lib
 from tf_dpdiff.runs import own_images
+from tf_dpdiff.runs import own_source
 from tf_dpdiff.runs import recipe as recipe_lib
 
 _COMMENT_COLUMN = 48
@@ -71,7 +72,7 @@ def configure(
       FileNotFoundError: if there is nothing.
       ValueError: if the images can't be read so, or the budget can't be met; says what to do.
     """
-    asked = wishes.Wishes(
+    asked = own_images.Wishes(
         epsilon=epsilon,
         delta=delta,
         hours=hours,
@@ -94,7 +95,7 @@ class Configured(NamedTuple):
     told: forecast_lib.Forecast
 
 
-def configured(path: str | os.PathLike, asked: wishes.Wishes) -> Configured:
+def configured(path: str | os.PathLike, asked: own_images.Wishes) -> Configured:
     """Returns what `configure` makes of a folder, and what it measured and built on the way.
 
     Raises:
@@ -109,7 +110,7 @@ def configured(path: str | os.PathLike, asked: wishes.Wishes) -> Configured:
         for problem in found.problems:
             problems.add(problem)
         problems.check()
-    lines = own_image_lines.of_images(found, asked)
+    lines = _source(found, asked)
     recipe = _recipe([*lines, *_UNDECIDED])
     assert recipe.data is not None and recipe.finetuning is not None
     spec = recipe.data.spec
@@ -123,7 +124,7 @@ def configured(path: str | os.PathLike, asked: wishes.Wishes) -> Configured:
     )
     with progress.working('init', 'dividing the budget'):
         choice = own_images.choose(facts)
-    lines += [*own_image_lines.of_start(spec), *_decided(facts, choice, asked)]
+    lines += [*_start(spec), *_decided(facts, choice, asked)]
     recipe = _recipe(lines)
     with progress.working('init', 'calibrating the noise'):
         build = build_lib.Build(recipe)  # Refuses a budget that makes no sense.
@@ -133,19 +134,36 @@ def configured(path: str | os.PathLike, asked: wishes.Wishes) -> Configured:
     told = forecast_lib.forecast_of(build, model)
     rate = own_images.choose_learning_rate(told.gradient_share)  # It changes nothing of what was built to find it.
     why = 'The more the noise hides of the gradients, the less.'
-    lines.append((f'finetuning/OptimizationConfig.learning_rate = {rate!r}', why))
+    lines.append(_bind('finetuning/OptimizationConfig.learning_rate', rate, why))
     return Configured(_text([*_head(found, build, told, asked, hours), *lines]), build, model, speed, told)
 
 
-def _recipe(lines: list) -> recipe_lib.Recipe:
+def _recipe(lines: list[str]) -> recipe_lib.Recipe:
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder) / 'draft.gin'
         file.write_text(_text([_INCLUDE, *lines]), encoding='utf-8')
         return gin_config.recipe(str(file))
 
 
+def _text(lines: list[str]) -> str:
+    return '\n'.join(lines) + '\n'
+
+
+def _bind(name: str, value: Any, why: str = '') -> str:
+    return _line(f'{name} = {value!r}', why)
+
+
+def _line(text: str, why: str) -> str:
+    """Returns a line with the reason behind it, where there is one to tell."""
+    return f'{text:<{_COMMENT_COLUMN}}  # {why}' if why else text
+
+
 def _head(
-    found: survey_lib.Survey, build: build_lib.Build, told: forecast_lib.Forecast, asked: wishes.Wishes, hours: float
+    found: survey_lib.Survey,
+    build: build_lib.Build,
+    told: forecast_lib.Forecast,
+    asked: own_images.Wishes,
+    hours: float,
 ) -> list[str]:
     spec, works = build.spec, 'It runs as it is'
     if told.is_hopeless:
@@ -162,58 +180,78 @@ def _head(
     ]
 
 
-def _decided(facts: own_images.Facts, choice: own_images.Choice, asked: wishes.Wishes) -> list:
+def _source(found: survey_lib.Survey, asked: own_images.Wishes) -> list[str]:
+    """Returns the lines that name the network, and the source of the images with its settings."""
+    image_shape, source = own_source.choose_shape(found, asked), survey_lib.SOURCES[found.source]
+    lines = [
+        _line(f"include 'models/{own_source.public_model(image_shape) or 'digits'}.gin'", 'The network.'),
+        f'DATA = @{source}()',
+    ]
+    for name, value, why in own_source.settings(found, asked, image_shape):
+        lines.append(_bind(f'{source}.{name}', value, why))
+    return lines
+
+
+def _start(spec: datasets.DatasetSpec) -> list[str]:
+    """Returns the lines that say what the network starts from."""
+    height, width, channels = spec.image_shape
+    model = own_source.public_model(spec.image_shape)
+    if model and (gin_files.root() / 'saved_models' / model / 'pretrained.json').is_file():
+        return [_bind('FinetuningConfig.init_from', f'saved_models/{model}', 'A public model of photographs.')]
+    why = 'The public model of this size is not here' if model else 'No public model has this size'
+    return [
+        _line("include 'stages/procedural.gin'", f'{why}: it begins on drawn images.'),
+        _bind('random_shapes.image_size', height if height == width else (height, width)),
+        _bind('random_shapes.num_classes', spec.num_classes),
+        _bind('random_shapes.channels', channels),
+    ]
+
+
+def _decided(facts: own_images.Facts, choice: own_images.Choice, asked: own_images.Wishes) -> list[str]:
     """Returns the lines that say what the budget buys."""
     release, num_units = choice.release, facts.num_units
     noise = forecast_lib.noise_on_means(release, num_units, facts.num_classes, relations.REPLACE_WITH_ZERO)
     rounds = f'in {release.num_rounds} rounds' if release.num_rounds > 1 else 'in one release'
     height, width, channels = facts.image_shape
-    lines: list = [
-        f'TARGET_EPSILON = {facts.epsilon!r}',
-        (
-            f'TARGET_DELTA = {facts.delta!r}',
+    lines = [
+        _bind('TARGET_EPSILON', facts.epsilon),
+        _bind(
+            'TARGET_DELTA',
+            facts.delta,
             'As given.' if asked.delta else f'At most 1 / (10 x {num_units:,}), rounded down.',
         ),
-        (
-            f'ClassMeansConfig.noise_multiplier = {release.noise_multiplier!r}',
+        _bind(
+            'ClassMeansConfig.noise_multiplier',
+            release.noise_multiplier,
             f'{choice.warm_start_share:.0%} of the budget, {rounds}; noise {noise:.2g} a pixel of a mean.',
         ),
-        (
-            f'ClassMeansConfig.l2_norm_clip = {release.l2_norm_clip!r}',
+        _bind(
+            'ClassMeansConfig.l2_norm_clip',
+            release.l2_norm_clip,
             f'Longer images are shortened to it: 0.3 x sqrt({height} x {width} x {channels}).',
         ),
     ]
     if release.num_rounds > 1:
         why = 'As many per class as the noise permits.'
-        lines.append((f'ClassMeansConfig.means_per_class = {release.means_per_class}', why))
-        lines.append(f'ClassMeansConfig.num_rounds = {release.num_rounds}')
+        lines.append(_bind('ClassMeansConfig.means_per_class', release.means_per_class, why))
+        lines.append(_bind('ClassMeansConfig.num_rounds', release.num_rounds))
     if choice.teacher:
+        share, num_rounds = own_images.TEACHER_SHARE, choice.teacher.num_rounds
         lines += [
             'train.teacher = @TeacherConfig()',
-            (
-                f'TeacherConfig.noise_multiplier = {choice.teacher.noise_multiplier!r}',
-                f'{own_images.TEACHER_SHARE:.0%} of the budget, in {choice.teacher.num_rounds} rounds, for a '
-                'classifier ...',
+            _bind(
+                'TeacherConfig.noise_multiplier',
+                choice.teacher.noise_multiplier,
+                f'{share:.0%} of the budget, in {num_rounds} rounds, for a classifier ...',
             ),
-            ("GenerateConfig.labels = 'auto'", '... that labels the samples where their own labels tell little.'),
+            _bind('GenerateConfig.labels', 'auto', '... that labels the samples where their own labels tell little.'),
         ]
-    batch = choice.expected_batch_size
-    lines += [
-        (f'WarmStartConfig.num_steps = {choice.warm_start_steps}', 'Up to 45% of the time.'),
-        (f'EXPECTED_BATCH_SIZE = {batch}', f'Of {num_units:,} units; the larger, the less noise in all.'),
-        f'NUM_STEPS = {choice.num_steps}',
-        (f'AUGMENTATION_MULTIPLICITY = {choice.num_views}', 'Views per unit: they cost time, and no privacy.'),
-        f'GenerateConfig.num_images = {choice.num_samples}',
+    why = f'Of {num_units:,} units; the larger, the less noise in all.'
+    return [
+        *lines,
+        _bind('WarmStartConfig.num_steps', choice.warm_start_steps, 'Up to 45% of the time.'),
+        _bind('EXPECTED_BATCH_SIZE', choice.expected_batch_size, why),
+        _bind('NUM_STEPS', choice.num_steps),
+        _bind('AUGMENTATION_MULTIPLICITY', choice.num_views, 'Views per unit: they cost time, and no privacy.'),
+        _bind('GenerateConfig.num_images', choice.num_samples),
     ]
-    return lines
-
-
-def _text(lines: list) -> str:
-    """Returns lines as a file, each reason behind its binding."""
-    written = []
-    for line in lines:
-        if isinstance(line, tuple):
-            binding, why = line
-            line = f'{binding:<{_COMMENT_COLUMN}}  # {why}'
-        written.append(line)
-    return '\n'.join(written) + '\n'

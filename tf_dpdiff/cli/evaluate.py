@@ -18,8 +18,6 @@ from tf_dpdiff.runs import evaluate as evaluate_lib
 from tf_dpdiff.runs import folder as folder_lib
 from tf_dpdiff.training import strategies
 
-gin_config.root(evaluate_lib.EvaluationRecipe, 'evaluate')
-
 
 def _print_results(results, folder, workdir) -> None:
     console = rich_console.Console()
@@ -82,9 +80,7 @@ def main(flags) -> int:
     """Runs the verb."""
     clock = clock_lib.Clock()
     command.quieten_libraries()
-    given = {'budget_file': pathlib.Path(flags.budget_file)} if flags.budget_file else {}
-    given_names = [*(f'evaluate.{name}' for name in given), *strategy_flags.given(flags)]
-    gin_config.parse(flags.gin_file, flags.gin_param, 'evaluate', given=given_names)
+    given = gin_config.parse_flags(flags, 'evaluate')
     replicas = strategies.start(strategy_flags.configured(flags.strategy))
     workers = strategy_flags.check_evaluates(replicas).workers
     workdir, samples_path = command.find_samples(flags)
@@ -98,11 +94,10 @@ def run(argv: list[str] | None = None) -> None:
     """Entry point of bin/evaluate."""
     parser = command.Parser('evaluate', __doc__)
     parser.add_gin_flags()
-    parser.add_strategy_flag()
     command.add_samples_flags(parser)
     parser.add_argument(
         '--budget_file',
         metavar='FILE',
         help='budget that evaluate.accuracy_release is charged to (bin/account makes one)',
     )
-    sys.exit(command.run(parser, main, sys.argv[1:] if argv is None else argv))
+    sys.exit(command.run(parser, main, argv))

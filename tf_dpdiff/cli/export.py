@@ -60,4 +60,4 @@ def run(argv: list[str] | None = None) -> None:
         help='write a version although it breaks the clients of the one before, which sends or reads '
         'other inputs, outputs, labels or step counts',
     )
-    sys.exit(command.run(parser, main, sys.argv[1:] if argv is None else argv))
+    sys.exit(command.run(parser, main, argv))

@@ -5,8 +5,7 @@
 """
 
 from collections.abc import Callable, Sequence
-import importlib
-import inspect
+import pathlib
 import re
 from typing import Any
 
@@ -18,8 +17,11 @@ from tf_dpdiff.cli import gin_files
 from tf_dpdiff.cli import gin_paths
 from tf_dpdiff.cli import gin_types
 from tf_dpdiff.cli import gin_usage
+from tf_dpdiff.runs import audit as audit_lib
+from tf_dpdiff.runs import evaluate as evaluate_lib
 from tf_dpdiff.runs import recipe as recipe_lib
-from tf_dpdiff.training import strategies
+from tf_dpdiff.runs import select as select_lib
+from tf_dpdiff.runs import tune as tune_lib
 
 # Only frozen configurations and sources of images: no function of the privacy core can be rebound from a file, and no
 # seed that must stay secret has a name here. All of it can be used from Python too, under the same names.
@@ -38,34 +40,43 @@ _NOT_CONFIGURED = {
 }
 _REGISTERED = tuple(getattr(tf_dpdiff, name) for name in dir(tf_dpdiff) if name not in _NOT_CONFIGURED)
 
+# What verbs are configured by: its fields are what a file binds. One file may configure several verbs.
+_ROOTS = {
+    'train': recipe_lib.Recipe,
+    'evaluate': evaluate_lib.EvaluationRecipe,
+    'select': select_lib.SelectionRecipe,
+    'audit': audit_lib.AuditRecipe,
+    'tune': tune_lib.TuneRecipe,
+}
+_ALSO_READS = {'tune': ('train',)}  # Verbs that are configured by what another one is too.
+_OF_ALL = 'StrategyConfig'  # Which every verb reads.
+
 for _registered in _REGISTERED:
     gin.register(_registered)
-
-_VERBS_WITH_ROOTS = ('train', 'evaluate', 'select', 'audit', 'tune')
-_ALSO_READS = {'tune': ('train',)}  # Verbs that are configured by what another one is too.
-_roots: dict[str, type] = {}
-
-
-def root(recipe_class: type, verb: str) -> None:
-    """Registers what a verb is configured by: its fields are what a file binds."""
-    _roots[verb] = recipe_class
-    gin.register(verb, module='tf_dpdiff')(recipe_class)
+for _verb, _recipe_class in _ROOTS.items():
+    gin.register(_verb, module='tf_dpdiff')(_recipe_class)
 
 
 def configurables() -> dict[str, Callable]:
     """Returns what a configuration file may bind, by name: configurations, sources of images, and roots of verbs."""
-    for name in _VERBS_WITH_ROOTS:  # One file may configure several verbs.
-        importlib.import_module(f'tf_dpdiff.cli.{name}')
-    return {**{function.__name__: function for function in _REGISTERED}, **_roots}
+    return {**{function.__name__: function for function in _REGISTERED}, **_ROOTS}
 
 
-def make(verb: str, **arguments):
-    """Calls what a verb is configured by, with what `parse` has read and with `arguments`.
+def make(name: str, **arguments):
+    """Calls a configuration, or what a verb is configured by, with what `parse` has read and with `arguments`.
 
     Raises:
       command.UsageError: if a value without a default is missing.
     """
-    return call(gin.get_configurable(verb), **arguments)
+    try:
+        return gin.get_configurable(name)(**arguments)
+    except TypeError as error:
+        missing = re.search(r'(?:(\w+)\.__init__|(\w+))\(\) missing \d+ required [^:]*: (.*)', str(error))
+        if missing and 'In call to configurable' in str(error):
+            called = missing.group(1) or missing.group(2)
+            called = {root.__name__: verb for verb, root in _ROOTS.items()}.get(called, called)
+            raise command.UsageError(f'the configuration is incomplete: {called} needs {missing.group(3)}.') from error
+        raise
 
 
 def recipe(*paths: str, bindings: Sequence[str] = (), **macros: Any) -> recipe_lib.Recipe:
@@ -102,19 +113,34 @@ def parse(files: Sequence[str], bindings: Sequence[str], verb: str | None = None
     """
     if not files:
         raise command.UsageError('give a configuration, for instance --gin_file=gin/digits.gin.')
-    known = configurables()
     gin.clear_config()
-    parsed = gin_files.read(
-        files, bindings, {name: list(inspect.signature(function).parameters) for name, function in known.items()}
-    )
+    parsed = gin_files.read(files, bindings, configurables())
     configuration = gin_usage.Configuration(parsed.bindings)
-    verbs = [gin_files.whole_name(name) for name in _VERBS_WITH_ROOTS]
-    paths = {}
-    # What binds nothing of any verb is a part of a configuration: there is nothing yet that could read it.
-    if any(binding.selector in verbs for binding in parsed.bindings):
-        paths = _check(parsed, configuration, verbs, verb, given)
-    for key, binding in configuration.values.items():
-        gin.bind_parameter(key, paths.get(key, gin_files.with_tuples(binding.value)))
+    paths = _check(parsed, configuration, verb, given)
+    for binding in configuration:
+        gin.bind_parameter(binding.key, paths.get(binding.key, gin_files.with_tuples(binding.value)))
+
+
+def parse_flags(
+    flags, verb: str, bindings: Sequence[str] = (), *, budget_of: str | None = None
+) -> dict[str, pathlib.Path]:
+    """Parses what --gin_file and --gin_param say, and that what --budget_file and --strategy say is not bound too.
+
+    Args:
+      flags: Of `command.Parser.add_gin_flags`, perhaps with --budget_file.
+      verb: What is run.
+      bindings: That win over those of the flags.
+      budget_of: The verb whose budget file --budget_file is; None: `verb`.
+
+    Returns:
+      What --budget_file gives, for `make`; empty without it, so that a file may bind it.
+    """
+    path = getattr(flags, 'budget_file', None)
+    given = [f'{budget_of or verb}.budget_file'] if path else []
+    if flags.strategy:
+        given.append('StrategyConfig.name')
+    parse(flags.gin_file, [*flags.gin_param, *bindings], verb, given=given)
+    return {'budget_file': pathlib.Path(path)} if path else {}
 
 
 def leave_out(verb: str, *arguments: str) -> None:
@@ -124,38 +150,16 @@ def leave_out(verb: str, *arguments: str) -> None:
 
 
 def _check(
-    parsed: gin_files.Parsed,
-    configuration: gin_usage.Configuration,
-    verbs: Sequence[str],
-    verb: str | None,
-    given: Sequence[str],
+    parsed: gin_files.Parsed, configuration: gin_usage.Configuration, verb: str | None, given: Sequence[str]
 ) -> dict[gin_files.Key, str]:
     """Refuses what is not used, missing, of a wrong type or ambiguous; returns the relative paths as absolute ones."""
-    strategy = gin_files.whole_name(strategies.StrategyConfig.__name__)  # All verbs read it.
+    verbs = [gin_files.configurable(name).selector for name in _ROOTS]
+    if not any(binding.selector in verbs for binding in parsed.bindings):
+        return {}  # A part of a configuration: there is nothing yet that could read it.
     gin_usage.check_no_commands(parsed.bindings, verbs)
-    by_all = gin_usage.Reached(configuration, [*verbs, strategy])
-    read = [gin_files.whole_name(name) for name in (verb, *_ALSO_READS.get(verb, ()))] if verb else verbs
-    now = gin_usage.Reached(configuration, [*read, strategy], given)
-    gin_usage.check_used(parsed, by_all, now, verb)
-    gin_usage.check_scopes(by_all)
-    gin_usage.check_complete(now)
+    by_all = gin_usage.Reached(configuration, [*_ROOTS, _OF_ALL])
+    read = [verb, *_ALSO_READS.get(verb, ())] if verb else _ROOTS
+    now = gin_usage.Reached(configuration, [*read, _OF_ALL], given)
+    gin_usage.check(parsed, by_all, now, verb)
     gin_types.check(configuration, by_all.bindings, _REGISTERED)
     return gin_paths.absolute(now)
-
-
-def call(function: Callable, **arguments):
-    """Calls what is configured; a value that is missing in the configuration becomes one clear line.
-
-    Raises:
-      command.UsageError: if a value without a default is missing.
-    """
-    try:
-        return function(**arguments)
-    except TypeError as error:
-        text = str(error)
-        missing = re.search(r'(?:(\w+)\.__init__|(\w+))\(\) missing \d+ required [^:]*: (.*)', text)
-        if missing and 'In call to configurable' in text:
-            name = missing.group(1) or missing.group(2)
-            name = {function.__name__: verb for verb, function in _roots.items()}.get(name, name)
-            raise command.UsageError(f'the configuration is incomplete: {name} needs {missing.group(3)}.') from error
-        raise

@@ -4,9 +4,10 @@ An include is looked for beside the file that names it, and then in the project'
 """
 
 import codecs
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Iterator, Sequence
 import dataclasses
 import difflib
+import inspect
 import io
 import os
 import pathlib
@@ -59,23 +60,14 @@ class Binding:
         """What is bound, as a file writes it."""
         return name_of(*self.key)
 
+    @property
+    def references(self) -> list[gin.config.ConfigurableReference]:
+        """gin's references in the value, however deep."""
+        return list(_references(self.value))
+
     def __str__(self) -> str:
         """Returns the binding and where it stands."""
         return f'{self.where}: {self.name} = {shortened(self.value)}' if self.folder else self.where
-
-
-class Layer(NamedTuple):
-    """A file with all that it includes, or a flag.
-
-    Attributes:
-      first: Position of its first binding.
-      end: Position behind its last one.
-      is_flag: Whether it is a flag.
-    """
-
-    first: int
-    end: int
-    is_flag: bool
 
 
 class Parsed(NamedTuple):
@@ -83,28 +75,41 @@ class Parsed(NamedTuple):
 
     Attributes:
       bindings: In the order in which they are read.
-      layers: In the order in which they end.
+      layers: Which of them a file with all that it includes, or a flag, binds; in the order in which these end.
     """
 
     bindings: list[Binding]
-    layers: list[Layer]
+    layers: list[slice]
+
+
+def short_name(selector: str) -> str:
+    """Returns the last part of a whole name, as files write it, such as 'DpSgdConfig'."""
+    return selector.rpartition('.')[2]
 
 
 def name_of(scope: str, selector: str, parameter: str) -> str:
     """Returns the name that is bound, as in a file, such as 'finetuning/ViewsConfig.timesteps' or 'NUM_STEPS'."""
     if selector == MACRO:
         return scope
-    return f'{scope}{"/" if scope else ""}{selector.rpartition(".")[2]}.{parameter}'
+    return f'{scope}{"/" if scope else ""}{short_name(selector)}.{parameter}'
 
 
-def whole_name(name: str) -> str:
-    """Returns the whole name of what a name stands for, such as 'tf_dpdiff.cli.train.train' of 'train'."""
-    return gin.config.ConfigurableReference(name, False).configurable.selector
+def configurable(name: str) -> gin.config.Configurable:
+    """Returns what gin knows of a name, such as 'train': its whole name (`selector`) and its function (`wrapped`)."""
+    return gin.config.ConfigurableReference(name, False).configurable
 
 
-def function(selector: str) -> Callable:
-    """Returns the function or class of a name."""
-    return gin.config.ConfigurableReference(selector, False).configurable.wrapped
+def parameters(name: str) -> list[str]:
+    """Returns what can be bound of a name."""
+    return list(inspect.signature(configurable(name).wrapped).parameters)
+
+
+def _references(value: Any) -> Iterator[gin.config.ConfigurableReference]:
+    if isinstance(value, gin.config.ConfigurableReference):
+        yield value
+    elif isinstance(value, (list, tuple, dict)):
+        for item in (*value, *value.values()) if isinstance(value, dict) else value:
+            yield from _references(item)
 
 
 def with_tuples(value: Any) -> Any:
@@ -133,14 +138,20 @@ def gin_folder() -> pathlib.Path:
     return package / 'gin' if (package / 'gin').is_dir() else package.parent / 'gin'
 
 
-def read(names: Sequence[str], flags: Sequence[str], known: dict[str, list[str]]) -> Parsed:
+def root() -> pathlib.Path:
+    """Returns the folder above gin/, where saved_models/ lies; for an installed package the working folder."""
+    folder = gin_folder().parent
+    return pathlib.Path.cwd() if folder == pathlib.Path(__file__).resolve().parent.parent else folder
+
+
+def read(names: Sequence[str], flags: Sequence[str], known: Collection[str]) -> Parsed:
     """Reads configuration files and flags.
 
     Args:
       names: Of files, looked up in the current folder and then in the project's gin folder (with or without `gin/` in
         front).
       flags: Bindings, such as 'DpSgdConfig.num_steps = 10'.
-      known: The parameters of each name that may be bound.
+      known: The names of which parameters may be bound, for errors.
 
     Raises:
       command.UsageError: one line: what is wrong, in which file and line.
@@ -149,50 +160,45 @@ def read(names: Sequence[str], flags: Sequence[str], known: dict[str, list[str]]
     for name in names:
         reader.read_file(_find(name))
     for flag in flags:
-        reader.read_flag(flag)
-    return Parsed(reader.bindings, reader.layers)
+        reader.read(flag, f'--gin_param={flag!r}', None)
+    return reader.parsed
 
 
 class _Reader:
     """Collects bindings."""
 
-    def __init__(self, known: dict[str, list[str]]):
-        self.bindings: list[Binding] = []
-        self.layers: list[Layer] = []
+    def __init__(self, known: Collection[str]):
+        self.parsed = Parsed([], [])
         self._known = known
         self._open: list[pathlib.Path] = []  # The files that are being read, each included by the one before.
 
     def read_file(self, path: pathlib.Path) -> None:
-        shown, first = _shown(path), len(self.bindings)
+        shown = _shown(path)
         text = _read_text(path, shown)
         self._open.append(path.resolve())
-        self._read(text, lambda line: f'{shown}, line {line}', pathlib.Path(os.path.abspath(path)).parent)
+        self.read(text, shown, pathlib.Path(os.path.abspath(path)).parent)
         self._open.pop()
-        self.layers.append(Layer(first, len(self.bindings), False))
 
-    def read_flag(self, flag: str) -> None:
-        first = len(self.bindings)
-        self._read(flag, lambda line: f'--gin_param={flag!r}', None)
-        self.layers.append(Layer(first, len(self.bindings), True))
+    def read(self, text: str, shown: str, folder: pathlib.Path | None) -> None:
+        def where() -> str:
+            return f'{shown}, line {line}' if folder else shown
 
-    def _read(self, text: str, where, folder: pathlib.Path | None) -> None:
-        line: int | None = 1
+        first, line = len(self.parsed.bindings), 1
         try:
             parser = _Parser(io.StringIO(text, newline=None))
-            while True:
-                line = None  # Wherever the parser is.
-                statement = parser.parse_statement()
-                if statement is None:
-                    return
+            line = 0  # Wherever the parser is.
+            for statement in parser:
                 line = statement.location.line_num
-                self._add(statement, where(line), folder)
+                self._add(statement, where(), folder)
+                line = 0
         except command.UsageError:
             raise
         except _ERRORS as error:
             line = line or parser.current_token.start[0]
-            raise command.UsageError(f'{where(line)}: {_explain(error, self._known)}') from error
+            raise command.UsageError(f'{where()}: {_explain(error, self._known)}') from error
+        self.parsed.layers.append(slice(first, len(self.parsed.bindings)))
 
-    def _add(self, statement, where: str, folder: pathlib.Path | None) -> None:
+    def _add(self, statement: Any, where: str, folder: pathlib.Path | None) -> None:
         if isinstance(statement, gin.config_parser.IncludeStatement):
             self._include(statement.filename, where, folder)
         elif isinstance(statement, gin.config_parser.ImportStatement):
@@ -200,11 +206,10 @@ class _Reader:
         elif isinstance(statement, gin.config_parser.BindingStatement):
             scope, selector, parameter, value, _ = statement
             if parameter:
-                parsed = gin.config.ParsedBindingKey.parse((scope, selector, parameter))
-                key: Key = parsed.scope_selector_arg
+                key: Key = gin.config.ParsedBindingKey.parse((scope, selector, parameter)).scope_selector_arg
             else:
                 key = f'{scope}/{selector}' if scope else selector, MACRO, 'value'
-            self.bindings.append(Binding(*key, value, where, folder))
+            self.parsed.bindings.append(Binding(*key, value, where, folder))
 
     def _include(self, name: str, where: str, folder: pathlib.Path | None) -> None:
         candidates = _candidates(name, folder or pathlib.Path.cwd())
@@ -296,7 +301,7 @@ def _import(statement, where: str) -> None:
         raise command.UsageError(f'{where}: {str(error).splitlines()[0]}.') from error
 
 
-def _explain(error: Exception, known: dict[str, list[str]]) -> str:
+def _explain(error: Exception, known: Collection[str]) -> str:
     """Returns an error of gin's as one sentence that names the nearest known name."""
     if isinstance(error, tokenize.TokenError):
         return f'a bracket or a quote is left open ({error.args[0]}).'
@@ -311,6 +316,7 @@ def _explain(error: Exception, known: dict[str, list[str]]) -> str:
     parameter = re.search(r"onfigurable '(?:[\w.]*\.)?(\w+)' doesn't have a parameter named '(\w+)'", sentence)
     name = re.search(r"No configurable matching (?:reference )?'@?([\w./]+)", sentence)
     if parameter:
-        names = [f'{parameter.group(1)}.{other}' for other in known.get(parameter.group(1), [])]
-        return f'{sentence}.{nearest(f"{parameter.group(1)}.{parameter.group(2)}", names)}'
+        configured, given = parameter.groups()
+        names = [f'{configured}.{other}' for other in parameters(configured)] if configured in known else []
+        return f'{sentence}.{nearest(f"{configured}.{given}", names)}'
     return f'{sentence}.' + (nearest(re.split(r'[./]', name.group(1))[-1], list(known), 0.5) if name else '')

@@ -46,10 +46,8 @@ def absolute(reached: gin_usage.Reached) -> dict[gin_files.Key, str]:
     """
     found = {}
     for binding in reached.bindings:
-        if binding.parameter in _PATHS.get(binding.selector.rpartition('.')[2], ()):
-            source = reached.configuration.source(
-                binding
-            )  # The file that says the path, not the one that names the macro.
+        if binding.parameter in _PATHS.get(gin_files.short_name(binding.selector), ()):
+            source = reached.configuration.source(binding)  # Whose file counts, not that of a line that names a macro.
             names = _NAMES.get(binding.parameter, ())
             if isinstance(source.value, str) and source.value not in names:
                 path = _absolute(source.value, source, binding.parameter in _PATTERNS)
@@ -64,7 +62,7 @@ def _absolute(path: str, source: gin_files.Binding, is_pattern: bool) -> str:
     here = _join(pathlib.Path.cwd(), path, is_pattern)
     if source.folder is None:
         return here
-    own, below_root = (_join(folder, path, is_pattern) for folder in (source.folder, _root()))
+    own, below_root = (_join(folder, path, is_pattern) for folder in (source.folder, gin_files.root()))
     if path.split('/')[0] in ('.', '..'):
         return own
     there = [candidate for candidate in (own, below_root) if _match(candidate, is_pattern)]
@@ -78,16 +76,11 @@ def _absolute(path: str, source: gin_files.Binding, is_pattern: bool) -> str:
     is_ours = gin_files.gin_folder() in (source.folder.resolve(), *source.folder.resolve().parents)
     if _match(here, is_pattern):
         raise command.UsageError(
-            f'{source} is not in {_root() if is_ours else source.folder}. It is in the working '
+            f'{source} is not in {gin_files.root() if is_ours else source.folder}. It is in the working '
             'folder, which a path in a file is not relative to: write it in full, or give it by '
             'a flag.'
         )
     return below_root if is_ours else own
-
-
-def _root() -> pathlib.Path:
-    folder = gin_files.gin_folder().parent
-    return pathlib.Path.cwd() if folder == pathlib.Path(__file__).resolve().parent.parent else folder
 
 
 def _join(folder: pathlib.Path, path: str, is_pattern: bool) -> str:

@@ -39,7 +39,7 @@ def check(
       command.UsageError: names the binding, the type wanted and the value given.
     """
     for binding in bindings:
-        wanted = _annotations(gin_files.function(binding.selector)).get(binding.parameter, Any)
+        wanted = _annotations(gin_files.configurable(binding.selector).wrapped).get(binding.parameter, Any)
         source = configuration.source(binding)  # A macro is what a person has to change.
         value = _resolve(configuration, source.value)
         if not _fits(value, wanted):
@@ -75,7 +75,7 @@ def _fits(value: Any, wanted: Any) -> bool:
     if kind in (typing.Union, types.UnionType):
         return any(_fits(value, other) for other in of)
     if isinstance(value, gin.config.ConfigurableReference):
-        made = _made_by(gin_files.function(value.configurable.selector))
+        made = _made_by(value.configurable.wrapped)
         return value.evaluate and (made is None or _is_kind_of(made, wanted))
     if kind is tuple and Ellipsis not in of:
         return isinstance(value, (list, tuple)) and len(value) == len(of) and all(map(_fits, value, of))

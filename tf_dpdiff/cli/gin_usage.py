@@ -17,7 +17,6 @@ Of flags, each is judged as it stands behind those before it: of two that bind t
 """
 
 from collections.abc import Iterator, Sequence
-import inspect
 from typing import Any
 
 import gin
@@ -25,10 +24,10 @@ import gin
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import gin_files
 
-_CONSTANT, _REQUIRED = 'gin.constant', 'gin.REQUIRED'
+_CONSTANT = 'gin.constant'
 
 Scope = tuple[str, ...]
-Call = tuple[Scope, str]  # In which scope what is called, by its whole name.
+Call = tuple[Scope, str]  # In which scope what is called, by its whole name; of a macro, its name is the scope.
 
 
 class Configuration:
@@ -39,10 +38,14 @@ class Configuration:
     """
 
     def __init__(self, bindings: Sequence[gin_files.Binding]):
-        self.values: dict[gin_files.Key, gin_files.Binding] = {binding.key: binding for binding in bindings}
         self._of: dict[tuple[str, str], dict[str, gin_files.Binding]] = {}
-        for binding in self.values.values():
+        for binding in bindings:
             self._of.setdefault((binding.scope, binding.selector), {})[binding.parameter] = binding
+
+    def __iter__(self) -> Iterator[gin_files.Binding]:
+        """Yields the binding of each parameter that is bound."""
+        for bindings in self._of.values():
+            yield from bindings.values()
 
     def in_scope(self, scope: Scope, selector: str) -> dict[str, gin_files.Binding]:
         """Returns the bindings that a call in a scope reads, by parameter: as in gin, the narrower scope wins."""
@@ -51,11 +54,9 @@ class Configuration:
             found.update(self._of.get(('/'.join(scope[:depth]), selector), {}))
         return found
 
-    def macro(self, reference) -> gin_files.Binding | None:
+    def macro(self, value: Any) -> gin_files.Binding | None:
         """Returns the binding of the macro that a value refers to; None where there is none, or it is no macro."""
-        if not is_macro(reference):
-            return None
-        return self.values.get(('/'.join(reference.scopes), gin_files.MACRO, 'value'))
+        return self._of.get(value.config_key, {}).get('value') if is_macro(value) else None
 
     def source(self, binding: gin_files.Binding) -> gin_files.Binding:
         """Returns the binding that says the value of one: that of the last macro it leads to, or the same."""
@@ -69,7 +70,7 @@ class Reached:
 
     Args:
       configuration: What is bound.
-      roots: Whole names of the functions that are called, in no scope.
+      roots: Names of the functions that are called, in no scope.
       given: Parameters of theirs that flags give, so that no binding of them is read, such as 'train.budget_file'.
 
     Attributes:
@@ -86,7 +87,7 @@ class Reached:
         self.calls: set[Call] = set()
         self._read: set[gin_files.Binding] = set()
         for root in roots:
-            self._visit(((), root), ())
+            self._visit(((), gin_files.configurable(root).selector), ())
         self.bindings = dict.fromkeys(sorted(self._read, key=lambda binding: binding.line))
 
     def of(self, configuration: Configuration) -> 'Reached':
@@ -102,22 +103,13 @@ class Reached:
             if binding.name in self._given:
                 continue
             self._read.add(binding)
-            for reference in references(binding.value):
+            for reference in binding.references:
                 # gin calls what is named without a scope in the scope of what it is for.
                 called = tuple(reference.scopes) or call[0], reference.configurable.selector
                 if reference.evaluate and called in path:
                     circle = ' -> '.join(map(_name_of_call, (*path[path.index(called) :], called)))
                     raise command.UsageError(f'{binding} goes round in a circle: {circle}.')
                 self._visit(called, path)
-
-
-def references(value: Any) -> Iterator[Any]:
-    """Yields gin's references in a value, however deep."""
-    if isinstance(value, gin.config.ConfigurableReference):
-        yield value
-    elif isinstance(value, (list, tuple, dict)):
-        for item in (*value, *value.values()) if isinstance(value, dict) else value:
-            yield from references(item)
 
 
 def is_macro(value: Any) -> bool:
@@ -127,20 +119,28 @@ def is_macro(value: Any) -> bool:
 
 def is_left_open(value: Any) -> bool:
     """Returns whether a value is %gin.REQUIRED."""
-    return (
-        isinstance(value, gin.config.ConfigurableReference)
-        and value.configurable.selector == _CONSTANT
-        and '/'.join(value.scopes) == _REQUIRED
-    )
+    return isinstance(value, gin.config.ConfigurableReference) and value.config_key == ('gin.REQUIRED', _CONSTANT)
 
 
 def _name_of_call(call: Call) -> str:
     scope, selector = call
-    return '/'.join(scope if selector == gin_files.MACRO else (*scope, selector.rpartition('.')[2]))
+    return '/'.join(scope if selector == gin_files.MACRO else (*scope, gin_files.short_name(selector)))
 
 
-def check_used(parsed: gin_files.Parsed, by_all: Reached, now: Reached, verb: str | None) -> None:
-    """Refuses what is bound and not read; see the head of this module.
+def check_no_commands(bindings: Sequence[gin_files.Binding], verbs: Sequence[str]) -> None:
+    """Refuses references to the functions of verbs: gin would run them to learn a value.
+
+    Raises:
+      command.UsageError: names the reference.
+    """
+    for binding in bindings:
+        for reference in binding.references:
+            if reference.configurable.selector in verbs:
+                raise command.UsageError(f'{binding}: {reference!r} is a command, not a value.')
+
+
+def check(parsed: gin_files.Parsed, by_all: Reached, now: Reached, verb: str | None) -> None:
+    """Refuses what is bound in vain, and references to what is not bound.
 
     Args:
       parsed: What files and flags bind.
@@ -149,14 +149,22 @@ def check_used(parsed: gin_files.Parsed, by_all: Reached, now: Reached, verb: st
       verb: Its name, or None.
 
     Raises:
-      command.UsageError: names the first such binding, says why it is not read, and names the nearest one that is.
+      command.UsageError: names the binding, says what is wrong with it, and names the nearest one that is in use.
     """
+    _check_used(parsed, by_all, now, verb)
+    _check_scopes(by_all)
+    _check_complete(now)
+
+
+def _check_used(parsed: gin_files.Parsed, by_all: Reached, now: Reached, verb: str | None) -> None:
+    """Refuses what is bound and not read; see the head of this module."""
     bindings = parsed.bindings
     # A file may configure several verbs; of a flag, what counts is what this one reads.
     read = {binding.line for binding in by_all.bindings if binding.folder} | {binding.line for binding in now.bindings}
     for layer in parsed.layers:
-        reached = (now if layer.is_flag else by_all).of(Configuration(bindings[: layer.end]))
-        read |= {binding.line for binding in bindings[layer.first : layer.end] if binding in reached.bindings}
+        is_flag = any(binding.folder is None for binding in bindings[layer])
+        reached = (now if is_flag else by_all).of(Configuration(bindings[: layer.stop]))
+        read |= {binding.line for binding in bindings[layer] if binding in reached.bindings}
     unread = [binding for binding in bindings if binding.line not in read]
     if unread:
         first, more = unread[0], len({binding.line for binding in unread}) - 1
@@ -170,7 +178,7 @@ def _why_unread(binding: gin_files.Binding, bindings: Sequence[gin_files.Binding
     later = [other for other in bindings[bindings.index(binding) + 1 :] if other.key == binding.key]
     if later and later[-1] in reached.bindings:
         return f'{later[-1].where} binds it to {gin_files.shortened(later[-1].value)}, and what comes later wins.'
-    name = binding.selector.rpartition('.')[2]
+    name = gin_files.short_name(binding.selector)
     scopes = ['/'.join(scope) for scope, selector in reached.calls if selector == binding.selector]
     if binding.selector == gin_files.MACRO:
         reason = f'nothing reads %{binding.name}'
@@ -192,57 +200,36 @@ def _names_in_use(binding: gin_files.Binding, reached: Reached) -> list[str]:
         for scope, selector in reached.calls
         if selector not in (gin_files.MACRO, _CONSTANT)
         for depth in range(len(scope) + 1)
-        for parameter in inspect.signature(gin_files.function(selector)).parameters
+        for parameter in gin_files.parameters(selector)
     }
     return sorted(names - {binding.name})
 
 
-def check_complete(reached: Reached) -> None:
-    """Refuses macros that are read and not bound, and what a file leaves to others by %gin.REQUIRED.
-
-    Raises:
-      command.UsageError: names what is missing.
-    """
+def _check_scopes(reached: Reached) -> None:
+    """Refuses references to a scope in which nothing is bound that is read."""
+    scopes = {binding.scope for binding in reached.bindings if binding.selector != gin_files.MACRO and binding.scope}
     for binding in reached.bindings:
-        for reference in references(binding.value):
+        for reference in binding.references:
+            scope, selector = reference.config_key
+            if scope and scope not in scopes and selector not in (gin_files.MACRO, _CONSTANT):
+                raise command.UsageError(
+                    f"{binding}: nothing is bound in the scope '{scope}'.{gin_files.nearest(scope, sorted(scopes))}"
+                )
+
+
+def _check_complete(reached: Reached) -> None:
+    """Refuses macros that are read and not bound, and what a file leaves to others by %gin.REQUIRED."""
+    for binding in reached.bindings:
+        for reference in binding.references:
             if is_left_open(reference):
                 raise command.UsageError(
                     f'the configuration is incomplete: {binding.name} must be bound; it is left '
                     f'open by %gin.REQUIRED ({binding.where}).'
                 )
             if is_macro(reference) and reached.configuration.macro(reference) is None:
-                name = '/'.join(reference.scopes)
-                keys = reached.configuration.values
-                known = sorted(scope for scope, selector, _ in keys if selector == gin_files.MACRO)
+                name, _ = reference.config_key
+                known = sorted(other.scope for other in reached.configuration if other.selector == gin_files.MACRO)
                 raise command.UsageError(
                     f'{binding}: the configuration uses %{name}, which it does not define.'
                     f'{gin_files.nearest(name, known)}'
-                )
-
-
-def check_no_commands(bindings: Sequence[gin_files.Binding], verbs: Sequence[str]) -> None:
-    """Refuses references to the functions of verbs: gin would run them to learn a value.
-
-    Raises:
-      command.UsageError: names the reference.
-    """
-    for binding in bindings:
-        for reference in references(binding.value):
-            if reference.configurable.selector in verbs:
-                raise command.UsageError(f'{binding}: {reference!r} is a command, not a value.')
-
-
-def check_scopes(reached: Reached) -> None:
-    """Refuses references to a scope in which nothing is bound that is read.
-
-    Raises:
-      command.UsageError: names the reference and the nearest scope.
-    """
-    scopes = {binding.scope for binding in reached.bindings if binding.selector != gin_files.MACRO and binding.scope}
-    for binding in reached.bindings:
-        for reference in references(binding.value):
-            scope, selector = '/'.join(reference.scopes), reference.configurable.selector
-            if scope and scope not in scopes and selector not in (gin_files.MACRO, _CONSTANT):
-                raise command.UsageError(
-                    f"{binding}: nothing is bound in the scope '{scope}'.{gin_files.nearest(scope, sorted(scopes))}"
                 )

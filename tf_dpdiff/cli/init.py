@@ -9,8 +9,9 @@ from tf_dpdiff import files
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import configure
 from tf_dpdiff.cli import dry_run
-from tf_dpdiff.cli import wishes
 from tf_dpdiff.data import classes
+from tf_dpdiff.runs import outlook
+from tf_dpdiff.runs import own_images
 
 
 def _read_pair(text: str | None, flag: str, separator: str, kind: type) -> tuple | None:
@@ -43,7 +44,7 @@ def main(flags) -> int:
     parent = next(folder for folder in output.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise command.UsageError(f'{parent} is no folder that can be written to; name another --output.')
-    asked = wishes.Wishes(
+    asked = own_images.Wishes(
         epsilon=flags.epsilon,
         delta=flags.delta,
         hours=flags.hours,
@@ -54,7 +55,7 @@ def main(flags) -> int:
         held_out_fraction=flags.held_out_fraction,
     )
     text, build, model, speed, told = configure.configured(flags.path, asked)
-    dry_run.show_in_short(build, model, speed, told)
+    dry_run.show_in_short(build, model, told, outlook.describe_time(build.recipe, speed))
     quoted = shlex.quote(str(output))
     files.write_text(output, text.replace('--gin_file=FILE', f'--gin_file={quoted}'))
     then = f'bin/train --gin_file={quoted} --workdir=runs/mine'
@@ -66,7 +67,7 @@ def main(flags) -> int:
 
 def run(argv: list[str] | None = None) -> None:
     """Entry point of bin/init."""
-    defaults = wishes.Wishes()
+    defaults = own_images.Wishes()
     parser = command.Parser('init', __doc__)
     parser.add_argument('path', help='folder of images (class folders, or a table beside them), .npz file or table')
     parser.add_argument('--output', required=True, metavar='FILE', help='the configuration to write, such as mine.gin')
@@ -90,4 +91,4 @@ def run(argv: list[str] | None = None) -> None:
     parser.add_argument(
         '--held_out_fraction', type=float, help='share of the units for evaluation, where there is no test part (0.2)'
     )
-    sys.exit(command.run(parser, main, sys.argv[1:] if argv is None else argv))
+    sys.exit(command.run(parser, main, argv))

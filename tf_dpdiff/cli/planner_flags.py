@@ -57,3 +57,17 @@ def read(flags) -> planner.Hardware | None:
         return planner.Hardware(**given)
     except ValueError as error:
         raise command.UsageError(f'--{error}') from error
+
+
+def check(hardware: planner.Hardware | None, *, has_private_stage: bool, has_public_stage: bool) -> None:
+    """Refuses a rate for a kind of stage that the run has not.
+
+    Raises:
+      command.UsageError: names the flag and its value.
+    """
+    if hardware and hardware.public_views_per_second is not None and not (has_private_stage and has_public_stage):
+        cure = 'drop it' if has_private_stage else 'give its rate as --views_per_second alone'
+        raise command.UsageError(
+            f'--public_views_per_second={hardware.public_views_per_second:g} is for a run with '
+            f'both public and private stages, which this is not: {cure}.'
+        )

@@ -122,4 +122,4 @@ def run(argv: list[str] | None = None) -> None:
     )
     parser.add_argument('--template', metavar='FILE', help='write an example of a --curator file, and nothing else')
     parser.add_argument('--verify', metavar='RELEASE', help='check a folder or zip that has arrived, and nothing else')
-    sys.exit(command.run(parser, main, sys.argv[1:] if argv is None else argv))
+    sys.exit(command.run(parser, main, argv))

@@ -215,4 +215,4 @@ def run(argv: list[str] | None = None) -> None:
         default=10000,
         help='images a shard, and what a kill loses at most (default: %(default)s)',
     )
-    sys.exit(command.run(parser, main, sys.argv[1:] if argv is None else argv))
+    sys.exit(command.run(parser, main, argv))

@@ -13,8 +13,6 @@ from tf_dpdiff.cli import strategy_flags
 from tf_dpdiff.runs import select as select_lib
 from tf_dpdiff.training import strategies
 
-gin_config.root(select_lib.SelectionRecipe, 'select')
-
 
 def choose(
     recipe: select_lib.SelectionRecipe, workdir: pathlib.Path, samples_path: pathlib.Path, workers: workers_lib.Workers
@@ -49,7 +47,7 @@ def _print_results(chosen: select_lib.Selected, not_done: str) -> None:
 def main(flags) -> int:
     """Runs the verb."""
     command.quieten_libraries()
-    gin_config.parse(flags.gin_file, flags.gin_param, 'select', given=strategy_flags.given(flags))
+    gin_config.parse_flags(flags, 'select')
     if flags.synthetic_only:
         gin_config.leave_out('select', 'data')  # A source of images is opened when it is built.
     replicas = strategies.start(strategy_flags.configured(flags.strategy))
@@ -63,11 +61,10 @@ def run(argv: list[str] | None = None) -> None:
     """Entry point of bin/select."""
     parser = command.Parser('select', __doc__)
     parser.add_gin_flags()
-    parser.add_strategy_flag()
     command.add_samples_flags(parser)
     parser.add_argument(
         '--synthetic_only',
         action='store_true',
         help='read no private image; what is written may then be released like the samples',
     )
-    sys.exit(command.run(parser, main, sys.argv[1:] if argv is None else argv))
+    sys.exit(command.run(parser, main, argv))

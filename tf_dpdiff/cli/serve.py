@@ -152,4 +152,4 @@ def make_parser() -> command.Parser:
 def run(argv: list[str] | None = None) -> None:
     """Entry point of bin/serve."""
     parser = make_parser()
-    sys.exit(command.run(parser, main, sys.argv[1:] if argv is None else argv))
+    sys.exit(command.run(parser, main, argv))

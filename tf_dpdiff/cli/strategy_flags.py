@@ -45,14 +45,26 @@ def configured(name: str | None) -> strategies.StrategyConfig:
       ValueError: if the strategy is not supported, or its settings do not fit it.
     """
     if name:
-        with gin.unlock_config():
-            gin.bind_parameter('StrategyConfig.name', name)  # So that the operative configuration has it too.
-    return gin_config.call(gin.get_configurable(strategies.StrategyConfig))
+        gin.bind_parameter('StrategyConfig.name', name)  # So that the operative configuration has it too.
+    return gin_config.make('StrategyConfig')
 
 
-def given(flags) -> tuple[str, ...]:
-    """Returns which setting --strategy gives, for `gin_config.parse`."""
-    return ('StrategyConfig.name',) if flags.strategy else ()
+def check_one_process(config: strategies.StrategyConfig, what: str) -> strategies.StrategyConfig:
+    """Returns the strategy where it can be had and is of one process.
+
+    Args:
+      config: The strategy.
+      what: Wants one process, such as 'an audit'.
+
+    Raises:
+      command.UsageError: if it is of several workers; others as `strategies.check`.
+    """
+    num_workers = strategies.check(config)
+    if num_workers > 1:
+        raise command.UsageError(
+            f"{what} is for one process, got {num_workers} workers: use the strategy 'default' or 'mirrored'."
+        )
+    return config
 
 
 def check_evaluates(replicas: strategies.Replicas) -> strategies.Replicas:

@@ -64,4 +64,4 @@ def run(argv: list[str] | None = None) -> None:
     )
     parser.add_argument('--host', default='127.0.0.1', help='address to listen at (default: %(default)s)')
     parser.add_argument('--port', type=int, help='0: any free one (default: the first free one from 6006)')
-    sys.exit(command.run(parser, main, sys.argv[1:] if argv is None else argv))
+    sys.exit(command.run(parser, main, argv))

@@ -17,7 +17,6 @@ from tf_dpdiff.evaluation import utility
 from tf_dpdiff.privacy import rounding
 from tf_dpdiff.runs import clock as clock_lib
 from tf_dpdiff.runs import folder
-from tf_dpdiff.runs import recipe as recipe_lib
 from tf_dpdiff.runs import run as run_lib
 from tf_dpdiff.sampling import shared_work
 from tf_dpdiff.training import pretrained
@@ -25,8 +24,6 @@ from tf_dpdiff.training import strategies
 from tf_dpdiff.training import warm_start
 
 _PUBLIC_CLASSES_NAMED = 5
-
-gin_config.root(recipe_lib.Recipe, 'train')
 
 
 def _show_chosen(workdir: pathlib.Path, chosen: warm_start.ChosenImages) -> None:
@@ -50,11 +47,7 @@ def _print_results(done: run_lib.TrainedRun) -> None:
             f"runs start from it by FinetuningConfig.init_from = '{workdir.absolute()}'",
         )
     elif fields['guarantee_claimed']:
-        table.add_row(
-            'privacy',
-            f'epsilon = {rounding.round_up(fields["epsilon"])} at delta = {rounding.exact(fields["delta"])} for '
-            f'{fields["unit"]}',
-        )
+        table.add_row('privacy', f'{rounding.claim(fields["epsilon"], fields["delta"])} for {fields["unit"]}')
     else:
         table.add_row('privacy', 'NO GUARANTEE IS CLAIMED')
     for caution in fields.get('cautions', ()):
@@ -84,10 +77,7 @@ def main(flags) -> int:
     """Runs the verb."""
     clock = clock_lib.Clock()
     command.quieten_libraries()
-    # Not passed on where it is not given, so that a file may bind it.
-    given = {'budget_file': pathlib.Path(flags.budget_file)} if flags.budget_file else {}
-    given_names = [*(f'train.{name}' for name in given), *strategy_flags.given(flags)]
-    gin_config.parse(flags.gin_file, flags.gin_param, 'train', given=given_names)
+    given = gin_config.parse_flags(flags, 'train')
     hardware = planner_flags.read(flags)
     workdir = pathlib.Path(flags.workdir).expanduser()
     strategy = strategy_flags.configured(flags.strategy)
@@ -119,7 +109,6 @@ def run(argv: list[str] | None = None) -> None:
     """Entry point of bin/train."""
     parser = command.Parser('train', __doc__)
     parser.add_gin_flags()
-    parser.add_strategy_flag()
     parser.add_argument('--workdir', default='runs/latest', help='folder of the run (default: %(default)s)')
     parser.add_argument(
         '--dry_run', action='store_true', help='print whether it can work, cost and statement, and exit'
@@ -134,4 +123,4 @@ def run(argv: list[str] | None = None) -> None:
         help='budget of all runs on these data, to charge the run to (bin/account makes one)',
     )
     planner_flags.add(parser)
-    sys.exit(command.run(parser, main, sys.argv[1:] if argv is None else argv))
+    sys.exit(command.run(parser, main, argv))

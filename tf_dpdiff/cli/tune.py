@@ -1,6 +1,5 @@
 """bin/tune: a private choice among candidates: several runs, of which the best is released, paid for as a whole."""
 
-from collections.abc import Sequence
 import contextlib
 import pathlib
 import sys
@@ -22,25 +21,18 @@ from tf_dpdiff.training import strategies
 
 _SHARES = (0.5, 0.95, 0.99)
 
-gin_config.root(tune_lib.TuneRecipe, 'tune')
 
-
-def _recipes(flags, given: dict, config: tune_lib.TuneConfig) -> list[recipe_lib.Recipe]:
+def _recipes(flags, config: tune_lib.TuneConfig) -> list[recipe_lib.Recipe]:
     """Returns the recipe of each candidate: the configuration with its bindings, which win."""
     recipes = []
     for bindings, phrase in zip(config.candidates, config.phrases):
         try:
-            _parse(flags, given, bindings)
+            given = gin_config.parse_flags(flags, 'tune', bindings, budget_of='train')
         except command.UsageError as error:
             raise command.UsageError(f'the candidate {phrase!r}: {error}') from error
         gin_config.leave_out('train', 'utility')  # What is measured without noise is no part of a choice.
         recipes.append(gin_config.make('train', **given).configured_by(gin.operative_config_str()))
     return recipes
-
-
-def _parse(flags, given: dict, bindings: Sequence[str] = ()) -> None:
-    given_names = [*(f'train.{name}' for name in given), *strategy_flags.given(flags)]
-    gin_config.parse(flags.gin_file, [*flags.gin_param, *bindings], 'tune', given=given_names)
 
 
 def _show(prepared: tune_lib.PreparedChoice) -> None:
@@ -51,11 +43,10 @@ def _show(prepared: tune_lib.PreparedChoice) -> None:
     first.recipe.data.look_at('train')
     with progress.working('tune', 'measuring the speed of this machine'):
         speed = forecast_lib.measure_speed(first.make_network(), first.recipe.finetuning.trainable)
-    delta = rounding.exact(plan.config.target_delta)
     table = command.facts_table('what would be done')
     table.add_row(
         'privacy',
-        f'epsilon = {rounding.round_up(plan.epsilon())} at delta = {delta} for {first.spec.unit}, of '
+        f'{rounding.claim(plan.epsilon(), plan.config.target_delta)} for {first.spec.unit}, of '
         f'{first.spec.num_units:,}: of all runs and of the choice among them, by RDP',
     )
     table.add_row(
@@ -90,8 +81,8 @@ def _print_results(workdir: pathlib.Path) -> None:
     table = command.facts_table('what came out')
     table.add_row(
         'privacy',
-        f'epsilon = {rounding.round_up(fields["epsilon"])} at delta = {rounding.exact(fields["delta"])} for '
-        f'{fields["unit"]}: of all runs and of the choice among them',
+        f'{rounding.claim(fields["epsilon"], fields["delta"])} for {fields["unit"]}: of all runs and of the choice '
+        'among them',
     )
     for caution in fields.get('cautions', ()):
         table.add_row('CAUTION', caution)
@@ -107,17 +98,10 @@ def _print_results(workdir: pathlib.Path) -> None:
 def main(flags) -> int:
     """Runs the verb."""
     command.quieten_libraries()
-    given = {'budget_file': pathlib.Path(flags.budget_file)} if flags.budget_file else {}
-    _parse(flags, given)
+    gin_config.parse_flags(flags, 'tune', budget_of='train')
     config = gin_config.make('tune').config
-    strategy = strategy_flags.configured(flags.strategy)
-    num_workers = strategies.check(strategy)
-    if num_workers > 1:
-        raise command.UsageError(
-            f"a choice among runs is for one process, got {num_workers} workers: use the strategy 'default' or "
-            "'mirrored'."
-        )
-    say, recipes = progress.sayer('tune'), _recipes(flags, given, config)
+    strategy = strategy_flags.check_one_process(strategy_flags.configured(flags.strategy), 'a choice among runs')
+    say, recipes = progress.sayer('tune'), _recipes(flags, config)
     if flags.dry_run:
         _show(tune_lib.prepare(config, recipes, pathlib.Path(flags.workdir).expanduser(), say=say, dry_run=True))
         return command.DONE
@@ -133,7 +117,6 @@ def run(argv: list[str] | None = None) -> None:
     """Entry point of bin/tune."""
     parser = command.Parser('tune', __doc__)
     parser.add_gin_flags()
-    parser.add_strategy_flag()
     parser.add_argument(
         '--workdir', default='runs/tuned', help='folder of the run that is released (default: %(default)s)'
     )
@@ -144,4 +127,4 @@ def run(argv: list[str] | None = None) -> None:
     parser.add_argument(
         '--budget_file', metavar='FILE', help='budget of all runs on these data, to charge the whole to, once'
     )
-    sys.exit(command.run(parser, main, sys.argv[1:] if argv is None else argv))
+    sys.exit(command.run(parser, main, argv))

@@ -101,9 +101,7 @@ class GradientAuditResult:
         """Returns the result in a few sentences."""
         claimed = 'No epsilon is claimed'
         if math.isfinite(self.proven_epsilon):
-            claimed = (
-                f'Claimed: epsilon = {rounding.round_up(self.proven_epsilon)} at delta = {rounding.exact(self.delta)}'
-            )
+            claimed = f'Claimed: {rounding.claim(self.proven_epsilon, self.delta)}'
         bounds, most = self.found, self.most_that_can_be_shown
         verdict = 'There is no claim to compare it with.'
         if self.faults:

@@ -124,15 +124,11 @@ class SampleAttacks:
         """Returns in words what is claimed, and what that permits an attack to find."""
         if self.claim is None:
             return 'none, so that nothing can be held against it'
-        epsilon, delta = self.claim
         most = ', '.join(
             f'{rounding.percent_up(most)} at a false positive rate of {rate:.1%}'
             for rate, most in zip(membership.FALSE_POSITIVE_RATES, self.permitted)
         )
-        return (
-            f'epsilon = {rounding.round_up(epsilon)} at delta = {rounding.exact(delta)}: permits a true positive rate '
-            f'of {most}'
-        )
+        return f'{rounding.claim(*self.claim)}: permits a true positive rate of {most}'
 
     @property
     def verdict(self) -> str:

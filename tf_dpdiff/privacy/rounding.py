@@ -53,6 +53,16 @@ def exact(value: float) -> str:
     return short if float(short) == value else repr(float(value))
 
 
+def claim(epsilon: float, delta: float) -> str:
+    """Returns what is claimed, epsilon rounded upwards and delta as it was given.
+
+    Example:
+        >>> claim(2.99991, 1e-5)
+        'epsilon = 3.0000 at delta = 1e-05'
+    """
+    return f'epsilon = {round_up(epsilon)} at delta = {exact(delta)}'
+
+
 def percent(share: float) -> str:
     """Returns a share, such as a confidence, in percent with all of its digits: 99.9% must not be shown as certainty.
 

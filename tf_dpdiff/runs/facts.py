@@ -72,8 +72,7 @@ class Facts:
     @property
     def parameters(self) -> str:
         """Epsilon and delta."""
-        delta = rounding.exact(self.statement['delta'])
-        return f'epsilon = {rounding.round_up(self.statement["epsilon"])} at delta = {delta}'
+        return rounding.claim(self.statement['epsilon'], self.statement['delta'])
 
     @property
     def claim(self) -> str:

@@ -1,9 +1,8 @@
-"""What a run takes on given devices, as rows of the table that `bin/train --dry_run` prints."""
+"""What a run takes on given devices, in words: time, cost and memory, as rows of a name and a fact."""
 
 import dataclasses
 
 from tf_dpdiff import keras
-from tf_dpdiff.cli import command
 from tf_dpdiff.networks import denoiser
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import sampling
@@ -16,20 +15,6 @@ from tf_dpdiff.training import pretraining as pretraining_lib
 from tf_dpdiff.training import warm_start as warm_start_lib
 
 Rows = list[tuple[str, str]]
-
-
-def check(hardware: planner.Hardware | None, *, has_private_stage: bool, has_public_stage: bool) -> None:
-    """Refuses a rate for a kind of stage that the run has not.
-
-    Raises:
-      command.UsageError: names the flag and its value.
-    """
-    if hardware and hardware.public_views_per_second is not None and not (has_private_stage and has_public_stage):
-        cure = 'drop it' if has_private_stage else 'give its rate as --views_per_second alone'
-        raise command.UsageError(
-            f'--public_views_per_second={hardware.public_views_per_second:g} is for a run with '
-            f'both public and private stages, which this is not: {cure}.'
-        )
 
 
 def of_private_run(

@@ -1,0 +1,221 @@
+"""How a source is to read one's own images: where they are, what their classes are, whose they are, and their size."""
+
+from typing import Any, NamedTuple
+
+from tf_dpdiff.data import survey as survey_lib
+from tf_dpdiff.runs import own_images
+
+_WHITE, _BLACK = 255, 0
+# Images with a shorter side than this keep their size; larger ones come to that of a public model.
+_SMALLEST_FOR_A_MODEL = 12
+_MODELS = {1: ('grey28', (28, 28)), 3: ('colour32', (32, 32))}
+# Of height and width: up to it a centred square is cut out, beyond it the whole image is put on a border.
+_MOST_CROPPED = 1.25
+_OBLONG_SHARE = 0.1  # Of the images: where more are so oblong, all of them get a border.
+
+
+class Setting(NamedTuple):
+    """What a parameter of the source is to be, and why, where there is something to say."""
+
+    parameter: str
+    value: Any
+    why: str = ''
+
+
+def choose_shape(found: survey_lib.Survey, asked: own_images.Wishes) -> tuple[int, int, int]:
+    """Returns (height, width, channels) that the network is to see."""
+    channels = 3 if found.has_colour else 1
+    if asked.image_size:
+        return (*asked.image_size, channels)
+    shortest = min(map(min, found.sizes))
+    if shortest >= _SMALLEST_FOR_A_MODEL:
+        _, model_size = _MODELS[channels]
+        return (*model_size, channels)
+    own = max(4, shortest // 4 * 4)  # Networks halve it twice.
+    return own, own, channels
+
+
+def public_model(image_shape: tuple[int, int, int]) -> str:
+    """Returns the public model that images of (height, width, channels) can start from, or ''."""
+    *size, channels = image_shape
+    name, model_size = _MODELS[channels]
+    # The grey model has no attention that depends on the size.
+    fits = tuple(size) == model_size or (name == 'grey28' and min(size) >= 20 and not any(side % 4 for side in size))
+    return name if fits else ''
+
+
+def settings(found: survey_lib.Survey, asked: own_images.Wishes, image_shape: tuple[int, int, int]) -> list[Setting]:
+    """Returns the settings of the source that reads the images.
+
+    Args:
+      found: What there is.
+      asked: What a person asks for.
+      image_shape: (height, width, channels) that the network is to see.
+
+    Raises:
+      ValueError: if the images cannot be read so; says what to do.
+    """
+    why = ''
+    if found.passed_over:
+        read = 'train and test' if found.source.startswith('train') else 'the class folders'
+        why = f'CHECK: images beside {read} are not read.'
+    return [
+        Setting('path', str(found.path), why),
+        *_of_labels(found, asked.label_column),
+        *_of_split(found, asked),
+        *_of_unit(found, asked),
+        *_of_fit(found, asked, image_shape),
+    ]
+
+
+def _of_labels(found: survey_lib.Survey, label_column: str | None) -> list[Setting]:
+    """Returns what says where the classes are named, where it is not in folders or in the file itself."""
+    is_listed = found.source == 'table' or (found.source == 'dicom' and found.table is not None)
+    if found.source == 'dicom' and not found.class_names and not (is_listed and found.label_columns):
+        raise ValueError(
+            f'nothing says of which class each image in {found.path} is: put them in class folders, or a table of '
+            'labels beside them.'
+        )
+    if not is_listed or not (found.label_columns or (found.source == 'table' and found.one_hot_columns)):
+        if label_column is not None:
+            raise ValueError(
+                f'the classes of {found.path} are not from a table: drop --label_column, or give the table as the path.'
+            )
+        return []
+    of_class = _choose_label(found, label_column)
+    chosen = [Setting('labels', str(found.table))] if found.source == 'dicom' else []
+    if found.file_columns:
+        chosen.append(Setting('file_column', found.file_columns[0], 'The column whose values are files.'))
+    else:
+        chosen.append(Setting('patient_column', _owner_column(found), 'CHECK: the column taken for the PatientID.'))
+    chosen.append(of_class)
+    if found.has_unlisted:
+        chosen.append(Setting('unlisted', 'pass_over', 'CHECK: some images are not in the table.'))
+    return chosen
+
+
+def _choose_label(found: survey_lib.Survey, label_column: str | None) -> Setting:
+    """Returns the setting that names the column of the class, or a column for each class, and how it is known.
+
+    Raises:
+      ValueError: if nothing tells which of several it is; names them.
+    """
+    likely = [name for name in found.label_columns if survey_lib.is_label(name)] or found.label_columns
+    if label_column is not None:
+        if label_column not in found.columns:
+            raise ValueError(f'{found.table} has no column {label_column!r}; it has {", ".join(found.columns)}.')
+        return Setting('label_column', label_column, 'As given.')
+    if found.one_hot_columns:
+        return Setting('label_columns', found.one_hot_columns, 'CHECK: taken for a column of each class.')
+    if len(likely) > 1:
+        raise ValueError(
+            f'which column of {found.table} is the class? Say it by --label_column: {", ".join(map(repr, likely))}.'
+        )
+    return Setting('label_column', likely[0], 'CHECK: the column taken for the class.')
+
+
+def _owner_column(found: survey_lib.Survey) -> str:
+    return max(found.owner_columns, key=lambda name: found.owner_columns[name])
+
+
+def _of_split(found: survey_lib.Survey, asked: own_images.Wishes) -> list[Setting]:
+    if asked.held_out_fraction is None:
+        return []
+    if found.source == 'npy':
+        raise ValueError(f'{found.path} says itself which images are held out: drop --held_out_fraction.')
+    return [Setting('held_out_fraction', asked.held_out_fraction)]
+
+
+def _of_unit(found: survey_lib.Survey, asked: own_images.Wishes) -> list[Setting]:
+    """Returns what is protected, and where it is not an image, whose the images are."""
+    always_owned = found.source == 'dicom' or (found.source in ('npz', 'npy') and found.has_owners)
+    unit = asked.unit_word or ({'dicom': 'patient'}.get(found.source, 'owner') if always_owned else own_images.IMAGE)
+    if unit != own_images.IMAGE:
+        return [*_of_owners(found, unit), Setting('unit', f'one {unit}')]
+    if always_owned:
+        raise ValueError(
+            f'{found.path} names the owner of each image, and they are protected: drop --unit=image, or say '
+            '--unit=patient.'
+        )
+    owners = found.num_prefix_owners or max(found.owner_columns.values(), default=0)
+    why = f'CHECK: one image, not someone with several. --unit=patient: {owners:,} owners in all.'
+    return [Setting('unit', 'one image', why)] if owners else []
+
+
+def _of_owners(found: survey_lib.Survey, unit: str) -> list[Setting]:
+    """Returns what says whose the images are.
+
+    Raises:
+      ValueError: if nothing does.
+    """
+    if found.has_owners or found.source == 'dicom':
+        return []
+    in_folders = survey_lib.SOURCES[found.source] == 'image_folder'
+    if found.owner_columns:
+        chosen = [Setting('owner_column', _owner_column(found), f'CHECK: the column taken for the {unit}.')]
+        if in_folders:
+            chosen = [Setting('owners', str(found.table)), Setting('file_column', found.file_columns[0]), *chosen]
+        return chosen
+    if in_folders and found.num_prefix_owners:
+        return [Setting('owner_from', 'prefix', f'The {unit} of NAME_anything.png is NAME.')]
+    if found.unprefixed:
+        raise ValueError(
+            f'{found.unprefixed} does not say of which {unit} it is, as most files in {found.path} do by '
+            f'{unit.upper()}_ANYTHING: rename it and others like it, or say --unit=image.'
+        )
+    raise ValueError(
+        f'nothing in {found.path} says of which {unit} each image is: name every file {unit.upper()}_ANYTHING, several '
+        f'of one {unit} and of several, or put a table with a column of owners beside them; or say --unit=image.'
+    )
+
+
+def _of_fit(found: survey_lib.Survey, asked: own_images.Wishes, image_shape: tuple[int, int, int]) -> list[Setting]:
+    """Returns what brings images to one size and one number of channels."""
+    height, width, channels = image_shape
+    sizes = list(found.sizes)
+    is_of_size = sizes == [(height, width)]
+    if asked.window is not None and not found.takes_window:
+        raise ValueError(f'{found.path} holds no grey images of 16 bits a channel: drop --window.')
+    if found.source in ('npz', 'npy'):
+        if not is_of_size:
+            is_odd = any(side % 2 for side in sizes[0])
+            raise ValueError(
+                f'{found.path} holds images of {sizes[0][0]}x{sizes[0][1]}, which are taken as they are: bring them to '
+                f'{height}x{width} first{"" if is_odd else f", or say --image_size={sizes[0][0]}x{sizes[0][1]}"}.'
+            )
+        return []
+    chosen, needs_border = [], False
+    if not is_of_size:
+        heights, widths = (_spread([size[axis] for size in sizes]) for axis in (0, 1))
+        size = height if height == width else (height, width)
+        chosen.append(Setting('image_size', size, f'Images are {heights} pixels high and {widths} wide.'))
+        needs_border = _num_oblong(found, height / width) > _OBLONG_SHARE * found.num_images
+        if needs_border:
+            chosen.append(Setting('resize', 'pad', 'Nothing is cut off oblong images; a border fills the rest.'))
+    if found.has_alpha or needs_border:
+        level = _WHITE if found.has_alpha else _BLACK
+        what = 'Behind transparent pixels' if found.has_alpha else 'Of the border'
+        chosen.append(Setting('background', level, f'{what}: {"white" if level else "black"}.'))
+    if found.has_grey and found.has_colour:
+        chosen.append(Setting('channels', channels, 'Some images are in colour.'))
+    if found.needs_window and asked.window is None:
+        what = 'have no window in their headers' if found.source == 'dicom' else 'have 16 bits a channel'
+        raise ValueError(
+            f'images in {found.path} {what}: say which grey levels become black and white, such as --window=0,4095.'
+        )
+    if asked.window is not None:
+        chosen.append(Setting('window', asked.window, 'Grey levels that become 0 and 255.'))
+    return chosen
+
+
+def _num_oblong(found: survey_lib.Survey, wanted: float) -> int:
+    """Returns of how many images more would be cut off than is bearable; wanted: height / width."""
+    return sum(
+        count
+        for (height, width), count in found.sizes.items()
+        if max(height / width / wanted, width / height * wanted) > _MOST_CROPPED
+    )
+
+
+def _spread(numbers: list[int]) -> str:
+    return f'{min(numbers)}' if min(numbers) == max(numbers) else f'{min(numbers)} to {max(numbers)}'
