@@ -72,7 +72,7 @@ def configure(
       FileNotFoundError: if there is nothing.
       ValueError: if the images can't be read so, or the budget can't be met; says what to do.
     """
-    asked = own_images.Wishes(
+    asked = own_source.Wishes(
         epsilon=epsilon,
         delta=delta,
         hours=hours,
@@ -95,7 +95,7 @@ class Configured(NamedTuple):
     told: forecast_lib.Forecast
 
 
-def configured(path: str | os.PathLike, asked: own_images.Wishes) -> Configured:
+def configured(path: str | os.PathLike, asked: own_source.Wishes) -> Configured:
     """Returns what `configure` makes of a folder, and what it measured and built on the way.
 
     Raises:
@@ -162,7 +162,7 @@ def _head(
     found: survey_lib.Survey,
     build: build_lib.Build,
     told: forecast_lib.Forecast,
-    asked: own_images.Wishes,
+    asked: own_source.Wishes,
     hours: float,
 ) -> list[str]:
     spec, works = build.spec, 'It runs as it is'
@@ -180,7 +180,7 @@ def _head(
     ]
 
 
-def _source(found: survey_lib.Survey, asked: own_images.Wishes) -> list[str]:
+def _source(found: survey_lib.Survey, asked: own_source.Wishes) -> list[str]:
     """Returns the lines that name the network, and the source of the images with its settings."""
     image_shape, source = own_source.choose_shape(found, asked), survey_lib.SOURCES[found.source]
     lines = [
@@ -207,7 +207,7 @@ def _start(spec: datasets.DatasetSpec) -> list[str]:
     ]
 
 
-def _decided(facts: own_images.Facts, choice: own_images.Choice, asked: own_images.Wishes) -> list[str]:
+def _decided(facts: own_images.Facts, choice: own_images.Choice, asked: own_source.Wishes) -> list[str]:
     """Returns the lines that say what the budget buys."""
     release, num_units = choice.release, facts.num_units
     noise = forecast_lib.noise_on_means(release, num_units, facts.num_classes, relations.REPLACE_WITH_ZERO)

@@ -1,9 +1,13 @@
-"""How a source is to read one's own images: where they are, what their classes are, whose they are, and their size."""
+"""What a person asks for, and how a source is to read their images: where they are, their classes, owners and size."""
 
+import dataclasses
+import math
 from typing import Any, NamedTuple
 
+from tf_dpdiff.data import classes
+from tf_dpdiff.data import images as images_lib
+from tf_dpdiff.data import splitting
 from tf_dpdiff.data import survey as survey_lib
-from tf_dpdiff.runs import own_images
 
 _WHITE, _BLACK = 255, 0
 # Images with a shorter side than this keep their size; larger ones come to that of a public model.
@@ -12,6 +16,46 @@ _MODELS = {1: ('grey28', (28, 28)), 3: ('colour32', (32, 32))}
 # Of height and width: up to it a centred square is cut out, beyond it the whole image is put on a border.
 _MOST_CROPPED = 1.25
 _OBLONG_SHARE = 0.1  # Of the images: where more are so oblong, all of them get a border.
+_IMAGE = 'image'  # What is protected where images have no owners.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What a person asks for; see `tf_dpdiff.configure`."""
+
+    epsilon: float = 10.0
+    delta: float | None = None
+    hours: float = 1.0
+    unit: str | None = None
+    image_size: tuple[int, int] | None = None
+    window: tuple[float, float] | None = None
+    label_column: str | None = None
+    held_out_fraction: float | None = None
+
+    @property
+    def unit_word(self) -> str | None:
+        """The unit without 'one', or None."""
+        word = self.unit.strip().removeprefix('one ').strip() if self.unit else None
+        return _IMAGE if word and word.casefold() == _IMAGE else word
+
+    def __post_init__(self):
+        for name in ('epsilon', 'hours'):
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise ValueError(f'{name} must be finite and > 0, got {getattr(self, name)}.')
+        if self.delta is not None and not 0.0 < self.delta < 1.0:
+            raise ValueError(f'delta must be in (0, 1), got {self.delta}.')
+        if self.unit is not None:
+            classes.check_text('unit', self.unit)
+            if not self.unit.strip() or any(map(str.isdigit, self.unit)):
+                raise ValueError("unit must be 'image' or a word for who owns images, such as 'patient'.")
+        if self.held_out_fraction is not None:
+            splitting.check_fraction(self.held_out_fraction)
+        if self.image_size is not None and any(side < 4 or side % 2 for side in self.image_size):
+            raise ValueError(
+                f'image_size must be even numbers of pixels from 4 on, got {"x".join(map(str, self.image_size))}: '
+                'networks halve images.'
+            )
+        images_lib.Fit(window=self.window)  # Refuses what no source takes.
 
 
 class Setting(NamedTuple):
@@ -22,7 +66,7 @@ class Setting(NamedTuple):
     why: str = ''
 
 
-def choose_shape(found: survey_lib.Survey, asked: own_images.Wishes) -> tuple[int, int, int]:
+def choose_shape(found: survey_lib.Survey, asked: Wishes) -> tuple[int, int, int]:
     """Returns (height, width, channels) that the network is to see."""
     channels = 3 if found.has_colour else 1
     if asked.image_size:
@@ -44,7 +88,7 @@ def public_model(image_shape: tuple[int, int, int]) -> str:
     return name if fits else ''
 
 
-def settings(found: survey_lib.Survey, asked: own_images.Wishes, image_shape: tuple[int, int, int]) -> list[Setting]:
+def settings(found: survey_lib.Survey, asked: Wishes, image_shape: tuple[int, int, int]) -> list[Setting]:
     """Returns the settings of the source that reads the images.
 
     Args:
@@ -118,7 +162,7 @@ def _owner_column(found: survey_lib.Survey) -> str:
     return max(found.owner_columns, key=lambda name: found.owner_columns[name])
 
 
-def _of_split(found: survey_lib.Survey, asked: own_images.Wishes) -> list[Setting]:
+def _of_split(found: survey_lib.Survey, asked: Wishes) -> list[Setting]:
     if asked.held_out_fraction is None:
         return []
     if found.source == 'npy':
@@ -126,11 +170,11 @@ def _of_split(found: survey_lib.Survey, asked: own_images.Wishes) -> list[Settin
     return [Setting('held_out_fraction', asked.held_out_fraction)]
 
 
-def _of_unit(found: survey_lib.Survey, asked: own_images.Wishes) -> list[Setting]:
+def _of_unit(found: survey_lib.Survey, asked: Wishes) -> list[Setting]:
     """Returns what is protected, and where it is not an image, whose the images are."""
     always_owned = found.source == 'dicom' or (found.source in ('npz', 'npy') and found.has_owners)
-    unit = asked.unit_word or ({'dicom': 'patient'}.get(found.source, 'owner') if always_owned else own_images.IMAGE)
-    if unit != own_images.IMAGE:
+    unit = asked.unit_word or ({'dicom': 'patient'}.get(found.source, 'owner') if always_owned else _IMAGE)
+    if unit != _IMAGE:
         return [*_of_owners(found, unit), Setting('unit', f'one {unit}')]
     if always_owned:
         raise ValueError(
@@ -169,7 +213,7 @@ def _of_owners(found: survey_lib.Survey, unit: str) -> list[Setting]:
     )
 
 
-def _of_fit(found: survey_lib.Survey, asked: own_images.Wishes, image_shape: tuple[int, int, int]) -> list[Setting]:
+def _of_fit(found: survey_lib.Survey, asked: Wishes, image_shape: tuple[int, int, int]) -> list[Setting]:
     """Returns what brings images to one size and one number of channels."""
     height, width, channels = image_shape
     sizes = list(found.sizes)
