@@ -226,8 +226,8 @@ def _test_teacher(workdir: pathlib.Path, held_out: datasets.ImageDataset) -> flo
     saved_model = workdir / folder_lib.SAVED_MODEL
     if not saved_model.exists():
         return None
-    classify = export.load_classifier(export.find_version(saved_model), export.CLASSIFY, 'labels')
-    return float(np.mean(classify(held_out.images_uint8) == held_out.labels)) if classify else None
+    classify = export.load_classifiers(export.find_version(saved_model)).get(export.CLASSIFY)
+    return float(np.mean(classify(held_out.images_uint8)['labels'] == held_out.labels)) if classify else None
 
 
 def _search_neighbors(results, config, extractor, samples, data, folder) -> report.Section | None:

@@ -200,7 +200,7 @@ class Generator:
                 f'images must be uint8 [images, {", ".join(map(str, self.image_shape))}], got {images.dtype} '
                 f'{list(images.shape)}.'
             )
-        return self._source.classify(images)
+        return self._source.classify(images)['probabilities']
 
 
 def train(

@@ -8,8 +8,6 @@ import json
 import pathlib
 from typing import Any
 
-import numpy as np
-
 from tf_dpdiff.networks import denoiser
 from tf_dpdiff.networks import kinds
 from tf_dpdiff.runs import folder as folder_lib
@@ -31,8 +29,7 @@ class Source:
       origin: What identifies it and its sampler, as plain JSON values.
       load: Returns functions for `draw.in_pieces`.
       label_images: Labels the images anew; None: their labels are those that they were drawn for.
-      classify: Maps images, uint8 [images, height, width, channels], to the probabilities of their classes, float32
-        [images, classes]; None: the model was exported without a classifier.
+      classify: Tells real images apart; None: the model was exported without a classifier.
     """
 
     description: folder_lib.ModelDescription
@@ -40,7 +37,7 @@ class Source:
     origin: dict[str, Any]
     load: Callable[[], list[draw.SampleFn]]
     label_images: draw.LabelFn | None = None
-    classify: Callable[[np.ndarray], np.ndarray] | None = None
+    classify: export.Classify | None = None
 
 
 def find(
@@ -195,16 +192,10 @@ def _exported(workdir: pathlib.Path | None, version: pathlib.Path, num_steps: in
         load_sample_fn = functools.partial(load_sample_fn, num_steps=num_steps)
     origin = _origin('an exported model', export.fingerprint(version), statements, description if described else None)
     load = functools.partial(shared_work.on_each_device, load_sample_fn)
-    source = Source(
-        description,
-        statements,
-        origin,
-        load,
-        classify=export.load_classifier(version, export.CLASSIFY, 'probabilities'),
-    )
-    label_samples = export.load_classifier(version, export.LABEL_SAMPLES, 'labels')
-    if label_samples:
-        return _labelled(source, label_samples)
+    classifiers = export.load_classifiers(version)
+    source = Source(description, statements, origin, load, classify=classifiers.get(export.CLASSIFY))
+    if export.LABEL_SAMPLES in classifiers:
+        return _labelled(source, lambda images: classifiers[export.LABEL_SAMPLES](images)['labels'])
     return source if workdir is None else _labelled_by_run(source, workdir)  # Exported by an earlier version.
 
 

@@ -42,6 +42,8 @@ _INPUTS = (
 CLASSIFY, LABEL_SAMPLES = 'classify', 'label_samples'
 
 _SampleImages = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+# From images, uint8 [images, height, width, channels], to the outputs of a signature by name.
+Classify = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 class ImageClassifier(NamedTuple):
@@ -421,25 +423,19 @@ def load_sample_fn(path: pathlib.Path, num_steps: int | None = None) -> _SampleI
     ]
 
 
-def load_classifier(version: pathlib.Path, signature: str, output: str) -> Callable[[np.ndarray], np.ndarray] | None:
-    """Returns what an exported model says of images; the model is loaded at the first call.
+def load_classifiers(version: pathlib.Path) -> dict[str, Classify]:
+    """Returns what an exported model says of images: CLASSIFY and LABEL_SAMPLES, as far as it has these signatures.
 
     Args:
-      version: The version's folder.
-      signature: CLASSIFY or LABEL_SAMPLES.
-      output: Of the signature.
-
-    Returns:
-      A function from images, uint8 [images, height, width, channels], to that output, [images, ...]; None where the
-      model has no such signature.
+      version: The version's folder; the model is loaded at the first call of one of them.
     """
-    if signature not in version_folders.read_signature_defs(version):
-        return None
-    load = functools.cache(lambda: tf.saved_model.load(str(version)).signatures[signature])
+    load = functools.cache(lambda: tf.saved_model.load(str(version)).signatures)
 
-    def of_images(images_uint8: np.ndarray) -> np.ndarray:
+    def call(signature: str, images_uint8: np.ndarray) -> dict[str, np.ndarray]:
         starts = range(0, len(images_uint8), _IMAGES_AT_A_TIME)
         parts = (tf.constant(images_uint8[start : start + _IMAGES_AT_A_TIME], tf.uint8) for start in starts)
-        return np.concatenate([load()(images=part)[output].numpy() for part in parts])
+        found = [load()[signature](images=part) for part in parts]
+        return {name: np.concatenate([outputs[name].numpy() for outputs in found]) for name in found[0]}
 
-    return of_images
+    there = version_folders.read_signature_defs(version)
+    return {name: functools.partial(call, name) for name in (CLASSIFY, LABEL_SAMPLES) if name in there}
