@@ -49,6 +49,7 @@ from .sampling.draw import GenerateConfig as GenerateConfig
 from .training.finetuning import FinetuningConfig as FinetuningConfig
 from .training.interruption import Interrupted as Interrupted
 from .training.loop import TrainerConfig as TrainerConfig
+from .training.matching import MatchingConfig as MatchingConfig
 from .training.optimization import OptimizationConfig as OptimizationConfig
 from .training.pretraining import PretrainingConfig as PretrainingConfig
 from .training.public_classifier import PublicClassifierConfig as PublicClassifierConfig

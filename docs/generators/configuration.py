@@ -42,6 +42,7 @@ GROUPS = {
     'Stages': (
         'PretrainingConfig',
         'WarmStartConfig',
+        'MatchingConfig',
         'PublicClassifierConfig',
         'FinetuningConfig',
         'OptimizationConfig',

@@ -12,6 +12,7 @@ from tf_dpdiff.privacy import seeds
 RELATION = 'add_or_remove_one'
 NUM_CLASSES, NUM_FEATURES = 3, 7
 CONFIG = feature_means.FeatureMeansConfig(3.0)
+LITTLE_COUNT = feature_means.FeatureMeansConfig(3.0, count_weight=0.2)
 
 
 def secret(number):
@@ -26,8 +27,8 @@ def make_images(num_images=40, seed=0):
     return features, generator.integers(0, NUM_CLASSES, num_images)
 
 
-def exact(features, labels, owners=None):
-    return CONFIG.exact_vector(features, labels, NUM_CLASSES, owners)
+def exact(features, labels, owners=None, config=CONFIG):
+    return config.exact_vector(features, labels, NUM_CLASSES, owners)
 
 
 def test_vector_adds_up_directions_and_counts_of_each_class():
@@ -42,33 +43,47 @@ def test_vector_adds_up_directions_and_counts_of_each_class():
         assert vector[label, -1] * 2**0.5 == pytest.approx(len(own))
 
 
+def test_blocks_add_up_to_what_features_at_once_do():
+    features, labels = make_images()
+    owners = np.random.default_rng(1).integers(0, 7, 40)
+    for bounds in ((0, 40), (0, 3, 3, 25, 40)):
+        blocks = (features[start:stop] for start, stop in zip(bounds, bounds[1:]))
+        np.testing.assert_allclose(exact(blocks, labels, owners), exact(features, labels, owners), atol=1e-12)
+    for stop in (39, 41):
+        blocks = iter([np.ones([20, 2]), np.ones([stop - 20, 2])])
+        with pytest.raises(ValueError, match='there are 40 labels, and features of another number of images'):
+            exact(blocks, labels)
+
+
 def test_features_that_have_no_direction_are_counted_and_add_nothing_else():
     features = np.array([[np.nan, 1.0], [0.0, 0.0], [np.inf, 0.0], [3e200, 4e200], [3e-200, 4e-200]])
     np.testing.assert_allclose(feature_means.directions(features), [[0, 0], [0, 0], [0, 0], [0.6, 0.8], [0.6, 0.8]])
     assert feature_means.directions(np.zeros([0, 4])).shape == (0, 4)
 
 
-def test_removing_any_image_changes_the_vector_by_at_most_its_sensitivity():
+@pytest.mark.parametrize('config', [CONFIG, LITTLE_COUNT])
+def test_removing_any_image_changes_the_vector_by_at_most_its_sensitivity(config):
     features, labels = make_images()
-    differences = []
+    differences, whole = [], exact(features, labels, config=config)
     for unit in range(len(labels)):
         rest = np.arange(len(labels)) != unit
-        differences.append(np.linalg.norm(exact(features, labels) - exact(features[rest], labels[rest])))
-    np.testing.assert_allclose(differences[3:], CONFIG.sensitivity(RELATION))
-    np.testing.assert_allclose(differences[:3], 0.5**0.5)  # Counted alone.
+        differences.append(np.linalg.norm(whole - exact(features[rest], labels[rest], config=config)))
+    np.testing.assert_allclose(differences[3:], config.sensitivity(RELATION))
+    np.testing.assert_allclose(differences[:3], config.count_weight)  # Counted alone.
 
 
-def test_replacing_an_image_changes_the_vector_by_at_most_its_sensitivity():
+@pytest.mark.parametrize('config', [CONFIG, LITTLE_COUNT])
+def test_replacing_an_image_changes_the_vector_by_at_most_its_sensitivity(config):
     features, labels = make_images()
-    differences = []
+    differences, bound = [], config.sensitivity('replace_one')
     for sign, label in ((-1, labels[9]), (-1, (labels[9] + 1) % 3), (1, (labels[9] + 1) % 3), (0, labels[9])):
         changed = features.copy(), labels.copy()
         changed[0][9] *= sign
         changed[1][9] = label
-        differences.append(np.linalg.norm(exact(features, labels) - exact(*changed)))
-    # The opposite features in the same class, and any features in another class, meet the bound.
-    np.testing.assert_allclose(differences[:3], CONFIG.sensitivity('replace_one'))
-    assert 0.1 < differences[3] < CONFIG.sensitivity('replace_one')
+        differences.append(np.linalg.norm(exact(features, labels, config=config) - exact(*changed, config=config)))
+    # The opposite features in the same class meet the bound; any features in another class do for equal weights.
+    np.testing.assert_allclose(differences[:3], [bound, 2**0.5, 2**0.5])
+    assert 0.1 < differences[3] < bound
 
 
 def without(owner, features, labels, owners):
@@ -99,8 +114,9 @@ def test_replacing_an_owner_changes_the_vector_by_at_most_the_sensitivity(seed):
     other_features, other_labels = make_images(60, seed + 100)
     mine = owners == 0
     changed = np.where(mine[:, None], other_features, features), np.where(mine, other_labels, labels)
-    difference = np.linalg.norm(exact(features, labels, owners) - exact(*changed, owners))
-    assert 0.1 < difference <= CONFIG.sensitivity('replace_one')
+    for config in (CONFIG, LITTLE_COUNT):
+        difference = np.linalg.norm(exact(features, labels, owners, config) - exact(*changed, owners, config))
+        assert 0.1 < difference <= config.sensitivity('replace_one')
 
 
 def test_owner_without_images_adds_nothing():
@@ -157,15 +173,17 @@ def test_event_is_one_gaussian_of_the_noise_multiplier():
     assert event == dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(3.0), 1)
 
 
-def test_means_have_the_stated_noise_and_classes_lost_in_it_have_none():
+@pytest.mark.parametrize('count_weight', [0.5**0.5, 0.3])
+def test_means_have_the_stated_noise_and_classes_lost_in_it_have_none(count_weight):
     labels = np.repeat([0, 1, 2], [4000, 1000, 6])
     features = np.ones([len(labels), 50])
-    config = feature_means.FeatureMeansConfig(10.0)
+    config = feature_means.FeatureMeansConfig(10.0, count_weight)
     noisy = config.release(features, labels, 3, seed=secret(1), neighboring_relation=RELATION)
     means = config.means(noisy, RELATION)
     assert means.noise_variance[2] == np.inf and not means.means[2].any()
     for label, count in ((0, 4000), (1, 1000)):
-        stddev = 10.0 * 2.0**0.5 / count
+        stddev = 10.0 / (1.0 - count_weight**2) ** 0.5 / count
+        assert config.noise_on_mean(count, RELATION) == pytest.approx(stddev)
         assert means.noise_variance[label] == pytest.approx(stddev**2, rel=0.1)
         assert 0.7 * stddev < np.std(means.means[label]) < 1.3 * stddev
         assert np.mean(means.means[label]) == pytest.approx(50**-0.5, rel=0.1)
@@ -225,6 +243,12 @@ def test_noise_does_not_drive_the_images_away_from_a_class_of_few():
 def test_impossible_noise_is_refused(value):
     with pytest.raises(ValueError, match=f'noise_multiplier .* must be finite and > 0, got {value}'):
         feature_means.FeatureMeansConfig(value)
+
+
+@pytest.mark.parametrize('value', [0.0, 1.0, float('nan')])
+def test_impossible_weight_of_the_count_is_refused(value):
+    with pytest.raises(ValueError, match=f'count_weight .* must be in .0, 1., got {value}'):
+        feature_means.FeatureMeansConfig(3.0, value)
 
 
 def test_noise_that_hides_classes_is_refused():

@@ -40,7 +40,7 @@ class Mutant:
 CLIPPING, NOISE, PLAN = 'privacy/clipping_test.py', 'privacy/noise_test.py', 'privacy/plan_test.py'
 ACCOUNTING, CONTRACT = 'privacy/accounting_test.py', 'contract_test.py'
 REPLICAS = 'privacy/replicas_test.py'
-FEATURES = 'privacy/feature_means_test.py'
+FEATURES, MATCHING = 'privacy/feature_means_test.py', 'training/matching_test.py'
 TEACHER, TEACHER_STAGE = 'privacy/teacher_test.py', 'training/teacher_test.py'
 OPTIMIZER, STEP = 'privacy/optimizer_test.py', 'training/train_step_test.py'
 OPTIMIZER_CONTRACT = 'privacy/optimizer_contract_test.py'
@@ -661,23 +661,87 @@ MUTANTS = (
     Mutant(
         'feature means of features of any length',
         'privacy/feature_means.py',
-        'np.pad(directions(features), ',
-        'np.pad(np.nan_to_num(features), ',
+        'self._feature_weight * directions(block)',
+        'self._feature_weight * np.nan_to_num(block)',
         FEATURES,
     ),
     Mutant(
         'features without the 1 that all share',
         'privacy/feature_means.py',
-        'constant_values=1.0',
+        'constant_values=self.count_weight',
         'constant_values=0.0',
         FEATURES,
     ),
     Mutant(
         'an owner adds to the feature means once for each image',
         'privacy/feature_means.py',
-        'owners_lib.shares(len(features), owners)',
-        'np.ones([len(features)])',
+        'owners_lib.shares(len(labels), owners)',
+        'np.ones([len(labels)])',
         FEATURES,
+    ),
+    Mutant(
+        'each block of features has the shares of the first images',
+        'privacy/feature_means.py',
+        'shares[rows]',
+        'shares[: len(block)]',
+        FEATURES,
+    ),
+    Mutant(
+        'the count comes on top of features of length 1',
+        'privacy/feature_means.py',
+        'return math.sqrt(1.0 - self.count_weight**2)',
+        'return 1.0',
+        FEATURES,
+    ),
+    Mutant(
+        'replacing features of little count costs as much as of much',
+        'privacy/feature_means.py',
+        'max(math.sqrt(2.0), 2.0 * self._feature_weight)',
+        'math.sqrt(2.0)',
+        FEATURES,
+    ),
+    Mutant(
+        'what images match is forgotten by the accountant',
+        'privacy/plan.py',
+        'releases = (self.teacher, self.warm_start_release, self.matching)',
+        'releases = (self.teacher, self.warm_start_release)',
+        MATCHING,
+    ),
+    Mutant(
+        'a run releases two kinds of feature means with one noise',
+        'privacy/plan.py',
+        'if matching and isinstance(warm_start_release, feature_means.FeatureMeansConfig):',
+        'if False:',
+        MATCHING,
+    ),
+    Mutant(
+        'images match a release with less noise than the plan',
+        'runs/build.py',
+        'if (matching.release if matching else None) != plan.matching:',
+        'if False:',
+        MATCHING,
+    ),
+    Mutant(
+        'an owner counts once for each image in what images match',
+        'training/matching.py',
+        'owners=private.owners',
+        'owners=None',
+        MATCHING,
+    ),
+    Mutant(
+        'images match exact means',
+        'training/matching.py',
+        'means = config.release.means(noisy_sums, relation)',
+        'exact = features.blocks(private.images_uint8), private.labels, private.num_classes, private.owners\n'
+        '    means = config.release.means(config.release.exact_vector(*exact), relation)',
+        MATCHING,
+    ),
+    Mutant(
+        'features relative to the other images of the batch',
+        'training/matching.py',
+        '(features - self._center[number])',
+        '(features - tf.reduce_mean(features, 0))',
+        MATCHING,
     ),
     Mutant(
         'a teacher with noise x 2/3',
@@ -753,8 +817,8 @@ MUTANTS = (
     Mutant(
         'the teacher forgotten by the accountant',
         'privacy/plan.py',
-        'for release in (self.teacher, self.warm_start_release) if',
-        'for release in (self.warm_start_release,) if',
+        'releases = (self.teacher, self.warm_start_release, self.matching)',
+        'releases = (self.warm_start_release, self.matching)',
         TEACHER_STAGE,
     ),
     Mutant(

@@ -119,6 +119,27 @@ def test_kind_of_the_warm_start_and_its_settings_are_in_the_fingerprint():
     assert len(set(prints)) == 4
 
 
+def test_runs_begun_before_feature_means_had_a_weight_of_the_count_go_on():
+    def release_of(*settings):
+        release = feature_means.FeatureMeansConfig(3.0, *settings)
+        return make_plan(GIVEN, release).fingerprint()['warm_start_release']
+
+    before = release_of()
+    assert before == {'mechanism': 'noisy_feature_means', 'noise_multiplier': 3.0}
+    assert release_of(0.5) == {**before, 'count_weight': 0.5}
+
+
+def test_what_images_match_is_paid_from_the_same_budget():
+    means, matching = class_means.ClassMeansConfig(3.0, 1.0), feature_means.FeatureMeansConfig(3.0, 0.2)
+    plan = make_plan(CONFIG, means, matching=matching)
+    releases = [(r.mechanism, r.noise_multiplier, r.count) for r in plan.planned_ledger().releases]
+    assert releases[:2] == [('noisy_class_means', 3.0, 1), ('noisy_feature_means', 3.0, 1)]
+    # As much as a teacher of as much noise.
+    as_teacher = make_plan(CONFIG, means, teacher=teacher_lib.TeacherConfig(2.0**0.5 * 3.0, num_rounds=2))
+    assert plan.config.noise_multiplier == pytest.approx(as_teacher.config.noise_multiplier, rel=1e-3)
+    assert plan.epsilon() <= 4.0
+
+
 def test_epsilon_is_that_of_the_steps_run_not_of_those_planned():
     plan = make_plan()
     ledger = ledger_lib.Ledger()

@@ -130,7 +130,8 @@ def configured(path: str | os.PathLike, asked: own_source.Wishes) -> Configured:
         build = build_lib.Build(recipe)  # Refuses a budget that makes no sense.
     hours = forecast_lib.training_secs(recipe, speed) / 3600.0
     # What gin/own_images.gin says of the means is what the rules reckoned with.
-    assert recipe.warm_start is not None and recipe.warm_start.release == choice.release
+    assert recipe.warm_start is not None
+    assert (recipe.warm_start.release, recipe.warm_start.matching) == (choice.release, choice.matching)
     told = forecast_lib.forecast_of(build, model)
     rate = own_images.choose_learning_rate(told.gradient_share)  # It changes nothing of what was built to find it.
     why = 'The more the noise hides of the gradients, the less.'
@@ -235,6 +236,15 @@ def _decided(facts: own_images.Facts, choice: own_images.Choice, asked: own_sour
         why = 'As many per class as the noise permits.'
         lines.append(_bind('ClassMeansConfig.means_per_class', release.means_per_class, why))
         lines.append(_bind('ClassMeansConfig.num_rounds', release.num_rounds))
+    if choice.matching:
+        noise_multiplier = choice.matching.release.noise_multiplier
+        why = f'{own_images.MATCHING_SHARE:.0%} of the budget, for features of random networks ...'
+        lines += [
+            _line("include 'stages/matching.gin'", 'The warm start trains on images made to match.'),
+            _bind('FeatureMeansConfig.noise_multiplier', noise_multiplier, why),
+            _bind('MatchingConfig.num_networks', choice.matching.num_networks, '... of so many of them.'),
+            _bind('MatchingConfig.num_images', choice.matching.num_images, 'As many as a fifth of the time makes.'),
+        ]
     if choice.teacher:
         share, num_rounds = own_images.TEACHER_SHARE, choice.teacher.num_rounds
         lines += [

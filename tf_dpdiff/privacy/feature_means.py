@@ -1,5 +1,6 @@
 """Noisy class means of public features: one Gaussian release, and the public images that are nearest to each class."""
 
+from collections.abc import Iterable
 import dataclasses
 import math
 from typing import ClassVar, NamedTuple
@@ -11,6 +12,9 @@ from tf_dpdiff.privacy import noise
 from tf_dpdiff.privacy import owners as owners_lib
 from tf_dpdiff.privacy import relations
 from tf_dpdiff.privacy import seeds
+
+# Features and count of an image have the same part in what is released.
+EQUAL_COUNT_WEIGHT = math.sqrt(0.5)
 
 
 class NoisyFeatureMeans(NamedTuple):
@@ -31,24 +35,29 @@ class FeatureMeansConfig:
     """A Gaussian release of the mean of the features that a public network sees in the images of each private class.
 
     Use it where labelled public images are at hand: a model that is trained on those nearest to the mean of a private
-    class, under its name, begins near what DP-SGD is to find.
+    class, under its name, begins near what DP-SGD is to find. Or, with the features of random networks, to make images
+    that match the means (`matching`).
 
-    Guarantee: an image of private class y with features f adds the vector (f / |f|, 1) / sqrt(2) at y to the released
-      sums, of norm 1, and an owner of several images the average of what they would add, so a unit adds at most 1 in L2
-      norm; the products of what two units add are never negative, thanks to the 1, so that replacing one changes the
-      sums by at most sqrt(2). Features must depend on their own image and on public things alone: on a network that has
-      seen public images and nothing else. Features that are not finite count as 0; an owner without images adds
-      nothing. The noise has standard deviation noise_multiplier times the sensitivity in each number, so this is a
-      Gaussian mechanism with the stated noise multiplier. The set of private classes and the public images are public.
+    Guarantee: an image of private class y with features f adds the vector (sqrt(1 - w^2) f / |f|, w) at y to the
+      released sums, of norm 1 for a count_weight of w, and an owner of several images the average of what they would
+      add, so a unit adds at most 1 in L2 norm. The product of what two units add is at least min(0, 2 w^2 - 1), so that
+      replacing one changes the sums by at most max(sqrt(2), 2 sqrt(1 - w^2)). Features must depend on their own image
+      and on public things alone, or on what this run has released before: on a network that has seen nothing else.
+      Features that are not finite count as 0; an owner without images adds nothing. The noise has standard deviation
+      noise_multiplier times the sensitivity in each number, so this is a Gaussian mechanism with the stated noise
+      multiplier. The set of private classes and the public images are public.
 
     Attributes:
       noise_multiplier: Ratio of the noise's standard deviation to the sensitivity, > 0.
+      count_weight: In (0, 1), the part of an image's vector that counts it: the less, the less noise on the features,
+        and the more on the counts.
 
     References: PrivImage, Li et al. 2023, arXiv:2311.12850 (the semantic query, by classes where this is by images);
       Private Evolution, Lin et al. 2023, arXiv:2305.15560 (choosing images by a noisy query of public features).
     """
 
     noise_multiplier: float
+    count_weight: float = EQUAL_COUNT_WEIGHT
     mechanism: ClassVar[str] = 'noisy_feature_means'  # What the ledger calls it.
     num_rounds: ClassVar[int] = 1  # How often it is applied.
 
@@ -57,50 +66,84 @@ class FeatureMeansConfig:
             raise ValueError(
                 f'noise_multiplier of the noisy feature means must be finite and > 0, got {self.noise_multiplier}.'
             )
+        if not 0.0 < self.count_weight < 1.0:
+            raise ValueError(f'count_weight of the noisy feature means must be in (0, 1), got {self.count_weight}.')
+
+    @property
+    def _feature_weight(self) -> float:
+        return math.sqrt(1.0 - self.count_weight**2)
 
     def sensitivity(self, neighboring_relation: str) -> float:
         """Returns the largest change of the sums between neighbouring data sets, in L2 norm.
 
         Args:
-          neighboring_relation: 'add_or_remove_one' or 'replace_with_zero' (1), or 'replace_one' (sqrt(2)).
+          neighboring_relation: 'add_or_remove_one' or 'replace_with_zero' (1), or 'replace_one' (sqrt(2) to 2).
         """
         relations.check(neighboring_relation)
-        return math.sqrt(2.0) if neighboring_relation == 'replace_one' else 1.0
+        return max(math.sqrt(2.0), 2.0 * self._feature_weight) if neighboring_relation == 'replace_one' else 1.0
 
     def noise_stddev(self, neighboring_relation: str) -> float:
         """Returns the standard deviation of the noise in each number."""
         return self.noise_multiplier * self.sensitivity(neighboring_relation)
+
+    def noise_on_mean(self, num_units: float, neighboring_relation: str) -> float:
+        """Returns the standard deviation of the noise in each number of the mean of a class.
+
+        Args:
+          num_units: Of the class.
+          neighboring_relation: What neighbouring data sets are.
+        """
+        return self.noise_stddev(neighboring_relation) / (self._feature_weight * num_units)
 
     def record(self, ledger: ledger_lib.Ledger) -> ledger_lib.Ledger:
         """Returns the ledger with this release."""
         return ledger.record(self.mechanism, self.noise_multiplier, 1.0)
 
     def exact_vector(
-        self, features: np.ndarray, labels: np.ndarray, num_classes: int, owners: np.ndarray | None = None
+        self,
+        features: np.ndarray | Iterable[np.ndarray],
+        labels: np.ndarray,
+        num_classes: int,
+        owners: np.ndarray | None = None,
     ) -> np.ndarray:
         """Returns the sums that the noise is added to: PRIVATE, exposed for the tests of their sensitivity.
 
         Args:
-          features: float [images, features], of any length.
+          features: float [images, features], of any length; or blocks of them, one after another.
           labels: int [images], each in [0, num_classes).
           num_classes: Number of private classes.
           owners: int [images], whose image each is, or None: each image is a unit of its own.
 
         Returns:
           float64 [num_classes, features + 1].
+
+        Raises:
+          ValueError: if a label is out of range, or there are not as many labels as features.
         """
         # A negative one would count from the end.
         if len(labels) and not 0 <= np.min(labels) <= np.max(labels) < num_classes:
             raise ValueError(f'labels must be in [0, {num_classes}).')
-        shares = owners_lib.shares(len(features), owners)
-        contributions = np.pad(directions(features), [(0, 0), (0, 1)], constant_values=1.0) / math.sqrt(2.0)
-        vector = np.zeros([num_classes, contributions.shape[1]])
-        np.add.at(vector, labels, contributions * shares[:, None])
-        return vector
+        shares = owners_lib.shares(len(labels), owners)
+        total, start = np.zeros([num_classes, 0]), 0
+        for block in [features] if isinstance(features, np.ndarray) else features:
+            rows = slice(start, start + len(block))
+            start += len(block)
+            if start > len(labels):
+                break
+            contributions = np.pad(
+                self._feature_weight * directions(block), [(0, 0), (0, 1)], constant_values=self.count_weight
+            )
+            if not total.size:
+                total = np.zeros([num_classes, contributions.shape[1]])
+            is_of_class = labels[rows] == np.arange(num_classes)[:, None]
+            total += (is_of_class * shares[rows]) @ contributions
+        if start != len(labels):
+            raise ValueError(f'there are {len(labels)} labels, and features of another number of images.')
+        return total
 
     def release(
         self,
-        features: np.ndarray,
+        features: np.ndarray | Iterable[np.ndarray],
         labels: np.ndarray,
         num_classes: int,
         *,
@@ -115,7 +158,7 @@ class FeatureMeansConfig:
         other features, and each release of other features is one more to be paid, with noise of its own.
 
         Args:
-          features: float [images, features], of any length.
+          features: float [images, features], of any length; or blocks of them, one after another.
           labels: int [images], each in [0, num_classes).
           num_classes: Number of private classes.
           seed: The run's secret. The same seed repeats the release of the same features.
@@ -135,7 +178,8 @@ class FeatureMeansConfig:
         stddev = self.noise_stddev(neighboring_relation)
         sums, counts = noisy_sums[:, :-1], noisy_sums[:, -1]
         is_sure = counts > noise.SURE * stddev
-        counts = np.where(is_sure, counts, np.inf)
+        # In units of the weight of the features.
+        counts = np.where(is_sure, counts * self._feature_weight / self.count_weight, np.inf)
         return NoisyFeatureMeans(sums / counts[:, None], np.where(is_sure, (stddev / counts) ** 2, np.inf))
 
     def check_enough(self, num_units: int, num_classes: int, neighboring_relation: str) -> None:
@@ -144,11 +188,12 @@ class FeatureMeansConfig:
         Raises:
           ValueError: names the noise, and the most that fits.
         """
-        largest = num_units / num_classes / (math.sqrt(2.0) * noise.SURE * self.sensitivity(neighboring_relation))
+        per_class = num_units / num_classes
+        largest = per_class * self.count_weight / (noise.SURE * self.sensitivity(neighboring_relation))
         if self.noise_multiplier > largest:
             raise ValueError(
                 f'noise_multiplier={self.noise_multiplier:g} of the noisy feature means would hide a class of '
-                f'{num_units / num_classes:.0f} units, the average: choose at most {largest:.3g}.'
+                f'{per_class:.0f} units, the average: choose at most {largest:.3g}.'
             )
 
 

@@ -27,7 +27,10 @@ CLIPPINGS = ('flat', 'per_layer', 'normalized')
 
 # Settings that came later, and what was done before there were such choices: runs that were begun then go on.
 _ADDED_SETTINGS: dict[str, bool | None] = {'accept_large_delta': False, 'truncated_batch_size': None}
-_ADDED_TO_RELEASES = {'center': 0.0, 'smooth': False, 'locate': False}
+_ADDED_TO_RELEASES: dict[str, dict[str, float | bool]] = {
+    class_means.ClassMeansConfig.mechanism: {'center': 0.0, 'smooth': False, 'locate': False},
+    feature_means.FeatureMeansConfig.mechanism: {'count_weight': feature_means.EQUAL_COUNT_WEIGHT},
+}
 
 # What may come before the first step, paid from the same budget.
 WarmStartRelease = class_means.ClassMeansConfig | feature_means.FeatureMeansConfig
@@ -133,6 +136,7 @@ class DpSgdPlan:
       noise: Added once to the sum over all chunks and replicas.
       warm_start_release: The release of the warm start, or None.
       teacher: The release of the teacher, or None.
+      matching: The release that images of the warm start are made to match, or None.
       tuning: The choice among runs, of which one is made by this plan; None: the run is released in any case.
     """
 
@@ -143,6 +147,7 @@ class DpSgdPlan:
     noise: noise.GaussianNoise
     warm_start_release: WarmStartRelease | None
     teacher: teacher_lib.TeacherConfig | None = None
+    matching: feature_means.FeatureMeansConfig | None = None
     tuning: best_of_runs.Tuning | None = None
 
     @property
@@ -177,7 +182,8 @@ class DpSgdPlan:
     @property
     def other_releases(self) -> tuple[OtherRelease, ...]:
         """What a run of the plan releases before its first step, in order."""
-        return tuple(release for release in (self.teacher, self.warm_start_release) if release is not None)
+        releases = (self.teacher, self.warm_start_release, self.matching)
+        return tuple(release for release in releases if release is not None)
 
     def record_release(self, ledger: ledger_lib.Ledger, release: OtherRelease) -> ledger_lib.Ledger:
         """Returns the ledger with all rounds of one of the other releases.
@@ -252,10 +258,12 @@ class DpSgdPlan:
         fields['warm_start_release'] = release and {'mechanism': release.mechanism, **dataclasses.asdict(release)}
         if self.teacher:
             fields['teacher'] = dataclasses.asdict(self.teacher)
+        if self.matching:
+            fields['matching'] = dataclasses.asdict(self.matching)
         if self.tuning:
             fields['tuning'] = dataclasses.asdict(self.tuning)
-        for name, default in _ADDED_TO_RELEASES.items():
-            if release and fields['warm_start_release'].get(name) == default:
+        for name, default in _ADDED_TO_RELEASES[release.mechanism].items() if release else ():
+            if fields['warm_start_release'][name] == default:
                 del fields['warm_start_release'][name]
         return fields
 
@@ -266,6 +274,7 @@ def make_plan(
     warm_start_release: WarmStartRelease | None = None,
     *,
     teacher: teacher_lib.TeacherConfig | None = None,
+    matching: feature_means.FeatureMeansConfig | None = None,
     tuning: best_of_runs.Tuning | None = None,
 ) -> DpSgdPlan:
     """Makes a plan, calibrating the noise where it is not given.
@@ -275,13 +284,14 @@ def make_plan(
       num_units: Units of the private data set, treated as public, >= 1.
       warm_start_release: Of the warm start, to be paid from the same budget, or None.
       teacher: Of the teacher, to be paid from the same budget, or None.
+      matching: What images of the warm start are made to match, to be paid from the same budget, or None.
       tuning: The choice among runs that is paid from the budget as a whole, of which this is a run; None: there is one
         run.
 
     Raises:
-      ValueError: if runs of which nothing is claimed, or with truncated batches, are to be chosen among, if the batch
-        is larger than the data set, if delta is 1 / num_units or more and was not accepted, or if float32 would lose
-        the noise beside the sum.
+      ValueError: if runs of which nothing is claimed, or with truncated batches, are to be chosen among, if feature
+        means are to be released twice, if the batch is larger than the data set, if delta is 1 / num_units or more and
+        was not accepted, or if float32 would lose the noise beside the sum.
       accounting.BudgetError: if the target cannot be met, or there is so little noise that no epsilon is known.
     """
     if tuning and (config.sampling != 'poisson' or config.noise_multiplier == 0.0):
@@ -293,6 +303,11 @@ def make_plan(
         raise ValueError(
             'runs can be chosen among in private only where their batches are whole: set truncated_batch_size=None, '
             f'got {config.truncated_batch_size}. A choice is accounted for by Renyi divergences alone.'
+        )
+    if matching and isinstance(warm_start_release, feature_means.FeatureMeansConfig):
+        raise ValueError(
+            'a run releases feature means once: leave out either those that choose public images or those that images '
+            'are made to match.'
         )
     if config.expected_batch_size > num_units:
         raise ValueError(
@@ -322,6 +337,7 @@ def make_plan(
             noise=noise.GaussianNoise(stddev, config.noise_generator),
             warm_start_release=warm_start_release,
             teacher=teacher,
+            matching=matching,
             tuning=tuning,
         )
 

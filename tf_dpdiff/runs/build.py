@@ -22,6 +22,7 @@ from tf_dpdiff.runs import tensorboard
 from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import finetuning
 from tf_dpdiff.training import loop
+from tf_dpdiff.training import matching as matching_lib
 from tf_dpdiff.training import pretrained
 from tf_dpdiff.training import pretraining
 from tf_dpdiff.training import stage as stage_lib
@@ -93,10 +94,14 @@ class Build:
         ).with_sampler(recipe.sampler)
         self.plan: plan_lib.DpSgdPlan | None = None
         if recipe.privacy:
-            release = recipe.warm_start.release if recipe.warm_start else None
-            tuning = one_of_several.tuning if one_of_several else None
+            matching = recipe.warm_start and recipe.warm_start.matching
             self.plan = plan_lib.make_plan(
-                recipe.privacy, self.spec.num_units, release, teacher=recipe.teacher, tuning=tuning
+                recipe.privacy,
+                self.spec.num_units,
+                recipe.warm_start.release if recipe.warm_start else None,
+                teacher=recipe.teacher,
+                matching=matching.release if matching else None,
+                tuning=one_of_several.tuning if one_of_several else None,
             )
 
     def make_network(self) -> keras.Model:
@@ -211,6 +216,9 @@ class Build:
                     f'the warm start makes another release, {recipe.warm_start.release}, than the plan accounts for: '
                     f'{plan.warm_start_release}.'
                 )
+            matching = recipe.warm_start and recipe.warm_start.matching
+            if (matching.release if matching else None) != plan.matching:
+                raise ValueError(f'the plan does not account for {matching}: it accounts for {plan.matching}.')
             if recipe.teacher != plan.teacher:
                 raise ValueError(
                     f'the teacher, {recipe.teacher}, is not the one that the plan accounts for: {plan.teacher}.'
@@ -329,6 +337,8 @@ class Build:
     def _check_warm_start(self, num_workers: int) -> None:
         """Refuses a warm start on public images that do not fit the private ones, in noise or in several processes."""
         config = self.recipe.warm_start
+        if config and config.matching:
+            self._check_matching(config.matching, num_workers)
         if not config or not config.has_public_images:
             return
         release, public_images = config.release, config.public
@@ -348,6 +358,16 @@ class Build:
                 'public_images.'
             )
         release.check_enough(self.spec.num_units, self.spec.num_classes, self.plan.config.neighboring_relation)
+
+    def _check_matching(self, config: matching_lib.MatchingConfig, num_workers: int) -> None:
+        """Refuses images that are made to match in several processes, or to match noise."""
+        if num_workers > 1:
+            raise ValueError(
+                f"matching is for one process, got {num_workers} workers: use the strategy 'default' or 'mirrored', or "
+                'set WarmStartConfig.matching = None.'
+            )
+        assert self.plan is not None
+        config.release.check_enough(self.spec.num_units, self.spec.num_classes, self.plan.config.neighboring_relation)
 
     def count_private_images_that_are_public(
         self, origin: pretrained.PretrainedModel | None, private: datasets.ImageDataset
@@ -393,6 +413,9 @@ def _describe(config) -> dict[str, Any]:
     for name in ('dataset', 'public'):
         if fields.get(name) is not None:
             fields[name] = [config.images.name, config.images.fingerprint()]
+    # It came later: runs that were begun before go on.
+    if 'matching' in fields and fields['matching'] is None:
+        del fields['matching']
     return folder.plain_values(fields)
 
 

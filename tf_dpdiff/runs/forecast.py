@@ -16,10 +16,12 @@ from tf_dpdiff.networks import denoiser
 from tf_dpdiff.networks import scattering
 from tf_dpdiff.privacy import cautions
 from tf_dpdiff.privacy import class_means
+from tf_dpdiff.privacy import relations
 from tf_dpdiff.privacy import rounding
 from tf_dpdiff.privacy import teacher as teacher_lib
 from tf_dpdiff.runs import build as build_lib
 from tf_dpdiff.runs import recipe as recipe_lib
+from tf_dpdiff.training import matching as matching_lib
 
 # Standard deviation of the noise on a pixel in [0, 1] of a mean, up to which it hides little of it, and from which
 # on it hides the classes. Measured on public images, one mean per class, by which held-out images are told apart
@@ -51,12 +53,16 @@ HIDDEN_STEPS, CLEAR_STEPS = 0.3, 15.0
 #   MNIST, 8,000 images            0.97    0.97    0.96    0.95    0.89
 #   blood cells, 5,000 images      0.88    0.87    0.82    0.74    0.73
 _CLEAR_TEACHER, HIDDEN_TEACHER = 0.03, 0.2
+# Of `matching_noise`.
+CLEAR_FEATURES = 0.15
 
 _MEASURED_VIEWS = 16
 _MEASURED_SECS = 2.0
 _LARGEST_MEASURED = 20_000_000  # Parameters; a larger network is not tried out on whatever machine plans the run.
 # Channels of 32x32 pixels of which two cores compute the scattering features in a second.
 _TEACHER_CHANNELS_PER_SEC = 500.0
+# Pixels that one random network sees on two cores in a second, and those of images that are changed to match.
+MATCHING_PIXELS_PER_SEC, CHANGED_PIXELS_PER_SEC = 1.2e7, 4e6
 _START_SECS = 90.0  # Of imports, calibration, tracing, export and report.
 # Steps of a warm start of 128 images below which classes are hardly told apart. Seen with 200 and 240 steps (pictures
 # of hands and of faces: accuracy of chance), while 400 taught the digits of MNIST (docs/ablations.md).
@@ -89,7 +95,9 @@ class Forecast:
       num_classes: How many classes there are.
       num_means: How many means a class has; 0: none.
       smooth: Whether that noise is then reduced.
-      warm_start_steps: Steps of plain training on variations of the means; 0: none.
+      matching_noise: Length of the noise on the mean features of a class that images are made to match, beside the
+        length of the features of an image; None: there is no such release.
+      warm_start_steps: Steps of plain training on variations of the means, or images that match; 0: none.
       teacher_noise: Length of the noise on the teacher beside the longest that its gradients could be; None: there is
         no teacher.
       gradient_share: The longest that the sum of all clipped gradients of the private steps could be, which takes that
@@ -101,6 +109,7 @@ class Forecast:
     num_classes: int
     num_means: int
     smooth: bool
+    matching_noise: float | None
     warm_start_steps: int
     teacher_noise: float | None
     gradient_share: float
@@ -117,6 +126,11 @@ class Forecast:
         """Whether the noise on the means hides little of them."""
         limit = _CLEAR_MEAN if self.smooth else _CLEAR_UNSMOOTHED_MEAN
         return self.mean_noise is not None and self.mean_noise <= limit
+
+    @property
+    def details_clear(self) -> bool:
+        """Whether images are made to match features that the noise hides little of."""
+        return self.matching_noise is not None and self.matching_noise <= CLEAR_FEATURES
 
     @property
     def steps_hidden(self) -> bool:
@@ -139,6 +153,9 @@ class Forecast:
             seen = 'the classes show clearly' if self.means_clear else 'only coarse shapes and colours show'
             seen = 'NOTHING OF A CLASS SHOWS' if self.means_hidden else seen
             yield 'noise on the means', f'{self.mean_noise:.2g} a pixel, on pixels in [0, 1]: {seen}'
+        if self.matching_noise is not None:
+            seen = 'details of each class show' if self.details_clear else 'IT HIDES THE DETAILS OF EACH CLASS'
+            yield 'noise on the features', f'{self.matching_noise:.2g} times their length: {seen}'
         if self.teacher_noise is not None:
             tells = 'it tells classes apart as well as it can'
             if self.teacher_noise > _CLEAR_TEACHER:
@@ -170,6 +187,8 @@ class Forecast:
             steps = f'{self.warm_start_steps:,} steps'
             learnt = 'classes that are hardly told apart' if self.num_classes > 1 else 'images that are hardly learnt'
             shown = f'{learnt}, since a warm start of {steps} is too short'
+        elif self.details_clear:
+            shown = 'shapes, textures and details of each class'
         elif self.means_clear:
             shown = (
                 f'{self.num_means} variants of each class'
@@ -198,8 +217,13 @@ def forecast(build: build_lib.Build, num_trained: int) -> Forecast:
     teacher_noise = None
     if plan.teacher:
         teacher_noise = noise_on_teacher(plan.teacher, spec.num_units, spec.num_classes, spec.image_shape)
+    matching_noise = None
+    if warm_start and warm_start.matching:
+        matching_noise = noise_on_features(
+            warm_start.matching, spec.num_units, spec.num_classes, spec.image_shape, plan.config.neighboring_relation
+        )
     steps = warm_start.num_steps if warm_start else 0
-    told = Forecast(mean_noise, spec.num_classes, num_means, smooth, steps, teacher_noise, share, ())
+    told = Forecast(mean_noise, spec.num_classes, num_means, smooth, matching_noise, steps, teacher_noise, share, ())
     return dataclasses.replace(told, cures=tuple(_cures(told, build, num_trained)))
 
 
@@ -228,6 +252,27 @@ def noise_on_means(
     """Returns the standard deviation of the noise on a pixel in [0, 1] of each mean, of classes of the same size."""
     stddev = release.noise_multiplier * release.sensitivity(neighboring_relation) * release.l2_norm_clip
     return stddev * num_classes * release.means_per_class / num_units
+
+
+def noise_on_features(
+    matching: matching_lib.MatchingConfig,
+    num_units: int,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    neighboring_relation: str = relations.REPLACE_WITH_ZERO,
+) -> float:
+    """Returns the length of the noise on the mean features of a class beside that of the features of an image."""
+    num_features = matching.num_networks * matching_lib.count_features(image_shape)
+    return matching.release.noise_on_mean(num_units / num_classes, neighboring_relation) * math.sqrt(num_features)
+
+
+def matching_secs(matching: matching_lib.MatchingConfig, num_units: int, image_shape: tuple[int, int, int]) -> float:
+    """Returns about how many seconds two cores take for a release of features and for the images that match it."""
+    num_pixels = math.prod(image_shape[:2])
+    seen = num_units * matching.num_networks * num_pixels
+    return (
+        seen / MATCHING_PIXELS_PER_SEC + matching.num_images * matching.num_steps * num_pixels / CHANGED_PIXELS_PER_SEC
+    )
 
 
 def noise_on_teacher(
@@ -338,6 +383,9 @@ def training_secs(recipe: recipe_lib.Recipe, speed: Speed) -> float:
     for config in (recipe.pretraining, recipe.warm_start):
         if config:
             seconds += config.num_steps * config.batch_size * config.views.augmentation_multiplicity / speed.public
+    matching = recipe.warm_start and recipe.warm_start.matching
+    if matching and recipe.data:
+        seconds += matching_secs(matching, recipe.data.spec.num_images, recipe.data.spec.image_shape)
     if recipe.teacher and recipe.data:
         spec = recipe.data.spec
         seconds += (spec.num_units + recipe.samples.num_images) * spec.image_shape[-1] / _TEACHER_CHANNELS_PER_SEC

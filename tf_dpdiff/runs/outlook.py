@@ -177,7 +177,12 @@ def _describe_unit(build: build_lib.Build) -> str:
 def _warm_start_rows(warm_start) -> device_plan.Rows:
     steps = f'{warm_start.num_steps:,} steps of {warm_start.batch_size} images'
     if not warm_start.has_public_images:
-        return [('warm start', f'{steps} from noisy class means')]
+        if not warm_start.matching:
+            return [('warm start', f'{steps} from noisy class means')]
+        made, number = warm_start.matching.num_images, warm_start.matching.num_networks
+        return [
+            ('warm start', f'{steps}, from {made:,} that match noisy means of features of {number} random networks')
+        ]
     public, num_epochs = warm_start.public.spec, warm_start.classifier_or_default.num_epochs
     return [
         ('public classifier', f'{num_epochs} epochs of {public.num_images:,} images'),

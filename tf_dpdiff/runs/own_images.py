@@ -12,9 +12,11 @@ import dp_accounting
 from tf_dpdiff.networks import scattering
 from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import class_means
+from tf_dpdiff.privacy import feature_means
 from tf_dpdiff.privacy import relations
 from tf_dpdiff.privacy import teacher as teacher_lib
 from tf_dpdiff.runs import forecast as forecast_lib
+from tf_dpdiff.training import matching as matching_lib
 
 COUNT_WEIGHT, CENTER = 0.2, 0.5  # Of the noisy means.
 # The clip norm of an image beside the root of the number of its pixels and channels, seen from mid-grey. None is longer
@@ -26,6 +28,13 @@ _MOST_MEANS, _ROUNDS = 40, 5
 # Of what one Gaussian release of the whole budget would be: the warm start's part where it buys many means, and else.
 # MNIST at epsilon 10 and at 1 is so in its own recipes: what tells classes apart comes from the means first.
 _WARM_START_SHARES, _MANY_MEANS = (0.3, 0.65), 10
+# Where images can be made to match the features of random networks: that release's part, and the part of the means,
+# which those images are only begun from. Private steps have the rest.
+MATCHING_SHARE, _MEANS_BEFORE_MATCHING_SHARE = 0.45, 0.15
+# As many networks as leave so little of `forecast.Forecast.matching_noise`; with fewer than the least, images match by
+# patterns of their own that no other network sees.
+_MATCHING_NOISE, _FEWEST_NETWORKS, _MOST_NETWORKS = 0.1, 20, 60
+_FEATURES_TIME, _MATCHING_TIME, _MOST_MATCHED = 0.1, 0.2, 10000
 # The teacher's part. From 0.02 of `forecast.Forecast.teacher_noise` on, less noise hardly makes it better.
 TEACHER_SHARE = 0.15
 # Private steps: fewer where time permits no large batches, since a large batch costs less noise than many steps.
@@ -72,6 +81,7 @@ class Choice:
 
     Attributes:
       teacher: The private classifier that labels the samples; None: it would be noise.
+      matching: The images that match noisy means of features; None: too noisy, or too slow.
       release: The noisy class means.
       warm_start_share: Of one Gaussian release of the whole budget, the part that the means take.
       warm_start_steps: Steps of plain training on variations of the means.
@@ -82,6 +92,7 @@ class Choice:
     """
 
     teacher: teacher_lib.TeacherConfig | None
+    matching: matching_lib.MatchingConfig | None
     release: class_means.ClassMeansConfig
     warm_start_share: float
     warm_start_steps: int
@@ -110,19 +121,22 @@ def choose(facts: Facts) -> Choice:
       accounting.BudgetError: if the budget can't be met.
     """
     alone = accounting.calibrate_noise_multiplier(dp_accounting.GaussianDpEvent, facts.epsilon, facts.delta)
-    for share in _WARM_START_SHARES:
+    secs, public = 3600.0 * facts.hours, facts.speed.public
+    matching = _matching(facts, MATCHING_SHARE / alone**2, secs)
+    for share in [_MEANS_BEFORE_MATCHING_SHARE] if matching else _WARM_START_SHARES:
         release = _class_means(facts, share / alone**2)
         if release.means_per_class >= _MANY_MEANS:
             break
-    secs, public = 3600.0 * facts.hours, facts.speed.public
-    affordable = int(secs * _WARM_START_TIME * public / WARM_START_BATCH)
+    taken = forecast_lib.matching_secs(matching, facts.num_units, facts.image_shape) if matching else 0.0
+    affordable = int((secs * _WARM_START_TIME - taken) * public / WARM_START_BATCH)
     warm_start_steps = _round_down(_between(affordable, _FEWEST_WARM_START_STEPS, _MOST_WARM_START_STEPS))
-    rest = secs * _TRAINING_TIME - warm_start_steps * WARM_START_BATCH / public
+    rest = secs * _TRAINING_TIME - taken - warm_start_steps * WARM_START_BATCH / public
     least = secs * (_TRAINING_TIME - _WARM_START_TIME)
     num_steps, batch_size, num_views = _private_steps(facts, max(rest, least))
     num_samples = int(secs * _SAMPLES_TIME * public / (forecast_lib.FORWARD_SHARE * EVALUATIONS_PER_SAMPLE))
     return Choice(
         _teacher(facts, TEACHER_SHARE / alone**2),
+        matching,
         release,
         share,
         warm_start_steps,
@@ -157,6 +171,26 @@ def _teacher(facts: Facts, squared_budget: float) -> teacher_lib.TeacherConfig |
     config = dataclasses.replace(config, noise_multiplier=_round_up(math.sqrt(config.num_rounds / squared_budget)))
     noise = forecast_lib.noise_on_teacher(config, facts.num_units, facts.num_classes, facts.image_shape)
     return config if noise <= forecast_lib.HIDDEN_TEACHER else None
+
+
+def _matching(facts: Facts, squared_budget: float, secs: float) -> matching_lib.MatchingConfig | None:
+    """Returns what images are made to match; None where noise hides it, or the time is too short for it.
+
+    Args: as of `_class_means`, and the seconds of the run.
+    """
+    num_pixels = math.prod(facts.image_shape[:2])
+    release = feature_means.FeatureMeansConfig(_round_up(1.0 / math.sqrt(squared_budget)), COUNT_WEIGHT)
+    of_one = forecast_lib.noise_on_features(
+        matching_lib.MatchingConfig(release, 1, num_networks=1), facts.num_units, facts.num_classes, facts.image_shape
+    )
+    affordable = secs * _FEATURES_TIME * forecast_lib.MATCHING_PIXELS_PER_SEC / (facts.num_units * num_pixels)
+    num_networks = min(_MOST_NETWORKS, math.floor(min((_MATCHING_NOISE / of_one) ** 2, affordable)))
+    config = matching_lib.MatchingConfig(release, 1, num_networks=max(1, num_networks))
+    pixel_steps = secs * _MATCHING_TIME * forecast_lib.CHANGED_PIXELS_PER_SEC
+    num_images = math.floor(pixel_steps / (config.num_steps * num_pixels))
+    if num_networks < _FEWEST_NETWORKS or num_images < _FEWEST_SAMPLES:
+        return None
+    return dataclasses.replace(config, num_images=_round_down(min(num_images, _MOST_MATCHED)))
 
 
 def _class_means(facts: Facts, squared_budget: float) -> class_means.ClassMeansConfig:

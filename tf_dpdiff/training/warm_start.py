@@ -20,6 +20,7 @@ from tf_dpdiff.privacy import class_means
 from tf_dpdiff.privacy import feature_means
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.training import checkpoints
+from tf_dpdiff.training import matching as matching_lib
 from tf_dpdiff.training import optimization as optimization_lib
 from tf_dpdiff.training import public_classifier
 from tf_dpdiff.training import public_features
@@ -29,7 +30,7 @@ from tf_dpdiff.training import views as views_lib
 
 NAME = 'warm_start'
 # Settings that mean something with one kind of release alone.
-_OF_CLASS_MEANS = ('num_images', 'sharpening', 'threshold')
+_OF_CLASS_MEANS = ('num_images', 'sharpening', 'threshold', 'matching')
 _OF_PUBLIC_IMAGES = ('public', 'images_per_class', 'classifier')
 MEANS_FILE, FEATURE_MEANS_FILE = 'noisy_class_means.npz', 'noisy_feature_means.npz'
 
@@ -62,6 +63,8 @@ class WarmStartConfig:
       views: How a variation is looked at.
       sharpening: (low, high) factor by which the contrast of a mean is stretched; for class means.
       threshold: (low, high) grey level about which it is stretched; for class means.
+      matching: How images are made of the variations that match a second release, and are trained on in their place;
+        for class means, where None trains on the variations.
       seed: Public.
       public: The labelled public images, or what reads them when they are first asked for; for feature means.
       images_per_class: How many of them are chosen for a private class at most, >= 1; for feature means.
@@ -77,6 +80,7 @@ class WarmStartConfig:
     views: views_lib.ViewsConfig = views_lib.ViewsConfig()
     sharpening: tuple[float, float] = (1.2, 3.0)
     threshold: tuple[float, float] = (0.4, 0.6)
+    matching: matching_lib.MatchingConfig | None = None
     seed: int = 1
     public: stage_lib.PublicSource | None = None
     images_per_class: int | None = None
@@ -156,13 +160,16 @@ def make_stage(
         workers = training.replicas.workers
         means = release_class_means(config.release, plan, private, state, workdir=workdir, save=save, workers=workers)
         on_release(means)
-        return images_from_class_means(
+        variations = images_from_class_means(
             means,
             num_images=config.num_images,
             sharpening=config.sharpening,
             threshold=config.threshold,
             seed=config.seed,
         )
+        if config.matching is None:
+            return variations
+        return matching_lib.make_images(config.matching, plan, private, variations, state, workdir=workdir, save=save)
 
     return stage_lib.make_public_stage(NAME, config, training, make_images)
 
