@@ -244,9 +244,9 @@ def test_a_round_sees_the_images_only_through_the_noisy_sums_before_it(monkeypat
     """Where the noise of the first round is the same and that round's sums are too, so are the means it leaves."""
     given, exact = [], class_means.ClassMeansConfig.exact_vector
 
-    def record(self, images, labels, num_classes, owners=None, means=None, told=None):
+    def record(self, images, labels, num_classes, owners=None, means=None):
         given.append(means)
-        vector = exact(self, images, labels, num_classes, owners, means, told)
+        vector = exact(self, images, labels, num_classes, owners, means)
         return np.full_like(vector, 7.0)  # What is released no longer depends on the images.
 
     monkeypatch.setattr(class_means.ClassMeansConfig, 'exact_vector', record)
@@ -265,9 +265,9 @@ def means_given_to_each_round(monkeypatch, seed, cancels_out):
     given, exact_sums, exact = [], [], class_means.ClassMeansConfig.exact_vector
     stddev = class_means.ClassMeansConfig(1.0, 2.0).sensitivity(RELATION)
 
-    def record(self, images, labels, num_classes, owners=None, means=None, told=None):
+    def record(self, images, labels, num_classes, owners=None, means=None):
         given.append(means)
-        exact_sums.append(exact(self, images, labels, num_classes, owners, means, told))
+        exact_sums.append(exact(self, images, labels, num_classes, owners, means))
         return exact_sums[-1]
 
     def draw(unused_seed, unused_purpose, shape, unused_generator):
@@ -439,124 +439,3 @@ def test_counts_that_noise_may_have_driven_apart_are_drawn_together():
 def test_center_outside_the_pixels_is_refused(center):
     with pytest.raises(ValueError, match='center of the noisy class means'):
         class_means.ClassMeansConfig(1.0, 1.0, center=center)
-
-
-LOCATE = {'means_per_class': 9, 'num_rounds': 3, 'count_weight': 0.5, 'center': 0.5, 'smooth': True, 'locate': True}
-
-
-def make_dots(num_images=900):
-    """Returns plain images of two classes, where those of the second have a dot anywhere."""
-    generator = np.random.default_rng(0)
-    images = np.clip(generator.normal(0.5, 0.01, [num_images, 16, 16, 1]), 0.0, 1.0)
-    labels = (np.arange(num_images) % 2).astype(np.int32)
-    for number in np.flatnonzero(labels):
-        row, column = generator.integers(1, 15, 2)
-        images[number, row, column] = 1.0
-    return images, labels
-
-
-def locating(noise_multiplier=1.0, **changes):
-    return class_means.ClassMeansConfig(noise_multiplier, 5.0, **{**LOCATE, **changes})
-
-
-def test_details_that_lie_anywhere_show_in_the_means_of_their_cells():
-    images, labels = make_dots()
-    released = locating(0.2).release(images, labels, 2, seed=secret(0), neighboring_relation=RELATION)
-    assert released.images.shape == (2, 9, 16, 16, 1)
-    middles = (2, 8, 13)
-    dots = np.array(
-        [
-            [released.images[label, cell][middles[cell // 3], middles[cell % 3], 0] for cell in range(9)]
-            for label in range(2)
-        ]
-    )
-    assert (dots[1] - 0.5 > 0.1).all() and np.abs(dots[0] - 0.5)[released.counts[0] > 30.0].max() < 0.05
-    np.testing.assert_allclose(released.counts[1].sum(), 450.0, rtol=0.1)
-    # Control: the means of what images look like on the whole show none.
-    plain = locating(0.2, locate=False).release(images, labels, 2, seed=secret(0), neighboring_relation=RELATION)
-    assert np.abs(plain.images[plain.counts > 100.0] - 0.5).max() < 0.1
-
-
-def test_without_details_the_other_rounds_find_the_ways_in_which_a_class_is_drawn():
-    images, labels, ways = make_two_ways()
-    config = class_means.ClassMeansConfig(1.0, 4.0, means_per_class=4, num_rounds=5, locate=True)
-    released = config.release(images, labels, 2, seed=secret(0), neighboring_relation=RELATION)
-    assert released.images.shape[:2] == (2, 4)
-    for label, way in np.ndindex(2, 2):
-        expected = images[(labels == label) & (ways == way)].mean(0)
-        errors = np.abs(released.images[label] - expected).mean(axis=(1, 2, 3))
-        assert errors[released.counts[label] > 100.0].min() < 0.05
-
-
-@pytest.mark.parametrize('with_owners', [False, True])
-@pytest.mark.parametrize('scale', [0.01, 1.0, 1e6])
-def test_removing_or_replacing_any_unit_changes_what_locating_releases_by_at_most_its_sensitivity(scale, with_owners):
-    images, labels = make_data(60, scale=scale)
-    told = np.random.default_rng(1).normal(size=[3, 48])
-    config = class_means.ClassMeansConfig(1.0, 2.0, **{**LOCATE, 'center': 0.0})
-    owners = np.random.default_rng(2).integers(0, 6, 60) if with_owners else np.arange(60)
-    other = make_data(60, seed=9, scale=scale)
-    for vector_of in (config.exact_patches, lambda *arguments: config.exact_vector(*arguments, told=told)):
-        whole, removed, replaced = vector_of(images, labels, 3, owners), [], []
-        for owner in np.unique(owners):
-            mine = owners == owner
-            renamed = np.unique(owners[~mine], return_inverse=True)[1]
-            removed.append(np.linalg.norm(whole - vector_of(images[~mine], labels[~mine], 3, renamed)))
-            changed = [np.where(mine.reshape(-1, *[1] * (a.ndim - 1)), b, a) for a, b in zip((images, labels), other)]
-            replaced.append(np.linalg.norm(whole - vector_of(*changed, 3, owners)))
-        assert 0.3 < max(removed) <= config.sensitivity(RELATION) + 1e-12
-        assert 0.1 < max(replaced) <= config.sensitivity('replace_one') + 1e-12
-        if not with_owners and (scale > 1.0 or vector_of == config.exact_patches):
-            assert max(removed) == pytest.approx(config.sensitivity(RELATION))
-
-
-def test_image_that_is_not_finite_adds_nothing_to_what_locating_releases():
-    images, labels = make_data()
-    images[3, 0, 0, 0], config = np.inf, locating()
-    rest, told = np.arange(len(images)) != 3, np.ones([3, 48])
-    np.testing.assert_array_equal(
-        config.exact_patches(images, labels, 3), config.exact_patches(images[rest], labels[rest], 3)
-    )
-    np.testing.assert_array_equal(
-        config.exact_vector(images, labels, 3, told=told), config.exact_vector(images[rest], labels[rest], 3, told=told)
-    )
-
-
-def test_locating_sees_images_through_noisy_sums_alone_and_each_round_draws_noise_of_its_own(monkeypatch):
-    """Images are moved by what was released of their patches; where that is the same, so is how they are moved."""
-    told, drawn, draw = [], [], class_means.noise.standard_normal
-    exact = class_means.ClassMeansConfig.exact_vector
-
-    def record_told(*arguments, **given):
-        told.append(given['told'])
-        return exact(*arguments, **given)
-
-    def record_noise(seed, purpose, shape, generator):
-        drawn.append((purpose, draw(seed, purpose, shape, generator)))
-        return drawn[-1][1]
-
-    images, labels = make_dots()
-    monkeypatch.setattr(class_means.ClassMeansConfig, 'exact_vector', record_told)
-    monkeypatch.setattr(class_means.noise, 'standard_normal', record_noise)
-    config = locating(num_rounds=4)
-    config.release(images, labels, 2, seed=secret(0), neighboring_relation=RELATION)
-    assert [len(noise.ravel()) for _, noise in drawn] == [2 * 49, *3 * [2 * 9 * 257]]
-    for first in range(1, 4):
-        for second in range(1, first):
-            assert abs(np.corrcoef(drawn[first][1].ravel(), drawn[second][1].ravel())[0, 1]) < 0.1
-    stddev = config.noise_multiplier * config.sensitivity(RELATION)
-    noisy = config.exact_patches(images, labels, 2) + stddev * drawn[0][1].reshape(2, 49)
-    expected = class_means.details.find(noisy[:, :-1], noisy[:, -1] / config.count_weight, stddev)
-    np.testing.assert_allclose(told[0], expected)
-    # Control: exact sums would tell otherwise.
-    exact_sums = config.exact_patches(images, labels, 2)
-    other = class_means.details.find(exact_sums[:, :-1], exact_sums[:, -1] / config.count_weight, stddev)
-    assert np.abs(told[0] - other).max() > 1e-3
-
-
-@pytest.mark.parametrize(
-    'changes', [{'means_per_class': 3}, {'num_rounds': 2}, {'means_per_class': 1, 'num_rounds': 1}]
-)
-def test_locating_with_too_few_means_or_rounds_is_refused(changes):
-    with pytest.raises(ValueError, match='locate of the noisy class means needs means_per_class >= 4 and num_rounds'):
-        locating(**changes)

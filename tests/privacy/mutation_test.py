@@ -633,8 +633,8 @@ MUTANTS = (
     Mutant(
         'an image joins every mean of its class',
         'privacy/class_means.py',
-        'np.add.at(vector, (of_part, joined), contributions * shares[:, None])',
-        'np.add.at(vector, of_part, (contributions * shares[:, None])[:, None])',
+        'np.add.at(vector, (labels[part], nearest), contributions * (finite * shares[part])[:, None])',
+        'np.add.at(vector, labels[part], (contributions * (finite * shares[part])[:, None])[:, None])',
         'privacy/class_means_test.py',
     ),
     Mutant(
@@ -739,8 +739,8 @@ MUTANTS = (
     Mutant(
         'features relative to the other images of the batch',
         'training/matching.py',
-        '(features - self._center[number])',
-        '(features - tf.reduce_mean(features, 0))',
+        '(features - center) / spread',
+        '(features - tf.reduce_mean(features, 0)) / spread',
         MATCHING,
     ),
     Mutant(
@@ -979,45 +979,9 @@ MUTANTS = (
     Mutant(
         'rounds of class means begin from exact sums',
         'privacy/class_means.py',
-        'vector = with_noise(self.exact_vector(images, labels, num_classes, owners, means), number)',
-        'vector = self.exact_vector(images, labels, num_classes, owners, means)\n'
-        '            vector = vector if number + 1 < self.num_rounds else with_noise(vector, number)',
+        'vector = noise.add_to_release(',
+        'vector = vector if number + 1 < self.num_rounds else noise.add_to_release(',
         'privacy/class_means_test.py',
-    ),
-    Mutant(
-        'images are moved by exact sums of patches',
-        'privacy/class_means.py',
-        'patches = with_noise(self.exact_patches(images, labels, num_classes, owners), 0)',
-        'patches = self.exact_patches(images, labels, num_classes, owners)',
-        'privacy/class_means_test.py',
-    ),
-    Mutant(
-        'rounds of the means of moved images share their noise',
-        'privacy/class_means.py',
-        'with_noise(exact, number) for number',
-        'with_noise(exact, 1) for number',
-        'privacy/class_means_test.py',
-    ),
-    Mutant(
-        'patches of an owner count once for each image',
-        'privacy/class_means.py',
-        'np.add.at(vector, of_part, contributions * shares[:, None])',
-        'np.add.at(vector, of_part, contributions)',
-        'privacy/class_means_test.py',
-    ),
-    Mutant(
-        'frequencies of patches are numbers of pixels',
-        'privacy/details.py',
-        'np.sqrt(counts / kinds.shape[1])',
-        'np.sqrt(counts)',
-        'privacy/details_test.py',
-    ),
-    Mutant(
-        'where an image is moved to depends on the one before it',
-        'privacy/details.py',
-        'kinds], (1, *_patch(images))',
-        'kinds], (3, *_patch(images))',
-        'privacy/details_test.py',
     ),
     Mutant(
         'the moving average does not take in the noise',
@@ -1473,8 +1437,8 @@ MUTANTS = (
     Mutant(
         'each worker makes a release of class means',
         'training/warm_start.py',
-        'if workers.is_first:\n        written',
-        'if True:\n        written',
+        'if workers.is_first:\n        shape',
+        'if True:\n        shape',
         CLASS_MEANS,
     ),
     Mutant(

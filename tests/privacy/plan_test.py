@@ -316,7 +316,7 @@ def test_runs_begun_before_releases_had_a_center_and_smoothing_go_on():
         return plan_lib.make_plan(CONFIG, 1000, release).fingerprint()['warm_start_release']
 
     before = release_of()
-    assert not {'center', 'smooth', 'locate'} & set(before)
+    assert not {'center', 'smooth'} & set(before)
     assert release_of(center=0.5, smooth=True) == {**before, 'center': 0.5, 'smooth': True}
 
 

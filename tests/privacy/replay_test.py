@@ -197,8 +197,6 @@ CLASS_MEANS = {
     'one round': {},
     'three rounds': {'means_per_class': 2, 'num_rounds': 3},
     'a light count, from grey': {'count_weight': 0.3, 'center': 0.5, 'smooth': True},
-    'details that are not there': {'means_per_class': 4, 'num_rounds': 3, 'locate': True},
-    'details': {'means_per_class': 4, 'num_rounds': 3, 'locate': True},
 }
 
 
@@ -208,9 +206,6 @@ CLASS_MEANS = {
 def test_class_means_release_no_more_of_a_unit_than_the_ledger_charges_in_any_round(monkeypatch, kind, unit, relation):
     # Longer than the norm that they are clipped to.
     config = class_means.ClassMeansConfig(noise_multiplier=1.5, l2_norm_clip=0.5, **CLASS_MEANS[kind])
-    if kind == 'details':
-        told = np.random.default_rng(0).normal(size=[NUM_CLASSES, 48])
-        monkeypatch.setattr(class_means.details, 'find', lambda noisy, counts, stddev: told)
 
     def release(is_kept):
         images, labels, owners = kept([make_images(), LABELS, OWNERS[unit]], is_kept)

@@ -9,7 +9,6 @@ The modules in reading order, which is the order of the algorithm:
     clipping          per-unit gradients -> a sum of known sensitivity
     noise             one Gaussian draw on that sum
     class_means       another release: noisy per-class sums of images
-    details           ... or of images moved so that what tells their class lies in one place
     feature_means     another one: noisy per-class means of what a public network sees
     teacher           another one: the rounds in which a linear classifier of fixed features learns
     accuracy_release  another one: noisy numbers of right answers on held-out images

@@ -1,6 +1,5 @@
 """Noisy class means: Gaussian releases of sums and counts of images, from which a model can be warmed up."""
 
-from collections.abc import Iterator
 import dataclasses
 import math
 from typing import ClassVar, NamedTuple
@@ -9,7 +8,6 @@ import numpy as np
 from scipy import fft
 from scipy import ndimage
 
-from tf_dpdiff.privacy import details
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import noise
 from tf_dpdiff.privacy import owners as owners_lib
@@ -17,7 +15,6 @@ from tf_dpdiff.privacy import relations
 from tf_dpdiff.privacy import seeds
 
 _IMAGES_AT_A_TIME = 4096
-_MOST_CELLS_PER_SIDE, _FEWEST_MEANS_TO_LOCATE, _FEWEST_ROUNDS_TO_LOCATE = 4, 4, 3
 # How far the first means of a class are sheared, turned and stretched; a quarter of it of the side, moved.
 _LARGEST_CHANGE = 0.25
 # Of the first means of a class from their middle, small beside that of images.
@@ -51,18 +48,13 @@ class ClassMeansConfig:
     algorithm), before the sums are released again. Noise on the sums near several means is reduced by what they have in
     common; that is post-processing.
 
-    With `locate` the first round counts patches instead, and if they show that small details tell classes apart, the
-    other rounds release the means of images that are moved so that these details lie on each other (details.py): one
-    mean for each cell of a grid of up to 4x4, whose rounds are averaged. If not, the other rounds are as above.
-
     Guarantee: in each round, an image of class y that joins mean m adds the vector (x / max(R, |x|) at (y, m), w at
       (y, m)), where x is the image minus center and w is count_weight, to the released sum, of norm at most
       sqrt(1 + w^2), and an owner of several images the average of their vectors, so a unit adds at most sqrt(1 + w^2)
-      either way. In a round that counts patches it adds the roots of their frequencies, a vector of norm 1, in place
-      of x / max(R, |x|). Which mean an image joins, and how it is moved before, depends on itself and on earlier
-      releases alone. The noise has standard deviation noise_multiplier * sqrt(1 + w^2) in each coordinate, so each
-      round is a Gaussian mechanism with the stated noise multiplier, and the rounds compose adaptively. An image that
-      is not finite contributes zero. The set of classes is public.
+      either way. Which mean it joins depends on itself and on earlier releases alone. The noise has standard deviation
+      noise_multiplier * sqrt(1 + w^2) in each coordinate, so each round is a Gaussian mechanism with the stated noise
+      multiplier, and the rounds compose adaptively. An image that is not finite contributes zero. The set of classes
+      is public.
 
     Attributes:
       noise_multiplier: Ratio of the noise's standard deviation to the sensitivity, of each round, > 0.
@@ -79,8 +71,6 @@ class ClassMeansConfig:
       smooth: Whether noise is reduced in each frequency band by itself, in the first round too, and the counts of that
         round are drawn towards their average. Means of images are smooth, and noise is not: what a fine band holds is
         mostly noise. Post-processing, at no cost.
-      locate: Whether the first round looks for small details that tell classes apart, wherever in an image they lie.
-        If there are any, the other rounds show them. It takes at least 4 means_per_class and 3 num_rounds.
 
     References: DP-FETA, Gong et al. 2025, arXiv:2504.01395 (the idea of noisy central images); Su et al. 2016,
       arXiv:1504.05998 (private Lloyd iterations); James and Stein 1961 (what `smooth` does in the first round).
@@ -93,7 +83,6 @@ class ClassMeansConfig:
     count_weight: float = 1.0
     center: float = 0.0
     smooth: bool = False
-    locate: bool = False
     mechanism: ClassVar[str] = 'noisy_class_means'  # What the ledger calls it.
 
     def __post_init__(self):
@@ -114,13 +103,6 @@ class ClassMeansConfig:
                 'several means of a class need rounds after the first, and one mean needs none: got '
                 f'means_per_class={self.means_per_class} and num_rounds={self.num_rounds}.'
             )
-        if self.locate and (
-            self.means_per_class < _FEWEST_MEANS_TO_LOCATE or self.num_rounds < _FEWEST_ROUNDS_TO_LOCATE
-        ):
-            raise ValueError(
-                f'locate of the noisy class means needs means_per_class >= {_FEWEST_MEANS_TO_LOCATE} and num_rounds >= '
-                f'{_FEWEST_ROUNDS_TO_LOCATE}: got {self.means_per_class} and {self.num_rounds}.'
-            )
 
     def sensitivity(self, neighboring_relation: str) -> float:
         """Returns the largest change of the vector of scaled sums and counts of a round, in L2 norm.
@@ -131,16 +113,6 @@ class ClassMeansConfig:
         """
         relations.check(neighboring_relation)
         return 2.0 if neighboring_relation == 'replace_one' else math.sqrt(1.0 + self.count_weight**2)
-
-    @property
-    def cells_per_side(self) -> int:
-        """Cells of a side of the grid in which details are looked for."""
-        return min(_MOST_CELLS_PER_SIDE, math.isqrt(self.means_per_class))
-
-    @property
-    def possible_means(self) -> tuple[int, ...]:
-        """How many means a class may be given: `locate` decides it by what it finds."""
-        return (self.means_per_class, self.cells_per_side**2) if self.locate else (self.means_per_class,)
 
     def record(self, ledger: ledger_lib.Ledger) -> ledger_lib.Ledger:
         """Returns the ledger with all rounds of this release."""
@@ -153,7 +125,6 @@ class ClassMeansConfig:
         num_classes: int,
         owners: np.ndarray | None = None,
         means: np.ndarray | None = None,
-        told: np.ndarray | None = None,
     ) -> np.ndarray:
         """Returns the vector that the noise is added to: PRIVATE, exposed for the tests of its sensitivity.
 
@@ -164,42 +135,26 @@ class ClassMeansConfig:
           owners: int [images], whose image each is, or None: each image is a unit of its own.
           means: float [num_classes, means, pixels], minus center, of which an image joins the nearest of its class;
             None: one each.
-          told: What patches tell (`details.find`), by which an image is moved and joins the mean of a cell; None: none.
 
         Returns:
           float64 [num_classes, means, pixels + 1]: the sums of the clipped images divided by R, then w times the
           counts.
         """
-        num_means = self.cells_per_side**2 if told is not None else 1 if means is None else means.shape[1]
+        shares = owners_lib.shares(len(images), owners)
+        num_means = 1 if means is None else means.shape[1]
         vector = np.zeros([num_classes, num_means, int(np.prod(images.shape[1:])) + 1])
-        for pixels, of_part, shares in _parts(images, labels, owners):
-            joined = np.zeros([len(pixels)], np.int64)
-            if told is not None:
-                pixels, joined = details.align(pixels, of_part, told, self.cells_per_side)
-            flat = pixels.reshape([len(pixels), -1]) - self.center
+        for start in range(0, len(images), _IMAGES_AT_A_TIME):
+            part = slice(start, start + _IMAGES_AT_A_TIME)
+            flat = np.asarray(images[part], np.float64).reshape(-1, vector.shape[-1] - 1)
+            flat = flat / (255.0 if images.dtype == np.uint8 else 1.0) - self.center
+            finite = np.all(np.isfinite(flat), axis=1)
+            flat = np.where(finite[:, None], flat, 0.0)
             flat = flat / np.maximum(self.l2_norm_clip, np.linalg.norm(flat, axis=1, keepdims=True))
+            nearest = np.zeros([len(flat)], np.int64)
             if means is not None:
-                joined = _nearest(flat * self.l2_norm_clip, of_part, means)
+                nearest = _nearest(flat * self.l2_norm_clip, labels[part], means)
             contributions = np.concatenate([flat, np.full([len(flat), 1], self.count_weight)], axis=1)
-            np.add.at(vector, (of_part, joined), contributions * shares[:, None])
-        return vector
-
-    def exact_patches(
-        self, images: np.ndarray, labels: np.ndarray, num_classes: int, owners: np.ndarray | None = None
-    ) -> np.ndarray:
-        """Returns the vector that the noise of a round that counts patches is added to: PRIVATE, for the tests of it.
-
-        Args: as of `exact_vector`.
-
-        Returns:
-          float64 [num_classes, kinds of patches + 1]: the sums of the roots of their frequencies, then w times the
-          counts.
-        """
-        vector = np.zeros([num_classes, details.num_kinds(images.shape[1:]) + 1])
-        for pixels, of_part, shares in _parts(images, labels, owners):
-            roots = details.frequencies(pixels)
-            contributions = np.concatenate([roots, np.full([len(roots), 1], self.count_weight)], axis=1)
-            np.add.at(vector, of_part, contributions * shares[:, None])
+            np.add.at(vector, (labels[part], nearest), contributions * (finite * shares[part])[:, None])
         return vector
 
     def release(
@@ -228,70 +183,31 @@ class ClassMeansConfig:
           owners: int [images], whose image each is, or None: each image is a unit of its own.
         """
         stddev = self.noise_multiplier * self.sensitivity(neighboring_relation)
-
-        def with_noise(vector, number):
-            purpose = f'class_means_{number}'
-            return noise.add_to_release(vector, stddev, seed=seed, purpose=purpose, generator=generator)
-
-        if self.locate:
-            patches = with_noise(self.exact_patches(images, labels, num_classes, owners), 0)
-            told = details.find(patches[:, :-1], patches[:, -1] / self.count_weight, stddev)
-            if told is not None:
-                exact = self.exact_vector(images, labels, num_classes, owners, told=told)
-                rounds = [with_noise(exact, number) for number in range(1, self.num_rounds)]
-                return self._located(np.mean(rounds, axis=0), stddev / math.sqrt(len(rounds)), images.shape[1:])
-        first, means = int(self.locate), None
-        for number in range(first, self.num_rounds):
-            is_first = number == first
-            vector = with_noise(self.exact_vector(images, labels, num_classes, owners, means), number)
+        means = None
+        for number in range(self.num_rounds):
+            vector = self.exact_vector(images, labels, num_classes, owners, means)
+            vector = noise.add_to_release(
+                vector, stddev, seed=seed, purpose=f'class_means_{number}', generator=generator
+            )
             # From here on it is post-processing of a private release.
             sums, counts = vector[..., :-1], vector[..., -1] / self.count_weight
             if self.smooth:
-                sums = _smooth(sums.reshape([-1, *images.shape[1:]]), stddev, is_first=is_first).reshape(sums.shape)
-                if is_first:
+                sums = _smooth(sums.reshape([-1, *images.shape[1:]]), stddev, is_first=number == 0).reshape(sums.shape)
+                if number == 0:
                     counts = _towards_average(counts, stddev / self.count_weight)
-            elif not is_first:
+            elif number:
                 sums = _shrink(sums.reshape([-1, sums.shape[-1]]), stddev).reshape(sums.shape)
             means = sums * self.l2_norm_clip / np.maximum(counts, 1.0)[..., None]
             if self.num_rounds > 1:
                 counts = np.where(counts > noise.SURE * stddev / self.count_weight, counts, 0.0)
-            if is_first and self.num_rounds > 1:
+            if number == 0 and self.num_rounds > 1:
                 means = _spread(means[:, 0], images.shape[1:], self.means_per_class)
             elif number + 1 < self.num_rounds:
                 means = _split_largest(means, counts, images.shape[1:])
         assert means is not None  # There is at least one round.
-        return self._noisy_means(means, counts, images.shape[1:])
-
-    def _located(self, vector: np.ndarray, stddev: float, image_shape: tuple[int, ...]) -> NoisyMeans:
-        """Returns the means of the cells of a grid, of noisy sums and counts; post-processing."""
-        sums, counts = vector[..., :-1], vector[..., -1] / self.count_weight
-        if self.smooth:
-            as_images = sums.reshape([-1, *image_shape])
-            smoothed = _smooth(as_images, stddev, is_first=False)
-            sums = details.restore(as_images, smoothed, stddev).reshape(sums.shape)
-        means = sums * self.l2_norm_clip / np.maximum(counts, 1.0)[..., None]
-        counts = np.where(counts > noise.SURE * stddev / self.count_weight, counts, 0.0)
-        return self._noisy_means(means, counts, image_shape)
-
-    def _noisy_means(self, means: np.ndarray, counts: np.ndarray, image_shape: tuple[int, ...]) -> NoisyMeans:
         counts = np.maximum(counts, 0.0)  # A class of few images may have less than none.
         counts = np.where(counts.any(axis=1, keepdims=True), counts, 1.0)
-        return NoisyMeans(means.reshape([*means.shape[:2], *image_shape]) + self.center, counts)
-
-
-def _parts(
-    images: np.ndarray, labels: np.ndarray, owners: np.ndarray | None
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yields pixels in [0, 1], labels and what each image counts for, some images at a time; none that is not finite.
-
-    Args: as of `ClassMeansConfig.exact_vector`.
-    """
-    shares = owners_lib.shares(len(images), owners)
-    for start in range(0, len(images), _IMAGES_AT_A_TIME):
-        part = slice(start, start + _IMAGES_AT_A_TIME)
-        pixels = np.asarray(images[part], np.float64) / (255.0 if images.dtype == np.uint8 else 1.0)
-        finite = np.all(np.isfinite(pixels), axis=tuple(range(1, pixels.ndim)))
-        yield pixels[finite], labels[part][finite], shares[part][finite]
+        return NoisyMeans(means.reshape([*means.shape[:2], *images.shape[1:]]) + self.center, counts)
 
 
 def _nearest(flat: np.ndarray, labels: np.ndarray, means: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ CLIPPINGS = ('flat', 'per_layer', 'normalized')
 # Settings that came later, and what was done before there were such choices: runs that were begun then go on.
 _ADDED_SETTINGS: dict[str, bool | None] = {'accept_large_delta': False, 'truncated_batch_size': None}
 _ADDED_TO_RELEASES: dict[str, dict[str, float | bool]] = {
-    class_means.ClassMeansConfig.mechanism: {'center': 0.0, 'smooth': False, 'locate': False},
+    class_means.ClassMeansConfig.mechanism: {'center': 0.0, 'smooth': False},
     feature_means.FeatureMeansConfig.mechanism: {'count_weight': feature_means.EQUAL_COUNT_WEIGHT},
 }
 

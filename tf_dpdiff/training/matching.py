@@ -24,7 +24,7 @@ _MOST_LAYERS, _SMALLEST_SIDE = 3, 3
 _LARGEST_SHIFT = 2  # In pixels: networks look at shifted images, so that no grid of theirs is seen in what matches.
 _NUM_REFERENCE_IMAGES = 512
 _LEAST_SPREAD = 0.1  # Beside that of a typical feature: there are some that hardly vary.
-_IMAGES_AT_A_TIME = 256
+_IMAGES_AT_A_TIME = 64
 # Images that are made together, whose average is what matches.
 _GROUP = 512
 _LEARNING_RATE = 0.02  # Images are in [-1, 1].
@@ -84,59 +84,41 @@ class RandomFeatures(tf.Module):
     def __init__(self, reference: np.ndarray, num_networks: int, seed: int):
         super().__init__()
         generator = np.random.default_rng(seed)
-        num_layers = _count_layers(reference.shape[1:])
-        inputs = [reference.shape[-1], *[_CHANNELS] * (num_layers - 1)]
-        self.num_networks = num_networks
-        self._kernels = [
-            tf.constant(
-                generator.normal(0.0, math.sqrt(2.0 / (9 * number)), [num_networks, 3, 3, number, _CHANNELS]),
-                tf.float32,
-            )
-            for number in inputs
+        channels, num_layers = reference.shape[-1], _count_layers(reference.shape[1:])
+        kernels = [
+            generator.normal(0.0, math.sqrt(2.0 / (9 * number)), [num_networks, 3, 3, number, _CHANNELS])
+            for number in [channels, *[_CHANNELS] * (num_layers - 1)]
         ]
         shifts = generator.integers(-_LARGEST_SHIFT, _LARGEST_SHIFT + 1, [num_networks, 2])
-        self._shifts = tf.constant(shifts, tf.int32)
         images = to_range(tf.constant(reference[:_NUM_REFERENCE_IMAGES]))
-        fitted = [self._fit(images, number) for number in tf.range(num_networks)]
-        self._moments = [tf.stack([moments[layer] for moments, _, _ in fitted]) for layer in range(num_layers)]
-        self._center = tf.stack([center for _, center, _ in fitted])
-        self._spread = tf.stack([spread for _, _, spread in fitted])
-        self.num_features = count_features(reference.shape[1:])
+        fitted = [
+            self._fit(
+                images, tf.constant(shifts[number], tf.int32), [tf.constant(k[number], tf.float32) for k in kernels]
+            )
+            for number in range(num_networks)
+        ]
+        self.num_networks, self.num_features = num_networks, count_features(reference.shape[1:])
+        # Of each network: by how much it shifts, kernels and biases of its layers, center and spread of its features.
+        self._networks = tf.nest.map_structure(lambda *of_networks: tf.stack(of_networks), *fitted)
 
     @tf.function(reduce_retracing=True)
-    def _fit(self, images, number):
-        """Returns a network's moments of channels, [2, channels] for each layer, and center and spread of features."""
-        moments: list[tf.Tensor] = []
-        of_image, of_place = self._see(images, number, moments)
-        parts = []
-        for features in (of_image, of_place):
+    def _fit(self, images, shift, kernels):
+        """Returns a network whose channels and features are on the scale on which they vary among images."""
+        scaled, biases, inputs = [], [], tf.roll(images, shift, [1, 2])
+        for of_layer in kernels:
+            mean, variance = tf.nn.moments(tf.nn.conv2d(inputs, of_layer, 1, 'SAME'), [0, 1, 2])
+            scale = tf.math.rsqrt(variance + 1e-3)
+            scaled.append(of_layer * scale)
+            biases.append(-mean * scale)
+            inputs = _apply(inputs, scaled[-1], biases[-1])
+        centers, spreads = [], []
+        for features in _see(images, shift, scaled, biases):
             center, variance = tf.nn.moments(features, [0])
-            least = _LEAST_SPREAD * tf.sqrt(tf.reduce_mean(variance))
-            size = tf.cast(tf.shape(features)[1], tf.float32)
+            least = _LEAST_SPREAD**2 * tf.reduce_mean(variance) + 1e-12
+            centers.append(center)
             # So that both parts count alike, however many features there are in each.
-            parts.append((center, tf.sqrt((variance + least**2 + 1e-12) * size)))
-        return moments, tf.concat([parts[0][0], parts[1][0]], 0), tf.concat([parts[0][1], parts[1][1]], 0)
-
-    def _see(self, images, number, moments):
-        """Returns features of the whole image, and of places in it.
-
-        Args:
-          images: float32 [images, height, width, channels] in [-1, 1].
-          number: Of the network.
-          moments: Of the channels of each layer, or an empty list, to which those of these images are added.
-        """
-        is_fitted = bool(moments)
-        outputs, of_image = tf.roll(images, self._shifts[number], [1, 2]), []
-        for layer, kernels in enumerate(self._kernels):
-            outputs = tf.nn.conv2d(outputs, kernels[number], 1, 'SAME')
-            if not is_fitted:
-                mean, variance = tf.nn.moments(outputs, [0, 1, 2])
-                moments.append(tf.stack([mean, tf.sqrt(variance + 1e-3)]))
-            outputs = tf.nn.relu((outputs - moments[layer][0]) / moments[layer][1])
-            mean, variance = tf.nn.moments(outputs, [1, 2])
-            outputs = tf.nn.avg_pool2d(outputs, 2, 2, 'VALID')
-            of_image += [mean, tf.sqrt(variance + 1e-4), tf.reduce_max(outputs, [1, 2])]
-        return tf.concat(of_image, 1), tf.reshape(outputs, [tf.shape(images)[0], math.prod(outputs.shape[1:])])
+            spreads.append(tf.sqrt((variance + least) * tf.cast(tf.shape(features)[1], tf.float32)))
+        return shift, scaled, biases, tf.concat(centers, 0), tf.concat(spreads, 0)
 
     def compute(self, images: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
         """Returns what one network sees in images, float32 [images, features], each of length 1 or 0.
@@ -145,8 +127,9 @@ class RandomFeatures(tf.Module):
           images: float32 [images, height, width, channels] in [-1, 1].
           number: Of the network.
         """
-        features = tf.concat(self._see(images, number, [of_layer[number] for of_layer in self._moments]), 1)
-        return tf.math.l2_normalize((features - self._center[number]) / self._spread[number], axis=-1)
+        shift, kernels, biases, center, spread = tf.nest.map_structure(lambda array: array[number], self._networks)
+        features = tf.concat(_see(images, shift, kernels, biases), 1)
+        return tf.math.l2_normalize((features - center) / spread, axis=-1)
 
     @tf.function(reduce_retracing=True)
     def _compute_all(self, images_uint8):
@@ -177,6 +160,21 @@ class RandomFeatures(tf.Module):
                 features = self._compute_all(tf.constant(padded)).numpy()
                 yield features[: len(part)].reshape([len(part), self.num_networks * self.num_features])
                 bar.update(len(part))
+
+
+def _apply(inputs, kernels, bias):
+    """Returns what a layer makes of its inputs."""
+    return tf.nn.avg_pool2d(tf.nn.relu(tf.nn.bias_add(tf.nn.conv2d(inputs, kernels, 1, 'SAME'), bias)), 2, 2, 'VALID')
+
+
+def _see(images, shift, kernels, biases):
+    """Returns features of the whole image, and of places in it; arguments as in `RandomFeatures._networks`."""
+    outputs, of_image = tf.roll(images, shift, [1, 2]), []
+    for of_layer, bias in zip(kernels, biases):
+        outputs = _apply(outputs, of_layer, bias)
+        mean, variance = tf.nn.moments(outputs, [1, 2])
+        of_image += [mean, tf.sqrt(variance + 1e-4), tf.reduce_max(outputs, [1, 2])]
+    return tf.concat(of_image, 1), tf.reshape(outputs, [tf.shape(images)[0], math.prod(outputs.shape[1:])])
 
 
 def count_features(image_shape: tuple[int, ...]) -> int:

@@ -204,7 +204,8 @@ def release_class_means(
     """
     path, written = workdir / MEANS_FILE, None
     if workers.is_first:
-        written = _read_means(path, state.run_id, config, private)
+        shape = (private.num_classes, config.means_per_class, *private.image_shape)
+        written = _read_means(path, state.run_id, shape)
         if written is None:
             released_files.check_not_released(
                 config.mechanism, state, f'the noisy class means of this run are not in {path}'
@@ -240,10 +241,8 @@ def _means_from_bytes(written: bytes) -> tuple[class_means.NoisyMeans, str]:
         return class_means.NoisyMeans(arrays['images'], arrays['counts']), str(arrays['run_id'])
 
 
-def _read_means(
-    path: pathlib.Path, run_id: str, config: class_means.ClassMeansConfig, private: datasets.ImageDataset
-) -> bytes | None:
-    """Returns the file of a run's noisy means, of the shape that they should have; None where there is none of it."""
+def _read_means(path: pathlib.Path, run_id: str, shape: tuple[int, ...]) -> bytes | None:
+    """Returns the file of a run's noisy means, of that shape; None where there is none of this run."""
     if not path.exists():
         return None
     with released_files.telling_of_damage(path, f', and holds a release: {released_files.CURE}'):
@@ -251,9 +250,8 @@ def _read_means(
         means, of_run = _means_from_bytes(written)
         if of_run != run_id:
             return None
-        possible = [(private.num_classes, number, *private.image_shape) for number in config.possible_means]
-        if means.images.shape not in possible or means.counts.shape != means.images.shape[:2]:
-            raise ValueError(f'the means have the shape {means.images.shape}, not {" or ".join(map(str, possible))}')
+        if means.images.shape != shape or means.counts.shape != shape[:2]:
+            raise ValueError(f'the means have the shape {means.images.shape}, not {shape}')
         return written
 
 
