@@ -10,22 +10,35 @@ from tf_dpdiff.data import datasets
 from tf_dpdiff.networks import denoiser
 from tf_dpdiff.networks import unet
 from tf_dpdiff.privacy import class_means
+from tf_dpdiff.privacy import feature_means
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import seeds
 from tf_dpdiff.runs import forecast
+from tf_dpdiff.training import matching as matching_lib
 
 RELATION = 'replace_with_zero'
 
 
 def planned(
-    *, num_units=1000, release=None, warm_start_steps=1000, noise_multiplier=1.0, owners=False, trainable=(), **config
+    *,
+    num_units=1000,
+    release=None,
+    matching=None,
+    warm_start_steps=1000,
+    noise_multiplier=1.0,
+    owners=False,
+    trainable=(),
+    **config,
 ):
     """Returns as much of a build as a forecast reads."""
     settings = {'target_delta': 1e-9, 'expected_batch_size': 10, 'num_steps': 100, 'l2_norm_clip': 1.0, **config}
-    plan = plan_lib.make_plan(plan_lib.DpSgdConfig(noise_multiplier=noise_multiplier, **settings), num_units, release)
+    settings['noise_multiplier'] = noise_multiplier
+    plan = plan_lib.make_plan(
+        plan_lib.DpSgdConfig(**settings), num_units, release, matching=matching and matching.release
+    )
     unit = 'one patient' if owners else datasets.ONE_IMAGE
     spec = datasets.DatasetSpec('scans', (16, 16, 1), ('a', 'b'), num_units, num_units, unit, owners)
-    warm_start = types.SimpleNamespace(num_steps=warm_start_steps) if release else None
+    warm_start = types.SimpleNamespace(num_steps=warm_start_steps, matching=matching) if release else None
     recipe = types.SimpleNamespace(finetuning=types.SimpleNamespace(trainable=trainable), warm_start=warm_start)
     return types.SimpleNamespace(plan=plan, spec=spec, recipe=recipe)
 
@@ -47,6 +60,36 @@ def test_noise_on_means_is_that_of_released_means(num_means):
     # With several means per class, each has as many images fewer.
     several = class_means.ClassMeansConfig(3.0, 2.0, num_means, 1 if num_means == 1 else 2, count_weight=0.2)
     assert forecast.noise_on_means(several, num_units, num_classes, RELATION) == pytest.approx(num_means * told)
+
+
+def make_matching(noise_multiplier):
+    release = feature_means.FeatureMeansConfig(noise_multiplier, 0.2)
+    return matching_lib.MatchingConfig(release, 100, num_networks=3)
+
+
+def test_noise_on_features_is_that_of_released_ones():
+    config, image_shape = make_matching(2.0), (8, 8, 1)
+    images = np.random.default_rng(0).integers(0, 256, [400, *image_shape]).astype(np.uint8)
+    labels = (np.arange(400) % 2).astype(np.int32)
+    blocks = list(matching_lib.RandomFeatures(images, 3, seed=0).blocks(images))
+    noisy = config.release.release(blocks, labels, 2, seed=seeds.PrivateSeed(bytes(32)), neighboring_relation=RELATION)
+    exact = config.release.exact_vector(blocks, labels, 2)
+    # Of the sums over 200 images of a class; that of the counts is not looked at.
+    weight = math.sqrt(1.0 - 0.2**2)
+    lengths = np.linalg.norm((noisy - exact)[:, :-1], axis=1) / (200 * weight)
+    np.testing.assert_allclose(lengths, forecast.noise_on_features(config, 400, 2, image_shape), rtol=0.1)
+
+
+def test_details_are_told_of_where_noise_leaves_them():
+    release = class_means.ClassMeansConfig(1.0, 8.0, smooth=True)
+    verdicts = []
+    for noise_multiplier in (1.0, 200.0):
+        matching = make_matching(noise_multiplier)
+        told = forecast.forecast(planned(num_units=100000, release=release, matching=matching), 100)
+        verdicts.append(told.verdict())
+        hidden = 'HIDES THE DETAILS' in dict(told.numbers())['noise on the features']
+        assert hidden != ('details of each class' in told.verdict())
+    assert 'details of each class' in verdicts[0] and 'one blurred average' in verdicts[1]
 
 
 def test_gradient_share_is_the_length_of_parallel_gradients_beside_that_of_the_noise():

@@ -49,7 +49,8 @@ def test_what_is_chosen_keeps_the_budget_and_fits_the_data(changes):
         l2_norm_clip=1e-3,
         target_epsilon=facts.epsilon,
     )
-    plan = plan_lib.make_plan(config, facts.num_units, choice.release, teacher=choice.teacher)
+    matching = choice.matching and choice.matching.release
+    plan = plan_lib.make_plan(config, facts.num_units, choice.release, teacher=choice.teacher, matching=matching)
     assert plan.epsilon() <= facts.epsilon
     assert 1 <= choice.expected_batch_size <= max(1, facts.num_units // 2)
     assert 1 <= choice.num_views <= 16
@@ -75,7 +76,8 @@ def test_warm_start_comes_first_and_batches_before_steps():
             assert choice.num_steps == 20
         if choice.num_steps < 100:
             assert choice.num_views <= 5
-    of_a_third_hour = 0.45 * 3600.0 * 0.3 * FACTS.speed.public / own_images.WARM_START_BATCH
+    secs = 0.45 * 3600.0 * 0.3 - forecast.matching_secs(choices[1].matching, 20000, (32, 32, 3))
+    of_a_third_hour = secs * FACTS.speed.public / own_images.WARM_START_BATCH
     assert 0.9 * of_a_third_hour <= choices[1].warm_start_steps <= of_a_third_hour
     assert views[-1] == 16 and choices[-1].warm_start_steps == 3000
 
@@ -112,6 +114,28 @@ def test_more_units_buy_more_means_and_few_units_one():
         for num_units in (200, 2000, 20000)
     ]
     assert numbers == sorted(numbers) and numbers[0] == 1 < numbers[-1]
+
+
+def test_images_are_made_to_match_where_noise_and_time_permit():
+    def matching(**changes):
+        facts = dataclasses.replace(FACTS, **changes)
+        config = own_images.choose(facts).matching
+        if config is not None:
+            noise = forecast.noise_on_features(config, facts.num_units, facts.num_classes, facts.image_shape)
+            assert noise <= 0.1 and 20 <= config.num_networks <= 60 and 500 <= config.num_images <= 10000
+            taken = forecast.matching_secs(config, facts.num_units, facts.image_shape)
+            assert taken <= 0.31 * 3600.0 * facts.hours
+        return config
+
+    assert matching().num_networks == 60
+    # Noise leaves fewer networks, or none.
+    assert 20 <= matching(num_units=3000, delta=3e-5).num_networks < 60
+    assert matching(num_units=500, delta=2e-4) is None and matching(num_classes=100) is None
+    assert matching(epsilon=1.0).num_networks < 60 and matching(epsilon=0.3) is None
+    # And so does the time.
+    assert matching(num_units=10**6, delta=1e-7, hours=6.0).num_networks < 60
+    assert matching(hours=0.05) is None
+    assert matching(hours=0.3).num_images < matching(hours=1.0).num_images < matching(hours=10.0).num_images == 10000
 
 
 def test_there_is_a_teacher_where_noise_leaves_it_something_to_say():
