@@ -130,10 +130,13 @@ def fixture_releases(monkeypatch):
     return released
 
 
-def make_trainer(workdir, private=PRIVATE, privacy=toy.PRIVACY, **changes):
+def make_trainer(workdir, private=PRIVATE, privacy=toy.PRIVACY, on_release=lambda released: None, **changes):
     warm_start = dataclasses.replace(WARM_START, matching=dataclasses.replace(CONFIG, **changes))
-    trainer = toy.make_trainer(workdir, private, pretraining=None, warm_start=warm_start, privacy=privacy)
-    return toy.without_steps(trainer)
+    return toy.without_steps(
+        toy.make_trainer(
+            workdir, private, pretraining=None, warm_start=warm_start, privacy=privacy, on_release=on_release
+        )
+    )
 
 
 def read(workdir):
@@ -208,8 +211,10 @@ def test_warm_start_trains_on_the_images_that_were_made(tmp_path, monkeypatch):
         return stage(name, config, training, kept, **options)
 
     monkeypatch.setattr(warm_start_lib.stage_lib, 'make_public_stage', watched)
-    make_trainer(tmp_path).run(NEVER)
+    told = []
+    make_trainer(tmp_path, on_release=told.append).run(NEVER)
     (trained_on,) = given
+    assert told[1] is trained_on  # After the noisy means.
     made = read(tmp_path)['images']
     np.testing.assert_array_equal(trained_on.images_uint8, made.reshape([-1, 8, 8, 1]))
     np.testing.assert_array_equal(trained_on.labels[: 2 * 170], np.repeat([0, 1], 170))

@@ -28,6 +28,7 @@ MODEL, OPERATIVE_CONFIG = export.MODEL, 'operative_config.gin'
 STATEMENT_TEXT, STATEMENT_JSON = export.STATEMENT_TEXT, export.STATEMENT_JSON
 SAMPLES, SAMPLES_PICTURE, DENOISING_PICTURE = 'samples.npz', 'samples.png', 'denoising.png'
 CLASS_MEANS_PICTURE, CHOSEN_IMAGES_PICTURE = 'noisy_class_means.png', 'chosen_public_images.png'
+MATCHED_IMAGES_PICTURE = 'matched_images.png'
 REPORT, REPORT_FIELDS, EPSILON_PICTURE = 'report.html', 'report.json', 'epsilon.png'
 RELEASED_ACCURACY = 'released_accuracy.json'
 AUDIT_SUMMARY, AUDIT_SUMMARY_TEXT = 'audit_summary.json', 'audit_summary.txt'

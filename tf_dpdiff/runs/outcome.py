@@ -210,16 +210,17 @@ def draw(
     return drawn
 
 
-def draw_released(
-    workdir: pathlib.Path, released: class_means.NoisyMeans | warm_start.ChosenImages, class_names: Sequence[str]
-) -> None:
-    """Draws what a warm start has released, or chosen by it, one row per class."""
+def draw_released(workdir: pathlib.Path, released: warm_start.Released, class_names: Sequence[str]) -> None:
+    """Draws what a warm start has released, chosen by it, or made to match it, one row per class."""
     if isinstance(released, class_means.NoisyMeans):
         _draw_class_means(workdir, released, class_names)
         return
-    images, labels = released.images.images_uint8, released.images.labels
-    picture = pictures.class_grid(images, labels, names=class_names)
-    pictures.write_png(workdir / folder.CHOSEN_IMAGES_PICTURE, picture)
+    if isinstance(released, warm_start.ChosenImages):
+        images, name = released.images, folder.CHOSEN_IMAGES_PICTURE
+    else:
+        images, name = released, folder.MATCHED_IMAGES_PICTURE
+    picture = pictures.class_grid(images.images_uint8, images.labels, names=class_names)
+    pictures.write_png(workdir / name, picture)
 
 
 def _draw_class_means(workdir: pathlib.Path, means: class_means.NoisyMeans, class_names: Sequence[str]) -> None:

@@ -14,7 +14,6 @@ from tf_dpdiff import progress
 from tf_dpdiff.evaluation import utility as utility_lib
 from tf_dpdiff.privacy import budget as budget_lib
 from tf_dpdiff.privacy import cautions
-from tf_dpdiff.privacy import class_means
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import rounding
 from tf_dpdiff.privacy import statement as statement_lib
@@ -154,7 +153,7 @@ def train(
         raise ValueError('a choice among runs is charged as a whole: none of its runs has a budget file of its own.')
     prepared = prepare(recipe, workdir, say=say, is_first=workers.is_first, one_of_several=one_of_several)
 
-    def on_release(released: class_means.NoisyMeans | warm_start_lib.ChosenImages) -> None:
+    def on_release(released: warm_start_lib.Released) -> None:
         outcome.draw_released(workdir, released, prepared.build.model.class_names)
         if isinstance(released, warm_start_lib.ChosenImages):
             show_chosen(released)

@@ -47,7 +47,9 @@ class ChosenImages(NamedTuple):
     origins: tuple[tuple[tuple[str, int], ...], ...]
 
 
-OnRelease = Callable[[class_means.NoisyMeans | ChosenImages], None]
+# What was released, chosen by it, or made to match it.
+Released = class_means.NoisyMeans | ChosenImages | datasets.ImageDataset
+OnRelease = Callable[[Released], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +150,7 @@ def make_stage(
       private: The private images.
       state: Where the run stands; its ledger holds the release in the end.
       workdir: The run's folder.
-      on_release: Called with what was released, or what was chosen by it.
+      on_release: Called with what was released, chosen by it, or made to match it.
     """
 
     def make_images(save: stage_lib.Save) -> datasets.ImageDataset:
@@ -169,7 +171,9 @@ def make_stage(
         )
         if config.matching is None:
             return variations
-        return matching_lib.make_images(config.matching, plan, private, variations, state, workdir=workdir, save=save)
+        made = matching_lib.make_images(config.matching, plan, private, variations, state, workdir=workdir, save=save)
+        on_release(made)
+        return made
 
     return stage_lib.make_public_stage(NAME, config, training, make_images)
 
