@@ -62,7 +62,7 @@ _LARGEST_MEASURED = 20_000_000  # Parameters; a larger network is not tried out 
 # Channels of 32x32 pixels of which two cores compute the scattering features in a second.
 _TEACHER_CHANNELS_PER_SEC = 500.0
 # Pixels that one random network sees on two cores in a second, and those of images that are changed to match.
-MATCHING_PIXELS_PER_SEC, CHANGED_PIXELS_PER_SEC = 1.2e7, 4e6
+MATCHING_PIXELS_PER_SEC, CHANGED_PIXELS_PER_SEC = 2e7, 6e6
 _START_SECS = 90.0  # Of imports, calibration, tracing, export and report.
 # Steps of a warm start of 128 images below which classes are hardly told apart. Seen with 200 and 240 steps (pictures
 # of hands and of faces: accuracy of chance), while 400 taught the digits of MNIST (docs/ablations.md).

@@ -42,6 +42,7 @@ from tf_dpdiff.sampling import draw as draw_lib
 from tf_dpdiff.sampling import store
 from tf_dpdiff.serving import export
 from tf_dpdiff.training import checkpoints
+from tf_dpdiff.training import matching
 
 # The files that a SavedModel of ours is made of.
 _OF_A_MODEL = re.compile(
@@ -57,6 +58,7 @@ _FILES = {
     folder.REPORT: 'one page with samples, statement, what it has cost over time, and configuration',
     folder.SAMPLES: 'the samples, as NumPy arrays',
     folder.SAMPLES_PICTURE: 'a look at them',
+    folder.MATCHED_IMAGES: 'the images that the warm start trained on, made to match noisy means: samples too',
     folder.SAVED_MODEL: 'the generator, for TensorFlow and TensorFlow Serving; with it the teacher, if there is one',
     folder.MODEL: 'its shape and classes',
     folder.RELEASED_ACCURACY: 'accuracies on private images, released with noise',
@@ -148,6 +150,9 @@ def make(
             files.write_text(temporary / folder.AUDIT_SUMMARY, audit)
         _copy_model(export.find_version(workdir / folder.SAVED_MODEL), temporary / folder.SAVED_MODEL / '1')
         outcome.write_samples(temporary, images, labels, facts.description.class_names)
+        made = matching.read_images(workdir, facts.statement['run_id']) if facts.is_private else None
+        if made is not None:
+            store.write_file(temporary / folder.MATCHED_IMAGES, *made, facts.description.class_names)
         _write_papers(temporary, facts)
         _refuse_leaks(temporary, forbidden.but_for(temporary / folder.SAMPLES_PICTURE))
         files.write_text(temporary / folder.SHA256SUMS, _sums(temporary))

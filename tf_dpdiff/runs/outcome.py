@@ -211,7 +211,10 @@ def draw(
 
 
 def draw_released(workdir: pathlib.Path, released: warm_start.Released, class_names: Sequence[str]) -> None:
-    """Draws what a warm start has released, chosen by it, or made to match it, one row per class."""
+    """Draws what a warm start has released, chosen by it, or made to match it, one row per class.
+
+    Images that were made are written too, in the form of samples.
+    """
     if isinstance(released, class_means.NoisyMeans):
         _draw_class_means(workdir, released, class_names)
         return
@@ -219,6 +222,7 @@ def draw_released(workdir: pathlib.Path, released: warm_start.Released, class_na
         images, name = released.images, folder.CHOSEN_IMAGES_PICTURE
     else:
         images, name = released, folder.MATCHED_IMAGES_PICTURE
+        store.write_file(workdir / folder.MATCHED_IMAGES, images.images_uint8, images.labels, class_names)
     picture = pictures.class_grid(images.images_uint8, images.labels, names=class_names)
     pictures.write_png(workdir / name, picture)
 

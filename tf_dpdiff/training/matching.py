@@ -18,7 +18,7 @@ from tf_dpdiff.training import released_files
 from tf_dpdiff.training import stage as stage_lib
 
 NAME = 'matching'
-FILE = 'matched_images.npz'
+FILE = 'matching.npz'
 _CHANNELS = 32
 _MOST_LAYERS, _SMALLEST_SIDE = 3, 3
 _LARGEST_SHIFT = 2  # In pixels: networks look at shifted images, so that no grid of theirs is seen in what matches.
@@ -261,13 +261,31 @@ def make_images(
             )
             made = np.concatenate([made, images[None]])
             _write(path, state.run_id, noisy_sums, made)
-    labels = np.broadcast_to(np.arange(private.num_classes, dtype=np.int32)[:, None], made.shape[:3])
-    return datasets.ImageDataset(
-        'images that match noisy feature means',
-        made.reshape([-1, *private.image_shape]),
-        labels.ravel(),
-        variations.class_names,
-    )
+    return datasets.ImageDataset('images that match noisy feature means', *_flatten(made), variations.class_names)
+
+
+def read_images(workdir: pathlib.Path, run_id: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Returns the images that a run has made, and their labels; None where it has made none.
+
+    Args:
+      workdir: The run's folder.
+      run_id: Of the run: what another one released is not covered by this one's statement.
+
+    Raises:
+      ValueError: if the file is not as it was written.
+    """
+    path = workdir / FILE
+    if not path.exists():
+        return None
+    with released_files.telling_of_damage(path, ': put it back from a copy.'):
+        with np.load(path, allow_pickle=False) as stored:
+            return _flatten(stored['images']) if str(stored['run_id']) == run_id else None
+
+
+def _flatten(made: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns images in one row, and their labels, of groups [groups, num_classes, images, height, width, channels]."""
+    labels = np.broadcast_to(np.arange(made.shape[1], dtype=np.int32)[:, None], made.shape[:3])
+    return made.reshape([-1, *made.shape[3:]]), labels.ravel()
 
 
 def _starts(variations: datasets.ImageDataset, num_groups: int, shape: tuple[int, ...]) -> np.ndarray:
