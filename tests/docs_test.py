@@ -348,6 +348,8 @@ def test_stale_numbers_are_told_and_written_anew_and_the_rest_is_left(tmp_path, 
         ('<!-- numbers: weather -->\n<!-- /numbers -->\n', "no numbers 'weather'"),
         ('<!-- numbers: scale -->\n| 1 |\n', 'begins or ends no block'),
         ('<!-- /numbers -->\n', 'begins or ends no block'),
+        ('It is <!-- number: weather -->7<!-- /number -->.\n', "no numbers 'weather'"),
+        ('It is <!-- number: mnist -->7.\n', 'begins or ends no block'),
         ('<!-- numbers scale -->\n<!-- /numbers -->\n', 'begins or ends no block'),
     ],
 )
@@ -361,6 +363,13 @@ def test_blocks_that_cannot_be_filled_are_one_line_that_names_the_page(tmp_path,
 def test_every_block_of_numbers_is_on_a_page():
     text = ''.join(path.read_text() for path in pages.PAGES)
     assert {*re.findall(r'<!-- numbers: (\w+) -->', text)} == {*numbers.TABLES}
+    assert {*re.findall(r'<!-- number: (\w+) -->', text)} == {*numbers.SINGLE}
+    assert not re.search(r'^<!-- /?number\b', text, re.M)  # It would end the paragraph.
+
+
+def test_number_within_a_text_is_written_anew():
+    text = 'It reads <!-- number: mnist -->{}<!-- /number --> of *them*.\n'
+    assert numbers.rewrite(text.format('12.3%')) == text.format(numbers.SINGLE['mnist']())
 
 
 def test_parameter_without_a_description_is_an_error(monkeypatch):

@@ -1,4 +1,4 @@
-"""Tables of measured numbers, by the name that a page gives them, made from benchmarks/*.json."""
+"""Measured numbers, in tables and within a text, by the name that a page gives them, made from benchmarks/*.json."""
 
 import json
 import math
@@ -17,7 +17,8 @@ from tf_dpdiff.training import planner
 
 _FOLDER = pathlib.Path(results.__file__).resolve().parent
 _BLOCK = re.compile(r'^(<!-- numbers: (\w+) -->)\n(.*?)^(<!-- /numbers -->)$', re.M | re.S)
-_LOOSE = re.compile(r'<!--\s*/?\s*numbers\b[^>]*-->')
+_INLINE = re.compile(r'(<!-- number: (\w+) -->)([^<]*)(<!-- /number -->)')
+_LOOSE = re.compile(r'<!--\s*/?\s*numbers?\b[^>]*-->')
 _NOT_YET = 'not measured yet'
 _PEAKS = {
     our_peak.PRODUCT: 'product of matrices',
@@ -30,22 +31,31 @@ def rewrite(text: str) -> str:
     """Returns a page with the numbers of today in its blocks.
 
     Args:
-      text: Markdown, with blocks between `<!-- numbers: NAME -->` and `<!-- /numbers -->`, each on a line of its own.
+      text: Markdown, with blocks between `<!-- numbers: NAME -->` and `<!-- /numbers -->`, each on a line of its own,
+        and single numbers between `<!-- number: NAME -->` and `<!-- /number -->` within a line, which does not
+        begin with one of them: that would end the paragraph.
 
     Raises:
       ValueError: if a block has no end or no such name.
     """
-    loose = _LOOSE.findall(_BLOCK.sub('', text))
+    loose = _LOOSE.findall(_INLINE.sub('', _BLOCK.sub('', text)))
     if loose:
         raise ValueError(f'{loose[0]} begins or ends no block of numbers.')
 
+    def made(known, name):
+        if name not in known:
+            raise ValueError(f'there are no numbers {name!r}: there are {", ".join(known)}.')
+        return known[name]()
+
     def block(found):
         first, name, _, last = found.groups()
-        if name not in TABLES:
-            raise ValueError(f'there are no numbers {name!r}: there are {", ".join(TABLES)}.')
-        return f'{first}\n{TABLES[name]()}\n{last}'
+        return f'{first}\n{made(TABLES, name)}\n{last}'
 
-    return _BLOCK.sub(block, text)
+    def single(found):
+        first, name, _, last = found.groups()
+        return f'{first}{made(SINGLE, name)}{last}'
+
+    return _INLINE.sub(single, _BLOCK.sub(block, text))
 
 
 def _read(name):
@@ -408,4 +418,9 @@ TABLES = {
     'limit_peaks': _limit_peaks,
     'limit_layers': _limit_layers,
     'accelerator': _accelerator,
+}
+# Within a text.
+SINGLE = {
+    'mnist': lambda: _mean(_results_of('mnist'), 'small_cnn'),
+    'mnist_eps1': lambda: _mean(_results_of('mnist_eps1'), 'small_cnn'),
 }
