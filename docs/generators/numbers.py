@@ -254,12 +254,16 @@ def _scale():
     )
 
 
-def _sampling():
-    speeds = {
+def _sampling_speeds():
+    return {
         row['implementation']: f'{row["images_per_sec"]:.0f}'
         for row in _read('sampling')['rows']
         if (row['sampler'], row['num_steps']) == ('dpmpp_2m', 10)
     }
+
+
+def _sampling():
+    speeds = _sampling_speeds()
     columns = ['tf_dpdiff, DPM-Solver++ with 10 steps', "diffusers' UNet2DModel of that size, on PyTorch"]
     return _markdown(columns, [[speeds[sampling.LIBRARY], speeds[sampling.DIFFUSERS]]])
 
@@ -402,8 +406,14 @@ def _summary():
     )
 
 
+def _own_images():
+    columns = ['images', '`--hours`', 'minutes', 'trained on', 'small network', 'logistic regression']
+    return _markdown(columns, published.OWN_IMAGES)
+
+
 TABLES = {
     'summary': _summary,
+    'own_images': _own_images,
     'results_mnist': _results_mnist,
     'results_cifar10': _results_cifar10,
     'results_ablations': _results_ablations,
@@ -422,5 +432,6 @@ TABLES = {
 # Within a text.
 SINGLE = {
     'mnist': lambda: _mean(_results_of('mnist'), 'small_cnn'),
+    'images_per_sec': lambda: _sampling_speeds()[sampling.LIBRARY],
     'mnist_eps1': lambda: _mean(_results_of('mnist_eps1'), 'small_cnn'),
 }
