@@ -79,7 +79,7 @@ DIGITS = [
     '3 to 9',
     '`bin/train --gin_file=gin/digits.gin`',
 ]
-# Of images that no recipe was made for: images, hours asked for, minutes, trained on, small network, logistic regression.
+# Of images that no recipe was made for: images, hours asked for, minutes, trained on; small network, regression.
 OWN_IMAGES = [
     [
         '21,445 red blood cells of 160 patients, at mixed sizes; tested on 6,113 cells of 40 other patients',
