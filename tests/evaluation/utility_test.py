@@ -267,6 +267,13 @@ def test_what_is_for_public_data_alone_measures_nothing_on_private_ones(only_pub
     assert (fitting == config) == measures and len(said) == (not measures) and (fitting is None) == (not measures)
 
 
+def test_images_of_one_class_test_no_classifier():
+    data = of_shape((8, 8, 1))
+    data = dataclasses.replace(data, spec=dataclasses.replace(data.spec, class_names=('all',)))
+    fitting, (said,) = utility.fitting(utility.UtilityConfig(('rbf_svm',)), data, 100)
+    assert fitting is None and 'has one class' in said
+
+
 def test_nothing_asked_for_is_nothing_left_out():
     assert utility.fitting(None, of_shape((8, 8, 1)), 3) == (None, [])
 
