@@ -3,7 +3,8 @@
     .venv/bin/python -I docs/generate.py
     .venv/bin/python -I docs/generate.py --check
 
-A block of numbers stands between `<!-- numbers: NAME -->` and `<!-- /numbers -->`. With --check nothing X
+A block of numbers stands between `<!-- numbers: NAME -->` and `<!-- /numbers -->`, a number within a text between
+`<!-- number: NAME -->` and `<!-- /number -->`. With --check nothing is written, and what is stale is named.
 """
 
 import argparse

@@ -2,8 +2,10 @@
 
 import ast
 import collections
+import errno
 import importlib
 import inspect
+import os
 import re
 import shlex
 import subprocess
@@ -57,7 +59,7 @@ CONFIGURED = ('train', 'evaluate', 'select', 'audit', 'tune')
 MOST_WORDS = 1000
 MISSPELT = {'DpSgdConfig.num_step = 10'}  # On purpose: pages say what is refused.
 # Pages in which one looks up an answer, and does not read them through.
-LOOKED_UP = ('README.md', 'docs/questions.md', 'docs/contract.md')
+LOOKED_UP = ('docs/contract.md',)
 
 each_page = pytest.mark.parametrize('path', pages.PAGES, ids=pages.name_of)
 
@@ -232,6 +234,37 @@ def test_python_names_what_exists(path):
             eval(ast.unparse(node), names)  # An attribute that is not there is an error.
 
 
+def messages_of_the_code():
+    """Returns the texts in the source, with ... for what is put into them."""
+    found = []
+    for path in sorted((pages.ROOT / 'tf_dpdiff').glob('**/*.py')):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = (part.value if isinstance(part, ast.Constant) else '...' for part in node.values)
+                found.append(''.join(parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return '\n'.join(found)
+
+
+def test_errors_that_are_explained_are_those_of_the_code():
+    text = (pages.DOCS / 'troubleshooting.md').read_text()
+    headings = re.findall(r'^### (.*)', text, re.M)
+    quoted = [error for heading in headings for error in re.findall(r'"(.*?)"', heading)]
+    assert len(quoted) >= len(headings) > 10
+    code = messages_of_the_code()
+    for error in quoted:
+        if error != os.strerror(errno.ENOSPC):
+            assert is_message(error, code), error
+    assert not is_message('the run in ... was eaten by a mouse', code)
+
+
+def is_message(error, code):
+    """Returns whether an error of a page is in the code, which puts in some of its words."""
+    words = [r'.*?' if word == '...' else rf'(?:{re.escape(word)}|\S*\.\.\.\S*)' for word in error.split()]
+    return re.search(' '.join(words), code) is not None
+
+
 def root_of(node):
     """Returns the name that a chain of attributes begins with, or None."""
     while isinstance(node, ast.Attribute):
@@ -240,9 +273,7 @@ def root_of(node):
 
 
 def test_own_images_work_as_written(tmp_path, monkeypatch, capsys):
-    (block,) = [
-        block.text for block in pages.blocks(pages.DOCS / 'own_images.md', 'gin') if '@npz_images' in block.text
-    ]
+    (block,) = [block.text for block in pages.blocks(pages.DOCS / 'init.md', 'gin') if '@npz_images' in block.text]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(forecast, 'measure_speed', lambda model, trainable: forecast.Speed(300.0, 500.0))
     (tmp_path / 'my.gin').write_text(block)
@@ -317,6 +348,8 @@ def test_stale_numbers_are_told_and_written_anew_and_the_rest_is_left(tmp_path, 
         ('<!-- numbers: weather -->\n<!-- /numbers -->\n', "no numbers 'weather'"),
         ('<!-- numbers: scale -->\n| 1 |\n', 'begins or ends no block'),
         ('<!-- /numbers -->\n', 'begins or ends no block'),
+        ('It is <!-- number: weather -->7<!-- /number -->.\n', "no numbers 'weather'"),
+        ('It is <!-- number: mnist -->7.\n', 'begins or ends no block'),
         ('<!-- numbers scale -->\n<!-- /numbers -->\n', 'begins or ends no block'),
     ],
 )
@@ -330,6 +363,13 @@ def test_blocks_that_cannot_be_filled_are_one_line_that_names_the_page(tmp_path,
 def test_every_block_of_numbers_is_on_a_page():
     text = ''.join(path.read_text() for path in pages.PAGES)
     assert {*re.findall(r'<!-- numbers: (\w+) -->', text)} == {*numbers.TABLES}
+    assert {*re.findall(r'<!-- number: (\w+) -->', text)} == {*numbers.SINGLE}
+    assert not re.search(r'^<!-- /?number\b', text, re.M)  # It would end the paragraph.
+
+
+def test_number_within_a_text_is_written_anew():
+    text = 'It reads <!-- number: mnist -->{}<!-- /number --> of *them*.\n'
+    assert numbers.rewrite(text.format('12.3%')) == text.format(numbers.SINGLE['mnist']())
 
 
 def test_parameter_without_a_description_is_an_error(monkeypatch):

@@ -1,4 +1,4 @@
-"""Tables of measured numbers, by the name that a page gives them, made from benchmarks/*.json."""
+"""Measured numbers, in tables and within a text, by the name that a page gives them, made from benchmarks/*.json."""
 
 import json
 import math
@@ -17,7 +17,8 @@ from tf_dpdiff.training import planner
 
 _FOLDER = pathlib.Path(results.__file__).resolve().parent
 _BLOCK = re.compile(r'^(<!-- numbers: (\w+) -->)\n(.*?)^(<!-- /numbers -->)$', re.M | re.S)
-_LOOSE = re.compile(r'<!--\s*/?\s*numbers\b[^>]*-->')
+_INLINE = re.compile(r'(<!-- number: (\w+) -->)([^<]*)(<!-- /number -->)')
+_LOOSE = re.compile(r'<!--\s*/?\s*numbers?\b[^>]*-->')
 _NOT_YET = 'not measured yet'
 _PEAKS = {
     our_peak.PRODUCT: 'product of matrices',
@@ -30,22 +31,31 @@ def rewrite(text: str) -> str:
     """Returns a page with the numbers of today in its blocks.
 
     Args:
-      text: Markdown, with blocks between `<!-- numbers: NAME -->` and `<!-- /numbers -->`, each on a line of its own.
+      text: Markdown, with blocks between `<!-- numbers: NAME -->` and `<!-- /numbers -->`, each on a line of its own,
+        and single numbers between `<!-- number: NAME -->` and `<!-- /number -->` within a line, which does not
+        begin with one of them: that would end the paragraph.
 
     Raises:
       ValueError: if a block has no end or no such name.
     """
-    loose = _LOOSE.findall(_BLOCK.sub('', text))
+    loose = _LOOSE.findall(_INLINE.sub('', _BLOCK.sub('', text)))
     if loose:
         raise ValueError(f'{loose[0]} begins or ends no block of numbers.')
 
+    def made(known, name):
+        if name not in known:
+            raise ValueError(f'there are no numbers {name!r}: there are {", ".join(known)}.')
+        return known[name]()
+
     def block(found):
         first, name, _, last = found.groups()
-        if name not in TABLES:
-            raise ValueError(f'there are no numbers {name!r}: there are {", ".join(TABLES)}.')
-        return f'{first}\n{TABLES[name]()}\n{last}'
+        return f'{first}\n{made(TABLES, name)}\n{last}'
 
-    return _BLOCK.sub(block, text)
+    def single(found):
+        first, name, _, last = found.groups()
+        return f'{first}{made(SINGLE, name)}{last}'
+
+    return _INLINE.sub(single, _BLOCK.sub(block, text))
 
 
 def _read(name):
@@ -244,12 +254,16 @@ def _scale():
     )
 
 
-def _sampling():
-    speeds = {
+def _sampling_speeds():
+    return {
         row['implementation']: f'{row["images_per_sec"]:.0f}'
         for row in _read('sampling')['rows']
         if (row['sampler'], row['num_steps']) == ('dpmpp_2m', 10)
     }
+
+
+def _sampling():
+    speeds = _sampling_speeds()
     columns = ['tf_dpdiff, DPM-Solver++ with 10 steps', "diffusers' UNet2DModel of that size, on PyTorch"]
     return _markdown(columns, [[speeds[sampling.LIBRARY], speeds[sampling.DIFFUSERS]]])
 
@@ -392,8 +406,14 @@ def _summary():
     )
 
 
+def _own_images():
+    columns = ['images', '`--hours`', 'minutes', 'trained on', 'small network', 'logistic regression']
+    return _markdown(columns, published.OWN_IMAGES)
+
+
 TABLES = {
     'summary': _summary,
+    'own_images': _own_images,
     'results_mnist': _results_mnist,
     'results_cifar10': _results_cifar10,
     'results_ablations': _results_ablations,
@@ -408,4 +428,10 @@ TABLES = {
     'limit_peaks': _limit_peaks,
     'limit_layers': _limit_layers,
     'accelerator': _accelerator,
+}
+# Within a text.
+SINGLE = {
+    'mnist': lambda: _mean(_results_of('mnist'), 'small_cnn'),
+    'images_per_sec': lambda: _sampling_speeds()[sampling.LIBRARY],
+    'mnist_eps1': lambda: _mean(_results_of('mnist_eps1'), 'small_cnn'),
 }

@@ -111,6 +111,22 @@ def test_a_table_beside_a_flat_folder_is_read(tmp_path):
     assert spec.class_names == ('a', 'b') and spec.has_owners
 
 
+def test_a_column_that_is_called_as_the_unit_says_whose_the_images_are(tmp_path):
+    folder = write_folder(tmp_path / 'scans', classes=('images',), counts=(40,), sizes=((8, 8),))
+    files = sorted((folder / 'images').iterdir())
+    rows = [f'{file.name},{"ab"[i % 2]},s{i % 9},p{i % 20}' for i, file in enumerate(files)]
+    table = folder / 'table.csv'
+    table.write_text('\n'.join(['file,outcome,Shop_ID,patient', *rows]) + '\n')
+    text = tf_dpdiff.configure(folder, unit='shop')  # Nor is it asked whether the shop is the class.
+    assert "owner_column = 'Shop_ID'" in text and "label_column = 'outcome'" in text
+    (tmp_path / 'mine.gin').write_text(text)
+    assert gin_config.recipe(str(tmp_path / 'mine.gin')).data.spec.unit == 'one shop'
+    assert "owner_column = 'patient'" in tf_dpdiff.configure(folder, unit='patient', label_column='outcome')
+    table.write_text(table.read_text().replace(',patient', ',place'))
+    with pytest.raises(ValueError, match=r"of which seller each image is.* add a column 'seller' to .*table\.csv"):
+        tf_dpdiff.configure(folder, unit='seller', label_column='outcome')
+
+
 def test_a_file_that_names_no_owner_among_those_that_do_is_named(tmp_path):
     folder = write_folder(tmp_path / 'scans', name='p{owner}_{i}.png', counts=(20, 20))
     next((folder / 'well').glob('*_025.png')).rename(folder / 'well' / 'scan25.png')

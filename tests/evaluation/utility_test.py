@@ -210,9 +210,9 @@ def test_curve_of_more_samples_than_there_are_is_refused(digits):
         utility.measure(config, *part(digits.train, 0, 200), digits.train, digits.held_out)
 
 
-def of_shape(shape, *, is_public=False):
+def of_shape(shape, *, is_public=False, class_names=('a', 'b')):
     """Returns data of a shape that cannot be read."""
-    spec = datasets.DatasetSpec('own', shape, ('a', 'b'), 100, 100)
+    spec = datasets.DatasetSpec('own', shape, class_names, 100, 100)
     return datasets.PrivateData(train=no_images, held_out=no_images, spec=spec, is_public=is_public)
 
 
@@ -265,6 +265,12 @@ def test_what_is_for_public_data_alone_measures_nothing_on_private_ones(only_pub
     config = utility.UtilityConfig(('rbf_svm',), only_public_data=only_public_data)
     fitting, said = utility.fitting(config, of_shape((8, 8, 1), is_public=is_public), 100)
     assert (fitting == config) == measures and len(said) == (not measures) and (fitting is None) == (not measures)
+
+
+def test_images_of_one_class_test_no_classifier():
+    data = of_shape((8, 8, 1), class_names=('all',))
+    fitting, (said,) = utility.fitting(utility.UtilityConfig(('rbf_svm',)), data, 100)
+    assert fitting is None and 'has one class' in said
 
 
 def test_nothing_asked_for_is_nothing_left_out():

@@ -84,8 +84,8 @@ def test_warm_start_comes_first_and_batches_before_steps():
 
 def rows_of_page():
     """Yields (shape, classes, epsilon, units) of the table that says how many images are needed."""
-    text = (pathlib.Path(__file__).resolve().parents[2] / 'docs' / 'questions.md').read_text()
-    section = text.partition('### How many images do I need?')[2].partition('###')[0]
+    text = (pathlib.Path(__file__).resolve().parents[2] / 'docs' / 'planning.md').read_text()
+    section = text.partition('## How many images do I need?')[2].partition('##')[0]
     epsilons = [float(epsilon) for epsilon in re.findall(r'epsilon (\d+)', section.partition('|---')[0])]
     for shape, classes, *cells in re.findall(r'\| (grey|colour) .*, (two|ten) classes' + r' \| ([\d,]+)' * 3, section):
         for epsilon, cell in zip(epsilons, cells, strict=True):

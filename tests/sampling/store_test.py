@@ -477,3 +477,9 @@ def test_file_of_another_kind_is_refused_by_name(tmp_path, make):
     make(tmp_path / 'a.npz')
     with pytest.raises(ValueError, match=f'{re.escape(str(tmp_path))}/a.npz does not hold samples'):
         store.read(tmp_path / 'a.npz')
+
+
+def test_zip_of_a_release_is_to_be_unpacked(tmp_path):
+    (tmp_path / 'mine_release.zip').write_bytes(b'PK')
+    with pytest.raises(ValueError, match='mine_release.zip is neither .*unpack it'):
+        store.read(tmp_path / 'mine_release.zip')

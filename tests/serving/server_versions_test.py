@@ -275,6 +275,13 @@ def test_folder_without_a_version_is_refused(tmp_path, make):
             pass
 
 
+def test_folder_of_a_run_is_told_where_its_model_lies(tmp_path):
+    (tmp_path / 'run' / 'saved_model').mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match='no SavedModel in .*run: .*; name .*run/saved_model'):
+        with toy_models.serving(tmp_path / 'run'):
+            pass
+
+
 def test_warmup_requests_are_replayed_before_a_version_is_served(folder, monkeypatch):
     logs, max_rows = [], toy_models.quick_limits().batching.max_batch_size
     for labels in ([3], [5] * (max_rows + 1), [4] * max_rows):  # The second is more than any client may ask for.

@@ -112,7 +112,9 @@ def parse(files: Sequence[str], bindings: Sequence[str], verb: str | None = None
       command.UsageError: one line: what is wrong, where, and the nearest known name.
     """
     if not files:
-        raise command.UsageError('give a configuration, for instance --gin_file=gin/digits.gin.')
+        raise command.UsageError(
+            'give a configuration, that of the run: --gin_file=FILE, such as gin/digits.gin or what bin/init wrote.'
+        )
     gin.clear_config()
     parsed = gin_files.read(files, bindings, configurables())
     configuration = gin_usage.Configuration(parsed.bindings)

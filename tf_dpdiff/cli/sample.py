@@ -83,8 +83,9 @@ def _note_on_seeds(flags, spec: formats.Spec) -> str:
     if spec.seed >= num_drawn:
         return ''
     return (
-        f'{folder_lib.SAMPLES} of the run holds seeds from 0 on, unless GenerateConfig.seed said otherwise: the same '
-        f'class and seed are the same image. --seed={num_drawn} draws others.'
+        f'The first of these may be in {folder_lib.SAMPLES} of the run too: it holds the seeds below {num_drawn:,}, '
+        'unless GenerateConfig.seed said otherwise, and the same class and seed are the same image. '
+        f'--seed={num_drawn} draws others.'
     )
 
 

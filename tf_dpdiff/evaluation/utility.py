@@ -82,6 +82,8 @@ def fitting(
     """
     if config is None:
         return None, []
+    if data.spec.num_classes < 2:
+        return None, [f'no classifier is tested: {data.spec.name!r} has one class, and nothing is to be told apart']
     if config.only_public_data and not data.is_public:
         return None, [
             f'no classifier is tested on the held-out images of {data.spec.name!r}: that is asked for on '

@@ -276,7 +276,8 @@ class Facts:
     def model(self) -> str:
         """What the model is."""
         height, width, channels = self.description.image_shape
-        classes = f'{len(self.description.class_names)} classes' if self.description.labelled else 'no classes'
+        num_classes = len(self.description.class_names) if self.description.labelled else 0
+        classes = {0: 'no classes', 1: '1 class'}.get(num_classes, f'{num_classes} classes')
         kind = type(self.description.network).__name__.removesuffix('Config')
         return f'A diffusion model ({kind}) of images of {height}x{width}x{channels}, {classes}.'
 

@@ -219,7 +219,8 @@ def _describe_images(spec) -> str:
     note = f' ({spec.note})' if spec.note else ''
     prepared = f', {spec.preparation}' if spec.preparation else ''
     shape = 'x'.join(map(str, spec.image_shape))
-    return f'{spec.num_images:,} of {shape}, {spec.num_classes} classes{prepared}{owned}{note}'
+    classes = '1 class' if spec.num_classes == 1 else f'{spec.num_classes} classes'
+    return f'{spec.num_images:,} of {shape}, {classes}{prepared}{owned}{note}'
 
 
 def _mebibytes(num_bytes: float) -> str:

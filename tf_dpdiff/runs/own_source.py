@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from typing import Any, NamedTuple
 
 from tf_dpdiff.data import classes
@@ -105,14 +106,14 @@ def settings(found: survey_lib.Survey, asked: Wishes, image_shape: tuple[int, in
         why = f'CHECK: images beside {read} are not read.'
     return [
         Setting('path', str(found.path), why),
-        *_of_labels(found, asked.label_column),
+        *_of_labels(found, asked),
         *_of_split(found, asked),
         *_of_unit(found, asked),
         *_of_fit(found, asked, image_shape),
     ]
 
 
-def _of_labels(found: survey_lib.Survey, label_column: str | None) -> list[Setting]:
+def _of_labels(found: survey_lib.Survey, asked: Wishes) -> list[Setting]:
     """Returns what says where the classes are named, where it is not in folders or in the file itself."""
     is_listed = found.source == 'table' or (found.source == 'dicom' and found.table is not None)
     if found.source == 'dicom' and not found.class_names and not (is_listed and found.label_columns):
@@ -121,12 +122,12 @@ def _of_labels(found: survey_lib.Survey, label_column: str | None) -> list[Setti
             'labels beside them.'
         )
     if not is_listed or not (found.label_columns or (found.source == 'table' and found.one_hot_columns)):
-        if label_column is not None:
+        if asked.label_column is not None:
             raise ValueError(
                 f'the classes of {found.path} are not from a table: drop --label_column, or give the table as the path.'
             )
         return []
-    of_class = _choose_label(found, label_column)
+    of_class = _choose_label(found, asked)
     chosen = [Setting('labels', str(found.table))] if found.source == 'dicom' else []
     if found.file_columns:
         chosen.append(Setting('file_column', found.file_columns[0], 'The column whose values are files.'))
@@ -138,17 +139,18 @@ def _of_labels(found: survey_lib.Survey, label_column: str | None) -> list[Setti
     return chosen
 
 
-def _choose_label(found: survey_lib.Survey, label_column: str | None) -> Setting:
+def _choose_label(found: survey_lib.Survey, asked: Wishes) -> Setting:
     """Returns the setting that names the column of the class, or a column for each class, and how it is known.
 
     Raises:
       ValueError: if nothing tells which of several it is; names them.
     """
-    likely = [name for name in found.label_columns if survey_lib.is_label(name)] or found.label_columns
-    if label_column is not None:
-        if label_column not in found.columns:
-            raise ValueError(f'{found.table} has no column {label_column!r}; it has {", ".join(found.columns)}.')
-        return Setting('label_column', label_column, 'As given.')
+    others = [name for name in found.label_columns if not _is_called(name, asked.unit_word)] or found.label_columns
+    likely = [name for name in others if survey_lib.is_label(name)] or others
+    if asked.label_column is not None:
+        if asked.label_column not in found.columns:
+            raise ValueError(f'{found.table} has no column {asked.label_column!r}; it has {", ".join(found.columns)}.')
+        return Setting('label_column', asked.label_column, 'As given.')
     if found.one_hot_columns:
         return Setting('label_columns', found.one_hot_columns, 'CHECK: taken for a column of each class.')
     if len(likely) > 1:
@@ -158,8 +160,15 @@ def _choose_label(found: survey_lib.Survey, label_column: str | None) -> Setting
     return Setting('label_column', likely[0], 'CHECK: the column taken for the class.')
 
 
-def _owner_column(found: survey_lib.Survey) -> str:
-    return max(found.owner_columns, key=lambda name: found.owner_columns[name])
+def _owner_column(found: survey_lib.Survey) -> str | None:
+    """Returns the column that names the most owners, or None."""
+    return max(found.owner_columns, key=lambda name: found.owner_columns[name], default=None)
+
+
+def _is_called(column: str, unit: str | None) -> bool:
+    """Returns whether a column is called as the unit is: 'shop', 'Shop' and 'shop_id' for 'shop'."""
+    name, word = (re.sub(r'[\W_]', '', text.casefold()) for text in (column, unit or ''))
+    return bool(word) and name in (word, f'{word}id')
 
 
 def _of_split(found: survey_lib.Survey, asked: Wishes) -> list[Setting]:
@@ -195,8 +204,10 @@ def _of_owners(found: survey_lib.Survey, unit: str) -> list[Setting]:
     if found.has_owners or found.source == 'dicom':
         return []
     in_folders = survey_lib.SOURCES[found.source] == 'image_folder'
-    if found.owner_columns:
-        chosen = [Setting('owner_column', _owner_column(found), f'CHECK: the column taken for the {unit}.')]
+    called = (name for name in found.columns if _is_called(name, unit) and name not in found.file_columns)
+    column = next(called, _owner_column(found))
+    if column is not None:
+        chosen = [Setting('owner_column', column, f'CHECK: the column taken for the {unit}.')]
         if in_folders:
             chosen = [Setting('owners', str(found.table)), Setting('file_column', found.file_columns[0]), *chosen]
         return chosen
@@ -207,9 +218,12 @@ def _of_owners(found: survey_lib.Survey, unit: str) -> list[Setting]:
             f'{found.unprefixed} does not say of which {unit} it is, as most files in {found.path} do by '
             f'{unit.upper()}_ANYTHING: rename it and others like it, or say --unit=image.'
         )
+    where = f'put a table with a column {unit!r} beside them'
+    if found.table:
+        where = f'add a column {unit!r} to {found.table}'
     raise ValueError(
         f'nothing in {found.path} says of which {unit} each image is: name every file {unit.upper()}_ANYTHING, several '
-        f'of one {unit} and of several, or put a table with a column of owners beside them; or say --unit=image.'
+        f'of one {unit} and of several, or {where}; or say --unit=image.'
     )
 
 
@@ -232,8 +246,10 @@ def _of_fit(found: survey_lib.Survey, asked: Wishes, image_shape: tuple[int, int
     if not is_of_size:
         heights, widths = (_spread([size[axis] for size in sizes]) for axis in (0, 1))
         size = height if height == width else (height, width)
-        chosen.append(Setting('image_size', size, f'Images are {heights} pixels high and {widths} wide.'))
         needs_border = _num_oblong(found, height / width) > _OBLONG_SHARE * found.num_images
+        is_cut = not needs_border and any(own[0] * width != own[1] * height for own in sizes)
+        cut = '; the centre is cut out' if is_cut else ''
+        chosen.append(Setting('image_size', size, f'Images are {heights} pixels high and {widths} wide{cut}.'))
         if needs_border:
             chosen.append(Setting('resize', 'pad', 'Nothing is cut off oblong images; a border fills the rest.'))
     if found.has_alpha or needs_border:

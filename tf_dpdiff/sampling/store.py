@@ -118,6 +118,8 @@ def read(path: str | pathlib.Path, limit: int | None = None) -> Samples:
     path = pathlib.Path(path).expanduser()
     if limit is not None and limit < 1:
         raise ValueError(f'limit of the samples to be read must be at least 1, got {limit}.')
+    if path.is_file() and not is_single_file(path):
+        raise ValueError(f'{path} is neither a folder of samples nor an .npz file; of a zip, unpack it first.')
     return _read_folder(_root(path.resolve()), limit) if path.is_dir() else _read_file(path, limit)
 
 

@@ -67,9 +67,10 @@ class VersionManager:
         """
         found = self._find_versions()
         if not found:
+            inside = self._folder / 'saved_model'  # Of a run or a release.
+            cure = f'name {inside}' if inside.is_dir() else 'bin/export makes one'
             raise FileNotFoundError(
-                f'no SavedModel in {self._folder}: it holds no folder like 1/ with a saved_model.pb; '
-                'bin/export makes one.'
+                f'no SavedModel in {self._folder}: it holds no folder like 1/ with a saved_model.pb; {cure}.'
             )
         errors = []
         for version in found:

@@ -29,6 +29,8 @@ from is the folder pretrained/, which is written when the run is finished.
 _PREFIX = 'variables'
 _RECORD = 'record/.ATTRIBUTES/VARIABLE_VALUE'
 _CURE = 'Put the folder back from a copy, or name another --workdir; the privacy that the run has spent stays spent.'
+_OTHER_IMAGES = 'the private images or labels are not the same'
+_MOST_DIFFERENCES = 6  # That an error names.
 DIVERGED = 'diverged'  # In place of the stage of a run that has diverged, and is over.
 _T = TypeVar('_T')
 _warnings: set[str] = set()  # Each is shown once in a process, which reads its checkpoint several times.
@@ -254,11 +256,14 @@ def read_state(directory: pathlib.Path, configuration: dict) -> RunState | None:
     if record is None:
         return None
     begun, given = json.loads(record['configuration']), json.loads(json.dumps(configuration))
-    differing = sorted(_differences(begun, given))
+    differing = sorted(_differences(begun, given), key=lambda text: (text != _OTHER_IMAGES, text))
     if differing:
+        num_more = len(differing) - _MOST_DIFFERENCES
+        more = f'; and {num_more} more' if num_more > 0 else ''
         raise CheckpointMismatchError(
-            f'the run in {directory.parent} was begun with another configuration ({"; ".join(differing)}): resuming it '
-            'would break its accounting. Use the same configuration, or another --workdir.'
+            f'the run in {directory.parent} was begun with another configuration '
+            f'({"; ".join(differing[:_MOST_DIFFERENCES])}{more}): resuming it would break its accounting. Use the same '
+            'configuration, or another --workdir.'
         )
     return RunState.from_json(record['state'])
 
@@ -398,7 +403,7 @@ def _differences(begun, given, path=''):
             yield from _differences(begun.get(key), given.get(key), f'{path}.{key}' if path else key)
     elif begun != given:
         if path == 'data_fingerprint':
-            yield 'the private images or labels are not the same'
+            yield _OTHER_IMAGES
         else:
             yield f'{path}: {_short(begun)} then, {_short(given)} now'
 
@@ -408,4 +413,6 @@ def _short(value) -> str:
         return 'given'
     if isinstance(value, float):
         return np.format_float_positional(value, precision=6, trim='-')
+    if isinstance(value, str) and re.fullmatch('[0-9a-f]{64}', value):  # A SHA-256.
+        return f'{value[:16]}...'
     return repr(value)

@@ -191,7 +191,11 @@ class Trainer:
         profile_steps = self._config.profile_steps if stage is self._stages[-1] and workers.is_first else None
         with (
             progress.bar(
-                stage.num_steps, stage.name, 'step', initial=self.state.step, disable=not workers.is_first
+                stage.num_steps,
+                stage.name,
+                'step',
+                initial=self.state.step,
+                disable=not workers.is_first or stage.num_steps == 0,
             ) as bar,
             profiling.StepProfiler(self._profile_folder, profile_steps) as profiler,
         ):
