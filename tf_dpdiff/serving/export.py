@@ -388,7 +388,7 @@ def find_version(path: pathlib.Path) -> pathlib.Path:
     found = next(filter(version_folders.is_whole, candidates), None)
     if found is None:
         raise FileNotFoundError(
-            f'no SavedModel in {path}, or none that is whole; export one, or name another --saved_model.'
+            f'no SavedModel in {path}, or none that is whole; export one by bin/export, or name another folder.'
         )
     return found
 
