@@ -83,7 +83,7 @@ def test_noise_on_features_is_that_of_released_ones():
 def test_details_are_told_of_where_noise_leaves_them():
     release = class_means.ClassMeansConfig(1.0, 8.0, smooth=True)
     verdicts = []
-    for noise_multiplier in (1.0, 200.0):
+    for noise_multiplier in (1.0, 2000.0):
         matching = make_matching(noise_multiplier)
         told = forecast.forecast(planned(num_units=100000, release=release, matching=matching), 100)
         verdicts.append(told.verdict())

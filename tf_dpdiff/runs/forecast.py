@@ -53,8 +53,11 @@ HIDDEN_STEPS, CLEAR_STEPS = 0.3, 15.0
 #   MNIST, 8,000 images            0.97    0.97    0.96    0.95    0.89
 #   blood cells, 5,000 images      0.88    0.87    0.82    0.74    0.73
 _CLEAR_TEACHER, HIDDEN_TEACHER = 0.03, 0.2
-# Of `matching_noise`.
-CLEAR_FEATURES = 0.15
+# Of `matching_noise`. Measured by the share of held-out clothes that a network puts right which was trained on 510
+# images, made to match what 60 networks see in 10,000 (20 networks with 0.17: 0.80):
+#   variations of the means   matched, noise 0.1   0.3    0.6
+#   0.57                      0.81                 0.80   0.78
+CLEAR_FEATURES = 0.6
 
 _MEASURED_VIEWS = 16
 _MEASURED_SECS = 2.0

@@ -31,9 +31,9 @@ _WARM_START_SHARES, _MANY_MEANS = (0.3, 0.65), 10
 # Where images can be made to match the features of random networks: that release's part, and the part of the means,
 # which those images are only begun from. Private steps have the rest.
 MATCHING_SHARE, _MEANS_BEFORE_MATCHING_SHARE = 0.45, 0.15
-# As many networks as leave so little of `forecast.Forecast.matching_noise`; with fewer than the least, images match by
-# patterns of their own that no other network sees.
-_MATCHING_NOISE, _FEWEST_NETWORKS, _MOST_NETWORKS = 0.1, 20, 60
+# As many networks as leave so little of `forecast.Forecast.matching_noise`, which hides nothing yet. Fewer than 20 were
+# not tried.
+_MATCHING_NOISE, _FEWEST_NETWORKS, _MOST_NETWORKS = 0.3, 20, 60
 _FEATURES_TIME, _MATCHING_TIME, _MOST_MATCHED = 0.1, 0.2, 10000
 # The teacher's part. From 0.02 of `forecast.Forecast.teacher_noise` on, less noise hardly makes it better.
 TEACHER_SHARE = 0.15
@@ -123,6 +123,8 @@ def choose(facts: Facts) -> Choice:
     alone = accounting.calibrate_noise_multiplier(dp_accounting.GaussianDpEvent, facts.epsilon, facts.delta)
     secs, public = 3600.0 * facts.hours, facts.speed.public
     matching = _matching(facts, MATCHING_SHARE / alone**2, secs)
+    if matching and not _shows_classes(facts, _class_means(facts, _MEANS_BEFORE_MATCHING_SHARE / alone**2)):
+        matching = None
     for share in [_MEANS_BEFORE_MATCHING_SHARE] if matching else _WARM_START_SHARES:
         release = _class_means(facts, share / alone**2)
         if release.means_per_class >= _MANY_MEANS:
@@ -214,11 +216,18 @@ def _class_means(facts: Facts, squared_budget: float) -> class_means.ClassMeansC
             smooth=True,
         )
 
-    noise = forecast_lib.noise_on_means(
-        release(of_rounds, 2), facts.num_units, facts.num_classes, relations.REPLACE_WITH_ZERO
-    )
+    noise = _noise_on_means(facts, release(of_rounds, 2))
     num_means = min(_MOST_MEANS, math.floor(2.0 * _MEAN_NOISE / noise))
     return release(of_rounds, num_means) if num_means > 2 else release(of_one, 1)
+
+
+def _noise_on_means(facts: Facts, release: class_means.ClassMeansConfig) -> float:
+    return forecast_lib.noise_on_means(release, facts.num_units, facts.num_classes, relations.REPLACE_WITH_ZERO)
+
+
+def _shows_classes(facts: Facts, release: class_means.ClassMeansConfig) -> bool:
+    """Returns whether noise leaves means from which images can be made to match."""
+    return _noise_on_means(facts, release) <= _MEAN_NOISE
 
 
 def _private_steps(facts: Facts, secs: float) -> tuple[int, int, int]:
