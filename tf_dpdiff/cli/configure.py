@@ -254,7 +254,9 @@ def _decided(facts: own_images.Facts, choice: own_images.Choice, asked: own_sour
                 choice.teacher.noise_multiplier,
                 f'{share:.0%} of the budget, in {num_rounds} rounds, for a classifier ...',
             ),
-            _bind('GenerateConfig.labels', 'auto', '... that labels the samples where their own labels tell little.'),
+            _bind(
+                'GenerateConfig.labels', 'auto', '... that labels the samples unless it agrees with their own labels.'
+            ),
         ]
     why = f'Of {num_units:,} units; the larger, the less noise in all.'
     return [

@@ -93,9 +93,8 @@ class GenerateConfig:
       seed: Image i has the seed seed + i: the same call gives the same images.
       chunk_size: Images sampled at a time. Fixed inside, since a network's last bits depend on the size of its batch.
       labels: 'asked': an image has the label that it was drawn for. 'teacher': it has the label that the run's teacher
-        gives it, by limits between the classes that make each as frequent as it was asked for. 'auto': 'teacher' where
-        it sees next to nothing of the labels that the images were drawn for, so that these are not worth much; else
-        'asked'.
+        gives it, by limits between the classes that make each as frequent as it was asked for. 'auto': 'teacher' unless
+        its labels mostly agree with those that the images were drawn for; else 'asked'.
     """
 
     num_images: int = 5000
