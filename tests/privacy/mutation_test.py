@@ -717,23 +717,23 @@ MUTANTS = (
     Mutant(
         'images match a release with less noise than the plan',
         'runs/build.py',
-        'if (matching.release if matching else None) != plan.matching:',
+        'if _matched_release(recipe) != plan.matching:',
         'if False:',
         MATCHING,
     ),
     Mutant(
         'an owner counts once for each image in what images match',
-        'training/matching.py',
-        'owners=private.owners',
-        'owners=None',
+        'training/released_files.py',
+        "'owners': private.owners",
+        "'owners': None",
         MATCHING,
     ),
     Mutant(
         'images match exact means',
         'training/matching.py',
-        'means = config.release.means(noisy_sums, relation)',
+        'means = config.release.means(noisy_sums, plan.config.neighboring_relation)',
         'exact = features.blocks(private.images_uint8), private.labels, private.num_classes, private.owners\n'
-        '    means = config.release.means(config.release.exact_vector(*exact), relation)',
+        '    means = config.release.means(config.release.exact_vector(*exact), plan.config.neighboring_relation)',
         MATCHING,
     ),
     Mutant(
@@ -823,9 +823,9 @@ MUTANTS = (
     ),
     Mutant(
         'an owner counts once for each image in the teacher of a run',
-        'training/teacher.py',
-        'owners=private.owners',
-        'owners=None',
+        'training/released_files.py',
+        "'owners': private.owners",
+        "'owners': None",
         TEACHER_STAGE,
     ),
     Mutant(
@@ -1088,24 +1088,24 @@ MUTANTS = (
     ),
     Mutant(
         'an owner counts once for each image in the class means of a run',
-        'training/warm_start.py',
-        'owners=private.owners,\n                )\n            written',
-        'owners=None,\n                )\n            written',
+        'training/released_files.py',
+        "'owners': private.owners",
+        "'owners': None",
         CLASS_MEANS,
     ),
     Mutant(
         'an owner counts once for each image in the feature means of a run',
-        'training/warm_start.py',
-        'owners=private.owners,\n        )\n        means',
-        'owners=None,\n        )\n        means',
+        'training/released_files.py',
+        "'owners': private.owners",
+        "'owners': None",
         PUBLIC_IMAGES,
     ),
     Mutant(
         'public images are chosen by exact feature means',
         'training/warm_start.py',
-        'means = release.means(noisy_sums, relation)',
+        'means = release.means(noisy_sums, plan.config.neighboring_relation)',
         'exact = features(private.images_uint8), private.labels, private.num_classes, private.owners\n'
-        '        means = release.means(release.exact_vector(*exact), relation)',
+        '        means = release.means(release.exact_vector(*exact), plan.config.neighboring_relation)',
         PUBLIC_IMAGES,
     ),
     Mutant(

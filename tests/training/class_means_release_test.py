@@ -9,6 +9,7 @@ import pytest
 from tests import fake_workers
 from tests.training import trainer_test as toy
 from tests.training.stops import NEVER
+from tests.training.stops import run_with_stops
 from tests.training.stops import StopAfter
 from tf_dpdiff.privacy import class_means
 from tf_dpdiff.privacy import plan as plan_lib
@@ -24,14 +25,7 @@ MECHANISM = 'noisy_class_means'
 @pytest.fixture(name='releases', autouse=True)
 def fixture_releases(monkeypatch):
     """A list with what was released each time."""
-    released, release = [], class_means.ClassMeansConfig.release
-
-    def counted(self, *arguments, **options):
-        released.append(release(self, *arguments, **options))
-        return released[-1]
-
-    monkeypatch.setattr(class_means.ClassMeansConfig, 'release', counted)
-    return released
+    return toy.record_releases(monkeypatch, class_means.ClassMeansConfig)
 
 
 def make_trainer(workdir, **changes):
@@ -46,13 +40,7 @@ def assert_same(first, second):
 
 def test_resumed_run_reads_the_means_and_never_releases_again(tmp_path, releases):
     said = []
-    while True:
-        trainer = make_trainer(tmp_path, on_release=said.append)
-        try:
-            trainer.run(StopAfter(1))
-            break
-        except interruption.Interrupted:
-            pass
+    trainer = run_with_stops(lambda: make_trainer(tmp_path, on_release=said.append))
     assert len(said) == 2 and len(releases) == 1  # It went on within the warm start.
     for means in said:
         assert_same(means, releases[0])

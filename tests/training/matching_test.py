@@ -7,6 +7,7 @@ import pytest
 
 from tests.training import trainer_test as toy
 from tests.training.stops import NEVER
+from tests.training.stops import run_with_stops
 from tests.training.stops import StopAfter
 from tf_dpdiff.data import datasets
 from tf_dpdiff.privacy import class_means
@@ -120,14 +121,7 @@ def test_steps_are_told(features):
 @pytest.fixture(name='releases')
 def fixture_releases(monkeypatch):
     """A list with what was released each time."""
-    released, release = [], feature_means.FeatureMeansConfig.release
-
-    def counted(self, *arguments, **options):
-        released.append(release(self, *arguments, **options))
-        return released[-1]
-
-    monkeypatch.setattr(feature_means.FeatureMeansConfig, 'release', counted)
-    return released
+    return toy.record_releases(monkeypatch, feature_means.FeatureMeansConfig)
 
 
 def make_trainer(workdir, private=PRIVATE, privacy=toy.PRIVACY, on_release=lambda released: None, **changes):
@@ -145,13 +139,7 @@ def read(workdir):
 
 
 def test_resumed_run_reads_the_images_and_never_releases_again(tmp_path, releases):
-    while True:
-        trainer = make_trainer(tmp_path)
-        try:
-            trainer.run(StopAfter(1))
-            break
-        except interruption.Interrupted:
-            pass
+    trainer = run_with_stops(lambda: make_trainer(tmp_path))
     assert len(releases) == 1
     np.testing.assert_array_equal(read(tmp_path)['noisy_sums'], releases[0])
     # Two groups of 170 images of each of three classes: as many as asked for, and whole groups.

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tests.training import trainer_test as toy
 from tests.training.stops import NEVER
+from tests.training.stops import run_with_stops
 from tests.training.stops import StopAfter
 from tf_dpdiff.data import datasets
 from tf_dpdiff.privacy import plan as plan_lib
@@ -29,14 +30,7 @@ PRIVATE = datasets.ImageDataset(
 @pytest.fixture(name='releases', autouse=True)
 def fixture_releases(monkeypatch):
     """A list with what was released each time."""
-    released, release = [], teacher_lib.TeacherConfig.release
-
-    def counted(self, *arguments, **options):
-        released.append(release(self, *arguments, **options))
-        return released[-1]
-
-    monkeypatch.setattr(teacher_lib.TeacherConfig, 'release', counted)
-    return released
+    return toy.record_releases(monkeypatch, teacher_lib.TeacherConfig)
 
 
 def make_trainer(workdir, **changes):
@@ -49,13 +43,7 @@ def read(workdir):
 
 
 def test_resumed_run_reads_the_teacher_and_never_releases_again(tmp_path, releases):
-    while True:
-        trainer = make_trainer(tmp_path)
-        try:
-            trainer.run(StopAfter(1))
-            break
-        except interruption.Interrupted:
-            pass
+    trainer = run_with_stops(lambda: make_trainer(tmp_path))
     assert len(releases) == 1
     np.testing.assert_array_equal(read(tmp_path)['weights'], releases[0].weights)
     assert trainer.state.ledger.count(MECHANISM) == 5

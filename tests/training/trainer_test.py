@@ -115,6 +115,18 @@ def without_steps(trainer):
     return trainer
 
 
+def record_releases(monkeypatch, config_class):
+    """Returns a list that grows by what is released each time by configurations of a class."""
+    released, release = [], config_class.release
+
+    def recorded(self, *arguments, **options):
+        released.append(release(self, *arguments, **options))
+        return released[-1]
+
+    monkeypatch.setattr(config_class, 'release', recorded)
+    return released
+
+
 def run_and_copy(trainer, workdir, at_finetuning):
     """Runs a whole run; copies its folder as it is when the private stage begins, to go on from there."""
     private = trainer._stages[2]

@@ -94,13 +94,12 @@ class Build:
         ).with_sampler(recipe.sampler)
         self.plan: plan_lib.DpSgdPlan | None = None
         if recipe.privacy:
-            matching = recipe.warm_start and recipe.warm_start.matching
             self.plan = plan_lib.make_plan(
                 recipe.privacy,
                 self.spec.num_units,
                 recipe.warm_start.release if recipe.warm_start else None,
                 teacher=recipe.teacher,
-                matching=matching.release if matching else None,
+                matching=_matched_release(recipe),
                 tuning=one_of_several.tuning if one_of_several else None,
             )
 
@@ -216,8 +215,8 @@ class Build:
                     f'the warm start makes another release, {recipe.warm_start.release}, than the plan accounts for: '
                     f'{plan.warm_start_release}.'
                 )
-            matching = recipe.warm_start and recipe.warm_start.matching
-            if (matching.release if matching else None) != plan.matching:
+            if _matched_release(recipe) != plan.matching:
+                matching = recipe.warm_start and recipe.warm_start.matching
                 raise ValueError(f'the plan does not account for {matching}: it accounts for {plan.matching}.')
             if recipe.teacher != plan.teacher:
                 raise ValueError(
@@ -405,6 +404,11 @@ class RunTraining:
     def statement(self) -> statement_lib.PrivacyStatement | statement_lib.PublicStatement:
         """Returns the statement about the weights as they are now, from what the run has released."""
         return self.build.statement(self.trainer.state.ledger, self.public_data, self.trainer.state.run_id)
+
+
+def _matched_release(recipe: recipe_lib.Recipe) -> feature_means.FeatureMeansConfig | None:
+    """Returns the release that images of the warm start are made to match, or None."""
+    return recipe.warm_start.matching.release if recipe.warm_start and recipe.warm_start.matching else None
 
 
 def _describe(config) -> dict[str, Any]:

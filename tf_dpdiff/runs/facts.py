@@ -276,8 +276,7 @@ class Facts:
     def model(self) -> str:
         """What the model is."""
         height, width, channels = self.description.image_shape
-        num_classes = len(self.description.class_names) if self.description.labelled else 0
-        classes = {0: 'no classes', 1: '1 class'}.get(num_classes, f'{num_classes} classes')
+        classes = describe_classes(len(self.description.class_names)) if self.description.labelled else 'no classes'
         kind = type(self.description.network).__name__.removesuffix('Config')
         return f'A diffusion model ({kind}) of images of {height}x{width}x{channels}, {classes}.'
 
@@ -360,3 +359,8 @@ class Facts:
             ('Collection of the private images', say('collection')),
             ('Future releases', say('future_releases')),
         ]
+
+
+def describe_classes(number: int) -> str:
+    """Returns how many classes there are, in words; number: >= 1."""
+    return '1 class' if number == 1 else f'{number} classes'

@@ -219,7 +219,7 @@ def _describe_images(spec) -> str:
     note = f' ({spec.note})' if spec.note else ''
     prepared = f', {spec.preparation}' if spec.preparation else ''
     shape = 'x'.join(map(str, spec.image_shape))
-    classes = '1 class' if spec.num_classes == 1 else f'{spec.num_classes} classes'
+    classes = facts.describe_classes(spec.num_classes)
     return f'{spec.num_images:,} of {shape}, {classes}{prepared}{owned}{note}'
 
 

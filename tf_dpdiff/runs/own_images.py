@@ -122,13 +122,7 @@ def choose(facts: Facts) -> Choice:
     """
     alone = accounting.calibrate_noise_multiplier(dp_accounting.GaussianDpEvent, facts.epsilon, facts.delta)
     secs, public = 3600.0 * facts.hours, facts.speed.public
-    matching = _matching(facts, MATCHING_SHARE / alone**2, secs)
-    if matching and not _shows_classes(facts, _class_means(facts, _MEANS_BEFORE_MATCHING_SHARE / alone**2)):
-        matching = None
-    for share in [_MEANS_BEFORE_MATCHING_SHARE] if matching else _WARM_START_SHARES:
-        release = _class_means(facts, share / alone**2)
-        if release.means_per_class >= _MANY_MEANS:
-            break
+    matching, share, release = _warm_start(facts, alone, secs)
     taken = forecast_lib.matching_secs(matching, facts.num_units, facts.image_shape) if matching else 0.0
     affordable = int((secs * _WARM_START_TIME - taken) * public / WARM_START_BATCH)
     warm_start_steps = _round_down(_between(affordable, _FEWEST_WARM_START_STEPS, _MOST_WARM_START_STEPS))
@@ -173,6 +167,29 @@ def _teacher(facts: Facts, squared_budget: float) -> teacher_lib.TeacherConfig |
     config = dataclasses.replace(config, noise_multiplier=_round_up(math.sqrt(config.num_rounds / squared_budget)))
     noise = forecast_lib.noise_on_teacher(config, facts.num_units, facts.num_classes, facts.image_shape)
     return config if noise <= forecast_lib.HIDDEN_TEACHER else None
+
+
+def _warm_start(
+    facts: Facts, alone: float, secs: float
+) -> tuple[matching_lib.MatchingConfig | None, float, class_means.ClassMeansConfig]:
+    """Returns what images are made to match, the part of the budget that the noisy means of images take, and them.
+
+    Args:
+      facts: What is known.
+      alone: The noise multiplier of one Gaussian release of the whole budget.
+      secs: Of the run.
+    """
+    matching = _matching(facts, MATCHING_SHARE / alone**2, secs)
+    if matching:
+        release = _class_means(facts, _MEANS_BEFORE_MATCHING_SHARE / alone**2)
+        # Noise must leave means from which images can be made to match.
+        if _noise_on_means(facts, release) <= _MEAN_NOISE:
+            return matching, _MEANS_BEFORE_MATCHING_SHARE, release
+    for share in _WARM_START_SHARES:
+        release = _class_means(facts, share / alone**2)
+        if release.means_per_class >= _MANY_MEANS:
+            break
+    return None, share, release
 
 
 def _matching(facts: Facts, squared_budget: float, secs: float) -> matching_lib.MatchingConfig | None:
@@ -223,11 +240,6 @@ def _class_means(facts: Facts, squared_budget: float) -> class_means.ClassMeansC
 
 def _noise_on_means(facts: Facts, release: class_means.ClassMeansConfig) -> float:
     return forecast_lib.noise_on_means(release, facts.num_units, facts.num_classes, relations.REPLACE_WITH_ZERO)
-
-
-def _shows_classes(facts: Facts, release: class_means.ClassMeansConfig) -> bool:
-    """Returns whether noise leaves means from which images can be made to match."""
-    return _noise_on_means(facts, release) <= _MEAN_NOISE
 
 
 def _private_steps(facts: Facts, secs: float) -> tuple[int, int, int]:

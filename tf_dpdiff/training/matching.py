@@ -14,6 +14,7 @@ from tf_dpdiff.data import datasets
 from tf_dpdiff.privacy import feature_means
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.training import checkpoints
+from tf_dpdiff.training import public_features
 from tf_dpdiff.training import released_files
 from tf_dpdiff.training import stage as stage_lib
 
@@ -37,9 +38,9 @@ _STEPS_A_CALL = 20
 class MatchingConfig:
     """Images whose features match noisy class means, made of variations of the noisy class means.
 
-    Use it where there are some thousand private images of a class: the mean of a class is blurred, and shows nothing of
-    what lies in another place in each image, while features of random networks have means that still tell of edges,
-    textures and spots.
+    Use it where there are some hundred private images of a class, or more: the mean of a class is blurred, and shows
+    nothing of what lies in another place in each image, while features of random networks have means that still tell of
+    edges, textures and spots.
 
     Attributes:
       release: The Gaussian release of the features' class means, charged to the same budget as DP-SGD.
@@ -131,8 +132,8 @@ class RandomFeatures(tf.Module):
         features = tf.concat(_see(images, shift, kernels, biases), 1)
         return tf.math.l2_normalize((features - center) / spread, axis=-1)
 
-    @tf.function(reduce_retracing=True)
-    def _compute_all(self, images_uint8):
+    def _compute_all(self, images_uint8: tf.Tensor) -> tf.Tensor:
+        """Returns what all networks see in images, float32 [images, networks * features]; uint8 [images, ...]."""
         images = to_range(images_uint8)
         features = tf.map_fn(
             lambda number: self.compute(images, number),
@@ -140,7 +141,7 @@ class RandomFeatures(tf.Module):
             fn_output_signature=tf.float32,
             parallel_iterations=1,
         )
-        return tf.transpose(features, [1, 0, 2])
+        return tf.reshape(tf.transpose(features, [1, 0, 2]), [-1, self.num_networks * self.num_features])
 
     def blocks(self, images_uint8: np.ndarray) -> Iterator[np.ndarray]:
         """Yields the features of any number of images in blocks, float32 [images, networks * features]: PRIVATE.
@@ -151,15 +152,7 @@ class RandomFeatures(tf.Module):
         Args:
           images_uint8: uint8 [images, height, width, channels].
         """
-        shape = [_IMAGES_AT_A_TIME, *images_uint8.shape[1:]]
-        with progress.bar(len(images_uint8), NAME, 'image', delay_secs=1.0) as bar:
-            for start in range(0, len(images_uint8), _IMAGES_AT_A_TIME):
-                part = images_uint8[start : start + _IMAGES_AT_A_TIME]
-                padded = np.zeros(shape, np.uint8)
-                padded[: len(part)] = part
-                features = self._compute_all(tf.constant(padded)).numpy()
-                yield features[: len(part)].reshape([len(part), self.num_networks * self.num_features])
-                bar.update(len(part))
+        return public_features.blocks(self._compute_all, images_uint8, _IMAGES_AT_A_TIME, name=NAME)
 
 
 def _apply(inputs, kernels, bias):
@@ -222,31 +215,24 @@ def make_images(
       FileNotFoundError: if the ledger holds the release and its file is missing.
       ValueError: if the file is not as it was written.
     """
-    path, relation = workdir / FILE, plan.config.neighboring_relation
+    path = workdir / FILE
     num_of_class = max(1, _GROUP // private.num_classes)
     num_groups = -(-config.num_images // (num_of_class * private.num_classes))
     shape = (private.num_classes, num_of_class, *private.image_shape)
-    features = RandomFeatures(variations.images_uint8, config.num_networks, config.seed)
-    stored = _read(path, state.run_id, (private.num_classes, config.num_networks * features.num_features + 1), shape)
-    if stored is None:
+    sums_shape = (private.num_classes, config.num_networks * count_features(private.image_shape) + 1)
+    noisy_sums, made = _read(path, state.run_id, sums_shape, shape) or (None, np.zeros([0, *shape], np.uint8))
+    if len(made) < num_groups:
+        features = RandomFeatures(variations.images_uint8, config.num_networks, config.seed)
+    if noisy_sums is None:
         released_files.check_not_released(
             config.release.mechanism, state, f'the noisy feature means of this run are not in {path}'
         )
-        assert state.private_seed is not None
         noisy_sums = config.release.release(
-            features.blocks(private.images_uint8),
-            private.labels,
-            private.num_classes,
-            seed=state.private_seed,
-            neighboring_relation=relation,
-            generator=plan.config.noise_generator,
-            owners=private.owners,
+            features.blocks(private.images_uint8), **released_files.given(plan, private, state)
         )
-        stored = noisy_sums, np.zeros([0, *shape], np.uint8)
-        _write(path, state.run_id, *stored)
-    noisy_sums, made = stored
+        _write(path, state.run_id, noisy_sums, made)
     released_files.record_once(plan, config.release, state, save)
-    means = config.release.means(noisy_sums, relation)
+    means = config.release.means(noisy_sums, plan.config.neighboring_relation)
     starts = _starts(variations, num_groups, shape)
     total = num_groups * config.num_steps
     with progress.bar(total, NAME, 'step', initial=len(made) * config.num_steps, delay_secs=1.0) as bar:

@@ -1,6 +1,6 @@
 """What a classifier of public images sees in an image, and how like that is to the noisy mean of each private class."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -81,17 +81,39 @@ def in_batches(
     Returns:
       float32 [images, num_columns].
     """
-    shape = [_IMAGES_AT_A_TIME, *images_uint8.shape[1:]]
+    rows, start = np.zeros([len(images_uint8), num_columns], np.float32), 0
+    for block in blocks(compute, images_uint8, _IMAGES_AT_A_TIME, delay_secs=delay_secs):
+        rows[start : start + len(block)] = block
+        start += len(block)
+    return rows
+
+
+def blocks(
+    compute: Callable[[tf.Tensor], tf.Tensor],
+    images_uint8: np.ndarray,
+    images_at_a_time: int,
+    *,
+    name: str = 'features',
+    delay_secs: float = 1.0,
+) -> Iterator[np.ndarray]:
+    """Yields what is computed from images batch by batch, all of one size; of the last one, padded, what is of images.
+
+    Args:
+      compute: Maps images, uint8 [images_at_a_time, height, width, channels], to float32 of as many, each by itself.
+      images_uint8: uint8 [images, height, width, channels].
+      images_at_a_time: >= 1.
+      name: Of the progress bar.
+      delay_secs: What takes less shows none.
+    """
+    shape = [images_at_a_time, *images_uint8.shape[1:]]
     of_batch = tf.function(compute, input_signature=[tf.TensorSpec(shape, tf.uint8)])
-    rows = np.zeros([len(images_uint8), num_columns], np.float32)
-    with progress.bar(len(images_uint8), 'features', 'image', delay_secs=delay_secs) as bar:
-        for start in range(0, len(images_uint8), _IMAGES_AT_A_TIME):
-            part = images_uint8[start : start + _IMAGES_AT_A_TIME]
+    with progress.bar(len(images_uint8), name, 'image', delay_secs=delay_secs) as bar:
+        for start in range(0, len(images_uint8), images_at_a_time):
+            part = images_uint8[start : start + images_at_a_time]
             padded = np.zeros(shape, np.uint8)
             padded[: len(part)] = part
-            rows[start : start + len(part)] = of_batch(tf.constant(padded)).numpy()[: len(part)]
+            yield of_batch(tf.constant(padded)).numpy()[: len(part)]
             bar.update(len(part))
-    return rows
 
 
 def fit(model: keras.Model, public: datasets.ImageDataset) -> PublicFeatures:

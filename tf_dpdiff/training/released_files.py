@@ -8,8 +8,10 @@ another run is not read, since this one's statement would not cover it.
 from collections.abc import Iterator
 import contextlib
 import pathlib
+from typing import Any
 import zipfile
 
+from tf_dpdiff.data import datasets
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import stage as stage_lib
@@ -28,6 +30,25 @@ def check_not_released(mechanism: str, state: checkpoints.RunState, what_is_miss
     """
     if state.ledger.count(mechanism):
         raise FileNotFoundError(f'{what_is_missing}: {CURE}')
+
+
+def given(plan: plan_lib.DpSgdPlan, private: datasets.ImageDataset, state: checkpoints.RunState) -> dict[str, Any]:
+    """Returns what every release is given of a run, beside what it sees in the images: PRIVATE, with the secret.
+
+    Args:
+      plan: The privacy plan.
+      private: The private images.
+      state: Where the run stands.
+    """
+    assert state.private_seed is not None
+    return {
+        'labels': private.labels,
+        'num_classes': private.num_classes,
+        'seed': state.private_seed,
+        'neighboring_relation': plan.config.neighboring_relation,
+        'generator': plan.config.noise_generator,
+        'owners': private.owners,
+    }
 
 
 def record_once(

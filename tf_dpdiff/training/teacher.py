@@ -130,20 +130,10 @@ def make_stage(
         if _read(path, state.run_id, private.image_shape, f', and holds a release: {released_files.CURE}') is None:
             what = f'the teacher of this run is not in {path}'
             released_files.check_not_released(config.mechanism, state, what)
-            assert state.private_seed is not None
             features = make_features(private.image_shape)
             seen = features(private.images_uint8)
             with progress.working(NAME, 'learning to tell the classes apart'):
-                teacher = config.release(
-                    seen,
-                    private.labels,
-                    private.num_classes,
-                    num_units=plan.num_units,
-                    seed=state.private_seed,
-                    neighboring_relation=plan.config.neighboring_relation,
-                    generator=plan.config.noise_generator,
-                    owners=private.owners,
-                )
+                teacher = config.release(seen, num_units=plan.num_units, **released_files.given(plan, private, state))
             arrays: dict[str, Any] = {**teacher._asdict(), **features.to_arrays(), 'run_id': state.run_id}
             with files.replacing(path) as temporary:
                 np.savez(temporary, **arrays)

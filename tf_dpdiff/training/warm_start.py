@@ -214,17 +214,8 @@ def release_class_means(
             released_files.check_not_released(
                 config.mechanism, state, f'the noisy class means of this run are not in {path}'
             )
-            assert state.private_seed is not None
             with progress.working(NAME, 'releasing noisy means of each class'):
-                means = config.release(
-                    private.images_uint8,
-                    private.labels,
-                    private.num_classes,
-                    seed=state.private_seed,
-                    neighboring_relation=plan.config.neighboring_relation,
-                    generator=plan.config.noise_generator,
-                    owners=private.owners,
-                )
+                means = config.release(private.images_uint8, **released_files.given(plan, private, state))
             written = _means_to_bytes(means, state.run_id)
             with files.replacing(path) as temporary:
                 temporary.write_bytes(written)
@@ -346,18 +337,8 @@ def choose_public_images(
         )
         model = public_classifier.train(config.classifier_or_default, public)
         features = public_features.fit(model, public)
-        relation = plan.config.neighboring_relation
-        assert state.private_seed is not None
-        noisy_sums = release.release(
-            features(private.images_uint8),
-            private.labels,
-            private.num_classes,
-            seed=state.private_seed,
-            neighboring_relation=relation,
-            generator=plan.config.noise_generator,
-            owners=private.owners,
-        )
-        means = release.means(noisy_sums, relation)
+        noisy_sums = release.release(features(private.images_uint8), **released_files.given(plan, private, state))
+        means = release.means(noisy_sums, plan.config.neighboring_relation)
         rows, labels = feature_means.choose_images(means, features(public.images_uint8), config.images_per_class)
         arrays = {'noisy_sums': noisy_sums, 'rows': rows, 'labels': labels}
         with files.replacing(path) as temporary:
