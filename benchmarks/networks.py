@@ -106,7 +106,7 @@ def make_private_parts(
             'variables': model.trainable_variables,
             'optimizer': _make_optimizer(),
             'plan': plan,
-            'view_sampler': views.make_view_sampler(process.DiffusionProcess(), config.views, network, NUM_CLASSES),
+            'view_maker': views.make_view_maker(process.DiffusionProcess(), config.views, network, NUM_CLASSES),
             'private_seed': seeds.PrivateSeed.from_os_entropy(),
             'images_per_unit': 1,
             'max_ema_decay': 0.99,
@@ -159,14 +159,12 @@ def plain_step(name, num_units, num_views, *, views_per_chunk, compute_dtype='fl
     """
     network, image_shape, model, average = _make_networks(name, compute_dtype)
     images_per_chunk = views_per_chunk // num_views
-    view_sampler = views.make_view_sampler(
-        process.DiffusionProcess(), views.ViewsConfig(num_views), network, NUM_CLASSES
-    )
+    view_maker = views.make_view_maker(process.DiffusionProcess(), views.ViewsConfig(num_views), network, NUM_CLASSES)
     step = train_step.compile_public_step(
         model,
         average,
         _make_optimizer(),
-        view_sampler,
+        view_maker,
         max_ema_decay=0.99,
         batch_size=num_units,
         images_per_chunk=images_per_chunk,

@@ -68,7 +68,7 @@ def make_views(flags):
     config = views.ViewsConfig(
         flags.views, augmentation=augmentation.AugmentationConfig(**AUGMENTATIONS[flags.augmentation])
     )
-    view_sampler = views.ViewSampler(process.DiffusionProcess(), config, num_classes=_NUM_CLASSES)
+    view_maker = views.ViewMaker(process.DiffusionProcess(), config, num_classes=_NUM_CLASSES)
     images = tf.constant(np.random.default_rng(0).integers(0, 256, [flags.units, 1, *_IMAGE_SHAPE], dtype=np.uint8))
     labels, units = tf.zeros([flags.units, 1], tf.int32), tf.range(flags.units, dtype=tf.int64)
 
@@ -81,7 +81,7 @@ def make_views(flags):
         ]
     )
     def draw_chunk(images_uint8, labels, units, step):
-        return view_sampler.draw_for_units(images_uint8, labels, units, seed=tf.constant(1, tf.int64), step=step)
+        return view_maker.draw_for_units(images_uint8, labels, units, seed=tf.constant(1, tf.int64), step=step)
 
     def draw(step):
         for first in range(0, flags.units, flags.units_per_chunk):

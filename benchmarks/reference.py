@@ -38,7 +38,7 @@ def main():
     for variable in model.trainable_variables:
         variable.assign_add(generator.normal(0.0, 0.05, variable.shape))
     diffusion = process.DiffusionProcess()
-    sampler = views_lib.make_view_sampler(diffusion, views_lib.ViewsConfig(_VIEWS), config, networks.NUM_CLASSES)
+    sampler = views_lib.make_view_maker(diffusion, views_lib.ViewsConfig(_VIEWS), config, networks.NUM_CLASSES)
     images = tf.constant(generator.integers(0, 256, [_UNITS, *image_shape]), tf.uint8)
     labels = tf.constant(generator.integers(0, networks.NUM_CLASSES, _UNITS), tf.int32)
     views = sampler.draw_for_public(

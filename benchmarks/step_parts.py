@@ -69,7 +69,7 @@ def step_of_run(flags):
         'variables': denoiser.select_variables(trainer.model, config.trainable),
         'optimizer': config.optimization.make_optimizer(plan.config.num_steps),
         'plan': plan,
-        'view_sampler': build.make_view_sampler(config.views),
+        'view_maker': build.make_view_maker(config.views),
         'private_seed': trainer.state.private_seed,
         'images_per_unit': 1 if private.owners is None else num_views,
         'max_ema_decay': config.max_ema_decay,
@@ -153,7 +153,7 @@ def make_gradients(made, batch):
 
     clipper, unit_loss = of['plan'].clipper, views_lib.unit_loss_fn(of['model'])
     zero = tf.constant(0, tf.int64)
-    views = of['view_sampler'].draw_for_units(*map(tf.convert_to_tensor, batch), seed=zero, step=zero)
+    views = of['view_maker'].draw_for_units(*map(tf.convert_to_tensor, batch), seed=zero, step=zero)
     specs = tf.nest.map_structure(lambda x: tf.TensorSpec([None, *x.shape[1:]], x.dtype), views)
 
     def compiled(used_clipper):
@@ -214,14 +214,14 @@ def make_parts(made):
     import tensorflow as tf
 
     batch, draw_batch = make_data(made)
-    chunk_units, view_sampler = made.of['chunk_sizes'].units, made.of['view_sampler']
+    chunk_units, view_maker = made.of['chunk_sizes'].units, made.of['view_maker']
     specs = tf.nest.map_structure(lambda x: tf.TensorSpec([None, *x.shape[1:]], x.dtype), batch)
 
     @tf.function(autograph=False, input_signature=[specs, tf.TensorSpec([], tf.int64)])
     def draw_views(batch, step):
 
         def draw(chunk):
-            return view_sampler.draw_for_units(*chunk, seed=tf.constant(0, tf.int64), step=step)
+            return view_maker.draw_for_units(*chunk, seed=tf.constant(0, tf.int64), step=step)
 
         return _loop_over_chunks(draw, batch, chunk_units)
 

@@ -189,7 +189,7 @@ def _time_output(timers):
     from tf_dpdiff.runs import folder
     from tf_dpdiff.runs import outcome
     from tf_dpdiff.runs import report
-    from tf_dpdiff.runs import tensorboard
+    from tf_dpdiff.runs import tensorboard_events
     from tf_dpdiff.sampling import draw as draw_lib
     from tf_dpdiff.serving import export
     from tf_dpdiff.training import checkpoints
@@ -201,9 +201,11 @@ def _time_output(timers):
     timers.wrap(CHECKPOINTS, checkpoints, 'read_state')
     timers.wrap(CHECKPOINTS, checkpoints.RunCheckpoint, '__init__', 'save')
     timers.wrap(TENSORBOARD, summaries.Summaries, 'scalars', 'stage_image', 'flush')
-    timers.wrap(TENSORBOARD, tensorboard, 'write_settings', 'write_timesteps', 'write_epsilon')
-    make_grid_drawer = tensorboard.make_grid_drawer
-    tensorboard.make_grid_drawer = lambda model: timers.timed_from_second(FIRST_GRID, GRIDS, make_grid_drawer(model))
+    timers.wrap(TENSORBOARD, tensorboard_events, 'write_settings', 'write_timesteps', 'write_epsilon')
+    make_grid_drawer = tensorboard_events.make_grid_drawer
+    tensorboard_events.make_grid_drawer = lambda model: timers.timed_from_second(
+        FIRST_GRID, GRIDS, make_grid_drawer(model)
+    )
     timers.wrap(SAMPLING, outcome, 'draw')
     draw = draw_lib.in_pieces
 

@@ -13,7 +13,7 @@ from .data.npy import npy_images as npy_images
 from .data.procedural import random_shapes as random_shapes
 from .data.procedural import random_strokes as random_strokes
 from .data.public import public_images as public_images
-from .data.tables import csv_images as csv_images
+from .data.table_images import csv_images as csv_images
 from .data.tfds_images import tfds_images as tfds_images
 from .data.tfrecords import tfrecord_images as tfrecord_images
 from .diffusion.process import DiffusionProcess as DiffusionProcess

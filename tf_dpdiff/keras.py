@@ -7,8 +7,8 @@ used, as `import tf_dpdiff` does. Models and layers of the two do not mix.
 What Keras 3 would change beside this file:
 
 *   Variables are named by their `path`, not by their `name`: patterns of trainable parameters and checkpoints of runs
-    hold names such as 'conv_in/kernel:0' (`networks/denoiser.py`, `networks/transfer.py`, `training/pretrained.py`,
-    `privacy/clipping.py`, `privacy/model_check.py`, `runs/source.py`).
+    hold names such as 'conv_in/kernel:0' (`networks/denoiser.py`, `networks/transfer.py`,
+    `training/public_checkpoint.py`, `privacy/clipping.py`, `privacy/model_check.py`, `runs/source.py`).
 *   `apply_gradients(skip_gradients_aggregation=...)` is gone: `training/train_step.py`, `privacy/optimizer.py`, where
     optimizers also keep their state, meet `compile` and `fit`, and are wrapped by LossScaleOptimizer in other ways.
 *   `add_weight(experimental_autocast=...)` is called `autocast`: `networks/layers.py`.

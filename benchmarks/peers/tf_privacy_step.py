@@ -46,7 +46,7 @@ class Vectorized:
         )
         self._view_losses = views_lib.view_losses_fn(self._model)
         self._views = views_lib.Views
-        sampler = views_lib.make_view_sampler(process.DiffusionProcess(), views_lib.ViewsConfig(views), network, 10)
+        sampler = views_lib.make_view_maker(process.DiffusionProcess(), views_lib.ViewsConfig(views), network, 10)
         images, labels = map(tf.constant, given.draw_images(units))
         self._steps_taken = tf.Variable(0, dtype=tf.int64)
 

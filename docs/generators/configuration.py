@@ -16,7 +16,7 @@ from tf_dpdiff.cli import gin_usage
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 # What bin/init writes: bindings, and settings of whichever source reads the images.
-_BINDINGS, _SETTINGS = (_ROOT / 'tf_dpdiff' / name for name in ('cli/configure.py', 'runs/own_source.py'))
+_BINDINGS, _SETTINGS = (_ROOT / 'tf_dpdiff' / name for name in ('cli/configure.py', 'runs/init_source.py'))
 PAGE = pathlib.Path('docs/reference/configuration.md')
 
 # In the order of the page.

@@ -19,7 +19,7 @@ import tensorflow as tf
 from tests.cli import verbs
 from tf_dpdiff.cli import command
 from tf_dpdiff.cli import tensorboard
-from tf_dpdiff.runs import dashboard
+from tf_dpdiff.runs import tensorboard_server
 from tf_dpdiff.training import summaries as summaries_lib
 
 pytestmark = pytest.mark.usefixtures('small_network')
@@ -70,9 +70,9 @@ class _Board:
 def fixture_board(run, tmp_path_factory):
     """TensorBoard of the tiny run, started as the command starts it, with what is private."""
     logdir = tmp_path_factory.mktemp('logdir')
-    dashboard.link(dashboard.find_events([run], private=True), logdir)
-    dashboard.write_layout(logdir, private=True)
-    board = _Board(dashboard.serve(logdir, host='127.0.0.1', port=0))
+    tensorboard_server.link(tensorboard_server.find_events([run], private=True), logdir)
+    tensorboard_server.write_layout(logdir, private=True)
+    board = _Board(tensorboard_server.serve(logdir, host='127.0.0.1', port=0))
     board.wait_for('digits_non_private', 'non_private/loss')
     return board
 
@@ -166,17 +166,20 @@ def test_layout_finds_what_it_is_to_show(board):
 
 def test_names_tell_runs_apart_and_what_is_private_is_shown_when_asked_for(tmp_path):
     first, second = make_run(tmp_path / 'a' / 'run', private=True), make_run(tmp_path / 'b' / 'run')
-    assert dashboard.find_events([first, second]) == {'run': first / 'tensorboard', 'run_2': second / 'tensorboard'}
-    assert dashboard.find_events([tmp_path / 'a'], private=True) == {
+    assert tensorboard_server.find_events([first, second]) == {
+        'run': first / 'tensorboard',
+        'run_2': second / 'tensorboard',
+    }
+    assert tensorboard_server.find_events([tmp_path / 'a'], private=True) == {
         'run': first / 'tensorboard',
         'run_non_private': first / 'non_private' / 'tensorboard',
     }
     logdir = tmp_path / 'logdir'
     logdir.mkdir()
-    dashboard.link(dashboard.find_events([tmp_path / 'a']), logdir)
+    tensorboard_server.link(tensorboard_server.find_events([tmp_path / 'a']), logdir)
     assert [path.name for path in logdir.iterdir()] == ['run']
     assert not any('non_private' in str(path.resolve()) for path in logdir.rglob('*'))
-    dashboard.link(dashboard.find_events([tmp_path / 'a', tmp_path / 'b']), logdir)  # One came later.
+    tensorboard_server.link(tensorboard_server.find_events([tmp_path / 'a', tmp_path / 'b']), logdir)  # One came later.
     assert {path.name for path in logdir.iterdir()} == {'run', 'run_2'}
 
 

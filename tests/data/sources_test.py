@@ -16,7 +16,7 @@ from tf_dpdiff.data import dicom
 from tf_dpdiff.data import folders
 from tf_dpdiff.data import npy
 from tf_dpdiff.data import problems
-from tf_dpdiff.data import tables
+from tf_dpdiff.data import table_images
 from tf_dpdiff.data import tfds_images
 from tf_dpdiff.data import tfrecords
 
@@ -66,7 +66,7 @@ def open_table(folder, images, labels, owners):
     with open(folder / 'scans' / 'metadata.csv', 'w', encoding='utf-8', newline='') as file:
         writer = csv.writer(file)
         writer.writerows([list(columns), *zip(*columns.values())])
-    return tables.csv_images(folder / 'scans', owner_column=None if owners is None else 'owner')
+    return table_images.csv_images(folder / 'scans', owner_column=None if owners is None else 'owner')
 
 
 def open_dicom(folder, images, labels, owners):

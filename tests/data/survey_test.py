@@ -14,7 +14,7 @@ from tf_dpdiff.data import datasets
 from tf_dpdiff.data import decoding
 from tf_dpdiff.data import folders
 from tf_dpdiff.data import survey as survey_lib
-from tf_dpdiff.data import tables
+from tf_dpdiff.data import table_images
 
 
 def save(file, shape=(6, 5, 3), dtype=np.uint8):
@@ -107,7 +107,7 @@ def test_flat_folder_with_a_table_is_seen_and_read(tmp_path, table, column, suff
     assert found.owner_columns == {'patient_id': 8} and found.class_names == ('a', 'b')
     assert set(found.columns) == {column, 'age', 'diagnosis', 'patient_id'}
     assert survey_lib.survey(tmp_path / table).source == 'table'
-    data = tables.csv_images(
+    data = table_images.csv_images(
         found.path,
         file_column=found.file_columns[0],
         label_column=found.label_columns[0],
@@ -121,7 +121,7 @@ def test_layout_of_hugging_face_is_seen_and_read(tmp_path):
         write_flat(tmp_path / part, count=count)
     found = survey_lib.survey(tmp_path)
     assert (found.source, found.path, found.num_images) == ('table', tmp_path, 30)
-    data = tables.csv_images(found.path, label_column='diagnosis')
+    data = table_images.csv_images(found.path, label_column='diagnosis')
     assert len(data.train) == 24 and len(data.held_out) == 6
 
 
@@ -190,8 +190,8 @@ def test_images_that_a_table_does_not_list_are_seen(tmp_path):
     assert found.source == 'table' and found.has_unlisted
     options = {'label_column': 'diagnosis', 'unit': 'one image'}
     with pytest.raises(ValueError, match="x.png is not listed in .*t.csv; unlisted = 'pass_over'"):
-        tables.csv_images(found.path, **options)
-    data = tables.csv_images(found.path, unlisted='pass_over', **options)
+        table_images.csv_images(found.path, **options)
+    data = table_images.csv_images(found.path, unlisted='pass_over', **options)
     assert len(data.train) + len(data.held_out) == 24
 
 

@@ -15,8 +15,8 @@ import tensorflow as tf
 from tf_dpdiff.diffusion import parameterization
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.diffusion import samplers
-from tf_dpdiff.diffusion import sampling_steps
 from tf_dpdiff.diffusion import schedules
+from tf_dpdiff.diffusion import timestep_spacing
 
 diffusers = pytest.importorskip('diffusers', reason='diffusers is not installed; see the top of this file')
 torch = pytest.importorskip('torch', reason='torch is not installed; see the top of this file')
@@ -134,7 +134,7 @@ def test_ddim_is_that_of_diffusers(schedule, predicts, thresholding, num_steps):
     scheduler = make_scheduler(diffusers.DDIMScheduler, process, **thresholding_of(thresholding))
     # Theirs takes the length of a step from the number of steps: 1000 // 27 = 37 = 999 / 27.
     scheduler.set_timesteps(num_steps - 1)
-    scheduler.timesteps = torch.from_numpy(sampling_steps.evenly_spaced(process.schedule, num_steps))
+    scheduler.timesteps = torch.from_numpy(timestep_spacing.evenly_spaced(process.schedule, num_steps))
     theirs = their_images(process, scheduler, noise_of_draw(0), use_clipped_model_output=True)
     assert_same(our_images(process, config), theirs)
 
@@ -147,7 +147,7 @@ def test_ancestral_is_ddpm_of_diffusers(monkeypatch, schedule, predicts, thresho
     scheduler = make_scheduler(
         diffusers.DDPMScheduler, process, **thresholding_of(thresholding), variance_type='fixed_small'
     )
-    scheduler.set_timesteps(timesteps=sampling_steps.evenly_spaced(process.schedule, num_steps).tolist())
+    scheduler.set_timesteps(timesteps=timestep_spacing.evenly_spaced(process.schedule, num_steps).tolist())
     draws = iter(range(1, num_steps))
     monkeypatch.setattr(
         'diffusers.schedulers.scheduling_ddpm.randn_tensor', lambda *unused, **also_unused: noise_of_draw(next(draws))
@@ -169,7 +169,7 @@ def dpm_solver_of_diffusers(process, num_steps, thresholding, order):
         solver_type='midpoint',
         final_sigmas_type='zero',
     )
-    scheduler.set_timesteps(timesteps=sampling_steps.spaced_in_sigma(process.schedule, num_steps).tolist())
+    scheduler.set_timesteps(timesteps=timestep_spacing.spaced_in_sigma(process.schedule, num_steps).tolist())
     return their_images(process, scheduler, noise_of_draw(0))
 
 
@@ -200,7 +200,7 @@ def test_edm_heun_is_heun_of_diffusers(schedule, predicts, thresholding, num_ste
     process = process_lib.DiffusionProcess(schedules.Schedule(schedule), predicts)
     config = samplers.SamplerConfig('edm_heun', num_steps, thresholding=thresholding)
     scheduler = make_scheduler(diffusers.HeunDiscreteScheduler, process, clip_sample=thresholding == 'static')
-    steps = sampling_steps.spaced_in_sigma(process.schedule, num_steps)
+    steps = timestep_spacing.spaced_in_sigma(process.schedule, num_steps)
     scheduler.set_timesteps(timesteps=steps.tolist())
     # Their images are not scaled down by the signal rate.
     start = noise_of_draw(0) / float(np.sqrt(process.schedule.alphas_cumprod[steps[0]]))

@@ -6,8 +6,8 @@ import tensorflow as tf
 
 from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.diffusion import samplers
-from tf_dpdiff.diffusion import sampling_steps
 from tf_dpdiff.diffusion import schedules
+from tf_dpdiff.diffusion import timestep_spacing
 
 _IMAGE_SHAPE = (2, 2, 1)
 _NUM_TIMESTEPS = 20
@@ -43,7 +43,7 @@ def seeded_draws(seeds, num_draws):
 def generalised_reference(schedule, config, draws, eta):
     """Song et al. 2021, equations 12 and 16."""
     alphas_cumprod = schedule.alphas_cumprod
-    timesteps = sampling_steps.evenly_spaced(schedule, config.num_steps)
+    timesteps = timestep_spacing.evenly_spaced(schedule, config.num_steps)
     x = draws[0]
     for i, t in enumerate(timesteps):
         alpha = alphas_cumprod[t]
@@ -57,7 +57,7 @@ def generalised_reference(schedule, config, draws, eta):
 
 def dpmpp_2m_reference(schedule, config, draws):
     """Lu et al. 2022, Algorithm 2, whose M is num_steps - 1 here; then a step to the clean image, which is x_theta."""
-    timesteps = sampling_steps.spaced_in_sigma(schedule, config.num_steps)
+    timesteps = timestep_spacing.spaced_in_sigma(schedule, config.num_steps)
     alpha, sigma = (np.sqrt(a[timesteps]) for a in (schedule.alphas_cumprod, 1 - schedule.alphas_cumprod))
     lambdas = np.log(alpha / sigma)
     x = draws[0]
@@ -76,7 +76,7 @@ def dpmpp_2m_reference(schedule, config, draws):
 
 def edm_heun_reference(schedule, config, draws):
     """Karras et al. 2022, Algorithm 1 with sigma(t) = t and s(t) = 1: x is x_t over the signal rate."""
-    timesteps = sampling_steps.spaced_in_sigma(schedule, config.num_steps)
+    timesteps = timestep_spacing.spaced_in_sigma(schedule, config.num_steps)
     alphas_cumprod = schedule.alphas_cumprod[timesteps]
     t = np.append(np.sqrt(1 / alphas_cumprod - 1), 0.0)
     x = draws[0] / np.sqrt(alphas_cumprod[0])

@@ -192,7 +192,7 @@ def test_loss_goes_down_when_it_is_trained():
 # In the private step.
 
 _PROCESS = process_lib.DiffusionProcess(schedules.Schedule('cosine'), 'v')
-_VIEWS = views_lib.ViewSampler(_PROCESS, views_lib.ViewsConfig(augmentation_multiplicity=2), num_classes=_CLASSES)
+_VIEWS = views_lib.ViewMaker(_PROCESS, views_lib.ViewsConfig(augmentation_multiplicity=2), num_classes=_CLASSES)
 _SEED = seeds.PrivateSeed(bytes(range(32)))
 
 

@@ -1026,7 +1026,7 @@ MUTANTS = (
     ),
     Mutant(
         'TensorBoard holds the secret',
-        'runs/tensorboard.py',
+        'runs/tensorboard_events.py',
         'numbers, trainer.state.run_id)',
         'numbers, str(trainer.state.private_seed and trainer.state.private_seed.reveal()))',
         SECRET,

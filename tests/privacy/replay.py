@@ -96,11 +96,11 @@ class Steps:
             units_per_chunk=2,
         )
 
-        def make_view_sampler(views):
-            return views_lib.make_view_sampler(process_lib.DiffusionProcess(), views, NETWORK, 2)
+        def make_view_maker(views):
+            return views_lib.make_view_maker(process_lib.DiffusionProcess(), views, NETWORK, 2)
 
         with replicas.scope():
-            training = stage_lib.Training(self._model, average, make_view_sampler, replicas)
+            training = stage_lib.Training(self._model, average, make_view_maker, replicas)
             self._stage = finetuning_lib.make_stage(finetuning, training, self._plan, self._data, self._state)
         self._start = self._model.get_weights()
 

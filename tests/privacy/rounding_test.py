@@ -19,7 +19,7 @@ from tf_dpdiff.privacy import curves
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import rounding
-from tf_dpdiff.runs import tensorboard as tensorboard_lib
+from tf_dpdiff.runs import tensorboard_events
 
 PACKAGE = pathlib.Path(accounting.__file__).resolve().parent.parent
 GENERATOR = np.random.default_rng(0)
@@ -113,7 +113,7 @@ def test_curves_of_tensorboard_are_not_below_what_was_spent():
             written[name] = {step: float(np.float32(value)) for step, value in points.items()}
 
     points = [curves.CurvePoint(step, epsilon, 1.1 * epsilon) for step, epsilon in enumerate(spent)]
-    tensorboard_lib.write_epsilon(Summaries(), points)
+    tensorboard_events.write_epsilon(Summaries(), points)
     for point in points:
         assert written['privacy/epsilon'][point.num_steps] >= point.pld
         assert written['privacy/epsilon_by_rdp'][point.num_steps] >= point.rdp

@@ -315,7 +315,7 @@ def test_large_requests_are_refused_where_there_are_too_many(folder, gate, monke
 
 
 def test_budget_is_given_back_and_not_overdrawn():
-    budget = predict_lib.Budget(10)
+    budget = predict_lib.ByteBudget(10)
     with budget.share() as share:
         share.take(6)
         with pytest.raises(status.ServingError), budget.share() as other:

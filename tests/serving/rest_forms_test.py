@@ -263,7 +263,7 @@ def test_length_that_a_packed_body_claims_is_not_believed(server):
 
 
 def test_what_is_unpacked_counts_among_what_all_requests_may_take():
-    budget = predict.Budget(1000)
+    budget = predict.ByteBudget(1000)
     with budget.share() as share:
         with pytest.raises(status.ServingError) as error:
             request_body.unpack(gzip.compress(b' ' * 1001), 'gzip', 10**6, share)
@@ -295,7 +295,7 @@ def test_many_bombs_at_once_leave_the_server_as_it_was(server):
 @pytest.mark.parametrize('size', [0, 1, 2**18 - 1, 2**18, 2**18 + 1, 700_000])
 def test_unpacking_gives_back_what_was_packed(level, size):
     body = bytes(i * i % 251 for i in range(size))
-    with predict.Budget(2**20).share() as share:
+    with predict.ByteBudget(2**20).share() as share:
         assert request_body.unpack(gzip.compress(body, level), 'gzip', size, share) == body
         assert share.num_bytes == size
 

@@ -60,7 +60,7 @@ def make_step(recipe, image_shape):
         variables,
         keras.optimizers.SGD(1.0),
         plan,
-        views_lib.make_view_sampler(recipe.process, recipe.finetuning.views, recipe.network, NUM_CLASSES),
+        views_lib.make_view_maker(recipe.process, recipe.finetuning.views, recipe.network, NUM_CLASSES),
         seeds.PrivateSeed(bytes(range(32))),
         images_per_unit=1,
         max_ema_decay=0.5,

@@ -70,7 +70,7 @@ def make_step(device, jit_compile, noise_multiplier, compute_dtype, tf32):
             model.trainable_variables,
             keras.optimizers.SGD(1.0, jit_compile=False),
             plan,
-            views_lib.ViewSampler(
+            views_lib.ViewMaker(
                 process_lib.DiffusionProcess(), views_lib.ViewsConfig(NUM_VIEWS), num_classes=NUM_CLASSES
             ),
             SECRET,

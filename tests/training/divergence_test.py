@@ -230,11 +230,11 @@ def test_public_run_that_diverges_leaves_no_checkpoint_to_start_from(tmp_path):
     with pytest.raises(divergence.DivergedError, match='pretraining diverged .* No private image was read'):
         trainer.run(NEVER)
     sound = pretraining_test.make_public_training(tmp_path / 'other')
-    assert np.isfinite(pretraining_test.to_pretrained(sound).loss)  # Control.
+    assert np.isfinite(pretraining_test.checkpoint_of(sound).loss)  # Control.
     for weight in sound.trainer.average.get_layer('conv_out').weights:
         weight.assign(tf.fill(weight.shape, 3.4e38))
     with pytest.raises(divergence.DivergedError, match='the loss of what came out is'):
-        pretraining_test.to_pretrained(sound)
+        pretraining_test.checkpoint_of(sound)
 
 
 @pytest.mark.parametrize('rate', [float('inf'), float('nan')])

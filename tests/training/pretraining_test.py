@@ -22,8 +22,8 @@ from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import finetuning as finetuning_lib
 from tf_dpdiff.training import interruption
 from tf_dpdiff.training import optimization
-from tf_dpdiff.training import pretrained
 from tf_dpdiff.training import pretraining as pretraining_lib
+from tf_dpdiff.training import public_checkpoint
 from tf_dpdiff.training import views as views_lib
 
 pytestmark = pytest.mark.usefixtures('small_network')
@@ -47,7 +47,7 @@ def make_public(workdir, public=PUBLIC, **changes):
     return make_public_training(workdir, public, **changes).trainer
 
 
-def to_pretrained(training):
+def checkpoint_of(training):
     recipe = training.build.recipe
     trained = training.trainer.released_model()
     return pretraining_lib.make_checkpoint(recipe.pretraining, recipe.network, recipe.process, trained)
@@ -102,7 +102,7 @@ def fixture_public(tmp_path_factory, small_network):
 
     trainer._stages[0].run_step = run_and_look
     trainer.run(NEVER)
-    to_pretrained(training).write(workdir / pretrained.FOLDER)
+    checkpoint_of(training).write(workdir / public_checkpoint.FOLDER)
     return workdir, training, by_step
 
 
@@ -166,7 +166,7 @@ def test_resuming_on_other_public_images_is_refused(public):
 
 
 def test_checkpoint_comes_back_as_it_was_written(public):
-    written, read = to_pretrained(public[1]), pretrained.read(public[0])
+    written, read = checkpoint_of(public[1]), public_checkpoint.read(public[0])
     for field in dataclasses.fields(written):
         if field.name not in ('weights', 'image_digests'):
             assert getattr(read, field.name) == getattr(written, field.name)
@@ -174,12 +174,12 @@ def test_checkpoint_comes_back_as_it_was_written(public):
     assert read.weights.keys() == written.weights.keys() and len(read.image_digests) == 30
     described = json.loads((public[0] / 'pretrained' / 'pretrained.json').read_text())
     assert described['num_steps'] == 4 and described['num_parameters'] == public[1].trainer.average.count_params()
-    assert pretrained.read(public[0] / 'pretrained').sha256 == written.sha256
+    assert public_checkpoint.read(public[0] / 'pretrained').sha256 == written.sha256
 
 
 def test_loss_of_a_checkpoint_is_that_of_its_averaged_network_on_its_images(public):
     training, trainer = public[1], public[1].trainer
-    sampler = views_lib.make_view_sampler(PROCESS, views_lib.ViewsConfig(), NETWORK, PUBLIC.num_classes)
+    sampler = views_lib.make_view_maker(PROCESS, views_lib.ViewsConfig(), NETWORK, PUBLIC.num_classes)
 
     def losses_of(network):
         """Returns the mean over views drawn as in training but from another seed, and how far 120 are from it."""
@@ -196,9 +196,9 @@ def test_loss_of_a_checkpoint_is_that_of_its_averaged_network_on_its_images(publ
             found.append(view_losses(views_lib.Views(*(part[:, 0] for part in views))).numpy().mean())
         return np.mean(found), 4.0 * np.std(found)
 
-    loss = to_pretrained(training).loss
+    loss = checkpoint_of(training).loss
     mean, spread = losses_of(trainer.average)
-    assert abs(loss - mean) < spread and loss == to_pretrained(training).loss
+    assert abs(loss - mean) < spread and loss == checkpoint_of(training).loss
     # Control: of a network that predicts a little more everywhere it would not be.
     other = trainer.released_model()
     other.get_layer('conv_out').bias.assign_add([1.0])
@@ -236,10 +236,10 @@ def test_private_run_is_resumed_from_its_own_weights(public, stopped, changes):
 def test_resuming_from_another_checkpoint_is_refused_and_from_the_same_elsewhere_is_not(tmp_path, public):
     make_private(tmp_path / 'run', public[0])
     moved = tmp_path / 'moved'
-    pretrained.read(public[0]).write(moved)
+    public_checkpoint.read(public[0]).write(moved)
     assert make_private(tmp_path / 'run', moved).resumed
-    pretrained.read(public[0])
-    other = dataclasses.replace(pretrained.read(public[0]))
+    public_checkpoint.read(public[0])
+    other = dataclasses.replace(public_checkpoint.read(public[0]))
     other.weights['conv_in/bias'] = other.weights['conv_in/bias'] + 1
     other.write(tmp_path / 'other')
     with pytest.raises(checkpoints.CheckpointMismatchError, match='init_from'):
@@ -272,21 +272,21 @@ def break_file(folder, name, change):
     ],
 )
 def test_damaged_checkpoint_is_refused(tmp_path, public, name, change, message):
-    pretrained.read(public[0]).write(tmp_path)
+    public_checkpoint.read(public[0]).write(tmp_path)
     break_file(tmp_path, name, change)
     with pytest.raises(ValueError, match=f'public checkpoint in {tmp_path} is damaged.*|{message}') as refused:
-        pretrained.read(tmp_path)
+        public_checkpoint.read(tmp_path)
     assert message in str(refused.value)
 
 
 def test_flipped_bit_of_a_weight_is_noticed(tmp_path, public):
-    model = pretrained.read(public[0])
+    model = public_checkpoint.read(public[0])
     model.write(tmp_path)
     arrays = dict(np.load(tmp_path / 'weights.npz'))
     arrays['conv_in/bias'] = np.nextafter(arrays['conv_in/bias'], np.float32(np.inf))
     np.savez(tmp_path / 'weights.npz', **arrays)
     with pytest.raises(ValueError, match='is damaged: it is not the one'):
-        pretrained.read(tmp_path)
+        public_checkpoint.read(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -334,7 +334,7 @@ def test_private_images_are_refused_as_public_ones(tmp_path):
     with pytest.raises(ValueError, match="20 of the 20 different private images .'toy'. are among the public ones"):
         make_private(tmp_path / 'run', None, images=private, pretraining=stage)
     training = make_public_training(tmp_path / 'public', public=private)  # Trained or not, its images are named.
-    to_pretrained(training).write(tmp_path / 'public' / 'pretrained')
+    checkpoint_of(training).write(tmp_path / 'public' / 'pretrained')
     with pytest.raises(ValueError, match='are among the public ones'):
         make_private(tmp_path / 'run', tmp_path / 'public', images=private)
 

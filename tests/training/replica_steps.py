@@ -114,7 +114,7 @@ def run_private(replicas, noise_multiplier):
     with replicas.scope(), mock.patch.object(train_step, 'compile_private_step', make_and_keep):
         stage = finetuning_lib.make_stage(
             finetuning_lib.FinetuningConfig(SGD, VIEWS, units_per_chunk=4),
-            stage_lib.Training(model, average, make_view_sampler, replicas),
+            stage_lib.Training(model, average, make_view_maker, replicas),
             plan,
             make_private_images(),
             state,
@@ -135,8 +135,8 @@ def run_private(replicas, noise_multiplier):
     )
 
 
-def make_view_sampler(views):
-    return views_lib.make_view_sampler(process_lib.DiffusionProcess(), views, NETWORK, NUM_CLASSES)
+def make_view_maker(views):
+    return views_lib.make_view_maker(process_lib.DiffusionProcess(), views, NETWORK, NUM_CLASSES)
 
 
 def run_public(replicas):
@@ -144,7 +144,7 @@ def run_public(replicas):
     model, average = make_networks(replicas)
     config = pretraining_lib.PretrainingConfig(make_private_images(), NUM_STEPS, 7, ADAM, images_per_chunk=7)
     with replicas.scope():
-        training = stage_lib.Training(model, average, make_view_sampler, replicas)
+        training = stage_lib.Training(model, average, make_view_maker, replicas)
         stage = pretraining_lib.make_stage(config, training)
     start = model.get_weights()
     stage.begin(lambda: None)

@@ -26,7 +26,7 @@ CONFIG = plan_lib.DpSgdConfig(
     target_delta=1e-4, expected_batch_size=5, num_steps=10, l2_norm_clip=1e-2, noise_multiplier=2.0
 )
 SEED, OTHER_SEED = seeds.PrivateSeed(bytes(range(32))), seeds.PrivateSeed(bytes(32))
-VIEWS = views_lib.ViewSampler(
+VIEWS = views_lib.ViewMaker(
     process_lib.DiffusionProcess(), views_lib.ViewsConfig(augmentation_multiplicity=3), num_classes=3
 )
 IMAGES = np.random.default_rng(0).integers(0, 256, [12, 4, 4, 1]).astype(np.uint8)

@@ -18,7 +18,7 @@ NUM_CLASSES = 10
 
 def make_sampler(has_dropout=False, **changes):
     config = views_lib.ViewsConfig(augmentation_multiplicity=NUM_VIEWS, **changes)
-    return views_lib.ViewSampler(PROCESS, config, num_classes=NUM_CLASSES, has_dropout=has_dropout)
+    return views_lib.ViewMaker(PROCESS, config, num_classes=NUM_CLASSES, has_dropout=has_dropout)
 
 
 def draw(units, sampler=None, seed=1, step=0):

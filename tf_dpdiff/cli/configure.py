@@ -16,8 +16,8 @@ from tf_dpdiff.networks import denoiser
 from tf_dpdiff.privacy import relations
 from tf_dpdiff.runs import build as build_lib
 from tf_dpdiff.runs import forecast as forecast_lib
-from tf_dpdiff.runs import own_images
-from tf_dpdiff.runs import own_source
+from tf_dpdiff.runs import init_rules
+from tf_dpdiff.runs import init_source
 from tf_dpdiff.runs import recipe as recipe_lib
 
 _COMMENT_COLUMN = 48
@@ -72,7 +72,7 @@ def configure(
       FileNotFoundError: if there is nothing.
       ValueError: if the images can't be read so, or the budget can't be met; says what to do.
     """
-    asked = own_source.Wishes(
+    asked = init_source.Wishes(
         epsilon=epsilon,
         delta=delta,
         hours=hours,
@@ -95,7 +95,7 @@ class Configured(NamedTuple):
     told: forecast_lib.Forecast
 
 
-def configured(path: str | os.PathLike, asked: own_source.Wishes) -> Configured:
+def configured(path: str | os.PathLike, asked: init_source.Wishes) -> Configured:
     """Returns what `configure` makes of a folder, and what it measured and built on the way.
 
     Raises:
@@ -114,16 +114,16 @@ def configured(path: str | os.PathLike, asked: own_source.Wishes) -> Configured:
     recipe = _recipe([*lines, *_UNDECIDED])
     assert recipe.data is not None and recipe.finetuning is not None
     spec = recipe.data.spec
-    delta = asked.delta or own_images.choose_delta(spec.num_units)
+    delta = asked.delta or init_rules.choose_delta(spec.num_units)
     model = denoiser.build(recipe.network, spec.image_shape, spec.num_classes)
     with progress.working('init', 'measuring the speed of this machine'):
         speed = forecast_lib.measure_speed(model, recipe.finetuning.trainable)
     assert speed is not None  # The models are small.
-    facts = own_images.Facts(
+    facts = init_rules.PublicFacts(
         spec.num_units, spec.num_classes, spec.image_shape, asked.epsilon, delta, asked.hours, speed
     )
     with progress.working('init', 'dividing the budget'):
-        choice = own_images.choose(facts)
+        choice = init_rules.choose(facts)
     lines += [*_start(spec), *_decided(facts, choice, asked)]
     recipe = _recipe(lines)
     with progress.working('init', 'calibrating the noise'):
@@ -133,7 +133,7 @@ def configured(path: str | os.PathLike, asked: own_source.Wishes) -> Configured:
     assert recipe.warm_start is not None
     assert (recipe.warm_start.release, recipe.warm_start.matching) == (choice.release, choice.matching)
     told = forecast_lib.forecast_of(build, model)
-    rate = own_images.choose_learning_rate(told.gradient_share)  # It changes nothing of what was built to find it.
+    rate = init_rules.choose_learning_rate(told.gradient_share)  # It changes nothing of what was built to find it.
     why = 'The more the noise hides of the gradients, the less.'
     lines.append(_bind('finetuning/OptimizationConfig.learning_rate', rate, why))
     return Configured(_text([*_head(found, build, told, asked, hours), *lines]), build, model, speed, told)
@@ -163,7 +163,7 @@ def _head(
     found: survey_lib.Survey,
     build: build_lib.Build,
     told: forecast_lib.Forecast,
-    asked: own_source.Wishes,
+    asked: init_source.Wishes,
     hours: float,
 ) -> list[str]:
     spec, works = build.spec, 'It runs as it is'
@@ -181,14 +181,14 @@ def _head(
     ]
 
 
-def _source(found: survey_lib.Survey, asked: own_source.Wishes) -> list[str]:
+def _source(found: survey_lib.Survey, asked: init_source.Wishes) -> list[str]:
     """Returns the lines that name the network, and the source of the images with its settings."""
-    image_shape, source = own_source.choose_shape(found, asked), survey_lib.SOURCES[found.source]
+    image_shape, source = init_source.choose_shape(found, asked), survey_lib.SOURCES[found.source]
     lines = [
-        _line(f"include 'models/{own_source.public_model(image_shape) or 'digits'}.gin'", 'The network.'),
+        _line(f"include 'models/{init_source.public_model(image_shape) or 'digits'}.gin'", 'The network.'),
         f'DATA = @{source}()',
     ]
-    for name, value, why in own_source.settings(found, asked, image_shape):
+    for name, value, why in init_source.settings(found, asked, image_shape):
         lines.append(_bind(f'{source}.{name}', value, why))
     return lines
 
@@ -196,7 +196,7 @@ def _source(found: survey_lib.Survey, asked: own_source.Wishes) -> list[str]:
 def _start(spec: datasets.DatasetSpec) -> list[str]:
     """Returns the lines that say what the network starts from."""
     height, width, channels = spec.image_shape
-    model = own_source.public_model(spec.image_shape)
+    model = init_source.public_model(spec.image_shape)
     if model and (gin_files.root() / 'saved_models' / model / 'pretrained.json').is_file():
         return [_bind('FinetuningConfig.init_from', f'saved_models/{model}', 'A public model of photographs.')]
     why = 'The public model of this size is not here' if model else 'No public model has this size'
@@ -208,7 +208,7 @@ def _start(spec: datasets.DatasetSpec) -> list[str]:
     ]
 
 
-def _decided(facts: own_images.Facts, choice: own_images.Choice, asked: own_source.Wishes) -> list[str]:
+def _decided(facts: init_rules.PublicFacts, choice: init_rules.Choice, asked: init_source.Wishes) -> list[str]:
     """Returns the lines that say what the budget buys."""
     release, num_units = choice.release, facts.num_units
     noise = forecast_lib.noise_on_means(release, num_units, facts.num_classes, relations.REPLACE_WITH_ZERO)
@@ -238,7 +238,7 @@ def _decided(facts: own_images.Facts, choice: own_images.Choice, asked: own_sour
         lines.append(_bind('ClassMeansConfig.num_rounds', release.num_rounds))
     if choice.matching:
         noise_multiplier = choice.matching.release.noise_multiplier
-        why = f'{own_images.MATCHING_SHARE:.0%} of the budget, for features of random networks ...'
+        why = f'{init_rules.MATCHING_SHARE:.0%} of the budget, for features of random networks ...'
         lines += [
             _line("include 'stages/matching.gin'", 'The warm start trains on images made to match.'),
             _bind('FeatureMeansConfig.noise_multiplier', noise_multiplier, why),
@@ -246,7 +246,7 @@ def _decided(facts: own_images.Facts, choice: own_images.Choice, asked: own_sour
             _bind('MatchingConfig.num_images', choice.matching.num_images, 'As many as a fifth of the time makes.'),
         ]
     if choice.teacher:
-        share, num_rounds = own_images.TEACHER_SHARE, choice.teacher.num_rounds
+        share, num_rounds = init_rules.TEACHER_SHARE, choice.teacher.num_rounds
         lines += [
             'train.teacher = @TeacherConfig()',
             _bind(

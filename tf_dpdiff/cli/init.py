@@ -10,8 +10,8 @@ from tf_dpdiff.cli import command
 from tf_dpdiff.cli import configure
 from tf_dpdiff.cli import dry_run
 from tf_dpdiff.data import classes
+from tf_dpdiff.runs import init_source
 from tf_dpdiff.runs import outlook
-from tf_dpdiff.runs import own_source
 
 
 def _read_pair(text: str | None, flag: str, separator: str, kind: type) -> tuple | None:
@@ -44,7 +44,7 @@ def main(flags) -> int:
     parent = next(folder for folder in output.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise command.UsageError(f'{parent} is no folder that can be written to; name another --output.')
-    asked = own_source.Wishes(
+    asked = init_source.Wishes(
         epsilon=flags.epsilon,
         delta=flags.delta,
         hours=flags.hours,
@@ -67,7 +67,7 @@ def main(flags) -> int:
 
 def run(argv: list[str] | None = None) -> None:
     """Entry point of bin/init."""
-    defaults = own_source.Wishes()
+    defaults = init_source.Wishes()
     parser = command.Parser('init', __doc__)
     parser.add_argument('path', help='folder of images (class folders, or a table beside them), .npz file or table')
     parser.add_argument('--output', required=True, metavar='FILE', help='the configuration to write, such as mine.gin')

@@ -8,7 +8,7 @@ import time
 import warnings
 
 from tf_dpdiff.cli import command
-from tf_dpdiff.runs import dashboard
+from tf_dpdiff.runs import tensorboard_server
 from tf_dpdiff.serving import security
 from tf_dpdiff.training import interruption
 
@@ -29,12 +29,12 @@ def main(flags) -> int:
             f'are: it is for this machine alone, not for --host={flags.host}.'
         )
     workdirs = [pathlib.Path(workdir).expanduser() for workdir in flags.workdir or ['runs/latest']]
-    events = dashboard.find_events(workdirs, private=flags.private)
+    events = tensorboard_server.find_events(workdirs, private=flags.private)
     with tempfile.TemporaryDirectory(prefix='tf_dpdiff_tensorboard_') as folder, interruption.StopRequest() as stop:
         logdir = pathlib.Path(folder)
-        dashboard.link(events, logdir)
-        dashboard.write_layout(logdir, private=flags.private)
-        url = dashboard.serve(logdir, host=flags.host, port=flags.port)
+        tensorboard_server.link(events, logdir)
+        tensorboard_server.write_layout(logdir, private=flags.private)
+        url = tensorboard_server.serve(logdir, host=flags.host, port=flags.port)
         if flags.private:
             print(
                 'tensorboard: PRIVATE: shows numbers computed from private images without noise; do not release them.',
@@ -45,7 +45,7 @@ def main(flags) -> int:
             time.sleep(_RESCAN_SECS)
             with contextlib.suppress(ValueError):  # Runs may be deleted while they are looked at.
                 # Runs of a sweep that began since.
-                dashboard.link(dashboard.find_events(workdirs, private=flags.private), logdir)
+                tensorboard_server.link(tensorboard_server.find_events(workdirs, private=flags.private), logdir)
     return command.DONE
 
 

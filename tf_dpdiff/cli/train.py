@@ -19,7 +19,7 @@ from tf_dpdiff.runs import clock as clock_lib
 from tf_dpdiff.runs import folder
 from tf_dpdiff.runs import run as run_lib
 from tf_dpdiff.sampling import shared_work
-from tf_dpdiff.training import pretrained
+from tf_dpdiff.training import public_checkpoint
 from tf_dpdiff.training import strategies
 from tf_dpdiff.training import warm_start
 
@@ -43,7 +43,7 @@ def _print_results(done: run_lib.TrainedRun) -> None:
     if done.checkpoint:
         table.add_row(
             'checkpoint',
-            f'{workdir / pretrained.FOLDER}, SHA-256 {done.checkpoint.sha256[:16]}: private '
+            f'{workdir / public_checkpoint.FOLDER}, SHA-256 {done.checkpoint.sha256[:16]}: private '
             f"runs start from it by FinetuningConfig.init_from = '{workdir.absolute()}'",
         )
     elif fields['guarantee_claimed']:

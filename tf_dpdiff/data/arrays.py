@@ -23,7 +23,7 @@ _CURES = {
 }
 
 
-class Header(NamedTuple):
+class ArrayHeader(NamedTuple):
     """What stands before the values of an array in a file.
 
     Attributes:
@@ -37,7 +37,7 @@ class Header(NamedTuple):
     dtype: np.dtype
 
 
-def read_header(file) -> Header:
+def read_header(file) -> ArrayHeader:
     """Reads the header of an open .npy file, which is then at its first value.
 
     Raises:
@@ -45,10 +45,10 @@ def read_header(file) -> Header:
     """
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return Header(*read(file))
+    return ArrayHeader(*read(file))
 
 
-def check_holds_values(source: str, kind: str, header: Header) -> None:
+def check_holds_values(source: str, kind: str, header: ArrayHeader) -> None:
     """Refuses an array of Python objects, which could run any program when it is read.
 
     Args:

@@ -76,7 +76,7 @@ _pillow_warnings = WarningFilters(_make_errors_of_warnings)
 
 
 @dataclasses.dataclass(frozen=True)
-class Header:
+class ImageHeader:
     """What the header of a picture tells.
 
     Attributes:
@@ -101,7 +101,7 @@ class Header:
         return self.height, self.width, self.channels
 
 
-def read_header(file: BinaryIO, source: str) -> Header:
+def read_header(file: BinaryIO, source: str) -> ImageHeader:
     """Reads the header of a PNG, JPEG, TIFF, BMP or WebP file.
 
     Args:
@@ -136,7 +136,7 @@ def read_header(file: BinaryIO, source: str) -> Header:
     if not is_upright and orientation in _SIDEWAYS:
         height, width = width, height
     channels, bits = 3 if mode in _COLOUR else 1, _DEEP_BITS if mode in _DEEP else 8
-    return Header(height, width, channels, bits, has_alpha, mode in ('P', 'PA'))
+    return ImageHeader(height, width, channels, bits, has_alpha, mode in ('P', 'PA'))
 
 
 def read_shape(file: BinaryIO, source: str, fit: images_lib.Fit = images_lib.Fit()) -> tuple[int, int, int]:
@@ -249,7 +249,7 @@ def _blend(pixels: np.ndarray, alpha: np.ndarray, backing: np.ndarray) -> np.nda
     return ((pixels * alpha + backing * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
-def _check_depth(header: Header, source: str, fit: images_lib.Fit) -> None:
+def _check_depth(header: ImageHeader, source: str, fit: images_lib.Fit) -> None:
     if header.bits == _DEEP_BITS and fit.window is None:
         raise ValueError(
             f'{source} has 16 bits a channel; convert it to 8, or say which grey levels become 0 and 255: '

@@ -23,7 +23,7 @@ from tf_dpdiff.data import owner_names
 from tf_dpdiff.data import problems as problems_lib
 from tf_dpdiff.data import splitting
 from tf_dpdiff.data import table as table_lib
-from tf_dpdiff.data import tables
+from tf_dpdiff.data import table_images
 
 SUFFIXES = ('.dcm', '.dicom', '.ima')
 
@@ -50,7 +50,7 @@ _COLOUR_BITS = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Header:
+class DicomHeader:
     """What is read of a header.
 
     Attributes:
@@ -155,7 +155,7 @@ def dicom_folder(
     else:
         table = _Labels(table_lib.read(labels, delimiter), label_column, file_column, patient_column, suffix, unlisted)
         headers, listing, class_names = table.label(root)
-        train, test = tables.split_by_folders(listing)
+        train, test = table_images.split_by_folders(listing)
         source = str(table.table.file)
     _check_patients(headers)
     train, test = _with_owners(train, headers), test and _with_owners(test, headers)
@@ -195,7 +195,7 @@ def is_dicom(file: pathlib.Path) -> bool:
         return opened.read(_PREAMBLE + 4)[_PREAMBLE:] == b'DICM'
 
 
-def read_header(file: pathlib.Path) -> Header:
+def read_header(file: pathlib.Path) -> DicomHeader:
     """Reads what is needed of a header.
 
     Raises:
@@ -225,7 +225,7 @@ def read_header(file: pathlib.Path) -> Header:
         raise ValueError(f'{file} has a table in place of a rescale slope; convert it.')
     _check_compression(file, transfer_syntax)
     slope, intercept = fields['RescaleSlope'], fields['RescaleIntercept']
-    return Header(
+    return DicomHeader(
         height=fields['Rows'],
         width=fields['Columns'],
         channels=samples,
@@ -290,7 +290,7 @@ def decode(file: pathlib.Path, fit: images_lib.Fit) -> np.ndarray:
     return 255 - grey if header.is_inverted else grey
 
 
-def _check(header: Header, file: pathlib.Path, fit: images_lib.Fit) -> tuple[int, int, int]:
+def _check(header: DicomHeader, file: pathlib.Path, fit: images_lib.Fit) -> tuple[int, int, int]:
     """Returns the shape of an image if its header and `fit` say how to decode it."""
     if header.channels == 1 and fit.window is None and header.window is None:
         raise ValueError(
@@ -339,14 +339,14 @@ class _Labels:
         if self.unlisted not in ('refuse', 'pass_over'):
             raise ValueError(f"unlisted must be 'refuse' or 'pass_over', got {self.unlisted!r}.")
 
-    def label(self, root: pathlib.Path) -> tuple[dict[pathlib.Path, Header], listed.Listing, tuple[str, ...]]:
+    def label(self, root: pathlib.Path) -> tuple[dict[pathlib.Path, DicomHeader], listed.Listing, tuple[str, ...]]:
         """Returns the headers and the files that have a label, and the names of the classes."""
         problems = problems_lib.Problems(f'the table {self.table.file}')
-        labels = tables.labels_of(self.table, self.label_column, problems)
+        labels = table_images.labels_of(self.table, self.label_column, problems)
         files = list_files(root)
         if self.file_column is not None:
             index = listed.FileIndex(root, files)
-            rows = tables.match(self.table, index, self.file_column, self.suffix, problems)
+            rows = table_images.match(self.table, index, self.file_column, self.suffix, problems)
             headers = _read_headers(root.name, sorted(rows) if self.unlisted == 'pass_over' else files)
         else:
             headers = _read_headers(root.name, files)
@@ -357,15 +357,15 @@ class _Labels:
                     f"{file} is not listed in {self.table.file}; unlisted = 'pass_over' leaves such files out."
                 )
         # A table may list more patients than there are here.
-        class_names = tables.order_classes([labels[row] for row in rows.values()], str(self.table.file), problems)
+        class_names = table_images.order_classes([labels[row] for row in rows.values()], str(self.table.file), problems)
         problems.check()
         headers = {file: headers[file] for file in rows}
         if not rows:
             raise ValueError(f'{self.table.file} lists none of the DICOM files in {root}.')
-        return headers, tables.make_listing(root, rows, labels, None, class_names), class_names
+        return headers, table_images.make_listing(root, rows, labels, None, class_names), class_names
 
     def _match_patients(
-        self, headers: dict[pathlib.Path, Header], labels: Sequence[str], problems: problems_lib.Problems
+        self, headers: dict[pathlib.Path, DicomHeader], labels: Sequence[str], problems: problems_lib.Problems
     ) -> dict[pathlib.Path, int]:
         """Returns the row of each file by its patient; takes down patients of two labels."""
         assert self.patient_column is not None
@@ -379,9 +379,9 @@ class _Labels:
         return {file: row_of[header.patient] for file, header in headers.items() if header.patient in row_of}
 
 
-def _read_headers(name: str, files: Sequence[pathlib.Path]) -> dict[pathlib.Path, Header]:
+def _read_headers(name: str, files: Sequence[pathlib.Path]) -> dict[pathlib.Path, DicomHeader]:
     """Returns the headers of files; those that cannot be read are told of at once."""
-    headers: dict[pathlib.Path, Header] = {}
+    headers: dict[pathlib.Path, DicomHeader] = {}
 
     def read(file):
         headers[file] = read_header(file)
@@ -391,7 +391,7 @@ def _read_headers(name: str, files: Sequence[pathlib.Path]) -> dict[pathlib.Path
     return {file: headers[file] for file in files}
 
 
-def _check_patients(headers: dict[pathlib.Path, Header]) -> None:
+def _check_patients(headers: dict[pathlib.Path, DicomHeader]) -> None:
     """Refuses files without a patient, and those whose patient may be several people, or one of two names."""
     files = list(headers)
     problems = problems_lib.Problems('the PatientIDs of DICOM files')
@@ -412,7 +412,7 @@ def _check_patients(headers: dict[pathlib.Path, Header]) -> None:
     problems.check()
 
 
-def _with_owners(listing: listed.Listing, headers: dict[pathlib.Path, Header]) -> listed.Listing:
+def _with_owners(listing: listed.Listing, headers: dict[pathlib.Path, DicomHeader]) -> listed.Listing:
     return dataclasses.replace(listing, owners=np.array([headers[file].patient for file in listing.paths], str))
 
 

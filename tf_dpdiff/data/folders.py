@@ -15,7 +15,7 @@ from tf_dpdiff.data import listed
 from tf_dpdiff.data import problems as problems_lib
 from tf_dpdiff.data import splitting
 from tf_dpdiff.data import table as table_lib
-from tf_dpdiff.data import tables
+from tf_dpdiff.data import table_images
 
 _PREFIX = re.compile('([^_]*)_')
 
@@ -212,7 +212,9 @@ def _owners_by_table(
     """Returns the owner of each file by a table."""
     table, files = table_lib.read(owners), (*train.paths, *(test.paths if test else ()))
     problems = problems_lib.Problems(f'the table {table.file}')
-    rows = tables.match(table, listed.FileIndex(root, files), file_column, None, problems, passes_over_missing=True)
+    rows = table_images.match(
+        table, listed.FileIndex(root, files), file_column, None, problems, passes_over_missing=True
+    )
     for file in files:
         if file not in rows:
             problems.add(f'{file} has no owner in {table.file}.')

@@ -69,7 +69,7 @@ def read_arrays(file: pathlib.Path) -> NpzArrays:
     return NpzArrays((height, width, channels), labels.astype(np.int32), owners, names)
 
 
-def _read_all_but_images(file: pathlib.Path) -> tuple[arrays_lib.Header, dict[str, np.ndarray]]:
+def _read_all_but_images(file: pathlib.Path) -> tuple[arrays_lib.ArrayHeader, dict[str, np.ndarray]]:
     """Returns the header of the images, and the other arrays."""
     with _errors_of(file), zipfile.ZipFile(file) as archive:
         members = archive.namelist()

@@ -17,7 +17,7 @@ from tf_dpdiff.data import images as images_lib
 from tf_dpdiff.data import listed
 from tf_dpdiff.data import npz
 from tf_dpdiff.data import table as table_lib
-from tf_dpdiff.data import tables
+from tf_dpdiff.data import table_images
 
 # What reads each kind of folder or file: the names of the functions.
 SOURCES = {
@@ -177,7 +177,7 @@ def _of_folder(folder: pathlib.Path) -> Survey:
 
 def _with_odd_files(found: Survey, files: Sequence[pathlib.Path]) -> Survey:
     """Returns what class folders hold, with the files in them that are no images: the source refuses these."""
-    tops = [found.path / part for part in tables.PARTS] if found.source.startswith('train') else [found.path]
+    tops = [found.path / part for part in table_images.PARTS] if found.source.startswith('train') else [found.path]
     odd = [
         f'{file} is no image file.'
         for file in files
@@ -215,7 +215,7 @@ def _dicom_classes(
 ) -> tuple[str, ...]:
     """Returns the class folders of DICOM files; () where there are none, or where they are rather those of patients."""
     parts = {file: file.relative_to(folder).parts for file in files}
-    if all(len(each) > 2 and each[0] in tables.PARTS for each in parts.values()):
+    if all(len(each) > 2 and each[0] in table_images.PARTS for each in parts.values()):
         parts = {file: each[1:] for file, each in parts.items()}
     tops = {each[0] for each in parts.values()}
     if any(len(each) < 2 for each in parts.values()) or len(tops) < 2:
@@ -285,7 +285,7 @@ def _of_pictures(folder: pathlib.Path, pictures: Sequence[pathlib.Path], chosen:
     path, source, refusal, names, read = folder, *_class_folders(folder, pictures)
     # A table beside class folders may tell the owners alone; one folder is rather that of all images than a class.
     tells_classes = found is not None and (
-        found.table.name in tables.METADATA
+        found.table.name in table_images.METADATA
         or any(map(is_label, found.label_columns))
         or (len(names) < 2 and bool(found.label_columns or found.one_hot_columns))
     )
@@ -323,7 +323,7 @@ def _of_pictures(folder: pathlib.Path, pictures: Sequence[pathlib.Path], chosen:
     )
 
 
-def _refuse_mixed_depth(headers: Mapping[pathlib.Path, decoding.Header]) -> str:
+def _refuse_mixed_depth(headers: Mapping[pathlib.Path, decoding.ImageHeader]) -> str:
     """Returns why images of both depths can't be read together, or ''."""
     first = {header.bits > 8: file for file, header in reversed(list(headers.items()))}
     if len(first) < 2:
@@ -352,7 +352,7 @@ def _class_folders(
 ) -> tuple[str, str, tuple[str, ...], Sequence[pathlib.Path]]:
     """Returns the source that reads class folders, why none does, the classes, and the files in them."""
     has_train = any(file.relative_to(folder).parts[0] == 'train' for file in files if file.parent != folder)
-    tops = [folder / part for part in tables.PARTS] if has_train else [folder]
+    tops = [folder / part for part in table_images.PARTS] if has_train else [folder]
     parts = {file: file.relative_to(top).parts for top in tops for file in files if file.is_relative_to(top)}
     deep = next((file for file in parts if len(parts[file]) > 2), None)
     in_classes = [file for file in parts if len(parts[file]) == 2]
@@ -396,7 +396,7 @@ def _look_for_table(
     if chosen:
         return _read_columns(folder, pictures, chosen, chosen), ''
     try:
-        metadata = tables.find_tables(folder)[0]
+        metadata = table_images.find_tables(folder)[0]
         inside = [file for file in pictures if file.is_relative_to(metadata.parent)]
         return _read_columns(metadata.parent, inside, metadata, folder), ''
     except FileNotFoundError:
@@ -462,7 +462,7 @@ def _read_columns(
     else:
         one_hot = ()
     found_names = one_hot or tuple({name.strip() for name in rest[labels[0]]} if labels else ())
-    names = tables.order_classes(found_names, str(file))
+    names = table_images.order_classes(found_names, str(file))
     listed_files = {index.find(value) for value in texts[files[0]] if index.holds(value)} if files else set()
     has_unlisted = bool(files) and len(listed_files) < len(pictures)
     return _Columns(path, file, tuple(table.values), tuple(files), tuple(labels), one_hot, owners, has_unlisted, names)
@@ -473,7 +473,7 @@ def _find_one_hot(texts: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     columns = tuple(name for name, values in texts.items() if set(map(str.strip, values)) == {'0', '1'})
     columns = columns or tuple(name for name, values in texts.items() if set(map(str.strip, values)) == {'0.0', '1.0'})
     rows = zip(*(texts[name] for name in columns))
-    return columns if len(columns) > 1 and all(tables.one_hot_label(columns, row) for row in rows) else ()
+    return columns if len(columns) > 1 and all(table_images.one_hot_label(columns, row) for row in rows) else ()
 
 
 def is_label(column: str) -> bool:
@@ -501,7 +501,7 @@ def _read_headers(
     ]
 
 
-def _read_picture(file: pathlib.Path) -> decoding.Header:
+def _read_picture(file: pathlib.Path) -> decoding.ImageHeader:
     if not file.is_file():  # A pipe would be waited for.
         raise ValueError(f'{file} is no file.')
     with file.open('rb') as opened:

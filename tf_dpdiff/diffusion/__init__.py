@@ -6,7 +6,7 @@ corruption         x_start -> x_t
 parameterization   what the network predicts, and back to x_start and noise
 losses             a loss for each view
 samplers           noise -> images; the one entry to what follows
-sampling_steps     which timesteps a sampler visits
+timestep_spacing   which timesteps a sampler visits
 guidance           classifier-free guidance of a prediction
 thresholding       a predicted x_start back into the range of images
 ddim               samplers 'ddim' and 'ancestral'

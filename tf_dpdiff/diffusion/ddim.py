@@ -3,15 +3,15 @@
 import numpy as np
 import tensorflow as tf
 
-from tf_dpdiff.diffusion import sampling_steps
+from tf_dpdiff.diffusion import timestep_spacing
 from tf_dpdiff.diffusion.schedules import Schedule
 
 
 def ddim(
-    predict_x_start: sampling_steps.PredictXStart,
+    predict_x_start: timestep_spacing.PredictXStart,
     schedule: Schedule,
     num_steps: int,
-    draw_noise: sampling_steps.DrawNoise,
+    draw_noise: timestep_spacing.DrawNoise,
 ) -> tf.Tensor:
     """Returns images that follow from the first draw of noise; first order in the length of a step.
 
@@ -21,10 +21,10 @@ def ddim(
 
 
 def ancestral(
-    predict_x_start: sampling_steps.PredictXStart,
+    predict_x_start: timestep_spacing.PredictXStart,
     schedule: Schedule,
     num_steps: int,
-    draw_noise: sampling_steps.DrawNoise,
+    draw_noise: timestep_spacing.DrawNoise,
 ) -> tf.Tensor:
     """Returns images drawn with the posterior of the forward process, which wants many steps.
 
@@ -36,8 +36,8 @@ def ancestral(
 
 def _generalised(predict_x_start, schedule, num_steps, draw_noise, *, is_ancestral):
     """Steps of x_next = signal_next * x_start + noise_next * predicted noise + fresh * fresh noise."""
-    steps = sampling_steps.evenly_spaced(schedule, num_steps)
-    alphas, alphas_next = sampling_steps.alphas_and_next(schedule, steps)
+    steps = timestep_spacing.evenly_spaced(schedule, num_steps)
+    alphas, alphas_next = timestep_spacing.alphas_and_next(schedule, steps)
     variance = (1.0 - alphas_next) / (1.0 - alphas) * (1.0 - alphas / alphas_next) * is_ancestral
     noise_next = np.sqrt(np.maximum(1.0 - alphas_next - variance, 0.0))
     table = [np.sqrt(alphas), np.sqrt(1.0 - alphas), np.sqrt(alphas_next), noise_next, np.sqrt(variance)]

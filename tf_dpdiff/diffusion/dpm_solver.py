@@ -3,15 +3,15 @@
 import numpy as np
 import tensorflow as tf
 
-from tf_dpdiff.diffusion import sampling_steps
+from tf_dpdiff.diffusion import timestep_spacing
 from tf_dpdiff.diffusion.schedules import Schedule
 
 
 def dpmpp_2m(
-    predict_x_start: sampling_steps.PredictXStart,
+    predict_x_start: timestep_spacing.PredictXStart,
     schedule: Schedule,
     num_steps: int,
-    draw_noise: sampling_steps.DrawNoise,
+    draw_noise: timestep_spacing.DrawNoise,
 ) -> tf.Tensor:
     """Returns images that follow from the first draw of noise.
 
@@ -27,8 +27,8 @@ def dpmpp_2m(
 
     References: Lu et al. 2022, arXiv:2211.01095, Algorithm 2.
     """
-    steps = sampling_steps.spaced_in_sigma(schedule, num_steps)
-    alphas, alphas_next = sampling_steps.alphas_and_next(schedule, steps)
+    steps = timestep_spacing.spaced_in_sigma(schedule, num_steps)
+    alphas, alphas_next = timestep_spacing.alphas_and_next(schedule, steps)
     signal_rates, noise_rates = np.sqrt(alphas), np.sqrt(1.0 - alphas)
     signal_next, noise_next = np.sqrt(alphas_next), np.sqrt(1.0 - alphas_next)
     lambdas = np.log(signal_rates / noise_rates)

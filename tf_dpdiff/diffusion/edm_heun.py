@@ -3,15 +3,15 @@
 import numpy as np
 import tensorflow as tf
 
-from tf_dpdiff.diffusion import sampling_steps
+from tf_dpdiff.diffusion import timestep_spacing
 from tf_dpdiff.diffusion.schedules import Schedule
 
 
 def edm_heun(
-    predict_x_start: sampling_steps.PredictXStart,
+    predict_x_start: timestep_spacing.PredictXStart,
     schedule: Schedule,
     num_steps: int,
-    draw_noise: sampling_steps.DrawNoise,
+    draw_noise: timestep_spacing.DrawNoise,
 ) -> tf.Tensor:
     """Returns images that follow from the first draw of noise, at 2 * num_steps - 1 evaluations of the network.
 
@@ -21,8 +21,8 @@ def edm_heun(
 
     References: Karras et al. 2022, arXiv:2206.00364, Algorithm 1.
     """
-    steps = sampling_steps.spaced_in_sigma(schedule, num_steps)
-    alphas, alphas_next = sampling_steps.alphas_and_next(schedule, steps)
+    steps = timestep_spacing.spaced_in_sigma(schedule, num_steps)
+    alphas, alphas_next = timestep_spacing.alphas_and_next(schedule, steps)
     signal_rates, noise_rates = np.sqrt(alphas), np.sqrt(1.0 - alphas)
     signal_next, noise_next = np.sqrt(alphas_next), np.sqrt(1.0 - alphas_next)
     # (sigma_next - sigma) / 2, in the scale of x_t.

@@ -124,7 +124,7 @@ def make_directions(shapes: Sequence[Sequence[int]], num_canaries: int, seed: in
     )
 
 
-class CanaryViews(views_lib.ViewSampler):
+class CanaryViews(views_lib.ViewMaker):
     """Takes the place of the sampler of views: a unit is seen as the number of its canary, and its loss is linear.
 
     Args:
@@ -162,7 +162,7 @@ class CanaryViews(views_lib.ViewSampler):
     def draw_for_units(
         self, images_uint8: tf.Tensor, labels: tf.Tensor, units: tf.Tensor, *, seed: tf.Tensor, step: tf.Tensor
     ) -> Any:
-        """Returns the number of each unit's canary, int32, and its length, float32 [units, K]; see `ViewSampler`."""
+        """Returns the number of each unit's canary, int32, and its length, float32 [units, K]; see `ViewMaker`."""
         del images_uint8, labels, seed, step
         numbers = tf.where(units < 0, -1, tf.gather(self._numbers, tf.maximum(units, 0)))
         lengths = tf.gather(self._lengths, tf.maximum(numbers, 0))
@@ -337,7 +337,7 @@ class GradientCanaries:
         )
         listening = Listening(**dataclasses.asdict(finetuning.optimization))
         finetuning = dataclasses.replace(finetuning, optimization=listening)
-        training = training._replace(make_view_sampler=lambda unused_views: views)
+        training = training._replace(make_view_maker=lambda unused_views: views)
         return finetuning_lib.make_stage(finetuning, training, self._plan, data, state), directions
 
     def listen(self, stage: stage_lib.Stage, directions: Directions, on_step: Callable[[int], None]) -> Heard:

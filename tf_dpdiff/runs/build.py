@@ -18,13 +18,13 @@ from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import statement as statement_lib
 from tf_dpdiff.runs import folder
 from tf_dpdiff.runs import recipe as recipe_lib
-from tf_dpdiff.runs import tensorboard
+from tf_dpdiff.runs import tensorboard_events
 from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import finetuning
 from tf_dpdiff.training import loop
 from tf_dpdiff.training import matching as matching_lib
-from tf_dpdiff.training import pretrained
 from tf_dpdiff.training import pretraining
+from tf_dpdiff.training import public_checkpoint
 from tf_dpdiff.training import stage as stage_lib
 from tf_dpdiff.training import strategies
 from tf_dpdiff.training import summaries as summaries_lib
@@ -107,9 +107,9 @@ class Build:
         """Returns a new network."""
         return denoiser.build(self.recipe.network, self.spec.image_shape, self.spec.num_classes)
 
-    def make_view_sampler(self, views: views_lib.ViewsConfig) -> views_lib.ViewSampler:
+    def make_view_maker(self, views: views_lib.ViewsConfig) -> views_lib.ViewMaker:
         """Returns the sampler of the views of a stage."""
-        return views_lib.make_view_sampler(self.recipe.process, views, self.recipe.network, self.spec.num_classes)
+        return views_lib.make_view_maker(self.recipe.process, views, self.recipe.network, self.spec.num_classes)
 
     def check(self, num_workers: int = 1) -> None:
         """Refuses stages that do not fit the images, in so far as that can be told without reading any.
@@ -118,7 +118,7 @@ class Build:
           ValueError: says what does not fit.
         """
         for config in self.recipe.stages.values():
-            self.make_view_sampler(config.views)
+            self.make_view_maker(config.views)
             config.views.augmentation.check(self.spec.image_shape)
         if not self.recipe.is_private:
             return
@@ -130,9 +130,9 @@ class Build:
     def check_network(self, model: keras.Model) -> None:
         """Refuses a network, or views, that are not fit for per-unit clipping; see `finetuning.check_model`."""
         assert self.recipe.finetuning is not None
-        finetuning.check_model(model, self.spec.image_shape, self.make_view_sampler(self.recipe.finetuning.views))
+        finetuning.check_model(model, self.spec.image_shape, self.make_view_maker(self.recipe.finetuning.views))
 
-    def open_origin(self) -> pretrained.PretrainedModel | None:
+    def open_origin(self) -> public_checkpoint.PublicCheckpoint | None:
         """Returns the public checkpoint that the run starts from, or None where it starts from none.
 
         Raises:
@@ -146,11 +146,11 @@ class Build:
                 'a run either has a public stage of its own or starts from a checkpoint: set pretraining = None '
                 "(of 'train' or 'audit'), or FinetuningConfig.init_from = None."
             )
-        origin = pretrained.read(pathlib.Path(self.recipe.finetuning.init_from).expanduser())
+        origin = public_checkpoint.read(pathlib.Path(self.recipe.finetuning.init_from).expanduser())
         origin.check_fits(self.recipe.network, self.recipe.process)
         return origin
 
-    def public_data(self, origin: pretrained.PretrainedModel | None) -> tuple[str, ...]:
+    def public_data(self, origin: public_checkpoint.PublicCheckpoint | None) -> tuple[str, ...]:
         """Returns the public images that the run's weights see, one phrase a source."""
         recipe, phrases = self.recipe, [origin.to_phrase()] if origin else []
         if recipe.pretraining:
@@ -186,7 +186,8 @@ class Build:
         private: datasets.ImageDataset | None,
         *,
         on_release: warm_start.OnRelease = lambda unused_release: None,
-        make_grid_drawer: Callable[[folder.ModelDescription], loop.DrawGrid] | None = tensorboard.make_grid_drawer,
+        make_grid_drawer: Callable[[folder.ModelDescription], loop.DrawGrid]
+        | None = tensorboard_events.make_grid_drawer,
         replicas: strategies.Replicas = strategies.ONE,
     ) -> 'RunTraining':
         """Reads the images, and makes what trains the run from wherever its folder says that it stands.
@@ -257,7 +258,7 @@ class Build:
         return RunTraining(self, trainer, model, self.public_data(origin), num_public)
 
     def _configuration(
-        self, origin: pretrained.PretrainedModel | None, private: datasets.ImageDataset | None
+        self, origin: public_checkpoint.PublicCheckpoint | None, private: datasets.ImageDataset | None
     ) -> dict[str, Any]:
         """Returns what must be the same when the run is resumed, as JSON-able values."""
         recipe = self.recipe
@@ -277,7 +278,10 @@ class Build:
         return configuration
 
     def make_networks(
-        self, origin: pretrained.PretrainedModel | None, state: checkpoints.RunState, replicas: strategies.Replicas
+        self,
+        origin: public_checkpoint.PublicCheckpoint | None,
+        state: checkpoints.RunState,
+        replicas: strategies.Replicas,
     ) -> stage_lib.Training:
         """Returns what the stages share: networks that a run begins with, and a resumed one fills from its folder."""
         keras.utils.set_random_seed(0)  # Initial weights are public.
@@ -286,7 +290,7 @@ class Build:
         if origin and not state.has_begun:
             origin.carry_over_to(model)
         average.set_weights(model.get_weights())
-        return stage_lib.Training(model, average, self.make_view_sampler, replicas)
+        return stage_lib.Training(model, average, self.make_view_maker, replicas)
 
     def _make_stages(
         self, training: stage_lib.Training, state: checkpoints.RunState, summaries, workdir, private, on_release
@@ -369,7 +373,7 @@ class Build:
         config.release.check_enough(self.spec.num_units, self.spec.num_classes, self.plan.config.neighboring_relation)
 
     def count_private_images_that_are_public(
-        self, origin: pretrained.PretrainedModel | None, private: datasets.ImageDataset
+        self, origin: public_checkpoint.PublicCheckpoint | None, private: datasets.ImageDataset
     ) -> int:
         """Refuses public images that are the private ones; returns how many of those are among them: PRIVATE."""
         recipe, digests = self.recipe, [origin.image_digests] if origin else []

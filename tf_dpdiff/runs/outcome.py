@@ -23,7 +23,7 @@ from tf_dpdiff.networks import transfer
 from tf_dpdiff.privacy import class_means
 from tf_dpdiff.runs import folder
 from tf_dpdiff.runs import report
-from tf_dpdiff.runs import tensorboard
+from tf_dpdiff.runs import tensorboard_events
 from tf_dpdiff.sampling import draw as draw_lib
 from tf_dpdiff.sampling import shared_work
 from tf_dpdiff.sampling import store
@@ -325,7 +325,7 @@ def write(
     summaries.image('samples', grid)
     summaries.image('denoising', _draw_denoising(workdir, average, model, labels))
     points = statement.epsilon_over_steps()
-    tensorboard.write_epsilon(summaries, points)
+    tensorboard_events.write_epsilon(summaries, points)
     report.write(
         workdir,
         title=title,

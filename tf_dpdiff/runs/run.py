@@ -24,12 +24,12 @@ from tf_dpdiff.runs import folder
 from tf_dpdiff.runs import forecast
 from tf_dpdiff.runs import outcome
 from tf_dpdiff.runs import recipe as recipe_lib
-from tf_dpdiff.runs import tensorboard
+from tf_dpdiff.runs import tensorboard_events
 from tf_dpdiff.sampling import shared_work
 from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import interruption
-from tf_dpdiff.training import pretrained
 from tf_dpdiff.training import pretraining
+from tf_dpdiff.training import public_checkpoint
 from tf_dpdiff.training import strategies
 from tf_dpdiff.training import warm_start as warm_start_lib
 
@@ -55,7 +55,7 @@ class TrainedRun:
     version: pathlib.Path
     num_samples: int
     utility: dict[str, Any]
-    checkpoint: pretrained.PretrainedModel | None
+    checkpoint: public_checkpoint.PublicCheckpoint | None
     time: str
 
 
@@ -250,14 +250,14 @@ def _begin(recipe, workdir, training: build_lib.RunTraining, released_configurat
     trainer = training.trainer
     tell_overlap(training.num_private_images_that_are_public, say)
     training.model.write(workdir)
-    tensorboard.write_begin(trainer, training.model, recipe, training.build.plan, released_configuration)
+    tensorboard_events.write_begin(trainer, training.model, recipe, training.build.plan, released_configuration)
     if trainer.resumed:
         say(f'the run in {workdir} {trainer.position()}.')
 
 
 def _train_and_draw(
     recipe, workdir, training: build_lib.RunTraining, account: _Account, stop: interruption.StopRequest
-) -> tuple[Any, pretrained.PretrainedModel | None, tuple[np.ndarray, np.ndarray]]:
+) -> tuple[Any, public_checkpoint.PublicCheckpoint | None, tuple[np.ndarray, np.ndarray]]:
     """Runs what is left of the training; returns the released network, a public checkpoint, and samples with labels."""
     trainer, checkpoint = training.trainer, None
     workers = trainer.replicas.workers
@@ -273,7 +273,7 @@ def _train_and_draw(
     if not recipe.is_private:
         checkpoint = pretraining.make_checkpoint(recipe.pretraining, recipe.network, recipe.process, released)
         if workers.is_first:
-            checkpoint.write(workdir / pretrained.FOLDER)
+            checkpoint.write(workdir / public_checkpoint.FOLDER)
     try:
         drawn = outcome.draw(
             released, training.model, recipe.samples, workdir=workdir, stop=stop, workers=trainer.replicas.workers

@@ -51,9 +51,9 @@ class Limits:
 
 
 class Share:
-    """The bytes that one request takes of a `Budget`."""
+    """The bytes that one request takes of a `ByteBudget`."""
 
-    def __init__(self, budget: 'Budget'):
+    def __init__(self, budget: 'ByteBudget'):
         self._budget, self.num_bytes = budget, 0
 
     def take(self, num_bytes: int) -> None:
@@ -66,7 +66,7 @@ class Share:
         self.num_bytes += num_bytes
 
 
-class Budget:
+class ByteBudget:
     """Bytes that all requests have together, so that many large ones do not fill the memory.
 
     Args:
@@ -155,7 +155,7 @@ class Core:
 
     def __init__(self, manager: versions.VersionManager, limits: Limits, metrics: monitoring.Metrics):
         self.limits, self.metrics = limits, metrics
-        self.budget, self.gate = Budget(limits.max_open_bytes), Gate()
+        self.budget, self.gate = ByteBudget(limits.max_open_bytes), Gate()
         self.model_name = manager.name
         self._manager = manager
 

@@ -109,7 +109,7 @@ def make_stage(
         denoiser.select_variables(model, config.trainable),
         optimizer,
         plan,
-        training.make_view_sampler(config.views),
+        training.make_view_maker(config.views),
         private,
         state,
         max_ema_decay=config.max_ema_decay,
@@ -162,7 +162,7 @@ def diagnostics_writer(summaries: summaries_lib.Summaries, every_steps: int) -> 
     return write
 
 
-def check_model(model: keras.Model, image_shape, view_sampler: views_lib.ViewSampler) -> None:
+def check_model(model: keras.Model, image_shape, view_maker: views_lib.ViewMaker) -> None:
     """Refuses a network, or views, that are not fit for per-unit clipping.
 
     Raises:
@@ -174,6 +174,6 @@ def check_model(model: keras.Model, image_shape, view_sampler: views_lib.ViewSam
     model_check.check_loss(losses.view_losses, image_shape)
     seed, step = tf.constant(0, tf.int64), tf.constant(0, tf.int64)
     model_check.check_views(
-        lambda images, units: view_sampler.draw_for_units(images, labels[:, None], units, seed=seed, step=step),
+        lambda images, units: view_maker.draw_for_units(images, labels[:, None], units, seed=seed, step=step),
         [1, *image_shape],
     )

@@ -13,7 +13,7 @@ from tf_dpdiff.diffusion import process as process_lib
 from tf_dpdiff.networks import denoiser
 from tf_dpdiff.training import divergence
 from tf_dpdiff.training import optimization as optimization_lib
-from tf_dpdiff.training import pretrained
+from tf_dpdiff.training import public_checkpoint
 from tf_dpdiff.training import stage as stage_lib
 from tf_dpdiff.training import views as views_lib
 
@@ -91,7 +91,7 @@ def make_checkpoint(
     network: denoiser.DenoiserConfig,
     process: process_lib.DiffusionProcess,
     trained: keras.Model,
-) -> pretrained.PretrainedModel:
+) -> public_checkpoint.PublicCheckpoint:
     """Returns the checkpoint that private runs start from.
 
     Args:
@@ -104,7 +104,7 @@ def make_checkpoint(
       divergence.DivergedError: if its loss is not finite.
     """
     public = config.images
-    return pretrained.PretrainedModel(
+    return public_checkpoint.PublicCheckpoint(
         image_shape=public.image_shape,
         class_names=public.class_names,
         network=network,
@@ -114,13 +114,13 @@ def make_checkpoint(
         num_steps=config.num_steps,
         batch_size=config.batch_size,
         label_drop_probability=config.views.label_drop_probability,
-        loss=_loss(config, views_lib.make_view_sampler(process, config.views, network, public.num_classes), trained),
-        weights=pretrained.weights_of(trained),
+        loss=_loss(config, views_lib.make_view_maker(process, config.views, network, public.num_classes), trained),
+        weights=public_checkpoint.weights_of(trained),
         image_digests=overlap.image_digests(public.images_uint8),
     )
 
 
-def _loss(config: PretrainingConfig, view_sampler: views_lib.ViewSampler, trained: keras.Model) -> float:
+def _loss(config: PretrainingConfig, view_maker: views_lib.ViewMaker, trained: keras.Model) -> float:
     """Returns the loss of a network on the public images, as training draws their views."""
     public = config.images
     view_losses = views_lib.view_losses_fn(trained)
@@ -128,7 +128,7 @@ def _loss(config: PretrainingConfig, view_sampler: views_lib.ViewSampler, traine
     rows, losses = np.arange(num_images) * len(public) // num_images, []
     for start in range(0, num_images, _IMAGES_AT_A_TIME):
         part = rows[start : start + _IMAGES_AT_A_TIME]
-        views = view_sampler.draw_for_public(
+        views = view_maker.draw_for_public(
             tf.constant(public.images_uint8[part]),
             tf.constant(public.labels[part], tf.int32),
             tf.range(len(part)),

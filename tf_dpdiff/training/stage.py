@@ -27,13 +27,13 @@ class Training(NamedTuple):
     Attributes:
       model: The network that is trained.
       average: The network that holds the moving average of its weights.
-      make_view_sampler: Makes what draws the views that a stage asks for.
+      make_view_maker: Makes what draws the views that a stage asks for.
       replicas: What computes the steps; the networks were made in their scope.
     """
 
     model: keras.Model
     average: keras.Model
-    make_view_sampler: Callable[[views_lib.ViewsConfig], views_lib.ViewSampler]
+    make_view_maker: Callable[[views_lib.ViewsConfig], views_lib.ViewMaker]
     replicas: strategies.Replicas
 
 
@@ -86,7 +86,7 @@ def make_public_stage(
         training.model,
         training.average,
         optimizer,
-        training.make_view_sampler(config.views),
+        training.make_view_maker(config.views),
         max_ema_decay=max_ema_decay,
         batch_size=config.batch_size,
         images_per_chunk=images_per_chunk,

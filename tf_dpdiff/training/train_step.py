@@ -23,7 +23,7 @@ def make_private_step(
     variables: Sequence[tf.Variable],
     optimizer: keras.optimizers.Optimizer,
     plan: plan_lib.DpSgdPlan,
-    view_sampler: views_lib.ViewSampler,
+    view_maker: views_lib.ViewMaker,
     private: datasets.ImageDataset,
     state: checkpoints.RunState,
     *,
@@ -40,7 +40,7 @@ def make_private_step(
       variables: The variables of the model that are trained.
       optimizer: Any keras optimizer; built on `variables`.
       plan: The privacy plan.
-      view_sampler: Draws the K views of a unit.
+      view_maker: Draws the K views of a unit.
       private: The private images.
       state: Holds the secret of the run, and the ledger that each step is recorded in.
       max_ema_decay: Upper end of the moving average's decay.
@@ -52,7 +52,7 @@ def make_private_step(
       A function of the step's number, counted from 0. It updates model, average, optimizer and ledger, and returns
       diagnostics: private, not to be released.
     """
-    num_views = view_sampler.num_views
+    num_views = view_maker.num_views
     assert state.private_seed is not None  # Private images are there.
     sampling_seed, owner_seed = (state.private_seed.derive(purpose) for purpose in ('sampling', 'images_of_owners'))
     clip_and_descend = compile_private_step(
@@ -61,7 +61,7 @@ def make_private_step(
         variables,
         optimizer,
         plan,
-        view_sampler,
+        view_maker,
         state.private_seed,
         images_per_unit=1 if private.owners is None else num_views,
         max_ema_decay=max_ema_decay,
@@ -97,7 +97,7 @@ def compile_private_step(
     variables: Sequence[tf.Variable],
     optimizer: keras.optimizers.Optimizer,
     plan: plan_lib.DpSgdPlan,
-    view_sampler: views_lib.ViewSampler,
+    view_maker: views_lib.ViewMaker,
     private_seed: seeds.PrivateSeed,
     *,
     images_per_unit: int,
@@ -117,7 +117,7 @@ def compile_private_step(
       which updates model, average and optimizer, and returns diagnostics: private, not to be released.
     """
     image_shape = model.inputs[0].shape[1:].as_list()
-    unit_loss = view_sampler.unit_loss_fn(model)
+    unit_loss = view_maker.unit_loss_fn(model)
     view_seed = tf.constant(private_seed.derive('views'), tf.int64)
     optimizer.build(variables)
 
@@ -125,7 +125,7 @@ def compile_private_step(
         images_uint8, labels, units = batch
 
         def draw_views(chunk):
-            return view_sampler.draw_for_units(*chunk, seed=view_seed, step=step)
+            return view_maker.draw_for_units(*chunk, seed=view_seed, step=step)
 
         # Compute and clip the gradient of each unit, and add up: here, then over all replicas.
         clipped = plan.clipper.clipped_sum(
@@ -158,7 +158,7 @@ def compile_public_step(
     model: keras.Model,
     average: keras.Model,
     optimizer: keras.optimizers.Optimizer,
-    view_sampler: views_lib.ViewSampler,
+    view_maker: views_lib.ViewMaker,
     *,
     max_ema_decay: float,
     batch_size: int,
@@ -172,7 +172,7 @@ def compile_public_step(
       model: The network being trained.
       average: A network of the same shape that holds the moving average of its weights.
       optimizer: Any keras optimizer; built on all trainable variables.
-      view_sampler: Draws the views.
+      view_maker: Draws the views.
       max_ema_decay: Upper end of the moving average's decay; 0: the average is the weights themselves.
       batch_size: Images a step, of all replicas together.
       images_per_chunk: Images whose views are held in memory at a time.
@@ -196,7 +196,7 @@ def compile_public_step(
 
     def replica_step(batch, step):
         images_uint8, labels, places = batch
-        views = view_sampler.draw_for_public(
+        views = view_maker.draw_for_public(
             images_uint8, labels, places, batch_size=batch_size, seed=tf.constant(seed, tf.int64), step=step
         )
         num_views = views.t.shape[1]

@@ -68,7 +68,7 @@ class Views(NamedTuple):
     dropout_seeds: tf.Tensor
 
 
-class ViewSampler:
+class ViewMaker:
     """Draws the views of images, each from random numbers of its own.
 
     Everything random in training happens here, outside of the network and outside of the mapped gradient. The numbers
@@ -199,11 +199,11 @@ class ViewSampler:
         return Views(x_t, t, labels, target, dropout_seeds)
 
 
-def make_view_sampler(
+def make_view_maker(
     process: process_lib.DiffusionProcess, config: ViewsConfig, network: denoiser.DenoiserConfig, num_classes: int
-) -> ViewSampler:
+) -> ViewMaker:
     """Returns the sampler of the views that a network is trained on."""
-    return ViewSampler(process, config, num_classes=num_classes, has_dropout=network.dropout > 0.0)
+    return ViewMaker(process, config, num_classes=num_classes, has_dropout=network.dropout > 0.0)
 
 
 def spec_of_one_view(model: keras.Model) -> Views:

@@ -13,14 +13,14 @@ import pytest
 from tf_dpdiff.data import datasets
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.runs import forecast
-from tf_dpdiff.runs import own_images
+from tf_dpdiff.runs import init_rules
 
-FACTS = own_images.Facts(20000, 2, (32, 32, 3), 10.0, 4e-6, 1.0, forecast.Speed(300.0, 500.0))
+FACTS = init_rules.PublicFacts(20000, 2, (32, 32, 3), 10.0, 4e-6, 1.0, forecast.Speed(300.0, 500.0))
 
 
 @hypothesis.given(st.integers(1, 10**9))
 def test_delta_is_at_most_a_tenth_of_one_over_the_units_and_has_one_digit(num_units):
-    delta = own_images.choose_delta(num_units)
+    delta = init_rules.choose_delta(num_units)
     assert delta <= 1.0 / (10.0 * num_units) * (1.0 + 1e-12)
     assert delta > 1.0 / (20.0 * num_units) * (1.0 - 1e-12)
     digits = f'{delta:.10e}'.split('e')[0]
@@ -41,7 +41,7 @@ def test_delta_is_at_most_a_tenth_of_one_over_the_units_and_has_one_digit(num_un
 )
 def test_what_is_chosen_keeps_the_budget_and_fits_the_data(changes):
     facts = dataclasses.replace(FACTS, **changes)
-    choice = own_images.choose(facts)
+    choice = init_rules.choose(facts)
     config = plan_lib.DpSgdConfig(
         target_delta=facts.delta,
         expected_batch_size=choice.expected_batch_size,
@@ -65,7 +65,7 @@ def test_what_is_chosen_keeps_the_budget_and_fits_the_data(changes):
 
 
 def test_warm_start_comes_first_and_batches_before_steps():
-    choices = [own_images.choose(dataclasses.replace(FACTS, hours=hours)) for hours in (0.1, 0.3, 1.0, 3.0, 30.0)]
+    choices = [init_rules.choose(dataclasses.replace(FACTS, hours=hours)) for hours in (0.1, 0.3, 1.0, 3.0, 30.0)]
     steps, batches, views = zip(
         *((choice.num_steps, choice.expected_batch_size, choice.num_views) for choice in choices)
     )
@@ -77,7 +77,7 @@ def test_warm_start_comes_first_and_batches_before_steps():
         if choice.num_steps < 100:
             assert choice.num_views <= 5
     secs = 0.45 * 3600.0 * 0.3 - forecast.matching_secs(choices[1].matching, 20000, (32, 32, 3))
-    of_a_third_hour = secs * FACTS.speed.public / own_images.WARM_START_BATCH
+    of_a_third_hour = secs * FACTS.speed.public / init_rules.WARM_START_BATCH
     assert 0.9 * of_a_third_hour <= choices[1].warm_start_steps <= of_a_third_hour
     assert views[-1] == 16 and choices[-1].warm_start_steps == 3000
 
@@ -99,10 +99,10 @@ def test_page_says_from_how_many_images_on_classes_show():
     for image_shape, num_classes, epsilon, told in rows:
         clear = []
         for num_units in (round(told * 0.9), round(told * 1.1)):
-            facts = own_images.Facts(
-                num_units, num_classes, image_shape, epsilon, own_images.choose_delta(num_units), 1.0, FACTS.speed
+            facts = init_rules.PublicFacts(
+                num_units, num_classes, image_shape, epsilon, init_rules.choose_delta(num_units), 1.0, FACTS.speed
             )
-            release = own_images.choose(facts).release
+            release = init_rules.choose(facts).release
             noise = forecast.noise_on_means(release, num_units, num_classes, 'replace_with_zero')
             clear.append(noise <= forecast._CLEAR_MEAN)
         assert clear == [False, True], (image_shape, num_classes, epsilon, told)
@@ -110,7 +110,7 @@ def test_page_says_from_how_many_images_on_classes_show():
 
 def test_more_units_buy_more_means_and_few_units_one():
     numbers = [
-        own_images.choose(dataclasses.replace(FACTS, num_units=num_units)).release.means_per_class
+        init_rules.choose(dataclasses.replace(FACTS, num_units=num_units)).release.means_per_class
         for num_units in (200, 2000, 20000)
     ]
     assert numbers == sorted(numbers) and numbers[0] == 1 < numbers[-1]
@@ -119,14 +119,14 @@ def test_more_units_buy_more_means_and_few_units_one():
 def test_images_are_made_to_match_where_noise_and_time_permit():
     def matching(**changes):
         facts = dataclasses.replace(FACTS, **changes)
-        config = own_images.choose(facts).matching
+        config = init_rules.choose(facts).matching
         if config is not None:
             noise = forecast.noise_on_features(config, facts.num_units, facts.num_classes, facts.image_shape)
             assert noise <= 0.3 and 20 <= config.num_networks <= 60 and 500 <= config.num_images <= 10000
             taken = forecast.matching_secs(config, facts.num_units, facts.image_shape)
             assert (
                 forecast.noise_on_means(
-                    own_images.choose(facts).release, facts.num_units, facts.num_classes, 'replace_with_zero'
+                    init_rules.choose(facts).release, facts.num_units, facts.num_classes, 'replace_with_zero'
                 )
                 <= 0.131
             )
@@ -147,7 +147,7 @@ def test_images_are_made_to_match_where_noise_and_time_permit():
 
 def test_there_is_a_teacher_where_noise_leaves_it_something_to_say():
     def teacher(**changes):
-        return own_images.choose(dataclasses.replace(FACTS, **changes)).teacher
+        return init_rules.choose(dataclasses.replace(FACTS, **changes)).teacher
 
     many = teacher()
     assert many is not None and many.noise_share(20000, 2 * 4861) < 0.02
@@ -158,20 +158,20 @@ def test_there_is_a_teacher_where_noise_leaves_it_something_to_say():
 
 def test_where_there_is_room_for_few_means_they_get_most_of_the_budget():
     for changes in ({'num_units': 100, 'delta': 1e-3}, {'epsilon': 0.1}):
-        few = own_images.choose(dataclasses.replace(FACTS, **changes))
-        assert few.warm_start_share > 0.5 > own_images.choose(FACTS).warm_start_share
+        few = init_rules.choose(dataclasses.replace(FACTS, **changes))
+        assert few.warm_start_share > 0.5 > init_rules.choose(FACTS).warm_start_share
 
 
 def test_rules_see_no_image_and_no_count_a_class():
-    names = {field.name for field in dataclasses.fields(own_images.Facts)}
+    names = {field.name for field in dataclasses.fields(init_rules.PublicFacts)}
     assert names == {
         'num_units', 'num_classes', 'image_shape', 'epsilon', 'delta', 'hours', 'speed'
     }  # fmt: skip
-    source = inspect.getsource(own_images)
+    source = inspect.getsource(init_rules)
     assert datasets.__name__ not in source and 'data import' not in source
 
 
 def test_learning_rate_falls_with_what_the_noise_leaves_of_the_gradients():
-    rates = [own_images.choose_learning_rate(share) for share in (0.01, 1.0, 7.6, 20.0, 30.0, 1000.0, math.inf)]
+    rates = [init_rules.choose_learning_rate(share) for share in (0.01, 1.0, 7.6, 20.0, 30.0, 1000.0, math.inf)]
     assert rates == sorted(rates) and rates[0] > 0.0
     assert rates[4:] == [3e-3] * 3 and rates[2] <= 3e-4

@@ -53,7 +53,7 @@ _FEWEST_SAMPLES, _MOST_SAMPLES = 500, 20000
 
 
 @dataclasses.dataclass(frozen=True)
-class Facts:
+class PublicFacts:
     """What the rules go by; all of it counts as public.
 
     Attributes:
@@ -114,7 +114,7 @@ def choose_delta(num_units: int) -> float:
     return float(f'{digit}e{exponent}')
 
 
-def choose(facts: Facts) -> Choice:
+def choose(facts: PublicFacts) -> Choice:
     """Returns settings for private images of which only public facts are known.
 
     Raises:
@@ -156,7 +156,7 @@ def choose_learning_rate(gradient_share: float) -> float:
     return _round_down(_FULL_RATE * min(1.0, gradient_share / _FULL_RATE_SHARE) ** 2)
 
 
-def _teacher(facts: Facts, squared_budget: float) -> teacher_lib.TeacherConfig | None:
+def _teacher(facts: PublicFacts, squared_budget: float) -> teacher_lib.TeacherConfig | None:
     """Returns the teacher that a part of the budget buys; None where there is nothing to tell apart, or noise hides it.
 
     Args: as of `_class_means`.
@@ -170,7 +170,7 @@ def _teacher(facts: Facts, squared_budget: float) -> teacher_lib.TeacherConfig |
 
 
 def _warm_start(
-    facts: Facts, alone: float, secs: float
+    facts: PublicFacts, alone: float, secs: float
 ) -> tuple[matching_lib.MatchingConfig | None, float, class_means.ClassMeansConfig]:
     """Returns what images are made to match, the part of the budget that the noisy means of images take, and them.
 
@@ -192,7 +192,7 @@ def _warm_start(
     return None, share, release
 
 
-def _matching(facts: Facts, squared_budget: float, secs: float) -> matching_lib.MatchingConfig | None:
+def _matching(facts: PublicFacts, squared_budget: float, secs: float) -> matching_lib.MatchingConfig | None:
     """Returns what images are made to match; None where noise hides it, or the time is too short for it.
 
     Args: as of `_class_means`, and the seconds of the run.
@@ -212,7 +212,7 @@ def _matching(facts: Facts, squared_budget: float, secs: float) -> matching_lib.
     return dataclasses.replace(config, num_images=_round_down(min(num_images, _MOST_MATCHED)))
 
 
-def _class_means(facts: Facts, squared_budget: float) -> class_means.ClassMeansConfig:
+def _class_means(facts: PublicFacts, squared_budget: float) -> class_means.ClassMeansConfig:
     """Returns the release that spends a part of the budget: several means per class where there is room for them.
 
     Args:
@@ -238,11 +238,11 @@ def _class_means(facts: Facts, squared_budget: float) -> class_means.ClassMeansC
     return release(of_rounds, num_means) if num_means > 2 else release(of_one, 1)
 
 
-def _noise_on_means(facts: Facts, release: class_means.ClassMeansConfig) -> float:
+def _noise_on_means(facts: PublicFacts, release: class_means.ClassMeansConfig) -> float:
     return forecast_lib.noise_on_means(release, facts.num_units, facts.num_classes, relations.REPLACE_WITH_ZERO)
 
 
-def _private_steps(facts: Facts, secs: float) -> tuple[int, int, int]:
+def _private_steps(facts: PublicFacts, secs: float) -> tuple[int, int, int]:
     """Returns the steps, the expected batch size and the views per unit that fit some seconds.
 
     A larger batch costs less noise than more steps, and more views cost none: the batch comes first, up to half of the

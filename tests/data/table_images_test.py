@@ -10,7 +10,7 @@ import pytest
 from tf_dpdiff.data import datasets
 from tf_dpdiff.data import problems
 from tf_dpdiff.data import table
-from tf_dpdiff.data import tables
+from tf_dpdiff.data import table_images
 
 COUNT = 24
 
@@ -56,7 +56,7 @@ def whole(data):
 def refusal(path, **options):
     """Returns the lines of an error."""
     with pytest.raises((ValueError, FileNotFoundError)) as error:
-        data = tables.csv_images(path, **options)
+        data = table_images.csv_images(path, **options)
         len(data.train), len(data.held_out)
     if isinstance(error.value, problems.ProblemsError):
         return error.value.text.split('\n  ')[1:]
@@ -69,7 +69,7 @@ def refusal(path, **options):
 @pytest.mark.parametrize('is_stated', [True, False])
 def test_table_says_of_which_class_and_whose_each_image_is(tmp_path, delimiter, encoding, is_stated):
     file = write(tmp_path, table_name='t.csv', delimiter=delimiter, encoding=encoding)
-    data = tables.csv_images(
+    data = table_images.csv_images(
         file,
         owner_column='owner',
         unit='one patient',
@@ -94,7 +94,8 @@ def test_json_lines_say_the_same_as_csv(tmp_path):
     ]
     (tmp_path / 'json' / 'metadata.jsonl').write_text('\n'.join(lines) + '\n\n')
     one, other = (
-        tables.csv_images(tmp_path / kind, owner_column='owner', held_out_fraction=0.4) for kind in ('csv', 'json')
+        table_images.csv_images(tmp_path / kind, owner_column='owner', held_out_fraction=0.4)
+        for kind in ('csv', 'json')
     )
     labels = [{i: label for i, (label, _, _) in whole(data).items()} for data in (one, other)]
     assert labels[0] == labels[1]
@@ -104,9 +105,9 @@ def test_json_lines_say_the_same_as_csv(tmp_path):
 
 def test_order_of_the_rows_changes_nothing(tmp_path):
     write(tmp_path)
-    one = tables.csv_images(tmp_path)
+    one = table_images.csv_images(tmp_path)
     write_csv(tmp_path / 'metadata.csv', rows_of()[::-1])
-    assert tables.csv_images(tmp_path).train.fingerprint() == one.train.fingerprint()
+    assert table_images.csv_images(tmp_path).train.fingerprint() == one.train.fingerprint()
 
 
 @pytest.mark.parametrize('kind', ['suffix stated', 'found', 'upper case', 'sub-folders', 'path', 'windows', 'unicode'])
@@ -133,7 +134,7 @@ def test_files_are_found_by_what_the_table_calls_them(tmp_path, kind):
     write_csv(tmp_path / 't.csv', [(name, 'ab'[i % 2]) for i, name in enumerate(names)], columns=('isic_id', 'dx'))
     options |= {'unlisted': 'pass_over'} if kind == 'suffix stated' else {}
     options |= {'file_column': 'isic_id', 'label_column': 'dx', 'held_out_fraction': 0.4}
-    data = tables.csv_images(tmp_path / 't.csv', **options)
+    data = table_images.csv_images(tmp_path / 't.csv', **options)
     assert {i: label for i, (label, _, _) in whole(data).items()} == {i: 'ab'[i % 2] for i in range(COUNT)}
 
 
@@ -159,7 +160,7 @@ def write_one_hot(folder, rows):
 @pytest.mark.parametrize('zero, one', [('0', '1'), ('0.0', '1.0')])
 def test_table_may_have_a_column_for_each_class(tmp_path, zero, one):
     file = write_one_hot(tmp_path / 'scans', [[one if i % 3 == j else zero for j in range(3)] for i in range(COUNT)])
-    data = tables.csv_images(file, file_column='image', label_columns=ONE_HOT[1:])
+    data = table_images.csv_images(file, file_column='image', label_columns=ONE_HOT[1:])
     assert data.spec.class_names == ('melanoma', 'nevus', 'other')
     expected = {i: ONE_HOT[1 + i % 3] for i in range(COUNT)}
     assert {i: name for i, (name, _, _) in whole(data).items()} == expected
@@ -179,7 +180,7 @@ def test_rows_that_are_not_of_one_class_are_refused(tmp_path):
 def test_images_may_lie_elsewhere(tmp_path):
     write(tmp_path / 'images')
     (tmp_path / 'images' / 'metadata.csv').rename(tmp_path / 't.csv')
-    assert len(whole(tables.csv_images(tmp_path / 't.csv', root=tmp_path / 'images'))) == COUNT
+    assert len(whole(table_images.csv_images(tmp_path / 't.csv', root=tmp_path / 'images'))) == COUNT
     assert 'no such folder' in refusal(tmp_path / 't.csv', root=tmp_path / 'none')[0]
 
 
@@ -192,7 +193,7 @@ def test_layout_of_hugging_face_is_read_as_it_is(tmp_path, layout):
             (tmp_path / part / 'metadata.csv').unlink()
         rows = [(f'{part}/{row[0]}', *row[1:]) for part, n in (('train', COUNT), ('test', 6)) for row in rows_of(n)]
         write_csv(tmp_path / 'metadata.csv', rows)
-    data = tables.csv_images(tmp_path)
+    data = table_images.csv_images(tmp_path)
     assert len(data.train) == COUNT and len(data.held_out) == 6 and data.spec.name == tmp_path.name
     assert {part for i, (_, part, _) in whole(data).items() if i >= 100} == {'held_out'}
     said = refusal(tmp_path, owner_column='owner')
@@ -201,7 +202,7 @@ def test_layout_of_hugging_face_is_read_as_it_is(tmp_path, layout):
 
 def test_train_alone_is_split(tmp_path):
     write(tmp_path / 'train')
-    data = tables.csv_images(tmp_path)
+    data = table_images.csv_images(tmp_path)
     assert len(data.train) + len(data.held_out) == COUNT
 
 
@@ -232,7 +233,7 @@ def test_class_of_held_out_images_alone_is_refused_in_one_table_too(tmp_path):
 def test_classes_are_in_the_order_of_numbers_or_names(tmp_path, labels, names):
     write(tmp_path)
     write_csv(tmp_path / 'metadata.csv', [(file, labels[i % 3], owner) for i, (file, _, owner) in enumerate(rows_of())])
-    data = tables.csv_images(tmp_path, held_out_fraction=0.4)
+    data = table_images.csv_images(tmp_path, held_out_fraction=0.4)
     assert data.spec.class_names == names
     assert whole(data)[1][0] == labels[1].strip()
 
@@ -283,10 +284,10 @@ def test_owners_in_two_spellings_or_of_nobody_are_refused(tmp_path, owners, mess
 
 def test_unread_column_of_owners_is_told_of(tmp_path, capsys):
     write(tmp_path)
-    tables.csv_images(tmp_path)
+    table_images.csv_images(tmp_path)
     assert "'owner' seems to say whose image each is, and is not read" in capsys.readouterr().err
-    tables.csv_images(tmp_path, unit=datasets.ONE_IMAGE)
-    tables.csv_images(tmp_path, owner_column='owner', held_out_fraction=0.4)
+    table_images.csv_images(tmp_path, unit=datasets.ONE_IMAGE)
+    table_images.csv_images(tmp_path, owner_column='owner', held_out_fraction=0.4)
     assert not capsys.readouterr().err
 
 
@@ -328,7 +329,7 @@ def test_document_of_json_is_named_for_what_it_is(tmp_path):
 def test_data_of_the_working_folder_have_its_name(tmp_path, monkeypatch):
     write(tmp_path / 'scans')
     monkeypatch.chdir(tmp_path / 'scans')
-    assert tables.csv_images('.').spec.name == tables.csv_images('metadata.csv').spec.name == 'scans'
+    assert table_images.csv_images('.').spec.name == table_images.csv_images('metadata.csv').spec.name == 'scans'
 
 
 def test_values_of_csv_are_texts_with_their_lines(tmp_path):

@@ -23,7 +23,7 @@ _ARRAYS = ('weights', 'image_digests')  # The other fields are in the descriptio
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class PretrainedModel:
+class PublicCheckpoint:
     """What is known of a network that was trained on public images alone.
 
     Attributes:
@@ -120,7 +120,7 @@ def weights_of(model: keras.Model) -> dict[str, np.ndarray]:
     return {variable.name.split(':')[0]: variable.numpy() for variable in model.variables}
 
 
-def read(folder: pathlib.Path) -> PretrainedModel:
+def read(folder: pathlib.Path) -> PublicCheckpoint:
     """Reads a checkpoint.
 
     Args:
@@ -152,7 +152,7 @@ def read(folder: pathlib.Path) -> PretrainedModel:
             network=kinds.from_json(fields['network']),
             process=process_lib.from_json(fields['process']),
         )
-        model = PretrainedModel(weights=weights, image_digests=image_digests, **fields)
+        model = PublicCheckpoint(weights=weights, image_digests=image_digests, **fields)
     except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f'the public checkpoint in {where} is damaged: {error}.') from error
     if model.sha256 != expected:
