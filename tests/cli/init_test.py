@@ -16,6 +16,7 @@ from tf_dpdiff.cli import gin_files
 from tf_dpdiff.cli import init
 from tf_dpdiff.cli import train
 from tf_dpdiff.data import datasets
+from tf_dpdiff.runs import build as build_lib
 from tf_dpdiff.runs import forecast
 
 
@@ -170,6 +171,25 @@ def test_images_come_to_the_size_of_a_public_model_or_keep_their_own(tmp_path, s
         assert recipe.pretraining.spec.image_shape == expected
     oblong = max(sizes[0]) / min(sizes[0]) > 1.25
     assert ("resize = 'pad'" in text) == oblong
+
+
+@pytest.mark.parametrize(
+    'image_size, model', [((64, 64), 'colour32'), ((40, 24), 'colour32'), ((36, 36), ''), ((16, 16), '')]
+)
+def test_images_of_other_sizes_start_from_the_public_model_where_its_network_can_halve_them(
+    tmp_path, image_size, model
+):
+    (tmp_path / 'mine.gin').write_text(
+        tf_dpdiff.configure(write_folder(tmp_path / 'scans', sizes=((70, 64),), mode='RGB'), image_size=image_size)
+    )
+    build = build_lib.Build(gin_config.recipe(str(tmp_path / 'mine.gin')))
+    origin, network = build.open_origin(), build.make_network()
+    assert build.spec.image_shape == (*image_size, 3)
+    assert build.model.network.base_channels == (32 if model else 8)
+    if model:
+        origin.carry_over_to(network)  # Refuses weights that do not fit.
+    else:
+        assert origin is None and build.recipe.pretraining.spec.image_shape == (*image_size, 3)
 
 
 def test_16_bits_need_a_window(tmp_path):

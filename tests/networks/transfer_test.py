@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tf_dpdiff.networks import denoiser
+from tf_dpdiff.networks import dit
 from tf_dpdiff.networks import transfer
 from tf_dpdiff.networks import unet
 
@@ -172,3 +173,21 @@ def test_adapters_of_a_checkpoint_must_be_those_of_the_network(name, value):
 def test_every_field_of_a_network_is_architecture_or_known_not_to_be():
     fields = {field.name for field in dataclasses.fields(unet.UNetConfig)}
     assert fields - set(_OTHER) == {'dropout', 'compute_dtype', 'adapter_rank', 'adapter_alpha', 'adapter_targets'}
+
+
+def test_attention_stays_at_the_same_levels_for_images_of_another_size():
+    there = unet.UNetConfig(base_channels=8, groups=4, head_channels=8, attention_resolutions=(8,), patch_size=2)
+    assert there.resized((32, 32, 3), (64, 32, 3)).attention_resolutions == (16,)
+    assert there.resized((32, 32, 3), (32, 64, 3)) == there
+    assert there.resized((28, 28, 1), (64, 64, 1)).attention_resolutions == ()  # No level there is 8 high.
+    here = there.resized((32, 32, 3), (64, 48, 3))
+    small, large = (denoiser.build(config, shape, 2) for config, shape in ((there, (32, 32, 3)), (here, (64, 48, 3))))
+    weights = {variable.name.split(':')[0]: variable.numpy() for variable in small.variables}
+    transfer.carry_over_weights(weights, large)
+    with pytest.raises(transfer.WeightsMismatchError, match='attention'):  # Control.
+        transfer.carry_over_weights(weights, denoiser.build(there, (64, 48, 3), 2))
+
+
+def test_network_without_levels_is_the_same_for_images_of_any_size():
+    config = dit.DiTConfig()
+    assert config.resized((8, 8, 1), (32, 32, 1)) is config

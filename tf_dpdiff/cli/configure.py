@@ -1,5 +1,6 @@
 """From a folder of one's own images to a configuration that runs as it is."""
 
+import dataclasses
 import os
 import pathlib
 import tempfile
@@ -114,8 +115,18 @@ def configured(path: str | os.PathLike, asked: init_source.Wishes) -> Configured
     recipe = _recipe([*lines, *_UNDECIDED])
     assert recipe.data is not None and recipe.finetuning is not None
     spec = recipe.data.spec
+    network = recipe.network
+    if init_source.public_model(spec.image_shape):
+        network = network.resized(init_source.model_shape(spec.image_shape[2]), spec.image_shape)
+    lines += [
+        _bind(
+            f'{type(network).__name__}.{field.name}', getattr(network, field.name), 'As the public model at this size.'
+        )
+        for field in dataclasses.fields(network)
+        if getattr(network, field.name) != getattr(recipe.network, field.name)
+    ]
     delta = asked.delta or init_rules.choose_delta(spec.num_units)
-    model = denoiser.build(recipe.network, spec.image_shape, spec.num_classes)
+    model = denoiser.build(network, spec.image_shape, spec.num_classes)
     with progress.working('init', 'measuring the speed of this machine'):
         speed = forecast_lib.measure_speed(model, recipe.finetuning.trainable)
     assert speed is not None  # The models are small.

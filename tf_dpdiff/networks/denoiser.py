@@ -44,6 +44,16 @@ class DenoiserConfig(abc.ABC):
     def size(self) -> dict[str, int]:
         """The fields that say how large the network is, by name: what sweeps are made over."""
 
+    def resized(self, image_shape: Sequence[int], other_shape: Sequence[int]) -> 'DenoiserConfig':
+        """Returns the configuration of the same layers for images of another shape, so that weights for one fit both.
+
+        Args:
+          image_shape: (height, width, channels) that this configuration is for.
+          other_shape: Those that the new one is for.
+        """
+        del image_shape, other_shape
+        return self
+
     @abc.abstractmethod
     def check_image_shape(self, image_shape: Sequence[int]) -> None:
         """Refuses images, (height, width, channels), that the network cannot be built for.

@@ -85,10 +85,23 @@ class UNetConfig(denoiser.DenoiserConfig):
         """The channels of the first level."""
         return {'base_channels': self.base_channels}
 
+    def resized(self, image_shape, other_shape):
+        """Returns the configuration whose attention is at the same levels; see `denoiser.DenoiserConfig.resized`."""
+        if image_shape[0] == other_shape[0]:
+            return self
+        before, after = self._heights(image_shape[0]), self._heights(other_shape[0])
+        kept = tuple(after[before.index(height)] for height in self.attention_resolutions if height in before)
+        return dataclasses.replace(self, attention_resolutions=kept)
+
+    def _heights(self, height: int) -> list[int]:
+        """Returns the height of each level, for images of a height."""
+        return [height // self.patch_size // 2**level for level in range(len(self.channel_multipliers))]
+
     def check_image_shape(self, image_shape: Sequence[int]) -> None:
         """Refuses images that cannot be cut or halved for each level, and adapters of attention where there is none."""
         height, width, _ = image_shape
         blocks.check_patches(self.patch_size, height, width)
+        heights = self._heights(height)
         height, width = height // self.patch_size, width // self.patch_size
         what = 'images' if self.patch_size == 1 else 'arrays of patches'
         num_halvings = len(self.channel_multipliers) - 1
@@ -96,8 +109,7 @@ class UNetConfig(denoiser.DenoiserConfig):
             raise ValueError(
                 f'{what} of {height}x{width} cannot be halved {num_halvings} times: take fewer channel_multipliers.'
             )
-        heights = {height // 2**level for level in range(num_halvings + 1)}
-        has_attention = self.middle_attention or heights.intersection(self.attention_resolutions)
+        has_attention = self.middle_attention or set(heights).intersection(self.attention_resolutions)
         if self.adapter_rank and 'attention' in self.adapter_targets and not has_attention:
             raise ValueError(
                 f'adapter_targets={self.adapter_targets} names attention, and the network has none: set '

@@ -108,7 +108,7 @@ class Build:
         return denoiser.build(self.recipe.network, self.spec.image_shape, self.spec.num_classes)
 
     def make_view_maker(self, views: views_lib.ViewsConfig) -> views_lib.ViewMaker:
-        """Returns the sampler of the views of a stage."""
+        """Returns what makes the views of a stage."""
         return views_lib.make_view_maker(self.recipe.process, views, self.recipe.network, self.spec.num_classes)
 
     def check(self, num_workers: int = 1) -> None:
@@ -147,7 +147,7 @@ class Build:
                 "(of 'train' or 'audit'), or FinetuningConfig.init_from = None."
             )
         origin = public_checkpoint.read(pathlib.Path(self.recipe.finetuning.init_from).expanduser())
-        origin.check_fits(self.recipe.network, self.recipe.process)
+        origin.check_fits(self.recipe.network, self.recipe.process, self.spec.image_shape)
         return origin
 
     def public_data(self, origin: public_checkpoint.PublicCheckpoint | None) -> tuple[str, ...]:

@@ -14,6 +14,8 @@ _WHITE, _BLACK = 255, 0
 # Images with a shorter side than this keep their size; larger ones come to that of a public model.
 _SMALLEST_FOR_A_MODEL = 12
 _MODELS = {1: ('grey28', (28, 28)), 3: ('colour32', (32, 32))}
+# Images of other sizes start from a public model too where its network can halve them and they are not much smaller.
+_HALVED_TO, _SMALLEST_BESIDE_A_MODEL = {1: 4, 3: 8}, 20
 # Of height and width: up to it a centred square is cut out, beyond it the whole image is put on a border.
 _MOST_CROPPED = 1.25
 _OBLONG_SHARE = 0.1  # Of the images: where more are so oblong, all of them get a border.
@@ -84,9 +86,14 @@ def public_model(image_shape: tuple[int, int, int]) -> str:
     """Returns the public model that images of (height, width, channels) can start from, or ''."""
     *size, channels = image_shape
     name, model_size = _MODELS[channels]
-    # The grey model has no attention that depends on the size.
-    fits = tuple(size) == model_size or (name == 'grey28' and min(size) >= 20 and not any(side % 4 for side in size))
-    return name if fits else ''
+    can_halve = not any(side % _HALVED_TO[channels] for side in size)
+    return name if tuple(size) == model_size or (can_halve and min(size) >= _SMALLEST_BESIDE_A_MODEL) else ''
+
+
+def model_shape(channels: int) -> tuple[int, int, int]:
+    """Returns (height, width, channels) of the images that the public model of so many channels was trained on."""
+    _, (height, width) = _MODELS[channels]
+    return height, width, channels
 
 
 def settings(found: survey_lib.Survey, asked: Wishes, image_shape: tuple[int, int, int]) -> list[Setting]:

@@ -74,13 +74,20 @@ class PublicCheckpoint:
         """Returns a phrase that names its origin, for statements."""
         return f'{self.num_images:,} images of {self.dataset!r}, by the checkpoint with SHA-256 {self.sha256[:16]}'
 
-    def check_fits(self, network: denoiser.DenoiserConfig, process: process_lib.DiffusionProcess) -> None:
+    def check_fits(
+        self, network: denoiser.DenoiserConfig, process: process_lib.DiffusionProcess, image_shape: tuple[int, int, int]
+    ) -> None:
         """Refuses another architecture or another diffusion process.
+
+        Args:
+          network: Whose weights these are to be.
+          process: What it is to reverse.
+          image_shape: (height, width, channels) of its images, which may be others than those of the checkpoint.
 
         Raises:
           ValueError: one line that names what differs.
         """
-        differing = transfer.architecture_differences(self.network, network)
+        differing = transfer.architecture_differences(self.network.resized(self.image_shape, image_shape), network)
         for name, there, here in (
             ('parameterization', self.process.parameterization, process.parameterization),
             ('schedule', self.process.schedule.name, process.schedule.name),
