@@ -607,7 +607,7 @@ def test_wrong_use_is_one_line_and_writes_nothing(run, tmp_path, capsys, flags, 
     given = [] if any(flag.startswith('--template') for flag in flags) else [f'--workdir={run[0]}']
     code = verbs.call(release, *given, *flags)
     error = capsys.readouterr().err.strip()
-    assert code != command.DONE and message in error and '\n' not in error
+    assert code == command.WRONG_USE and message in error and '\n' not in error
     assert not list(tmp_path.iterdir())
 
 

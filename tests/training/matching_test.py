@@ -13,9 +13,12 @@ from tf_dpdiff.data import datasets
 from tf_dpdiff.privacy import class_means
 from tf_dpdiff.privacy import feature_means
 from tf_dpdiff.privacy import plan as plan_lib
+from tf_dpdiff.privacy import teacher as teacher_lib
 from tf_dpdiff.runs import build as build_lib
+from tf_dpdiff.sampling import draw
 from tf_dpdiff.training import interruption
 from tf_dpdiff.training import matching
+from tf_dpdiff.training import teacher as teacher_stage
 from tf_dpdiff.training import warm_start as warm_start_lib
 
 pytestmark = pytest.mark.usefixtures('small_network')
@@ -186,6 +189,55 @@ def test_images_are_made_of_the_release_alone(tmp_path, releases):
     matching.make_images(*arguments, workdir=tmp_path, save=lambda: None)
     np.testing.assert_array_equal(read(tmp_path)['images'], made['images'])
     assert len(releases) == 1
+
+
+def test_images_that_are_labelled_anew_keep_these_labels(tmp_path):
+    trainer, asked = make_trainer(tmp_path), []
+
+    def turned(images, matched):
+        asked.append((images, matched))
+        return (matched + 1) % 3
+
+    def make(label_images):
+        return matching.make_images(
+            CONFIG, *stage_arguments(trainer), workdir=tmp_path, save=lambda: None, label_images=label_images
+        )
+
+    first = make(turned)
+    ((images, matched),) = asked
+    np.testing.assert_array_equal(matched, np.tile(np.repeat([0, 1, 2], 170), 2))
+    np.testing.assert_array_equal(first.labels, (matched + 1) % 3)
+    np.testing.assert_array_equal(first.images_uint8, images)
+    for again in (make(turned), make(None)):  # A run that goes on, also without what labelled them.
+        np.testing.assert_array_equal(again.labels, first.labels)
+    assert len(asked) == 1
+    images, labels = matching.read_images(tmp_path, trainer.state.run_id)
+    np.testing.assert_array_equal(images, first.images_uint8)
+    np.testing.assert_array_equal(labels, first.labels)
+
+
+@pytest.mark.parametrize('how', ['asked', 'teacher', 'auto'])
+def test_warm_start_labels_its_images_as_the_samples_will_be(tmp_path, monkeypatch, how):
+    told = []
+    monkeypatch.setattr(
+        teacher_stage.Labeller, 'logits', lambda self, images: np.eye(3)[(np.arange(len(images)) + 1) % 3]
+    )
+    trainer = toy.make_trainer(
+        tmp_path,
+        PRIVATE,
+        pretraining=None,
+        warm_start=dataclasses.replace(WARM_START, matching=CONFIG),
+        teacher=teacher_lib.TeacherConfig(0.5, num_rounds=5),
+        samples=draw.GenerateConfig(labels=how),
+        on_release=told.append,
+    )
+    toy.without_steps(trainer).run(NEVER)
+    labels = told[-1].labels
+    matched = np.tile(np.repeat([0, 1, 2], 170), 2)
+    if how == 'asked':
+        np.testing.assert_array_equal(labels, matched)
+    else:  # By chance the teacher agrees with a third of them.
+        np.testing.assert_array_equal(labels, (np.arange(len(matched)) + 1) % 3)
 
 
 def test_warm_start_trains_on_the_images_that_were_made(tmp_path, monkeypatch):

@@ -242,7 +242,7 @@ def main(flags) -> int:
 def run(argv: list[str] | None = None) -> None:
     """Entry point of bin/audit."""
     parser = command.Parser('audit', __doc__)
-    parser.add_gin_flags()
+    parser.add_gin_flags(is_one_process=True)
     parser.add_argument(
         '--workdir', help=f'folder of the audit (default: {_DEFAULT_WORKDIR}, or the run that --samples lie in)'
     )

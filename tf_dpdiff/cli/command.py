@@ -11,6 +11,7 @@ from absl.flags import argparse_flags
 from tf_dpdiff.data import problems
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
+_STRATEGIES = ', mirrored (all GPUs here), multi_worker_mirrored (several machines) or tpu'
 NOT_TO_BE_RELEASED = 'not to be released'  # Stands beside whatever is computed from private images without noise.
 
 
@@ -25,8 +26,8 @@ class Parser(argparse_flags.ArgumentParser):
         super().__init__(prog=verb, description=description, allow_abbrev=False)
         self.add_argument('--debug', action='store_true', help='show the traceback of an error')
 
-    def add_gin_flags(self) -> None:
-        """Adds --gin_file, --gin_param and --strategy."""
+    def add_gin_flags(self, *, is_one_process: bool = False) -> None:
+        """Adds --gin_file, --gin_param and --strategy; of a verb that is for one process, without those of several."""
         self.add_argument(
             '--gin_file',
             action='append',
@@ -44,8 +45,9 @@ class Parser(argparse_flags.ArgumentParser):
         self.add_argument(
             '--strategy',
             metavar='NAME',
-            help='on what to compute: default (one device), mirrored (all GPUs here), '
-            'multi_worker_mirrored (several machines) or tpu; more by StrategyConfig in the configuration',
+            help='on what to compute: default (one device)'
+            + (', mirrored (all GPUs here) or tpu' if is_one_process else _STRATEGIES)
+            + '; more by StrategyConfig in the configuration',
         )
 
     def error(self, message: str):
@@ -71,7 +73,7 @@ def run(parser: Parser, main: Callable[..., int], argv: list[str] | None) -> int
         return _fail(parser, flags, 'interrupted; what was saved stands', FAILED)
     except problems.ProblemsError as error:  # A line each; gin adds one of its own to its words.
         return _fail(parser, flags, error.text, WRONG_USE)
-    except (ValueError, FileNotFoundError, NotADirectoryError) as error:
+    except (ValueError, FileExistsError, FileNotFoundError, NotADirectoryError) as error:
         return _fail(parser, flags, _one_line(error), WRONG_USE)
     except FloatingPointError as error:  # Training or sampling has left the finite numbers.
         return _fail(parser, flags, _one_line(error), FAILED)

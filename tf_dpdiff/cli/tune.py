@@ -116,7 +116,7 @@ def main(flags) -> int:
 def run(argv: list[str] | None = None) -> None:
     """Entry point of bin/tune."""
     parser = command.Parser('tune', __doc__)
-    parser.add_gin_flags()
+    parser.add_gin_flags(is_one_process=True)
     parser.add_argument(
         '--workdir', default='runs/tuned', help='folder of the run that is released (default: %(default)s)'
     )

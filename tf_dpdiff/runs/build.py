@@ -314,12 +314,25 @@ class Build:
                 state,
                 workdir=workdir,
                 on_release=on_release if is_first else lambda unused_release: None,
+                label_images=self._label_by_teacher(workdir, state),
             )
         if recipe.finetuning:
             assert self.plan is not None
             every = recipe.loop.log_every_steps
             log = finetuning.diagnostics_writer(summaries, every) if recipe.loop.log_non_private and is_first else None
             yield finetuning.make_stage(recipe.finetuning, training, self.plan, private, state, log)
+
+    def _label_by_teacher(self, workdir: pathlib.Path, state: checkpoints.RunState) -> matching_lib.LabelFn | None:
+        """Returns what labels the images of the warm start as the samples will be labelled; None: nothing does."""
+        how, shape, no_bias = self.recipe.samples.labels, self.spec.image_shape, [0.0] * self.spec.num_classes
+        if self.recipe.teacher is None or how == 'asked':
+            return None
+
+        def label(images, matched):
+            labeller = teacher_stage.read_labeller(workdir, state.run_id, shape, no_bias)
+            return teacher_stage.choose_labels(labeller, images, matched, how=how).labels
+
+        return label
 
     def _check_teacher(self, num_workers: int) -> None:
         """Refuses a teacher where there is nothing to be told apart, or in several processes."""

@@ -36,10 +36,6 @@ from tf_dpdiff.training import warm_start
 
 # Rows and columns of the denoising picture: few, since each evaluation of the network is called on its own.
 _DENOISING_ROWS, _DENOISING_FRAMES = 6, 10
-# Cohen's kappa of two labellings: 0 by chance, 1 where they agree. What a classifier gains that is trained with the
-# labels of the teacher: 18 and 9 points for blood cells at 0.0 and 37 at 0.2; for clothes -1 at 0.4, in a run without
-# matched images, and 5 at 0.65 in one with them.
-_SMALLEST_KAPPA = 0.7
 
 
 def cut_paths(configuration: str) -> str:
@@ -133,30 +129,22 @@ def _run_id(workdir: pathlib.Path) -> str:
 def choose_labels(
     model: folder.ModelDescription, workdir: pathlib.Path, images: np.ndarray, asked: np.ndarray, *, how: str
 ) -> tuple[folder.ModelDescription, np.ndarray, str]:
-    """Lets the teacher of a run label its samples: each class as often as it was asked for.
-
-    Post-processing: the samples and the teacher have been released.
+    """Lets the teacher of a run label its samples; see `teacher.choose_labels`.
 
     Args:
       model: The run.
       workdir: The run's folder.
       images: uint8 [images, height, width, channels], its samples.
       asked: int32 [images], the labels that they were drawn for.
-      how: 'teacher', or 'auto': only where it often sees another one than they were drawn for.
+      how: 'teacher', or 'auto'.
 
     Returns:
       The run with what was chosen, the labels, and a sentence on what was chosen and why.
     """
-    from sklearn import metrics
-
     no_bias = (0.0,) * len(model.class_names)
-    logits = teacher.read_labeller(workdir, _run_id(workdir), model.image_shape, no_bias).logits(images)
-    bias = teacher.balance(logits, np.bincount(asked, minlength=len(model.class_names))).astype(np.float32)
-    told = np.argmax(logits + bias, axis=1).astype(np.int32)
-    found = f'the teacher takes {np.mean(asked == told):.0%} of the samples for what they were drawn for'
-    if how == 'teacher' or metrics.cohen_kappa_score(asked, told) < _SMALLEST_KAPPA:
-        return model._replace(label_bias=tuple(map(float, bias))), told, f'{found}, and labels them anew'
-    return model, asked, f'{found}, which is enough: they keep these labels'
+    labeller = teacher.read_labeller(workdir, _run_id(workdir), model.image_shape, no_bias)
+    chosen = teacher.choose_labels(labeller, images, asked, how=how)
+    return model._replace(label_bias=chosen.bias), chosen.labels, f'samples: {chosen.found}'
 
 
 def draw(

@@ -94,7 +94,8 @@ class GenerateConfig:
       chunk_size: Images sampled at a time. Fixed inside, since a network's last bits depend on the size of its batch.
       labels: 'asked': an image has the label that it was drawn for. 'teacher': it has the label that the run's teacher
         gives it, by limits between the classes that make each as frequent as it was asked for. 'auto': 'teacher' unless
-        its labels mostly agree with those that the images were drawn for; else 'asked'.
+        its labels mostly agree with those that the images were drawn for; else 'asked'. Images that a warm start makes
+        to match noisy features are labelled by the same rule.
     """
 
     num_images: int = 5000

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 import dataclasses
 import math
 import pathlib
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -32,6 +33,8 @@ _LEARNING_RATE = 0.02  # Images are in [-1, 1].
 # How much more than what all classes have in common counts what tells them apart.
 _CONTRAST_WEIGHT = 5.0
 _STEPS_A_CALL = 20
+
+LabelFn = Callable[[np.ndarray, np.ndarray], np.ndarray]  # From images and the classes they match to labels.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,6 +199,7 @@ def make_images(
     *,
     workdir: pathlib.Path,
     save: stage_lib.Save,
+    label_images: LabelFn | None = None,
 ) -> datasets.ImageDataset:
     """Makes images that match the noisy feature means, which are released once in the life of a run.
 
@@ -210,6 +214,7 @@ def make_images(
       state: Where the run stands; its ledger holds the release in the end.
       workdir: The run's folder.
       save: Saves where the run stands.
+      label_images: Labels the images anew, by what has been released; None: their labels are the classes they match.
 
     Raises:
       FileNotFoundError: if the ledger holds the release and its file is missing.
@@ -220,7 +225,11 @@ def make_images(
     num_groups = -(-config.num_images // (num_of_class * private.num_classes))
     shape = (private.num_classes, num_of_class, *private.image_shape)
     sums_shape = (private.num_classes, config.num_networks * count_features(private.image_shape) + 1)
-    noisy_sums, made = _read(path, state.run_id, sums_shape, shape) or (None, np.zeros([0, *shape], np.uint8))
+    noisy_sums, made, labels = _read(path, state.run_id, sums_shape, shape) or (
+        None,
+        np.zeros([0, *shape], np.uint8),
+        None,
+    )
     if len(made) < num_groups:
         features = RandomFeatures(variations.images_uint8, config.num_networks, config.seed)
     if noisy_sums is None:
@@ -247,7 +256,12 @@ def make_images(
             )
             made = np.concatenate([made, images[None]])
             _write(path, state.run_id, noisy_sums, made)
-    return datasets.ImageDataset('images that match noisy feature means', *_flatten(made), variations.class_names)
+    images, matched = _flatten(made)
+    if labels is None and label_images:
+        labels = label_images(images, matched)
+        _write(path, state.run_id, noisy_sums, made, labels=labels)
+    name = 'images that match noisy feature means'
+    return datasets.ImageDataset(name, images, matched if labels is None else labels, variations.class_names)
 
 
 def read_images(workdir: pathlib.Path, run_id: str) -> tuple[np.ndarray, np.ndarray] | None:
@@ -265,11 +279,14 @@ def read_images(workdir: pathlib.Path, run_id: str) -> tuple[np.ndarray, np.ndar
         return None
     with released_files.telling_of_damage(path, ': put it back from a copy.'):
         with np.load(path, allow_pickle=False) as stored:
-            return _flatten(stored['images']) if str(stored['run_id']) == run_id else None
+            if str(stored['run_id']) != run_id:
+                return None
+            images, matched = _flatten(stored['images'])
+            return images, stored['labels'] if 'labels' in stored else matched
 
 
 def _flatten(made: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns images in one row, and their labels, of groups [groups, num_classes, images, height, width, channels]."""
+    """Returns the images of groups, [groups, num_classes, images, ...], in one row, and the classes that they match."""
     labels = np.broadcast_to(np.arange(made.shape[1], dtype=np.int32)[:, None], made.shape[:3])
     return made.reshape([-1, *made.shape[3:]]), labels.ravel()
 
@@ -284,15 +301,15 @@ def _starts(variations: datasets.ImageDataset, num_groups: int, shape: tuple[int
     return np.stack(starts, axis=1)
 
 
-def _write(path: pathlib.Path, run_id: str, noisy_sums: np.ndarray, made: np.ndarray) -> None:
+def _write(path: pathlib.Path, run_id: str, noisy_sums: np.ndarray, made: np.ndarray, **labels: Any) -> None:
     with files.replacing(path) as temporary:
-        np.savez(temporary, run_id=run_id, noisy_sums=noisy_sums, images=made)
+        np.savez(temporary, run_id=run_id, noisy_sums=noisy_sums, images=made, **labels)
 
 
 def _read(
     path: pathlib.Path, run_id: str, sums_shape: tuple[int, ...], group_shape: tuple[int, ...]
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Returns the noisy sums of a run and the groups of images that it has made; None where there are none of it."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None] | None:
+    """Returns the noisy sums of a run, its groups of images, and labels if they were given any; None: it has none."""
     if not path.exists():
         return None
     with released_files.telling_of_damage(path, f', and holds a release: {released_files.CURE}'):
@@ -300,11 +317,12 @@ def _read(
             if str(stored['run_id']) != run_id:
                 return None
             noisy_sums, made = stored['noisy_sums'], stored['images']
+            labels = stored['labels'] if 'labels' in stored else None
         if noisy_sums.shape != sums_shape:
             raise ValueError(f'the sums have the shape {noisy_sums.shape}, not {sums_shape}')
         if made.shape[1:] != group_shape or made.dtype != np.uint8:
             raise ValueError(f'groups of images have the shape {made.shape[1:]}, not {group_shape}')
-        return noisy_sums, made
+        return noisy_sums, made, labels
 
 
 def match(

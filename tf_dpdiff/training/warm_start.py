@@ -140,6 +140,7 @@ def make_stage(
     *,
     workdir: pathlib.Path,
     on_release: OnRelease,
+    label_images: matching_lib.LabelFn | None = None,
 ) -> stage_lib.Stage:
     """Returns the warm-start stage, which makes its release as it begins, or reads it where the run was resumed.
 
@@ -151,6 +152,7 @@ def make_stage(
       state: Where the run stands; its ledger holds the release in the end.
       workdir: The run's folder.
       on_release: Called with what was released, chosen by it, or made to match it.
+      label_images: Labels the images that were made anew; None: their labels are the classes that they match.
     """
 
     def make_images(save: stage_lib.Save) -> datasets.ImageDataset:
@@ -171,7 +173,9 @@ def make_stage(
         )
         if config.matching is None:
             return variations
-        made = matching_lib.make_images(config.matching, plan, private, variations, state, workdir=workdir, save=save)
+        made = matching_lib.make_images(
+            config.matching, plan, private, variations, state, workdir=workdir, save=save, label_images=label_images
+        )
         on_release(made)
         return made
 
