@@ -214,6 +214,9 @@ def test_images_that_are_labelled_anew_keep_these_labels(tmp_path):
     images, labels = matching.read_images(tmp_path, trainer.state.run_id)
     np.testing.assert_array_equal(images, first.images_uint8)
     np.testing.assert_array_equal(labels, first.labels)
+    np.savez(tmp_path / matching.FILE, **{**read(tmp_path), 'labels': labels[1:]})
+    with pytest.raises(ValueError, match='is not as it was written .*labels have the shape'):
+        make(None)
 
 
 @pytest.mark.parametrize('how', ['asked', 'teacher', 'auto'])

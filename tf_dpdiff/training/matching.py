@@ -225,11 +225,7 @@ def make_images(
     num_groups = -(-config.num_images // (num_of_class * private.num_classes))
     shape = (private.num_classes, num_of_class, *private.image_shape)
     sums_shape = (private.num_classes, config.num_networks * count_features(private.image_shape) + 1)
-    noisy_sums, made, labels = _read(path, state.run_id, sums_shape, shape) or (
-        None,
-        np.zeros([0, *shape], np.uint8),
-        None,
-    )
+    noisy_sums, made, labels = _read(path, state.run_id, sums_shape, shape)
     if len(made) < num_groups:
         features = RandomFeatures(variations.images_uint8, config.num_networks, config.seed)
     if noisy_sums is None:
@@ -308,20 +304,23 @@ def _write(path: pathlib.Path, run_id: str, noisy_sums: np.ndarray, made: np.nda
 
 def _read(
     path: pathlib.Path, run_id: str, sums_shape: tuple[int, ...], group_shape: tuple[int, ...]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None] | None:
-    """Returns the noisy sums of a run, its groups of images, and labels if they were given any; None: it has none."""
+) -> tuple[np.ndarray | None, np.ndarray, np.ndarray | None]:
+    """Returns the noisy sums of a run, its groups of images, and their labels if they were given any others."""
+    nothing = None, np.zeros([0, *group_shape], np.uint8), None
     if not path.exists():
-        return None
+        return nothing
     with released_files.telling_of_damage(path, f', and holds a release: {released_files.CURE}'):
         with np.load(path, allow_pickle=False) as stored:
             if str(stored['run_id']) != run_id:
-                return None
+                return nothing
             noisy_sums, made = stored['noisy_sums'], stored['images']
             labels = stored['labels'] if 'labels' in stored else None
         if noisy_sums.shape != sums_shape:
             raise ValueError(f'the sums have the shape {noisy_sums.shape}, not {sums_shape}')
         if made.shape[1:] != group_shape or made.dtype != np.uint8:
             raise ValueError(f'groups of images have the shape {made.shape[1:]}, not {group_shape}')
+        if labels is not None and labels.shape != (math.prod(made.shape[:3]),):
+            raise ValueError(f'labels have the shape {labels.shape}, for {math.prod(made.shape[:3]):,} images')
         return noisy_sums, made, labels
 
 
