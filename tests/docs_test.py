@@ -275,7 +275,7 @@ def root_of(node):
 def test_own_images_work_as_written(tmp_path, monkeypatch, capsys):
     (block,) = [block.text for block in pages.blocks(pages.DOCS / 'init.md', 'gin') if '@npz_images' in block.text]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(forecast, 'measure_speed', lambda model, trainable: forecast.Speed(300.0, 500.0))
+    monkeypatch.setattr(forecast, 'measure_speed', lambda model, trainable, **options: forecast.Speed(300.0, 500.0))
     (tmp_path / 'my.gin').write_text(block)
     images = np.random.default_rng(0).integers(0, 256, [1600, 28, 28, 1]).astype(np.uint8)
     np.savez(tmp_path / 'my_images.npz', images=images, labels=np.arange(1600) % 4)

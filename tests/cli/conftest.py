@@ -25,7 +25,7 @@ TINY = pathlib.Path(__file__).with_name('tiny_digits.gin')
 @pytest.fixture(autouse=True)
 def speed(monkeypatch):
     """A machine of one speed: to measure it takes seconds, which forecast_test spends once."""
-    monkeypatch.setattr(forecast, 'measure_speed', lambda model, trainable: forecast.Speed(300.0, 500.0))
+    monkeypatch.setattr(forecast, 'measure_speed', lambda model, trainable, **options: forecast.Speed(300.0, 500.0))
 
 
 @pytest.fixture(name='tiny_run', scope='session')

@@ -23,7 +23,7 @@ from tf_dpdiff.runs import forecast
 @pytest.fixture(autouse=True)
 def fixture_speed(monkeypatch):
     """A machine of known speed."""
-    monkeypatch.setattr(forecast, 'measure_speed', lambda model, trainable: forecast.Speed(2000.0, 800.0))
+    monkeypatch.setattr(forecast, 'measure_speed', lambda model, trainable, **options: forecast.Speed(2000.0, 800.0))
 
 
 def write_folder(

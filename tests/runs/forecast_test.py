@@ -170,6 +170,8 @@ def test_speed_is_measured_but_of_a_network_too_large_to_try(monkeypatch):
     model = denoiser.build(config, (8, 8, 1), 2)
     monkeypatch.setattr(forecast, '_MEASURED_SECS', 0.0)
     speed = forecast.measure_speed(model, ('norm',))
-    assert speed.public > 0.0 and speed.private > 0.0
+    assert speed.public > 0.0 and speed.private > 0.0 and speed.changed_pixels == 6e6
+    measured = forecast.measure_speed(model, ('norm',), has_matching=True).changed_pixels
+    assert 0.0 < measured != 6e6
     monkeypatch.setattr(forecast, '_LARGEST_MEASURED', 10)
     assert forecast.measure_speed(model, ('norm',)) is None

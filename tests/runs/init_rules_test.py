@@ -76,7 +76,7 @@ def test_warm_start_comes_first_and_batches_before_steps():
             assert choice.num_steps == 20
         if choice.num_steps < 100:
             assert choice.num_views <= 5
-    secs = 0.45 * 3600.0 * 0.3 - forecast.matching_secs(choices[1].matching, 20000, (32, 32, 3))
+    secs = 0.45 * 3600.0 * 0.3 - forecast.matching_secs(choices[1].matching, 20000, (32, 32, 3), FACTS.speed)
     of_a_third_hour = secs * FACTS.speed.public / init_rules.WARM_START_BATCH
     assert 0.9 * of_a_third_hour <= choices[1].warm_start_steps <= of_a_third_hour
     assert views[-1] == 16 and choices[-1].warm_start_steps == 3000
@@ -123,7 +123,7 @@ def test_images_are_made_to_match_where_noise_and_time_permit():
         if config is not None:
             noise = forecast.noise_on_features(config, facts.num_units, facts.num_classes, facts.image_shape)
             assert noise <= 0.3 and 20 <= config.num_networks <= 60 and 500 <= config.num_images <= 10000
-            taken = forecast.matching_secs(config, facts.num_units, facts.image_shape)
+            taken = forecast.matching_secs(config, facts.num_units, facts.image_shape, facts.speed)
             assert (
                 forecast.noise_on_means(
                     init_rules.choose(facts).release, facts.num_units, facts.num_classes, 'replace_with_zero'
@@ -175,3 +175,11 @@ def test_learning_rate_falls_with_what_the_noise_leaves_of_the_gradients():
     rates = [init_rules.choose_learning_rate(share) for share in (0.01, 1.0, 7.6, 20.0, 30.0, 1000.0, math.inf)]
     assert rates == sorted(rates) and rates[0] > 0.0
     assert rates[4:] == [3e-3] * 3 and rates[2] <= 3e-4
+
+
+def test_slower_machine_makes_fewer_images_that_match():
+    speeds = [dataclasses.replace(FACTS.speed, changed_pixels=rate) for rate in (6e6, 1.5e6)]
+    fast, slow = (init_rules.choose(dataclasses.replace(FACTS, speed=speed)).matching for speed in speeds)
+    assert fast.num_images > 2 * slow.num_images
+    taken = [forecast.matching_secs(fast, 20000, (32, 32, 3), speed) for speed in speeds]
+    assert taken[1] == pytest.approx(4.0 * taken[0])

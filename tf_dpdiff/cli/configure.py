@@ -128,7 +128,7 @@ def configured(path: str | os.PathLike, asked: init_source.Wishes) -> Configured
     delta = asked.delta or init_rules.choose_delta(spec.num_units)
     model = denoiser.build(network, spec.image_shape, spec.num_classes)
     with progress.working('init', 'measuring the speed of this machine'):
-        speed = forecast_lib.measure_speed(model, recipe.finetuning.trainable)
+        speed = forecast_lib.measure_speed(model, recipe.finetuning.trainable, has_matching=True)
     assert speed is not None  # The models are small.
     facts = init_rules.PublicFacts(
         spec.num_units, spec.num_classes, spec.image_shape, asked.epsilon, delta, asked.hours, speed

@@ -9,6 +9,7 @@ import dataclasses
 import math
 import time
 
+import numpy as np
 import tensorflow as tf
 
 from tf_dpdiff import keras
@@ -16,6 +17,7 @@ from tf_dpdiff.networks import denoiser
 from tf_dpdiff.networks import scattering
 from tf_dpdiff.privacy import cautions
 from tf_dpdiff.privacy import class_means
+from tf_dpdiff.privacy import feature_means
 from tf_dpdiff.privacy import relations
 from tf_dpdiff.privacy import rounding
 from tf_dpdiff.privacy import teacher as teacher_lib
@@ -64,8 +66,9 @@ _MEASURED_SECS = 2.0
 _LARGEST_MEASURED = 20_000_000  # Parameters; a larger network is not tried out on whatever machine plans the run.
 # Channels of 32x32 pixels of which two cores compute the scattering features in a second.
 _TEACHER_CHANNELS_PER_SEC = 500.0
-# Pixels that one random network sees on two cores in a second, and those of images that are changed to match.
-MATCHING_PIXELS_PER_SEC, CHANGED_PIXELS_PER_SEC = 2e7, 6e6
+# Pixels that a random network sees in the time in which one pixel of an image is changed to match.
+_SEEN_PER_CHANGED = 3.3
+_MEASURED_IMAGES, _MEASURED_CALLS = 64, 3
 _START_SECS = 90.0  # Of imports, calibration, tracing, export and report.
 # Steps of a warm start of 128 images below which classes are hardly told apart. Seen with 200 and 240 steps (pictures
 # of hands and of faces: accuracy of chance), while 400 taught the digits of MNIST (docs/ablations.md).
@@ -82,10 +85,17 @@ class Speed:
     Attributes:
       public: Views a second of plain training.
       private: Views a second of DP-SGD on the variables that are trained privately.
+      changed_pixels: Of images that are changed to match, a second; where it is not measured, about that of two cores.
     """
 
     public: float
     private: float
+    changed_pixels: float = 6e6
+
+    @property
+    def seen_pixels(self) -> float:
+        """Pixels that a random network sees in a second."""
+        return _SEEN_PER_CHANGED * self.changed_pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,12 +279,14 @@ def noise_on_features(
     return matching.release.noise_on_mean(num_units / num_classes, neighboring_relation) * math.sqrt(num_features)
 
 
-def matching_secs(matching: matching_lib.MatchingConfig, num_units: int, image_shape: tuple[int, int, int]) -> float:
-    """Returns about how many seconds two cores take for a release of features and for the images that match it."""
+def matching_secs(
+    matching: matching_lib.MatchingConfig, num_units: int, image_shape: tuple[int, int, int], speed: Speed
+) -> float:
+    """Returns about how many seconds a release of features and the images that match it take."""
     num_pixels = math.prod(image_shape[:2])
-    seen = num_units * matching.num_networks * num_pixels
-    return (
-        seen / MATCHING_PIXELS_PER_SEC + matching.num_images * matching.num_steps * num_pixels / CHANGED_PIXELS_PER_SEC
+    return num_pixels * (
+        num_units * matching.num_networks / speed.seen_pixels
+        + matching.num_images * matching.num_steps / speed.changed_pixels
     )
 
 
@@ -341,12 +353,13 @@ def count_parameters(variables: Sequence[tf.Variable]) -> int:
     return sum(variable.shape.num_elements() for variable in variables)
 
 
-def measure_speed(model: keras.Model, trainable: tuple[str, ...]) -> Speed | None:
+def measure_speed(model: keras.Model, trainable: tuple[str, ...], *, has_matching: bool = False) -> Speed | None:
     """Returns how fast this machine computes a network; takes some seconds. None: it is too large to be tried out.
 
     Args:
       model: From `denoiser.build`.
       trainable: As FinetuningConfig has it.
+      has_matching: Whether to measure too how fast images are changed to match.
     """
     if model.count_params() > _LARGEST_MEASURED:
         return None
@@ -355,7 +368,8 @@ def measure_speed(model: keras.Model, trainable: tuple[str, ...]) -> Speed | Non
     private = public
     if len(trained) < len(model.trainable_variables):
         private = _views_per_second(model, trained)
-    return Speed(public, _PRIVATE_EFFICIENCY * private)
+    speed = Speed(public, _PRIVATE_EFFICIENCY * private)
+    return dataclasses.replace(speed, changed_pixels=_changed_pixels(model)) if has_matching else speed
 
 
 def _views_per_second(model: keras.Model, variables) -> float:
@@ -377,6 +391,26 @@ def _views_per_second(model: keras.Model, variables) -> float:
     return num_calls * _MEASURED_VIEWS / (time.monotonic() - started)
 
 
+def _changed_pixels(model: keras.Model) -> float:
+    """Returns how many pixels of images of a network's size are changed in a second to match."""
+    shape = tuple(model.inputs[0].shape[1:])
+    starts = np.random.default_rng(0).integers(0, 256, [1, _MEASURED_IMAGES, *shape], np.uint8)
+    features = matching_lib.RandomFeatures(starts[0], 1, seed=0)
+    means = feature_means.NoisyFeatureMeans(np.zeros([1, features.num_features]), np.zeros([1]))
+    times: list[float] = []
+    matching_lib.match(
+        features,
+        means,
+        starts,
+        num_steps=_MEASURED_CALLS * matching_lib.STEPS_A_CALL,
+        seed=0,
+        on_steps=lambda unused_count: times.append(time.monotonic()),
+    )
+    # Of the first call most is tracing.
+    num_steps = (_MEASURED_CALLS - 1) * matching_lib.STEPS_A_CALL
+    return num_steps * _MEASURED_IMAGES * math.prod(shape[:2]) / (times[-1] - times[0])
+
+
 def training_secs(recipe: recipe_lib.Recipe, speed: Speed) -> float:
     """Returns about how many seconds a run takes on one device, samples included, evaluation not."""
     seconds = _START_SECS
@@ -388,7 +422,7 @@ def training_secs(recipe: recipe_lib.Recipe, speed: Speed) -> float:
             seconds += config.num_steps * config.batch_size * config.views.augmentation_multiplicity / speed.public
     matching = recipe.warm_start and recipe.warm_start.matching
     if matching and recipe.data:
-        seconds += matching_secs(matching, recipe.data.spec.num_images, recipe.data.spec.image_shape)
+        seconds += matching_secs(matching, recipe.data.spec.num_images, recipe.data.spec.image_shape, speed)
     if recipe.teacher and recipe.data:
         spec = recipe.data.spec
         seconds += (spec.num_units + recipe.samples.num_images) * spec.image_shape[-1] / _TEACHER_CHANNELS_PER_SEC

@@ -123,7 +123,7 @@ def choose(facts: PublicFacts) -> Choice:
     alone = accounting.calibrate_noise_multiplier(dp_accounting.GaussianDpEvent, facts.epsilon, facts.delta)
     secs, public = 3600.0 * facts.hours, facts.speed.public
     matching, share, release = _warm_start(facts, alone, secs)
-    taken = forecast_lib.matching_secs(matching, facts.num_units, facts.image_shape) if matching else 0.0
+    taken = forecast_lib.matching_secs(matching, facts.num_units, facts.image_shape, facts.speed) if matching else 0.0
     affordable = int((secs * _WARM_START_TIME - taken) * public / WARM_START_BATCH)
     warm_start_steps = _round_down(_between(affordable, _FEWEST_WARM_START_STEPS, _MOST_WARM_START_STEPS))
     rest = secs * _TRAINING_TIME - taken - warm_start_steps * WARM_START_BATCH / public
@@ -202,10 +202,10 @@ def _matching(facts: PublicFacts, squared_budget: float, secs: float) -> matchin
     of_one = forecast_lib.noise_on_features(
         matching_lib.MatchingConfig(release, 1, num_networks=1), facts.num_units, facts.num_classes, facts.image_shape
     )
-    affordable = secs * _FEATURES_TIME * forecast_lib.MATCHING_PIXELS_PER_SEC / (facts.num_units * num_pixels)
+    affordable = secs * _FEATURES_TIME * facts.speed.seen_pixels / (facts.num_units * num_pixels)
     num_networks = min(_MOST_NETWORKS, math.floor(min((_MATCHING_NOISE / of_one) ** 2, affordable)))
     config = matching_lib.MatchingConfig(release, 1, num_networks=max(1, num_networks))
-    pixel_steps = secs * _MATCHING_TIME * forecast_lib.CHANGED_PIXELS_PER_SEC
+    pixel_steps = secs * _MATCHING_TIME * facts.speed.changed_pixels
     num_images = math.floor(pixel_steps / (config.num_steps * num_pixels))
     if num_networks < _FEWEST_NETWORKS or num_images < _FEWEST_SAMPLES:
         return None

@@ -32,7 +32,7 @@ _GROUP = 512
 _LEARNING_RATE = 0.02  # Images are in [-1, 1].
 # How much more than what all classes have in common counts what tells them apart.
 _CONTRAST_WEIGHT = 5.0
-_STEPS_A_CALL = 20
+STEPS_A_CALL = 20
 
 LabelFn = Callable[[np.ndarray, np.ndarray], np.ndarray]  # From images and the classes they match to labels.
 
@@ -374,8 +374,8 @@ def match(
     order = np.random.default_rng(seed).integers(features.num_networks, size=num_steps).astype(np.int32)
     steps = np.arange(1, num_steps + 1)
     rates = _LEARNING_RATE * (1.0 - (steps - 1) / num_steps) * np.sqrt(1.0 - 0.999**steps)
-    for start in range(0, num_steps, _STEPS_A_CALL):
-        part = slice(start, start + _STEPS_A_CALL)
+    for start in range(0, num_steps, STEPS_A_CALL):
+        part = slice(start, start + STEPS_A_CALL)
         take_steps(tf.constant(order[part]), tf.constant(rates[part], tf.float32))
         on_steps(len(order[part]))
     made = np.round((images.numpy() + 1.0) * 127.5).astype(np.uint8)
