@@ -11,7 +11,6 @@ from absl.flags import argparse_flags
 from tf_dpdiff.data import problems
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
-_STRATEGIES = ', mirrored (all GPUs here), multi_worker_mirrored (several machines) or tpu'
 NOT_TO_BE_RELEASED = 'not to be released'  # Stands beside whatever is computed from private images without noise.
 
 
@@ -42,12 +41,12 @@ class Parser(argparse_flags.ArgumentParser):
             metavar="'A.B=VALUE'",
             help='a binding that wins over the files; may be given several times, later ones win',
         )
+        several = '' if is_one_process else ', multi_worker_mirrored (several machines)'
         self.add_argument(
             '--strategy',
             metavar='NAME',
-            help='on what to compute: default (one device)'
-            + (', mirrored (all GPUs here) or tpu' if is_one_process else _STRATEGIES)
-            + '; more by StrategyConfig in the configuration',
+            help=f'on what to compute: default (one device), mirrored (all GPUs here){several} or tpu; more by '
+            'StrategyConfig in the configuration',
         )
 
     def error(self, message: str):

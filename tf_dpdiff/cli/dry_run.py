@@ -57,8 +57,8 @@ def show(
     time, told = None, forecast_lib.forecast_of(build, model)
     if hardware is None:  # Else the planner reckons for its devices.
         with progress.working('train', 'measuring the speed of this machine'):
-            has_matching = bool(recipe.warm_start and recipe.warm_start.matching)
-            speed = forecast_lib.measure_speed(model, recipe.finetuning.trainable, has_matching=has_matching)
+            trainable, has_matching = recipe.finetuning.trainable, recipe.matching is not None
+            speed = forecast_lib.measure_speed(model, trainable, has_matching=has_matching)
             time = outlook.describe_time(recipe, speed)
     show_in_short(build, model, told, time)
     build.check_network(model)

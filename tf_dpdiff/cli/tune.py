@@ -42,8 +42,7 @@ def _show(prepared: tune_lib.PreparedChoice) -> None:
     assert tuning is not None and first.recipe.finetuning is not None and first.recipe.data is not None
     first.recipe.data.look_at('train')
     with progress.working('tune', 'measuring the speed of this machine'):
-        has_matching = bool(first.recipe.warm_start and first.recipe.warm_start.matching)
-        trainable = first.recipe.finetuning.trainable
+        trainable, has_matching = first.recipe.finetuning.trainable, first.recipe.matching is not None
         speed = forecast_lib.measure_speed(first.make_network(), trainable, has_matching=has_matching)
     table = command.facts_table('what would be done')
     table.add_row(

@@ -125,7 +125,7 @@ def make_directions(shapes: Sequence[Sequence[int]], num_canaries: int, seed: in
 
 
 class CanaryViews(views_lib.ViewMaker):
-    """Takes the place of the sampler of views: a unit is seen as the number of its canary, and its loss is linear.
+    """Takes the place of the maker of views: a unit is seen as the number of its canary, and its loss is linear.
 
     Args:
       directions: Of the canaries.

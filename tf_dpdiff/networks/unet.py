@@ -101,7 +101,6 @@ class UNetConfig(denoiser.DenoiserConfig):
         """Refuses images that cannot be cut or halved for each level, and adapters of attention where there is none."""
         height, width, _ = image_shape
         blocks.check_patches(self.patch_size, height, width)
-        heights = self._heights(height)
         height, width = height // self.patch_size, width // self.patch_size
         what = 'images' if self.patch_size == 1 else 'arrays of patches'
         num_halvings = len(self.channel_multipliers) - 1
@@ -109,7 +108,9 @@ class UNetConfig(denoiser.DenoiserConfig):
             raise ValueError(
                 f'{what} of {height}x{width} cannot be halved {num_halvings} times: take fewer channel_multipliers.'
             )
-        has_attention = self.middle_attention or set(heights).intersection(self.attention_resolutions)
+        has_attention = self.middle_attention or set(self._heights(image_shape[0])).intersection(
+            self.attention_resolutions
+        )
         if self.adapter_rank and 'attention' in self.adapter_targets and not has_attention:
             raise ValueError(
                 f'adapter_targets={self.adapter_targets} names attention, and the network has none: set '

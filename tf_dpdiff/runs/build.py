@@ -217,8 +217,7 @@ class Build:
                     f'{plan.warm_start_release}.'
                 )
             if _matched_release(recipe) != plan.matching:
-                matching = recipe.warm_start and recipe.warm_start.matching
-                raise ValueError(f'the plan does not account for {matching}: it accounts for {plan.matching}.')
+                raise ValueError(f'the plan does not account for {recipe.matching}: it accounts for {plan.matching}.')
             if recipe.teacher != plan.teacher:
                 raise ValueError(
                     f'the teacher, {recipe.teacher}, is not the one that the plan accounts for: {plan.teacher}.'
@@ -324,13 +323,13 @@ class Build:
 
     def _label_by_teacher(self, workdir: pathlib.Path, state: checkpoints.RunState) -> matching_lib.LabelFn | None:
         """Returns what labels the images of the warm start as the samples will be labelled; None: nothing does."""
-        how, shape, no_bias = self.recipe.samples.labels, self.spec.image_shape, [0.0] * self.spec.num_classes
+        how, shape = self.recipe.samples.labels, self.spec.image_shape
         if self.recipe.teacher is None or how == 'asked':
             return None
 
         def label(images, matched):
-            labeller = teacher_stage.read_labeller(workdir, state.run_id, shape, no_bias)
-            return teacher_stage.choose_labels(labeller, images, matched, how=how).labels
+            scorer = teacher_stage.read_scorer(workdir, state.run_id, shape)
+            return teacher_stage.choose_labels(scorer, images, matched, how=how).labels
 
         return label
 
@@ -425,7 +424,7 @@ class RunTraining:
 
 def _matched_release(recipe: recipe_lib.Recipe) -> feature_means.FeatureMeansConfig | None:
     """Returns the release that images of the warm start are made to match, or None."""
-    return recipe.warm_start.matching.release if recipe.warm_start and recipe.warm_start.matching else None
+    return recipe.matching.release if recipe.matching else None
 
 
 def _describe(config) -> dict[str, Any]:

@@ -420,9 +420,8 @@ def training_secs(recipe: recipe_lib.Recipe, speed: Speed) -> float:
     for config in (recipe.pretraining, recipe.warm_start):
         if config:
             seconds += config.num_steps * config.batch_size * config.views.augmentation_multiplicity / speed.public
-    matching = recipe.warm_start and recipe.warm_start.matching
-    if matching and recipe.data:
-        seconds += matching_secs(matching, recipe.data.spec.num_images, recipe.data.spec.image_shape, speed)
+    if recipe.matching and recipe.data:
+        seconds += matching_secs(recipe.matching, recipe.data.spec.num_images, recipe.data.spec.image_shape, speed)
     if recipe.teacher and recipe.data:
         spec = recipe.data.spec
         seconds += (spec.num_units + recipe.samples.num_images) * spec.image_shape[-1] / _TEACHER_CHANNELS_PER_SEC

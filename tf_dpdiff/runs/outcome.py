@@ -141,9 +141,8 @@ def choose_labels(
     Returns:
       The run with what was chosen, the labels, and a sentence on what was chosen and why.
     """
-    no_bias = (0.0,) * len(model.class_names)
-    labeller = teacher.read_labeller(workdir, _run_id(workdir), model.image_shape, no_bias)
-    chosen = teacher.choose_labels(labeller, images, asked, how=how)
+    scorer = teacher.read_scorer(workdir, _run_id(workdir), model.image_shape)
+    chosen = teacher.choose_labels(scorer, images, asked, how=how)
     return model._replace(label_bias=chosen.bias), chosen.labels, f'samples: {chosen.found}'
 
 

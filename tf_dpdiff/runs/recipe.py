@@ -16,6 +16,7 @@ from tf_dpdiff.privacy import teacher as teacher_lib
 from tf_dpdiff.sampling import draw as draw_lib
 from tf_dpdiff.training import finetuning as finetuning_lib
 from tf_dpdiff.training import loop as loop_lib
+from tf_dpdiff.training import matching as matching_lib
 from tf_dpdiff.training import pretraining as pretraining_lib
 from tf_dpdiff.training import warm_start as warm_start_lib
 
@@ -97,6 +98,11 @@ class Recipe:
     def is_private(self) -> bool:
         """Whether the run reads private images."""
         return self.data is not None
+
+    @property
+    def matching(self) -> matching_lib.MatchingConfig | None:
+        """How images are made to match for the warm start, or None."""
+        return self.warm_start.matching if self.warm_start else None
 
     @property
     def stages(self) -> dict[str, Any]:

@@ -211,20 +211,20 @@ class Labels(NamedTuple):
     found: str
 
 
-def choose_labels(labeller: Labeller, images_uint8: np.ndarray, asked: np.ndarray, *, how: str) -> Labels:
+def choose_labels(scorer: TeacherScorer, images_uint8: np.ndarray, asked: np.ndarray, *, how: str) -> Labels:
     """Lets a teacher label images that a run has made: each class as often as it was asked for.
 
     Post-processing: the images and the teacher have been released.
 
     Args:
-      labeller: The teacher, without a bias.
+      scorer: The teacher.
       images_uint8: uint8 [images, height, width, channels].
       asked: int32 [images], the labels that they were made for.
       how: 'teacher', or 'auto': only where it often sees another one than they were made for.
     """
     from sklearn import metrics
 
-    logits = labeller.logits(images_uint8)
+    logits = Labeller(scorer, [0.0] * scorer.num_classes).logits(images_uint8)
     bias = balance(logits, np.bincount(asked, minlength=logits.shape[1])).astype(np.float32)
     told = np.argmax(logits + bias, axis=1).astype(np.int32)
     found = f'the teacher takes {np.mean(asked == told):.0%} of them for what they were made for'

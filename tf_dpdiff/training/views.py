@@ -202,7 +202,7 @@ class ViewMaker:
 def make_view_maker(
     process: process_lib.DiffusionProcess, config: ViewsConfig, network: denoiser.DenoiserConfig, num_classes: int
 ) -> ViewMaker:
-    """Returns the sampler of the views that a network is trained on."""
+    """Returns what makes the views that a network is trained on."""
     return ViewMaker(process, config, num_classes=num_classes, has_dropout=network.dropout > 0.0)
 
 
