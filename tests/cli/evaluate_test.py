@@ -315,8 +315,8 @@ def evaluate_as_two(workdir, *bindings, of_second=None, **arguments):
     recipe = gin_config.make('evaluate', **arguments)
 
     def evaluate_as(workers):
-        samples_path = (workers.index and of_second) or workdir / 'samples.npz'
-        evaluate.measure(recipe, workdir, samples_path, workers)
+        samples_paths = [(workers.index and of_second) or workdir / 'samples.npz']
+        evaluate.measure(recipe, workdir, samples_paths, workers)
 
     return fake_workers.play(evaluate_as)
 
@@ -439,6 +439,27 @@ def test_sets_of_one_name_do_not_overwrite_each_other(tmp_path):
         for path in (workdir / 'non_private').glob('evaluation_*/evaluation.json')
     }
     assert len(found) == 3 and found[str(workdir / 'samples.npz')] == 'evaluation_samples'
+
+
+@pytest.mark.parametrize('are_named', [False, True])
+def test_samples_and_matched_images_of_a_run_are_measured_as_one_set(tmp_path, are_named):
+    workdir, quick = make_run(tmp_path / 'run'), ('evaluate.quality = None', 'evaluate.neighbors = None')
+    own = store.read(workdir / 'samples.npz')
+    store.write_file(workdir / 'matched_images.npz', 255 - own.images[:20], own.labels[:20], own.class_names)
+    paths = [str(workdir / name) for name in ('samples.npz', 'matched_images.npz')]
+    assert call(workdir, *(('--samples', *paths) if are_named else ()), bindings=quick) == command.DONE
+    folder = workdir / 'non_private' / 'evaluation_samples+matched_images'
+    fields = json.loads((folder / 'evaluation.json').read_text())
+    assert fields['num_samples'] == len(own.images) + 20 and fields['samples'] == ' and '.join(paths)
+    assert fields['utility']['num_synthetic'] == len(own.images) + 20
+    assert fields['samples'] in (folder / 'report.html').read_text()
+
+
+def test_set_that_is_named_twice_is_refused(tmp_path, capsys):
+    workdir = make_run(tmp_path / 'run')
+    paths = [str(workdir / 'samples.npz'), str(workdir / '..' / 'run' / 'samples.npz')]
+    assert call(workdir, '--samples', *paths) == command.WRONG_USE
+    assert 'a set of samples is named twice' in error_of(capsys)
 
 
 def test_budget_without_a_release_is_refused(tmp_path, budget_path, capsys):

@@ -24,7 +24,6 @@ BINDINGS = [
     'MatchingConfig.num_steps = 2',
     'FeatureMeansConfig.noise_multiplier = 4.0',
     'train.pretraining = None',
-    'train.utility = None',
 ]
 
 
@@ -47,6 +46,11 @@ def test_images_that_match_are_samples_of_the_run_too(run):
     assert [entry['mechanism'] for entry in statement['releases']] == [
         'noisy_class_means', 'noisy_feature_means', 'dp_sgd_step'
     ]  # fmt: skip
+
+
+def test_classifiers_are_trained_on_samples_and_images_that_match_together(run):
+    measured = json.loads((run / 'non_private' / 'utility.json').read_text())
+    assert measured['num_synthetic'] == 510 + len(store.read(run / 'samples.npz').images)
 
 
 def test_release_holds_the_images_that_match_and_not_what_was_released_of_the_features(run, tmp_path):

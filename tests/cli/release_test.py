@@ -336,7 +336,7 @@ def test_receiver_needs_no_run(released, tmp_path, of, capsys):
         shutil.copy(f'{released}.zip', received)
     assert verbs.call(release, f'--verify={received}') == command.DONE
     said = capsys.readouterr().out
-    assert 'BAD' not in said and said.count('good  ') == 7 and 'is whole and of one piece' in said
+    assert 'BAD' not in said and said.count('good  ') == 7 and 'is complete and consistent' in said
     assert hashlib.sha256((released / 'SHA256SUMS').read_bytes()).hexdigest() in said
 
 
@@ -377,7 +377,7 @@ def test_damage_is_found_and_named(changed, capsys, name):
     damage(changed)
     assert verbs.call(release, f'--verify={changed}') == command.FAILED
     said = capsys.readouterr().out
-    assert f'BAD   {message}' in said and 'is not to be relied on' in said
+    assert f'BAD   {message}' in said and 'cannot be trusted' in said
 
 
 FORGERIES = {

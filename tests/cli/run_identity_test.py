@@ -12,6 +12,7 @@ from tf_dpdiff.cli import command
 from tf_dpdiff.cli import export
 from tf_dpdiff.cli import train
 from tf_dpdiff.privacy import seeds
+from tf_dpdiff.runs import folder
 from tf_dpdiff.runs import outcome
 from tf_dpdiff.training import checkpoints
 
@@ -62,6 +63,22 @@ def test_run_does_not_begin_beside_the_results_of_another(run, capsys, change):
     assert verbs.call(train, f'--gin_file={TINY}', f'--workdir={run}') == command.WRONG_USE
     assert f'{run} holds the results of another run than its checkpoints' in capsys.readouterr().err
     assert sampling.contents(run) == before
+
+
+@pytest.mark.parametrize('left', ['samples.npz', 'matched_images.npz', 'report.json'])
+def test_run_does_not_begin_where_samples_of_another_would_get_its_statement(tmp_path, capsys, left):
+    path = tmp_path / 'run' / left
+    path.parent.mkdir()
+    path.write_bytes(b'of another run')
+    assert verbs.call(train, f'--gin_file={TINY}', f'--workdir={path.parent}') == command.WRONG_USE
+    assert f'another run than its checkpoints ({left} is not theirs)' in capsys.readouterr().err
+    assert [found.name for found in path.parent.iterdir() if found.name != '.lock'] == [left]
+
+
+def test_what_bin_sample_wrote_is_not_of_a_run(tmp_path):
+    (tmp_path / 'samples.npz').touch()
+    (tmp_path / 'samples.samples.json').touch()
+    folder.check_free(tmp_path)
 
 
 def test_released_run_whose_checkpoints_fell_back_is_not_trained_and_released_anew(run, capsys):

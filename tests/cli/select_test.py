@@ -127,7 +127,7 @@ def test_two_workers_choose_what_one_does_and_write_once(workdir, capsys):
     path.unlink()
     capsys.readouterr()
     # The configuration of the call stands.
-    arguments = {'workdir': workdir, 'samples_path': workdir / 'samples.npz'}
+    arguments = {'workdir': workdir, 'samples_paths': [workdir / 'samples.npz']}
     recipe = gin_config.make('select')
     found = fake_workers.play(lambda workers: select.choose(recipe, workers=workers, **arguments))
     assert found == [None] * 2 and path.read_text() == of_one

@@ -31,6 +31,7 @@ from tf_dpdiff.runs import run as run_lib
 from tf_dpdiff.runs import tune as tune_lib
 from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import divergence
+from tf_dpdiff.training import warm_start
 
 pytestmark = pytest.mark.usefixtures('small_network')
 TINY = pathlib.Path(__file__).with_name('tiny_tune.gin')
@@ -280,10 +281,11 @@ def test_score_by_samples_reads_no_held_out_image_and_costs_nothing(tmp_path, mo
 
 
 @pytest.mark.usefixtures('three_runs')
-def test_where_all_runs_diverge_nothing_is_left_and_all_is_paid(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize('error', [divergence.DivergedError, warm_start.NothingChosenError])
+def test_where_no_run_comes_to_an_end_nothing_is_left_and_all_is_paid(tmp_path, monkeypatch, capsys, error):
     def diverge(recipe, directory, **unused_options):
         (directory / 'checkpoints').mkdir()
-        raise divergence.DivergedError('it diverged')
+        raise error('it diverged')
 
     monkeypatch.setattr(run_lib, 'train', diverge)
     monkeypatch.setattr(checkpoints, 'read_run', lambda unused_directory: None)
@@ -291,7 +293,7 @@ def test_where_all_runs_diverge_nothing_is_left_and_all_is_paid(tmp_path, monkey
     budget_file.create(budget_path, budget_lib.Budget(7.0, 1e-4))
     for _ in range(2):
         assert call(workdir, f'--budget_file={budget_path}') == command.FAILED
-        assert 'all runs diverged: nothing is released' in error_of(capsys)
+        assert 'all runs diverged, or chose no public image: nothing is released' in error_of(capsys)
     (entry,) = budget_file.read(budget_path).entries
     assert entry.status == 'settled' and budget_file.read(budget_path).epsilon() > 5.9
     assert {path.name for path in (workdir / 'tuning').iterdir()} == {'choice.json', 'README.txt'}

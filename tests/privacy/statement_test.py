@@ -12,6 +12,7 @@ import pytest
 from tf_dpdiff.privacy import accounting
 from tf_dpdiff.privacy import class_means
 from tf_dpdiff.privacy import ledger as ledger_lib
+from tf_dpdiff.privacy import noise
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import relations
 from tf_dpdiff.privacy import rounding
@@ -255,6 +256,19 @@ def test_bound_on_the_tail_of_the_noise_is_printed_and_never_below_itself():
     printed = float(re.search(r'adds at most (\S+) to delta', ' '.join(made.to_text().split())).group(1))
     assert 0.0 < bound <= printed < 2.0 * bound + 1e-300 and printed < 1e-6 * CONFIG.target_delta
     assert make_statement(ledger_lib.Ledger()).to_dict()['noise_tail_adds_to_delta_at_most'] == 0.0
+
+
+def test_bound_on_the_tail_counts_what_is_released_once_where_its_tail_is_cut_too():
+    def bound(ledger, generator):
+        made = make_statement(ledger, dataclasses.replace(CONFIG, noise_generator=generator))
+        return made.to_dict()['noise_tail_adds_to_delta_at_most']
+
+    means = ledger_lib.Ledger(tuple(r for r in make_plan(CONFIG).planned_ledger().releases if r.count == 1))
+    assert [release.noise_multiplier for release in means.releases] == [3.0]
+    expected = noise.tail_delta(3.0, num_draws=1, num_numbers=noise.MOST_PARAMETERS, generator='shake256')
+    assert bound(means, 'shake256') == expected > 0.0
+    assert bound(means, 'philox') == 0.0  # NumPy's noise.
+    assert bound(None, 'shake256') > expected
 
 
 def test_versions_name_what_the_claim_was_computed_with_and_what_trained():

@@ -54,6 +54,16 @@ def test_gradient_is_that_of_the_loss_where_nothing_is_clipped():
         assert found[place] == pytest.approx((loss(weights + step) - loss(weights - step)) / 2e-5, abs=1e-5)
 
 
+def test_image_of_which_overflown_weights_say_nothing_stays_within_the_bound():
+    features, labels = make_images()
+    center, weights = make_round()
+    inputs = teacher_lib.make_inputs(features, center)
+    with np.errstate(all='ignore'):
+        for row, label in zip(inputs, labels):
+            found = CONFIG.exact_gradient(row[None], label[None], 1e39 * weights)
+            assert np.linalg.norm(found) <= CONFIG.l2_norm_clip * (1.0 + 1e-6)
+
+
 def test_inputs_have_length_1_and_a_direction_and_the_intercept_in_it():
     features, _ = make_images()
     inputs = teacher_lib.make_inputs(features, make_round()[0])

@@ -382,10 +382,40 @@ def test_what_holds_no_samples_is_refused_by_name(tmp_path):
         store.read(tmp_path / 'none.npz', limit=0)
 
 
+def make_samples(count=3, seed=0, statement='epsilon = 1', names=('0', '1'), size=2):
+    images = np.random.default_rng(seed).integers(0, 256, [count, size, size, 1], np.uint8)
+    return store.Samples(images, np.arange(count, dtype=np.int32) % 2, names, statement)
+
+
+def test_sets_are_joined_in_the_order_in_which_they_are_named():
+    first, second = make_samples(), make_samples(5, seed=1)
+    joined = store.join({pathlib.Path('a'): first, pathlib.Path('b'): second})
+    np.testing.assert_array_equal(joined.images, [*first.images, *second.images])
+    np.testing.assert_array_equal(joined.labels, [0, 1, 0, 0, 1, 0, 1, 0])
+    assert joined.statement_text == 'epsilon = 1' and joined.class_names == ('0', '1')
+
+
+@pytest.mark.parametrize(
+    'other, message',
+    [
+        ({'size': 3}, 'a holds images of shape (2, 2, 1), b (3, 3, 1)'),
+        ({'names': ('cat', 'dog')}, 'a holds the classes 0, 1, b cat, dog'),
+        ({'statement': 'epsilon = 2'}, 'a and b came with different privacy statements'),
+        ({'statement': None}, 'a and b came with different privacy statements'),
+        ({'seed': 0}, 'most images of b are in the sets before it too'),
+    ],
+)
+def test_sets_that_do_not_belong_together_are_not_joined(other, message):
+    sets = {pathlib.Path('a'): make_samples(), pathlib.Path('b'): make_samples(**{'seed': 1, **other})}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        store.join(sets)
+
+
 def test_samples_of_a_run_have_its_statement_and_those_of_others_do_not(tmp_path):
     images, labels = np.zeros([5, 2, 3, 1], np.uint8), np.array([0, 1, 2, 0, 1], np.int32)
     (tmp_path / 'privacy_statement.txt').write_text('of the run')
-    for name, statement in (('samples.npz', 'of the run'), ('others.npz', None)):
+    of_run = [(name, 'of the run') for name in ('samples.npz', 'matched_images.npz')]
+    for name, statement in (*of_run, ('others.npz', None)):
         store.write_file(tmp_path / name, images, labels, _NAMES)
         found = store.read(tmp_path / name, 3)
         assert found.statement_text == statement and found.class_names == _NAMES and len(found.images) == 3

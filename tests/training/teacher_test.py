@@ -14,6 +14,7 @@ from tf_dpdiff.data import datasets
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.privacy import teacher as teacher_lib
 from tf_dpdiff.training import interruption
+from tf_dpdiff.training import released_files
 from tf_dpdiff.training import teacher as teacher_stage
 
 pytestmark = pytest.mark.usefixtures('small_network')
@@ -66,6 +67,16 @@ def test_run_that_was_killed_before_the_ledger_was_saved_reads_the_teacher(tmp_p
     resumed.run(NEVER)
     np.testing.assert_equal(read(tmp_path), before)
     assert len(releases) == 1 and resumed.state.ledger.count(MECHANISM) == 5
+
+
+def test_half_of_a_release_that_a_killed_process_left_is_removed_before_it_is_made_anew(tmp_path):
+    path, left = tmp_path / 'teacher.npz', tmp_path / '.teacher.npz.abc'
+    left.mkdir()
+    (left / 'teacher.npz').write_bytes(b'of other noise')
+    with released_files.replacing(path) as temporary:
+        assert not left.exists()
+        temporary.write_bytes(b'whole')
+    assert [found.name for found in tmp_path.iterdir()] == ['teacher.npz'] and path.read_bytes() == b'whole'
 
 
 def test_run_that_was_killed_before_the_file_was_written_has_released_nothing(tmp_path, releases, monkeypatch):

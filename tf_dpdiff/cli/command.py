@@ -144,13 +144,19 @@ def quieten_libraries() -> None:
 def add_samples_flags(parser: Parser) -> None:
     """Adds the flags that `find_samples` reads."""
     parser.add_argument('--workdir', default='runs/latest', help='folder of the run (default: %(default)s)')
-    parser.add_argument('--samples', help="what bin/sample wrote, a file or folder (default: the run's samples.npz)")
+    parser.add_argument(
+        '--samples',
+        nargs='+',
+        action='extend',
+        metavar='PATH',
+        help="what bin/sample wrote, a file or folder; several are joined (default: the run's samples, and its matched "
+        'images where it has any)',
+    )
 
 
-def find_samples(flags) -> tuple[pathlib.Path, pathlib.Path]:
-    """Returns the folder of a run, which need not be there, and where the samples are."""
-    workdir = pathlib.Path(flags.workdir).expanduser()
-    return workdir, pathlib.Path(flags.samples).expanduser() if flags.samples else workdir / 'samples.npz'
+def find_samples(flags) -> tuple[pathlib.Path, list[pathlib.Path]]:
+    """Returns the folder of a run, which need not be there, and where the named samples are; none: those of the run."""
+    return pathlib.Path(flags.workdir).expanduser(), [pathlib.Path(path).expanduser() for path in flags.samples or ()]
 
 
 def _one_line(error: Exception) -> str:

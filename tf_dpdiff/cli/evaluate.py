@@ -66,12 +66,12 @@ def _print_results(results, folder, workdir) -> None:
 def measure(
     recipe: evaluate_lib.EvaluationRecipe,
     workdir: pathlib.Path,
-    samples_path: pathlib.Path,
+    samples_paths: list[pathlib.Path],
     workers: workers_lib.Workers,
 ) -> None:
     """Measures samples, and prints what came out at the first worker; arguments as `evaluate.evaluate` has them."""
     say = progress.sayer('evaluate')
-    results, folder = evaluate_lib.evaluate(recipe, workdir, samples_path, workers=workers, say=say)
+    results, folder = evaluate_lib.evaluate(recipe, workdir, samples_paths, workers=workers, say=say)
     if workers.is_first:
         _print_results(results, folder, workdir)
 
@@ -83,8 +83,8 @@ def main(flags) -> int:
     given = gin_config.parse_flags(flags, 'evaluate')
     replicas = strategies.start(strategy_flags.configured(flags.strategy))
     workers = strategy_flags.check_evaluates(replicas).workers
-    workdir, samples_path = command.find_samples(flags)
-    measure(gin_config.make('evaluate', **given), workdir, samples_path, workers)
+    workdir, samples_paths = command.find_samples(flags)
+    measure(gin_config.make('evaluate', **given), workdir, samples_paths, workers)
     if workers.is_first:
         print(f'It took {clock.describe()}.')
     return command.DONE

@@ -69,7 +69,9 @@ def run(argv: list[str] | None = None) -> None:
     """Entry point of bin/init."""
     defaults = init_source.Wishes()
     parser = command.Parser('init', __doc__)
-    parser.add_argument('path', help='folder of images (class folders, or a table beside them), .npz file or table')
+    parser.add_argument(
+        'path', help='folder of images (class folders, a table beside them, or DICOM), .npz file or table'
+    )
     parser.add_argument('--output', required=True, metavar='FILE', help='the configuration to write, such as mine.gin')
     parser.add_argument('--epsilon', type=float, default=defaults.epsilon, help='privacy budget (default: %(default)g)')
     parser.add_argument('--delta', type=float, help='default: at most 1 / (10 x units), rounded down')
@@ -77,18 +79,20 @@ def run(argv: list[str] | None = None) -> None:
         '--hours',
         type=float,
         default=defaults.hours,
-        help='that the run may take on this machine (default: %(default)g)',
+        help='hours that the run may take on this machine (default: %(default)g)',
     )
     parser.add_argument(
         '--unit',
         metavar='WORD',
-        help="what is protected: 'image', or a word for who owns several, such as 'patient' (default: an image, but "
-        'where the images name their owners)',
+        help="what is protected: 'image', or a word for who owns several, such as 'patient' (default: one image, "
+        'unless the images name their owners)',
     )
     parser.add_argument('--image_size', metavar='HxW', help='default: the size of the public model, 28x28 or 32x32')
     parser.add_argument('--window', metavar='LOW,HIGH', help='grey levels of 16-bit images that become black and white')
     parser.add_argument('--label_column', metavar='NAME', help='of a table: the class (default: what looks like it)')
     parser.add_argument(
-        '--held_out_fraction', type=float, help='share of the units for evaluation, where there is no test part (0.2)'
+        '--held_out_fraction',
+        type=float,
+        help='share of the units for evaluation, where there is no test part (default: 0.2)',
     )
     sys.exit(command.run(parser, main, argv))

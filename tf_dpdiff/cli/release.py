@@ -56,7 +56,7 @@ def _release(flags) -> int:
             'release', [f'not stated by the curator, and listed so: {keys} (--template=FILE writes the questions)']
         )
     print(f'{made.directory} and {made.archive}: {made.num_samples:,} samples and the generator.')
-    print(f'SHA-256 of {folder_lib.SHA256SUMS}: {made.digest} (tell it to the receiver by another way)')
+    print(f'SHA-256 of {folder_lib.SHA256SUMS}: {made.digest} (tell the receiver by another channel)')
     return command.DONE
 
 
@@ -85,9 +85,9 @@ def _verify(path: pathlib.Path) -> int:
         print(f'SHA-256 of {folder_lib.SHA256SUMS}: {digest} (compare it with what the sender says)')
     if all(check.is_good for check in checks):
         print(handover.claim_of(path))
-        print(f'{path} is whole and of one piece.')
+        print(f'{path} is complete and consistent.')
         return command.DONE
-    print(f'{path} is not to be relied on: get it anew.')
+    print(f'{path} cannot be trusted: ask for a new copy.')
     return command.FAILED
 
 

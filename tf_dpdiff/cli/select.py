@@ -15,10 +15,13 @@ from tf_dpdiff.training import strategies
 
 
 def choose(
-    recipe: select_lib.SelectionRecipe, workdir: pathlib.Path, samples_path: pathlib.Path, workers: workers_lib.Workers
+    recipe: select_lib.SelectionRecipe,
+    workdir: pathlib.Path,
+    samples_paths: list[pathlib.Path],
+    workers: workers_lib.Workers,
 ) -> None:
     """Chooses, and prints what came out at the first worker; arguments as `select.select` has them."""
-    chosen = select_lib.select(recipe, workdir, samples_path, workers=workers, say=progress.sayer('select'))
+    chosen = select_lib.select(recipe, workdir, samples_paths, workers=workers, say=progress.sayer('select'))
     if workers.is_first:
         _print_results(chosen, 'used' if recipe.data else 'read')
 
@@ -52,8 +55,8 @@ def main(flags) -> int:
         gin_config.leave_out('select', 'data')  # A source of images is opened when it is built.
     replicas = strategies.start(strategy_flags.configured(flags.strategy))
     workers = strategy_flags.check_evaluates(replicas).workers
-    workdir, samples_path = command.find_samples(flags)
-    choose(gin_config.make('select'), workdir, samples_path, workers)
+    workdir, samples_paths = command.find_samples(flags)
+    choose(gin_config.make('select'), workdir, samples_paths, workers)
     return command.DONE
 
 

@@ -61,7 +61,7 @@ def _print_results(done: run_lib.TrainedRun) -> None:
     table.add_row('samples', f'{done.num_samples:,} in {samples}; a look: {picture}')
     matched = workdir / folder.MATCHED_IMAGES
     if matched.exists():
-        table.add_row('matched', f'images that match the noisy features of each class, samples too: {matched}')
+        table.add_row('matched', f'images that match the noisy features of each class, to train on as well: {matched}')
     with_teacher = ', with the teacher (signature classify)' if folder.read_model(workdir).has_teacher else ''
     table.add_row('model', f'{done.version}{with_teacher}')
     table.add_row('statement', str(workdir / folder.STATEMENT_TEXT))

@@ -149,15 +149,19 @@ class PrivacyStatement:
             tail = meaning.tail_delta(self.ledger, 1, generator=self.plan.config.noise_generator)
             epsilon = self.plan.epsilon(self.ledger)
             return min(1.0, tail * (1.0 + math.exp(epsilon))) if epsilon < 700.0 else 1.0
-        config, num_steps = self.plan.config, self.ledger.count(ledger_lib.DP_SGD_STEP)
-        if not num_steps or not config.noise_multiplier:
-            return 0.0
-        return noise.tail_delta(
-            config.noise_multiplier,
-            num_draws=num_steps,
-            num_numbers=noise.MOST_PARAMETERS,
-            generator=config.noise_generator,
+        generator = self.plan.config.noise_generator
+        tails = (
+            noise.tail_delta(
+                release.noise_multiplier,
+                num_draws=release.count,
+                num_numbers=noise.MOST_PARAMETERS,
+                generator=generator,
+            )
+            for release in self.ledger.of_single_runs
+            # What is released once has NumPy's noise with 'philox', of which no tail is cut (`noise.standard_normal`).
+            if release.noise_multiplier and (release.mechanism == ledger_lib.DP_SGD_STEP or generator != 'philox')
         )
+        return min(1.0, sum(tails, 0.0))
 
     def _why_nothing_is_claimed(self) -> str:
         """Returns the reasons why no epsilon is known."""

@@ -148,6 +148,8 @@ class TeacherConfig:
         for part in _parts(len(inputs)):
             residuals = probabilities(inputs[part], weights)
             residuals[np.arange(len(residuals)), labels[part]] -= 1.0
+            # Weights that have overflowed say nothing of an image, and must not make its bound that of no other.
+            residuals[~np.isfinite(residuals).all(axis=1)] = 0.0
             # The gradient of an image is the outer product of the two, and its norm the product of theirs.
             norms = np.linalg.norm(residuals, axis=1) * np.linalg.norm(inputs[part], axis=1)
             scales = shares[part] / np.maximum(1.0, norms / self.l2_norm_clip)

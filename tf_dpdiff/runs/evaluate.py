@@ -1,6 +1,6 @@
 """What samples of a run are worth, measured on held-out real images; the result is private."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import hashlib
 import json
@@ -60,7 +60,7 @@ class EvaluationRecipe:
 def evaluate(
     recipe: EvaluationRecipe,
     workdir: pathlib.Path,
-    samples_path: pathlib.Path | None = None,
+    samples_paths: Sequence[pathlib.Path] = (),
     *,
     workers: workers_lib.Workers = workers_lib.ALONE,
     say: Callable[[str], None] = lambda unused_text: None,
@@ -70,7 +70,8 @@ def evaluate(
     Args:
       recipe: What is measured.
       workdir: The run's folder.
-      samples_path: The samples, a file or folder that bin/train or bin/sample wrote; None: those of the run.
+      samples_paths: The samples, files or folders that bin/train or bin/sample wrote; several sets are joined; none:
+        the run's, and its matched images with them where it has any.
       workers: The processes that share the work; the first one alone writes, charges and releases.
       say: Tells what is left out.
 
@@ -81,17 +82,18 @@ def evaluate(
     Raises:
       ValueError: if the samples or the data do not fit, or if a release is refused; says what to do.
     """
-    data, samples_path = recipe.data, samples_path or workdir / folder_lib.SAMPLES
-    samples = shared_work.all_or_none(workers, lambda: read_samples(workdir, samples_path, data, workers))
+    data, samples_paths = recipe.data, samples_paths or folder_lib.samples_paths(workdir)
+    samples = shared_work.all_or_none(workers, lambda: read_samples(workdir, samples_paths, data, workers))
     quality, utility, left_out = _fitting(recipe.quality, recipe.utility, samples, data)
     settings = (recipe.features, quality, recipe.neighbors, utility, recipe.accuracy_release)
     check_same_inputs(workers, samples, data, settings)
     shared_work.at_first(workers, lambda: _check_release(recipe, workdir, utility, samples.statement_text))
-    folder = workdir / folder_lib.NON_PRIVATE / f'evaluation_{folder_lib.samples_name(workdir, samples_path)}'
+    folder = workdir / folder_lib.NON_PRIVATE / f'evaluation_{folder_lib.samples_name(workdir, samples_paths)}'
     shared_work.at_first(workers, lambda: _begin(folder, samples))
     for sentence in left_out if workers.is_first else ():
         say(f'{sentence}.')
-    results = {'samples': str(samples_path), 'num_samples': len(samples.images), 'left_out': left_out, 'seconds': {}}
+    named = ' and '.join(map(str, samples_paths))
+    results = {'samples': named, 'num_samples': len(samples.images), 'left_out': left_out, 'seconds': {}}
     sections, predictions = [], {}
     if quality or recipe.neighbors:
         features_folder = workdir / folder_lib.NON_PRIVATE / 'features'
@@ -111,7 +113,7 @@ def evaluate(
                 workdir, recipe.budget_file, recipe.accuracy_release, data, predictions
             )
         files.write_text(folder / 'evaluation.json', json.dumps(results, indent=2) + '\n')
-        _write_report(workdir, folder, samples_path, results, sections)
+        _write_report(workdir, folder, results, sections)
 
     shared_work.at_first(workers, finish)
     return results, folder
@@ -119,24 +121,29 @@ def evaluate(
 
 def read_samples(
     workdir: pathlib.Path,
-    samples_path: pathlib.Path,
+    samples_paths: Sequence[pathlib.Path],
     data: datasets.PrivateData | None,
     workers: workers_lib.Workers = workers_lib.ALONE,
 ) -> store.Samples:
     """Reads samples of a run, and compares them with the private images where these may be looked at.
 
     Raises:
-      ValueError: if they differ in shape or classes, if the run was trained on other images than these, or if there
-        are none since it has diverged.
+      ValueError: if they differ in shape or classes, from the images or one set from another, if sets came with
+        different privacy statements, if the run was trained on other images than these, or if there are none since it
+        has diverged.
     """
-    if workers.is_first and not samples_path.exists():
-        folder_lib.check_not_diverged(workdir)
-    samples = store.read(samples_path)
-    if data:
-        samples.check_like(data.spec, samples_path)
-        if workers.is_first:  # It looks into the run's folder.
-            folder_lib.check_same_data(workdir, data.train)
-    return samples
+    if len({path.resolve() for path in samples_paths}) < len(samples_paths):
+        raise ValueError(f'a set of samples is named twice: {", ".join(map(str, samples_paths))}.')
+    sets = {}
+    for path in samples_paths:
+        if workers.is_first and not path.exists():
+            folder_lib.check_not_diverged(workdir)
+        sets[path] = store.read(path)
+        if data:
+            sets[path].check_like(data.spec, path)
+    if data and workers.is_first:  # It looks into the run's folder.
+        folder_lib.check_same_data(workdir, data.train)
+    return store.join(sets)
 
 
 def check_same_inputs(
@@ -242,9 +249,9 @@ def _search_neighbors(results, config, extractor, samples, data, folder) -> repo
     return report_sections.neighbors(results['neighbors'], folder / 'neighbors.png')
 
 
-def _write_report(workdir, folder, samples_path, results, sections) -> None:
+def _write_report(workdir, folder, results, sections) -> None:
     """Writes the private page: what the run's own page holds, if there is one, and what was measured."""
-    facts = {'samples': f'{results["num_samples"]:,} in {samples_path}'}
+    facts = {'samples': f'{results["num_samples"]:,} in {results["samples"]}'}
     grid = report.picture(
         folder / 'samples.png', alt='Samples, one row per class', caption='The first samples of each class.'
     )

@@ -19,6 +19,7 @@ from tf_dpdiff.networks import kinds
 from tf_dpdiff.privacy import ledger as ledger_lib
 from tf_dpdiff.privacy import statement as statement_lib
 from tf_dpdiff.sampling import formats
+from tf_dpdiff.sampling import store
 from tf_dpdiff.serving import export
 from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import summaries
@@ -26,9 +27,9 @@ from tf_dpdiff.training import summaries
 # What lies where, besides the checkpoints and what the stages of training release (`training`).
 MODEL, OPERATIVE_CONFIG = export.MODEL, 'operative_config.gin'
 STATEMENT_TEXT, STATEMENT_JSON = export.STATEMENT_TEXT, export.STATEMENT_JSON
-SAMPLES, SAMPLES_PICTURE, DENOISING_PICTURE = 'samples.npz', 'samples.png', 'denoising.png'
+SAMPLES, MATCHED_IMAGES = store.OF_A_RUN
+SAMPLES_PICTURE, MATCHED_IMAGES_PICTURE, DENOISING_PICTURE = 'samples.png', 'matched_images.png', 'denoising.png'
 CLASS_MEANS_PICTURE, CHOSEN_IMAGES_PICTURE = 'noisy_class_means.png', 'chosen_public_images.png'
-MATCHED_IMAGES, MATCHED_IMAGES_PICTURE = 'matched_images.npz', 'matched_images.png'
 REPORT, REPORT_FIELDS, EPSILON_PICTURE = 'report.html', 'report.json', 'epsilon.png'
 RELEASED_ACCURACY = 'released_accuracy.json'
 AUDIT_SUMMARY, AUDIT_SUMMARY_TEXT = 'audit_summary.json', 'audit_summary.txt'
@@ -37,6 +38,7 @@ NON_PRIVATE = summaries.NON_PRIVATE
 # What bin/release adds to what goes out.
 MODEL_CARD, DATA_SHEET, DEPLOYMENT_RECORD, SHA256SUMS = 'README.md', 'croissant.json', 'deployment.yaml', 'SHA256SUMS'
 _LOCK = '.lock'
+_OF_A_RUN_ALONE = (*store.OF_A_RUN, REPORT_FIELDS)
 _SHOWN_CLASSES = 20
 
 
@@ -234,13 +236,21 @@ def paths_beside_model(workdir: pathlib.Path) -> list[pathlib.Path]:
     return statement_paths(workdir) + [workdir / MODEL]
 
 
-def samples_name(workdir: pathlib.Path, samples_path: pathlib.Path) -> str:
+def samples_paths(workdir: pathlib.Path) -> list[pathlib.Path]:
+    """Returns where what a run offers to train on lies: its samples and, if it has any, its matched images."""
+    matched = workdir / MATCHED_IMAGES
+    return [workdir / SAMPLES, *([matched] if matched.exists() else [])]
+
+
+def samples_name(workdir: pathlib.Path, samples_paths: Sequence[pathlib.Path]) -> str:
     """Returns the name by which a run's folder tells sets of samples apart, also sets elsewhere of one file name."""
-    path = samples_path.resolve()
-    name = path.name if path.is_dir() else path.stem
-    if path.parent == workdir.resolve():
-        return name
-    return f'{name}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}'
+    names = []
+    for path in (path.resolve() for path in samples_paths):
+        name = path.name if path.is_dir() else path.stem
+        if path.parent != workdir.resolve():
+            name += f'_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}'
+        names.append(name)
+    return '+'.join(names)
 
 
 def write_statement(
@@ -264,20 +274,29 @@ def check_free(workdir: pathlib.Path) -> None:
     path, found = statement_paths(workdir)[1], checkpoints.read_run(workdir / checkpoints.FOLDER)
     if found is not None and found.has_diverged:
         raise checkpoints.diverged_error(workdir / checkpoints.FOLDER)
-    if not path.exists():
+    left = path if path.exists() else None
+    if found is None:
+        # Without its statement, too: samples that stayed would be taken for those of the new run, under its statement.
+        left = left or next((own for own in map(workdir.joinpath, _OF_A_RUN_ALONE) if _is_left(own)), None)
+    if left is None:
         return
-    statement = files.read_json(path)
-    if found is None or statement.get('run_id', found.run_id) != found.run_id:
+    if found is None or files.read_json(path).get('run_id', found.run_id) != found.run_id:
         raise ValueError(
-            f'{workdir} holds the results of another run than its checkpoints ({path.name} is not '
+            f'{workdir} holds the results of another run than its checkpoints ({left.name} is not '
             'theirs): name another --workdir, or move those files away.'
         )
+    statement = files.read_json(path)
     if _count(_releases_of(statement)) > _count(found.ledger):
         raise ValueError(
             f'{path.name} in {workdir} tells of more steps than its newest whole checkpoint: the '
             'model is released, and must not be trained and released anew. Put the checkpoints '
             'back from a copy, or name another --workdir.'
         )
+
+
+def _is_left(path: pathlib.Path) -> bool:
+    """Tells if a file is of a run; samples with a record of their own are of bin/sample."""
+    return path.exists() and not store.record_path(path).exists()
 
 
 def check_not_diverged(workdir: pathlib.Path) -> None:

@@ -58,7 +58,7 @@ _FILES = {
     folder.REPORT: 'one page with samples, statement, what it has cost over time, and configuration',
     folder.SAMPLES: 'the samples, as NumPy arrays',
     folder.SAMPLES_PICTURE: 'a look at them',
-    folder.MATCHED_IMAGES: 'the images that the warm start trained on, made to match noisy means: samples too',
+    folder.MATCHED_IMAGES: 'images made to match noisy means: train on them together with the samples',
     folder.SAVED_MODEL: 'the generator, for TensorFlow and TensorFlow Serving; with it the teacher, if there is one',
     folder.MODEL: 'its shape and classes',
     folder.RELEASED_ACCURACY: 'accuracies on private images, released with noise',
@@ -79,7 +79,7 @@ class HandedOver(NamedTuple):
       directory: The folder.
       archive: The zip of it.
       num_samples: How many samples are in it.
-      digest: SHA-256 of SHA256SUMS, to be told to the receiver by another way.
+      digest: SHA-256 of SHA256SUMS, to be told to the receiver by another channel.
       missing: The questions that the curator has not answered.
       not_checked: What could not be looked for, a sentence each.
       cautions: What its card tells first, a sentence each.

@@ -1,5 +1,6 @@
 """What a Python program makes of runs: `tf_dpdiff.train`, `tf_dpdiff.load` and what they return."""
 
+from collections.abc import Sequence
 import math
 import os
 import pathlib
@@ -70,13 +71,16 @@ class Run:
         return Statement(folder.read_statement(self.workdir), text)
 
     def evaluate(
-        self, recipe: evaluate_lib.EvaluationRecipe, samples: str | os.PathLike | None = None
+        self,
+        recipe: evaluate_lib.EvaluationRecipe,
+        samples: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
     ) -> dict[str, Any]:
         """Measures what samples are worth, and writes a report to non_private/.
 
         Args:
           recipe: What is measured, on which images.
-          samples: What bin/sample wrote; None: the samples of the run.
+          samples: What bin/sample wrote; several sets are joined; None: the run's samples, and its matched images
+            with them where it has any.
 
         Returns:
           What was measured, as plain JSON values. PRIVATE: made from private images without noise.
@@ -84,8 +88,9 @@ class Run:
         Raises:
           ValueError: if the samples or the data do not fit, or if a release is refused; says what to do.
         """
-        path = pathlib.Path(samples).expanduser() if samples else None
-        return evaluate_lib.evaluate(recipe, self.workdir, path)[0]
+        named = [samples] if isinstance(samples, str | os.PathLike) else samples or []
+        paths = [pathlib.Path(path).expanduser() for path in named]
+        return evaluate_lib.evaluate(recipe, self.workdir, paths)[0]
 
     def release(
         self,

@@ -26,6 +26,7 @@ from tf_dpdiff.runs import outcome
 from tf_dpdiff.runs import recipe as recipe_lib
 from tf_dpdiff.runs import tensorboard_events
 from tf_dpdiff.sampling import shared_work
+from tf_dpdiff.sampling import store
 from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import interruption
 from tf_dpdiff.training import pretraining
@@ -320,7 +321,10 @@ def _finish(
         )
     measured = {}
     if utility:
-        measured = utility_lib.measure(utility, *drawn, recipe.data.train, recipe.data.held_out).fields
+        offered = store.join({path: store.read(path) for path in folder.samples_paths(workdir)})
+        measured = utility_lib.measure(
+            utility, offered.images, offered.labels, recipe.data.train, recipe.data.held_out
+        ).fields
         files.write_text(workdir / folder.NON_PRIVATE / 'utility.json', json.dumps(measured, indent=2) + '\n')
         accuracies = {f'{classifier}/{source}': value for classifier, source, value in utility_lib.accuracies(measured)}
         assert isinstance(statement, statement_lib.PrivacyStatement)  # Private runs alone have a utility.

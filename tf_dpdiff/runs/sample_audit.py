@@ -62,7 +62,7 @@ def attack_samples(
     samples.check_like(data.spec, samples_path)
     folder.check_same_data(run or workdir or samples_path.parent, data.train)
     workdir = folder.prepare(workdir or run or default_workdir)
-    name = folder.samples_name(workdir, samples_path)
+    name = folder.samples_name(workdir, [samples_path])
     written = workdir / folder.NON_PRIVATE / f'sample_attacks_{name}.json'
     with progress.working('audit', 'attacking the samples'):
         found = sample_attacks.attack(

@@ -1,6 +1,6 @@
 """Which classifier is best, chosen on the samples of a run alone, and what the choice is worth on real images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import json
 import pathlib
@@ -61,7 +61,7 @@ class Selected(NamedTuple):
 def select(
     recipe: SelectionRecipe,
     workdir: pathlib.Path,
-    samples_path: pathlib.Path,
+    samples_paths: Sequence[pathlib.Path],
     *,
     workers: workers_lib.Workers = workers_lib.ALONE,
     say: Callable[[str], None] = lambda unused_text: None,
@@ -71,21 +71,22 @@ def select(
     Args:
       recipe: What is chosen among.
       workdir: The run's folder.
-      samples_path: The samples, a file or folder that bin/train or bin/sample wrote.
+      samples_paths: The samples, files or folders that bin/train or bin/sample wrote; several sets are joined; none:
+        the run's, and its matched images with them where it has any.
       workers: The processes that share the work; the first one alone writes.
       say: Tells what is left out.
 
     Raises:
       ValueError: if the samples or the data do not fit; says what to do.
     """
-    data = recipe.measured_on
-    samples = shared_work.all_or_none(workers, lambda: _read_samples(workdir, samples_path, data, workers))
+    data, samples_paths = recipe.measured_on, samples_paths or folder.samples_paths(workdir)
+    samples = shared_work.all_or_none(workers, lambda: _read_samples(workdir, samples_paths, data, workers))
     config = dataclasses.replace(recipe.selection, measure_on_real=data is not None)
     config, left_out = selection_lib.fitting(config, samples.images.shape[1:])
     for sentence in left_out if workers.is_first else ():
         say(f'{sentence}.')
     evaluate_lib.check_same_inputs(workers, samples, data, config)
-    name = f'selection_{folder.samples_name(workdir, samples_path)}'
+    name = f'selection_{folder.samples_name(workdir, samples_paths)}'
     path = workdir / folder.NON_PRIVATE / name / 'selection.json' if data else workdir / f'{name}.json'
     shared_work.at_first(workers, lambda: path.parent.mkdir(parents=True, exist_ok=True))
     found = selection_lib.select(
@@ -96,7 +97,8 @@ def select(
         data.held_out if data else None,
         workers=workers,
     )
-    fields = {'samples': str(samples_path) if data else samples_path.name, **found.to_dict()}
+    named = ' and '.join(str(path) if data else path.name for path in samples_paths)
+    fields = {'samples': named, **found.to_dict()}
 
     def finish():
         pictures.draw_selection(path.with_suffix('.png'), fields)
@@ -108,9 +110,9 @@ def select(
     return Selected(fields, path)
 
 
-def _read_samples(workdir, samples_path, data, workers) -> store.Samples:
-    samples = evaluate_lib.read_samples(workdir, samples_path, data, workers)
-    samples.check_classified(samples_path)
+def _read_samples(workdir, samples_paths, data, workers) -> store.Samples:
+    samples = evaluate_lib.read_samples(workdir, samples_paths, data, workers)
+    samples.check_classified(' and '.join(map(str, samples_paths)))
     return samples
 
 

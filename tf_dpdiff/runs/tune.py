@@ -36,6 +36,7 @@ from tf_dpdiff.runs import run as run_lib
 from tf_dpdiff.sampling import store
 from tf_dpdiff.training import checkpoints
 from tf_dpdiff.training import strategies
+from tf_dpdiff.training import warm_start
 
 FOLDER = 'tuning'  # In the folder of the run; PRIVATE.
 _RUN, _BEST, _STATE, _README = 'run', 'best', 'choice.json', 'README.txt'
@@ -316,7 +317,7 @@ def _make_run(choice: '_Choice', prepared: PreparedChoice, replicas: strategies.
             anyway=True,  # Likewise.
             one_of_several=build_lib.OneOfSeveral(tuning, number, choice.run_id),
         )
-    except FloatingPointError:  # Whether it diverges follows from what the run is charged for.
+    except (FloatingPointError, warm_start.NothingChosenError):  # Both follow from what the run is charged for.
         choice.judge(-math.inf)
         return
     choice.judge(_score(prepared, directory, choice.score_seed()))
@@ -530,8 +531,8 @@ class _Choice:
         best = self.directory / _BEST
         if self.phase == _NOTHING:
             raise FloatingPointError(
-                'all runs diverged: nothing is released, and what the choice costs is spent. Lower the learning rates '
-                'of the candidates, and name another --workdir.'
+                'all runs diverged, or chose no public image: nothing is released, and what the choice costs is spent. '
+                'Lower the learning rates of the candidates or the noise on feature means, and name another --workdir.'
             )
         for path in sorted(best.iterdir()) if best.exists() else ():
             os.rename(path, workdir / path.name)

@@ -1,6 +1,6 @@
 """Sets of samples on disk: where their files lie, whether these are as they were written, and what is in them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import hashlib
 import json
 import pathlib
@@ -17,6 +17,7 @@ from tf_dpdiff.sampling import formats
 from tf_dpdiff.serving import export
 
 RECORD = 'samples.json'
+OF_A_RUN = ('samples.npz', 'matched_images.npz')  # Of bin/train; the privacy statement of the run is theirs.
 STATEMENTS = (export.STATEMENT_TEXT, export.STATEMENT_JSON)
 
 _HASHED_AT_A_TIME = 2**20
@@ -39,7 +40,7 @@ class Samples(NamedTuple):
     statement_text: str | None
     statement_json: str | None = None
 
-    def check_classified(self, path: pathlib.Path) -> None:
+    def check_classified(self, path: pathlib.Path | str) -> None:
         """Raises ValueError if a sample has no class; `path` names the set."""
         if self.labels.min() < 0 or self.labels.max() >= len(self.class_names):
             raise ValueError(f'{path} holds samples without a class: no classifier can learn from them.')
@@ -123,6 +124,44 @@ def read(path: str | pathlib.Path, limit: int | None = None) -> Samples:
     return _read_folder(_root(path.resolve()), limit) if path.is_dir() else _read_file(path, limit)
 
 
+def join(sets: Mapping[pathlib.Path, Samples]) -> Samples:
+    """Joins sets of samples, one after the other.
+
+    Args:
+      sets: At least one set, by where it was read from.
+
+    Raises:
+      ValueError: if two sets differ in image shape or classes, hold the same images, or came with different privacy
+        statements: what is learnt from both would be covered by neither.
+    """
+    (first_path, first), *others = sets.items()
+    for path, samples in others:
+        for what, of_first, own in (
+            ('images of shape', first.images.shape[1:], samples.images.shape[1:]),
+            ('the classes', ', '.join(first.class_names), ', '.join(samples.class_names)),
+        ):
+            if own != of_first:
+                raise ValueError(f'samples cannot be joined: {first_path} holds {what} {of_first}, {path} {own}.')
+        if samples.statement_text != first.statement_text:
+            raise ValueError(
+                f'{first_path} and {path} came with different privacy statements, and neither covers both: name one '
+                'at a time.'
+            )
+    if not others:
+        return first
+    seen = {image.tobytes() for image in first.images}
+    for path, samples in others:
+        of_set = [image.tobytes() for image in samples.images]
+        if 2 * sum(image in seen for image in of_set) > len(of_set):
+            raise ValueError(
+                f'most images of {path} are in the sets before it too, as samples of the same seeds are: draw them '
+                'from another --seed, or leave them out.'
+            )
+        seen.update(of_set)
+    images, labels = (np.concatenate([getattr(one, name) for one in sets.values()]) for name in ('images', 'labels'))
+    return first._replace(images=images, labels=labels)
+
+
 def _root(path: pathlib.Path) -> pathlib.Path:
     """Returns the folder with the record of the set."""
     for root in (path, path.parent, path.parent.parent):
@@ -171,7 +210,7 @@ def _read_file(path: pathlib.Path, limit: int | None) -> Samples:
         )
     class_names = tuple(map(str, range(int(labels.max()) + 1) if names is None else names))
     statements = [_text_of(path.with_name(f'{path.stem}.{name}')) for name in STATEMENTS]
-    if statements == [None, None] and path.name == 'samples.npz':  # What bin/train writes.
+    if statements == [None, None] and path.name in OF_A_RUN:
         statements = [_text_of(path.with_name(name)) for name in STATEMENTS]
     return Samples(images[:limit], labels[:limit].astype(np.int32), class_names, *statements)
 

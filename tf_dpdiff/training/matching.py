@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_dpdiff import files
 from tf_dpdiff import progress
 from tf_dpdiff.data import datasets
 from tf_dpdiff.privacy import feature_means
@@ -298,7 +297,7 @@ def _starts(variations: datasets.ImageDataset, num_groups: int, shape: tuple[int
 
 
 def _write(path: pathlib.Path, run_id: str, noisy_sums: np.ndarray, made: np.ndarray, **labels: Any) -> None:
-    with files.replacing(path) as temporary:
+    with released_files.replacing(path) as temporary:
         np.savez(temporary, run_id=run_id, noisy_sums=noisy_sums, images=made, **labels)
 
 

@@ -107,13 +107,14 @@ def blocks(
     """
     shape = [images_at_a_time, *images_uint8.shape[1:]]
     of_batch = tf.function(compute, input_signature=[tf.TensorSpec(shape, tf.uint8)])
-    with progress.bar(len(images_uint8), name, 'image', delay_secs=delay_secs) as bar:
+    # In percent: where units are owners, how many images they have is private.
+    with progress.bar(100, name, '%', delay_secs=delay_secs) as bar:
         for start in range(0, len(images_uint8), images_at_a_time):
             part = images_uint8[start : start + images_at_a_time]
             padded = np.zeros(shape, np.uint8)
             padded[: len(part)] = part
             yield of_batch(tf.constant(padded)).numpy()[: len(part)]
-            bar.update(len(part))
+            bar.update(100 * (start + len(part)) // len(images_uint8) - bar.n)
 
 
 def fit(model: keras.Model, public: datasets.ImageDataset) -> PublicFeatures:

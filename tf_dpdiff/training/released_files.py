@@ -8,9 +8,11 @@ another run is not read, since this one's statement would not cover it.
 from collections.abc import Iterator
 import contextlib
 import pathlib
+import shutil
 from typing import Any
 import zipfile
 
+from tf_dpdiff import files
 from tf_dpdiff.data import datasets
 from tf_dpdiff.privacy import plan as plan_lib
 from tf_dpdiff.training import checkpoints
@@ -59,6 +61,18 @@ def record_once(
         # Saved at once: from here on a run without the file is refused, and not before it has it.
         state.ledger = plan.record_release(state.ledger, release)
         save()
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """`files.replacing` for a release: removes what a process that was killed while it wrote the file has left.
+
+    Made anew, the release may have other noise than what was left: one charge does not cover both.
+    """
+    for left in path.parent.glob(f'.{path.name}.*'):
+        shutil.rmtree(left)
+    with files.replacing(path) as temporary:
+        yield temporary
 
 
 @contextlib.contextmanager

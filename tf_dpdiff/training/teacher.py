@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tf_dpdiff import files
 from tf_dpdiff import progress
 from tf_dpdiff.data import datasets
 from tf_dpdiff.data import procedural
@@ -139,7 +138,7 @@ def make_stage(
             with progress.working(NAME, 'learning to tell the classes apart'):
                 teacher = config.release(seen, num_units=plan.num_units, **released_files.given(plan, private, state))
             arrays: dict[str, Any] = {**teacher._asdict(), **features.to_arrays(), 'run_id': state.run_id}
-            with files.replacing(path) as temporary:
+            with released_files.replacing(path) as temporary:
                 np.savez(temporary, **arrays)
         released_files.record_once(plan, config, state, save)
 

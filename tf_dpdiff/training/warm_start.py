@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tf_dpdiff import files
 from tf_dpdiff import progress
 from tf_dpdiff import workers as workers_lib
 from tf_dpdiff.data import datasets
@@ -33,6 +32,10 @@ NAME = 'warm_start'
 _OF_CLASS_MEANS = ('num_images', 'sharpening', 'threshold', 'matching')
 _OF_PUBLIC_IMAGES = ('public', 'images_per_class', 'classifier')
 MEANS_FILE, FEATURE_MEANS_FILE = 'noisy_class_means.npz', 'noisy_feature_means.npz'
+
+
+class NothingChosenError(ValueError):
+    """Noisy feature means are noise alone, so that no public image is near to them."""
 
 
 class ChosenImages(NamedTuple):
@@ -221,7 +224,7 @@ def release_class_means(
             with progress.working(NAME, 'releasing noisy means of each class'):
                 means = config.release(private.images_uint8, **released_files.given(plan, private, state))
             written = _means_to_bytes(means, state.run_id)
-            with files.replacing(path) as temporary:
+            with released_files.replacing(path) as temporary:
                 temporary.write_bytes(written)
     means, _ = _means_from_bytes(workers.broadcast(written))
     released_files.record_once(plan, config, state, save)
@@ -345,7 +348,7 @@ def choose_public_images(
         means = release.means(noisy_sums, plan.config.neighboring_relation)
         rows, labels = feature_means.choose_images(means, features(public.images_uint8), config.images_per_class)
         arrays = {'noisy_sums': noisy_sums, 'rows': rows, 'labels': labels}
-        with files.replacing(path) as temporary:
+        with released_files.replacing(path) as temporary:
             saved: dict[str, Any] = {**arrays, **public_features.to_arrays(features, means)}
             np.savez(temporary, run_id=state.run_id, **saved)
     released_files.record_once(plan, release, state, save)
@@ -381,7 +384,7 @@ def _gather_chosen(
     rows: np.ndarray, labels: np.ndarray, public: datasets.ImageDataset, class_names: tuple[str, ...]
 ) -> ChosenImages:
     if not len(rows):
-        raise ValueError(
+        raise NothingChosenError(
             'no public image is nearest to a private class: the noisy feature means are noise alone. Give '
             'them less noise, in another --workdir; what the run has spent stays spent.'
         )
