@@ -149,9 +149,9 @@ def join(sets: Mapping[pathlib.Path, Samples]) -> Samples:
             )
     if not others:
         return first
-    seen = {image.tobytes() for image in first.images}
+    seen = {hash(image.tobytes()) for image in first.images}
     for path, samples in others:
-        of_set = [image.tobytes() for image in samples.images]
+        of_set = [hash(image.tobytes()) for image in samples.images]
         if 2 * sum(image in seen for image in of_set) > len(of_set):
             raise ValueError(
                 f'most images of {path} are in the sets before it too, as samples of the same seeds are: draw them '
