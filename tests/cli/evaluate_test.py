@@ -460,6 +460,9 @@ def test_set_that_is_named_twice_is_refused(tmp_path, capsys):
     paths = [str(workdir / 'samples.npz'), str(workdir / '..' / 'run' / 'samples.npz')]
     assert call(workdir, '--samples', *paths) == command.WRONG_USE
     assert 'a set of samples is named twice' in error_of(capsys)
+    shutil.copy(paths[0], workdir / 'again.npz')
+    assert call(workdir, '--samples', paths[0], str(workdir / 'again.npz')) == command.WRONG_USE
+    assert f'most images of {workdir / "again.npz"} are in the sets before it too' in error_of(capsys)
 
 
 def test_budget_without_a_release_is_refused(tmp_path, budget_path, capsys):

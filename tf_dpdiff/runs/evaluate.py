@@ -129,8 +129,8 @@ def read_samples(
 
     Raises:
       ValueError: if they differ in shape or classes, from the images or one set from another, if sets came with
-        different privacy statements, if the run was trained on other images than these, or if there are none since it
-        has diverged.
+        different privacy statements or hold the same images, if the run was trained on other images than these, or if
+        there are none since it has diverged.
     """
     if len({path.resolve() for path in samples_paths}) < len(samples_paths):
         raise ValueError(f'a set of samples is named twice: {", ".join(map(str, samples_paths))}.')
@@ -143,6 +143,8 @@ def read_samples(
             sets[path].check_like(data.spec, path)
     if data and workers.is_first:  # It looks into the run's folder.
         folder_lib.check_same_data(workdir, data.train)
+    if list(samples_paths) != folder_lib.samples_paths(workdir):  # Those of a run may be of few grey levels.
+        store.check_differ(sets)
     return store.join(sets)
 
 

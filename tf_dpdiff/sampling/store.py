@@ -131,8 +131,8 @@ def join(sets: Mapping[pathlib.Path, Samples]) -> Samples:
       sets: At least one set, by where it was read from.
 
     Raises:
-      ValueError: if two sets differ in image shape or classes, hold the same images, or came with different privacy
-        statements: what is learnt from both would be covered by neither.
+      ValueError: if two sets differ in image shape or classes, or came with different privacy statements: what is
+        learnt from both would be covered by neither.
     """
     (first_path, first), *others = sets.items()
     for path, samples in others:
@@ -149,17 +149,21 @@ def join(sets: Mapping[pathlib.Path, Samples]) -> Samples:
             )
     if not others:
         return first
-    seen = {hash(image.tobytes()) for image in first.images}
-    for path, samples in others:
-        of_set = [hash(image.tobytes()) for image in samples.images]
-        if 2 * sum(image in seen for image in of_set) > len(of_set):
+    images, labels = (np.concatenate([getattr(one, name) for one in sets.values()]) for name in ('images', 'labels'))
+    return first._replace(images=images, labels=labels)
+
+
+def check_differ(sets: Mapping[pathlib.Path, Samples]) -> None:
+    """Raises ValueError if most images of a set, by where it was read from, are in one before it too."""
+    seen: set[int] = set()
+    for path, samples in sets.items():
+        images = [hash(image.tobytes()) for image in samples.images]
+        if 2 * sum(image in seen for image in images) > len(images):
             raise ValueError(
                 f'most images of {path} are in the sets before it too, as samples of the same seeds are: draw them '
                 'from another --seed, or leave them out.'
             )
-        seen.update(of_set)
-    images, labels = (np.concatenate([getattr(one, name) for one in sets.values()]) for name in ('images', 'labels'))
-    return first._replace(images=images, labels=labels)
+        seen.update(images)
 
 
 def _root(path: pathlib.Path) -> pathlib.Path:
