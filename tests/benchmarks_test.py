@@ -90,7 +90,7 @@ def test_time_of_a_run_is_given_to_its_parts(tmp_path):
     assert digits['traces'] == {'pretraining': 1, 'warm_start': 1, 'finetuning': 1}
     seconds = {row['row']: row['secs'] for row in digits['rows']}
     assert min(seconds.values()) >= 0.0 and abs(sum(seconds.values()) - digits['wall_secs']) < 0.01
-    assert seconds['other'] < 0.2 * digits['wall_secs']  # Most of the time is given to a part, on a busy machine too.
+    assert seconds['other'] < 0.05 * digits['wall_secs']
     assert [step['name'] for step in results['steps']] == ['tiny_digits', '0.26M, K = 2']
     for step in results['steps']:
         assert 0.0 < step['parts']['forward and backward'] < 1.5 * step['whole_secs']

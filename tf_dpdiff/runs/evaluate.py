@@ -141,6 +141,8 @@ def read_samples(
         sets[path] = store.read(path)
         if data:
             sets[path].check_like(data.spec, path)
+        else:
+            sets[path].check_classified(path)
     if data and workers.is_first:  # It looks into the run's folder.
         folder_lib.check_same_data(workdir, data.train)
     if list(samples_paths) != folder_lib.samples_paths(workdir):  # Those of a run may be of few grey levels.

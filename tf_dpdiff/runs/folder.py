@@ -242,10 +242,10 @@ def samples_paths(workdir: pathlib.Path) -> list[pathlib.Path]:
     return [workdir / SAMPLES, *([matched] if matched.exists() else [])]
 
 
-def samples_name(workdir: pathlib.Path, samples_paths: Sequence[pathlib.Path]) -> str:
+def samples_name(workdir: pathlib.Path, paths: Sequence[pathlib.Path]) -> str:
     """Returns the name by which a run's folder tells sets of samples apart, also sets elsewhere of one file name."""
     names = []
-    for path in (path.resolve() for path in samples_paths):
+    for path in (path.resolve() for path in paths):
         name = path.name if path.is_dir() else path.stem
         if path.parent != workdir.resolve():
             name += f'_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}'

@@ -15,7 +15,6 @@ from tf_dpdiff.evaluation import selection as selection_lib
 from tf_dpdiff.runs import evaluate as evaluate_lib
 from tf_dpdiff.runs import folder
 from tf_dpdiff.sampling import shared_work
-from tf_dpdiff.sampling import store
 
 HEADER = ('candidate', 'synthetic', 'samples to real', 'real to real')  # Of what `rows` returns.
 _WARNING = (
@@ -80,7 +79,7 @@ def select(
       ValueError: if the samples or the data do not fit; says what to do.
     """
     data, samples_paths = recipe.measured_on, samples_paths or folder.samples_paths(workdir)
-    samples = shared_work.all_or_none(workers, lambda: _read_samples(workdir, samples_paths, data, workers))
+    samples = shared_work.all_or_none(workers, lambda: evaluate_lib.read_samples(workdir, samples_paths, data, workers))
     config = dataclasses.replace(recipe.selection, measure_on_real=data is not None)
     config, left_out = selection_lib.fitting(config, samples.images.shape[1:])
     for sentence in left_out if workers.is_first else ():
@@ -108,12 +107,6 @@ def select(
 
     shared_work.at_first(workers, finish)
     return Selected(fields, path)
-
-
-def _read_samples(workdir, samples_paths, data, workers) -> store.Samples:
-    samples = evaluate_lib.read_samples(workdir, samples_paths, data, workers)
-    samples.check_classified(' and '.join(map(str, samples_paths)))
-    return samples
 
 
 def rows(fields: dict[str, Any]) -> list[list[str]]:

@@ -40,7 +40,7 @@ class Samples(NamedTuple):
     statement_text: str | None
     statement_json: str | None = None
 
-    def check_classified(self, path: pathlib.Path | str) -> None:
+    def check_classified(self, path: pathlib.Path) -> None:
         """Raises ValueError if a sample has no class; `path` names the set."""
         if self.labels.min() < 0 or self.labels.max() >= len(self.class_names):
             raise ValueError(f'{path} holds samples without a class: no classifier can learn from them.')
